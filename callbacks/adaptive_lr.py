@@ -1,0 +1,338 @@
+"""The automatic learning rate of GeN."""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """The fit ``a x^2 / 2 - b x`` of loss changes along a direction.
+
+    Args:
+        a: Curvature along the direction, ``d' H d``.
+        b: Slope of descent along the direction, ``G . d``.
+        r2: Share of the variance that the fit explains, at most 1; NaN when the losses are not finite.
+    """
+
+    a: float
+    b: float
+    r2: float
+
+
+def fit_parabola(steps: Sequence[float], changes: Sequence[float]) -> Parabola:
+    """Fit ``a x^2 / 2 - b x`` to loss changes by least squares, without intercept.
+
+    Args:
+        steps: Positions ``x`` along the direction, in units of the learning rate; at least two different ones beside 0.
+        changes: Loss at each position, less the loss at 0.
+
+    Returns:
+        The fit; ``Parabola(nan, nan, nan)`` if a change is not finite.
+
+    Example:
+        >>> fit_parabola([-1.0, 0.0, 1.0], [2.0, 0.0, -1.0])
+        Parabola(a=1.0, b=1.5, r2=1.0)
+
+    References:
+        Bu and Xu, "Automatic gradient descent with generalized Newton's method", arXiv 2407.02772.
+    """
+    x, y = np.asarray(steps, dtype=np.float64), np.asarray(changes, dtype=np.float64)
+    if not np.isfinite(y).all():
+        return Parabola(math.nan, math.nan, math.nan)
+    scale = float(np.abs(x).max())
+    u = x / scale
+    # the normal equations of two unknowns, in steps scaled to 1 so that tiny rates lose no digits
+    quartic, cubic, square = (float((u**power).sum()) for power in (4, 3, 2))
+    right_square, right_linear = float((u**2 * y).sum()) / 2, -float((u * y).sum())
+    determinant = quartic * square / 4 - cubic**2 / 4
+    a = (right_square * square + right_linear * cubic / 2) / determinant
+    b = (right_linear * quartic / 4 + right_square * cubic / 2) / determinant
+    residual = float(((a * u**2 / 2 - b * u - y) ** 2).sum())
+    total = float(((y - y.mean()) ** 2).sum())
+    r2 = 1 - residual / total if total > 0 else 1.0
+    return Parabola(a / scale**2, b / scale, r2)
+
+
+def next_rate(
+    rate: float, fit: Parabola, r2_min: float = 0.99, clip: float = 2.0, smooth: float = 0.9, scale: float = 1.0
+) -> float | None:
+    """Return the learning rate after a probe, or ``None`` if the probe is rejected.
+
+    The probe is accepted if ``a > 0``, ``b > 0`` and ``r2 > r2_min``. The minimiser ``b / a`` is then clipped to
+    ``[rate / clip, rate * clip]`` and mixed in: ``smooth * rate + (1 - smooth) * scale * clipped``. With the defaults the
+    rate moves by a factor in [0.95, 1.1].
+
+    Example:
+        >>> next_rate(1.0, Parabola(a=1.0, b=1.5, r2=1.0))
+        1.05
+
+    References:
+        arXiv 2407.02772.
+    """
+    if not (fit.a > 0 and fit.b > 0 and fit.r2 > r2_min):
+        return None
+    best = min(max(fit.b / fit.a, rate / clip), rate * clip)
+    return smooth * rate + (1 - smooth) * scale * best
+
+
+class AdaptiveLR(Callback):
+    """Set the learning rate from a parabola through the loss along the next update.
+
+    Every ``period`` optimizer steps the callback takes the optimizer's update on trial, which gives the direction for any
+    optimizer with its momentum, preconditioning and weight decay; evaluates the loss at ``theta - m * lr * d`` for each ``m``
+    in ``factors``; fits ``a x^2 / 2 - b x``; and moves the rate towards the minimiser ``b / a``. It then puts everything
+    back, bit for bit: weights, gradients, optimizer state, modes, random state. The real step follows with the new rate.
+    Losses are summed in the precision the module returns them in, at least float32, and over ranks. A probe with three
+    factors costs three forward passes.
+
+    Asks of the module ``probe_loss(batch) -> (sum, weight)``: the summed loss of a training batch and its weight, such as its
+    number of target tokens, both scalar tensors; called without gradient and in evaluation mode. Works with automatic and
+    manual optimization, one optimizer, and no learning-rate scheduler. State is kept in the checkpoint. Logs
+    ``adaptive_lr/lr``, ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and ``adaptive_lr/accepted`` (0 or 1) at each probe.
+
+    Args:
+        period: Optimizer steps from one probe to the next; the first step is probed.
+        factors: Multiples of the current update to evaluate; 0 and two others at least.
+        r2_min: Smallest R^2 of an accepted fit.
+        clip: Largest factor by which the minimiser may differ from the current rate.
+        smooth: Share of the current rate in the new one.
+        scale: Factor on the minimiser that falls from 1 to 0 over the run: along a line, or half a cosine.
+        probe_batch: Probe on the step's own batches, or on as many fresh ones of the datamodule's training loader.
+        min_lr: Smallest rate that a probe may set.
+        max_lr: Largest rate that a probe may set.
+        reject: What a rejected probe does to the rate. A loss that is not finite always halves it.
+        exact: Jump to the minimiser: ``smooth`` 0 and ``clip`` infinite.
+        offload: Whether the copies that a probe needs lie on the CPU, to save device memory.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    References:
+        Bu and Xu, "Automatic gradient descent with generalized Newton's method", arXiv 2407.02772; used with NGDiff in
+        arXiv 2410.22086. The default period of 10 follows a public reimplementation and is not checked against the paper.
+    """
+
+    def __init__(
+        self,
+        period: int = 10,
+        factors: tuple[float, ...] = (-1.0, 0.0, 1.0),
+        r2_min: float = 0.99,
+        clip: float = 2.0,
+        smooth: float = 0.9,
+        scale: Literal["linear", "cosine"] | None = None,
+        probe_batch: Literal["current", "fresh"] = "current",
+        min_lr: float = 0.0,
+        max_lr: float | None = None,
+        reject: Literal["keep", "halve"] = "keep",
+        exact: bool = False,
+        offload: bool = False,
+    ) -> None:
+        factors = tuple(float(factor) for factor in factors)
+        if period < 1:
+            raise ValueError(f"period must be at least 1 optimizer step, got {period}.")
+        if factors.count(0.0) != 1 or len(set(factors)) != len(factors) or len(factors) < 3:
+            raise ValueError(f"factors must be different numbers, 0 and at least two others, got {factors}.")
+        if not all(math.isfinite(factor) for factor in factors):
+            raise ValueError(f"factors must be finite, got {factors}.")
+        if not r2_min <= 1:
+            raise ValueError(f"r2_min must be at most 1, got {r2_min}.")
+        if not clip >= 1:
+            raise ValueError(f"clip must be at least 1, got {clip}.")
+        if not 0 <= smooth < 1:
+            raise ValueError(f"smooth must lie in [0, 1), got {smooth}.")
+        if scale not in (None, "linear", "cosine"):
+            raise ValueError(f"scale must be None, 'linear' or 'cosine', got {scale!r}.")
+        if probe_batch not in ("current", "fresh"):
+            raise ValueError(f"probe_batch must be 'current' or 'fresh', got {probe_batch!r}.")
+        if reject not in ("keep", "halve"):
+            raise ValueError(f"reject must be 'keep' or 'halve', got {reject!r}.")
+        if not 0 <= min_lr < math.inf:
+            raise ValueError(f"min_lr must be finite and not negative, got {min_lr}.")
+        if max_lr is not None and not max_lr >= max(min_lr, 0) > -1:
+            raise ValueError(f"max_lr must be at least min_lr ({min_lr}), got {max_lr}.")
+        self.period = period
+        self.factors = factors
+        self.r2_min = r2_min
+        self.clip = math.inf if exact else clip
+        self.smooth = 0.0 if exact else smooth
+        self.scale = scale
+        self.probe_batch = probe_batch
+        self.min_lr = min_lr
+        self.max_lr = max_lr
+        self.reject = reject
+        self.offload = offload
+        self.steps = 0
+        self.probes = 0
+        self.accepted = 0
+        self._batches: list[Any] = []
+        self._fresh: Iterator[Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the module offers the probed loss."""
+        if stage == "fit" and not callable(getattr(pl_module, "probe_loss", None)):
+            raise TypeError(
+                f"AdaptiveLR needs {type(pl_module).__name__}.probe_loss(batch), which returns the summed loss of a batch and "
+                "its weight as two scalar tensors; add the method, or leave the callback out."
+            )
+        if stage == "fit" and self.probe_batch == "fresh" and getattr(trainer, "datamodule", None) is None:
+            raise ValueError("AdaptiveLR(probe_batch='fresh') draws from a datamodule, and the trainer has none.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that nothing else moves the rate."""
+        if len(trainer.optimizers) != 1:
+            raise ValueError(f"AdaptiveLR steers one optimizer, and the module has {len(trainer.optimizers)}.")
+        if trainer.lr_scheduler_configs:
+            name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+            raise ValueError(f"AdaptiveLR sets the learning rate, and so does {name}; leave one of the two out.")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the batches of the step to come, if it is to be probed."""
+        if self.steps % self.period == 0:
+            self._batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Probe along the update that is about to be made, and set the rate it will use."""
+        due = self.steps % self.period == 0
+        self.steps += 1
+        batches, self._batches = self._batches, []
+        if not due:
+            return
+        if self.probe_batch == "fresh":
+            batches = [self._next_fresh(trainer, pl_module) for _ in batches]
+        losses = self._probe(trainer, pl_module, optimizer, batches)
+        if losses is None:
+            return
+        self.probes += 1
+        rate = float(optimizer.param_groups[0]["lr"])
+        fit = fit_parabola(
+            [factor * rate for factor in self.factors], [losses[factor] - losses[0.0] for factor in self.factors]
+        )
+        new = next_rate(rate, fit, self.r2_min, self.clip, self.smooth, self._horizon(trainer))
+        accepted = new is not None
+        self.accepted += accepted
+        if new is None:
+            new = rate / 2 if self.reject == "halve" or math.isnan(fit.r2) else rate
+        if new != rate:
+            new = max(new, self.min_lr)
+            new = new if self.max_lr is None else min(new, self.max_lr)
+        for group in optimizer.param_groups:
+            value = float(group["lr"]) * (new / rate)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)
+            elif new != rate:
+                group["lr"] = value
+        numbers = {"lr": new, "a": fit.a, "b": fit.b, "r2": fit.r2, "accepted": float(accepted)}
+        pl_module.log_dict({f"adaptive_lr/{name}": value for name, value in numbers.items()}, on_step=True, on_epoch=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts, and the batches of a step that is not complete."""
+        return {"steps": self.steps, "probes": self.probes, "accepted": self.accepted, "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the counts."""
+        self.steps = state_dict["steps"]
+        self.probes = state_dict["probes"]
+        self.accepted = state_dict["accepted"]
+        self._batches = list(state_dict["batches"])
+
+    def _probe(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, batches: list[Any]
+    ) -> dict[float, float] | None:
+        """Return the mean loss at each factor, or ``None`` when the rate is 0 and there is no direction."""
+        if float(optimizer.param_groups[0]["lr"]) == 0:
+            return None
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        losses: dict[float, float] = {}
+        with torch.no_grad(), _evaluation(pl_module), _undone(optimizer, parameters, self.offload) as start:
+            optimizer.step()
+            position = 1.0
+            for factor in sorted(self.factors, key=lambda factor: (factor == 0, factor != 1, factor)):
+                if factor == 0:
+                    for parameter, origin in zip(parameters, start, strict=True):
+                        parameter.copy_(origin)
+                elif factor != position:
+                    for parameter, origin in zip(parameters, start, strict=True):
+                        # origin + (parameter - origin) * factor / position
+                        parameter.lerp_(origin.to(parameter.device), 1 - factor / position)
+                    position = factor
+                losses[factor] = self._mean_loss(trainer, pl_module, batches)
+        return losses
+
+    def _mean_loss(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float:
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), trainer.precision_plugin.forward_context():
+            parts = [pl_module.probe_loss(batch) for batch in batches]  # type: ignore[operator]
+        pairs = torch.stack([torch.stack([loss.double(), weight.to(loss.device).double()]) for loss, weight in parts])
+        total, weight = trainer.strategy.reduce(pairs.sum(0), reduce_op="sum").tolist()
+        return total / weight if weight else math.nan
+
+    def _next_fresh(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        while True:
+            if self._fresh is None:
+                loader = datamodule.train_dataloader()
+                set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
+                if set_epoch is not None:
+                    # an order that training never uses, and that a resumed run finds again
+                    set_epoch(1_000_000 + self.probes)
+                self._fresh = iter(loader)
+            batch = next(self._fresh, None)
+            if batch is not None:
+                return trainer.strategy.batch_to_device(batch)
+            self._fresh = None
+
+    def _horizon(self, trainer: Trainer) -> float:
+        if self.scale is None:
+            return 1.0
+        done = min(1.0, (self.steps - 1) / max(1, float(trainer.estimated_stepping_batches)))
+        return 1 - done if self.scale == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+@contextmanager
+def _evaluation(module: nn.Module) -> Iterator[None]:
+    """Switch every submodule to evaluation mode (no dropout, frozen batch statistics), and back to its own mode."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+@contextmanager
+def _undone(optimizer: Optimizer, parameters: list[nn.Parameter], offload: bool) -> Iterator[list[Tensor]]:
+    """Give copies of the parameters, and undo what is done to parameters, gradients and optimizer inside."""
+
+    def duplicate(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu" if offload else tensor.device, copy=True)
+
+    weights = [duplicate(parameter) for parameter in parameters]
+    gradients = [None if parameter.grad is None else duplicate(parameter.grad) for parameter in parameters]
+    groups = [{key: copy.deepcopy(value) for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
+    # the trial works on copies of the state; the original objects wait untouched
+    state = optimizer.state
+    trial: defaultdict[Any, Any] = defaultdict(dict)
+    trial.update({key: copy.deepcopy(value) for key, value in state.items()})
+    optimizer.state = trial
+    try:
+        yield weights
+    finally:
+        optimizer.state = state
+        for group, saved in zip(optimizer.param_groups, groups, strict=True):
+            group.update(saved)
+        for parameter, weight, gradient in zip(parameters, weights, gradients, strict=True):
+            parameter.data.copy_(weight)
+            if parameter.grad is not None and gradient is not None:
+                parameter.grad.copy_(gradient)

@@ -1,0 +1,28 @@
+"""Methods of papers as Lightning modules: ``lit_modules.NGDiff`` and its kin, each imported when first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_modules.unlearning import CausalLMFineTuning, GradientAscent, GradientDifference, NGDiff
+
+__version__ = "0.1.0"
+
+__all__ = ["CausalLMFineTuning", "GradientAscent", "GradientDifference", "NGDiff"]
+
+_MODULES = {
+    "CausalLMFineTuning": "unlearning",
+    "GradientAscent": "unlearning",
+    "GradientDifference": "unlearning",
+    "NGDiff": "unlearning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

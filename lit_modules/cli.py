@@ -1,0 +1,133 @@
+"""The command line of the project: ``lit-modules`` and ``python -m lit_modules``."""
+
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lit_modules
+from lit_modules.commands import COMMANDS
+from lit_modules.errors import UsageError, closest
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
+
+    from lit_modules.lightning_cli import ProjectCLI
+
+PACKAGES = ("lit_modules", "datamodules", "callbacks")
+PUBLIC = ("lit_modules", "lit_modules.metrics", "lit_modules.networks", "datamodules", "callbacks")
+"""Modules whose public classes the command line knows by their short names."""
+STAGES = {
+    "fit": "Train.",
+    "validate": "Score the validation data.",
+    "test": "Compute the benchmark's numbers.",
+    "predict": "Answer the prediction data.",
+}
+TRACEBACK = "LIT_MODULES_TRACEBACK"
+
+
+def main(args: "ArgsType" = None) -> "ProjectCLI | int":
+    """Run the command line.
+
+    Args:
+        args: Arguments as on the command line, or a parsed configuration; ``None`` takes those of the process.
+
+    Returns:
+        The finished LightningCLI with ``model``, ``datamodule`` and ``trainer``, or the exit code of another command.
+
+    Raises:
+        UsageError: If the arguments are wrong; the first line says what, with the closest valid name.
+    """
+    if args is None:
+        args = sys.argv[1:]
+    if isinstance(args, list):
+        first = args[0] if args else "--help"
+        if first in ("-h", "--help", "help"):
+            print(help_text())
+            return 0
+        if first == "--version":
+            print(f"lit-modules {lit_modules.__version__}")
+            return 0
+        if first in COMMANDS:
+            return int(import_module(COMMANDS[first][0]).main(args[1:]))
+        commands = [*STAGES, *COMMANDS]
+        if first.startswith("-") and not set(STAGES) & set(args):
+            raise UsageError(f"A command must come first: one of {', '.join(commands)}; got {first!r}.")
+        if not first.startswith("-") and first not in STAGES:
+            raise UsageError(f"There is no command {first!r}{closest(first, commands)}")
+    check_packages()
+    for public in PUBLIC:
+        module = import_module(public)
+        for name in module.__all__:
+            getattr(module, name)  # imports the class, so that jsonargparse finds it
+    from lit_modules.lightning_cli import ProjectCLI
+
+    return ProjectCLI.start(args)
+
+
+def run() -> None:
+    """Run the command line of this process; say what is wrong in one sentence, without a traceback."""
+    try:
+        result = main()
+    except UsageError as error:
+        _stop(error, 2)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        _stop(error, 1)
+    except Exception as error:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        if not isinstance(error, MisconfigurationException):
+            raise
+        _stop(error, 1)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def check_packages() -> None:
+    """Check that the three packages are those of this project.
+
+    Raises:
+        UsageError: If another folder comes before one of them; names it.
+    """
+    home = Path(lit_modules.__file__).resolve().parent.parent
+    for package in PACKAGES:
+        spec = find_spec(package)
+        if spec is None:
+            raise UsageError(f"The package {package} of lit-modules is missing; it belongs in {home}.")
+        folders = list(spec.submodule_search_locations or [])
+        found = Path(folders[0] if folders else str(spec.origin)).resolve()
+        if found != home / package:
+            raise UsageError(
+                f"The {'folder' if folders else 'file'} {found} hides the package {package} of lit-modules, which is "
+                f"{home / package}. Rename it, or run from another folder."
+            )
+
+
+def help_text() -> str:
+    """Return the text of ``lit-modules --help``."""
+    lines = ["usage: lit-modules COMMAND [options]", "", (lit_modules.__doc__ or "").partition(":")[0] + ".", ""]
+    lines += ["commands:"]
+    helps = STAGES | {name: line for name, (_, line) in COMMANDS.items()}
+    lines += [f"  {name:<10}{line}" for name, line in helps.items()]
+    lines += [
+        "",
+        "options:",
+        "  --help    Show this text; `lit-modules fit --help` shows the options of a command.",
+        "  --version Show the version.",
+        "",
+        "examples:",
+        "  lit-modules demo ngdiff",
+        "  lit-modules fit -c ngdiff/lume.yaml --model.model FOLDER --data.root FOLDER",
+        "  lit-modules fit --model.help NGDiff",
+    ]
+    return "\n".join(lines)
+
+
+def _stop(error: Exception, code: int) -> None:
+    if os.environ.get(TRACEBACK) == "1":
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    if not isinstance(error, UsageError):
+        print(f"{TRACEBACK}=1 shows where this was raised.", file=sys.stderr)
+    sys.exit(code)

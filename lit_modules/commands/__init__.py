@@ -1,0 +1,8 @@
+"""The commands beside fit, validate, test and predict: a module each, with ``main(args: list[str]) -> int``."""
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("lit_modules.commands.demo", "Run a method offline, from nothing to a report."),
+    "study": ("lit_modules.commands.study", "Reproduce a recorded comparison of methods."),
+    "recipes": ("lit_modules.commands.recipes", "List the shipped recipes, for -c."),
+}
+"""Module and help line of each command."""

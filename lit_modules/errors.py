@@ -1,0 +1,241 @@
+"""Errors of the command line: one sentence that says what is wrong and what was probably meant."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_CLASS_PATH = re.compile(r"(?:class_path '|class_path=')([^']+)'")
+_OPTION = re.compile(r"Option '([^']+)' is not accepted")
+_MODULE = re.compile(r"No module named '([^']+)'")
+_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+_NO_PATH = re.compile(r"Expected a dot import path string: (\S+)")
+_REQUIRED = re.compile(r"the following arguments are required: (.+)")
+_TYPE = re.compile(r"Expected an? (<class '[^']+'>|typing\.Literal\[[^]]*\]|\S+?)(?:\. Got value: (.*))?$")
+_VALUE = re.compile(r"Given value: (?:NestedArg\(key='[^']*', val=(.*)\)|(.*))$")
+_SUBCLASS = re.compile(r"Import path (?:\S+ )?does not correspond to a subclass of (\S+)")
+
+
+class UsageError(ValueError):
+    """The command line or a configuration file says something that cannot be understood."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence on a name that does not exist: the closest one that does, or all if they are few.
+
+    Args:
+        name: The name given.
+        known: The names that exist.
+
+    Example:
+        >>> "There is no command 'fitt'" + closest("fitt", ["fit", "test"])
+        "There is no command 'fitt'; did you mean 'fit'?"
+    """
+    known = list(known)
+    close = [k for k in known if k.lower() == name.lower()] or get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are {', '.join(known)}." if 0 < len(known) <= 12 else "."
+
+
+@dataclass
+class _Finding:
+    """One reason that a parser gives, at the end of a chain of keys."""
+
+    kind: str
+    words: tuple[str, ...]
+    keys: tuple[str, ...]
+    class_path: str | None
+    value: str | None = None
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.keys)
+
+
+def condense(message: str, command: str, options: Iterable[str], classes: dict[str, list[str]]) -> str:
+    """Turn a message of jsonargparse, which lists what it tried, into one sentence and at most one hint.
+
+    Args:
+        message: Message of the parser.
+        command: Command in use, such as ``"lit-modules fit"``.
+        options: Options of the command, such as ``"--trainer.max_epochs"``.
+        classes: Names of the classes that fit a key, by the last part of the key.
+
+    Returns:
+        One or two lines.
+    """
+    options = sorted(options)
+    unrecognised = re.match(r"unrecognized arguments: (\S+)", message)
+    if unrecognised:
+        name = unrecognised[1].partition("=")[0]
+        if not name.startswith("-"):
+            return f"There is no place for the argument {name!r}; options begin with --."
+        return f"There is no option {name!r}{closest(name, options)}"
+    refused = re.match(r"(?:Subcommand '\w+' does not accept option|Key) '([^']+)'", message)
+    if refused:
+        return unknown_key(refused[1], [option.removeprefix("--") for option in options])
+    empty = re.match(r"argument (?:\S+/)?(\S+): expected one argument", message)
+    if empty:
+        return f"{empty[1]} needs a value."
+    unread = re.match(r'Parser key "([^"]+)":\s+Unable to load config \'([^\']+)\'', message)
+    if unread:
+        return f"{unread[1]} must be a mapping of its arguments, got {unread[2]!r}."
+    required = _REQUIRED.match(message)
+    if required:
+        names = [name.strip().split(".", 1)[-1] for name in required[1].split(",")]
+        given = ", ".join(f"--{name}" for name in names)
+        return f"{' and '.join(names)} must be given: add {given}, or -c with a configuration file."
+    finding = _worst(_findings(message))
+    if finding is None:
+        text = " ".join(message.split())
+        return text if len(text) <= 300 else text[:297] + "..."
+    return _sentence(finding, command, classes)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return a sentence on a key of a configuration that does not exist, with the closest one that does.
+
+    Args:
+        key: Dotted key.
+        known: Dotted keys that exist.
+
+    Example:
+        >>> unknown_key("modle.class_path", ["model", "trainer.max_epochs"])
+        "There is no key 'modle'; did you mean 'model'?"
+    """
+    parts, paths = key.split("."), [name.split(".") for name in known]
+    for depth in range(1, len(parts) + 1):
+        head = parts[:depth]
+        if not any(path[:depth] == head for path in paths):
+            level = {".".join(path[:depth]) for path in paths if path[: depth - 1] == head[:-1] and len(path) >= depth}
+            name = ".".join(head)
+            return f"There is no key {name!r}{closest(name, sorted(level))}"
+    return f"There is no key {key!r}."
+
+
+def _findings(message: str) -> list[_Finding]:
+    """Read the reasons in a parser's message, with the keys and classes that they are about."""
+    context: list[tuple[int, str, str]] = []
+    found: list[_Finding] = []
+    for line in message.splitlines():
+        text = line.lstrip(" -")
+        if not text:
+            continue
+        indent = len(line) - len(text)
+        while context and context[-1][0] >= indent:
+            context.pop()
+        inner = re.match(r"Type .* expects a function or a callable class: (.*)", text)
+        if inner:
+            path = _CLASS_PATH.search(text)
+            if path:
+                context.append((indent, "class", path[1]))
+            text = inner[1]
+        key, path = _KEY.match(text), re.match(r"Problem with given " + _CLASS_PATH.pattern, text)
+        if key:
+            context.append((indent, "key", key[1]))
+            continue
+        if path:
+            context.append((indent, "class", path[1]))
+            continue
+        keys = tuple(name for _, kind, name in context if kind == "key")
+        owner = next((name for _, kind, name in reversed(context) if kind == "class"), None)
+        value = _VALUE.match(text)
+        if value:
+            for finding in found:
+                if finding.keys == keys and finding.value is None:
+                    finding.value = (value[1] or value[2] or "").partition(". Got value: ")[0].strip("'\"")
+            continue
+        for kind, pattern in (
+            ("option", _OPTION),
+            ("required", _REQUIRED),
+            ("attribute", _ATTRIBUTE),
+            ("subclass", _SUBCLASS),
+            ("module", _MODULE),
+            ("path", _NO_PATH),
+            ("type", _TYPE),
+        ):
+            match = pattern.match(text)
+            if match:
+                words = tuple(word for word in match.groups() if word)
+                got = match[2] if kind == "type" else None
+                found.append(_Finding(kind, words[:1] if kind == "type" else words, keys, owner, got))
+                break
+    return found
+
+
+def _worst(found: list[_Finding]) -> _Finding | None:
+    """Choose the reason that says most: the one furthest down, types joined to one."""
+    if not found:
+        return None
+    depth = max(len(finding.keys) for finding in found)
+    deepest = [finding for finding in found if len(finding.keys) == depth]
+    for kind in ("option", "required", "attribute", "subclass", "module"):
+        for finding in deepest:
+            if finding.kind == kind:
+                return finding
+    types = [finding for finding in deepest if finding.kind == "type"]
+    names = sorted(dict.fromkeys(_type_name(finding.words[0]) for finding in types), key=lambda name: name == "None")
+    paths = [finding for finding in deepest if finding.kind == "path"]
+    if paths and set(names) <= {"None", "list"}:
+        return paths[0]
+    if types:
+        value = next((finding.value for finding in types if finding.value is not None), None)
+        return _Finding("type", tuple(names), types[0].keys, types[0].class_path, value)
+    return deepest[0]
+
+
+def _type_name(text: str) -> str:
+    inner = re.match(r"<class '(?:\w+\.)*(\w+)'>", text)
+    if inner:
+        return "None" if inner[1] == "NoneType" else inner[1]
+    literal = re.match(r"typing\.Literal\[(.*)\]", text)
+    return literal[1].replace(", ", " or ") if literal else text
+
+
+def _sentence(finding: _Finding, command: str, classes: dict[str, list[str]]) -> str:
+    words, key = finding.words, finding.key
+    short = finding.class_path.rpartition(".")[2] if finding.class_path else ""
+    argument = finding.keys[-1] if finding.keys else ""
+    listing = f"`{command} --{key}.help {short}` lists its arguments."
+    if finding.kind == "option":
+        name = words[0].removeprefix("init_args.")
+        return f"{short} has no argument {name!r}{closest(name, _arguments(finding.class_path))}\n{listing}"
+    if finding.kind == "required":
+        return f"{short} needs {words[0]}: add --{key}.{words[0].split(',')[0]}.\n{listing}"
+    if finding.kind in ("attribute", "module"):
+        wanted = finding.class_path or ".".join(words)
+        if finding.kind == "module" and wanted.split(".")[0] != words[0].split(".")[0]:
+            return f"{wanted} for {key} cannot be imported: no module named {words[0]!r}."
+        return f"There is no class {wanted!r} for {key}{closest(wanted, _beside(wanted))}"
+    if finding.kind == "subclass":
+        return f"{key} must be a {words[0].rpartition('.')[2]}, got {finding.value!r}."
+    if finding.kind == "path":
+        last = argument.rpartition(".")[2]
+        return f"There is no class {words[0]!r} for {key}{closest(words[0], classes.get(last, []))}"
+    value = "" if finding.value is None else f", got {finding.value!r}"
+    close = get_close_matches(finding.value or "", [word.strip("'") for word in " or ".join(words).split(" or ")], n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{key} must be {' or '.join(words)}{value}{meant}"
+
+
+def _arguments(class_path: str | None) -> list[str]:
+    """Return the arguments that a class or function takes."""
+    if class_path is None:
+        return []
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(import_module(module), name)).parameters)
+
+
+def _beside(class_path: str) -> list[str]:
+    """Return the public classes of the module that a class path begins with, as class paths; none without a module."""
+    folder = class_path.rpartition(".")[0]
+    try:
+        module = import_module(folder)
+    except ImportError:
+        return []
+    public = getattr(module, "__all__", [name for name in dir(module) if not name.startswith("_")])
+    return [f"{folder}.{name}" for name in public if isinstance(getattr(module, name), type)]

@@ -1,0 +1,199 @@
+"""LightningCLI as this project uses it: recipes by name, short errors, the configuration in every logger."""
+
+import inspect
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+
+from lit_modules.errors import UsageError, condense, unknown_key
+from lit_modules.recipes import find_recipe
+
+_BASES: dict[str, type] = {
+    "model": LightningModule,
+    "data": LightningDataModule,
+    "callbacks": Callback,
+    "logger": Logger,
+    "metric": Metric,
+    "optimizer": Optimizer,
+    "scheduler": LRScheduler,
+}
+
+
+class ProjectParser(LightningArgumentParser):
+    """Parser that answers a mistake with one sentence, and takes no abbreviations."""
+
+    stage: str | None = None
+    """Command that was given to the parser of all commands."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong.
+
+        Raises:
+            UsageError: Always, for the parser of a command; parsers of nested classes report as usual.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        if isinstance(ex, UsageError):
+            raise ex
+        command = self.prog.replace(" [options]", "") + (f" {self.stage}" if self.stage else "")
+        raise UsageError(condense(message, command, self.option_names(), _class_names())) from None
+
+    def option_names(self) -> list[str]:
+        """Return the long options of this command; for the parser of all commands, those of the one given."""
+        choices = next((action.choices for action in self._actions if isinstance(action.choices, dict)), {})
+        parser = choices.get(self.stage or "fit", self)
+        return [name for name in parser._option_string_actions if name.startswith("--")]
+
+
+class RecipeFile(ActionConfigFile):
+    """Take a configuration file by its path or by the name of a shipped recipe."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Find the file, check that it is a mapping of known keys, and read it."""
+        try:
+            path = find_recipe(values)
+        except FileNotFoundError as error:
+            raise UsageError(str(error)) from None
+        _check_file(path, [name.removeprefix("--") for name in parser.option_names()])
+        super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the complete configuration beside the logs and the checkpoints, and hand it to every logger.
+
+    Training writes ``config.yaml``; the other commands write ``config_test.yaml`` and so on, so that a test does not
+    replace the configuration of the training whose folder it shares.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file into the log folder."""
+        if stage != "fit":
+            self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the configuration to every logger, under ``config``."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": config})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file beside the checkpoints, if their folder is not within that of the run."""
+        if not trainer.is_global_zero:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            folder = getattr(callback, "dirpath", None)
+            if folder is None or str(trainer.log_dir) in (str(folder), os.path.dirname(folder)):
+                continue
+            if "://" not in str(folder):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            path = os.path.join(folder, self.config_filename)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class ProjectCLI(LightningCLI):
+    """The commands fit, validate, test and predict, for any module, datamodule and callback."""
+
+    @classmethod
+    def start(cls, args: ArgsType) -> "ProjectCLI":
+        """Parse the arguments and run the command that they name."""
+        return cls(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=ProjectParser,
+            parser_kwargs={"prog": "lit-modules"},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Build a parser whose ``-c`` knows the shipped recipes."""
+        parser = self.parser_class(**kwargs)
+        text = "Configuration file, or name of a shipped recipe; a later one wins."
+        parser.add_argument("-c", "--config", action=RecipeFile, help=text)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments."""
+        if isinstance(args, list) and isinstance(parser, ProjectParser):
+            parser.stage = next((word for word in args if word in self.subcommands()), None)
+        self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: a checkpoint gives weights and state, and ``-c`` gives the arguments.
+
+        Lightning would merge the checkpoint's arguments over those given here, and objects are not among them.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Give the data the tokenizer of the model, if the data takes one and none was given."""
+        config = self.config[self.config["subcommand"]]
+        model, data = config.get("model"), config.get("data")
+        if model is None or data is None:
+            return
+        name = (model.get("init_args") or {}).get("model")
+        arguments = data.get("init_args")
+        if not isinstance(name, str) or arguments is None or arguments.get("tokenizer") is not None:
+            return
+        module, _, class_name = data["class_path"].rpartition(".")
+        if "tokenizer" in inspect.signature(getattr(import_module(module), class_name)).parameters:
+            arguments["tokenizer"] = name
+
+
+def _check_file(path: Path, keys: list[str]) -> None:
+    """Check that a configuration file is a YAML mapping whose outer keys, and those of the trainer, exist.
+
+    Raises:
+        UsageError: If it is not; names file and line or key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{path}{line}: not valid YAML: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a configuration must be a mapping of keys such as model, data and trainer.")
+    given = [str(key) for key in content]
+    trainer = content.get("trainer")
+    given += [f"trainer.{key}" for key in trainer] if isinstance(trainer, dict) else []
+    commands = set(ProjectCLI.subcommands())
+    for key in (name.removesuffix("+") for name in given):
+        known = [*keys, *commands]
+        if not any(name == key or name.startswith(f"{key}.") for name in known):
+            raise UsageError(f"{path}: {unknown_key(key, keys)}")
+
+
+def _class_names() -> dict[str, list[str]]:
+    """Return the short names of the classes that each key takes, as far as they are imported."""
+
+    def below(base: type) -> set[str]:
+        children: list[type] = base.__subclasses__()
+        return {name for child in children for name in {child.__name__} | below(child)}
+
+    return {key: sorted(name for name in below(base) if not name.startswith("_")) for key, base in _BASES.items()}

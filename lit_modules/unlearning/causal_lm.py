@@ -1,0 +1,397 @@
+"""What every module around a causal language model shares: loading, scoring, generation, saving."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, cast, overload
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric, Metric
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lit_modules.unlearning.generation import greedy_generate
+from lit_modules.unlearning.losses import sequence_nll
+
+Batch = dict[str, Any]
+
+
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Build AdamW at a learning rate of 1e-5 without weight decay."""
+    return AdamW(parameters, lr=1e-5, weight_decay=0.0)
+
+
+def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load the weights of a causal language model from a folder or a hub, on the CPU.
+
+    Args:
+        name: Name of the model, or a folder that ``save_pretrained`` wrote.
+        dtype: Type of the weights.
+
+    Raises:
+        ValueError: If ``name`` cannot be read, is no causal language model, or lacks weights.
+    """
+    remedy = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ValueError(f"There is no model folder {name!r}. {remedy}")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name!r} does not load as a causal language model: {reason} {remedy}") from error
+    architectures = model.config.architectures or []
+    if architectures and not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        raise ValueError(f"{name!r} holds {architectures[0]}, which is no causal language model. {remedy}")
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}. {remedy}")
+    return cast("PreTrainedModel", model)
+
+
+class CausalLM(LightningModule):
+    """Load, score, generate with and save a causal language model; the base of the modules here.
+
+    Validation takes batches with ``labels`` and logs the mean loss per target token, in nats, of each value of the batch's
+    ``split`` as ``val/<split>_loss``. Test takes two kinds of batches: those without ``labels`` are answered by greedy
+    generation, those with ``labels`` are scored by their mean token NLL per row; ``metric`` turns both into numbers.
+
+    Args:
+        model: Causal language model, or the name or folder to load it from.
+        tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
+        peft_config: Adapters to train instead of the model's own weights.
+        dtype: Type in which named weights are loaded.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
+        compile: Whether training steps run the network through ``torch.compile``.
+        metric: Turns test answers into numbers.
+        max_new_tokens: Longest generated answer, in tokens.
+        optimizer: Builds the optimizer from the trainable parameters.
+        scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
+
+    Raises:
+        ValueError: If ``max_new_tokens`` is not positive.
+    """
+
+    strict_loading: bool
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        tokenizer: str | PreTrainedTokenizerBase | None,
+        peft_config: PeftConfig | None,
+        dtype: Literal["float32", "bfloat16"],
+        gradient_checkpointing: bool,
+        compile: bool,
+        metric: Metric | None,
+        max_new_tokens: int,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__()
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}.")
+        self.model_name = model if isinstance(model, str) else None
+        self.model: Any = None if isinstance(model, str) else model
+        self._tokenizer = tokenizer
+        self.peft_config = peft_config
+        self.dtype_name = dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile_network = compile
+        self.metric = metric
+        self.max_new_tokens = max_new_tokens
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.val_losses = nn.ModuleDict({f"{split}_loss": MeanMetric() for split in ("forget", "retain", "other")})
+        self._configured = False
+        self._compiled: list[Any] = []  # a list keeps the compiled network out of the module tree
+        self._results: dict[str, Any] | None = None
+        self._rng_state: dict[str, Any] | None = None
+
+    def configure_callbacks(self) -> list[Any]:
+        """Check the trainer's settings before anything runs; add no callback."""
+        if self.trainer.state.fn == "fit":
+            self._check_trainer()
+        return []
+
+    def configure_model(self) -> None:
+        """Load the weights and add the adapters, once, in training mode."""
+        if self._configured:
+            return
+        if self.model is None:
+            assert self.model_name is not None
+            self.model = load_causal_lm(self.model_name, getattr(torch, self.dtype_name))
+        if self.peft_config is not None:
+            self.model = get_peft_model(self.model, self.peft_config)
+        if self.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()
+        self.strict_loading = all(parameter.requires_grad for parameter in self.model.parameters())
+        if self.compile_network:
+            self._compiled = [torch.compile(self.model)]
+        self._configured = True
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that training steps run: compiled if asked for."""
+        return cast("nn.Module", self._compiled[0] if self._compiled else self.model)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the input embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The given tokenizer, else the datamodule's, else the one beside the model's weights."""
+        if isinstance(self._tokenizer, str):
+            self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer)
+        if self._tokenizer is not None:
+            return cast("PreTrainedTokenizerBase", self._tokenizer)
+        datamodule = getattr(self._trainer, "datamodule", None)
+        found = getattr(datamodule, "tokenizer", None)
+        if found is None:
+            name = self.model_name or getattr(self.model.config, "name_or_path", "")
+            try:
+                found = self._tokenizer = AutoTokenizer.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"No tokenizer lies beside the model {name!r}. Give {type(self).__name__}(tokenizer=...), a name or folder."
+                ) from error
+        return cast("PreTrainedTokenizerBase", found)
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """Run the network; see the model's own ``forward``."""
+        return self.model(**inputs)
+
+    def on_fit_start(self) -> None:
+        """Check that the tokenizer belongs to the model."""
+        self._check_vocabulary()
+
+    def on_test_start(self) -> None:
+        """Check that the tokenizer belongs to the model."""
+        self._check_vocabulary()
+
+    on_predict_start = on_test_start
+
+    def on_train_start(self) -> None:
+        """Give a resumed run the random state that it was stopped with."""
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state["cpu"])
+            if self._rng_state["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._rng_state["cuda"])
+            self._rng_state = None
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the batch to the mean loss of its split."""
+        sums, counts = sequence_nll(self.model, batch)
+        splits = batch.get("split", ["other"] * len(sums))
+        for split in sorted(set(splits)):
+            chosen = torch.tensor([value == split for value in splits], device=sums.device)
+            tokens = counts[chosen].sum()
+            name = f"{split}_loss"
+            if name not in self.val_losses:
+                raise ValueError(f"A batch's split must be 'forget' or 'retain', got {split!r}.")
+            metric = cast("MeanMetric", self.val_losses[name])
+            metric.update(sums[chosen].sum() / tokens.clamp(min=1), weight=tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean loss of each split that was seen."""
+        for name, module in self.val_losses.items():
+            metric = cast("MeanMetric", module)
+            if metric.update_called:
+                key = "val/loss" if name == "other_loss" else f"val/{name}"
+                self.log(key, metric.compute(), prog_bar=True, rank_zero_only=False, sync_dist=False)
+                metric.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Answer or score the batch and hand the result to the metric."""
+        if "labels" not in batch:
+            answers = self.predict_step(batch, batch_idx, dataloader_idx)
+            if self.metric is not None:
+                self.metric.update(batch, generations=answers["generation"])
+            return answers
+        sums, counts = sequence_nll(self.model, batch)
+        nll = sums / counts.clamp(min=1)
+        if self.metric is not None:
+            self.metric.update(batch, nll=nll)
+        member = batch["member"].tolist() if "member" in batch else None
+        return {"id": batch["id"], "member": member, "nll": nll.tolist(), "source": batch.get("source")}
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metric's numbers as ``test/<name>`` and keep its record for :meth:`results`."""
+        if self.metric is None:
+            return
+        numbers = self.metric.compute()
+        self.log_dict({f"test/{name}": value for name, value in numbers.items()})
+        record = getattr(self.metric, "record", None)
+        self._results = record() if record else {name: float(value) for name, value in numbers.items()}
+        self.metric.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Generate the answer to each prompt of a batch.
+
+        Args:
+            batch: ``input_ids`` and ``attention_mask`` of shape ``(batch, tokens)``, padded on the left; further entries
+                are lists of strings and are handed through.
+            batch_idx: Unused.
+            dataloader_idx: Unused.
+
+        Returns:
+            The lists of the batch, and ``generation``: list of strings.
+        """
+        handed = {key: value for key, value in batch.items() if isinstance(value, list)}
+        return {**handed, "generation": self._answer(batch["input_ids"], batch["attention_mask"], self.max_new_tokens)}
+
+    @overload
+    def generate(self, prompts: str, max_new_tokens: int | None = None) -> str: ...
+    @overload
+    def generate(self, prompts: list[str], max_new_tokens: int | None = None) -> list[str]: ...
+    def generate(self, prompts: str | list[str], max_new_tokens: int | None = None) -> str | list[str]:
+        """Answer prompts greedily.
+
+        Args:
+            prompts: One prompt or several.
+            max_new_tokens: Longest answer, in tokens; ``None`` takes the module's own.
+
+        Returns:
+            One answer or a list of them, without special tokens.
+        """
+        self.configure_model()
+        single = isinstance(prompts, str)
+        rows = [self.tokenizer(prompt)["input_ids"] for prompt in ([prompts] if single else prompts)]
+        eos = self.tokenizer.eos_token_id
+        rows = [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
+        width = max(map(len, rows))
+        pad = self._pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
+        answers = self._answer(ids, mask, max_new_tokens or self.max_new_tokens)
+        return answers[0] if single else answers
+
+    def results(self) -> dict[str, Any]:
+        """Return the metric's record of the last test.
+
+        Raises:
+            RuntimeError: If no test with a metric has run.
+        """
+        if self._results is None:
+            raise RuntimeError(f"{type(self).__name__} has no results yet: run `test` with a `metric` first.")
+        return self._results
+
+    def save_pretrained(self, folder: str, merge: bool = False) -> None:
+        """Write the weights so that ``model: <folder>`` loads them.
+
+        Args:
+            folder: Folder to write to.
+            merge: Whether to merge adapters into the weights; otherwise the folder holds the adapters alone, as peft
+                writes them.
+        """
+        self.configure_model()
+        model = self.model.merge_and_unload() if merge and self.peft_config is not None else self.model
+        model.save_pretrained(folder)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
+        try:
+            optimizer = self.optimizer(self.trainable_parameters())
+        except ValueError as error:
+            raise ValueError(f"The optimizer of {type(self).__name__} refuses its arguments: {error}.") from error
+        for group in optimizer.param_groups:
+            if not 0 <= float(group["lr"]) < math.inf:
+                raise ValueError(f"The learning rate must be finite and not negative, got {float(group['lr'])}.")
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that training changes: all of them, or the adapters."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what trains, and what a resumed run needs to go on as if nothing had happened."""
+        if not self.strict_loading:
+            named = self.model.named_parameters(remove_duplicate=False)
+            frozen = {f"model.{name}" for name, parameter in named if not parameter.requires_grad}
+            checkpoint["state_dict"] = {
+                name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
+            }
+        checkpoint["lit_modules_method"] = type(self).__name__
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["lit_modules_rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume the training of another method."""
+        method = checkpoint.get("lit_modules_method")
+        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        if fitting and method != type(self).__name__:
+            raise ValueError(
+                f"The checkpoint was written by {method or 'another module'}, and this run trains {type(self).__name__}; a run "
+                "resumes only its own method. To start from its weights, write them with `save_pretrained` and give the "
+                "folder as `model`."
+            )
+        if fitting:
+            self._rng_state = checkpoint.get("lit_modules_rng")
+
+    def check_finite(self, losses: dict[str, float], rows: dict[str, list[str]]) -> None:
+        """Stop with the rows' names, and save the weights, when a loss is not finite.
+
+        No update with these rows has been made yet, so the saved state is the one before the step.
+
+        Args:
+            losses: Losses by name, equal on all ranks.
+            rows: Names of the rows behind each loss.
+
+        Raises:
+            FloatingPointError: If a loss is not finite.
+        """
+        broken = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if not broken:
+            return
+        name = broken[0]
+        self.zero_grad()
+        if all(bool(parameter.isfinite().all()) for parameter in self.trainable_parameters()):
+            path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"last_good_step_{self.global_step}.ckpt"
+            self.trainer.save_checkpoint(path)
+            where = f"the state before this step is in {path}"
+        else:
+            where = "the weights themselves are no longer finite, so go on from an earlier checkpoint"
+        raise FloatingPointError(
+            f"The {name} loss is {losses[name]} at step {self.global_step} on the rows {', '.join(rows[name]) or '(unnamed)'}; "
+            f"{where}. Look at these rows, or lower the learning rate."
+        )
+
+    @staticmethod
+    def _injected(model: Any, tokenizer: Any) -> list[str]:
+        """Name the arguments that are objects, which hparams leave out so that checkpoints load safely."""
+        objects = {"model": model, "tokenizer": tokenizer}
+        given = [name for name, value in objects.items() if value is not None and not isinstance(value, str)]
+        return [*given, "peft_config", "metric", "optimizer", "scheduler"]
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def _answer(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[str]:
+        ends = self.tokenizer.eos_token_id
+        answers = greedy_generate(self.model, input_ids, attention_mask, max_new_tokens, ends, self._pad_token_id)
+        return self.tokenizer.batch_decode([row.tolist() for row in answers], skip_special_tokens=True)
+
+    def _check_trainer(self) -> None:
+        """Refuse settings of the trainer that the method does not obey."""
+
+    def _check_vocabulary(self) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        tokenizer = getattr(datamodule, "tokenizer", None) or self._tokenizer
+        if tokenizer is not None and not isinstance(tokenizer, str) and len(tokenizer) > self.vocab_size:
+            raise ValueError(
+                f"The tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens and the model's embedding only "
+                f"{self.vocab_size} rows. Give the tokenizer that belongs to the model."
+            )

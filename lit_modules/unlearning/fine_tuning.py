@@ -1,0 +1,85 @@
+"""Supervised fine-tuning of a causal language model."""
+
+from typing import Literal
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from peft import PeftConfig
+from torch import Tensor
+from torchmetrics import Metric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_modules.unlearning.causal_lm import Batch, CausalLM, default_optimizer
+from lit_modules.unlearning.losses import summed_nll, target_tokens
+
+
+class CausalLMFineTuning(CausalLM):
+    """Lower the next-token loss of a causal language model.
+
+    Makes the two companions of an unlearning study: the target model, which has memorised the forget and the retain set,
+    and the retain-only model, which never saw the forget set. ``save_pretrained`` writes a folder that the unlearning
+    recipes take as ``model``.
+
+    A batch maps ``input_ids``, ``attention_mask`` and ``labels`` to integers of shape ``(batch, tokens)``; a label of -100
+    is not scored. The loss is the mean over the batch's target tokens, in nats, logged as ``train/loss``. Optimization is
+    automatic: clipping and accumulation are the trainer's.
+
+    Args:
+        model: Causal language model, or the name or folder to load it from.
+        tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
+        peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``.
+        dtype: Type in which named weights are loaded.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
+        compile: Whether training steps run the network through ``torch.compile``.
+        metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
+        max_new_tokens: Longest generated answer, in tokens.
+        optimizer: Builds the optimizer from the trainable parameters.
+        scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
+
+    Raises:
+        ValueError: If ``max_new_tokens`` is not positive, or, in training, a batch has no target token.
+        FloatingPointError: If the loss of a batch is not finite; the message names the rows.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        metric: Metric | None = None,
+        max_new_tokens: int = 256,
+        optimizer: OptimizerCallable = default_optimizer,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            tokenizer,
+            peft_config,
+            dtype,
+            gradient_checkpointing,
+            compile,
+            metric,
+            max_new_tokens,
+            optimizer,
+            scheduler,
+        )
+        self.save_hyperparameters(ignore=self._injected(model, tokenizer))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean NLL of the batch's target tokens."""
+        if "labels" not in batch:
+            raise ValueError(
+                f"CausalLMFineTuning trains on batches with 'labels', got {sorted(batch)}; with datamodules.LUME give "
+                "subset='all', 'retain' or 'forget'."
+            )
+        total, tokens = self.probe_loss(batch)
+        loss = total / tokens
+        self.check_finite({"training": loss.item()}, {"training": batch.get("id", [])})
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def probe_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed NLL of a batch in nats and its number of target tokens, for ``callbacks.AdaptiveLR``."""
+        return summed_nll(self.network, batch), target_tokens(batch)

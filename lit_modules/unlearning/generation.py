@@ -1,0 +1,147 @@
+"""Greedy generation in batches, with the same ids as one row at a time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["greedy_generate"]
+
+
+def greedy_generate(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    max_new_tokens: int,
+    eos_token_id: int | list[int],
+    pad_token_id: int,
+) -> list[Tensor]:
+    """Continue each prompt by its most probable tokens.
+
+    The prompts run through the model once; after that each step feeds one token per row and reads the rest from the
+    key-value cache. A row that has ended leaves the batch and the cache, so short answers do not pay for long ones. Pad
+    positions are masked and do not count as positions, so a row gets the ids that it gets alone, up to ties of the
+    logits within rounding. The settings in ``model.generation_config`` are not read.
+
+    The model runs in evaluation mode without gradients; afterwards each of its parts is back in the mode it had.
+
+    Args:
+        model: Causal language model of transformers with the standard cache, bare, compiled, or wrapped by peft.
+        input_ids: Prompts, padded on the left, ``(batch, tokens)``.
+        attention_mask: 1 on prompt tokens and 0 on padding, ``(batch, tokens)``.
+        max_new_tokens: Most tokens to add to a prompt, at least 1.
+        eos_token_id: Token, or tokens, that end an answer.
+        pad_token_id: Token written at the masked positions of the prompts before the model reads them.
+
+    Returns:
+        The new ids of each row, 1-D int64 on the device of ``input_ids``, without the prompt and without the token that
+        ended the answer. An empty tensor if the first token ends it.
+
+    Raises:
+        ValueError: If ``max_new_tokens`` is not positive, the prompts are empty or not padded on the left, or a prompt
+            with its answer could pass the positions the model has.
+        TypeError: If the model returns no cache whose rows can be selected.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    _check_prompts(input_ids, attention_mask)
+    inner = _unwrap(model)
+    _check_positions(inner, attention_mask, max_new_tokens)
+    if len(input_ids) == 0:
+        return []
+
+    accepted = inspect.signature(inner.forward).parameters
+    ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id, device=input_ids.device)
+    mask = attention_mask.to(torch.int64)
+    tokens = input_ids.masked_fill(mask == 0, pad_token_id)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    rows = torch.arange(len(input_ids), device=input_ids.device)  # where each live row stands in the result
+    answers = input_ids.new_full((len(input_ids), max_new_tokens), pad_token_id)
+    lengths = [max_new_tokens] * len(input_ids)
+    extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+    with _evaluation_mode(model), torch.inference_mode():
+        cache = None
+        for step in range(max_new_tokens):
+            if "position_ids" in accepted:
+                extra["position_ids"] = positions
+            output = model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+            best = output.logits[:, -1].argmax(-1)
+            ended = torch.isin(best, ends)
+            answers[rows, step] = best
+            cache = output.past_key_values
+            positions = positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            if ended.any():
+                for row in rows[ended].tolist():
+                    lengths[row] = step
+                live = (~ended).nonzero().squeeze(1)
+                if len(live) == 0:
+                    break
+                if not hasattr(cache, "batch_select_indices"):
+                    raise TypeError(
+                        f"{type(inner).__name__} must return a key-value cache of transformers, "
+                        f"got past_key_values of type {type(cache).__name__}."
+                    )
+                cache.batch_select_indices(live)
+                rows, best, positions, mask = rows[live], best[live], positions[live], mask[live]
+            tokens = best.unsqueeze(1)
+    return [answer[:length].clone() for answer, length in zip(answers, lengths, strict=True)]
+
+
+def _check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
+    if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
+        raise ValueError(
+            "input_ids and attention_mask must have the same shape (batch, tokens), "
+            f"got {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}."
+        )
+    if len(input_ids) == 0:
+        return
+    attended = attention_mask.bool()
+    padded_left = attended.any(1) & (attended[:, 1:] | ~attended[:, :-1]).all(1)
+    if not padded_left.all():
+        rows = (~padded_left).nonzero().squeeze(1).tolist()
+        raise ValueError(f"Each prompt must hold a token and be padded on the left only; rows {rows} are not.")
+
+
+def _check_positions(model: nn.Module, attention_mask: Tensor, max_new_tokens: int) -> None:
+    config = getattr(model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or len(attention_mask) == 0:
+        return
+    length, row = attention_mask.sum(1).max(0)
+    needed = int(length) + max_new_tokens - 1  # the last new token is not read again
+    if needed > limit:
+        raise ValueError(
+            f"The model has {limit} positions, but row {int(row)} with a prompt of {int(length)} tokens and "
+            f"max_new_tokens={max_new_tokens} needs {needed}. Shorten the prompt or lower max_new_tokens."
+        )
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrappers of ``torch.compile`` and peft, whose ``forward`` names its arguments."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        else:
+            return cast("nn.Module", inner)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode and give each of its parts its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,268 @@
+"""The automatic learning rate: the fit, the rule, and that a probe leaves no trace."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from callbacks.adaptive_lr import AdaptiveLR, Parabola, fit_parabola, next_rate
+
+
+class Quadratic(LightningModule):
+    """``x' H x / 2 - q' x`` in float64, by gradient descent."""
+
+    def __init__(self, hessian: Tensor, linear: Tensor, lr: float, optimizer: Any = torch.optim.SGD, **arguments: Any) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.ones(len(linear), dtype=torch.float64))
+        self.hessian, self.linear, self.lr = hessian, linear, lr
+        self.build, self.arguments = optimizer, arguments
+        self.dropout = nn.Dropout(0.5)
+        self.trace: list[float] = []
+        self.rates: list[float] = []
+
+    def loss(self) -> Tensor:
+        return self.x @ self.hessian @ self.x / 2 - self.linear @ self.x
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.dropout(torch.ones(3))
+        self.trace.append(self.loss().item())
+        return self.loss()
+
+    def probe_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        assert not torch.is_grad_enabled()
+        assert not self.training
+        return self.loss() * 3, torch.tensor(3)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        optimizer: Any = self.optimizers()
+        self.rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    def configure_optimizers(self) -> Any:
+        return self.build([self.x], lr=self.lr, **self.arguments)
+
+
+def fit(module: LightningModule, callback: AdaptiveLR | None, steps: int, folder: Path, **arguments: Any) -> Trainer:
+    settings_ = {"enable_checkpointing": False, "logger": False} | arguments
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[] if callback is None else [callback],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **settings_,
+    )
+    trainer.fit(module, DataLoader(torch.zeros(steps, 1), batch_size=1))  # type: ignore[arg-type]
+    return trainer
+
+
+def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    return root @ root.T + torch.eye(5, dtype=torch.float64), torch.randn(5, generator=generator, dtype=torch.float64)
+
+
+def test_one_dimensional_fixture() -> None:
+    fit_ = fit_parabola([-1.0, 0.0, 1.0], [5.0 - 3.0, 0.0, 2.0 - 3.0])
+    assert (fit_.a, fit_.b, fit_.r2) == pytest.approx((1.0, 1.5, 1.0))
+    assert next_rate(1.0, fit_) == pytest.approx(1.05)
+
+
+@given(st.floats(-5, 3), st.floats(-9, 9), st.floats(-9, 9))
+@settings(max_examples=100, deadline=None)
+def test_fit_recovers_a_parabola_at_any_scale(log_rate: float, a: float, b: float) -> None:
+    steps = [factor * 10**log_rate for factor in (-2.0, -1.0, 0.0, 1.0)]
+    fit_ = fit_parabola(steps, [a * x * x / 2 - b * x for x in steps])
+    scale = max(abs(a) * 10**log_rate, abs(b), 1e-12)
+    assert fit_.b == pytest.approx(b, abs=1e-9 * scale)
+    assert fit_.a * 10**log_rate == pytest.approx(a * 10**log_rate, abs=1e-9 * scale)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=3, max_size=3), st.floats(-6, 2))
+@settings(max_examples=200, deadline=None)
+def test_rate_stays_in_the_band(losses: list[float], log_rate: float) -> None:
+    rate = 10**log_rate
+    new = next_rate(rate, fit_parabola([-rate, 0.0, rate], [loss - losses[1] for loss in losses]))
+    assert new is None or 0.95 * rate * (1 - 1e-12) <= new <= 1.1 * rate * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    "fit_", [Parabola(-1.0, 1.0, 1.0), Parabola(1.0, -1.0, 1.0), Parabola(1.0, 1.0, 0.9), Parabola(*[math.nan] * 3)]
+)
+def test_concave_ascending_noisy_or_broken_probes_are_rejected(fit_: Parabola) -> None:
+    assert next_rate(1.0, fit_) is None
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1e-2, 1.0, 1e2])
+def test_exact_mode_finds_the_minimiser_from_any_rate(lr: float, tmp_path: Path) -> None:
+    hessian, linear = problem()
+    module = Quadratic(hessian, linear, lr)
+    gradient = hessian @ module.x.detach() - linear
+    best = (gradient @ gradient / (gradient @ hessian @ gradient)).item()
+    fit(module, AdaptiveLR(period=1, exact=True), 1, tmp_path)
+    assert module.rates[0] == pytest.approx(best, rel=1e-6)
+
+
+def test_exact_mode_descends_monotonically(tmp_path: Path) -> None:
+    module = Quadratic(*problem(), lr=1.0)
+    fit(module, AdaptiveLR(period=1, exact=True), 20, tmp_path)
+    assert all(after <= before + 1e-12 for before, after in zip(module.trace, module.trace[1:], strict=False))
+
+
+def test_negative_curvature_leaves_the_rate(tmp_path: Path) -> None:
+    module = Quadratic(-torch.eye(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), lr=0.01)
+    callback = AdaptiveLR(period=1)
+    fit(module, callback, 3, tmp_path)
+    assert module.rates == [0.01] * 3
+    assert (callback.probes, callback.accepted) == (3, 0)
+
+
+def test_rejected_probe_can_halve_and_a_broken_loss_does(tmp_path: Path) -> None:
+    module = Quadratic(-torch.eye(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), lr=0.01)
+    fit(module, AdaptiveLR(period=1, reject="halve"), 2, tmp_path)
+    assert module.rates == [0.005, 0.0025]
+    broken = Quadratic(*problem(), lr=0.01)
+    broken.probe_loss = lambda batch: (torch.tensor(math.inf), torch.tensor(1))  # type: ignore[method-assign]
+    fit(broken, AdaptiveLR(period=2), 2, tmp_path)
+    assert broken.rates == [0.005, 0.005]
+
+
+def test_bounds_hold(tmp_path: Path) -> None:
+    module = Quadratic(*problem(), lr=1e-4)
+    fit(module, AdaptiveLR(period=1, max_lr=1.05e-4), 4, tmp_path)
+    assert module.rates[-1] == 1.05e-4
+
+
+@pytest.mark.parametrize("scale", ["linear", "cosine"])
+def test_horizon_scale_shrinks_the_target(scale: Any, tmp_path: Path) -> None:
+    free, tied = Quadratic(*problem(), lr=1e-4), Quadratic(*problem(), lr=1e-4)
+    fit(free, AdaptiveLR(period=1), 10, tmp_path)
+    fit(tied, AdaptiveLR(period=1, scale=scale), 10, tmp_path)
+    assert tied.rates[0] == free.rates[0]
+    assert tied.rates[-1] < free.rates[-1]
+
+
+OPTIMIZERS = [
+    (torch.optim.SGD, {}),
+    (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "foreach": True}),
+    (torch.optim.AdamW, {"weight_decay": 0.1}),
+    (torch.optim.AdamW, {"amsgrad": True, "foreach": True}),
+    (torch.optim.Adagrad, {}),
+    (torch.optim.RMSprop, {"momentum": 0.9}),
+    (torch.optim.NAdam, {}),
+    (torch.optim.Adadelta, {}),
+    (torch.optim.Rprop, {}),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "arguments"), OPTIMIZERS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_probe_that_changes_no_rate_leaves_the_run_bit_identical(
+    optimizer: Any, arguments: dict[str, Any], offload: bool, tmp_path: Path
+) -> None:
+    runs = []
+    for callback in (None, AdaptiveLR(period=2, r2_min=1.0, offload=offload)):
+        seed_everything(1, verbose=False)
+        module = Quadratic(*problem(), lr=0.01, optimizer=optimizer, **arguments)
+        trainer = fit(module, callback, 5, tmp_path)
+        runs.append((module.x.detach(), trainer.optimizers[0].state_dict(), torch.get_rng_state(), module.x.grad))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][2], runs[1][2])
+    first, second = (copy.deepcopy(run[1]) for run in runs)
+    assert str(first) == str(second)
+
+
+def test_a_probe_keeps_modes_and_gradients(tmp_path: Path) -> None:
+    module = Quadratic(*problem(), lr=0.01)
+    module.dropout.eval()
+    seen: list[Tensor] = []
+
+    class Watch(AdaptiveLR):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            assert module.x.grad is not None
+            seen.append(module.x.grad.clone())
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            assert torch.equal(seen[-1], module.x.grad)
+            assert module.training
+            assert not module.dropout.training
+
+    fit(module, Watch(period=1), 2, tmp_path)
+    assert len(seen) == 2
+
+
+def test_state_survives_a_resume(tmp_path: Path) -> None:
+    whole = Quadratic(*problem(), lr=1e-3, optimizer=torch.optim.AdamW)
+    fit(whole, AdaptiveLR(period=3), 10, tmp_path)
+    first = Quadratic(*problem(), lr=1e-3, optimizer=torch.optim.AdamW)
+    trainer = fit(first, AdaptiveLR(period=3), 4, tmp_path)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    second = Quadratic(*problem(), lr=1e-3, optimizer=torch.optim.AdamW)
+    resumed = Trainer(
+        accelerator="cpu",
+        max_steps=10,
+        callbacks=[AdaptiveLR(period=3)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
+    resumed.fit(second, DataLoader(torch.zeros(10, 1), batch_size=1), ckpt_path=tmp_path / "stopped.ckpt")  # type: ignore[arg-type]
+    assert torch.equal(second.x, whole.x)
+    assert first.rates + second.rates == whole.rates
+
+
+def test_logged_numbers(tmp_path: Path) -> None:
+    trainer = fit(Quadratic(*problem(), lr=1e-4), AdaptiveLR(period=1), 1, tmp_path)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["adaptive_lr/lr"] == pytest.approx(1.1e-4)
+    assert logged["adaptive_lr/accepted"] == 1
+    assert logged["adaptive_lr/r2"] == pytest.approx(1)
+    assert {"adaptive_lr/a", "adaptive_lr/b"} <= logged.keys()
+
+
+def test_wrong_companions_are_named_before_the_first_step(tmp_path: Path) -> None:
+    class Silent(Quadratic):
+        probe_loss = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match=r"AdaptiveLR needs Silent.probe_loss"):
+        fit(Silent(*problem(), lr=0.1), AdaptiveLR(), 1, tmp_path)
+
+    class Scheduled(Quadratic):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD([self.x], lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    with pytest.raises(ValueError, match="so does StepLR"):
+        fit(Scheduled(*problem(), lr=0.1), AdaptiveLR(), 1, tmp_path)
+    with pytest.raises(ValueError, match="draws from a datamodule"):
+        fit(Quadratic(*problem(), lr=0.1), AdaptiveLR(probe_batch="fresh"), 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"period": 0}, "period must be at least 1 optimizer step, got 0"),
+        ({"period": -3}, "got -3"),
+        ({"factors": (-1.0, 1.0)}, "0 and at least two others"),
+        ({"factors": (0.0, 0.0, 1.0)}, "0 and at least two others"),
+        ({"r2_min": 1.5}, "r2_min must be at most 1"),
+        ({"clip": 0.5}, "clip must be at least 1"),
+        ({"smooth": 1.0}, "smooth must lie in"),
+        ({"scale": "step"}, "scale must be"),
+        ({"probe_batch": "next"}, "probe_batch must be"),
+        ({"reject": "drop"}, "reject must be"),
+        ({"min_lr": -1.0}, "min_lr must be finite and not negative"),
+        ({"min_lr": 1.0, "max_lr": 0.5}, "max_lr must be at least min_lr"),
+    ],
+)
+def test_absurd_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdaptiveLR(**arguments)

@@ -1,0 +1,129 @@
+"""What is installed: the three packages and nothing else, with types and recipes, as a wheel and editable."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import lit_modules
+from lit_modules.recipes import list_recipes, recipes_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("lit_modules", "datamodules", "callbacks")
+EXAMPLE = """
+import importlib.util, pathlib, sys
+from lit_modules.recipes import find_recipe, list_recipes, recipes_folder
+print(recipes_folder())
+print(find_recipe("ngdiff/lume.yaml"))
+print(len(list_recipes()))
+print([name for name in ("configs", "tests", "benchmarks") if importlib.util.find_spec(name)])
+"""
+
+
+def setuptools(hook: str, source: Path, target: Path) -> Path:
+    """Call a hook of the build backend without network; return the file that it writes."""
+    target.mkdir()
+    code = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(target)], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return next(target.iterdir())
+
+
+def bare_python(code: str, site: Path, folder: Path) -> list[str]:
+    """Run code where only what lies in ``site`` is installed."""
+    code = f"import site; site.addsitedir({str(site)!r})\n{code}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean copy of what a build reads, so that it leaves nothing in the repository."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in (*PACKAGES, "configs", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return setuptools("build_wheel", source, tmp_path_factory.mktemp("wheel") / "out")
+
+
+def test_wheel_holds_three_packages(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    info = f"lit_modules-{lit_modules.__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {*PACKAGES, info}
+    modules = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
+    assert f"{info}/licenses/LICENSE" in names
+
+
+def test_wheel_holds_the_recipes(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    recipes = {f"lit_modules/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert recipes
+    assert {name for name in names if name.startswith("lit_modules/configs/")} == recipes
+
+
+def test_wheel_has_the_console_script(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    entry_points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+    assert archive.read(entry_points).decode().split() == [
+        "[console_scripts]",
+        "lit-modules",
+        "=",
+        "lit_modules.cli:run",
+    ]
+
+
+def test_wheel_finds_its_recipes_from_any_folder(wheel: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "work"
+    folder.mkdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    found = bare_python(EXAMPLE, site, folder)
+    configs = site / "lit_modules" / "configs"
+    assert found == [str(configs), str(configs / "ngdiff" / "lume.yaml"), str(len(list_recipes())), "[]"]
+
+
+def test_editable_install_reads_the_repository(source: Path, tmp_path: Path) -> None:
+    editable = setuptools("build_editable", source, tmp_path / "out")
+    site, folder = tmp_path / "site", tmp_path / "work"
+    folder.mkdir()
+    zipfile.ZipFile(editable).extractall(site)
+    found = bare_python(EXAMPLE, site, folder)
+    configs = source / "configs"
+    assert found == [str(configs), str(configs / "ngdiff" / "lume.yaml"), str(len(list_recipes())), "[]"]
+    assert not (source / "lit_modules" / "configs").exists()
+
+
+def test_source_distribution_holds_what_a_build_needs(source: Path, tmp_path: Path) -> None:
+    archive = setuptools("build_sdist", source, tmp_path / "out")
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {"setup.py", "pyproject.toml", "LICENSE", *recipes} <= names
+
+
+def test_tests_run_on_the_repository() -> None:
+    assert recipes_folder() == ROOT / "configs"
+
+
+def test_each_bound_has_a_reason() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    for dependency in project["dependencies"]:
+        line = next(line for line in text.splitlines() if f'"{dependency}"' in line)
+        assert " # " in line

@@ -1,0 +1,50 @@
+"""What the README tells to type works: its Python runs, its commands, recipes and pages exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_modules.cli import STAGES
+from lit_modules.commands import COMMANDS
+from lit_modules.recipes import list_recipes
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+INLINE = re.findall(r"`(lit-modules [^`]*)`", TEXT)
+COMMAND_LINES = sorted({line[line.index("lit-modules ") :] for line in [*LINES, *INLINE] if "lit-modules " in line})
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_python_runs(code: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_command_exists(line: str) -> None:
+    words = shlex.split(line)
+    assert words[1] in {*STAGES, *COMMANDS}
+    recipes = [words[i + 1] for i, word in enumerate(words) if word == "-c"]
+    assert all((ROOT / recipe).is_file() or recipe in list_recipes() for recipe in recipes)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT))))
+def test_linked_file_exists(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_two_lines() -> None:
+    assert 'pip install -e ".[dev]" && lit-modules demo ngdiff' in LINES
+    assert 'pip install -e ".[dev]" && pytest' in LINES
+
+
+@pytest.mark.parametrize("block", ["quick", "test", "python"])
+def test_block_is_marked_for_ci(block: str) -> None:
+    assert len(re.findall(rf"^<!-- ci: {block} -->\n```(?:bash|python)\n", TEXT, flags=re.MULTILINE)) == 1
