@@ -149,6 +149,13 @@ class ProjectCLI(LightningCLI):
         Lightning would merge the checkpoint's arguments over those given here, and objects are not among them.
         """
 
+    def instantiate_classes(self) -> None:
+        """Build the classes; a mistake that a class of ours or of the user finds is raised as that class words it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _as_raised(error) from None
+
     def before_instantiate_classes(self) -> None:
         """Give the data the tokenizer of the model, if the data takes one and none was given."""
         config = self.config[self.config["subcommand"]]
@@ -162,6 +169,19 @@ class ProjectCLI(LightningCLI):
         module, _, class_name = data["class_path"].rpartition(".")
         if "tokenizer" in inspect.signature(getattr(import_module(module), class_name)).parameters:
             arguments["tokenizer"] = name
+
+
+def _as_raised(error: BaseException) -> BaseException:
+    """Return the exception that jsonargparse, which tries every type that an argument may have, wrapped in a list."""
+    found: BaseException | None = error
+    while found is not None:
+        frame = found.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        if frame is not None and frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "jsonargparse":
+            return found
+        found = found.__cause__ or found.__context__
+    return error
 
 
 def _check_file(path: Path, keys: list[str]) -> None:

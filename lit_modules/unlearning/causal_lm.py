@@ -369,9 +369,9 @@ class CausalLM(LightningModule):
 
     @staticmethod
     def _injected(model: Any, tokenizer: Any) -> list[str]:
-        """Name the arguments that are objects, which hparams leave out so that checkpoints load safely."""
+        """Name the arguments that hparams leave out: objects, so that checkpoints load safely, and what is not given."""
         objects = {"model": model, "tokenizer": tokenizer}
-        given = [name for name, value in objects.items() if value is not None and not isinstance(value, str)]
+        given = [name for name, value in objects.items() if not isinstance(value, str)]
         return [*given, "peft_config", "metric", "optimizer", "scheduler"]
 
     @property

@@ -1,0 +1,33 @@
+"""What watches or steers a run, a callback each, imported when first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from callbacks.adaptive_lr import AdaptiveLR
+    from callbacks.forget_stopping import ForgetStopping
+    from callbacks.generation_log import GenerationLog
+    from callbacks.result_record import ResultRecord
+    from callbacks.sample_table import SampleTable
+    from callbacks.save_pretrained import SavePretrained
+
+__all__ = ["AdaptiveLR", "ForgetStopping", "GenerationLog", "ResultRecord", "SampleTable", "SavePretrained"]
+
+_MODULES = {
+    "AdaptiveLR": "adaptive_lr",
+    "ForgetStopping": "forget_stopping",
+    "GenerationLog": "generation_log",
+    "ResultRecord": "result_record",
+    "SampleTable": "sample_table",
+    "SavePretrained": "save_pretrained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

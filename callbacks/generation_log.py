@@ -1,0 +1,87 @@
+"""Every answer of a test as a file and a table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from callbacks._files import run_folder, write_new
+
+
+class GenerationLog(Callback):
+    """Write every answer of a test, a JSON object per line, and send a table to each logger that takes tables.
+
+    Asks of the module that ``test_step`` returns a dictionary of lists, one entry per row, with ``generation`` and
+    ``id`` among them and ``split`` if ids repeat between splits; other outputs are passed over. The rows of all
+    processes are brought together, each ``(split, id)`` once and in this order. An existing file with another content
+    is kept: the rows then go to ``generations-1.jsonl`` and so on. Only the first process writes.
+
+    Args:
+        folder: Folder to write to; by default that of the run.
+        filename: Name of the file.
+        table_rows: Most rows of the table, spread evenly over all; ``None`` sends all, 0 no table.
+
+    Raises:
+        ValueError: If ``filename`` is not a plain name or ``table_rows`` is negative.
+    """
+
+    def __init__(
+        self, folder: str | None = None, filename: str = "generations.jsonl", table_rows: int | None = 200
+    ) -> None:
+        if not filename or Path(filename).name != filename:
+            raise ValueError(f"filename must be a name without folders, got {filename!r}.")
+        if table_rows is not None and table_rows < 0:
+            raise ValueError(f"table_rows must not be negative, got {table_rows}.")
+        self.folder = folder
+        self.filename = filename
+        self.table_rows = table_rows
+        self._rows: list[dict[str, Any]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the rows of an earlier test."""
+        self._rows = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the answers of a batch."""
+        if not isinstance(outputs, dict) or "generation" not in outputs:
+            return
+        if "id" not in outputs:
+            raise KeyError(f"GenerationLog asks for 'id' beside 'generation', got {', '.join(outputs)}.")
+        columns = {name: values for name, values in outputs.items() if isinstance(values, list)}
+        self._rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file and send the table."""
+        folder = Path(self.folder) if self.folder else run_folder(trainer)
+        parts: list[Any] = [self._rows]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self._rows)
+        self._rows = []
+        unique = {(str(row.get("split", "")), str(row["id"])): row for part in parts for row in part}
+        rows = [unique[key] for key in sorted(unique)]
+        if not rows or not trainer.is_global_zero:
+            return
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path = write_new(folder / self.filename, lines)
+        rank_zero_info(f"The {len(rows)} generations are in {path}.")
+        count = len(rows) if self.table_rows is None else min(self.table_rows, len(rows))
+        if count == 0:
+            return
+        chosen = [rows[index * len(rows) // count] for index in range(count)]
+        columns = list(dict.fromkeys(name for row in chosen for name in row))
+        data = [[row.get(name) for name in columns] for row in chosen]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table("test/generations", columns=columns, data=data)

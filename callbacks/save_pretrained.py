@@ -1,0 +1,60 @@
+"""A trained model as a folder that others load."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from callbacks._files import run_folder
+
+
+class SavePretrained(Callback):
+    """Save the weights at the end of training as a folder that transformers or peft loads, the tokenizer beside them.
+
+    Asks of the module ``save_pretrained(folder)``. The tokenizer is the ``tokenizer`` of the datamodule, else of the
+    module; without one a warning says so. Only the first process writes. A run with ``fast_dev_run`` saves nothing, as
+    Lightning saves no checkpoint then.
+
+    Args:
+        folder: Folder to write to, whose files of the same names are replaced; by default ``pretrained`` in the folder
+            of the run.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the module can be saved."""
+        if not callable(getattr(pl_module, "save_pretrained", None)):
+            raise AttributeError(
+                f"SavePretrained asks for {type(pl_module).__name__}.save_pretrained(folder), which is missing."
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save weights and tokenizer."""
+        if trainer.fast_dev_run:
+            return
+        folder = Path(self.folder) if self.folder else run_folder(trainer) / "pretrained"
+        if not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        module: Any = pl_module
+        module.save_pretrained(str(folder))
+        try:
+            tokenizer = _tokenizer(trainer, pl_module)
+        except (OSError, ValueError) as error:  # the weights are saved: what they lack is told, not fatal
+            rank_zero_warn(f"The model in {folder} has no tokenizer beside it: {error}")
+        else:
+            tokenizer.save_pretrained(str(folder))
+        rank_zero_info(f"The model is in {folder}.")
+
+
+def _tokenizer(trainer: Trainer, pl_module: LightningModule) -> Any:
+    found = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+    if found is None and inspect.getattr_static(pl_module, "tokenizer", None) is not None:
+        found = pl_module.tokenizer
+    if not hasattr(found, "save_pretrained"):
+        raise ValueError("neither the datamodule nor the module has one.")
+    return found
