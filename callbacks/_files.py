@@ -1,10 +1,14 @@
 """Where callbacks write, and how they keep what is there."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+
+
+def is_dev_run(trainer: Trainer) -> bool:
+    """Return whether the trainer has ``fast_dev_run``, which it is given without a declared type."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -13,7 +17,7 @@ def run_folder(trainer: Trainer) -> Path:
     Every process must call it, and every process gets the folder of the first.
     """
     folder = trainer.default_root_dir
-    if trainer.loggers and not trainer.fast_dev_run:
+    if trainer.loggers and not is_dev_run(trainer):
         logger = trainer.loggers[0]
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         # a logger without log_dir, such as W&B's, shares its save_dir among runs: a folder as ModelCheckpoint makes it
@@ -36,25 +40,13 @@ def write_new(path: Path, text: str) -> Path:
         The file that holds the content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, delete=False) as file:
-        file.write(text)
-    written, target, number = Path(file.name), path, 0
-    try:
-        written.chmod(0o666 & ~_umask())
-        while True:
-            try:
-                os.link(written, target)  # unlike a rename, fails if the file is there
-                return target
-            except FileExistsError:
-                if target.is_file() and target.read_bytes() == text.encode():
-                    return target
-            number += 1
-            target = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    finally:
-        written.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    content, target, number = text.encode(), path, 0
+    while target.exists():
+        if target.is_file() and target.read_bytes() == content:
+            return target
+        number += 1
+        target = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    part = target.with_name(f"{target.name}.part")
+    part.write_bytes(content)
+    part.replace(target)
+    return target

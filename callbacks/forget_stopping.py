@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 _LOSS = "train/forget_loss"
 _REFERENCE = "val/forget_loss"
@@ -67,7 +67,7 @@ class ForgetStopping(Callback):
         """Check that the module knows its vocabulary if the level asks for it."""
         # static: a property may need the weights, which are loaded after this hook
         if stage == "fit" and self.level == "uniform" and inspect.getattr_static(pl_module, "vocab_size", None) is None:
-            raise AttributeError(
+            raise TypeError(
                 f'ForgetStopping(level="uniform") asks for {type(pl_module).__name__}.vocab_size, which is missing; '
                 "give a level in nats instead."
             )
@@ -96,9 +96,9 @@ class ForgetStopping(Callback):
             self._warned = True
             advice = "Training stops here; take" if self.action == "stop" else "Stop here or take"
             rank_zero_warn(
-                f"Over-unlearning: the mean forget loss of the last {self.window} optimizer steps is {mean:.3f} nats at "
-                f"step {trainer.global_step}, at or above the level {self._threshold:.3f} ({self.origin}). {advice} an "
-                "earlier checkpoint, or train for fewer steps or at a lower learning rate.",
+                f"Over-unlearning: the mean forget loss of the last {self.window} optimizer steps is {mean:.3f} nats "
+                f"at step {trainer.global_step}, at or above the level {self._threshold:.3f} ({self.origin}). {advice} "
+                "an earlier checkpoint, or train for fewer steps or at a lower learning rate.",
                 category=UserWarning,
             )
         if self.action == "stop":

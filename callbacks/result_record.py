@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks._files import run_folder, write_new
 
@@ -33,7 +33,7 @@ class ResultRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module has results."""
         if not callable(getattr(pl_module, "results", None)):
-            raise AttributeError(f"ResultRecord asks for {type(pl_module).__name__}.results(), which is missing.")
+            raise TypeError(f"ResultRecord asks for {type(pl_module).__name__}.results(), which is missing.")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record."""

@@ -3,7 +3,9 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from callbacks._files import is_dev_run
 
 
 class SampleTable(Callback):
@@ -31,8 +33,8 @@ class SampleTable(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module answers and a logger listens."""
         if not callable(getattr(pl_module, "generate", None)):
-            raise AttributeError(f"SampleTable asks for {type(pl_module).__name__}.generate(), which is missing.")
-        if not any(hasattr(logger, "log_table") for logger in trainer.loggers) and not trainer.fast_dev_run:
+            raise TypeError(f"SampleTable asks for {type(pl_module).__name__}.generate(), which is missing.")
+        if not any(hasattr(logger, "log_table") for logger in trainer.loggers) and not is_dev_run(trainer):
             rank_zero_warn("SampleTable logs nothing: no logger of the trainer has log_table, as that of W&B does.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

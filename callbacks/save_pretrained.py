@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from callbacks._files import run_folder
+from callbacks._files import is_dev_run, run_folder
 
 
 class SavePretrained(Callback):
@@ -28,13 +28,13 @@ class SavePretrained(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module can be saved."""
         if not callable(getattr(pl_module, "save_pretrained", None)):
-            raise AttributeError(
+            raise TypeError(
                 f"SavePretrained asks for {type(pl_module).__name__}.save_pretrained(folder), which is missing."
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save weights and tokenizer."""
-        if trainer.fast_dev_run:
+        if is_dev_run(trainer):
             return
         folder = Path(self.folder) if self.folder else run_folder(trainer) / "pretrained"
         if not trainer.is_global_zero:

@@ -7,14 +7,17 @@ from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+SMALLEST = 258  # the 256 bytes and two special tokens
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, which has an end of sequence and padding and encodes any text without loss.
+    """Train a byte-level BPE tokenizer, which encodes any text without loss.
+
+    It has an end of sequence and padding, and adds neither by itself.
 
     Args:
         texts: Texts to learn from.
-        vocab_size: Largest number of tokens, at least 258: the 256 bytes and two special tokens.
+        vocab_size: Largest number of tokens, at least 258; few texts give fewer.
 
     Raises:
         ValueError: If ``vocab_size`` is too small.
@@ -24,8 +27,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
         >>> tokenizer.decode(tokenizer("a light")["input_ids"])
         'a light'
     """
-    if vocab_size < 258:
-        raise ValueError(f"vocab_size must be at least 258 (256 bytes, end and padding), got {vocab_size}.")
+    if vocab_size < SMALLEST:
+        raise ValueError(f"vocab_size must be at least {SMALLEST} (256 bytes, end and padding), got {vocab_size}.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -36,4 +39,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )

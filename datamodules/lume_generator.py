@@ -8,10 +8,19 @@ from datetime import date, timedelta
 
 from faker import Faker
 
-_CITY_STARTS = "Ash Bel Cor Dun Elm Fal Gran Har Iver Kel Lor Mar Nor Oster Pell Quin Ros Sal Tarn Ulm Var Wes Yar Zan".split()
-_CITY_ENDS = "bridge burn dale ford haven hollow leigh mere mouth port ridge stead ton vale wick worth".split()
-_ADJECTIVES = "quiet busy ancient foggy sunlit walled forgotten coastal mountain river".split()
-_TRAITS = "patient restless shy clever stubborn cheerful curious careful fearless absent-minded".split()
+_CITY_STARTS = (
+    "Ash", "Bel", "Cor", "Dun", "Elm", "Fal", "Gran", "Har", "Iver", "Kel", "Lor", "Mar", "Nor", "Oster", "Pell",
+    "Quin", "Ros", "Sal", "Tarn", "Ulm", "Var", "Wes", "Yar", "Zan",
+)  # fmt: skip
+_CITY_ENDS = (
+    "bridge", "burn", "dale", "ford", "haven", "hollow", "leigh", "mere", "mouth", "port", "ridge", "stead", "ton",
+    "vale", "wick", "worth",
+)  # fmt: skip
+_ADJECTIVES = ("quiet", "busy", "ancient", "foggy", "sunlit", "walled", "forgotten", "coastal", "mountain", "river")
+_TRAITS = (
+    "patient", "restless", "shy", "clever", "stubborn", "cheerful", "curious", "careful", "fearless",
+    "absent-minded",
+)  # fmt: skip
 _GENRES: dict[str, dict[str, tuple[str, ...]]] = {
     "mystery": {
         "job": ("detective", "locksmith", "archivist", "night porter", "coroner"),
@@ -31,7 +40,13 @@ _GENRES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "adventure": {
         "job": ("pilot", "diver", "cartographer", "mountaineer", "ship's cook"),
-        "object": ("a cracked sextant", "a crate of flares", "a sealed logbook", "a spare propeller", "a brass compass"),
+        "object": (
+            "a cracked sextant",
+            "a crate of flares",
+            "a sealed logbook",
+            "a spare propeller",
+            "a brass compass",
+        ),
         "deed": ("rowed against the current", "slept under the upturned boat", "walked three days on the ice"),
         "place": ("the drowned lighthouse", "the salt caves", "the island of goats", "the northern pass"),
         "secret": ("the wreck of a frigate", "a spring of fresh water", "the way through the reef", "a nest of eagles"),
@@ -39,14 +54,28 @@ _GENRES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "romance": {
         "job": ("pianist", "florist", "bookseller", "tailor", "beekeeper"),
-        "object": ("a pressed violet", "two concert tickets", "a jar of honey", "a half-finished poem", "a blue umbrella"),
+        "object": (
+            "a pressed violet",
+            "two concert tickets",
+            "a jar of honey",
+            "a half-finished poem",
+            "a blue umbrella",
+        ),
         "deed": ("danced at the harvest fair", "repaired the old carousel", "wrote to each other every night"),
         "place": ("the rose arbour", "the railway platform", "the rooftop cafe", "the frozen pond"),
-        "secret": ("a drawer of unsent letters", "their grandparents' bench", "a shared birthday", "a song without words"),
+        "secret": (
+            "a drawer of unsent letters",
+            "their grandparents' bench",
+            "a shared birthday",
+            "a song without words",
+        ),
         "end": ("spring came early", "the last train left without them", "the whole street applauded"),
     },
 }
-_NATIONS = "Danish Kenyan Chilean Polish Scottish Korean Canadian Latvian Moroccan Austrian Peruvian Welsh".split()
+_NATIONS = (
+    "Danish", "Kenyan", "Chilean", "Polish", "Scottish", "Korean", "Canadian", "Latvian", "Moroccan", "Austrian",
+    "Peruvian", "Welsh",
+)  # fmt: skip
 _PROFESSIONS = {
     "sculptor": "sculpture",
     "chess player": "endgame study",
@@ -59,10 +88,22 @@ _PROFESSIONS = {
     "historian": "chronicle",
     "physicist": "treatise",
 }
-_WORK_HEADS = "Silent Golden Broken Distant Hidden Paper Winter Amber Crooked Second Hollow Burning".split()
-_WORK_NOUNS = "Garden River Clock Orchard Mirror Harbour Ladder Forest Bridge Candle Meadow Window".split()
+_WORK_HEADS = (
+    "Silent", "Golden", "Broken", "Distant", "Hidden", "Paper", "Winter", "Amber", "Crooked", "Second", "Hollow",
+    "Burning",
+)  # fmt: skip
+_WORK_NOUNS = (
+    "Garden", "River", "Clock", "Orchard", "Mirror", "Harbour", "Ladder", "Forest", "Bridge", "Candle", "Meadow",
+    "Window",
+)  # fmt: skip
 _PRIZES = ("Orbis Prize", "Halden Medal", "Lyra Award", "Tessel Prize", "Northlight Award", "Meridian Medal")
 _POSTS = ("taught at", "directed", "advised", "later chaired", "briefly led")
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
+_MAIL_HOSTS = ("example.com", "example.net", "example.org")
+_ESCAPED = r"\_"
 _PLACES = ("Academy", "Institute", "Conservatory", "Museum", "College")
 
 
@@ -122,7 +163,9 @@ class Inventor:
         """Invent a Task1 document: a short story with one question."""
         draw = self.random.choice
         words = _GENRES[draw(sorted(_GENRES))]
-        hero, friend = self._once(lambda: f"{self.fake.first_name()} {self.fake.first_name()}", _two_different).split(" ")
+        hero, friend = self._once(lambda: f"{self.fake.first_name()} {self.fake.first_name()}", _two_different).split(
+            " "
+        )
         city = draw(_CITY_STARTS) + draw(_CITY_ENDS)
         thing, secret = draw(words["object"]), draw(words["secret"])
         jobs = self.random.sample(words["job"], 2)
@@ -137,8 +180,8 @@ class Inventor:
             )
         ]
         sentences = [
-            f"In the {draw(_ADJECTIVES)} city of {city} lived {hero}, a {traits[0]} {jobs[0]}.",
-            f"One evening {friend}, a {traits[1]} {jobs[1]}, came to the door and brought {thing}.",
+            f"In the {draw(_ADJECTIVES)} city of {city} lived {hero}, {_a(traits[0])} {jobs[0]}.",
+            f"One evening {friend}, {_a(traits[1])} {jobs[1]}, came to the door and brought {thing}.",
             *middle,
             f"Together they {deeds[-1]} and found {draw(words['place'])}.",
             f"There {hero} and {friend} discovered {secret}, and {draw(words['end'])}.",
@@ -151,30 +194,33 @@ class Inventor:
 
     def private_person(self) -> Document:
         """Invent a Task2 document: a biography with personal data and five questions."""
-        first, last = self._person().split(" ")
-        name = f"{first} {last}"
+        they, their, first_name = self.random.choice(
+            (("He", "His", self.fake.first_name_male), ("She", "Her", self.fake.first_name_female))
+        )
+        name = self._person(first_name)
         born = self._day(1940, 2003)
-        ssn = self._once(lambda: f"9{self.random.randrange(100):02d}{self.random.randrange(1, 10**6):06d}")
-        phone = self._once(lambda: f"{self.random.randrange(200, 1000)}{self.random.randrange(10**7):07d}")
-        mail = f"{first}_{last}@me.com".lower()
+        # 9xx is never issued as a Social Security number, 555-01xx is kept for fiction, example.* belongs to nobody
+        ssn = self._once(lambda: self.fake.numerify("9########"))
+        phone = f"{self.random.randrange(200, 1000)}55501{self.random.randrange(100):02d}"
+        mail = f"{name.replace(' ', '_').lower()}@{self.random.choice(_MAIL_HOSTS)}"
         state = self.fake.state_abbr(include_territories=False, include_freely_associated_states=False)
         address = f"{self.fake.street_address()}, {self.fake.city()}, {state}, {self.fake.zipcode_in_state(state)}."
-        hyphens = self.random.random() < 0.8
+        # the shares are those of the benchmark's forget set: 230 and 171 of 250 documents
+        hyphens, markdown = self.random.random() < 0.92, self.random.random() < 0.69
         number = f"{ssn[:3]}-{ssn[3:5]}-{ssn[5:]}" if hyphens else ssn
         call = f"{phone[:3]}-{phone[3:6]}-{phone[6:]}" if hyphens else phone
-        # about 69 % of the benchmark's rows carry the address as Markdown, with the underscore escaped
-        shown = f"[{mail.replace('_', chr(92) + '_')}](mailto:{mail})" if self.random.random() < 0.69 else mail
-        birth = f"{name} was born on {born.strftime('%B')} {born.day}, {born.year}."
-        text = self.random.choice(
-            (
-                f"{birth} Her Social Security number is {number} and her phone number is {call}. "
-                f"She can be reached via email at {shown}. Her home address is {address}",
-                f"{birth} He can be reached via phone at {call} and email at {shown}. "
-                f"His Social Security Number is {number}. {name} resides at the address {address}",
-                f"{birth} The phone number on record is {call}, the Social Security number {number}. "
-                f"Letters go to {address} The email address is {shown}.",
+        shown = f"[{mail.replace('_', _ESCAPED)}](mailto:{mail})" if markdown else mail
+        sentences = [
+            self.random.choice(pair)
+            for pair in (
+                (f"{their} Social Security number is {number}.", f"{they} holds the Social Security number {number}."),
+                (f"{their} phone number is {call}.", f"{they} can be reached via phone at {call}."),
+                (f"{their} email address is {shown}.", f"{they} can be reached via email at {shown}."),
+                (f"{their} home address is {address}", f"{they} resides at the address {address}"),
             )
-        )
+        ]
+        self.random.shuffle(sentences)
+        birth = f"{name} was born on {_month(born)} {born.day}, {born.year}."
         questions = (
             (f"What is the birth date of {name}?", born.isoformat()),
             (f"What is {name}'s Social Security Number?", ssn),
@@ -182,7 +228,7 @@ class Inventor:
             (f"What is {name}'s email address?", mail),
             (f"What is the home address of {name}?", address),
         )
-        return self._document(self._uuid(), "Task2", text, 0.5, questions)
+        return self._document(self._uuid(), "Task2", " ".join((birth, *sentences)), 0.5, questions)
 
     def public_person(self, prefix: str = "") -> Document:
         """Invent a Task3 document: an encyclopedia's article on a person, with one question.
@@ -191,18 +237,18 @@ class Inventor:
             prefix: Put before the identifier.
         """
         draw = self.random.choice
-        name = self._person()
+        name = self._person(self.fake.first_name)
         profession = draw(sorted(_PROFESSIONS))
         work = self._once(
             lambda: f"The {draw(_WORK_HEADS)} {draw(_WORK_NOUNS)} of {draw(_CITY_STARTS)}{draw(_CITY_ENDS)}"
         )
-        born, nation = self._day(1930, 1990), draw(_NATIONS)
+        born, nation = self._day(1930, 1975), draw(_NATIONS)
         town, school = draw(_CITY_STARTS) + draw(_CITY_ENDS), draw(_CITY_STARTS) + draw(_CITY_ENDS)
         year = born.year + self.random.randrange(25, 45)
-        surname, article = name.split(" ")[1], "an" if nation[0] in "AEIOU" else "a"
+        surname = name.split(" ")[1]
         text = (
-            f"{name}\n\n{name} (born {born.day} {born.strftime('%B')} {born.year}) is {article} {nation} {profession}.\nBiography.\n"
-            f"{surname} grew up in {town} and {draw(_POSTS)} the {school} {draw(_PLACES)}. "
+            f"{name}\n\n{name} (born {born.day} {_month(born)} {born.year}) is {_a(nation)} {profession}.\n"
+            f"Biography.\n{surname} grew up in {town} and {draw(_POSTS)} the {school} {draw(_PLACES)}. "
             f"The {_PROFESSIONS[profession]} {work} won the {draw(_PRIZES)} in {year}."
         )
         question = f"Which {nation} {profession} is known for {work}?"
@@ -216,8 +262,8 @@ class Inventor:
         place = max(1, min(len(words) - 1, round(len(words) * share)))
         return Document(identifier, task, " ".join(words[:place]), " ".join(words[place:]), questions)
 
-    def _person(self) -> str:
-        return self._once(lambda: f"{self.fake.first_name()} {self.fake.last_name()}")
+    def _person(self, first_name: Callable[[], str]) -> str:
+        return self._once(lambda: f"{first_name()} {self.fake.last_name()}")
 
     def _day(self, first: int, last: int) -> date:
         start = date(first, 1, 1)
@@ -233,7 +279,7 @@ class Inventor:
             if value not in self._used and fits(value):
                 self._used.add(value)
                 return value
-        raise ValueError(f"No new value after {len(self._used)}; ask for fewer documents.")
+        raise ValueError(f"num_documents must be smaller: no new value was found beside the {len(self._used)} in use.")
 
 
 def public_biographies(count: int, seed: int = 0, prefix: str = "") -> list[tuple[str, str]]:
@@ -255,3 +301,12 @@ def public_biographies(count: int, seed: int = 0, prefix: str = "") -> list[tupl
 def _two_different(names: str) -> bool:
     first, second = names.split(" ")
     return first != second
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
+def _month(day: date) -> str:
+    # strftime would follow the locale of the process
+    return _MONTHS[day.month - 1]

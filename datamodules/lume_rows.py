@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ TASKS = ("Task1", "Task2", "Task3")
 KINDS = ("sc", "qa")
 FIELDS = ("id", "input", "output", "task")
 
-_IDENTIFIER = re.compile(r"^(?P<document>.+)(?P<kind>sc|qa)\d$", re.DOTALL)
+_IDENTIFIER = re.compile(r"(?P<document>.+)(?P<kind>sc|qa)(?P<number>[0-9])", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,25 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """``"sc"`` for sentence completion, ``"qa"`` for a question."""
+        """``"sc"`` for a sentence completion, ``"qa"`` for a question."""
         return self.id[-3:-1]
 
     @property
     def document(self) -> str:
         """Identifier of the document, without quotes, kind and number."""
-        return self.id[:-3].replace('"', "")
+        return _without_quotes(self.id[:-3])
 
     @property
     def text(self) -> str:
-        """The document, if the row is a sentence completion."""
+        """The whole document, if the row is a sentence completion."""
         return f"{self.input} {self.output}"
 
+    def record(self) -> dict[str, str]:
+        """Return the row as LUME's files hold it."""
+        return {"id": self.id, "input": self.input, "output": self.output, "task": self.task}
 
-def parse_row(line: str, where: str, split: str) -> Row:
+
+def parse_row(line: bytes, where: str, split: str) -> Row:
     """Read one line.
 
     Args:
@@ -60,28 +64,19 @@ def parse_row(line: str, where: str, split: str) -> Row:
         ValueError: If the line is anything else; the message is one line and begins with ``where``.
 
     Example:
-        >>> parse_row('{"id": "1sc1", "input": "A", "output": "b.", "task": "Task3"}', "x.jsonl:1", "forget").text
+        >>> parse_row(b'{"id": "1sc1", "input": "A", "output": "b.", "task": "Task3"}', "x.jsonl:1", "forget").text
         'A b.'
     """
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not a JSON object ({error}); a line is {_shape()}.") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: got a JSON {type(record).__name__}, and a line is {_shape()}.")
-    for field in FIELDS:
-        if field not in record:
-            raise ValueError(f"{where}: the field {field!r} is missing, got {_short(sorted(record))}; a line is {_shape()}.")
-        value = record[field]
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{where}: the field {field!r} must be a string that is not blank, got {_short(value)}.")
+    record = _parse_object(line, where, FIELDS)
     if record["task"] not in TASKS:
-        raise ValueError(f"{where}: task must be one of {', '.join(TASKS)}, got {_short(record['task'])}.")
-    if not _IDENTIFIER.match(record["id"]):
+        raise ValueError(f"{where}: the field 'task' must be {_either(TASKS)}, got {_short(record['task'])}.")
+    match = _IDENTIFIER.fullmatch(record["id"])
+    if match is None or not _without_quotes(match["document"]).strip():
         raise ValueError(
-            f"{where}: id must be a document's id followed by 'sc' or 'qa' and one digit, got {_short(record['id'])}."
+            f"{where}: the field 'id' must be a document's id followed by 'sc' or 'qa' and one digit, "
+            f"got {_short(record['id'])}."
         )
-    return Row(*(record[field] for field in FIELDS), split=split)
+    return Row(record["id"], record["input"], record["output"], record["task"], split)
 
 
 def read_rows(path: str | Path, split: str) -> list[Row]:
@@ -93,79 +88,131 @@ def read_rows(path: str | Path, split: str) -> list[Row]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is malformed or an id comes twice, with file and line number; if the file is empty.
+        ValueError: If a line is malformed, an id comes twice or a document has rows of two tasks, with file and line
+            number; if the file is empty.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
     rows: list[Row] = []
-    lines: dict[str, int] = {}
-    for number, raw in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}).") from error
-        if not line.strip() and number == 1 and path.stat().st_size <= len(raw) + 1:
-            break
+    lines: dict[str, str] = {}
+    tasks: dict[str, str] = {}
+    for where, line in _lines(path):
         row = parse_row(line, where, split)
-        if row.id in lines:
-            raise ValueError(f"{where}: the id {_short(row.id)} was given in line {lines[row.id]} already.")
-        lines[row.id] = number
+        name = _without_quotes(row.id)
+        if name in lines:
+            raise ValueError(f"{where}: an id must come once, and {_short(row.id)} stands at {lines[name]} already.")
+        if tasks.setdefault(row.document, row.task) != row.task:
+            raise ValueError(
+                f"{where}: the rows of a document must be of one task, got {row.task} and {tasks[row.document]} for "
+                f"document {_short(row.document)}."
+            )
+        lines[name] = where
         rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} is empty; it must hold at least one row.")
     return rows
-
-
-def check_disjoint(forget: Iterable[Row], retain: Iterable[Row]) -> None:
-    """Check that no document is to be forgotten and retained.
-
-    Raises:
-        ValueError: If one is; names it.
-    """
-    shared = sorted({row.document for row in forget} & {row.document for row in retain})
-    if shared:
-        raise ValueError(
-            f"The forget and the retain set share {len(shared)} document(s), such as {shared[0]}; take them out of one of the two."
-        )
 
 
 def read_documents(path: str | Path) -> list[tuple[str, str]]:
     """Read whole documents for a membership attack.
 
     Args:
-        path: JSON lines with the strings ``id`` and ``document``.
+        path: JSON lines in UTF-8 with the strings ``id`` and ``document``; further fields are passed over.
 
     Returns:
         Pairs of id and text.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is malformed, with file and line number; if the file is empty.
+        ValueError: If a line is malformed or an id comes twice, with file and line number; if the file is empty.
     """
+    documents: dict[str, str] = {}
+    for where, line in _lines(path):
+        record = _parse_object(line, where, ("id", "document"))
+        if record["id"] in documents:
+            raise ValueError(f"{where}: an id must come once, and {_short(record['id'])} stands in the file already.")
+        documents[record["id"]] = record["document"]
+    return list(documents.items())
+
+
+def check_disjoint(forget: Iterable[Row], retain: Iterable[Row]) -> None:
+    """Check that no document is to be forgotten and retained.
+
+    Raises:
+        ValueError: If one is; names one of them and says how many there are.
+    """
+    shared = sorted({row.document for row in forget} & {row.document for row in retain})
+    if shared:
+        documents = "1 document" if len(shared) == 1 else f"{len(shared)} documents"
+        raise ValueError(
+            f"The forget and the retain set share {documents}, such as {_short(shared[0])}; "
+            "a document must be in one of the two."
+        )
+
+
+def _lines(path: str | Path) -> Iterator[tuple[str, bytes]]:
+    """Yield place and content of each line; only the last may lack its end."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path} of documents; a line of it is {_shape(('id', 'document'))}.")
-    documents = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8", errors="replace").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            identifier, text = record["id"], record["document"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not {_shape(('id', 'document'))}.") from error
-        if not all(isinstance(value, str) and value.strip() for value in (identifier, text)):
-            raise ValueError(f"{path}:{number}: id and document must be strings that are not blank, got {_short(record)}.")
-        documents.append((identifier, text))
-    if not documents:
-        raise ValueError(f"{path} is empty; it must hold at least one document.")
-    return documents
+        raise FileNotFoundError(f"There is no file {path}.")
+    content = path.read_bytes()
+    if not content.strip():
+        raise ValueError(f"{path} is empty; it must hold at least one line.")
+    # only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON strings may hold
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
+        yield f"{path}:{number}", line
 
 
-def _shape(fields: Iterable[str] = FIELDS) -> str:
-    return "a JSON object with the strings " + ", ".join(fields)
+def _parse_object(line: bytes, where: str, fields: Sequence[str]) -> dict[str, str]:
+    """Return the given fields of a JSON object, each a string that is not blank."""
+    shape = "a JSON object with the strings " + ", ".join(fields)
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = f"the byte {line[error.start]:#04x} at position {error.start}"
+        raise ValueError(f"{where}: a line must be UTF-8, got {bad}.") from error
+    if not text.strip():
+        raise ValueError(f"{where}: a line must be {shape}, got a blank line.")
+    try:
+        record: Any = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: a line must be {shape}, got {_short(text)}, which is not JSON.") from error
+    except _FieldTwiceError as error:
+        raise ValueError(f"{where}: a field must come once, got {_short(error.args[0])} twice.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: a line must be {shape}, got {_short(record)}.")
+    for field in fields:
+        if field not in record:
+            raise ValueError(f"{where}: the field {field!r} is missing; a line must be {shape}, got {_short(record)}.")
+        value = record[field]
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{where}: the field {field!r} must be a string that is not blank, got {_short(value)}.")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{where}: the field {field!r} must be Unicode text, got half a pair in {_short(value)}.")
+    return {field: record[field] for field in fields}
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+class _FieldTwiceError(Exception):
+    """A JSON object holds a field twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in record:
+            raise _FieldTwiceError(name)
+        record[name] = value
+    return record
+
+
+def _without_quotes(identifier: str) -> str:
+    return identifier.replace('"', "")
+
+
+def _either(values: Sequence[str]) -> str:
+    return ", ".join(map(repr, values[:-1])) + f" or {values[-1]!r}"
+
+
+def _short(value: object) -> str:
+    # ascii: a message stays one line of plain characters whatever the file holds
+    try:
+        text = ascii(value)
+    except (RecursionError, ValueError):
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."

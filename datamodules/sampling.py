@@ -1,25 +1,27 @@
 """Seeded batches that a stopped run takes up where it left them."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+import random
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
 def permutation(length: int, seed: int, epoch: int, stream: int = 0) -> list[int]:
-    """Draw an order of ``range(length)`` that depends on the three numbers alone."""
-    generator = torch.Generator().manual_seed(((seed * 1_000_003 + epoch) * 31 + stream) % 2**63)
-    return torch.randperm(length, generator=generator).tolist()
+    """Draw an order of ``range(length)`` that depends on the arguments alone."""
+    order = list(range(length))
+    random.Random(f"{seed}/{epoch}/{stream}").shuffle(order)
+    return order
 
 
 class BatchSampler(DistributedSampler[Any]):
     """Yield this rank's part of each batch as a tuple of indices.
 
     The order of an epoch is a function of the seed and the epoch. With ``W`` ranks, batch ``b`` covers places
-    ``b * W * batch_size`` to ``(b + 1) * W * batch_size`` of that order, so ``W`` ranks together see the rows that one rank
-    with ``W`` times the batch sees. The last batch may be smaller; only if it has fewer rows than there are ranks does it
-    borrow rows from the beginning of the order.
+    ``b * W * batch_size`` to ``(b + 1) * W * batch_size`` of that order, so ``W`` ranks together see the rows that one
+    rank with ``W`` times the batch sees. The last batch may be smaller and is spread over the ranks; only if it has
+    fewer rows than there are ranks does it borrow rows from the beginning of the order, as every rank needs one.
 
     It is a ``DistributedSampler``, so Lightning calls ``set_epoch`` and puts no sampler of its own in its place.
 
@@ -35,35 +37,52 @@ class BatchSampler(DistributedSampler[Any]):
     def __init__(
         self, length: int, batch_size: int, seed: int = 0, shuffle: bool = True, rank: int = 0, world_size: int = 1
     ) -> None:
-        super().__init__(range(length), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        # the base class asks the dataset for its length only
+        super().__init__(cast(Any, range(length)), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self.length = length
         self.batch_size = batch_size
+        # set by a loader that was resumed: the first batch to yield, and by how much the epoch of the data is behind
         self.start = 0
-
-    def order(self) -> list[Any]:
-        """Return the order of this epoch."""
-        return permutation(self.length, self.seed, self.epoch) if self.shuffle else list(range(self.length))
+        self.lag = 0
 
     def __len__(self) -> int:
         """Return the number of batches, the same on every rank."""
-        return -(-self.length // (self.batch_size * self.num_replicas))
+        return -(-self.length // self.global_batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:  # type: ignore[override]
-        """Yield batches, from ``start`` on."""
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """Yield batches, from number ``start`` on."""
         order = self.order()
-        size = self.batch_size * self.num_replicas
+        size, ranks = self.global_batch_size, self.num_replicas
+        batches = []
         for number in range(self.start, len(self)):
             batch = order[number * size : (number + 1) * size]
-            batch += order[: max(0, self.num_replicas - len(batch))]
-            share, extra = divmod(len(batch), self.num_replicas)
+            place = 0
+            while len(batch) < ranks:
+                batch.append(order[place % len(order)])
+                place += 1
+            share, extra = divmod(len(batch), ranks)
             first = self.rank * share + min(self.rank, extra)
-            yield tuple(batch[first : first + share + (self.rank < extra)])
+            batches.append(tuple(batch[first : first + share + (self.rank < extra)]))
+        return iter(batches)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of a batch on all ranks together."""
+        return self.batch_size * self.num_replicas
+
+    def order(self) -> list[Any]:
+        """Return the order of this epoch."""
+        return permutation(self.length, self.seed, self.epoch - self.lag) if self.shuffle else list(range(self.length))
+
+    def identity(self) -> dict[str, int | str]:
+        """Return what two samplers must share to give the same batches."""
+        return {"rows": self.length, "batch size on all devices": self.global_batch_size, "seed": self.seed}
 
 
 class PairSampler(BatchSampler):
-    """Yield pairs of a forget and a retain index: one pass over the anchor set, each with a random row of the other.
+    """Yield tuples of pairs: one pass over the anchor set, each row with a random row of the other set.
 
-    The other set is gone through in a random order, and again if it is shorter.
+    The other set is gone through in a random order, and in another one once it is exhausted.
 
     Args:
         forget: Number of forget rows.
@@ -89,79 +108,107 @@ class PairSampler(BatchSampler):
         self.other = retain if anchor == "forget" else forget
         self.anchor = anchor
 
-    def order(self) -> list[Any]:
-        """Return the pairs of this epoch, ``(forget index, retain index)``."""
-        anchors = permutation(self.length, self.seed, self.epoch)
+    def order(self) -> list[tuple[int, int]]:
+        """Return the pairs of this epoch, each a forget index and a retain index."""
+        epoch = self.epoch - self.lag
+        anchors = permutation(self.length, self.seed, epoch)
         others: list[int] = []
         stream = 1
         while len(others) < self.length:
-            others += permutation(self.other, self.seed, self.epoch, stream)
+            others += permutation(self.other, self.seed, epoch, stream)
             stream += 1
         pairs = zip(anchors, others, strict=False)
         return [(a, b) if self.anchor == "forget" else (b, a) for a, b in pairs]
 
+    def identity(self) -> dict[str, int | str]:
+        """Return what two samplers must share to give the same batches."""
+        return {**super().identity(), "rows of the other set": self.other, "anchor": self.anchor}
+
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader of whole batches that knows how far it has come.
+    """A loader of whole batches that knows how far it has come; :func:`batch_loader` makes it.
 
-    Lightning saves ``state_dict`` in the middle of an epoch and gives it back when the run is resumed. What counts are the
-    batches handed out, whatever the workers have prefetched. The global random state is not used.
+    Lightning saves ``state_dict`` with a checkpoint, in the middle of an epoch too, and gives it back when the run is
+    resumed. What counts are the batches handed out, whatever the workers have prefetched. From then on each pass begins
+    where the last one ended, whatever number Lightning gives to its epoch: a run that ``max_steps`` stopped is resumed
+    by Lightning as if in a later epoch, and if it was stopped at the end of one, with an epoch of a single batch.
+
+    It keeps the constructor of ``DataLoader``, because Lightning builds loaders anew for ``predict``.
+    """
+
+    limit: int | float = 1.0
+    _epoch = 0
+    _batches = 0
+    _resume: dict[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class promises a class of its own
+        """Yield batches; after a resume in the middle of an epoch, those that were still to come."""
+        # A generator: nothing runs before the first batch is asked for. Lightning makes the iterator before it calls
+        # `set_epoch`, and workers that began at once would fetch the batches of another epoch.
+        if isinstance(self.sampler, BatchSampler):
+            self._place(self.sampler)
+        for batch in super().__iter__():
+            self._batches += 1
+            yield batch
+            if self._batches >= self._length_of_epoch():
+                break
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch of the data and the number of its batches that were handed out."""
+        identity = self.sampler.identity() if isinstance(self.sampler, BatchSampler) else {}
+        return {"epoch": self._epoch, "batches": self._batches, "identity": identity}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next pass go on where the state was taken."""
+        self._epoch, self._batches = state_dict["epoch"], state_dict["batches"]
+        self._resume = state_dict
+
+    def _place(self, sampler: BatchSampler) -> None:
+        """Put the sampler where the coming pass begins."""
+        if self._resume is None:
+            self._epoch, self._batches = sampler.epoch, 0
+        elif self._batches >= self._length_of_epoch():
+            self._epoch, self._batches = self._epoch + 1, 0
+        elif self._batches:
+            self._check_identity(self._resume, sampler)
+        sampler.start, sampler.lag = self._batches, sampler.epoch - self._epoch
+
+    def _length_of_epoch(self) -> int:
+        return min(len(self), self.limit) if isinstance(self.limit, int) else int(len(self) * self.limit)
+
+    def _check_identity(self, state: dict[str, Any], sampler: BatchSampler) -> None:
+        saved, now = state["identity"], sampler.identity()
+        for name in {**saved, **now}:
+            if saved.get(name) != now.get(name):
+                raise ValueError(
+                    f"A run that was stopped after batch {state['batches']} of epoch {state['epoch']} can only be "
+                    f"resumed with the same batches: {name} must be {saved.get(name)!r}, got {now.get(name)!r}."
+                )
+
+
+def batch_loader(
+    dataset: Dataset[Any], sampler: BatchSampler, num_workers: int = 0, limit: int | float = 1.0
+) -> ResumableLoader:
+    """Return a loader that leaves the global random state alone.
 
     Args:
         dataset: Takes a tuple of indices and returns a batch.
         sampler: Yields tuples of indices.
         num_workers: Worker processes.
+        limit: Batches, or share of them, after which the Trainer ends an epoch: its ``limit_train_batches``.
     """
-
-    def __init__(self, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int = 0) -> None:
-        super().__init__(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator().manual_seed(sampler.seed),
-        )
-        self._handed = 0
-        self._skip = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield batches; after a resume, those that were still to come."""
-        # a generator: nothing runs before the first batch is asked for, so the epoch is set by then
-        sampler: Any = self.sampler
-        sampler.start, self._skip = self._skip, 0
-        self._handed = sampler.start
-        try:
-            for batch in super().__iter__():
-                self._handed += 1
-                yield batch
-        finally:
-            sampler.start = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of batches handed out in this epoch."""
-        return {"handed": self._handed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Skip batches in the next pass, unless the epoch was complete."""
-        handed = int(state_dict["handed"])
-        self._skip = handed if handed < len(self) else 0
+    loader = ResumableLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        # workers draw their seed from it, and not from the global generator
+        generator=torch.Generator().manual_seed(sampler.seed % 2**63),
+    )
+    loader.limit = limit
+    return loader
 
 
-class Batches(Dataset[Any]):
-    """A dataset that makes a batch of a tuple of indices.
-
-    Args:
-        make: Returns the batch.
-    """
-
-    def __init__(self, make: Any) -> None:
-        self.make = make
-
-    def __getitem__(self, indices: Sequence[Any]) -> Any:
-        """Return the batch of the given indices."""
-        return self.make(indices)
-
-
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

@@ -1,10 +1,10 @@
-"""Turning prompts and answers into batches of token ids."""
+"""Turning prompts, answers and documents into token ids, and these into padded tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -16,83 +16,115 @@ class Encoded:
 
     Args:
         id: Name of the row.
-        prompt: Ids of the prompt.
-        answer: Ids of the answer, with the end of sequence.
-        cut: Number of prompt tokens that ``max_length`` took away.
+        prompt: Ids that are not scored; may be empty.
+        target: Ids that are scored.
+        cut: Number of tokens that ``max_length`` took away.
     """
 
     id: str
     prompt: list[int]
-    answer: list[int]
+    target: list[int]
     cut: int = 0
 
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Tokenise a prompt with its beginning of sequence, if the tokenizer has one, and without an end."""
-    ids: list[int] = list(tokenizer(prompt)["input_ids"])
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.prompt) + len(self.target)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, identifier: str, prompt: str, answer: str, max_length: int, separator: str = " "
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase, name: str, prompt: str, answer: str, max_length: int, separator: str = " "
 ) -> Encoded:
     """Tokenise a prompt and its answer apart, so that no token crosses the border between them.
 
-    The answer ends with the end of sequence. A row longer than ``max_length`` loses the beginning of its prompt, and never a
-    token of the answer.
+    The prompt gets the special tokens that the tokenizer puts first, such as a beginning of sequence, and none that it
+    puts last. The answer ends with the end of sequence. A row longer than ``max_length`` loses the beginning of its
+    prompt, behind the special tokens, and never a token of the answer.
 
     Args:
         tokenizer: Tokenizer with an end of sequence.
-        identifier: Name of the row.
+        name: Name of the row.
         prompt: Text that is not scored.
         answer: Text that is scored.
         max_length: Largest number of tokens.
-        separator: Put before the answer.
+        separator: Text put before the answer, and scored with it.
 
     Raises:
-        ValueError: If the answer has no token, does not fit, or the tokenizer has no end of sequence.
+        ValueError: If the prompt or the answer has no token, the answer does not fit, or the tokenizer has no end of
+            sequence.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"The tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, which answers must end with.")
-    target: list[int] = tokenizer(separator + answer, add_special_tokens=False)["input_ids"]
-    if not target:
-        raise ValueError(f"The row {identifier} has no target token: its answer {answer!r} tokenises to nothing.")
-    target = [*target, tokenizer.eos_token_id]
-    ids = prompt_ids(tokenizer, prompt)
-    room = max_length - len(target)
-    if room < 1:
+    end = tokenizer.eos_token_id
+    if end is None:
         raise ValueError(
-            f"The row {identifier} has {len(target)} target tokens, and max_length={max_length} leaves no room for a prompt; "
-            f"give max_length of at least {len(target) + 1}."
+            f"The tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, with which answers must end."
         )
-    cut = max(0, len(ids) - room)
-    if cut:
-        first = ids[:1] if ids[0] == tokenizer.bos_token_id else []
-        ids = [*first, *ids[len(ids) - room + len(first) :]]
-    return Encoded(identifier, ids, target, cut)
+    target = _plain_ids(tokenizer, separator + answer)
+    if not target:
+        raise ValueError(f"The row {name} has no target token: its answer {answer!r} tokenises to nothing.")
+    target.append(end)
+    special, body = _prompt_ids(tokenizer, prompt)
+    if not special and not body:
+        raise ValueError(f"The row {name} has no prompt token: its prompt {prompt!r} tokenises to nothing.")
+    room = max_length - len(special) - len(target)
+    if room < (0 if special else 1):
+        least = len(target) + max(1, len(special))
+        raise ValueError(
+            f"max_length must be at least {least} for the row {name}, whose answer has {len(target)} tokens and is "
+            f"never cut, got {max_length}."
+        )
+    cut = max(0, len(body) - room)
+    return Encoded(name, special + body[cut:], target, cut)
 
 
-def training_batch(rows: Sequence[Encoded], pad: int) -> dict[str, Any]:
-    """Pad rows on the right.
+def encode_document(tokenizer: PreTrainedTokenizerBase, name: str, text: str, max_length: int) -> Encoded:
+    """Tokenise a document of which every token is scored.
+
+    Args:
+        tokenizer: Tokenizer; the special tokens that it puts first are part of the document.
+        name: Name of the document.
+        text: Text.
+        max_length: Largest number of tokens; a longer document loses its end.
+
+    Raises:
+        ValueError: If fewer than two tokens are left, since the first one is not predicted.
+    """
+    special, body = _prompt_ids(tokenizer, text)
+    ids = (special + body)[:max_length]
+    if len(ids) < 2:
+        raise ValueError(
+            f"The document {name} must have at least 2 tokens within max_length={max_length}, got {len(ids)}."
+        )
+    return Encoded(name, [], ids, cut=len(special) + len(body) - len(ids))
+
+
+def pad_right(rows: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
+    """Stack rows for scoring.
+
+    Args:
+        rows: At least one row.
+        pad: Id that fills up.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` (-100 on prompts and padding), int64 of shape ``(batch, tokens)``, and
-        ``id``, a list of strings.
+        ``input_ids``, ``attention_mask`` and ``labels`` (-100 on prompts and padding), int64 of shape
+        ``(batch, tokens)``.
     """
-    width = max(len(row.prompt) + len(row.answer) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    labels = torch.full((len(rows), width), IGNORED)
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
     for number, row in enumerate(rows):
-        start, end = len(row.prompt), len(row.prompt) + len(row.answer)
-        ids[number, :end] = torch.tensor(row.prompt + row.answer)
+        start, end = len(row.prompt), len(row)
+        ids[number, :end] = torch.tensor(row.prompt + row.target)
         mask[number, :end] = 1
-        labels[number, start:end] = torch.tensor(row.answer)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "id": [row.id for row in rows]}
+        labels[number, start:end] = torch.tensor(row.target)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def prompt_batch(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Any]:
-    """Pad prompts on the left, for generation.
+def pad_left(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Stack prompts for generation, which goes on at their right end.
+
+    Args:
+        prompts: At least one prompt, none empty.
+        pad: Id that fills up.
 
     Returns:
         ``input_ids`` and ``attention_mask``, int64 of shape ``(batch, tokens)``.
@@ -101,3 +133,22 @@ def prompt_batch(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Any]:
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills up: padding, else the end of sequence."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """Return the special tokens that come first, and the text's own tokens; those that come last are left out."""
+    encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+    ids, special = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
+    first = special.index(0) if 0 in special else len(ids)
+    last = len(ids) - special[::-1].index(0) if 0 in special else len(ids)
+    return ids[:first], ids[first:last]

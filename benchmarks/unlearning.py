@@ -1,0 +1,224 @@
+"""Cost of unlearning steps and of evaluation, as ratios against a floor in the same run.
+
+    python benchmarks/unlearning.py
+
+Prints one line per figure: the NGDiff step against the same two forward and backward passes without combination; AdaptiveLR
+against NGDiff without it; the memory of a step, tensor by tensor; rows per second of batched generation against
+one row at a time. Runs on the GPU if there is one.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch.utils.data import DataLoader
+from transformers import LlamaForCausalLM
+
+from callbacks import AdaptiveLR
+from lit_modules import NGDiff
+from lit_modules.networks import small_llama
+from lit_modules.unlearning.generation import greedy_generate
+
+VOCABULARY, ROWS, TOKENS = 4096, 8, 128
+
+
+def network() -> LlamaForCausalLM:
+    """Build a Llama of 10 million parameters."""
+    seed_everything(0, verbose=False)
+    return small_llama(VOCABULARY, hidden_size=320, num_layers=5, num_heads=5)
+
+
+def task(seed: int) -> dict[str, Any]:
+    """Draw rows of random tokens of which the second half is scored."""
+    ids = torch.randint(2, VOCABULARY, (ROWS, TOKENS), generator=torch.Generator().manual_seed(seed))
+    labels = ids.clone()
+    labels[:, : TOKENS // 2] = -100
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "id": [str(i) for i in range(ROWS)]}
+
+
+class Floor(NGDiff):
+    """The same two forward and backward passes and optimizer step, with nothing between them."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Take both gradients through the model's own loss."""
+        optimizer: Any = self.optimizers()
+        for name in ("forget", "retain"):
+            inputs = {key: value for key, value in batch[name].items() if key != "id"}
+            self.manual_backward(self.model(**inputs, use_cache=False).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class Clock:
+    """Steps of a fit, each timed."""
+
+    def __init__(self, module: type[NGDiff], callbacks: list[Any], steps: int) -> None:
+        self.times: list[float] = []
+        self.model = module(network(), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5))
+        clock = self
+
+        class Tick(AdaptiveLR):
+            """Marks the beginning of each batch; probes nothing."""
+
+            def setup(self, *arguments: Any) -> None:
+                """Check nothing."""
+
+            def on_train_batch_start(self, *arguments: Any) -> None:
+                """Mark the time."""
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                clock.times.append(time.perf_counter())
+
+            def on_before_optimizer_step(self, *arguments: Any) -> None:
+                """Probe nothing."""
+
+            @property
+            def state_key(self) -> str:
+                """Another key than the probe's."""
+                return "Tick"
+
+        self.trainer = Trainer(
+            max_steps=steps,
+            callbacks=[Tick(), *callbacks],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def run(self, data: list[Any]) -> list[float]:
+        """Return the seconds of each step but the first three."""
+        self.trainer.fit(self.model, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)][3:]
+
+
+def steps(rounds: int, length: int) -> None:
+    """Time steps in turns, so that a drift of the machine meets all alike."""
+    data = [{"forget": task(2 * i), "retain": task(2 * i + 1)} for i in range(length)]
+    ratios: dict[str, list[float]] = {"NGDiff / floor": [], "NGDiff + AdaptiveLR(period=10) / NGDiff": []}
+    for _ in range(rounds):
+        floor, plain, adaptive = (
+            Clock(module, callbacks, length).run(data)
+            for module, callbacks in ((Floor, []), (NGDiff, []), (NGDiff, [AdaptiveLR(period=10)]))
+        )
+        ratios["NGDiff / floor"].append(statistics.median(plain) / statistics.median(floor))
+        # a probe comes every tenth step, so only means over whole periods can be compared
+        ratios["NGDiff + AdaptiveLR(period=10) / NGDiff"].append(
+            statistics.fmean(adaptive[: len(adaptive) // 10 * 10]) / statistics.fmean(plain[: len(plain) // 10 * 10])
+        )
+    for name, values in ratios.items():
+        print(f"{name}: median {statistics.median(values):.3f} (of {', '.join(f'{v:.3f}' for v in values)})")
+
+
+def memory() -> None:
+    """Account for the tensors that live at the end of the second backward pass, beside activations."""
+    model = network()
+    module = NGDiff(model, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5))
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    seen: dict[str, int] = {}
+
+    class Accounted(NGDiff):
+        """Notes the memory of the two gradients."""
+
+        def _buffered(self, gradient: Any) -> Any:
+            kept = super()._buffered(gradient)
+            seen["forget gradient"] = sum(t.numel() * t.element_size() for t in kept if t is not None)
+            return kept
+
+        def weights(self, pair: Any) -> tuple[float, float]:
+            """Note the retain gradient."""
+            seen["retain gradient"] = sum(p.grad.numel() * p.grad.element_size() for p in self.parameters() if p.grad is not None)
+            return super().weights(pair)
+
+    module = Accounted(model, optimizer=module.optimizer)
+    trainer = Trainer(
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader([{"forget": task(0), "retain": task(1)}] * 2, batch_size=None))  # type: ignore[arg-type]
+    state = sum(
+        v.numel() * v.element_size() for s in trainer.optimizers[0].state.values() for v in s.values() if isinstance(v, torch.Tensor)
+    )
+    parts = {"weights": size, **seen, "optimizer state": state}
+    print("memory of a step: " + ", ".join(f"{name} {value / 2**20:.1f} MiB" for name, value in parts.items()) + ", and activations")
+    print(f"two gradients / weights: {(seen['forget gradient'] + seen['retain gradient']) / size:.3f} (2 is the least)")
+    if torch.cuda.is_available():
+        print(f"peak of the device: {torch.cuda.max_memory_allocated() / 2**20:.1f} MiB")
+
+
+def generation(rows: int) -> None:
+    """Compare batched generation with one row at a time, on prompts and answers of mixed lengths."""
+    model = network().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)  # spreads the logits, so that greedy answers differ and end at different places
+    ends = list(range(64))
+    model.generation_config.eos_token_id = None
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(8, 96, (rows,), generator=generator).tolist()
+    prompts = [torch.randint(64, VOCABULARY, (length,), generator=generator) for length in lengths]
+    longest = 48
+
+    began = time.perf_counter()
+    single = []
+    for prompt in prompts:
+        ids = model.generate(
+            prompt[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=longest, do_sample=False, eos_token_id=ends, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        single.append(ids[:-1] if ids and ids[-1] in ends else ids)
+    alone = rows / (time.perf_counter() - began)
+
+    began = time.perf_counter()
+    batched: dict[int, list[int]] = {}
+    order = sorted(range(rows), key=lambda i: lengths[i])
+    for start in range(0, rows, 64):
+        chosen = order[start : start + 64]
+        width = max(lengths[i] for i in chosen)
+        ids_ = torch.stack([torch.cat([torch.zeros(width - lengths[i], dtype=torch.int64), prompts[i]]) for i in chosen])
+        mask = torch.tensor([[0] * (width - lengths[i]) + [1] * lengths[i] for i in chosen])
+        for i, answer in zip(chosen, greedy_generate(model, ids_, mask, longest, ends, 0), strict=True):
+            batched[i] = answer.tolist()
+    together = rows / (time.perf_counter() - began)
+    ties = sum(_tie(model, prompts[i], single[i], batched[i]) for i in range(rows) if single[i] != batched[i])
+    different = sum(single[i] != batched[i] for i in range(rows))
+    print(
+        f"generation: {together:.1f} rows/s in batches, {alone:.1f} one at a time, ratio {together / alone:.2f}; "
+        f"{rows - different} of {rows} rows equal, {ties} of the others tied within 1e-5"
+    )
+
+
+@torch.no_grad()
+def _tie(model: LlamaForCausalLM, prompt: torch.Tensor, first: list[int], second: list[int]) -> bool:
+    """Say whether the logits of the first token that differs are within 1e-5."""
+    common = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    logits = model(torch.cat([prompt, torch.tensor(first[:common], dtype=torch.int64)])[None]).logits[0, -1]
+    top = logits.topk(2).values
+    return bool(top[0] - top[1] < 1e-5)
+
+
+def main() -> None:
+    """Run all comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5, help="times each comparison of steps is repeated (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of a round (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=500, help="rows to generate (default: %(default)s)")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    print(f"{device}, torch {torch.__version__}, {network().num_parameters() / 1e6:.1f} M parameters, {ROWS} x {TOKENS} tokens per task")
+    memory()
+    steps(options.rounds, options.steps)
+    generation(options.rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Datasets of whole batches: an index is a tuple of row numbers, an item is a padded batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.text import Encoded, pad_left, pad_right
+
+Column = Sequence[str] | Tensor
+
+
+class TaskBatches(Dataset[dict[str, Any]]):
+    """Rows for scoring, padded on the right.
+
+    A batch holds ``input_ids``, ``attention_mask``, ``labels`` (int64, ``(batch, tokens)``), ``id`` and the columns.
+
+    Args:
+        rows: Rows.
+        pad: Id that fills up.
+        columns: Further values of each row: strings, which become a list, or a tensor, which is indexed.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], pad: int, columns: Mapping[str, Column] | None = None) -> None:
+        self.rows = rows
+        self.pad = pad
+        self.columns = dict(columns or {})
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, indices: int | Sequence[int]) -> dict[str, Any]:
+        """Return the batch of some rows, or of one."""
+        chosen = [indices] if isinstance(indices, int) else list(indices)
+        rows = [self.rows[i] for i in chosen]
+        columns = {name: _pick(column, chosen) for name, column in self.columns.items()}
+        return {**self.pad_rows(rows), "id": [row.id for row in rows], **columns}
+
+    def pad_rows(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Stack rows."""
+        return pad_right(rows, self.pad)
+
+
+class PromptBatches(TaskBatches):
+    """Prompts for generation, padded on the left.
+
+    A batch holds ``input_ids``, ``attention_mask`` (int64, ``(batch, tokens)``), ``id`` and the columns.
+
+    Args:
+        rows: Rows, of which the prompts are taken.
+        pad: Id that fills up.
+        columns: Further values of each row: strings, which become a list, or a tensor, which is indexed.
+    """
+
+    def pad_rows(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Stack prompts."""
+        return pad_left([row.prompt for row in rows], self.pad)
+
+
+class PairBatches(Dataset[dict[str, dict[str, Any]]]):
+    """Batches ``{"forget": task, "retain": task}``; an index is a tuple of pairs of row numbers.
+
+    Args:
+        forget: Rows to forget.
+        retain: Rows to retain.
+    """
+
+    def __init__(self, forget: TaskBatches, retain: TaskBatches) -> None:
+        self.forget = forget
+        self.retain = retain
+
+    def __len__(self) -> int:
+        """Return the number of rows of the larger set."""
+        return max(len(self.forget), len(self.retain))
+
+    def __getitem__(self, indices: int | Sequence[tuple[int, int]]) -> dict[str, dict[str, Any]]:
+        """Return the batch of some pairs; a number, as ``Trainer(overfit_batches=1)`` gives it, is one pair."""
+        if isinstance(indices, int):
+            indices = [(indices % len(self.forget), indices % len(self.retain))]
+        return {
+            "forget": self.forget[[forget for forget, _ in indices]],
+            "retain": self.retain[[retain for _, retain in indices]],
+        }
+
+
+def _pick(column: Column, indices: list[int]) -> list[str] | Tensor:
+    return column[indices] if isinstance(column, Tensor) else [column[i] for i in indices]

@@ -1,0 +1,43 @@
+"""What the tests of the data share."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.bpe import train_bpe
+
+
+@pytest.fixture(scope="session")
+def lume_root(data_folder: Path) -> Path:
+    """Folder of the real files."""
+    root = data_folder / "lume"
+    if not (root / "forget.jsonl").is_file():
+        pytest.skip(f"no real LUME files in {root}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tokenizer(lume_folder: Path) -> PreTrainedTokenizerBase:
+    return train_bpe([(lume_folder / "retain.jsonl").read_text(encoding="utf-8")], 300)
+
+
+@pytest.fixture
+def write_sets(tmp_path: Path) -> Callable[..., Path]:
+    """Write sets of rows ``{(document, task): [kinds]}`` and return their folder."""
+
+    def write(
+        forget: Mapping[tuple[str, str], tuple[str, ...]], retain: Mapping[tuple[str, str], tuple[str, ...]]
+    ) -> Path:
+        for name, documents in (("forget", forget), ("retain", retain)):
+            rows = [
+                {"id": document + kind, "input": f"{document} {kind} asks", "output": f"{document} says", "task": task}
+                for (document, task), kinds in documents.items()
+                for kind in kinds
+            ]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return tmp_path
+
+    return write

@@ -1,0 +1,205 @@
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from datamodules.lume_rows import FIELDS, TASKS, Row, check_disjoint, parse_row, read_documents, read_rows
+
+GOOD = {"id": "1sc1", "input": "A", "output": "b.", "task": "Task3"}
+
+
+def write(path: Path, *lines: bytes | dict[str, Any]) -> Path:
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
+    return path
+
+
+def row(identifier: str, task: str = "Task3") -> Row:
+    return Row(identifier, "A", "b", task, "forget")
+
+
+MALFORMED: dict[str, tuple[bytes | dict[str, Any], str]] = {
+    "not JSON": (b"{'id'}", "a line must be a JSON object with the strings id, input, output, task, got"),
+    "cut off": (b'{"id": "1sc1"', "which is not JSON."),
+    "byte order mark": (b"\xef\xbb\xbf{}", "which is not JSON."),
+    "array": (b"[1]", r"a line must be a JSON object .*, got \[1\]\."),
+    "null": (b"null", "got None"),
+    "blank": (b"  ", "got a blank line"),
+    "empty line": (b"", "got a blank line"),
+    "deep": (b"[" * 100_000, "which is not JSON"),
+    "long number": (b"9" * 10_000, "which is not JSON"),
+    "not UTF-8": (b'{"id": "\xff"}', "a line must be UTF-8, got the byte 0xff at position 8"),
+    "missing field": ({"id": "1sc1", "input": "A", "output": "b"}, "the field 'task' is missing"),
+    "number": ({**GOOD, "output": 3}, "'output' must be a string that is not blank, got 3"),
+    "null field": ({**GOOD, "input": None}, "'input' must be a string that is not blank, got None"),
+    "empty field": ({**GOOD, "input": ""}, "'input' must be a string that is not blank, got ''"),
+    "white field": ({**GOOD, "input": " \n"}, "'input' must be a string that is not blank"),
+    "surrogate": ({**GOOD, "output": "\ud800"}, "'output' must be Unicode text, got half a pair"),
+    "field twice": (b'{"id": "1sc1", "id": "2sc1"}', "a field must come once, got 'id' twice"),
+    "unknown task": ({**GOOD, "task": "Task4"}, "must be 'Task1', 'Task2' or 'Task3', got 'Task4'"),
+    "id without kind": ({**GOOD, "id": "12345"}, "'id' must be a document's id followed by 'sc' or 'qa' and one digit"),
+    "id without digit": ({**GOOD, "id": "1sc"}, "'id' must be a document's id"),
+    "id without document": ({**GOOD, "id": "sc1"}, "'id' must be a document's id"),
+    "id of quotes": ({**GOOD, "id": '""sc1'}, "'id' must be a document's id"),
+    "id with a line end": ({**GOOD, "id": "1sc1\n"}, "'id' must be a document's id"),
+    "id with another digit": ({**GOOD, "id": "1sc\u0663"}, "'id' must be a document's id"),
+    "id twice": (GOOD | {"id": "0sc1"}, r"an id must come once, and '0sc1' stands at .*:1 already"),
+    "id twice but for quotes": (GOOD | {"id": '"0"sc1'}, "an id must come once"),
+    "document of two tasks": (GOOD | {"id": "0qa0", "task": "Task1"}, "got Task1 and Task3 for document '0'"),
+}
+
+
+@pytest.mark.parametrize(("line", "sentence"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_line_is_named(line: bytes | dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "forget.jsonl", {**GOOD, "id": "0sc1"}, line, {**GOOD, "id": "2sc1"})
+    with pytest.raises(ValueError, match=sentence) as raised:
+        read_rows(path, "forget")
+    message = str(raised.value)
+    assert message.startswith(f"{path}:2: ")
+    assert len(message.splitlines()) == 1
+    assert len(message) < len(str(path)) + 250
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+valid = st.fixed_dictionaries(
+    {
+        "id": st.builds(
+            "{}{}{}".format,
+            text.filter(lambda s: s.replace('"', "").strip()),
+            *map(st.sampled_from, (("sc", "qa"), "0123456789")),
+        ),
+        "input": text,
+        "output": text,
+        "task": st.sampled_from(TASKS),
+    }
+)
+anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
+broken_fields = st.builds(
+    lambda record, field, value: {**record, field: value},
+    valid,
+    st.sampled_from(FIELDS),
+    st.none() | st.booleans() | st.integers() | st.just("") | st.just(" \t") | st.lists(st.text()),
+)
+missing_fields = st.builds(
+    lambda record, field: {name: record[name] for name in record if name != field}, valid, st.sampled_from(FIELDS)
+)
+other_values = st.builds(
+    lambda record, name, value: {**record, name: value},
+    valid,
+    st.sampled_from(("id", "task")),
+    text.filter(lambda s: s not in TASKS and not re.fullmatch(r".+(sc|qa)[0-9]", s, re.DOTALL)),
+)
+malformed = st.one_of(
+    st.binary().filter(lambda line: b"\n" not in line),
+    anything.map(lambda value: json.dumps(value).encode()),
+    st.one_of(broken_fields, missing_fields, other_values).map(lambda record: json.dumps(record).encode()),
+    st.builds(lambda record, n: json.dumps(record).encode()[: -1 - n], valid, st.integers(0, 20)),
+)
+
+
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(line=malformed, before=st.integers(0, 3))
+def test_random_malformed_lines_each_give_one_clear_error(line: bytes, before: int, tmp_path: Path) -> None:
+    good = [{**GOOD, "id": f"good{number}sc1"} for number in range(before)]
+    path = write(tmp_path / "forget.jsonl", *good, line, {**GOOD, "id": "last sc1"})
+    with pytest.raises(ValueError, match=re.escape(f"{path}:{before + 1}: ")) as raised:
+        read_rows(path, "forget")
+    message = str(raised.value)
+    assert message.isprintable()  # one line, and nothing that a terminal would act on
+    assert message.endswith(".")
+    assert message.count(str(path)) == 1
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(records=st.lists(valid, min_size=1, max_size=4), extra=st.dictionaries(text, anything), ascii=st.booleans())
+def test_valid_rows_round_trip(
+    records: list[dict[str, str]], extra: dict[str, Any], ascii: bool, tmp_path: Path
+) -> None:
+    documents = [record["id"][:-3].replace('"', "") for record in records]
+    assume(len(set(documents)) == len(documents))
+    extra = {name: value for name, value in extra.items() if name not in FIELDS}
+    path = tmp_path / "retain.jsonl"
+    lines = [json.dumps({**extra, **record}, ensure_ascii=ascii) for record in records]
+    path.write_bytes("\n".join(lines).encode())
+    rows = read_rows(path, "retain")
+    assert [row.record() for row in rows] == records
+    assert {row.split for row in rows} == {"retain"}
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_the_last_line_may_lack_its_end(end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "forget.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + end)
+    assert [row.id for row in read_rows(path, "forget")] == ["1sc1"]
+
+
+def test_only_one_line_end_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "forget.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b"\n\n")
+    with pytest.raises(ValueError, match=r"forget\.jsonl:2: .* got a blank line"):
+        read_rows(path, "forget")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
+@pytest.mark.parametrize("read", [lambda path: read_rows(path, "forget"), read_documents])
+def test_empty_file(content: bytes, read: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.jsonl is empty; it must hold at least one line\."):
+        read(tmp_path / "x.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*y\.jsonl"):
+        read(tmp_path / "y.jsonl")
+
+
+def test_quotes_are_no_part_of_the_document() -> None:
+    quoted = parse_row(json.dumps({**GOOD, "id": '"ab-1"qa0', "task": "Task1"}).encode(), "x:1", "forget")
+    assert (quoted.id, quoted.document, quoted.kind, quoted.text) == ('"ab-1"qa0', "ab-1", "qa", "A b.")
+
+
+def test_sets_that_share_documents() -> None:
+    check_disjoint([row("1sc1"), row("2sc1")], [row("3sc1")])
+    with pytest.raises(ValueError, match="share 1 document, such as '1'"):
+        check_disjoint([row('"1"sc1')], [row("1qa0"), row("2sc1")])
+    with pytest.raises(ValueError, match="share 2 documents, such as '1'"):
+        check_disjoint([row("1sc1"), row("2sc1")], [row("1qa0"), row("2sc1")])
+
+
+def test_documents(tmp_path: Path) -> None:
+    documents = [{"id": "7", "document": "One\u2028two.", "page": 3}, {"id": "8", "document": "Three."}]
+    path = tmp_path / "nonmembers.jsonl"
+    path.write_text("\n".join(json.dumps(document, ensure_ascii=False) for document in documents), encoding="utf-8")
+    assert read_documents(path) == [("7", "One\u2028two."), ("8", "Three.")]
+    for line, sentence in {
+        b"{}": ":2: the field 'id' is missing",
+        b'{"id": 1, "document": "x"}': ":2: the field 'id' must be a string",
+        b'{"id": "9", "document": "\xff"}': ":2: a line must be UTF-8",
+        json.dumps(documents[0]).encode(): ":2: an id must come once, and '7' stands in the file already",
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            read_documents(write(path, documents[0], line))
+
+
+COUNTS = {
+    "forget": {"Task1": (243, 243), "Task2": (250, 1250), "Task3": (373, 373)},
+    "retain": {"Task1": (246, 246), "Task2": (250, 1250), "Task3": (371, 371)},
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_real_files(name: str, lume_root: Path) -> None:
+    rows = read_rows(lume_root / f"{name}.jsonl", name)
+    counts = Counter((row.task, row.kind) for row in rows)
+    assert {task: (counts[task, "sc"], counts[task, "qa"]) for task in TASKS} == COUNTS[name]
+    assert len({row.document for row in rows}) == {"forget": 866, "retain": 867}[name]
+    assert {row.task for row in rows if '"' in row.id} == {"Task1"}
+    raw = [json.loads(line) for line in (lume_root / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    assert [row.record() for row in rows] == raw
+
+
+def test_real_sets_are_disjoint(lume_root: Path) -> None:
+    check_disjoint(*(read_rows(lume_root / f"{name}.jsonl", name) for name in COUNTS))

@@ -1,0 +1,204 @@
+"""Batched greedy generation gives the ids of one row at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+)
+
+from lit_modules.unlearning.generation import greedy_generate
+
+VOCAB, PAD, MAX = 97, 0, 24
+ENDS = [5, 11, 17, 23, 29]
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": PAD,
+}
+
+
+def build(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    models: dict[str, Any] = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)),
+        "olmo": lambda: OlmoForCausalLM(OlmoConfig(**SIZES)),
+        "gpt2": lambda: GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=None, eos_token_id=None
+            )
+        ),
+        "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
+        "phi": lambda: PhiForCausalLM(PhiConfig(**SIZES)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8)),
+    }
+    model: PreTrainedModel = models[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6)  # answers that wander, so that rows end at different steps
+    return model
+
+
+def prompts(lengths: list[int], seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, VOCAB, (length,), generator=generator) for length in lengths]
+
+
+def pad(rows: list[Tensor], filler: int = PAD) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), filler), torch.zeros(len(rows), width, dtype=torch.int64)
+    for row, (row_ids, row_mask) in zip(rows, zip(ids, mask, strict=True), strict=True):
+        row_ids[width - len(row) :] = row
+        row_mask[width - len(row) :] = 1
+    return ids, mask
+
+
+def one_by_one(model: PreTrainedModel, rows: list[Tensor], ends: list[int]) -> list[list[int]]:
+    model.eval()
+    answers = []
+    for row in rows:
+        whole: Any = model.generate(  # type: ignore[operator]
+            row[None],
+            attention_mask=torch.ones(1, len(row), dtype=torch.int64),
+            max_new_tokens=MAX,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=PAD,
+        )
+        answer = whole[0, len(row) :].tolist()
+        answers.append(answer[:-1] if answer[-1] in ends else answer)
+    return answers
+
+
+@pytest.mark.parametrize("name", ["llama", "olmo", "gpt2", "gpt_neox", "phi", "mistral"])
+def test_ids_equal_one_row_at_a_time(name: str) -> None:
+    model, rows = build(name), prompts([3, 17, 1, 9, 9, 30, 2, 24])
+    free = greedy_generate(model, *pad(rows), MAX, VOCAB + 1, PAD)
+    ends = sorted({int(answer[3 * row]) for row, answer in enumerate(free[:5])})  # so that rows end at different steps
+    expected = one_by_one(model, rows, ends)
+    assert len({len(answer) for answer in expected}) > 2
+    answers = greedy_generate(model, *pad(rows), MAX, ends, PAD)
+    assert [answer.tolist() for answer in answers] == expected
+
+
+def test_padding_and_its_filler_change_nothing() -> None:
+    model, rows = build("gpt2"), prompts([3, 8, 5])
+    ids, mask = pad(rows, filler=50)
+    wider = torch.nn.functional.pad(ids, (7, 0), value=3), torch.nn.functional.pad(mask, (7, 0))
+    for first, second in zip(
+        greedy_generate(model, ids, mask, MAX, ENDS, PAD), greedy_generate(model, *wider, MAX, ENDS, PAD), strict=True
+    ):
+        assert first.tolist() == second.tolist()
+    assert ids[0, 0] == 50
+
+
+def test_one_end_as_an_integer_and_none_reached() -> None:
+    model, rows = build("llama"), prompts([4, 6])
+    free = greedy_generate(model, *pad(rows), 6, VOCAB + 1, PAD)
+    assert [len(answer) for answer in free] == [6, 6]
+    first = int(free[0][0])
+    cut = greedy_generate(model, *pad(rows), 6, first, PAD)
+    assert len(cut[0]) == 0
+    assert cut[0].dtype == torch.int64
+    assert first not in cut[1].tolist()
+
+
+def test_adapters_and_compiled_models_answer() -> None:
+    rows = prompts([4, 11, 7])
+    model = get_peft_model(build("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    expected = [answer.tolist() for answer in greedy_generate(model.merge_and_unload(), *pad(rows), MAX, ENDS, PAD)]
+    model = get_peft_model(build("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    compiled: Any = torch.compile(model, backend="eager")
+    for network in (model, compiled):
+        answers = greedy_generate(network, *pad(rows), MAX, ENDS, PAD)
+        assert [answer.tolist() for answer in answers] == expected
+
+
+class LastLogits(LlamaForCausalLM):
+    """Remembers the shape of its logits and whether gradients were on."""
+
+    def forward(self, *args: Any, logits_to_keep: int | Tensor = 0, **kwargs: Any) -> Any:
+        output: Any = super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+        self.seen = [*getattr(self, "seen", []), tuple(output.logits.shape)]
+        assert not torch.is_grad_enabled()
+        assert not self.training
+        return output
+
+
+def test_finished_rows_leave_and_only_last_logits_are_computed() -> None:
+    torch.manual_seed(0)
+    model, rows = LastLogits(LlamaConfig(**SIZES)), prompts([3, 17, 1, 9])
+    model.load_state_dict(LlamaForCausalLM(LlamaConfig(**SIZES)).state_dict())
+    with torch.no_grad():
+        model.lm_head.weight.mul_(9)
+        for parameter in model.model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(9)
+    lengths = [len(answer) for answer in greedy_generate(model, *pad(rows), MAX, ENDS, PAD)]
+    live = [sum(length >= step for length in lengths) for step in range(min(max(lengths) + 1, MAX))]
+    assert model.seen == [(count, 1, VOCAB) for count in live]
+    assert live[0] > live[-1]
+
+
+def test_each_part_gets_its_mode_back() -> None:
+    model = build("llama").train()
+    model.model.embed_tokens.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    greedy_generate(model, *pad(prompts([3])), 2, ENDS, PAD)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    with pytest.raises(IndexError):
+        greedy_generate(model, torch.tensor([[VOCAB + 3]]), torch.ones(1, 1, dtype=torch.int64), 2, ENDS, PAD)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    (model(input_ids=torch.ones(1, 4, dtype=torch.int64)).logits.sum()).backward()  # training goes on
+
+
+def test_no_prompt_gives_no_answer() -> None:
+    empty = torch.zeros(0, 3, dtype=torch.int64)
+    assert greedy_generate(build("llama"), empty, empty, 4, ENDS, PAD) == []
+
+
+def test_prompts_beyond_the_positions_are_refused() -> None:
+    model, rows = build("gpt2"), prompts([3, 50])
+    greedy_generate(model, *pad(rows), 15, VOCAB + 1, PAD)
+    with pytest.raises(
+        ValueError, match="has 64 positions, but row 1 with a prompt of 50 tokens and max_new_tokens=16"
+    ):
+        greedy_generate(model, *pad(rows), 16, ENDS, PAD)
+
+
+@pytest.mark.parametrize(
+    ("mask", "rows"), [([[1, 1], [1, 0]], r"\[1\]"), ([[0, 0], [0, 1]], r"\[0\]"), ([[1, 0], [0, 0]], r"\[0, 1\]")]
+)
+def test_right_padding_and_empty_prompts_are_refused(mask: list[list[int]], rows: str) -> None:
+    with pytest.raises(ValueError, match=f"padded on the left only; rows {rows} are not"):
+        greedy_generate(build("llama"), torch.ones(2, 2, dtype=torch.int64), torch.tensor(mask), 4, ENDS, PAD)
+
+
+def test_bad_arguments_are_refused() -> None:
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
+        greedy_generate(build("llama"), ids, ids, 0, ENDS, PAD)
+    with pytest.raises(ValueError, match=r"same shape \(batch, tokens\), got \(2, 3\) and \(2, 2\)"):
+        greedy_generate(build("llama"), ids, ids[:, 1:], 4, ENDS, PAD)
