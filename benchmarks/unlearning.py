@@ -2,9 +2,9 @@
 
     python benchmarks/unlearning.py
 
-Prints one line per figure: the NGDiff step against the same two forward and backward passes without combination; AdaptiveLR
-against NGDiff without it; the memory of a step, tensor by tensor; rows per second of batched generation against
-one row at a time. Runs on the GPU if there is one.
+Prints one line per figure: the NGDiff step against the same two forward and backward passes without combination;
+AdaptiveLR against NGDiff without it; the memory of a step, tensor by tensor; rows per second of batched generation
+against one row at a time. Runs on the GPU if there is one.
 """
 
 import argparse
@@ -38,7 +38,12 @@ def task(seed: int) -> dict[str, Any]:
     ids = torch.randint(2, VOCABULARY, (ROWS, TOKENS), generator=torch.Generator().manual_seed(seed))
     labels = ids.clone()
     labels[:, : TOKENS // 2] = -100
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "id": [str(i) for i in range(ROWS)]}
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "id": [str(i) for i in range(ROWS)],
+    }
 
 
 class Floor(NGDiff):
@@ -132,7 +137,9 @@ def memory() -> None:
 
         def weights(self, pair: Any) -> tuple[float, float]:
             """Note the retain gradient."""
-            seen["retain gradient"] = sum(p.grad.numel() * p.grad.element_size() for p in self.parameters() if p.grad is not None)
+            seen["retain gradient"] = sum(
+                p.grad.numel() * p.grad.element_size() for p in self.parameters() if p.grad is not None
+            )
             return super().weights(pair)
 
     module = Accounted(model, optimizer=module.optimizer)
@@ -145,10 +152,17 @@ def memory() -> None:
     )
     trainer.fit(module, DataLoader([{"forget": task(0), "retain": task(1)}] * 2, batch_size=None))  # type: ignore[arg-type]
     state = sum(
-        v.numel() * v.element_size() for s in trainer.optimizers[0].state.values() for v in s.values() if isinstance(v, torch.Tensor)
+        v.numel() * v.element_size()
+        for s in trainer.optimizers[0].state.values()
+        for v in s.values()
+        if isinstance(v, torch.Tensor)
     )
     parts = {"weights": size, **seen, "optimizer state": state}
-    print("memory of a step: " + ", ".join(f"{name} {value / 2**20:.1f} MiB" for name, value in parts.items()) + ", and activations")
+    print(
+        "memory of a step: "
+        + ", ".join(f"{name} {value / 2**20:.1f} MiB" for name, value in parts.items())
+        + ", and activations"
+    )
     print(f"two gradients / weights: {(seen['forget gradient'] + seen['retain gradient']) / size:.3f} (2 is the least)")
     if torch.cuda.is_available():
         print(f"peak of the device: {torch.cuda.max_memory_allocated() / 2**20:.1f} MiB")
@@ -172,7 +186,12 @@ def generation(rows: int) -> None:
     single = []
     for prompt in prompts:
         ids = model.generate(
-            prompt[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=longest, do_sample=False, eos_token_id=ends, pad_token_id=0
+            prompt[None],
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=longest,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=0,
         )[0, len(prompt) :].tolist()
         single.append(ids[:-1] if ids and ids[-1] in ends else ids)
     alone = rows / (time.perf_counter() - began)
@@ -183,7 +202,9 @@ def generation(rows: int) -> None:
     for start in range(0, rows, 64):
         chosen = order[start : start + 64]
         width = max(lengths[i] for i in chosen)
-        ids_ = torch.stack([torch.cat([torch.zeros(width - lengths[i], dtype=torch.int64), prompts[i]]) for i in chosen])
+        ids_ = torch.stack(
+            [torch.cat([torch.zeros(width - lengths[i], dtype=torch.int64), prompts[i]]) for i in chosen]
+        )
         mask = torch.tensor([[0] * (width - lengths[i]) + [1] * lengths[i] for i in chosen])
         for i, answer in zip(chosen, greedy_generate(model, ids_, mask, longest, ends, 0), strict=True):
             batched[i] = answer.tolist()
@@ -199,7 +220,9 @@ def generation(rows: int) -> None:
 @torch.no_grad()
 def _tie(model: LlamaForCausalLM, prompt: torch.Tensor, first: list[int], second: list[int]) -> bool:
     """Say whether the logits of the first token that differs are within 1e-5."""
-    common = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    common = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
     logits = model(torch.cat([prompt, torch.tensor(first[:common], dtype=torch.int64)])[None]).logits[0, -1]
     top = logits.topk(2).values
     return bool(top[0] - top[1] < 1e-5)
@@ -208,13 +231,22 @@ def _tie(model: LlamaForCausalLM, prompt: torch.Tensor, first: list[int], second
 def main() -> None:
     """Run all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5, help="times each comparison of steps is repeated (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="times each comparison of steps is repeated (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of a round (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=500, help="rows to generate (default: %(default)s)")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    print(f"{device}, torch {torch.__version__}, {network().num_parameters() / 1e6:.1f} M parameters, {ROWS} x {TOKENS} tokens per task")
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{device}, torch {torch.__version__}, {network().num_parameters() / 1e6:.1f} M parameters, "
+        f"{ROWS} x {TOKENS} tokens per task"
+    )
     memory()
     steps(options.rounds, options.steps)
     generation(options.rows)

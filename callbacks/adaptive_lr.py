@@ -70,8 +70,8 @@ def next_rate(
     """Return the learning rate after a probe, or ``None`` if the probe is rejected.
 
     The probe is accepted if ``a > 0``, ``b > 0`` and ``r2 > r2_min``. The minimiser ``b / a`` is then clipped to
-    ``[rate / clip, rate * clip]`` and mixed in: ``smooth * rate + (1 - smooth) * scale * clipped``. With the defaults the
-    rate moves by a factor in [0.95, 1.1].
+    ``[rate / clip, rate * clip]`` and mixed in: ``smooth * rate + (1 - smooth) * scale * clipped``. With the defaults
+    the rate moves by a factor in [0.95, 1.1].
 
     Example:
         >>> next_rate(1.0, Parabola(a=1.0, b=1.5, r2=1.0))
@@ -89,17 +89,19 @@ def next_rate(
 class AdaptiveLR(Callback):
     """Set the learning rate from a parabola through the loss along the next update.
 
-    Every ``period`` optimizer steps the callback takes the optimizer's update on trial, which gives the direction for any
-    optimizer with its momentum, preconditioning and weight decay; evaluates the loss at ``theta - m * lr * d`` for each ``m``
-    in ``factors``; fits ``a x^2 / 2 - b x``; and moves the rate towards the minimiser ``b / a``. It then puts everything
-    back, bit for bit: weights, gradients, optimizer state, modes, random state. The real step follows with the new rate.
-    Losses are summed in the precision the module returns them in, at least float32, and over ranks. A probe with three
+    Every ``period`` optimizer steps the callback takes the optimizer's update on trial, which gives the direction for
+    any optimizer with its momentum, preconditioning and weight decay; evaluates the loss at ``theta - m * lr * d`` for
+    each ``m`` in ``factors``; fits ``a x^2 / 2 - b x``; and moves the rate towards the minimiser ``b / a``. It then
+    puts everything back, bit for bit: weights, gradients, optimizer state, modes, random state. The real step follows
+    with the new rate. Losses are summed in the precision the module returns them in, at least float32, and over ranks.
+    A probe with three
     factors costs three forward passes.
 
-    Asks of the module ``probe_loss(batch) -> (sum, weight)``: the summed loss of a training batch and its weight, such as its
-    number of target tokens, both scalar tensors; called without gradient and in evaluation mode. Works with automatic and
-    manual optimization, one optimizer, and no learning-rate scheduler. State is kept in the checkpoint. Logs
-    ``adaptive_lr/lr``, ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and ``adaptive_lr/accepted`` (0 or 1) at each probe.
+    Asks of the module ``probe_loss(batch) -> (sum, weight)``: the summed loss of a training batch and its weight, such
+    as its number of target tokens, both scalar tensors; called without gradient and in evaluation mode. Works with
+    automatic and manual optimization, one optimizer, and no learning-rate scheduler. State is kept in the checkpoint.
+    Logs ``adaptive_lr/lr``, ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and ``adaptive_lr/accepted`` (0
+    or 1) at each probe.
 
     Args:
         period: Optimizer steps from one probe to the next; the first step is probed.
@@ -120,7 +122,8 @@ class AdaptiveLR(Callback):
 
     References:
         Bu and Xu, "Automatic gradient descent with generalized Newton's method", arXiv 2407.02772; used with NGDiff in
-        arXiv 2410.22086. The default period of 10 follows a public reimplementation and is not checked against the paper.
+        arXiv 2410.22086. The default period of 10 follows a public reimplementation and is not checked against the
+        paper.
     """
 
     def __init__(
@@ -182,8 +185,8 @@ class AdaptiveLR(Callback):
         """Check that the module offers the probed loss."""
         if stage == "fit" and not callable(getattr(pl_module, "probe_loss", None)):
             raise TypeError(
-                f"AdaptiveLR needs {type(pl_module).__name__}.probe_loss(batch), which returns the summed loss of a batch and "
-                "its weight as two scalar tensors; add the method, or leave the callback out."
+                f"AdaptiveLR needs {type(pl_module).__name__}.probe_loss(batch), which returns the summed loss of a "
+                "batch and its weight as two scalar tensors; add the method, or leave the callback out."
             )
         if stage == "fit" and self.probe_batch == "fresh" and getattr(trainer, "datamodule", None) is None:
             raise ValueError("AdaptiveLR(probe_batch='fresh') draws from a datamodule, and the trainer has none.")
@@ -233,7 +236,9 @@ class AdaptiveLR(Callback):
             elif new != rate:
                 group["lr"] = value
         numbers = {"lr": new, "a": fit.a, "b": fit.b, "r2": fit.r2, "accepted": float(accepted)}
-        pl_module.log_dict({f"adaptive_lr/{name}": value for name, value in numbers.items()}, on_step=True, on_epoch=False)
+        pl_module.log_dict(
+            {f"adaptive_lr/{name}": value for name, value in numbers.items()}, on_step=True, on_epoch=False
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, and the batches of a step that is not complete."""
@@ -320,7 +325,9 @@ def _undone(optimizer: Optimizer, parameters: list[nn.Parameter], offload: bool)
 
     weights = [duplicate(parameter) for parameter in parameters]
     gradients = [None if parameter.grad is None else duplicate(parameter.grad) for parameter in parameters]
-    groups = [{key: copy.deepcopy(value) for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
+    groups = [
+        {key: copy.deepcopy(value) for key, value in g.items() if key != "params"} for g in optimizer.param_groups
+    ]
     # the trial works on copies of the state; the original objects wait untouched
     state = optimizer.state
     trial: defaultdict[Any, Any] = defaultdict(dict)

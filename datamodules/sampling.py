@@ -147,6 +147,8 @@ class ResumableLoader(DataLoader[Any]):
         # `set_epoch`, and workers that began at once would fetch the batches of another epoch.
         if isinstance(self.sampler, BatchSampler):
             self._place(self.sampler)
+        else:  # `Trainer(overfit_batches=...)` puts one in its place that does not shuffle
+            self._batches = 0
         for batch in super().__iter__():
             self._batches += 1
             yield batch

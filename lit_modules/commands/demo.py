@@ -20,10 +20,12 @@ def main(args: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lit-modules demo",
-        description="Run a method from end to end on the CPU, without network: train, evaluate, apply the method, evaluate again.",
+        description="Run a method from end to end on the CPU, without network, with evaluation before and after.",
     )
     parser.add_argument("method", choices=METHODS, help="method to show")
-    parser.add_argument("--folder", help="folder of the run; an unfinished run in it goes on (default: a new one in runs/)")
+    parser.add_argument(
+        "--folder", help="folder of the run; an unfinished run in it goes on (default: a new one in runs/)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and order (default: 0)")
     options = parser.parse_args(args)
     folder = Path(options.folder or f"runs/demo-{options.method}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -34,7 +36,8 @@ def main(args: list[str]) -> int:
 def unlearning(folder: Path, seed: int) -> None:
     """Memorise invented documents, unlearn half of them with NGDiff, and show the benchmark before and after.
 
-    Each stage is a command that a user can type, which is printed. A stage whose result lies in the folder is not run again.
+    Each stage is a command that a user can type, which is printed. A stage whose result lies in the folder is not run
+    again.
 
     Args:
         folder: Folder of the run.
@@ -57,11 +60,23 @@ def unlearning(folder: Path, seed: int) -> None:
     if not (target / "tokenizer.json").exists():
         console.rule("1 of 4: memorise the forget and the retain set")
         _say_and_run(
-            console, ["fit", "-c", memorise, *data, "--trainer.callbacks=callbacks.SavePretrained", saving, *_log(folder / "memorise")]
+            console,
+            [
+                "fit",
+                "-c",
+                memorise,
+                *data,
+                "--trainer.callbacks=callbacks.SavePretrained",
+                saving,
+                *_log(folder / "memorise"),
+            ],
         )
     if not before_file.exists():
         console.rule("2 of 4: evaluate the model that remembers")
-        _say_and_run(console, ["test", "-c", "ngdiff/lume_synthetic.yaml", f"--model.model={target}", *data, *_log(folder / "before")])
+        _say_and_run(
+            console,
+            ["test", "-c", "ngdiff/lume_synthetic.yaml", f"--model.model={target}", *data, *_log(folder / "before")],
+        )
     if not checkpoint.exists():
         console.rule("3 of 4: unlearn the forget set with NGDiff and the adaptive learning rate")
         cli: Any = _say_and_run(
@@ -72,13 +87,24 @@ def unlearning(folder: Path, seed: int) -> None:
         console.rule("4 of 4: evaluate the unlearned model")
         resumed = f"--ckpt_path={checkpoint}"
         _say_and_run(
-            console, ["test", "-c", "ngdiff/lume_synthetic.yaml", f"--model.model={target}", *data, resumed, *_log(folder / "after")]
+            console,
+            [
+                "test",
+                "-c",
+                "ngdiff/lume_synthetic.yaml",
+                f"--model.model={target}",
+                *data,
+                resumed,
+                *_log(folder / "after"),
+            ],
         )
     before, after = (json.loads(path.read_text()) for path in (before_file, after_file))
     (folder / "results.json").write_text(json.dumps({"before": before, "after": after}, indent=2) + "\n")
     plot_report(read_metrics(run), before, after, folder / "report.png", "NGDiff with AdaptiveLR on SyntheticLUME")
     console.print(table(before, after))
-    console.print(f"{time.monotonic() - began:.0f} s. Picture: {folder / 'report.png'}; numbers: {folder / 'results.json'}")
+    console.print(
+        f"{time.monotonic() - began:.0f} s. Picture: {folder / 'report.png'}; numbers: {folder / 'results.json'}"
+    )
     print(folder)
 
 
@@ -92,5 +118,7 @@ def _log(folder: Path) -> list[str]:
 def _say_and_run(console: Any, args: list[str]) -> Any:
     from lit_modules.cli import main as run
 
-    console.print("lit-modules " + " ".join(f"'{arg}'" if " " in arg else arg for arg in args), style="dim", markup=False)
+    console.print(
+        "lit-modules " + " ".join(f"'{arg}'" if " " in arg else arg for arg in args), style="dim", markup=False
+    )
     return run(args)

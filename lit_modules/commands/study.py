@@ -25,16 +25,20 @@ def main(args: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lit-modules study",
-        description="Unlearn the same memorised model with each method, rate and seed, and compare; a stopped study goes on.",
+        description="Unlearn the same memorised model with each method, rate and seed; a stopped study goes on.",
     )
     parser.add_argument("method", choices=("ngdiff",), help="study to run")
     parser.add_argument("--data", required=True, help="folder of forget.jsonl and retain.jsonl of LUME")
     parser.add_argument("--folder", default="runs/study-ngdiff", help="folder of the study (default: %(default)s)")
-    parser.add_argument("--documents", type=int, default=4, help="documents of each set and task (default: %(default)s)")
+    parser.add_argument(
+        "--documents", type=int, default=4, help="documents of each set and task (default: %(default)s)"
+    )
     parser.add_argument("--epochs", type=int, default=6, help="passes over the forget set (default: %(default)s)")
     parser.add_argument("--period", type=int, default=2, help="optimizer steps between probes (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="orders of the data (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, of a thread each (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes, of a thread each (default: %(default)s)"
+    )
     options = parser.parse_args(args)
     for name in ("documents", "epochs", "period", "seeds", "workers"):
         if getattr(options, name) < 1:
@@ -56,7 +60,10 @@ def run_study(folder: Path, options: argparse.Namespace) -> None:
     asked = {name: getattr(options, name) for name in ("data", "documents", "epochs", "period")}
     settings = folder / "settings.json"
     if settings.exists() and json.loads(settings.read_text()) != asked:
-        raise ValueError(f"{folder} holds a study with {settings.read_text().strip()}, and {asked} was asked for; give another --folder.")
+        raise ValueError(
+            f"{folder} holds a study with {settings.read_text().strip()}, and {asked} was asked for; "
+            "give another --folder."
+        )
     settings.write_text(json.dumps(asked) + "\n")
     pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"))
     start = folder / "start.json"
@@ -89,7 +96,13 @@ def _data(folder: Path, asked: dict[str, Any], **arguments: Any) -> Any:
     from transformers import AutoTokenizer
 
     # the packages meet in commands as they meet in a config: by class path
-    settings = {"root": asked["data"], "max_documents": asked["documents"], "eval_batch_size": 40, "num_workers": 0, "seed": 0}
+    settings = {
+        "root": asked["data"],
+        "max_documents": asked["documents"],
+        "eval_batch_size": 40,
+        "num_workers": 0,
+        "seed": 0,
+    }
     tokenizer = AutoTokenizer.from_pretrained(folder / "start") if (folder / "start").is_dir() else None
     return import_module("datamodules").LUME(**{**settings, "tokenizer": tokenizer, **arguments})
 
@@ -103,8 +116,13 @@ def _trainer(folder: Path, name: str, **arguments: Any) -> Any:
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    settings = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
-    quiet = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, "enable_checkpointing": False}
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    quiet: dict[str, Any] = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, "enable_checkpointing": False}
     return Trainer(**settings, **quiet, logger=CSVLogger(folder / "runs", name, version=""), **arguments)
 
 
@@ -124,15 +142,23 @@ def memorise(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     from lit_modules.unlearning import CausalLMFineTuning
 
     seed_everything(0, verbose=False)
-    lines = [line for name in ("forget", "retain") for line in (Path(asked["data"]) / f"{name}.jsonl").read_text().splitlines()]
+    lines = [
+        line
+        for name in ("forget", "retain")
+        for line in (Path(asked["data"]) / f"{name}.jsonl").read_text().splitlines()
+    ]
     texts = ["{input} {output}".format(**json.loads(line)) for line in lines]
     tokenizer = import_module("datamodules.bpe").train_bpe(texts, 2048)
     data = _data(folder, asked, tokenizer=tokenizer, subset="all", batch_size=8)
+    data.prepare_data()
+    data.setup("fit")
+    steps = EPOCHS * len(data.train_dataloader())
     module = CausalLMFineTuning(
         small_llama(len(tokenizer)),
         metric=LUMEScore(),
         max_new_tokens=128,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
     )
     trainer = _trainer(folder, "memorise", max_epochs=EPOCHS, gradient_clip_val=1.0, check_val_every_n_epoch=EPOCHS)
     trainer.fit(module, datamodule=data)
@@ -201,7 +227,11 @@ def unlearn(folder: Path, asked: dict[str, Any], method: str, rate: float, seed:
     }
     if probe is not None:
         drops = [b for _, b in series.get("adaptive_lr/b", [])]
-        result |= {"probes": probe.probes, "accepted": probe.accepted, "descending": sum(b > 0 for b in drops) / max(1, len(drops))}
+        result |= {
+            "probes": probe.probes,
+            "accepted": probe.accepted,
+            "descending": sum(b > 0 for b in drops) / max(1, len(drops)),
+        }
     return result
 
 
@@ -244,7 +274,7 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
     lines = [
         f"Start: forget {first['forget']:.3f}, retain {first['retain']:.3f}, task aggregate {first['aggregate']:.3f}.",
         "",
-        "| method | rate | forget (low) | retain (high) | task aggregate | NLL forget | NLL retain | steps with g_R.d < 0 | last rate |",
+        "| method | rate | forget (low) | retain (high) | aggregate | NLL forget | NLL retain | g_R.d<0 | last rate |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
 
@@ -255,7 +285,12 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
 
     for row in rows:
         cells = [row["method"], f"{row['rate']:g}", *(cell(row[name]) for name in ("forget", "retain", "aggregate"))]
-        cells += [cell(row["forget_loss"], ".2f"), cell(row["retain_loss"], ".2f"), cell(row["negative"]), cell(row["last_rate"], ".1e")]
+        cells += [
+            cell(row["forget_loss"], ".2f"),
+            cell(row["retain_loss"], ".2f"),
+            cell(row["negative"]),
+            cell(row["last_rate"], ".1e"),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| method | task aggregate over the rates: lowest | highest | spread |", "| --- | --- | --- | --- |"]
     for method in METHODS:

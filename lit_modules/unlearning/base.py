@@ -18,10 +18,11 @@ from lit_modules.unlearning.losses import summed_nll, target_tokens
 class Unlearning(CausalLM):
     """Take one optimizer step per group of ``accumulate`` batches; the base of the unlearning modules.
 
-    A batch is ``{"forget": task, "retain": task}``; a task maps ``input_ids``, ``attention_mask`` and ``labels`` to integers
-    of shape ``(batch, tokens)`` (a label of -100 is not scored), and may name its rows in ``id``. A task's loss is the mean
-    negative log-likelihood per target token over the whole group and over all ranks, so the same rows give the same step
-    however they are cut. Optimization is manual, because a step combines two gradients; tried on one device and with DDP.
+    A batch is ``{"forget": task, "retain": task}``; a task maps ``input_ids``, ``attention_mask`` and ``labels`` to
+    integers of shape ``(batch, tokens)`` (a label of -100 is not scored), and may name its rows in ``id``. A task's
+    loss is the mean negative log-likelihood per target token over the whole group and over all ranks, so the same rows
+    give the same step however they are cut. Optimization is manual, because a step combines two gradients; tried on
+    one device and with DDP.
 
     Subclasses write ``unlearning_step``, which leaves the direction in ``.grad``.
 
@@ -73,7 +74,9 @@ class Unlearning(CausalLM):
         """Collect a group of batches and take one optimizer step with it."""
         if not isinstance(batch, dict) or not {"forget", "retain"} <= batch.keys():
             found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
-            raise ValueError(f'{type(self).__name__} trains on batches {{"forget": task, "retain": task}}, got {found}.')
+            raise ValueError(
+                f'{type(self).__name__} trains on batches {{"forget": task, "retain": task}}, got {found}.'
+            )
         self._group.append(batch)
         if len(self._group) < self.accumulate and not self.trainer.is_last_batch:
             return
@@ -83,7 +86,9 @@ class Unlearning(CausalLM):
         if self.clip_norm is not None:
             self.clip_gradients(optimizer, self.clip_norm, "norm")
         if numbers.pop("skip", 0.0):
-            self.print(f"Step {self.global_step}: both gradients vanish or are not finite; the weights stay as they are.")
+            self.print(
+                f"Step {self.global_step}: both gradients vanish or are not finite; the weights stay as they are."
+            )
         else:
             optimizer.step()
         numbers["train/lr"] = float(optimizer.param_groups[0]["lr"])
@@ -91,7 +96,9 @@ class Unlearning(CausalLM):
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()
-        bar = {name: numbers.pop(name) for name in ("train/forget_loss", "train/retain_loss") if name in numbers}
+        bar: dict[str, Any] = {
+            name: numbers.pop(name) for name in ("train/forget_loss", "train/retain_loss") if name in numbers
+        }
         self.log_dict(bar, prog_bar=True)
         self.log_dict(numbers)
 
@@ -153,7 +160,9 @@ class Unlearning(CausalLM):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up a group that was not complete."""
         super().on_load_checkpoint(checkpoint)
-        self._group = [self.transfer_batch_to_device(b, self.device, 0) for b in checkpoint.get("lit_modules_group", [])]
+        self._group = [
+            self.transfer_batch_to_device(b, self.device, 0) for b in checkpoint.get("lit_modules_group", [])
+        ]
 
     def on_fit_end(self) -> None:
         """Forget a group that a stopped run left incomplete."""
@@ -163,13 +172,13 @@ class Unlearning(CausalLM):
         name = type(self).__name__
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError(
-                f"Trainer(accumulate_grad_batches={self.trainer.accumulate_grad_batches}) has no effect on {name}, which "
-                f"optimizes by itself; give {name}(accumulate={self.trainer.accumulate_grad_batches}) instead."
+                f"Trainer(accumulate_grad_batches={self.trainer.accumulate_grad_batches}) has no effect on {name}, "
+                f"which optimizes by itself; give {name}(accumulate={self.trainer.accumulate_grad_batches}) instead."
             )
         if self.trainer.gradient_clip_val is not None:
             raise ValueError(
-                f"Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) has no effect on {name}, which optimizes by "
-                f"itself; give {name}(clip_norm={self.trainer.gradient_clip_val}) instead."
+                f"Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) has no effect on {name}, which optimizes "
+                f"by itself; give {name}(clip_norm={self.trainer.gradient_clip_val}) instead."
             )
         if str(self.trainer.precision) == "16-mixed":
             raise ValueError(
@@ -181,8 +190,8 @@ class Unlearning(CausalLM):
 class TwoTaskUnlearning(Unlearning):
     """Combine a forget and a retain gradient, each taken over the whole group; the base of two-task methods.
 
-    Subclasses write ``weights``. The forget gradient waits in a buffer while the retain gradient is computed: this is the
-    one extra copy of the trainable gradients that a method which needs both cannot avoid.
+    Subclasses write ``weights``. The forget gradient waits in a buffer while the retain gradient is computed: this is
+    the one extra copy of the trainable gradients that a method which needs both cannot avoid.
 
     Args:
         buffer: Where the forget gradient waits: as it is, in half the memory, or on the CPU.
@@ -248,9 +257,7 @@ class TwoTaskUnlearning(Unlearning):
         self.check_finite(losses, self.row_names(group))
         statistics = PairStatistics(forget_norm=packed[2], retain_norm=packed[3], inner=packed[4])
         retain_weight, forget_weight = self.weights(statistics)
-        for parameter, tensor in zip(
-            parameters, combine_(retain, forget, retain_weight, forget_weight), strict=True
-        ):
+        for parameter, tensor in zip(parameters, combine_(retain, forget, retain_weight, forget_weight), strict=True):
             parameter.grad = None if tensor is None else tensor.to(parameter.device, parameter.dtype)
         retain_descent, forget_descent = statistics.descent(retain_weight, forget_weight)
         return {

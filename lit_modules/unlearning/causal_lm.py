@@ -40,25 +40,29 @@ def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedM
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ValueError(f"There is no model folder {name!r}. {remedy}")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{name!r} does not load as a causal language model: {reason} {remedy}") from error
+    model, report = loaded
     architectures = model.config.architectures or []
     if architectures and not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         raise ValueError(f"{name!r} holds {architectures[0]}, which is no causal language model. {remedy}")
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ValueError(f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}. {remedy}")
+        raise ValueError(
+            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}. {remedy}"
+        )
     return cast("PreTrainedModel", model)
 
 
 class CausalLM(LightningModule):
     """Load, score, generate with and save a causal language model; the base of the modules here.
 
-    Validation takes batches with ``labels`` and logs the mean loss per target token, in nats, of each value of the batch's
-    ``split`` as ``val/<split>_loss``. Test takes two kinds of batches: those without ``labels`` are answered by greedy
-    generation, those with ``labels`` are scored by their mean token NLL per row; ``metric`` turns both into numbers.
+    Validation takes batches with ``labels`` and logs the mean loss per target token, in nats, of each value of the
+    batch's ``split`` as ``val/<split>_loss``. Test takes two kinds of batches: those without ``labels`` are answered
+    by greedy generation, those with ``labels`` are scored by their mean token NLL per row; ``metric`` turns both into
+    numbers.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -153,7 +157,7 @@ class CausalLM(LightningModule):
         if isinstance(self._tokenizer, str):
             self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer)
         if self._tokenizer is not None:
-            return cast("PreTrainedTokenizerBase", self._tokenizer)
+            return self._tokenizer
         datamodule = getattr(self._trainer, "datamodule", None)
         found = getattr(datamodule, "tokenizer", None)
         if found is None:
@@ -162,7 +166,8 @@ class CausalLM(LightningModule):
                 found = self._tokenizer = AutoTokenizer.from_pretrained(name)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"No tokenizer lies beside the model {name!r}. Give {type(self).__name__}(tokenizer=...), a name or folder."
+                    f"No tokenizer lies beside the model {name!r}. Give "
+                    f"{type(self).__name__}(tokenizer=...), a name or folder."
                 ) from error
         return cast("PreTrainedTokenizerBase", found)
 
@@ -238,8 +243,8 @@ class CausalLM(LightningModule):
         """Generate the answer to each prompt of a batch.
 
         Args:
-            batch: ``input_ids`` and ``attention_mask`` of shape ``(batch, tokens)``, padded on the left; further entries
-                are lists of strings and are handed through.
+            batch: ``input_ids`` and ``attention_mask`` of shape ``(batch, tokens)``, padded on the left; further
+                entries are lists of strings and are handed through.
             batch_idx: Unused.
             dataloader_idx: Unused.
 
@@ -332,9 +337,9 @@ class CausalLM(LightningModule):
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if fitting and method != type(self).__name__:
             raise ValueError(
-                f"The checkpoint was written by {method or 'another module'}, and this run trains {type(self).__name__}; a run "
-                "resumes only its own method. To start from its weights, write them with `save_pretrained` and give the "
-                "folder as `model`."
+                f"The checkpoint was written by {method or 'another module'}, and this run trains "
+                f"{type(self).__name__}; a run resumes only its own method. To start from its weights, write them "
+                "with `save_pretrained` and give the folder as `model`."
             )
         if fitting:
             self._rng_state = checkpoint.get("lit_modules_rng")
@@ -357,19 +362,22 @@ class CausalLM(LightningModule):
         name = broken[0]
         self.zero_grad()
         if all(bool(parameter.isfinite().all()) for parameter in self.trainable_parameters()):
-            path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"last_good_step_{self.global_step}.ckpt"
+            path = (
+                Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"last_good_step_{self.global_step}.ckpt"
+            )
             self.trainer.save_checkpoint(path)
             where = f"the state before this step is in {path}"
         else:
             where = "the weights themselves are no longer finite, so go on from an earlier checkpoint"
         raise FloatingPointError(
-            f"The {name} loss is {losses[name]} at step {self.global_step} on the rows {', '.join(rows[name]) or '(unnamed)'}; "
+            f"The {name} loss is {losses[name]} at step {self.global_step} on the rows "
+            f"{', '.join(rows[name]) or '(unnamed)'}; "
             f"{where}. Look at these rows, or lower the learning rate."
         )
 
     @staticmethod
     def _injected(model: Any, tokenizer: Any) -> list[str]:
-        """Name the arguments that hparams leave out: objects, so that checkpoints load safely, and what is not given."""
+        """Name the arguments that hparams leave out: objects, which do not load safely, and what is not given."""
         objects = {"model": model, "tokenizer": tokenizer}
         given = [name for name, value in objects.items() if not isinstance(value, str)]
         return [*given, "peft_config", "metric", "optimizer", "scheduler"]

@@ -15,12 +15,13 @@ from lit_modules.unlearning.losses import summed_nll, target_tokens
 class CausalLMFineTuning(CausalLM):
     """Lower the next-token loss of a causal language model.
 
-    Makes the two companions of an unlearning study: the target model, which has memorised the forget and the retain set,
-    and the retain-only model, which never saw the forget set. ``save_pretrained`` writes a folder that the unlearning
-    recipes take as ``model``.
+    Makes the two companions of an unlearning study: the target model, which has memorised the forget and the retain
+    set, and the retain-only model, which never saw the forget set. ``save_pretrained`` writes a folder that the
+    unlearning recipes take as ``model``.
 
-    A batch maps ``input_ids``, ``attention_mask`` and ``labels`` to integers of shape ``(batch, tokens)``; a label of -100
-    is not scored. The loss is the mean over the batch's target tokens, in nats, logged as ``train/loss``. Optimization is
+    A batch maps ``input_ids``, ``attention_mask`` and ``labels`` to integers of shape ``(batch, tokens)``; a label of
+    -100 is not scored. The loss is the mean over the batch's target tokens, in nats, logged as ``train/loss``.
+    Optimization is
     automatic: clipping and accumulation are the trainer's.
 
     Args:

@@ -17,10 +17,10 @@ from lit_modules.unlearning.losses import summed_nll, target_tokens
 class GradientAscent(Unlearning):
     """Unlearn by raising the forget loss, ``d = -g_F``, with no regard to the retain set.
 
-    The baseline that collapses: retain knowledge goes with the rest. The retain part of a batch is not touched, so a step
-    costs half of one of :class:`~lit_modules.NGDiff`. Each step logs ``train/forget_loss``, ``train/forget_norm``,
-    ``train/forget_descent`` and ``train/lr``. With ``callbacks.AdaptiveLR`` the probed loss is the one that is minimised,
-    the negative forget NLL.
+    The baseline that collapses: retain knowledge goes with the rest. The retain part of a batch is not touched, so a
+    step costs half of one of :class:`~lit_modules.NGDiff`. Each step logs ``train/forget_loss``, ``train/forget_norm``,
+    ``train/forget_descent`` and ``train/lr``. With ``callbacks.AdaptiveLR`` the probed loss is the one that is
+    minimised, the negative forget NLL.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -40,8 +40,8 @@ class GradientAscent(Unlearning):
         ValueError: If a number is out of its range.
 
     References:
-        Jang et al., "Knowledge unlearning for mitigating privacy risks in language models", arXiv 2210.01504; the baseline
-        of arXiv 2410.22086.
+        Jang et al., "Knowledge unlearning for mitigating privacy risks in language models", arXiv 2210.01504; the
+        baseline of arXiv 2410.22086.
     """
 
     def __init__(

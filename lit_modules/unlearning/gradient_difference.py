@@ -16,7 +16,8 @@ class GradientDifference(TwoTaskUnlearning):
     """Unlearn along a weighted difference of the retain and the forget gradient.
 
     Each step moves by ``d = retain_weight * g_R - forget_weight * g_F``, the gradient of
-    ``retain_weight * NLL(retain) - forget_weight * NLL(forget)``. As the forget loss grows so does its gradient, which then
+    ``retain_weight * NLL(retain) - forget_weight * NLL(forget)``. As the forget loss grows so does its gradient, which
+    then
     dominates: ``g_R . d`` is negative, and the step raises the retain loss, whenever
     ``forget_weight * n_F * cos > retain_weight * n_R``.
 

@@ -1,17 +1,17 @@
 """Plain mathematics of two task gradients, on sequences of tensors.
 
-A gradient is a sequence of tensors, one per trainable parameter, taken as one concatenated vector. ``None`` stands for a
-parameter that the task does not reach, which is a zero gradient. ``retain`` is the gradient of the loss to lower,
-``forget`` the gradient of the loss to raise. A direction ``d`` is what an optimizer receives as the gradient: the update is
-``theta <- theta - lr * d``.
+A gradient is a sequence of tensors, one per trainable parameter, taken as one concatenated vector. ``None`` stands for
+a parameter that the task does not reach, which is a zero gradient. ``retain`` is the gradient of the loss to lower,
+``forget`` the gradient of the loss to raise. A direction ``d`` is what an optimizer receives as the gradient: the
+update is ``theta <- theta - lr * d``.
 
-Every combination of two gradients here is ``d = retain_weight * retain - forget_weight * forget``, where the two weights
-depend on the gradients only through the three numbers of :class:`PairStatistics`. So one pass over the gradients gives the
-numbers, plain arithmetic gives the weights, and a second pass writes the direction in place.
+Every combination of two gradients here is ``d = retain_weight * retain - forget_weight * forget``, where the two
+weights depend on the gradients only through the three numbers of :class:`PairStatistics`. So one pass over the
+gradients gives the numbers, plain arithmetic gives the weights, and a second pass writes the direction in place.
 
 References:
-    Bu et al., "Unlearning as multi-task optimization: A normalized gradient difference approach with an adaptive learning
-    rate", arXiv 2410.22086.
+    Bu et al., "Unlearning as multi-task optimization: A normalized gradient difference approach with an adaptive
+    learning rate", arXiv 2410.22086.
 """
 
 import math
@@ -64,8 +64,8 @@ class PairStatistics:
 def global_norm(gradient: Gradient) -> Tensor:
     """Return the L2 norm of a gradient over all its tensors.
 
-    Norms of short pieces are taken in at least float32 and combined in float64: the float32 norm of one long tensor is off
-    by whole per cents on a CPU, which adds its squares one by one.
+    Norms of short pieces are taken in at least float32 and combined in float64: the float32 norm of one long tensor is
+    off by whole per cents on a CPU, which adds its squares one by one.
 
     Args:
         gradient: Tensors of any shape, dtype and device.
@@ -78,7 +78,8 @@ def global_norm(gradient: Gradient) -> Tensor:
         5.0
     """
     norms = [torch.linalg.vector_norm(part) for tensor in gradient if tensor is not None for part in _parts(tensor)]
-    return torch.linalg.vector_norm(_stacked(norms))
+    norm: Tensor = torch.linalg.vector_norm(_stacked(norms))
+    return norm
 
 
 def inner_product(first: Gradient, second: Gradient) -> Tensor:
@@ -129,7 +130,8 @@ def pair_statistics(retain: Gradient, forget: Gradient) -> PairStatistics:
 def normalised_weights(statistics: PairStatistics, eps: float = 1e-12) -> tuple[float, float]:
     """Return the weights of NGDiff, ``(1 / n_R, 1 / n_F)``.
 
-    A gradient whose norm is below ``eps`` or not finite is dropped: its weight is 0, and it is never divided by ``eps``.
+    A gradient whose norm is below ``eps`` or not finite is dropped: its weight is 0, and it is never divided by
+    ``eps``.
 
     Example:
         >>> normalised_weights(PairStatistics(retain_norm=5.0, forget_norm=0.0, inner=0.0))
@@ -147,8 +149,8 @@ def combine_(
 ) -> list[Tensor | None]:
     """Overwrite the retain gradient with ``retain_weight * retain - forget_weight * forget``.
 
-    A term of weight 0 is left out instead of being multiplied, so a gradient that is not finite can be dropped. The forget
-    gradient is left as it is; a tensor of it on another device or of another dtype is converted one at a time.
+    A term of weight 0 is left out instead of being multiplied, so a gradient that is not finite can be dropped. The
+    forget gradient is left as it is; a tensor of it on another device or of another dtype is converted one at a time.
 
     Args:
         retain: Tensors to overwrite.
@@ -208,7 +210,8 @@ def normalised_difference(retain: Gradient, forget: Gradient, eps: float = 1e-12
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Cut a tensor into flat pieces of at least float32; a GPU adds as a tree, so there the pieces may be long."""
     flat = tensor.reshape(-1)
-    return (flat if flat.dtype == torch.float64 else flat.float()).split(2**16 if flat.device.type == "cpu" else 2**24)
+    flat = flat if flat.dtype == torch.float64 else flat.float()
+    return torch.split(flat, 2**16 if flat.device.type == "cpu" else 2**24)
 
 
 def _stacked(scalars: list[Tensor]) -> Tensor:

@@ -29,12 +29,12 @@ def token_nll(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tenso
 
     Args:
         model: Causal language model that returns ``logits`` of shape ``(batch, tokens, vocabulary)``.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, integers of shape ``(batch, tokens)``; a label of -100 is
-            not scored.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, integers of shape ``(batch, tokens)``; a label of -100
+            is not scored.
 
     Returns:
-        The NLL of the scored tokens in nats, float32 (float64 for a float64 model), of shape ``(scored,)``, and the row of
-        the batch each belongs to.
+        The NLL of the scored tokens in nats, float32 (float64 for a float64 model), of shape ``(scored,)``, and the
+        row of the batch each belongs to.
     """
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
     labels = batch["labels"][:, 1:]
@@ -49,8 +49,8 @@ def token_nll(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tenso
 def summed_nll(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Return the negative log-likelihood summed over the scored tokens of a batch, in nats.
 
-    The sum, divided by :func:`target_tokens` of all micro-batches, gives a mean that does not depend on how a batch is cut
-    into micro-batches.
+    The sum, divided by :func:`target_tokens` of all micro-batches, gives a mean that does not depend on how a batch is
+    cut into micro-batches.
     """
     return token_nll(model, batch)[0].sum()
 

@@ -17,9 +17,9 @@ class NGDiff(TwoTaskUnlearning):
     """Unlearn along the difference of two normalised gradients.
 
     Each step moves by the retain gradient over its norm, less the forget gradient over its norm:
-    ``d = g_R / ||g_R|| - g_F / ||g_F||``. The norms are global (one number per task), taken in float32 once per optimizer
-    step, after accumulation and after averaging over ranks. To first order such a step never raises the retain loss and
-    never lowers the forget loss, whatever the two gradients are. No reference model is needed.
+    ``d = g_R / ||g_R|| - g_F / ||g_F||``. The norms are global (one number per task), taken in float32 once per
+    optimizer step, after accumulation and after averaging over ranks. To first order such a step never raises the
+    retain loss and never lowers the forget loss, whatever the two gradients are. No reference model is needed.
 
     A batch is ``{"forget": task, "retain": task}``; a task maps ``input_ids``, ``attention_mask`` and ``labels`` to
     integers of shape ``(batch, tokens)``; a label of -100 is not scored. Each step logs ``train/forget_loss``,
@@ -93,8 +93,8 @@ class NGDiff(TwoTaskUnlearning):
             raise ValueError(f"eps must be positive, got {eps}.")
         if clip_norm is not None and clip_norm < 2:
             warnings.warn(
-                f"clip_norm={clip_norm} shortens the direction of NGDiff, whose norm sqrt(2 - 2 cos) is at most 2; leave "
-                "clip_norm out, or give 2 or more.",
+                f"clip_norm={clip_norm} shortens the direction of NGDiff, whose norm sqrt(2 - 2 cos) is at most 2; "
+                "leave clip_norm out, or give 2 or more.",
                 stacklevel=2,
             )
         self.save_hyperparameters(ignore=self._injected(model, tokenizer))

@@ -49,7 +49,7 @@ def twelve_numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
-    """Return a ``rich`` table of two LUME records: the 12 numbers, the task aggregate, membership and the final score."""
+    """Return a ``rich`` table of two LUME records: the 12 numbers, task aggregate, membership and final score."""
     from rich.table import Table
 
     result = Table(title="LUME: before and after unlearning")
@@ -95,7 +95,10 @@ def plot_report(
 
     figure, (losses, rates, scores) = plt.subplots(1, 3, figsize=(17, 5), gridspec_kw={"width_ratios": [3, 3, 4]})
     for split, colour in (("forget", "tab:red"), ("retain", "tab:blue")):
-        for stage, style in (("train", {"alpha": 0.4, "label": f"{split}, each step"}), ("val", {"marker": "o", "label": f"{split}, whole set"})):
+        for stage, style in (
+            ("train", {"alpha": 0.4, "label": f"{split}, each step"}),
+            ("val", {"marker": "o", "label": f"{split}, whole set"}),
+        ):
             points = metrics.get(f"{stage}/{split}_loss", [])
             if points:
                 losses.plot(*zip(*points, strict=True), color=colour, **style)
@@ -115,8 +118,17 @@ def plot_report(
     rates.legend()
     columns = twelve_numbers(before), twelve_numbers(after)
     names = list(columns[0])
-    for offset, label, column, colour in ((-0.2, "before", columns[0], "tab:gray"), (0.2, "after", columns[1], "tab:orange")):
-        scores.barh([row + offset for row in range(len(names))], [column[name] for name in names], 0.38, label=label, color=colour)
+    for offset, label, column, colour in (
+        (-0.2, "before", columns[0], "tab:gray"),
+        (0.2, "after", columns[1], "tab:orange"),
+    ):
+        scores.barh(
+            [row + offset for row in range(len(names))],
+            [column[name] for name in names],
+            0.38,
+            label=label,
+            color=colour,
+        )
     scores.set_yticks(range(len(names)), names)
     scores.invert_yaxis()
     scores.set(xlim=(0, 1.05), title="The 12 numbers: wanted 0 on the forget set, 1 on the retain set")

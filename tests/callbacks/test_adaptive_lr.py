@@ -19,7 +19,9 @@ from callbacks.adaptive_lr import AdaptiveLR, Parabola, fit_parabola, next_rate
 class Quadratic(LightningModule):
     """``x' H x / 2 - q' x`` in float64, by gradient descent."""
 
-    def __init__(self, hessian: Tensor, linear: Tensor, lr: float, optimizer: Any = torch.optim.SGD, **arguments: Any) -> None:
+    def __init__(
+        self, hessian: Tensor, linear: Tensor, lr: float, optimizer: Any = torch.optim.SGD, **arguments: Any
+    ) -> None:
         super().__init__()
         self.x = nn.Parameter(torch.ones(len(linear), dtype=torch.float64))
         self.hessian, self.linear, self.lr = hessian, linear, lr

@@ -29,7 +29,7 @@ def test_any_text_is_encoded_without_loss(text: str, tokenizer: PreTrainedTokeni
 
 
 def test_vocabulary_must_hold_the_bytes() -> None:
-    with pytest.raises(ValueError, match="vocab_size must be at least 258 .*, got 257"):
+    with pytest.raises(ValueError, match=r"vocab_size must be at least 258 .*, got 257"):
         train_bpe(["a"], 257)
     assert len(train_bpe([""], 258)) == 258
 

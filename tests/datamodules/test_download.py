@@ -107,7 +107,7 @@ def test_another_file_is_not_written_over(server: Server, tmp_path: Path) -> Non
 def test_server_that_fails(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match="/missing cannot be downloaded: the server answers 404 Not Found"):
         download(server.url.replace("forget.jsonl", "missing"), tmp_path / "forget.jsonl", SHA256)
-    with pytest.raises(ConnectionError, match="cannot be downloaded: .* call again to go on"):
+    with pytest.raises(ConnectionError, match=r"cannot be downloaded: .* call again to go on"):
         download("http://127.0.0.1:1/forget.jsonl", tmp_path / "forget.jsonl", SHA256)
 
 

@@ -210,7 +210,7 @@ def test_ranks_share_the_batches_of_one_rank(
         together = [i for part in parts for i in part]
         assert together[: len(whole)] == list(whole)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        assert 1 <= min(map(len, parts))
+        assert min(map(len, parts)) >= 1
         assert max(map(len, parts)) <= batch_size
         if len(whole) >= ranks:
             assert together == list(whole)

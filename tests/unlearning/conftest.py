@@ -68,7 +68,9 @@ class Workbench:
         }
         return Trainer(callbacks=list(callbacks), **(settings | arguments))
 
-    def fit(self, module: LightningModule, data: list[Any], callbacks: Sequence[Callback] = (), **arguments: Any) -> Trainer:
+    def fit(
+        self, module: LightningModule, data: list[Any], callbacks: Sequence[Callback] = (), **arguments: Any
+    ) -> Trainer:
         trainer = self.trainer(callbacks, **arguments)
         trainer.fit(module, self.loader(data))
         return trainer

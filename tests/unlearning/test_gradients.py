@@ -61,7 +61,9 @@ def test_golden_cases(
     assert (g_r @ d).item() == pytest.approx(retain_descent, abs=1e-5)
     assert (g_f @ d).item() == pytest.approx(forget_descent, abs=1e-5)
     statistics = pair_statistics([g_r], [g_f])
-    assert statistics.descent(*normalised_weights(statistics)) == pytest.approx((retain_descent, forget_descent), abs=1e-5)
+    assert statistics.descent(*normalised_weights(statistics)) == pytest.approx(
+        (retain_descent, forget_descent), abs=1e-5
+    )
 
 
 @given(pairs)

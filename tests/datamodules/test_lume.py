@@ -1,0 +1,457 @@
+import json
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from datamodules import LUME
+from datamodules.lume_rows import read_rows
+
+BOTH = ("sc1", "qa0")
+
+
+@pytest.fixture
+def lume(tokenizer: PreTrainedTokenizerBase, lume_folder: Path) -> Callable[..., LUME]:
+    """Make a datamodule of the tests' rows, or of other arguments, that is set up."""
+
+    def make(**changed: Any) -> LUME:
+        data = LUME(**{"tokenizer": tokenizer, "root": str(lume_folder), "num_workers": 0, **changed})
+        data.setup("fit")
+        return data
+
+    return make
+
+
+def ids(batches: Any) -> list[str]:
+    return [i for batch in batches for i in batch["id"]]
+
+
+def rows_of(folder: Path, name: str) -> list[str]:
+    return [row.id for row in read_rows(folder / f"{name}.jsonl", name)]
+
+
+def test_pairs_for_unlearning(lume: Callable[..., LUME], lume_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    data = lume(batch_size=6)
+    batches = list(data.train_dataloader())
+    assert all(set(batch) == {"forget", "retain"} for batch in batches)
+    assert sorted(ids(batch["forget"] for batch in batches)) == sorted(rows_of(lume_folder, "forget"))
+    assert set(ids(batch["retain"] for batch in batches)) <= set(rows_of(lume_folder, "retain"))
+    rows = {row.id: row for name in ("forget", "retain") for row in data.rows[name]}
+    for task in (batch[name] for batch in batches for name in batch):
+        assert {task[name].dtype for name in ("input_ids", "attention_mask", "labels")} == {torch.int64}
+        for i, identifier in enumerate(task["id"]):
+            labels, tokens = task["labels"][i], task["input_ids"][i]
+            target = labels[labels != -100]
+            assert torch.equal(tokens[labels != -100], target)
+            assert tokenizer.decode(target) == f" {rows[identifier].output}{tokenizer.eos_token}"
+            prompt = tokens[(labels == -100) & (task["attention_mask"][i] == 1)]
+            assert tokenizer.decode(prompt) == rows[identifier].input
+            assert (tokens[task["attention_mask"][i] == 0] == tokenizer.pad_token_id).all()
+
+
+def test_anchor(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+    root = str(write_sets({(f"f{i}", "Task2"): BOTH for i in range(2)}, {(f"r{i}", "Task2"): BOTH for i in range(5)}))
+    forget = list(lume(root=root).train_dataloader())
+    assert len(ids(batch["forget"] for batch in forget)) == 4
+    retain = list(lume(root=root, anchor="retain").train_dataloader())
+    assert len(set(ids(batch["retain"] for batch in retain))) == 10
+    assert set(Counter(ids(batch["forget"] for batch in retain)).values()) == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("subset", "names"), [("all", ("forget", "retain")), ("forget", ("forget",)), ("retain", ("retain",))]
+)
+def test_subsets(subset: str, names: tuple[str, ...], lume: Callable[..., LUME], lume_folder: Path) -> None:
+    loader = lume(subset=subset).train_dataloader()
+    expected = sorted(i for name in names for i in rows_of(lume_folder, name))
+    first = ids(loader)
+    assert sorted(first) == expected
+    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    assert sorted(ids(loader)) == expected
+    assert ids(loader) != first
+
+
+def test_validation(lume: Callable[..., LUME], lume_folder: Path) -> None:
+    for name, loader in zip(("forget", "retain"), lume(eval_batch_size=7).val_dataloader(), strict=True):
+        batches = list(loader)
+        assert sorted(ids(batches)) == sorted(rows_of(lume_folder, name))
+        assert {split for batch in batches for split in batch["split"]} == {name}
+        assert [len(batch["id"]) for batch in batches] == [7, 7, 6]
+
+
+def test_generation(lume: Callable[..., LUME], tokenizer: PreTrainedTokenizerBase) -> None:
+    data = lume(eval_batch_size=8)
+    batches = list(data.predict_dataloader())
+    rows = {row.id: row for name in ("forget", "retain") for row in data.rows[name]}
+    assert sorted(ids(batches)) == sorted(rows)
+    for batch in batches:
+        assert set(batch) == {"input_ids", "attention_mask", "id", "split", "task", "kind", "prompt", "target"}
+        assert batch["attention_mask"][:, -1].all()
+        for i, identifier in enumerate(batch["id"]):
+            row = rows[identifier]
+            found = tuple(batch[name][i] for name in ("split", "task", "kind", "prompt", "target"))
+            assert found == (row.split, row.task, row.kind, row.input, row.output)
+            assert tokenizer.decode(batch["input_ids"][i][batch["attention_mask"][i] == 1]) == row.input
+    kinds = [kind for batch in batches for kind in batch["kind"]]
+    lengths = [
+        (kind, int(n))
+        for batch in batches
+        for kind, n in zip(batch["kind"], batch["attention_mask"].sum(1), strict=True)
+    ]
+    assert lengths == sorted(lengths)
+    assert set(kinds) == {"sc", "qa"}
+
+
+def test_prompts_are_cut_in_generation_as_in_training(lume: Callable[..., LUME]) -> None:
+    with pytest.warns(UserWarning, match=r"\d+ of 40 prompts lose their beginning to max_length=200\."):
+        data = lume(max_length=200, batch_size=100)
+    trained = {}
+    for batch in data.train_dataloader():
+        for task in batch.values():
+            for i, identifier in enumerate(task["id"]):
+                prompt = (task["labels"][i] == -100) & (task["attention_mask"][i] == 1)
+                trained[identifier] = task["input_ids"][i][prompt].tolist()
+                assert task["attention_mask"][i].sum() <= 200
+    asked = {
+        identifier: batch["input_ids"][i][batch["attention_mask"][i] == 1].tolist()
+        for batch in data.predict_dataloader()
+        for i, identifier in enumerate(batch["id"])
+    }
+    assert trained.items() <= asked.items()
+
+
+def test_a_target_that_does_not_fit(lume: Callable[..., LUME]) -> None:
+    with pytest.raises(ValueError, match=r"max_length must be at least \d+ for the row .*, whose answer has .*, got 8"):
+        lume(max_length=8)
+
+
+def test_membership(lume: Callable[..., LUME], lume_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    data = lume()
+    generation, membership = data.test_dataloader()
+    assert sorted(ids(generation)) == sorted(ids(data.predict_dataloader()))
+    texts = {row.document: row.text for row in data.rows["forget"] if row.task == "Task3" and row.kind == "sc"}
+    others = [json.loads(line) for line in (lume_folder / "nonmembers.jsonl").read_text().splitlines()]
+    texts |= {other["id"]: other["document"] for other in others}
+    batches = list(membership)
+    assert sorted(ids(batches)) == sorted(texts)
+    for batch in batches:
+        assert batch["member"].dtype == torch.bool
+        attended = batch["attention_mask"] == 1
+        assert torch.equal(batch["labels"][attended], batch["input_ids"][attended])
+        assert (batch["labels"][~attended] == -100).all()
+        for i, identifier in enumerate(batch["id"]):
+            assert tokenizer.decode(batch["input_ids"][i][attended[i]]) == texts[identifier]
+            member = identifier not in {other["id"] for other in others}
+            assert (bool(batch["member"][i]), batch["source"][i]) == (
+                member,
+                "forget.jsonl" if member else "nonmembers.jsonl",
+            )
+
+
+def test_hold_out_stands_in_for_missing_nonmembers(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+    root = write_sets({("1", "Task3"): BOTH, ("2", "Task3"): BOTH, ("a", "Task2"): BOTH}, {("3", "Task3"): BOTH})
+    documents = lume(root=str(root)).documents()
+    assert [(name, text, member) for name, text, member, _ in documents[:2]] == [
+        ("1", "1 sc1 asks 1 says", True),
+        ("2", "2 sc1 asks 2 says", True),
+    ]
+    assert [(member, source) for _, _, member, source in documents[2:]] == [(False, "synthetic hold-out")] * 2
+    assert lume(root=str(root)).documents() == documents
+    # the questions need not be selected for the documents to be attacked
+    assert lume(root=str(root), kinds=("qa",)).documents() == documents
+
+
+def test_members_and_nonmembers_by_path(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+    forget = {(str(i), "Task3"): BOTH for i in range(160)} | {("a", "Task2"): BOTH}
+    root = write_sets(forget, {("r", "Task3"): BOTH})
+    assert sum(member for _, _, member, _ in lume(root=str(root)).documents()) == 150
+    members, others = root / "members.json", root / "others.jsonl"
+    members.write_text(json.dumps({"member_document_ids": ["3", "159"]}))
+    others.write_text(json.dumps({"id": "x", "document": "Nobody knows."}))
+    paths = {"root": str(root), "members_file": str(members), "nonmembers": str(others)}
+    assert lume(**paths).documents() == [
+        ("3", "3 sc1 asks 3 says", True, "forget.jsonl"),
+        ("159", "159 sc1 asks 159 says", True, "forget.jsonl"),
+        ("x", "Nobody knows.", False, "others.jsonl"),
+    ]
+    shutil.copy(members, root / "semeval_mia_ids.json")
+    assert [name for name, _, member, _ in lume(root=str(root)).documents() if member] == ["3", "159"]
+    assert sum(member for _, _, member, _ in lume(root=str(root), max_documents=7).documents()) == 7
+    for listed, sentence in (
+        (
+            '{"member_document_ids": ["3", "a"]}',
+            "must list Task3 documents of the forget set, got 1 others, such as 'a'",
+        ),
+        ('{"member_document_ids": [3]}', r"must be JSON with a list of ids at \['member_document_ids'\]"),
+        ("[]", "must be JSON with a list of ids"),
+        ("nonsense", "must be JSON with a list of ids"),
+    ):
+        members.write_text(listed)
+        with pytest.raises(ValueError, match=sentence):
+            lume(**paths).documents()
+    others.write_text(json.dumps({"id": "r", "document": "Retained."}))
+    with pytest.raises(ValueError, match="must hold documents of neither set, got r"):
+        lume(root=str(root), nonmembers=str(others)).documents()
+    for name in ("members_file", "nonmembers"):
+        with pytest.raises(FileNotFoundError, match=r"There is no file nowhere\.json"):
+            lume(root=str(root), **{name: "nowhere.json"}).documents()
+
+
+def test_no_member_no_attack(lume: Callable[..., LUME]) -> None:
+    data = lume(tasks=("Task1",))
+    with pytest.warns(UserWarning, match="hold no Task3 member, so there is no membership attack"):
+        loaders = data.test_dataloader()
+    assert len(loaders) == 1
+
+
+def test_filters(lume: Callable[..., LUME]) -> None:
+    data = lume(tasks=("Task1", "Task3"), kinds=("qa",))
+    rows = [row for name in data.rows for row in data.rows[name]]
+    assert {(row.task, row.kind) for row in rows} == {("Task1", "qa"), ("Task3", "qa")}
+
+
+def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
+    data = lume(max_documents=1)
+    for name in ("forget", "retain"):
+        assert [len({row.document for row in data.rows[name] if row.task == f"Task{i}"}) for i in (1, 2, 3)] == [
+            1,
+            1,
+            1,
+        ]
+        chosen = {row.document for row in data.rows[name]}
+        whole = read_rows(lume_folder / f"{name}.jsonl", name)
+        assert data.rows[name] == [row for row in whole if row.document in chosen]
+    assert lume(max_documents=1, subset="all").rows == data.rows
+    same = {row.document for row in lume(max_documents=1, kinds=("qa",)).rows["forget"]}
+    assert same == {row.document for row in data.rows["forget"]}
+    choices = {tuple(row.id for row in lume(max_documents=1, seed=seed).rows["forget"]) for seed in range(5)}
+    assert len(choices) > 1
+
+
+def test_splits(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+    root = write_sets({("1", "Task3"): BOTH, ("2", "Task3"): BOTH}, {("3", "Task3"): BOTH, ("4", "Task3"): BOTH})
+    with pytest.raises(
+        FileNotFoundError, match=r"There is no file .*semeval_splits\.json; it must be JSON with a list"
+    ):
+        lume(root=str(root), splits="train")
+    splits = {"forget": {"train": ["1sc1", "1qa0"]}, "retain": {"train": ["4sc1"]}}
+    (root / "semeval_splits.json").write_text(json.dumps(splits))
+    rows = lume(root=str(root), splits="train").rows
+    assert {name: [row.id for row in rows[name]] for name in rows} == {"forget": ["1sc1", "1qa0"], "retain": ["4sc1"]}
+    with pytest.raises(ValueError, match=r"must be JSON with a list of ids at \['forget'\]\['other'\]"):
+        lume(root=str(root), splits="other")
+
+
+def test_empty_selection(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+    root = write_sets({("1", "Task3"): BOTH}, {("3", "Task2"): BOTH})
+    with pytest.raises(ValueError, match=r"The retain set is empty after selecting .*tasks=\('Task3',\)"):
+        lume(root=str(root), tasks=("Task3",))
+    (root / "forget.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"forget\.jsonl is empty"):
+        lume(root=str(root))
+
+
+def test_shared_document(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+    root = write_sets({('"1"', "Task1"): BOTH}, {("1", "Task1"): BOTH})
+    with pytest.raises(ValueError, match="share 1 document, such as '1'"):
+        lume(root=str(root))
+
+
+def test_missing_files(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    sentence = r"The folder .*lume must hold forget\.jsonl and retain\.jsonl, and forget\.jsonl and retain\.jsonl are "
+    sentence += "missing; "
+    data = LUME(tokenizer, root=str(tmp_path / "lume"))
+    for step in (data.prepare_data, lambda: data.setup("fit")):
+        with pytest.raises(FileNotFoundError, match=sentence + "give `root`, or let `download: true` get the files"):
+            step()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokenizer(lume_folder: Path, tiny_causal_lm: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    data = LUME(str(tiny_causal_lm), root=str(lume_folder))
+    data.setup("fit")
+    assert isinstance(data.tokenizer, PreTrainedTokenizerBase)
+    assert LUME(tokenizer, root=str(lume_folder)).tokenizer is tokenizer
+    with pytest.raises(ValueError, match="LUME needs a tokenizer: give its name or folder"):
+        LUME(root=str(lume_folder)).setup("fit")
+    with pytest.raises(ValueError, match=r"tokenizer must be the name or folder of a tokenizer, got '\./nowhere': "):
+        LUME("./nowhere", root=str(lume_folder)).setup("fit")
+
+
+def test_files_are_read_once(lume: Callable[..., LUME]) -> None:
+    data = lume()
+    rows, first = data.rows, data.rows["forget"]
+    data.root = Path("gone")
+    data.setup("test")
+    assert data.rows is rows
+    assert data.rows["forget"] is first
+
+
+def test_hparams_are_plain(tokenizer: PreTrainedTokenizerBase) -> None:
+    hparams = LUME(tokenizer, batch_size=3).hparams
+    assert "tokenizer" not in hparams
+    assert hparams["batch_size"] == 3
+    assert LUME("name").hparams["tokenizer"] == "name"
+    plain = (str, int, tuple, type(None))
+    assert all(isinstance(value, plain) for value in hparams.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": -1}, "eval_batch_size must be at least 1, got -1"),
+        ({"max_length": 0}, "max_length must be at least 1, got 0"),
+        ({"max_documents": 0}, "max_documents must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"subset": "both"}, "subset must be of 'unlearn', 'all', 'forget', 'retain', got 'both'"),
+        ({"splits": "test"}, "splits must be of 'all', 'train', 'validation', 'other', got 'test'"),
+        ({"anchor": "all"}, "anchor must be of 'forget', 'retain', got 'all'"),
+        ({"tasks": ("Task1", "Task4")}, "tasks must be of 'Task1', 'Task2', 'Task3', got 'Task4'"),
+        ({"kinds": ()}, r"kinds must be of 'sc', 'qa', got \(\)"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        LUME(**arguments)
+
+
+def test_batches_can_be_sent_to_workers(lume: Callable[..., LUME]) -> None:
+    data = lume(num_workers=2)
+    assert ids(data.predict_dataloader()) == ids(lume().predict_dataloader())
+    for loader in (data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()):
+        pickle.dumps(loader.dataset)  # as workers that are spawned and not forked need it
+
+
+class Recorder(LightningModule):
+    """Records what each stage is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[str] = []
+
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        self.seen += batch["forget"]["id"]
+        loss: Tensor = self.layer(torch.ones(1))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int) -> None:
+        assert set(batch["split"]) == {("forget", "retain")[dataloader_idx]}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int) -> None:
+        assert ("kind", "member")[dataloader_idx] in batch
+
+    def predict_step(self, batch: dict[str, Any]) -> list[str]:
+        names: list[str] = batch["id"]
+        return names
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def test_every_stage_of_a_trainer(lume: Callable[..., LUME], tmp_path: Path) -> None:
+    data, module = lume(), Recorder()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, data)
+    assert len(module.seen) == 20
+    run.validate(module, data, verbose=False)
+    run.test(module, data, verbose=False)
+    predicted = run.predict(module, data)
+    assert predicted is not None
+    assert [i for names in predicted for i in names] == ids(data.predict_dataloader())
+
+
+def test_a_stopped_run_goes_on(lume: Callable[..., LUME], tmp_path: Path) -> None:
+    whole, first, second = Recorder(), Recorder(), Recorder()
+    trainer(tmp_path, max_steps=9).fit(whole, lume())
+    stopped = trainer(tmp_path, max_steps=3)
+    stopped.fit(first, lume())
+    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
+    trainer(tmp_path, max_steps=9).fit(second, lume(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    assert [*first.seen, *second.seen] == whole.seen
+
+
+def test_overfit_batches(lume: Callable[..., LUME], tmp_path: Path) -> None:
+    module = Recorder()
+    with pytest.warns(UserWarning, match="You requested to overfit"):
+        trainer(tmp_path, max_epochs=3, overfit_batches=2).fit(module, lume())
+    assert module.seen[:2] * 3 == module.seen
+    assert len(module.seen) == 6
+
+
+class Placed(LUME):
+    """Believes to be one of two processes."""
+
+    rank = 0
+
+    def _place(self) -> tuple[int, int]:
+        return self.rank, 2
+
+
+def test_two_ranks_share_every_loader(
+    lume: Callable[..., LUME], tokenizer: PreTrainedTokenizerBase, lume_folder: Path
+) -> None:
+    ranks = []
+    for rank in (0, 1):
+        data = Placed(tokenizer, root=str(lume_folder), batch_size=2, eval_batch_size=4, num_workers=0)
+        data.rank = rank
+        data.setup("fit")
+        ranks.append(data)
+    one = lume(batch_size=4, eval_batch_size=8)
+    for a, b, whole in zip(*(data.train_dataloader() for data in (*ranks, one)), strict=True):
+        for name in ("forget", "retain"):
+            assert a[name]["id"] + b[name]["id"] == whole[name]["id"]
+    for loaders in zip(*(data.test_dataloader() + data.val_dataloader() for data in (*ranks, one)), strict=True):
+        a, b, whole = map(ids, loaders)
+        assert sorted(a + b) == sorted(whole)  # nothing twice
+
+
+def test_real_files(lume: Callable[..., LUME], lume_root: Path) -> None:
+    data = lume(root=str(lume_root), max_length=2048)
+    assert {name: len(data.rows[name]) for name in data.rows} == {"forget": 2732, "retain": 2734}
+    documents = data.documents()
+    assert Counter((member, source) for _, _, member, source in documents) == {
+        (True, "forget.jsonl"): 150,
+        (False, "synthetic hold-out"): 150,
+    }
+    listed = json.loads((lume_root / "semeval_mia_ids.json").read_text())["member_document_ids"]
+    assert [name for name, _, member, _ in documents if member] == listed
+
+
+SPLITS = {
+    "train": {"forget": (166, 642, 304), "retain": (206, 612, 318)},
+    "validation": {"forget": (48, 138, 68), "retain": (54, 150, 74)},
+    "other": {"forget": (272, 720, 374), "retain": (232, 738, 350)},
+}
+
+
+@pytest.mark.parametrize("splits", SPLITS)
+def test_real_splits(splits: str, lume: Callable[..., LUME], lume_root: Path) -> None:
+    data = lume(root=str(lume_root), splits=splits, max_length=2048)
+    counts = Counter((row.split, row.task) for rows in data.rows.values() for row in rows)
+    found = {name: tuple(counts[name, f"Task{i}"] for i in (1, 2, 3)) for name in ("forget", "retain")}
+    assert found == SPLITS[splits]
+    whole = Counter(row.document for row in read_rows(lume_root / "forget.jsonl", "forget"))
+    part = Counter(row.document for row in data.rows["forget"])
+    assert part.items() <= whole.items()  # no document straddles a split

@@ -1,0 +1,259 @@
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faker import Faker
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from datamodules import LUME, SyntheticLUME
+from datamodules.download import checksum
+from datamodules.lume_files import FILES, generate_lume, write_lume
+from datamodules.lume_rows import Row, check_disjoint, read_documents, read_rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_lume(folder, num_documents=60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> list[Row]:
+    return [row for name in ("forget", "retain") for row in read_rows(folder / f"{name}.jsonl", name)]
+
+
+def texts(rows: list[Row], task: str) -> dict[str, str]:
+    return {row.document: row.text for row in rows if row.task == task and row.kind == "sc"}
+
+
+def sums(folder: Path) -> dict[str, str]:
+    return {name: checksum(folder / name) for name in FILES}
+
+
+def test_shape(rows: list[Row]) -> None:
+    for name in ("forget", "retain"):
+        for task, questions in (("Task1", ["qa0"]), ("Task2", [f"qa{i}" for i in range(5)]), ("Task3", ["qa0"])):
+            found = [row for row in rows if (row.split, row.task) == (name, task)]
+            assert [row.id[-3:] for row in found] == ["sc1", *questions] * 60
+    check_disjoint(*([row for row in rows if row.split == name] for name in ("forget", "retain")))
+
+
+def test_ids(rows: list[Row]) -> None:
+    uuid = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+    shapes = {"Task1": f'"{uuid}"', "Task2": uuid, "Task3": "[0-9]{8}"}
+    assert all(re.fullmatch(shapes[row.task], row.id[:-3]) for row in rows)
+
+
+def test_each_question_belongs_to_one_document(rows: list[Row]) -> None:
+    questions = [row.input for row in rows if row.kind == "qa"]
+    assert len(set(questions)) == len(questions)
+    documents = [row.text for row in rows if row.kind == "sc"]
+    assert len(set(documents)) == len(documents)
+
+
+def test_answers_stand_in_the_documents(rows: list[Row]) -> None:
+    for task in ("Task1", "Task3"):
+        documents = texts(rows, task)
+        assert all(row.output in documents[row.document] for row in rows if row.task == task and row.kind == "qa")
+    documents = texts(rows, "Task2")
+    months = ["January", "February", "March", "April", "May", "June", "July"]
+    months += ["August", "September", "October", "November", "December"]
+    for row in (row for row in rows if row.task == "Task2" and row.kind == "qa"):
+        text, number = documents[row.document], row.id[-1]
+        if number == "0":
+            year, month, day = map(int, re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)", row.output).groups())  # type: ignore[union-attr]
+            assert f"{months[month - 1]} {day}, {year}" in text
+        elif number in "12":
+            assert re.fullmatch(r"9\d{8}" if number == "1" else r"\d{3}55501\d\d", row.output)
+            assert row.output in text.replace("-", "")
+        else:
+            assert row.output in text
+
+
+def test_questions_on_personal_data_come_in_order(rows: list[Row]) -> None:
+    words = ("birth date", "Social Security Number", "phone number", "email address", "home address")
+    for row in (row for row in rows if row.task == "Task2" and row.kind == "qa"):
+        assert words[int(row.id[-1])] in row.input
+
+
+def test_quirks_of_personal_data(rows: list[Row]) -> None:
+    documents = list(texts(rows, "Task2").values())
+    escaped = [text for text in documents if re.search(r"\[(\w+)\\_(\w+)@([\w.]+)\]\(mailto:\1_\2@\3\)", text)]
+    assert 0.55 < len(escaped) / len(documents) < 0.83
+    assert all(("mailto:" in text) == ("\\_" in text) for text in documents)
+    hyphenated = [text for text in documents if re.search(r"\b9\d\d-\d\d-\d{4}\b", text)]
+    assert 0.8 < len(hyphenated) / len(documents) < 1
+    assert all(re.search(r"\b9\d{8}\b", text) for text in documents if text not in hyphenated)
+
+
+def test_public_biographies(rows: list[Row], folder: Path) -> None:
+    members = [text for text in texts(rows, "Task3").values()]
+    others = [text for _, text in read_documents(folder / "nonmembers.jsonl")]
+    assert len(others) == 60
+    shape = r"(\w+ \w+)\n\n\1 \(born \d\d? [A-Z]\w+ 19\d\d\) is an? .*\.\nBiography\.\n.*\."
+    assert all(re.fullmatch(shape, text) for text in (*members, *others))
+    names = [text.split("\n")[0] for text in (*members, *others)]
+    assert len(set(names)) == len(names)
+    assert not any(name in text for name in names[-60:] for text in texts(rows, "Task2").values())
+
+
+def test_stories_are_short(rows: list[Row]) -> None:
+    lengths = [len(text.split()) for text in texts(rows, "Task1").values()]
+    assert 45 < sum(lengths) / len(lengths) < 60
+    shares = [
+        len(row.output.split()) / len(row.text.split()) for row in rows if row.task == "Task1" and row.kind == "sc"
+    ]
+    assert all(0.2 < share < 0.3 for share in shares)
+
+
+def test_longer_stories() -> None:
+    for sentences in (4, 12):
+        first = json.loads(generate_lume(1, story_sentences=sentences)["forget.jsonl"].split("\n")[0])
+        assert f"{first['input']} {first['output']}".count(".") == sentences
+
+
+def test_members(folder: Path, rows: list[Row]) -> None:
+    listed = json.loads((folder / "semeval_mia_ids.json").read_text())["member_document_ids"]
+    assert listed == list(texts([row for row in rows if row.split == "forget"], "Task3"))
+
+
+def test_many_documents() -> None:
+    files = generate_lume(num_documents=1000)
+    questions = [
+        row["input"]
+        for name in ("forget", "retain")
+        for row in map(json.loads, files[f"{name}.jsonl"].splitlines())
+        if "qa" in row["id"][-3:]
+    ]
+    assert len(questions) == len(set(questions)) == 2 * 7 * 1000
+
+
+def test_the_global_random_state_is_neither_used_nor_changed() -> None:
+    files = []
+    for seed in (0, 1):
+        random.seed(seed)
+        Faker.seed(seed)
+        torch.manual_seed(seed)
+        states = random.getstate(), torch.get_rng_state()
+        files.append(generate_lume(num_documents=3))
+        assert random.getstate() == states[0]
+        assert torch.equal(torch.get_rng_state(), states[1])
+    assert files[0] == files[1]
+    assert files[0] != generate_lume(num_documents=3, seed=1)
+
+
+def test_another_process_writes_the_same_bytes(tmp_path: Path, repository: Path) -> None:
+    script = "import sys; from datamodules.lume_files import write_lume; write_lume(sys.argv[1], 3, seed=4)"
+    for name, hash_seed in (("a", "1"), ("b", "2")):
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / name)],
+            cwd=repository,
+            env={"PYTHONPATH": str(repository), "PYTHONHASHSEED": hash_seed, "LC_ALL": "C"},
+            check=True,
+        )
+    write_lume(tmp_path / "c", 3, seed=4)
+    assert sums(tmp_path / "a") == sums(tmp_path / "b") == sums(tmp_path / "c")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {*FILES, "manifest.json"}
+
+
+def test_what_is_there_is_kept(tmp_path: Path) -> None:
+    write_lume(tmp_path, 2)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    write_lume(tmp_path, 2)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    # as after a run that was killed on the way
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "nonmembers.jsonl").unlink()
+    write_lume(tmp_path, 2)
+    assert sums(tmp_path) == json.loads((tmp_path / "manifest.json").read_text())["sha256"]
+
+
+@pytest.mark.parametrize("arguments", [{"num_documents": 3}, {"seed": 1}, {"story_sentences": 5}])
+@pytest.mark.parametrize("manifest", [True, False])
+def test_other_data_are_not_written_over(arguments: dict[str, int], manifest: bool, tmp_path: Path) -> None:
+    write_lume(tmp_path, 2)
+    before = sums(tmp_path)
+    if not manifest:
+        (tmp_path / "manifest.json").unlink()
+    sentence = r"holds a benchmark of .* was asked for" if manifest else r"must be a file of .*, got another one"
+    with pytest.raises(ValueError, match=sentence + "; give another folder"):
+        write_lume(tmp_path, **{"num_documents": 2, **arguments})
+    assert sums(tmp_path) == before
+
+
+def test_changed_files(tmp_path: Path) -> None:
+    write_lume(tmp_path, 1)
+    with (tmp_path / "forget.jsonl").open("a") as file:
+        file.write("{}")
+    with pytest.raises(
+        ValueError, match=r"forget\.jsonl was changed after it was written; remove it to write it again"
+    ):
+        write_lume(tmp_path, 1)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"manifest\.json must be the manifest that SyntheticLUME writes"):
+        write_lume(tmp_path, 1)
+
+
+def test_datamodule(tmp_path: Path) -> None:
+    data = SyntheticLUME(root=str(tmp_path), num_documents=3, vocab_size=500)
+    with pytest.raises(FileNotFoundError, match="call `prepare_data` first, as a Trainer does"):
+        data.setup("fit")
+    data.prepare_data()
+    data.setup("fit")
+    assert isinstance(data, LUME)
+    assert len(data.tokenizer) == 500
+    assert len(data.rows["forget"]) == 3 * (2 + 6 + 2)
+    assert set(next(iter(data.train_dataloader()))) == {"forget", "retain"}
+    sources = [(member, source) for _, _, member, source in data.documents()]
+    assert sources == [(True, "forget.jsonl")] * 3 + [(False, "nonmembers.jsonl")] * 3
+    assert len(data.test_dataloader()) == 2
+
+
+def test_the_tokenizer_is_trained_once_for_its_data(tmp_path: Path) -> None:
+    def prepare() -> float:
+        SyntheticLUME(root=str(tmp_path), num_documents=1, vocab_size=400).prepare_data()
+        return (tmp_path / "tokenizer-400" / "tokenizer.json").stat().st_mtime_ns
+
+    first = prepare()
+    assert prepare() == first
+    (tmp_path / "tokenizer-400" / "fingerprint.json").write_text("{}")  # that of other data
+    assert prepare() > first
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "manifest.json", "tokenizer-400"}
+    assert isinstance(AutoTokenizer.from_pretrained(tmp_path / "tokenizer-400"), PreTrainedTokenizerBase)
+
+
+def test_given_tokenizer(tokenizer: PreTrainedTokenizerBase, tiny_causal_lm: Path, tmp_path: Path) -> None:
+    for given in (tokenizer, str(tiny_causal_lm)):
+        data = SyntheticLUME(given, root=str(tmp_path), num_documents=1)
+        data.prepare_data()
+        data.setup("fit")
+        assert data.tokenizer.name_or_path == (given if isinstance(given, str) else tokenizer.name_or_path)
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_hparams_are_plain(tokenizer: PreTrainedTokenizerBase) -> None:
+    hparams = SyntheticLUME(tokenizer, num_documents=3).hparams
+    assert "tokenizer" not in hparams
+    assert (hparams["num_documents"], hparams["root"]) == (3, "data/lume_synthetic")
+    assert all(isinstance(value, str | int | tuple | None) for value in hparams.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"num_documents": 0}, "num_documents must be at least 1, got 0"),
+        ({"story_sentences": 3}, "story_sentences must be at least 4, got 3"),
+        ({"vocab_size": 257}, "vocab_size must be at least 258, got 257"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SyntheticLUME(**arguments)
