@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from datamodules import LUME
 from datamodules.bpe import train_bpe
 
 
@@ -41,3 +43,15 @@ def write_sets(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def lume(tokenizer: PreTrainedTokenizerBase, lume_folder: Path) -> Callable[..., LUME]:
+    """Make a datamodule of the tests' rows, or of other arguments, that is set up."""
+
+    def make(**changed: Any) -> LUME:
+        data = LUME(**{"tokenizer": tokenizer, "root": str(lume_folder), "num_workers": 0, **changed})
+        data.setup("fit")
+        return data
+
+    return make

@@ -1,0 +1,169 @@
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from callbacks import ForgetStopping
+
+
+class Rising(LightningModule):
+    """Logs 1, 2, 3, ... nats at its optimizer steps, of which each takes ``accumulate`` batches."""
+
+    vocab_size = 55  # a guess costs 4.007 nats
+
+    def __init__(self, accumulate: int = 1, name: str = "train/forget_loss") -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.layer = torch.nn.Linear(1, 1)
+        self.accumulate, self.name = accumulate, name
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.accumulate:
+            return
+        optimizer: Any = self.optimizers()
+        optimizer.step()
+        self.log(self.name, self.loss())
+
+    def loss(self) -> float:
+        return float(self.global_step)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Uneven(Rising):
+    """The first rank alone is past the level; the mean of both is later."""
+
+    def loss(self) -> float:
+        return 2.0 * self.global_step if self.global_rank == 0 else 0.0
+
+
+def fit(
+    module: LightningModule, callback: ForgetStopping, folder: Path, ckpt_path: Any = None, **arguments: Any
+) -> Trainer:
+    settings = {"max_epochs": 1, "devices": 1, "enable_checkpointing": False} | arguments
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **settings,
+    )
+    trainer.fit(module, DataLoader(torch.zeros(20, 1), batch_size=1), ckpt_path=ckpt_path)  # type: ignore[arg-type]
+    return trainer
+
+
+def test_stops_at_the_loss_of_a_guess(tmp_path: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"Over-unlearning: .* 2 optimizer steps is 4\.500 nats at step 5, at or above "
+    ):
+        trainer = fit(Rising(), ForgetStopping(window=2), tmp_path)
+    assert trainer.global_step == 5
+
+
+def test_warns_once_and_goes_on(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Over-unlearning") as warnings:
+        trainer = fit(Rising(), ForgetStopping(level=3.0, action="warn", window=1), tmp_path)
+    assert trainer.global_step == 20
+    assert len([w for w in warnings if "Over-unlearning" in str(w.message)]) == 1
+
+
+def test_waits_for_a_full_window_and_counts_optimizer_steps(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="is 2.000 nats at step 3"):
+        trainer = fit(Rising(accumulate=4), ForgetStopping(level=0.5, window=3), tmp_path)
+    assert trainer.global_step == 3
+
+
+def test_a_reference_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "reference.json"
+    file.write_text(json.dumps({"val/forget_loss": 6.5, "val/retain_loss": 1.0}), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"level 6\.500 \(the reference in .*reference\.json\)"):
+        trainer = fit(Rising(), ForgetStopping(level=str(file), window=1), tmp_path)
+    assert trainer.global_step == 7
+
+
+def test_min_steps_go_first(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Over-unlearning"):
+        trainer = fit(Rising(), ForgetStopping(level=2.0, window=1), tmp_path, min_steps=9)
+    assert trainer.global_step == 9
+
+
+def test_a_resumed_run_keeps_its_window(tmp_path: Path) -> None:
+    trainer = fit(Rising(), ForgetStopping(level=4.5, window=4), tmp_path, max_steps=3, max_epochs=-1)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    callback = ForgetStopping(level=4.5, window=4)
+    with pytest.warns(UserWarning, match="is 4.500 nats at step 6"):
+        resumed = fit(Rising(), callback, tmp_path, ckpt_path=tmp_path / "run.ckpt")
+    assert resumed.global_step == 6
+    assert callback.state_dict() == {"losses": [3.0, 4.0, 5.0, 6.0], "warned": True}
+
+
+def test_nan_losses_are_not_past_the_level(tmp_path: Path) -> None:
+    module = Rising()
+    module.loss = lambda: math.nan  # type: ignore[method-assign]
+    assert fit(module, ForgetStopping(window=1), tmp_path).global_step == 20
+
+
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="action must be 'stop' or 'warn', got 'halt'"):
+        ForgetStopping(action="halt")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        ForgetStopping(window=0)
+    for level in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="level must be positive and finite"):
+            ForgetStopping(level=level)
+    with pytest.raises(FileNotFoundError, match="level must be 'uniform', a loss in nats or a JSON file"):
+        ForgetStopping(level=str(tmp_path / "absent.json"))
+    file = tmp_path / "reference.json"
+    for text, message in (("{}", "must be a JSON object"), ("[", "must be a JSON object"), ("[3]", "JSON object")):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            ForgetStopping(level=str(file))
+    file.write_text('{"val/forget_loss": "high"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="must be a number, got 'high'"):
+        ForgetStopping(level=str(file))
+
+
+class Plain(Rising):
+    vocab_size = None  # type: ignore[assignment]
+
+
+def test_what_the_module_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"asks for Plain\.vocab_size"):
+        fit(Plain(), ForgetStopping(), tmp_path)
+    with pytest.raises(RuntimeError, match="watches 'train/forget_loss', which Rising does not log"):
+        fit(Rising(name="train/loss"), ForgetStopping(), tmp_path)
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": Path(folder, "port").read_text()}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
+    trainer = fit(
+        Uneven(),
+        ForgetStopping(level=3.0, window=1),
+        Path(folder),
+        devices=2,
+        strategy="ddp_find_unused_parameters_true",
+    )
+    Path(folder, f"{rank}.txt").write_text(str(trainer.global_step), encoding="utf-8")
+
+
+def test_all_ranks_stop_together(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]), encoding="utf-8")
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    assert [(tmp_path / f"{rank}.txt").read_text(encoding="utf-8") for rank in range(2)] == ["3", "3"]

@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from torch.utils.data import DataLoader
+
+from callbacks import GenerationLog
+
+
+class Answers(LightningModule):
+    """Answers numbers; the second loader's output has no generation."""
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        numbers = [int(number) for number in batch]
+        if dataloader_idx:
+            return {"id": [f"d{number}" for number in numbers], "nll": [0.5] * len(numbers)}
+        return {
+            "id": [f"id{number // 2}" for number in numbers],
+            "split": ["retain" if number % 2 else "forget" for number in numbers],
+            "generation": [f"answer \u00e9 {number}" for number in numbers],
+            "loss": torch.tensor(0.0),
+        }
+
+
+class Tables(CSVLogger):
+    """A logger that takes tables."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.tables: list[tuple[str, list[str], list[list[Any]]]] = []
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
+        self.tables.append((key, columns, data))
+
+
+def test(numbers: list[int], folder: Path, callback: GenerationLog, logger: Any = False) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=[callback],
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    loaders: Any = [DataLoader(torch.tensor(numbers), batch_size=3), DataLoader(torch.arange(2))]
+    trainer.test(Answers(), loaders, verbose=False)
+
+
+test.__test__ = False  # type: ignore[attr-defined]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_row_once_and_sorted(tmp_path: Path) -> None:
+    test([3, 0, 2, 1, 0, 3], tmp_path, GenerationLog())
+    rows = read(tmp_path / "generations.jsonl")
+    assert [(row["split"], row["id"]) for row in rows] == [
+        ("forget", "id0"),
+        ("forget", "id1"),
+        ("retain", "id0"),
+        ("retain", "id1"),
+    ]
+    assert rows[1] == {"id": "id1", "split": "forget", "generation": "answer \u00e9 2"}
+
+
+def test_a_second_test_keeps_the_first_file(tmp_path: Path) -> None:
+    callback = GenerationLog()
+    for numbers in ([0, 1], [0, 2], [0, 2]):
+        test(numbers, tmp_path, callback)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["generations-1.jsonl", "generations.jsonl"]
+    assert [row["id"] for row in read(tmp_path / "generations-1.jsonl")] == ["id0", "id1"]
+
+
+@pytest.mark.parametrize(("table_rows", "sent"), [(None, 10), (4, 4), (200, 10)])
+def test_a_table_goes_to_the_loggers_that_take_it(tmp_path: Path, table_rows: int | None, sent: int) -> None:
+    logger = Tables(tmp_path)
+    test(list(range(10)), tmp_path, GenerationLog(table_rows=table_rows), [CSVLogger(tmp_path), logger])
+    [(key, columns, data)] = logger.tables
+    assert (key, columns, len(data)) == ("test/generations", ["id", "split", "generation"], sent)
+    assert {row[1] for row in data} == {"forget", "retain"}
+
+
+def test_no_table_if_none_is_wanted(tmp_path: Path) -> None:
+    logger = Tables(tmp_path)
+    test([0, 1], tmp_path, GenerationLog(str(tmp_path / "own"), "answers.jsonl", table_rows=0), logger)
+    assert logger.tables == []
+    assert len(read(tmp_path / "own" / "answers.jsonl")) == 2
+
+
+def test_wandb_takes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    test([0, 1], tmp_path, GenerationLog(str(tmp_path)), WandbLogger(save_dir=tmp_path))
+    assert len(read(tmp_path / "generations.jsonl")) == 2
+
+
+class Nameless(Answers):
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        return {"generation": ["x"] * len(batch)}
+
+
+def test_bad_use_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu", devices=1, callbacks=[GenerationLog()], logger=False, enable_progress_bar=False
+    )
+    with pytest.raises(KeyError, match="asks for 'id' beside 'generation'"):
+        trainer.test(Nameless(), DataLoader(torch.arange(2)), verbose=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="filename must be a name without folders"):
+        GenerationLog(filename="a/b.jsonl")
+    with pytest.raises(ValueError, match="table_rows must not be negative, got -1"):
+        GenerationLog(table_rows=-1)
+
+
+class FakeTrainer:
+    """As much of a trainer as the end of a test needs."""
+
+    def __init__(self, rank: int) -> None:
+        self.is_global_zero, self.loggers = rank == 0, []
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    callback, trainer, module = GenerationLog(folder), FakeTrainer(rank), Answers()
+    for numbers in ([rank, 4], [2 + rank]):
+        batch = torch.tensor(numbers)
+        callback.on_test_batch_end(trainer, module, module.test_step(batch, 0), batch, 0)  # type: ignore[arg-type]
+    callback.on_test_end(trainer, module)  # type: ignore[arg-type]
+    dist.destroy_process_group()
+
+
+def test_two_processes_write_one_file(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    rows = read(tmp_path / "generations.jsonl")
+    assert [row["generation"][-1] for row in rows] == ["0", "2", "4", "1", "3"]

@@ -1,0 +1,101 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from callbacks import SavePretrained
+
+
+class Saved(LightningModule):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.model(input_ids=batch, labels=batch).loss
+
+    def save_pretrained(self, folder: str) -> None:
+        self.model.save_pretrained(folder)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Owner(Saved):
+    """Has a tokenizer of its own, by a property."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.source = folder
+
+    @property
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.source)
+
+
+class Loser(Saved):
+    @property
+    def tokenizer(self) -> Any:
+        raise ValueError("No tokenizer lies beside the model.")
+
+
+class Unsaved(Saved):
+    save_pretrained = None  # type: ignore[assignment]
+
+
+class Data(LightningDataModule):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(torch.ones(2, 4, dtype=torch.int64))
+
+
+def fit(module: LightningModule, folder: Path, callback: SavePretrained, data: Any = None, **more: Any) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **({"logger": False, "max_epochs": 1} | more),
+    )
+    loader = DataLoader(torch.ones(2, 4, dtype=torch.int64))  # type: ignore[var-annotated, arg-type]
+    trainer.fit(module, data or loader)
+
+
+@pytest.mark.parametrize("owner", ["datamodule", "module"])
+def test_the_folder_loads(tmp_path: Path, tiny_causal_lm: Path, owner: str) -> None:
+    module = Saved(tiny_causal_lm) if owner == "datamodule" else Owner(tiny_causal_lm)
+    data = Data(tiny_causal_lm) if owner == "datamodule" else None
+    fit(module, tmp_path, SavePretrained(), data, logger=CSVLogger(tmp_path, name="logs"))
+    folder = tmp_path / "logs" / "version_0" / "pretrained"
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder)
+    for name, parameter in module.model.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name))
+    assert AutoTokenizer.from_pretrained(folder)("a key")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", [Saved, Loser])
+def test_a_missing_tokenizer_is_told(tmp_path: Path, tiny_causal_lm: Path, kind: type[Saved]) -> None:
+    with pytest.warns(UserWarning, match="has no tokenizer beside it"):
+        fit(kind(tiny_causal_lm), tmp_path, SavePretrained(str(tmp_path / "mine")))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
+
+
+def test_a_development_run_saves_nothing(tmp_path: Path, tiny_causal_lm: Path) -> None:
+    fit(Saved(tiny_causal_lm), tmp_path, SavePretrained(), fast_dev_run=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_module_lacks_is_named(tmp_path: Path, tiny_causal_lm: Path) -> None:
+    with pytest.raises(TypeError, match=r"asks for Unsaved\.save_pretrained\(folder\), which is missing"):
+        fit(Unsaved(tiny_causal_lm), tmp_path, SavePretrained())

@@ -1,0 +1,119 @@
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from datamodules import LUME
+
+
+def ids(batches: Any) -> list[str]:
+    return [i for batch in batches for i in batch["id"]]
+
+
+def test_batches_can_be_sent_to_workers(lume: Callable[..., LUME]) -> None:
+    data = lume(num_workers=2)
+    assert ids(data.predict_dataloader()) == ids(lume().predict_dataloader())
+    for loader in (data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()):
+        pickle.dumps(loader.dataset)  # as workers that are spawned and not forked need it
+
+
+class Recorder(LightningModule):
+    """Records what each stage is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[str] = []
+
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        self.seen += batch["forget"]["id"]
+        loss: Tensor = self.layer(torch.ones(1))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int) -> None:
+        assert set(batch["split"]) == {("forget", "retain")[dataloader_idx]}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int) -> None:
+        assert ("kind", "member")[dataloader_idx] in batch
+
+    def predict_step(self, batch: dict[str, Any]) -> list[str]:
+        names: list[str] = batch["id"]
+        return names
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def test_every_stage_of_a_trainer(lume: Callable[..., LUME], tmp_path: Path) -> None:
+    data, module = lume(), Recorder()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, data)
+    assert len(module.seen) == 20
+    run.validate(module, data, verbose=False)
+    run.test(module, data, verbose=False)
+    predicted = run.predict(module, data)
+    assert predicted is not None
+    assert [i for names in predicted for i in names] == ids(data.predict_dataloader())
+
+
+def test_a_stopped_run_goes_on(lume: Callable[..., LUME], tmp_path: Path) -> None:
+    whole, first, second = Recorder(), Recorder(), Recorder()
+    trainer(tmp_path, max_steps=9).fit(whole, lume())
+    stopped = trainer(tmp_path, max_steps=3)
+    stopped.fit(first, lume())
+    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
+    trainer(tmp_path, max_steps=9).fit(second, lume(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    assert [*first.seen, *second.seen] == whole.seen
+
+
+def test_overfit_batches(lume: Callable[..., LUME], tmp_path: Path) -> None:
+    module = Recorder()
+    with pytest.warns(UserWarning, match="You requested to overfit"):
+        trainer(tmp_path, max_epochs=3, overfit_batches=2).fit(module, lume())
+    assert module.seen[:2] * 3 == module.seen
+    assert len(module.seen) == 6
+
+
+class Placed(LUME):
+    """Believes to be one of two processes."""
+
+    rank = 0
+
+    def _place(self) -> tuple[int, int]:
+        return self.rank, 2
+
+
+def test_two_ranks_share_every_loader(
+    lume: Callable[..., LUME], tokenizer: PreTrainedTokenizerBase, lume_folder: Path
+) -> None:
+    ranks = []
+    for rank in (0, 1):
+        data = Placed(tokenizer, root=str(lume_folder), batch_size=2, eval_batch_size=4, num_workers=0)
+        data.rank = rank
+        data.setup("fit")
+        ranks.append(data)
+    one = lume(batch_size=4, eval_batch_size=8)
+    for a, b, whole in zip(*(data.train_dataloader() for data in (*ranks, one)), strict=True):
+        for name in ("forget", "retain"):
+            assert a[name]["id"] + b[name]["id"] == whole[name]["id"]
+    for loaders in zip(*(data.test_dataloader() + data.val_dataloader() for data in (*ranks, one)), strict=True):
+        a, b, whole = map(ids, loaders)
+        assert sorted(a + b) == sorted(whole)  # nothing twice
