@@ -100,7 +100,8 @@ class AdaptiveLR(Callback):
     Asks of the module ``probe_loss(batch) -> (sum, weight)``: the summed loss of a training batch and its weight, such
     as its number of target tokens, both scalar tensors; called without gradient and in evaluation mode. Works with
     automatic and manual optimization, one optimizer, and no learning-rate scheduler. State is kept in the checkpoint.
-    Logs ``adaptive_lr/lr``, ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and ``adaptive_lr/accepted`` (0
+    Logs ``adaptive_lr/probe`` (its number: Lightning repeats logged values until the next probe), ``adaptive_lr/lr``,
+    ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and ``adaptive_lr/accepted`` (0
     or 1) at each probe.
 
     Args:
@@ -235,7 +236,14 @@ class AdaptiveLR(Callback):
                 group["lr"].fill_(value)
             elif new != rate:
                 group["lr"] = value
-        numbers = {"lr": new, "a": fit.a, "b": fit.b, "r2": fit.r2, "accepted": float(accepted)}
+        numbers = {
+            "probe": float(self.probes),
+            "lr": new,
+            "a": fit.a,
+            "b": fit.b,
+            "r2": fit.r2,
+            "accepted": float(accepted),
+        }
         pl_module.log_dict(
             {f"adaptive_lr/{name}": value for name, value in numbers.items()}, on_step=True, on_epoch=False
         )

@@ -75,6 +75,10 @@ class ForgetStopping(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle the level, now that the weights are there."""
         self._last_step = trainer.global_step
+        if trainer.global_step == 0:  # not a resumed run, which takes up its window
+            self._losses.clear()
+        if trainer.global_step == 0 or self.action == "stop":  # a run that stops says so each time
+            self._warned = False
         module: Any = pl_module
         self._threshold = math.log(module.vocab_size) if isinstance(self.level, str) else self.level
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from callbacks._files import run_folder, write_new
 
@@ -15,9 +16,10 @@ class GenerationLog(Callback):
     """Write every answer of a test, a JSON object per line, and send a table to each logger that takes tables.
 
     Asks of the module that ``test_step`` returns a dictionary of lists, one entry per row, with ``generation`` and
-    ``id`` among them and ``split`` if ids repeat between splits; other outputs are passed over. The rows of all
-    processes are brought together, each ``(split, id)`` once and in this order. An existing file with another content
-    is kept: the rows then go to ``generations-1.jsonl`` and so on. Only the first process writes.
+    ``id`` among them and ``split`` if ids repeat between splits; other outputs are passed over, and a test
+    without any such row warns. The rows of all processes are brought together, each ``(split, id)`` once and in this
+    order. An existing file with another content is kept: the rows then go to ``generations-1.jsonl`` and so on. Only
+    the first process writes.
 
     Args:
         folder: Folder to write to; by default that of the run.
@@ -31,7 +33,7 @@ class GenerationLog(Callback):
     def __init__(
         self, folder: str | None = None, filename: str = "generations.jsonl", table_rows: int | None = 200
     ) -> None:
-        if not filename or Path(filename).name != filename:
+        if filename in ("", "..") or Path(filename).name != filename:
             raise ValueError(f"filename must be a name without folders, got {filename!r}.")
         if table_rows is not None and table_rows < 0:
             raise ValueError(f"table_rows must not be negative, got {table_rows}.")
@@ -39,6 +41,11 @@ class GenerationLog(Callback):
         self.filename = filename
         self.table_rows = table_rows
         self._rows: list[dict[str, Any]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the module has a test step."""
+        if stage == "test" and not is_overridden("test_step", pl_module, LightningModule):
+            raise TypeError(f"GenerationLog asks for {type(pl_module).__name__}.test_step(), which is missing.")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the rows of an earlier test."""
@@ -71,6 +78,11 @@ class GenerationLog(Callback):
         self._rows = []
         unique = {(str(row.get("split", "")), str(row["id"])): row for part in parts for row in part}
         rows = [unique[key] for key in sorted(unique)]
+        if not rows:
+            rank_zero_warn(
+                f"GenerationLog writes nothing: no output of {type(pl_module).__name__}.test_step had 'generation'.",
+                category=UserWarning,
+            )
         if not rows or not trainer.is_global_zero:
             return
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

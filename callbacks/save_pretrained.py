@@ -13,24 +13,28 @@ from callbacks._files import is_dev_run, run_folder
 class SavePretrained(Callback):
     """Save the weights at the end of training as a folder that transformers or peft loads, the tokenizer beside them.
 
-    Asks of the module ``save_pretrained(folder)``. The tokenizer is the ``tokenizer`` of the datamodule, else of the
-    module; without one a warning says so. Only the first process writes. A run with ``fast_dev_run`` saves nothing, as
-    Lightning saves no checkpoint then.
+    Asks of the module ``save_pretrained(folder)``, and to merge, ``save_pretrained(folder, merge=True)``. The tokenizer
+    is the ``tokenizer`` of the datamodule, else of the module; without one a warning says so. Only the first process
+    writes. A run with ``fast_dev_run`` saves nothing, as Lightning saves no checkpoint then.
 
     Args:
         folder: Folder to write to, whose files of the same names are replaced; by default ``pretrained`` in the folder
             of the run.
+        merge: Whether the module is to merge its adapters into the weights; otherwise it saves adapters alone.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, merge: bool = False) -> None:
         self.folder = folder
+        self.merge = merge
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module can be saved."""
-        if not callable(getattr(pl_module, "save_pretrained", None)):
-            raise TypeError(
-                f"SavePretrained asks for {type(pl_module).__name__}.save_pretrained(folder), which is missing."
-            )
+        name = type(pl_module).__name__
+        save = getattr(pl_module, "save_pretrained", None)
+        if not callable(save):
+            raise TypeError(f"SavePretrained asks for {name}.save_pretrained(folder), which is missing.")
+        if self.merge and "merge" not in inspect.signature(save).parameters:
+            raise TypeError(f"SavePretrained(merge=True) asks {name}.save_pretrained for an argument merge.")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save weights and tokenizer."""
@@ -41,7 +45,7 @@ class SavePretrained(Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         module: Any = pl_module
-        module.save_pretrained(str(folder))
+        module.save_pretrained(str(folder), **({"merge": True} if self.merge else {}))
         try:
             tokenizer = _tokenizer(trainer, pl_module)
         except (OSError, ValueError) as error:  # the weights are saved: what they lack is told, not fatal

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ COMMAND_LINES = sorted({line[line.index("lit-modules ") :] for line in [*LINES, 
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_python_runs(code: str, tmp_path: Path) -> None:
+def test_python_runs(code: str, tiny_causal_lm: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_causal_lm, tmp_path / "FOLDER")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

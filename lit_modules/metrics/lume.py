@@ -24,7 +24,7 @@ __all__ = [
     "final_score",
     "harmonic_mean",
     "membership_auc",
-    "mia_score",
+    "membership_score",
     "rouge_l_recall",
     "task_terms",
 ]
@@ -119,11 +119,11 @@ def membership_auc(nll: Tensor, member: Tensor) -> float:
     return float(wins / (len(positives) * len(negatives)))
 
 
-def mia_score(auc: float) -> float:
+def membership_score(auc: float) -> float:
     """Return ``1 - 2 |auc - 0.5|``: 1 if the attack guesses, 0 if it is always right or always wrong.
 
     Example:
-        >>> mia_score(0.5), round(mia_score(0.9), 6), round(mia_score(0.1), 6)
+        >>> membership_score(0.5), round(membership_score(0.9), 6), round(membership_score(0.1), 6)
         (1.0, 0.2, 0.2)
     """
     return 1 - 2 * abs(auc - 0.5)
@@ -199,10 +199,10 @@ class LUMEScore(Metric):
         self.mmlu = accuracy
         self._state_types = {
             "scores": torch.float64,  # of each generation
-            "groups": torch.int64,  # its index in GROUPS
+            "groups": torch.uint8,  # its index in GROUPS
             "keys": torch.int64,
             "nlls": torch.float64,  # of each document
-            "members": torch.int64,
+            "members": torch.uint8,
             "document_keys": torch.int64,
             "sources": torch.uint8,  # names of the non-members' sources in UTF-8, each ended by a zero
         }
@@ -277,11 +277,10 @@ class LUMEScore(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, each a float64 scalar.
 
-        Names: ``{forget,retain}/task{1,2,3}/{regurgitation,knowledge}`` and
-            ``{forget,retain}/{regurgitation,knowledge}``
-        (means of the rows' scores, not inverted), ``task_aggregate``, ``mia_auc``, ``mia_score``, ``mmlu`` and
-        ``final_score``. What a group without rows, missing membership documents or a missing MMLU leave open is NaN;
-        ``final_score`` is -1 without MIA or MMLU.
+        Names are ``{forget,retain}/task{1,2,3}/{regurgitation,knowledge}`` and
+        ``{forget,retain}/{regurgitation,knowledge}`` (means of the rows' scores, not inverted), ``task_aggregate``,
+        ``mia_auc``, ``mia_score``, ``mmlu`` and ``final_score``. What a group without rows, missing membership
+        documents or a missing MMLU leave open is NaN; ``final_score`` is -1 without MIA or MMLU.
         """
         scores, groups = self._unique("keys", "scores", "groups")
         means = [_mean(scores[groups == index]) for index in range(len(GROUPS))]
@@ -297,7 +296,7 @@ class LUMEScore(Metric):
             numbers[f"{split}/{kind}"] = _mean(scores[torch.isin(groups, groups.new_tensor(chosen))])
         numbers["task_aggregate"] = harmonic_mean(task_terms(means))
         numbers["mia_auc"] = membership_auc(nlls, members)
-        numbers["mia_score"] = mia_score(numbers["mia_auc"])
+        numbers["mia_score"] = membership_score(numbers["mia_auc"])
         numbers["mmlu"] = math.nan if self.mmlu is None else float(self.mmlu)
         numbers["final_score"] = final_score(numbers["task_aggregate"], numbers["mia_score"], numbers["mmlu"])
         return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in numbers.items()}

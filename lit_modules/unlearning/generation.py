@@ -18,7 +18,7 @@ def greedy_generate(
     input_ids: Tensor,
     attention_mask: Tensor,
     max_new_tokens: int,
-    eos_token_id: int | list[int],
+    eos_token_id: int | list[int] | None,
     pad_token_id: int,
 ) -> list[Tensor]:
     """Continue each prompt by its most probable tokens.
@@ -26,7 +26,7 @@ def greedy_generate(
     The prompts run through the model once; after that each step feeds one token per row and reads the rest from the
     key-value cache. A row that has ended leaves the batch and the cache, so short answers do not pay for long ones. Pad
     positions are masked and do not count as positions, so a row gets the ids that it gets alone, up to ties of the
-    logits within rounding. The settings in ``model.generation_config`` are not read.
+    logits within rounding. Of ``model.generation_config`` only the ends are read.
 
     The model runs in evaluation mode without gradients; afterwards each of its parts is back in the mode it had.
 
@@ -35,7 +35,8 @@ def greedy_generate(
         input_ids: Prompts, padded on the left, ``(batch, tokens)``.
         attention_mask: 1 on prompt tokens and 0 on padding, ``(batch, tokens)``.
         max_new_tokens: Most tokens to add to a prompt, at least 1.
-        eos_token_id: Token, or tokens, that end an answer.
+        eos_token_id: Token, or tokens, that end an answer, beside those of ``model.generation_config``; ``None`` adds
+            none to them.
         pad_token_id: Token written at the masked positions of the prompts before the model reads them.
 
     Returns:
@@ -56,7 +57,10 @@ def greedy_generate(
         return []
 
     accepted = inspect.signature(inner.forward).parameters
-    ends = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id, device=input_ids.device)
+    configured = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
+    ends = torch.tensor(
+        sorted({*_as_list(eos_token_id), *_as_list(configured)}), dtype=torch.int64, device=input_ids.device
+    )
     mask = attention_mask.to(torch.int64)
     tokens = input_ids.masked_fill(mask == 0, pad_token_id)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -92,6 +96,12 @@ def greedy_generate(
                 rows, best, positions, mask = rows[live], best[live], positions[live], mask[live]
             tokens = best.unsqueeze(1)
     return [answer[:length].clone() for answer, length in zip(answers, lengths, strict=True)]
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)
 
 
 def _check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:

@@ -107,7 +107,9 @@ def plot_report(
     used = metrics.get("train/lr", [])
     if used:
         rates.plot(*zip(*used, strict=True), color="black", drawstyle="steps-post", label="rate")
-    probes = dict(metrics.get("adaptive_lr/lr", []))
+    # a logged value stays until the next one, so a probe is where its number is new
+    first = {number: step for step, number in reversed(metrics.get("adaptive_lr/probe", []))}
+    probes = {step: rate for step, rate in metrics.get("adaptive_lr/lr", []) if step in first.values()}
     verdicts = dict(metrics.get("adaptive_lr/accepted", []))
     for verdict, marker, colour in ((1.0, "^", "tab:green"), (0.0, "x", "tab:red")):
         points = [(step, rate) for step, rate in probes.items() if verdicts.get(step) == verdict]
@@ -131,8 +133,8 @@ def plot_report(
         )
     scores.set_yticks(range(len(names)), names)
     scores.invert_yaxis()
-    scores.set(xlim=(0, 1.05), title="The 12 numbers: wanted 0 on the forget set, 1 on the retain set")
-    scores.legend()
+    scores.set(xlim=(0, 1.05), title="The 12 numbers (wanted: forget 0, retain 1)")
+    scores.legend(loc="center right")
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -1,13 +1,14 @@
 import json
 import math
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from callbacks import ForgetStopping
@@ -46,12 +47,12 @@ class Uneven(Rising):
 
 
 def fit(
-    module: LightningModule, callback: ForgetStopping, folder: Path, ckpt_path: Any = None, **arguments: Any
+    module: LightningModule, callback: Callback, folder: Path, *more: Callback, ckpt_path: Any = None, **arguments: Any
 ) -> Trainer:
     settings = {"max_epochs": 1, "devices": 1, "enable_checkpointing": False} | arguments
     trainer = Trainer(
         accelerator="cpu",
-        callbacks=[callback],
+        callbacks=[callback, *more],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -93,13 +94,25 @@ def test_a_reference_is_read(tmp_path: Path) -> None:
 
 def test_min_steps_go_first(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Over-unlearning"):
-        trainer = fit(Rising(), ForgetStopping(level=2.0, window=1), tmp_path, min_steps=9)
+        trainer = fit(Rising(), ForgetStopping(level=2.0, window=1), tmp_path, min_steps=9, min_epochs=0)
     assert trainer.global_step == 9
 
 
+def test_a_second_fit_starts_an_empty_window(tmp_path: Path) -> None:
+    callback = ForgetStopping(level=4.5, window=2)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="is 4.500 nats at step 5"):
+            assert fit(Rising(), callback, tmp_path).global_step == 5
+
+
+class SaveAt3(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "run.ckpt")
+
+
 def test_a_resumed_run_keeps_its_window(tmp_path: Path) -> None:
-    trainer = fit(Rising(), ForgetStopping(level=4.5, window=4), tmp_path, max_steps=3, max_epochs=-1)
-    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    fit(Rising(), ForgetStopping(level=4.5, action="warn", window=4), tmp_path, SaveAt3(), max_steps=4)
     callback = ForgetStopping(level=4.5, window=4)
     with pytest.warns(UserWarning, match="is 4.500 nats at step 6"):
         resumed = fit(Rising(), callback, tmp_path, ckpt_path=tmp_path / "run.ckpt")
@@ -157,11 +170,10 @@ def _rank(rank: int, folder: str) -> None:
         strategy="ddp_find_unused_parameters_true",
     )
     Path(folder, f"{rank}.txt").write_text(str(trainer.global_step), encoding="utf-8")
+    torch.distributed.destroy_process_group()  # otherwise gloo's threads may abort the process as it ends
 
 
 def test_all_ranks_stop_together(tmp_path: Path) -> None:
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(free.getsockname()[1]), encoding="utf-8")

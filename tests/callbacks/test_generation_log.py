@@ -39,7 +39,7 @@ class Tables(CSVLogger):
         self.tables.append((key, columns, data))
 
 
-def test(numbers: list[int], folder: Path, callback: GenerationLog, logger: Any = False) -> None:
+def run(numbers: list[int], folder: Path, callback: GenerationLog, logger: Any = False) -> None:
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -53,15 +53,12 @@ def test(numbers: list[int], folder: Path, callback: GenerationLog, logger: Any 
     trainer.test(Answers(), loaders, verbose=False)
 
 
-test.__test__ = False  # type: ignore[attr-defined]
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_every_row_once_and_sorted(tmp_path: Path) -> None:
-    test([3, 0, 2, 1, 0, 3], tmp_path, GenerationLog())
+    run([3, 0, 2, 1, 0, 3], tmp_path, GenerationLog())
     rows = read(tmp_path / "generations.jsonl")
     assert [(row["split"], row["id"]) for row in rows] == [
         ("forget", "id0"),
@@ -75,7 +72,7 @@ def test_every_row_once_and_sorted(tmp_path: Path) -> None:
 def test_a_second_test_keeps_the_first_file(tmp_path: Path) -> None:
     callback = GenerationLog()
     for numbers in ([0, 1], [0, 2], [0, 2]):
-        test(numbers, tmp_path, callback)
+        run(numbers, tmp_path, callback)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["generations-1.jsonl", "generations.jsonl"]
     assert [row["id"] for row in read(tmp_path / "generations-1.jsonl")] == ["id0", "id1"]
 
@@ -83,7 +80,7 @@ def test_a_second_test_keeps_the_first_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("table_rows", "sent"), [(None, 10), (4, 4), (200, 10)])
 def test_a_table_goes_to_the_loggers_that_take_it(tmp_path: Path, table_rows: int | None, sent: int) -> None:
     logger = Tables(tmp_path)
-    test(list(range(10)), tmp_path, GenerationLog(table_rows=table_rows), [CSVLogger(tmp_path), logger])
+    run(list(range(10)), tmp_path, GenerationLog(table_rows=table_rows), [CSVLogger(tmp_path), logger])
     [(key, columns, data)] = logger.tables
     assert (key, columns, len(data)) == ("test/generations", ["id", "split", "generation"], sent)
     assert {row[1] for row in data} == {"forget", "retain"}
@@ -91,14 +88,14 @@ def test_a_table_goes_to_the_loggers_that_take_it(tmp_path: Path, table_rows: in
 
 def test_no_table_if_none_is_wanted(tmp_path: Path) -> None:
     logger = Tables(tmp_path)
-    test([0, 1], tmp_path, GenerationLog(str(tmp_path / "own"), "answers.jsonl", table_rows=0), logger)
+    run([0, 1], tmp_path, GenerationLog(str(tmp_path / "own"), "answers.jsonl", table_rows=0), logger)
     assert logger.tables == []
     assert len(read(tmp_path / "own" / "answers.jsonl")) == 2
 
 
 def test_wandb_takes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    test([0, 1], tmp_path, GenerationLog(str(tmp_path)), WandbLogger(save_dir=tmp_path))
+    run([0, 1], tmp_path, GenerationLog(str(tmp_path)), WandbLogger(save_dir=tmp_path))
     assert len(read(tmp_path / "generations.jsonl")) == 2
 
 
@@ -117,6 +114,30 @@ def test_bad_use_is_refused(tmp_path: Path) -> None:
         GenerationLog(filename="a/b.jsonl")
     with pytest.raises(ValueError, match="table_rows must not be negative, got -1"):
         GenerationLog(table_rows=-1)
+
+
+class Scored(Answers):
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        return {"id": ["x"] * len(batch), "nll": [1.0] * len(batch)}
+
+
+class Untested(LightningModule): ...
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=[GenerationLog()],
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.warns(UserWarning, match=r"no output of Scored\.test_step had 'generation'"):
+        trainer.test(Scored(), DataLoader(torch.arange(2)), verbose=False)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match=r"asks for Untested\.test_step\(\), which is missing"):
+        GenerationLog().setup(trainer, Untested(), "test")
 
 
 class FakeTrainer:

@@ -8,10 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch.utils.data import DataLoader
 
-from callbacks import ResultRecord
+from callbacks import ForgetStopping, ResultRecord
 
 
-class Tested(LightningModule):
+class Examined(LightningModule):
     record: dict[str, Any] = {"aggregate-score": 0.706, "terms": [None, 1.0]}  # noqa: RUF012
 
     def __init__(self) -> None:
@@ -55,32 +55,48 @@ def read(path: Path) -> Any:
 
 def test_writes_after_test_alone(tmp_path: Path) -> None:
     run = trainer(tmp_path, ResultRecord())
-    run.fit(Tested(), DATA, DATA)
-    run.validate(Tested(), DATA, verbose=False)
+    run.fit(Examined(), DATA, DATA)
+    run.validate(Examined(), DATA, verbose=False)
     assert not list(tmp_path.iterdir())
-    run.test(Tested(), DATA, verbose=False)
+    run.test(Examined(), DATA, verbose=False)
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
-    assert read(tmp_path / "results.json") == Tested.record
+    assert read(tmp_path / "results.json") == Examined.record
+
+
+class Validated(Examined):
+    results = None  # type: ignore[assignment]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log_dict({"val/forget_loss": 6.5, "val/retain_loss": float("inf")})
+
+
+def test_a_validation_is_kept_too(tmp_path: Path) -> None:
+    run = trainer(tmp_path, ResultRecord())
+    run.fit(Validated(), DATA, DATA)
+    assert not list(tmp_path.iterdir())
+    run.validate(Validated(), DATA, verbose=False)
+    assert read(tmp_path / "validation.json") == {"val/forget_loss": 6.5, "val/retain_loss": None}
+    assert ForgetStopping(level=str(tmp_path / "validation.json")).level == 6.5
 
 
 def test_the_folder_of_the_run(tmp_path: Path) -> None:
     run = trainer(tmp_path, ResultRecord(), CSVLogger(tmp_path, name="logs"))
-    run.test(Tested(), DATA, verbose=False)
-    assert read(tmp_path / "logs" / "version_0" / "results.json") == Tested.record
+    run.test(Examined(), DATA, verbose=False)
+    assert read(tmp_path / "logs" / "version_0" / "results.json") == Examined.record
     given = trainer(tmp_path, ResultRecord(str(tmp_path / "mine" / "deep"), "numbers.json"))
-    given.test(Tested(), DATA, verbose=False)
-    assert read(tmp_path / "mine" / "deep" / "numbers.json") == Tested.record
+    given.test(Examined(), DATA, verbose=False)
+    assert read(tmp_path / "mine" / "deep" / "numbers.json") == Examined.record
 
 
 def test_runs_of_wandb_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     logger = WandbLogger(project="unlearning", save_dir=tmp_path, version="run1")
-    trainer(tmp_path, ResultRecord(), logger).test(Tested(), DATA, verbose=False)
+    trainer(tmp_path, ResultRecord(), logger).test(Examined(), DATA, verbose=False)
     assert len(list(tmp_path.glob("*/run1/results.json"))) == 1
 
 
 def test_another_record_is_kept(tmp_path: Path) -> None:
-    module = Tested()
+    module = Examined()
     for score in (0.1, 0.2, 0.2, 0.3, 0.1):
         module.record = {"aggregate-score": score}
         trainer(tmp_path, ResultRecord()).test(module, DATA, verbose=False)

@@ -44,6 +44,12 @@ class Loser(Saved):
         raise ValueError("No tokenizer lies beside the model.")
 
 
+class Merging(Saved):
+    def save_pretrained(self, folder: str, merge: bool = False) -> None:
+        super().save_pretrained(folder)
+        self.merged = merge
+
+
 class Unsaved(Saved):
     save_pretrained = None  # type: ignore[assignment]
 
@@ -82,6 +88,16 @@ def test_the_folder_loads(tmp_path: Path, tiny_causal_lm: Path, owner: str) -> N
     for name, parameter in module.model.named_parameters():
         assert torch.equal(parameter, loaded.get_parameter(name))
     assert AutoTokenizer.from_pretrained(folder)("a key")["input_ids"]
+
+
+def test_adapters_are_merged_on_request(tmp_path: Path, tiny_causal_lm: Path) -> None:
+    module = Merging(tiny_causal_lm)
+    for merge in (True, False):
+        with pytest.warns(UserWarning, match="has no tokenizer beside it"):
+            fit(module, tmp_path, SavePretrained(str(tmp_path / "mine"), merge=merge))
+        assert module.merged is merge
+    with pytest.raises(TypeError, match=r"asks Saved\.save_pretrained for an argument merge"):
+        fit(Saved(tiny_causal_lm), tmp_path, SavePretrained(merge=True))
 
 
 @pytest.mark.parametrize("kind", [Saved, Loser])

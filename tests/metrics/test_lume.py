@@ -22,7 +22,7 @@ from lit_modules.metrics.lume import (
     final_score,
     harmonic_mean,
     membership_auc,
-    mia_score,
+    membership_score,
     rouge_l_recall,
     task_terms,
 )
@@ -78,9 +78,9 @@ def test_golden_arithmetic() -> None:
     assert harmonic_mean([1.0] * 11 + [0.5]) == pytest.approx(12 / 13)
     assert harmonic_mean([1.0] * 11 + [0.0]) == 0
     assert math.isnan(harmonic_mean([0.0, math.nan]))
-    assert mia_score(0.5) == 1
-    assert mia_score(0.9) == pytest.approx(0.2)
-    assert mia_score(0.1) == pytest.approx(0.2)
+    assert membership_score(0.5) == 1
+    assert membership_score(0.9) == pytest.approx(0.2)
+    assert membership_score(0.1) == pytest.approx(0.2)
     assert round(final_score(0.827, 0.847, 0.443), 3) == 0.706
     assert task_terms([0.25, 1.0]) == [0.75, 1.0]
 

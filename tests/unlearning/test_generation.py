@@ -125,6 +125,17 @@ def test_one_end_as_an_integer_and_none_reached() -> None:
     assert first not in cut[1].tolist()
 
 
+def test_ends_of_the_generation_config_count_too() -> None:
+    model, rows = build("llama"), prompts([4, 6])
+    expected = [answer.tolist() for answer in greedy_generate(model, *pad(rows), MAX, ENDS, PAD)]
+    assert any(len(answer) < MAX for answer in expected)
+    for configured, given in ((ENDS, None), (ENDS[0], ENDS[1:]), (ENDS[1:], ENDS[0])):
+        model.generation_config.eos_token_id = configured  # type: ignore[union-attr]
+        assert [answer.tolist() for answer in greedy_generate(model, *pad(rows), MAX, given, PAD)] == expected
+    model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+    assert [len(answer) for answer in greedy_generate(model, *pad(rows), MAX, None, PAD)] == [MAX, MAX]
+
+
 def test_adapters_and_compiled_models_answer() -> None:
     rows = prompts([4, 11, 7])
     model = get_peft_model(build("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
