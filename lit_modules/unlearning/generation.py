@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 __all__ = ["greedy_generate"]
 
+COMPACT = 0.8
+"""Ended rows leave the batch when at most this share of it goes on: each time costs a copy of the cache."""
+
 
 def greedy_generate(
     model: nn.Module,
@@ -24,7 +27,7 @@ def greedy_generate(
     """Continue each prompt by its most probable tokens.
 
     The prompts run through the model once; after that each step feeds one token per row and reads the rest from the
-    key-value cache. A row that has ended leaves the batch and the cache, so short answers do not pay for long ones. Pad
+    key-value cache. Rows that have ended leave the batch and the cache, so short answers do not pay for long ones. Pad
     positions are masked and do not count as positions, so a row gets the ids that it gets alone, up to ties of the
     logits within rounding. Of ``model.generation_config`` only the ends are read.
 
@@ -34,7 +37,8 @@ def greedy_generate(
         model: Causal language model of transformers with the standard cache, bare, compiled, or wrapped by peft.
         input_ids: Prompts, padded on the left, ``(batch, tokens)``.
         attention_mask: 1 on prompt tokens and 0 on padding, ``(batch, tokens)``.
-        max_new_tokens: Most tokens to add to a prompt, at least 1.
+        max_new_tokens: Most tokens to add to a prompt, at least 1. An answer also ends where the model has no further
+            position.
         eos_token_id: Token, or tokens, that end an answer, beside those of ``model.generation_config``; ``None`` adds
             none to them.
         pad_token_id: Token written at the masked positions of the prompts before the model reads them.
@@ -45,16 +49,16 @@ def greedy_generate(
 
     Raises:
         ValueError: If ``max_new_tokens`` is not positive, the prompts are empty or not padded on the left, or a prompt
-            with its answer could pass the positions the model has.
+            is longer than the positions the model has.
         TypeError: If the model returns no cache whose rows can be selected.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     _check_prompts(input_ids, attention_mask)
     inner = _unwrap(model)
-    _check_positions(inner, attention_mask, max_new_tokens)
     if len(input_ids) == 0:
         return []
+    room = _room(inner, attention_mask, max_new_tokens)
 
     accepted = inspect.signature(inner.forward).parameters
     configured = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
@@ -66,7 +70,8 @@ def greedy_generate(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     rows = torch.arange(len(input_ids), device=input_ids.device)  # where each live row stands in the result
     answers = input_ids.new_full((len(input_ids), max_new_tokens), pad_token_id)
-    lengths = [max_new_tokens] * len(input_ids)
+    lengths = room.clone()
+    going = torch.ones_like(rows, dtype=torch.bool)
     extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     with _evaluation_mode(model), torch.inference_mode():
@@ -76,17 +81,18 @@ def greedy_generate(
                 extra["position_ids"] = positions
             output = model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
             best = output.logits[:, -1].argmax(-1)
-            ended = torch.isin(best, ends)
+            ended = torch.isin(best, ends) & going
             answers[rows, step] = best
+            lengths[rows[ended]] = step
+            going &= ~ended & (room > step + 1)
+            kept = int(going.sum())
+            if kept == 0:
+                break
             cache = output.past_key_values
-            positions = positions[:, -1:] + 1
+            positions = (positions[:, -1:] + 1) * going.unsqueeze(1)  # rows that have ended must not run out of them
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if ended.any():
-                for row in rows[ended].tolist():
-                    lengths[row] = step
-                live = (~ended).nonzero().squeeze(1)
-                if len(live) == 0:
-                    break
+            if kept <= COMPACT * len(rows):
+                live = going.nonzero().squeeze(1)
                 if not hasattr(cache, "batch_select_indices"):
                     raise TypeError(
                         f"{type(inner).__name__} must return a key-value cache of transformers, "
@@ -94,8 +100,9 @@ def greedy_generate(
                     )
                 cache.batch_select_indices(live)
                 rows, best, positions, mask = rows[live], best[live], positions[live], mask[live]
+                going, room = going[live], room[live]
             tokens = best.unsqueeze(1)
-    return [answer[:length].clone() for answer, length in zip(answers, lengths, strict=True)]
+    return [answer[:length].clone() for answer, length in zip(answers, lengths.tolist(), strict=True)]
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:
@@ -119,18 +126,18 @@ def _check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
         raise ValueError(f"Each prompt must hold a token and be padded on the left only; rows {rows} are not.")
 
 
-def _check_positions(model: nn.Module, attention_mask: Tensor, max_new_tokens: int) -> None:
-    config = getattr(model, "config", None)
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None or len(attention_mask) == 0:
-        return
-    length, row = attention_mask.sum(1).max(0)
-    needed = int(length) + max_new_tokens - 1  # the last new token is not read again
-    if needed > limit:
+def _room(model: nn.Module, attention_mask: Tensor, max_new_tokens: int) -> Tensor:
+    """Return the most new tokens of each row; the last one is not read again, so it needs no position."""
+    lengths = attention_mask.sum(1)
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if limit is None:
+        return torch.full_like(lengths, max_new_tokens)
+    longest, row = lengths.max(0)
+    if int(longest) > limit:
         raise ValueError(
-            f"The model has {limit} positions, but row {int(row)} with a prompt of {int(length)} tokens and "
-            f"max_new_tokens={max_new_tokens} needs {needed}. Shorten the prompt or lower max_new_tokens."
+            f"The model has {limit} positions, and the prompt of row {int(row)} has {int(longest)} tokens; shorten it."
         )
+    return (limit - lengths + 1).clamp(max=max_new_tokens)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

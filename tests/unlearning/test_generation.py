@@ -127,13 +127,14 @@ def test_one_end_as_an_integer_and_none_reached() -> None:
 
 def test_ends_of_the_generation_config_count_too() -> None:
     model, rows = build("llama"), prompts([4, 6])
-    expected = [answer.tolist() for answer in greedy_generate(model, *pad(rows), MAX, ENDS, PAD)]
-    assert any(len(answer) < MAX for answer in expected)
-    for configured, given in ((ENDS, None), (ENDS[0], ENDS[1:]), (ENDS[1:], ENDS[0])):
+    free = greedy_generate(model, *pad(rows), MAX, None, PAD)
+    assert [len(answer) for answer in free] == [MAX, MAX]
+    ends = [int(free[0][5]), int(free[1][1])]
+    expected = [answer.tolist() for answer in greedy_generate(model, *pad(rows), MAX, ends, PAD)]
+    assert [len(answer) for answer in expected] == [5, 1]
+    for configured, given in ((ends, None), (ends[0], ends[1]), (ends[1:], ends[0])):
         model.generation_config.eos_token_id = configured  # type: ignore[union-attr]
         assert [answer.tolist() for answer in greedy_generate(model, *pad(rows), MAX, given, PAD)] == expected
-    model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    assert [len(answer) for answer in greedy_generate(model, *pad(rows), MAX, None, PAD)] == [MAX, MAX]
 
 
 def test_adapters_and_compiled_models_answer() -> None:
@@ -192,11 +193,13 @@ def test_no_prompt_gives_no_answer() -> None:
 
 def test_prompts_beyond_the_positions_are_refused() -> None:
     model, rows = build("gpt2"), prompts([3, 50])
-    greedy_generate(model, *pad(rows), 15, VOCAB + 1, PAD)
-    with pytest.raises(
-        ValueError, match="has 64 positions, but row 1 with a prompt of 50 tokens and max_new_tokens=16"
-    ):
-        greedy_generate(model, *pad(rows), 16, ENDS, PAD)
+    answers = greedy_generate(model, *pad(rows), 20, VOCAB + 1, PAD)
+    assert [len(answer) for answer in answers] == [20, 15]  # the last token needs no position
+    for row, answer in zip(rows, answers, strict=True):
+        alone = greedy_generate(model, *pad([row]), 20, VOCAB + 1, PAD)[0]
+        assert alone.tolist() == answer.tolist()
+    with pytest.raises(ValueError, match="has 64 positions, and the prompt of row 1 has 65 tokens"):
+        greedy_generate(model, *pad(prompts([3, 65])), 1, ENDS, PAD)
 
 
 @pytest.mark.parametrize(
