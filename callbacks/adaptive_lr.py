@@ -101,6 +101,7 @@ class AdaptiveLR(Callback):
     as its number of target tokens, both scalar tensors; called without gradient and in evaluation mode. Works with
     automatic and manual optimization, one optimizer, and no learning-rate scheduler. State is kept in the checkpoint.
     Logs ``adaptive_lr/probe`` (its number: Lightning repeats logged values until the next probe), ``adaptive_lr/lr``,
+    ``adaptive_lr/change`` (what the fit says that the update does to the loss at the rate before the probe),
     ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and ``adaptive_lr/accepted`` (0
     or 1) at each probe.
 
@@ -238,6 +239,7 @@ class AdaptiveLR(Callback):
                 group["lr"] = value
         numbers = {
             "probe": float(self.probes),
+            "change": fit.a * rate**2 / 2 - fit.b * rate,
             "lr": new,
             "a": fit.a,
             "b": fit.b,

@@ -226,12 +226,11 @@ def unlearn(folder: Path, asked: dict[str, Any], method: str, rate: float, seed:
         "last_rate": float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else rate,
     }
     if probe is not None:
-        drops = [b for _, b in series.get("adaptive_lr/b", [])]
-        result |= {
-            "probes": probe.probes,
-            "accepted": probe.accepted,
-            "descending": sum(b > 0 for b in drops) / max(1, len(drops)),
-        }
+        # Lightning repeats a logged value until the next one
+        numbers = [value for _, value in series.get("adaptive_lr/probe", [])]
+        changes = dict(zip(numbers, (value for _, value in series.get("adaptive_lr/change", [])), strict=True))
+        falling = sum(change <= 0 for change in changes.values()) / max(1, len(changes))
+        result |= {"probes": probe.probes, "accepted": probe.accepted, "falling": falling}
     return result
 
 
@@ -261,7 +260,7 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 row[name] = (mean(values), pstdev(values)) if values else None
             for name in ("forget", "retain"):
                 row[f"{name}_loss"] = mean(run["losses"][name] for run in good) if good else None
-            for name in ("negative", "descending", "last_rate"):
+            for name in ("negative", "falling", "last_rate"):
                 values = [run[name] for run in good if run.get(name) is not None]
                 row[name] = mean(values) if values else None
             rows.append(row)
@@ -274,8 +273,9 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
     lines = [
         f"Start: forget {first['forget']:.3f}, retain {first['retain']:.3f}, task aggregate {first['aggregate']:.3f}.",
         "",
-        "| method | rate | forget (low) | retain (high) | aggregate | NLL forget | NLL retain | g_R.d<0 | last rate |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| method | rate | forget (low) | retain (high) | aggregate | NLL forget | NLL retain "
+        "| g_R.d<0 | probes that fall | last rate |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
 
     def cell(value: Any, form: str = ".3f") -> str:
@@ -289,6 +289,7 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
             cell(row["forget_loss"], ".2f"),
             cell(row["retain_loss"], ".2f"),
             cell(row["negative"]),
+            cell(row["falling"]),
             cell(row["last_rate"], ".1e"),
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -1,5 +1,6 @@
 """What every module around a causal language model shares: loading, scoring, generation, saving."""
 
+import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -299,7 +300,9 @@ class CausalLM(LightningModule):
                 writes them.
         """
         self.configure_model()
-        model = self.model.merge_and_unload() if merge and self.peft_config is not None else self.model
+        adapted = merge and hasattr(self.model, "merge_and_unload")
+        # merging takes the adapters out of the model it is called on, which may go on training
+        model = copy.deepcopy(self.model).merge_and_unload() if adapted else self.model
         model.save_pretrained(folder)
 
     def configure_optimizers(self) -> Any:
@@ -390,7 +393,9 @@ class CausalLM(LightningModule):
     def _answer(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[str]:
         ends = self.tokenizer.eos_token_id
         answers = greedy_generate(self.model, input_ids, attention_mask, max_new_tokens, ends, self._pad_token_id)
-        return self.tokenizer.batch_decode([row.tolist() for row in answers], skip_special_tokens=True)
+        rows = [row.tolist() for row in answers]
+        # as the benchmark's evaluation decodes
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=True)
 
     def _check_trainer(self) -> None:
         """Refuse settings of the trainer that the method does not obey."""

@@ -129,7 +129,7 @@ def _check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
 def _room(model: nn.Module, attention_mask: Tensor, max_new_tokens: int) -> Tensor:
     """Return the most new tokens of each row; the last one is not read again, so it needs no position."""
     lengths = attention_mask.sum(1)
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    limit: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if limit is None:
         return torch.full_like(lengths, max_new_tokens)
     longest, row = lengths.max(0)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 
 from lit_modules.unlearning.base import Unlearning
-from lit_modules.unlearning.causal_lm import CausalLM
+from lit_modules.unlearning.causal_lm import CausalLM, load_causal_lm
 from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
 from lit_modules.unlearning.gradient_ascent import GradientAscent
 from lit_modules.unlearning.gradient_difference import GradientDifference
@@ -163,6 +163,12 @@ def test_lora_trains_adapters_only_and_saves_them_alone(method: type[CausalLM], 
     assert {name for name in saved if name.startswith("model.")} == set(names)
     module.save_pretrained(str(tmp_path / "adapter"))
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    module.save_pretrained(str(tmp_path / "merged"), merge=True)
+    assert all(torch.equal(before[name], parameter) for name, parameter in module.named_parameters())
+    inputs = {key: bench.forget[key] for key in ("input_ids", "attention_mask")}
+    merged = load_causal_lm(str(tmp_path / "merged")).eval()(**inputs).logits
+    torch.testing.assert_close(merged, module.model.eval()(**inputs).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("option", ["gradient_checkpointing", "compile"])
