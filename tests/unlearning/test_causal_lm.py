@@ -125,7 +125,7 @@ def test_run_killed_in_mid_epoch_resumes_as_if_nothing_had_happened(probe_batch:
         return NGDiff(llama(), accumulate=2, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
 
     def probe() -> AdaptiveLR:
-        return AdaptiveLR(period=2, probe_batch=probe_batch)
+        return AdaptiveLR(period=2, probe_batch=probe_batch, reject="halve")
 
     whole, second = module(), module()
     saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
