@@ -14,6 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_COUNTS = ("steps", "probes", "accepted", "passes", "drawn")
+
 
 @dataclass(frozen=True)
 class Parabola:
@@ -180,6 +182,8 @@ class AdaptiveLR(Callback):
         self.steps = 0
         self.probes = 0
         self.accepted = 0
+        self.passes = 0  # over the loader of fresh batches
+        self.drawn = 0  # fresh batches of this pass
         self._batches: list[Any] = []
         self._fresh: Iterator[Any] | None = None
 
@@ -252,13 +256,12 @@ class AdaptiveLR(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, and the batches of a step that is not complete."""
-        return {"steps": self.steps, "probes": self.probes, "accepted": self.accepted, "batches": self._batches}
+        return {**{name: getattr(self, name) for name in _COUNTS}, "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the counts."""
-        self.steps = state_dict["steps"]
-        self.probes = state_dict["probes"]
-        self.accepted = state_dict["accepted"]
+        for name in _COUNTS:
+            setattr(self, name, state_dict[name])
         self._batches = list(state_dict["batches"])
 
     def _probe(
@@ -300,12 +303,17 @@ class AdaptiveLR(Callback):
                 set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
                 if set_epoch is not None:
                     # an order that training never uses, and that a resumed run finds again
-                    set_epoch(1_000_000 + self.probes)
+                    set_epoch(1_000_000 + self.passes)
                 self._fresh = iter(loader)
+                for _ in range(self.drawn):
+                    next(self._fresh)
             batch = next(self._fresh, None)
             if batch is not None:
+                self.drawn += 1
                 return trainer.strategy.batch_to_device(batch)
             self._fresh = None
+            self.passes += 1
+            self.drawn = 0
 
     def _horizon(self, trainer: Trainer) -> float:
         if self.scale is None:
