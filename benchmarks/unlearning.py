@@ -226,6 +226,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of a round (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=500, help="rows to generate (default: %(default)s)")
     options = parser.parse_args()
+    if options.steps < 14:
+        parser.error(f"--steps must be at least 14 (three to warm up, then whole periods of 10), got {options.steps}")
     warnings.filterwarnings("ignore")
     device = (
         torch.cuda.get_device_name()
