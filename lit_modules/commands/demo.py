@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-METHODS = ("ngdiff",)
+METHODS = ("ngdiff", "pgd")
 
 
 def main(args: list[str]) -> int:
@@ -29,7 +29,12 @@ def main(args: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and order (default: 0)")
     options = parser.parse_args(args)
     folder = Path(options.folder or f"runs/demo-{options.method}-{time.strftime('%Y%m%d-%H%M%S')}")
-    unlearning(folder, options.seed)
+    if options.method == "pgd":
+        from lit_modules.commands.demo_pgd import adversarial
+
+        adversarial(folder, options.seed)
+    else:
+        unlearning(folder, options.seed)
     return 0
 
 
@@ -59,7 +64,7 @@ def unlearning(folder: Path, seed: int) -> None:
     before_file, after_file = folder / "before" / "results.json", folder / "after" / "results.json"
     if not (target / "tokenizer.json").exists():
         console.rule("1 of 4: memorise the forget and the retain set")
-        _say_and_run(
+        say_and_run(
             console,
             [
                 "fit",
@@ -68,25 +73,25 @@ def unlearning(folder: Path, seed: int) -> None:
                 *data,
                 "--trainer.callbacks=callbacks.SavePretrained",
                 saving,
-                *_log(folder / "memorise"),
+                *log_to(folder / "memorise"),
             ],
         )
     if not before_file.exists():
         console.rule("2 of 4: evaluate the model that remembers")
-        _say_and_run(
+        say_and_run(
             console,
-            ["test", "-c", "ngdiff/lume_synthetic.yaml", f"--model.model={target}", *data, *_log(folder / "before")],
+            ["test", "-c", "ngdiff/lume_synthetic.yaml", f"--model.model={target}", *data, *log_to(folder / "before")],
         )
     if not checkpoint.exists():
         console.rule("3 of 4: unlearn the forget set with NGDiff and the adaptive learning rate")
-        cli: Any = _say_and_run(
-            console, ["fit", "-c", "ngdiff/lume_synthetic.yaml", f"--model.model={target}", *data, *_log(run)]
+        cli: Any = say_and_run(
+            console, ["fit", "-c", "ngdiff/lume_synthetic.yaml", f"--model.model={target}", *data, *log_to(run)]
         )
         cli.trainer.save_checkpoint(checkpoint)
     if not after_file.exists():
         console.rule("4 of 4: evaluate the unlearned model")
         resumed = f"--ckpt_path={checkpoint}"
-        _say_and_run(
+        say_and_run(
             console,
             [
                 "test",
@@ -95,7 +100,7 @@ def unlearning(folder: Path, seed: int) -> None:
                 f"--model.model={target}",
                 *data,
                 resumed,
-                *_log(folder / "after"),
+                *log_to(folder / "after"),
             ],
         )
     before, after = (json.loads(path.read_text()) for path in (before_file, after_file))
@@ -108,14 +113,15 @@ def unlearning(folder: Path, seed: int) -> None:
     print(folder)
 
 
-def _log(folder: Path) -> list[str]:
+def log_to(folder: Path) -> list[str]:
     """Send the logs of a stage to one folder."""
     settings = {"save_dir": str(folder.parent), "name": folder.name, "version": ""}
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": settings}
     return [f"--trainer.logger={json.dumps(logger)}", f"--trainer.default_root_dir={folder.parent}"]
 
 
-def _say_and_run(console: Any, args: list[str]) -> Any:
+def say_and_run(console: Any, args: list[str]) -> Any:
+    """Print a command line and run it."""
     from lit_modules.cli import main as run
 
     console.print(

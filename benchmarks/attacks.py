@@ -1,0 +1,283 @@
+"""Cost of the attacks as ratios against other toolboxes on the same model, images, radius and steps, in one run.
+
+    pip install -e ".[peers]" && pip install --no-deps torchattacks
+    python benchmarks/attacks.py --data FOLDER_OF_MNIST
+
+Needs the four MNIST files. Trains a standard and a robust LeNet5 first, or takes them from ``--models``. Contenders take turns; a row
+gives the median time of each, the ratio against the fastest other toolbox, and the robust accuracies, and is void where these
+differ by more than 0.4 points. Runs on the GPU if there is one.
+"""
+
+import argparse
+import functools
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import foolbox
+import torch
+import torchattacks
+from pyautoattack import AutoAttack as PyAutoAttack
+from torch import Tensor, nn
+
+from datamodules import MNIST
+from lit_modules.attacks import DDN, FAB, AutoAttack, CarliniWagner, DeepFool, LinfPGD, Square
+from lit_modules.networks import LeNet5
+
+Contender = Callable[[nn.Module, Tensor, Tensor], Tensor]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EPS = 0.3
+
+
+def classifier(folder: Path, robust: bool, data: MNIST, steps: int) -> nn.Module:
+    """Return a trained LeNet5, from the folder if it is there."""
+    path = folder / f"lenet5-{'robust' if robust else 'standard'}.pt"
+    torch.manual_seed(0)
+    model = LeNet5().to(DEVICE)
+    if path.exists():
+        model.load_state_dict(torch.load(path, map_location=DEVICE))
+        return model.eval().requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps)
+    step = 0
+    while step < steps:
+        for batch in data.train_dataloader():
+            image, label = batch["image"].to(DEVICE), batch["label"].to(DEVICE)
+            if robust:
+                eps = EPS * min(1.0, 0.1 + step / (0.4 * steps))
+                image = LinfPGD(eps=eps, steps=7, step_size=eps / 4, keep="last")(model, image, label, seed=step)
+            loss = nn.functional.cross_entropy(model(image), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            if step == steps:
+                break
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
+    return model.eval().requires_grad_(False)
+
+
+def ours(attack: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Contender:
+    """Return one of our attacks as it is called."""
+    return attack
+
+
+def torchattacks_of(kind: type, **arguments: float | str | bool) -> Contender:
+    """Return an attack of torchattacks."""
+    return lambda model, x, y: kind(model, **arguments)(x, y)
+
+
+def foolbox_of(attack: object, eps: float | None) -> Contender:
+    """Return an attack of foolbox."""
+
+    def run(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=DEVICE)
+        return attack(wrapped, x, foolbox.criteria.Misclassification(y), epsilons=eps)[1]  # type: ignore[operator,no-any-return]
+
+    return run
+
+
+def pyautoattack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Run AutoAttack of the package pyautoattack."""
+    attack = PyAutoAttack(model, norm="Linf", eps=EPS, version="standard", device=DEVICE, seed=0)
+    result = attack.run_standard_evaluation(x, y, batch_size=len(x))
+    return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
+
+
+def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """Return the seconds of a call and its result."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    result = run()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, result
+
+
+def row(
+    name: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    contenders: dict[str, Contender],
+    rounds: int,
+    norm: float | None = None,
+) -> None:
+    """Time the contenders in turns and print one line.
+
+    Args:
+        name: Name of the row.
+        model: Classifier.
+        x: Images.
+        y: Labels.
+        contenders: The first is ours.
+        rounds: Turns of each.
+        norm: For attacks that look for the smallest perturbation, its norm: results are compared at our median distance.
+    """
+    times: dict[str, list[float]] = {key: [] for key in contenders}
+    found: dict[str, Tensor] = {}
+    for turn in range(rounds):
+        order = list(contenders) if turn % 2 == 0 else list(contenders)[::-1]
+        for key in order:
+            torch.manual_seed(turn)
+            seconds, found[key] = timed(functools.partial(contenders[key], model, x.clone(), y))
+            times[key].append(seconds)
+    first = next(iter(contenders))
+    radius = None
+    distances: dict[str, Tensor] = {}
+    if norm is not None:
+        distances = {key: (a - x).flatten(1).norm(norm, dim=1) for key, a in found.items()}
+        radius = float(distances[first].median())
+    robust = {}
+    with torch.no_grad():
+        for key, adversarial in found.items():
+            stands = model(adversarial).argmax(1) == y
+            if radius is not None:
+                stands = stands | (distances[key] > radius)
+            robust[key] = 100 * float(stands.float().mean())
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    rivals = [key for key in contenders if key != first]
+    ratio = medians[first] / min(medians[key] for key in rivals)
+    best = min(robust.values())
+    verdict = "" if robust[first] - best <= 0.4 else "  VOID: a rival finds more"
+    if any(abs(robust[key] - robust[first]) > 0.4 for key in rivals):
+        verdict = verdict or "  (a rival finds less)"
+    print(f"{name}: ratio {ratio:.2f}{verdict}")
+    for key in contenders:
+        extra = f", median distance {float(distances[key].median()):.4f}" if distances else ""
+        spread = f"{min(times[key]):.2f} to {max(times[key]):.2f}"
+        print(f"    {key}: {medians[key]:.2f} s ({spread}), robust {robust[key]:.1f} %{extra}", flush=True)
+
+
+def training_step(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> None:
+    """Compare a PGD training step with its bare passes."""
+    model = LeNet5().to(DEVICE).train()
+    model.load_state_dict(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    attack, steps = LinfPGD(eps=EPS, steps=40, step_size=0.01, keep="last"), 40
+
+    def step(image: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(model(image), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def floor() -> Tensor:
+        model.eval().requires_grad_(False)
+        for _ in range(steps):
+            point = x.detach().requires_grad_()
+            torch.autograd.grad(nn.functional.cross_entropy(model(point), y, reduction="sum"), point)
+        model.train().requires_grad_(True)
+        return step(x)
+
+    times: dict[str, list[float]] = {"ours": [], "floor": []}
+    for turn in range(rounds):
+        order: list[tuple[str, Callable[[], Tensor]]] = [
+            ("ours", lambda: step(attack(model, x, y, seed=0))),
+            ("floor", floor),
+        ]
+        for key, run in order if turn % 2 == 0 else order[::-1]:
+            times[key].append(timed(run)[0])
+    ratio = statistics.median(times["ours"]) / statistics.median(times["floor"])
+    print(f"PGD-40 training step, batch {len(x)}, against its passes: ratio {ratio:.3f}", flush=True)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/mnist", help="folder of the MNIST files")
+    parser.add_argument("--models", default="runs/benchmark-attacks", help="folder of the trained classifiers")
+    parser.add_argument("--train-steps", type=int, default=1500, help="steps of training where there is none")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
+    parser.add_argument("--rows", default="pgd,autoattack,minimal,square,training", help="rows to run")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")
+    data = MNIST(root=options.data, batch_size=100)
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    robust, standard = (classifier(Path(options.models), r, data, options.train_steps) for r in (True, False))
+    batch = next(iter(data.test_dataloader()))
+    x, y = batch["image"].to(DEVICE), batch["label"].to(DEVICE)
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{options.threads} threads of {platform.processor()}"
+    print(f"{date.today()}, torch {torch.__version__}, {device}, seed 0, {options.rounds} rounds")
+    rows = set(options.rows.split(","))
+    image, label = x[:256], y[:256]
+    for name, model in (("robust", robust), ("standard", standard)):
+        if "pgd" in rows:
+            contenders = {
+                "ours": ours(LinfPGD(eps=EPS, steps=40, step_size=0.01)),
+                "torchattacks": torchattacks_of(torchattacks.PGD, eps=EPS, alpha=0.01, steps=40),
+                "foolbox": foolbox_of(foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=40), EPS),
+            }
+            row(f"PGD-40 Linf, {name}, 256 images", model, image, label, contenders, options.rounds)
+    if "autoattack" in rows:
+        contenders = {
+            "ours": ours(AutoAttack(norm="linf", eps=EPS)),
+            "pyautoattack": pyautoattack,
+            "torchattacks": torchattacks_of(torchattacks.AutoAttack, norm="Linf", eps=EPS, seed=0),
+        }
+        row("AutoAttack standard Linf, robust, 250 images", robust, x[:250], y[:250], contenders, 1)
+    if "minimal" in rows:
+        model, few, classes = standard, x[:64], y[:64]
+        rivals: list[tuple[str, float, dict[str, Contender]]] = [
+            (
+                "CW L2, 9 x 100 iterations",
+                2,
+                {
+                    "ours": ours(CarliniWagner(steps=100, search_steps=9)),
+                    "foolbox": foolbox_of(foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=100), None),
+                },
+            ),
+            (
+                "DDN L2, 100 iterations",
+                2,
+                {
+                    "ours": ours(DDN(steps=100)),
+                    "foolbox": foolbox_of(foolbox.attacks.DDNAttack(steps=100), None),
+                },
+            ),
+            (
+                "DeepFool L2, 50 iterations",
+                2,
+                {
+                    "ours": ours(DeepFool(norm="l2", steps=50)),
+                    "foolbox": foolbox_of(foolbox.attacks.L2DeepFoolAttack(steps=50), None),
+                    "torchattacks": torchattacks_of(torchattacks.DeepFool, steps=50),
+                },
+            ),
+            (
+                "FAB Linf, 100 iterations",
+                float("inf"),
+                {
+                    "ours": ours(FAB(norm="linf", steps=100)),
+                    "torchattacks": torchattacks_of(
+                        torchattacks.FAB, norm="Linf", eps=1.0, steps=100, n_restarts=1, n_classes=10
+                    ),
+                },
+            ),
+        ]
+        for name, order, contenders in rivals:
+            row(f"{name}, standard, 64 images", model, few, classes, contenders, options.rounds, order)
+    if "square" in rows:
+        contenders = {
+            "ours": ours(Square(norm="linf", eps=EPS, queries=1000, rescale=True)),
+            "torchattacks": torchattacks_of(torchattacks.Square, norm="Linf", eps=EPS, n_queries=1000, resc_schedule=True),
+        }
+        row("Square Linf, 1000 queries, robust, 256 images", robust, image, label, contenders, 1)
+    if "training" in rows:
+        training_step(robust, x[:100], y[:100], 3 * options.rounds)
+
+
+if __name__ == "__main__":
+    main()
