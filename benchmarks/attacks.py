@@ -3,9 +3,9 @@
     pip install -e ".[peers]" && pip install --no-deps torchattacks
     python benchmarks/attacks.py --data FOLDER_OF_MNIST
 
-Needs the four MNIST files. Trains a standard and a robust LeNet5 first, or takes them from ``--models``. Contenders take turns; a row
-gives the median time of each, the ratio against the fastest other toolbox, and the robust accuracies, and is void where these
-differ by more than 0.4 points. Runs on the GPU if there is one.
+Needs the four MNIST files. Trains a standard and a robust LeNet5 first, or takes them from ``--models``. Contenders
+take turns; a row gives the median time of each, the ratio against the fastest other toolbox, and the robust
+accuracies, and is void where another finds more than 0.4 points beyond ours. Runs on the GPU if there is one.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def row(
         y: Labels.
         contenders: The first is ours.
         rounds: Turns of each.
-        norm: For attacks that look for the smallest perturbation, its norm: results are compared at our median distance.
+        norm: For attacks that look for the smallest perturbation, its norm; results are compared at our median.
     """
     times: dict[str, list[float]] = {key: [] for key in contenders}
     found: dict[str, Tensor] = {}
@@ -158,8 +158,8 @@ def row(
 
 def training_step(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> None:
     """Compare a PGD training step with its bare passes."""
-    model = LeNet5().to(DEVICE).train()
-    model.load_state_dict(model.state_dict())
+    weights, model = model.state_dict(), LeNet5().to(DEVICE).train()
+    model.load_state_dict(weights)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     attack, steps = LinfPGD(eps=EPS, steps=40, step_size=0.01, keep="last"), 40
 
@@ -209,7 +209,7 @@ def main() -> None:
     robust, standard = (classifier(Path(options.models), r, data, options.train_steps) for r in (True, False))
     batch = next(iter(data.test_dataloader()))
     x, y = batch["image"].to(DEVICE), batch["label"].to(DEVICE)
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{options.threads} threads of {platform.processor()}"
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{options.threads} threads of {platform.machine()}"
     print(f"{date.today()}, torch {torch.__version__}, {device}, seed 0, {options.rounds} rounds")
     rows = set(options.rows.split(","))
     image, label = x[:256], y[:256]
@@ -236,7 +236,9 @@ def main() -> None:
                 2,
                 {
                     "ours": ours(CarliniWagner(steps=100, search_steps=9)),
-                    "foolbox": foolbox_of(foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=100), None),
+                    "foolbox": foolbox_of(
+                        foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=100), None
+                    ),
                 },
             ),
             (
@@ -272,7 +274,9 @@ def main() -> None:
     if "square" in rows:
         contenders = {
             "ours": ours(Square(norm="linf", eps=EPS, queries=1000, rescale=True)),
-            "torchattacks": torchattacks_of(torchattacks.Square, norm="Linf", eps=EPS, n_queries=1000, resc_schedule=True),
+            "torchattacks": torchattacks_of(
+                torchattacks.Square, norm="Linf", eps=EPS, n_queries=1000, resc_schedule=True
+            ),
         }
         row("Square Linf, 1000 queries, robust, 256 images", robust, image, label, contenders, 1)
     if "training" in rows:

@@ -5,19 +5,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from callbacks.adaptive_lr import AdaptiveLR
+    from callbacks.adversarial_weight_perturbation import AdversarialWeightPerturbation
     from callbacks.forget_stopping import ForgetStopping
     from callbacks.generation_log import GenerationLog
     from callbacks.result_record import ResultRecord
+    from callbacks.robustness_record import RobustnessRecord
     from callbacks.sample_table import SampleTable
     from callbacks.save_pretrained import SavePretrained
 
-__all__ = ["AdaptiveLR", "ForgetStopping", "GenerationLog", "ResultRecord", "SampleTable", "SavePretrained"]
+__all__ = [
+    "AdaptiveLR",
+    "AdversarialWeightPerturbation",
+    "ForgetStopping",
+    "GenerationLog",
+    "ResultRecord",
+    "RobustnessRecord",
+    "SampleTable",
+    "SavePretrained",
+]
 
 _MODULES = {
     "AdaptiveLR": "adaptive_lr",
+    "AdversarialWeightPerturbation": "adversarial_weight_perturbation",
     "ForgetStopping": "forget_stopping",
     "GenerationLog": "generation_log",
     "ResultRecord": "result_record",
+    "RobustnessRecord": "robustness_record",
     "SampleTable": "sample_table",
     "SavePretrained": "save_pretrained",
 }

@@ -64,7 +64,7 @@ class GenerationLog(Callback):
         if not isinstance(outputs, dict) or "generation" not in outputs:
             return
         if "id" not in outputs:
-            raise KeyError(f"GenerationLog asks for 'id' beside 'generation', got {', '.join(outputs)}.")
+            raise ValueError(f"GenerationLog asks for 'id' beside 'generation', got {', '.join(outputs)}.")
         columns = {name: values for name, values in outputs.items() if isinstance(values, list)}
         self._rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

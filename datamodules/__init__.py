@@ -1,15 +1,26 @@
-"""The data: a module per dataset, a LightningDataModule each."""
+"""The data: a module per dataset, a LightningDataModule each; ``datamodules.variants`` changes images."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.cifar10 import CIFAR10
+    from datamodules.digits import Digits
+    from datamodules.fashion_mnist import FashionMNIST
     from datamodules.lume import LUME
+    from datamodules.mnist import MNIST
     from datamodules.synthetic_lume import SyntheticLUME
 
-_MODULES = {"LUME": "lume", "SyntheticLUME": "synthetic_lume"}
+_MODULES = {
+    "CIFAR10": "cifar10",
+    "Digits": "digits",
+    "FashionMNIST": "fashion_mnist",
+    "LUME": "lume",
+    "MNIST": "mnist",
+    "SyntheticLUME": "synthetic_lume",
+}
 
-__all__ = ["LUME", "SyntheticLUME"]
+__all__ = ["CIFAR10", "LUME", "MNIST", "Digits", "FashionMNIST", "SyntheticLUME"]
 
 
 def __getattr__(name: str) -> Any:

@@ -68,7 +68,7 @@ class LUME(LightningDataModule):
             default ``semeval_splits.json`` in ``root``.
         tasks: Tasks to keep.
         kinds: Kinds of rows to keep.
-        max_documents: Documents of each set and task to keep, drawn with ``seed``; ``None`` keeps all.
+        max_documents: Documents of each set and task to keep, drawn with ``document_seed``; ``None`` keeps all.
         max_length: Largest number of tokens of a row; a longer one loses the beginning of its prompt.
         separator: Text between prompt and answer.
         batch_size: Rows of each set in a training batch, on each device.
@@ -77,7 +77,9 @@ class LUME(LightningDataModule):
         nonmembers: JSON lines with ``id`` and ``document``; by default ``nonmembers.jsonl`` in ``root`` if it is there.
         members_file: JSON ``{"member_document_ids": [ids]}``; by default ``semeval_mia_ids.json`` in ``root`` if it is
             there.
-        seed: Seed of the order and of ``max_documents``.
+        seed: Seed of the order.
+        document_seed: Seed of the choice of ``max_documents`` and of the invented non-members, so that runs with
+            different orders share them.
         num_workers: Worker processes of each loader.
 
     Raises:
@@ -110,6 +112,7 @@ class LUME(LightningDataModule):
         nonmembers: str | None = None,
         members_file: str | None = None,
         seed: int = 0,
+        document_seed: int = 0,
         num_workers: int = 4,
     ) -> None:
         super().__init__()
@@ -129,7 +132,7 @@ class LUME(LightningDataModule):
         self.tasks, self.kinds, self.max_documents = tuple(tasks), tuple(kinds), max_documents
         self.max_length, self.separator = max_length, separator
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
+        self.seed, self.document_seed, self.num_workers = seed, document_seed, num_workers
         self.splits_file = Path(splits_file) if splits_file else self.root / "semeval_splits.json"
         self.members_file = Path(members_file) if members_file else self.root / "semeval_mia_ids.json"
         self.nonmembers = Path(nonmembers) if nonmembers else self.root / "nonmembers.jsonl"
@@ -211,7 +214,7 @@ class LUME(LightningDataModule):
         if not members:
             return []
         if not self._nonmembers_given and not self.nonmembers.is_file():
-            invented = public_biographies(len(members), seed=self.seed, prefix="holdout")
+            invented = public_biographies(len(members), seed=self.document_seed, prefix="holdout")
             return members + [(name, text, False, HOLD_OUT) for name, text in invented]
         others = read_documents(self.nonmembers)
         known = {row.document for name in SETS for row in self.rows[name]}
@@ -265,7 +268,7 @@ class LUME(LightningDataModule):
             kept: set[str] = set()
             for task in self.tasks:
                 names = sorted({row.document for row in rows if row.task == task})
-                kept.update(names[i] for i in permutation(len(names), self.seed, 0)[: self.max_documents])
+                kept.update(names[i] for i in permutation(len(names), self.document_seed, 0)[: self.max_documents])
             rows = [row for row in rows if row.document in kept]
         rows = [row for row in rows if row.kind in self.kinds]
         if not rows:

@@ -4,17 +4,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_modules.adversarial import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
     from lit_modules.unlearning import CausalLMFineTuning, GradientAscent, GradientDifference, NGDiff
 
 __version__ = "0.1.0"
 
-__all__ = ["CausalLMFineTuning", "GradientAscent", "GradientDifference", "NGDiff"]
+__all__ = [  # noqa: RUF022 - in the order of sorted()
+    "CausalLMFineTuning",
+    "FastTraining",
+    "FreeTraining",
+    "GradientAscent",
+    "GradientDifference",
+    "MART",
+    "NGDiff",
+    "PGDTraining",
+    "StandardTraining",
+    "TRADES",
+]
 
 _MODULES = {
     "CausalLMFineTuning": "unlearning",
+    "FastTraining": "adversarial",
+    "FreeTraining": "adversarial",
     "GradientAscent": "unlearning",
     "GradientDifference": "unlearning",
+    "MART": "adversarial",
     "NGDiff": "unlearning",
+    "PGDTraining": "adversarial",
+    "StandardTraining": "adversarial",
+    "TRADES": "adversarial",
 }
 
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import lit_modules
 from lit_modules.commands import COMMANDS
-from lit_modules.errors import UsageError, closest
+from lit_modules.errors import PACKAGES, UsageError, closest, is_told
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
     from lit_modules.lightning_cli import ProjectCLI
 
-PACKAGES = ("lit_modules", "datamodules", "callbacks")
 PUBLIC = ("lit_modules", "lit_modules.metrics", "lit_modules.networks", "datamodules", "callbacks")
 """Modules whose public classes the command line knows by their short names."""
 STAGES = {
@@ -68,19 +67,21 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
 
 
 def run() -> None:
-    """Run the command line of this process; say what is wrong in one sentence, without a traceback."""
+    """Run the command line of this process; say what is wrong in one sentence, without a traceback.
+
+    Errors that are no such sentence (:func:`~lit_modules.errors.is_told`) keep their traceback.
+    """
+    os.environ.setdefault("TQDM_DELAY", "2")  # a bar that lives shorter, such as that of a small model, is not drawn
     try:
         result = main()
-    except UsageError as error:
-        _stop(error, 2)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        _stop(error, 1)
     except Exception as error:
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-        if not isinstance(error, MisconfigurationException):
+        if os.environ.get(TRACEBACK) == "1" or not is_told(error):
             raise
-        _stop(error, 1)
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, UsageError):
+            sys.exit(2)
+        print(f"{TRACEBACK}=1 shows where this was raised.", file=sys.stderr)
+        sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -122,12 +123,3 @@ def help_text() -> str:
         "  lit-modules fit --model.help NGDiff",
     ]
     return "\n".join(lines)
-
-
-def _stop(error: Exception, code: int) -> None:
-    if os.environ.get(TRACEBACK) == "1":
-        raise error
-    print(f"error: {error}", file=sys.stderr)
-    if not isinstance(error, UsageError):
-        print(f"{TRACEBACK}=1 shows where this was raised.", file=sys.stderr)
-    sys.exit(code)

@@ -1,7 +1,9 @@
 """Errors of the command line: one sentence that says what is wrong and what was probably meant."""
 
+import dis
 import inspect
 import re
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,8 +21,54 @@ _VALUE = re.compile(r"Given value: (?:NestedArg\(key='[^']*', val=(.*)\)|(.*))$"
 _SUBCLASS = re.compile(r"Import path (?:\S+ )?does not correspond to a subclass of (\S+)")
 
 
+PACKAGES = ("lit_modules", "datamodules", "callbacks")
+_BASES = ("Callback", "LightningDataModule", "LightningModule", "Union")
+"""Names that a parser gives to a class that was not chosen."""
+_TOLD = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
+
+
 class UsageError(ValueError):
     """The command line or a configuration file says something that cannot be understood."""
+
+
+def is_told(error: BaseException) -> bool:
+    """Return whether the message of an error is for the user, who needs no traceback.
+
+    It is so if a ``raise`` statement in one of the three packages raised it; if a ``raise`` statement anywhere refused
+    an argument while classes were built from the configuration; if Lightning refuses a setting, or the operating system
+    a file. All else, such as a wrong index or an error deep in a library, is a defect to be traced.
+
+    Args:
+        error: An error that was raised.
+
+    Example:
+        >>> is_told(ZeroDivisionError("division by zero"))
+        False
+    """
+    if isinstance(error, UsageError):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, _TOLD) and not isinstance(error, NotImplementedError) and frames:
+        ours = str(frames[-1].f_globals.get("__name__")).partition(".")[0] in PACKAGES
+        building = any(frame.f_code.co_name == "instantiate_classes" for frame in frames)
+        if (ours or building) and _raised_by_statement(error):
+            return True
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, MisconfigurationException)
+
+
+def _raised_by_statement(error: BaseException) -> bool:
+    """Return whether a ``raise`` statement raised an error, and not an expression that could not be evaluated."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    instructions = dis.get_instructions(last.tb_frame.f_code)
+    return any(it.offset == last.tb_lasti and it.opname == "RAISE_VARARGS" for it in instructions)
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -203,6 +251,9 @@ def _sentence(finding: _Finding, command: str, classes: dict[str, list[str]]) ->
     listing = f"`{command} --{key}.help {short}` lists its arguments."
     if finding.kind == "option":
         name = words[0].removeprefix("init_args.")
+        if short in _BASES:
+            remedy = f"add --{key} with the name of a class, or -c with a configuration file."
+            return f"{key} must be given before its argument {name!r}: {remedy}"
         return f"{short} has no argument {name!r}{closest(name, _arguments(finding.class_path))}\n{listing}"
     if finding.kind == "required":
         return f"{short} needs {words[0]}: add --{key}.{words[0].split(',')[0]}.\n{listing}"

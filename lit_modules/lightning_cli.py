@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from lit_modules.errors import UsageError, condense, unknown_key
+from lit_modules.messages import SETUP
 from lit_modules.recipes import find_recipe
 
 _BASES: dict[str, type] = {
@@ -65,16 +66,24 @@ class ProjectParser(LightningArgumentParser):
 
 
 class RecipeFile(ActionConfigFile):
-    """Take a configuration file by its path or by the name of a shipped recipe."""
+    """Take a configuration file by its path or by the name of a shipped recipe, or the YAML or JSON text itself."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Find the file, check that it is a mapping of known keys, and read it."""
-        try:
-            path = find_recipe(values)
-        except FileNotFoundError as error:
-            raise UsageError(str(error)) from None
-        _check_file(path, [name.removeprefix("--") for name in parser.option_names()])
-        super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]
+        """Find the file, or take the text; check that it is a mapping of known keys, and read it."""
+        known = [name.removeprefix("--") for name in parser.option_names()]
+        text, name = str(values), "-c"
+        if os.path.isfile(text) or not any(mark in text for mark in ("{", ": ", "\n")):
+            try:
+                path = find_recipe(text)
+            except FileNotFoundError as error:
+                raise UsageError(str(error)) from None
+            values, name = str(path), str(path)
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{path}: not valid YAML: {error}.") from None
+        _check_text(text, name, known)
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
 class SaveConfig(SaveConfigCallback):
@@ -110,30 +119,41 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 
+class SaySetupMessages(Callback):
+    """Say what was held back while the run was set up."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it when data, weights and optimizers are ready."""
+        SETUP.end()
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+
 class ProjectCLI(LightningCLI):
     """The commands fit, validate, test and predict, for any module, datamodule and callback."""
 
     @classmethod
     def start(cls, args: ArgsType) -> "ProjectCLI":
         """Parse the arguments and run the command that they name."""
-        return cls(
-            LightningModule,
-            LightningDataModule,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            parser_class=ProjectParser,
-            parser_kwargs={"prog": "lit-modules"},
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            args=args,
-        )
+        with SETUP:
+            return cls(
+                LightningModule,
+                LightningDataModule,
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+                parser_class=ProjectParser,
+                parser_kwargs={"prog": "lit-modules"},
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                args=args,
+            )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Build a parser whose ``-c`` knows the shipped recipes."""
         parser = self.parser_class(**kwargs)
-        text = "Configuration file, or name of a shipped recipe; a later one wins."
+        text = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
         parser.add_argument("-c", "--config", action=RecipeFile, help=text)
         return parser
 
@@ -155,6 +175,15 @@ class ProjectCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise _as_raised(error) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, which says what was held back when it starts."""
+        trainer = super().instantiate_trainer(**kwargs)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # after the last that may fail, and before the summary of the model is printed
+        saving = [number for number, callback in enumerate(callbacks) if isinstance(callback, SaveConfig)]
+        callbacks.insert(saving[0] + 1 if saving else 0, SaySetupMessages())
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         """Give the data the tokenizer of the model, if the data takes one and none was given."""
@@ -184,21 +213,21 @@ def _as_raised(error: BaseException) -> BaseException:
     return error
 
 
-def _check_file(path: Path, keys: list[str]) -> None:
-    """Check that a configuration file is a YAML mapping whose outer keys, and those of the trainer, exist.
+def _check_text(text: str, source: str, keys: list[str]) -> None:
+    """Check that a configuration is a YAML mapping whose outer keys, and those of the trainer, exist.
 
     Raises:
-        UsageError: If it is not; names file and line or key.
+        UsageError: If it is not; names the source and line or key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line}: not valid YAML: {error.problem or error.context}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+        raise UsageError(f"{source}{line}: not valid YAML: {error.problem or error.context}.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: a configuration must be a mapping of keys such as model, data and trainer.")
+        raise UsageError(f"{source}: a configuration must be a mapping of keys such as model, data and trainer.")
     given = [str(key) for key in content]
     trainer = content.get("trainer")
     given += [f"trainer.{key}" for key in trainer] if isinstance(trainer, dict) else []
@@ -206,7 +235,7 @@ def _check_file(path: Path, keys: list[str]) -> None:
     for key in (name.removesuffix("+") for name in given):
         known = [*keys, *commands]
         if not any(name == key or name.startswith(f"{key}.") for name in known):
-            raise UsageError(f"{path}: {unknown_key(key, keys)}")
+            raise UsageError(f"{source}: {unknown_key(key, keys)}")
 
 
 def _class_names() -> dict[str, list[str]]:

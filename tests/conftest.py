@@ -1,6 +1,9 @@
 """What the tests share: no network, the real data if it is there, a tiny language model."""
 
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,4 +73,52 @@ def tiny_causal_lm(tmp_path_factory: pytest.TempPathFactory, lume_folder: Path) 
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quiet() -> list[str]:
+    """Arguments of a run on the CPU, in this process, that prints little."""
+    quiet = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
+    return [*quiet, "--trainer.enable_model_summary=false", "--data.num_workers=0"]
+
+
+@pytest.fixture
+def ngdiff(
+    quiet: list[str], tiny_causal_lm: Path, lume_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Arguments that train a tiny model on a few rows, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model=NGDiff", f"--model.model={tiny_causal_lm}", "--model.max_new_tokens=2"]
+    arguments += ["--data=LUME", f"--data.root={lume_folder}", "--data.batch_size=4"]
+    return [*arguments, *quiet, f"--trainer.default_root_dir={tmp_path}"]
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what `two_processes.py` did: the result of rank 0 in 0.pt, of rank 1 in 1.pt."""
+    folder = tmp_path_factory.mktemp("two-processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "NODE_"))}
+    environment |= {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, str(ROOT / "tests" / "two_processes.py"), str(folder)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=environment | {"LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=300)
+            assert rank.returncode == 0, errors[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
     return folder

@@ -16,6 +16,8 @@ from lit_modules.recipes import list_recipes, recipes_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lit_modules", "datamodules", "callbacks")
+FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
+FILES += (".gitignore", ".pre-commit-config.yaml")
 EXAMPLE = """
 import importlib.util, pathlib, sys
 from lit_modules.recipes import find_recipe, list_recipes, recipes_folder
@@ -49,9 +51,9 @@ def bare_python(code: str, site: Path, folder: Path) -> list[str]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean copy of what a build reads, so that it leaves nothing in the repository."""
     folder = tmp_path_factory.mktemp("source")
-    for name in (*PACKAGES, "configs", "tests"):
+    for name in (*PACKAGES, "configs", "tests", "benchmarks", ".ci"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in FILES:
         shutil.copy(ROOT / name, folder)
     return folder
 
@@ -109,12 +111,16 @@ def test_editable_install_reads_the_repository(source: Path, tmp_path: Path) -> 
     assert not (source / "lit_modules" / "configs").exists()
 
 
-def test_source_distribution_holds_what_a_build_needs(source: Path, tmp_path: Path) -> None:
+def test_source_distribution_holds_all_that_the_repository_holds(source: Path, tmp_path: Path) -> None:
     archive = setuptools("build_sdist", source, tmp_path / "out")
     with tarfile.open(archive) as files:
-        names = {name.partition("/")[2] for name in files.getnames()}
-    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
-    assert {"setup.py", "pyproject.toml", "LICENSE", *recipes} <= names
+        names = {member.name.partition("/")[2] for member in files.getmembers() if member.isfile()}
+    folders = (*PACKAGES, "configs", "tests", "benchmarks", ".ci")
+    paths = [path for folder in folders for path in (source / folder).rglob("*") if path.is_file()]
+    kept = {path.relative_to(source).as_posix() for path in paths if path.parent.name != "__pycache__"}
+    assert {"tests/data/lume/forget.jsonl", "configs/ngdiff/README.md", "configs/ngdiff/study.png", ".ci/run"} <= kept
+    assert kept | set(FILES) <= names
+    assert not [name for name in names if "__pycache__" in name]
 
 
 def test_tests_run_on_the_repository() -> None:

@@ -1,1 +1,117 @@
 """Adversarial attacks in plain torch: ``attack = LinfPGD(eps=8 / 255)``, then ``attack(model, images, labels)``."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_modules.attacks.apgd import APGD, APGDT
+    from lit_modules.attacks.autoattack import AutoAttack, AutoAttackResult
+    from lit_modules.attacks.bandits import Bandits
+    from lit_modules.attacks.base import Attack, AttackResult
+    from lit_modules.attacks.best_of import BestOf
+    from lit_modules.attacks.carlini_wagner import CarliniWagner
+    from lit_modules.attacks.contexts import evaluation_mode, no_parameter_gradients
+    from lit_modules.attacks.ddn import DDN
+    from lit_modules.attacks.deepfool import DeepFool
+    from lit_modules.attacks.elastic_net import ElasticNet
+    from lit_modules.attacks.fab import FAB, FABT
+    from lit_modules.attacks.fast_feature import FastFeature
+    from lit_modules.attacks.fmn import FMN
+    from lit_modules.attacks.gen_attack import GenAttack
+    from lit_modules.attacks.jsma import JSMA
+    from lit_modules.attacks.lbfgs import LBFGS
+    from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
+    from lit_modules.attacks.nattack import NAttack
+    from lit_modules.attacks.nes import NES
+    from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2BIM, L2PGD, LinfBIM, LinfPGD, SparseL1Descent
+    from lit_modules.attacks.pixel import LocalSearch, SinglePixel
+    from lit_modules.attacks.rotation_translation import RotationTranslation
+    from lit_modules.attacks.spatial import SpatialTransform
+    from lit_modules.attacks.spsa import SPSA
+    from lit_modules.attacks.square import Square
+    from lit_modules.attacks.wrappers import EOT, FiniteDifference, NESGradient
+
+_MODULES = {
+    "apgd": ("APGD", "APGDT"),
+    "autoattack": ("AutoAttack", "AutoAttackResult"),
+    "bandits": ("Bandits",),
+    "base": ("Attack", "AttackResult"),
+    "best_of": ("BestOf",),
+    "carlini_wagner": ("CarliniWagner",),
+    "contexts": ("evaluation_mode", "no_parameter_gradients"),
+    "ddn": ("DDN",),
+    "deepfool": ("DeepFool",),
+    "elastic_net": ("ElasticNet",),
+    "fab": ("FAB", "FABT"),
+    "fast_feature": ("FastFeature",),
+    "fmn": ("FMN",),
+    "gen_attack": ("GenAttack",),
+    "jsma": ("JSMA",),
+    "lbfgs": ("LBFGS",),
+    "momentum": ("L2Momentum", "LinfMomentum"),
+    "nattack": ("NAttack",),
+    "nes": ("NES",),
+    "pgd": ("FGM", "FGSM", "L1PGD", "L2BIM", "L2PGD", "LinfBIM", "LinfPGD", "SparseL1Descent"),
+    "pixel": ("LocalSearch", "SinglePixel"),
+    "rotation_translation": ("RotationTranslation",),
+    "spatial": ("SpatialTransform",),
+    "spsa": ("SPSA",),
+    "square": ("Square",),
+    "wrappers": ("EOT", "FiniteDifference", "NESGradient"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "APGD",
+    "APGDT",
+    "DDN",
+    "EOT",
+    "FAB",
+    "FABT",
+    "FGM",
+    "FGSM",
+    "FMN",
+    "JSMA",
+    "L1PGD",
+    "L2BIM",
+    "L2PGD",
+    "LBFGS",
+    "NES",
+    "SPSA",
+    "Attack",
+    "AttackResult",
+    "AutoAttack",
+    "AutoAttackResult",
+    "Bandits",
+    "BestOf",
+    "CarliniWagner",
+    "DeepFool",
+    "ElasticNet",
+    "FastFeature",
+    "FiniteDifference",
+    "GenAttack",
+    "L2Momentum",
+    "LinfBIM",
+    "LinfMomentum",
+    "LinfPGD",
+    "LocalSearch",
+    "NAttack",
+    "NESGradient",
+    "RotationTranslation",
+    "SinglePixel",
+    "SparseL1Descent",
+    "SpatialTransform",
+    "Square",
+    "evaluation_mode",
+    "no_parameter_gradients",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

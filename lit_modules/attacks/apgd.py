@@ -22,10 +22,10 @@ _STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius in units of eps, share 
 class APGD(Attack):
     """Auto-PGD in the Linf, L2 or L1 ball.
 
-    The step begins at twice the radius and is halved, with a return to the best iterate, where a stretch of steps did not
-    raise the loss often enough. In L1 the steps are sparse, the sparsity follows that of the best iterate, and the search
-    begins in balls of three and two times the radius. With ``cross_entropy`` this is APGD-CE, with ``dlr`` APGD-DLR. A fooled
-    sample leaves at once.
+    The step begins at twice the radius and is halved, with a return to the best iterate, where a stretch of steps did
+    not raise the loss often enough. In L1 the steps are sparse, the sparsity follows that of the best iterate, and the
+    search begins in balls of three and two times the radius. With ``cross_entropy`` this is APGD-CE, with ``dlr``
+    APGD-DLR. A fooled sample leaves at once.
 
     Args:
         norm: ``linf``, ``l2`` or ``l1``.
@@ -119,8 +119,8 @@ class APGD(Attack):
         """Algorithm 1 of arXiv 2003.01690."""
         assert self.norm is not None
         assert problem.radius is not None
-        found, part = BestSoFar(problem), problem
-        place = torch.arange(len(problem), device=x.device)
+        found, part = BestSoFar(problem, loss(self._all(problem))), problem
+        place = self._all(problem)
         stretch, shortest, shortening = (max(1, int(share * self.steps)) for share in (0.22, 0.06, 0.03))
         since = 0  # steps since the last checkpoint
         state = {
@@ -220,6 +220,11 @@ class APGD(Attack):
             since += 1
         found.offer(place, state["best"], state["loss"], torch.zeros_like(place, dtype=torch.bool))
         return found.outcome()
+
+    @staticmethod
+    def _all(problem: Problem) -> Tensor:
+        """Return the places of all samples."""
+        return torch.arange(len(problem), device=problem.x.device)
 
     def _evaluate(self, part: Problem, state: dict[str, Tensor], loss: Loss, *, last: bool) -> tuple[Tensor, Tensor]:
         """Return objective and success of the iterates, and renew the gradient unless these are the last ones."""

@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal, Unpack
@@ -44,18 +45,18 @@ class AutoAttackResult(AttackResult):
 class AutoAttack(Attack):
     """AutoAttack, with all attacks sharing the clean logits and the set of samples that are left.
 
-    ``standard``: APGD-CE, APGD-T and FAB-T with 9 targets, Square with 5000 queries; in L1 APGD-CE has 5 restarts, APGD-T
-    5 targets, and there is no Square. ``plus``: APGD-CE, APGD-DLR and FAB with 5 restarts, Square, APGD-T, FAB-T. ``rand``:
-    APGD-CE and APGD-DLR with gradients averaged over 20 passes, for a model that answers at random. ``custom``: the attacks
-    given.
+    ``standard``: APGD-CE, APGD-T and FAB-T with 9 targets, Square with 5000 queries; in L1 APGD-CE has 5 restarts,
+    APGD-T 5 targets, and there is no Square. ``plus``: APGD-CE, APGD-DLR and FAB with 5 restarts, Square, APGD-T,
+    FAB-T. ``rand``: APGD-CE and APGD-DLR with gradients averaged over 20 passes, for a model that answers at random.
+    ``custom``: the attacks given.
 
     Args:
         norm: ``linf``, ``l2`` or ``l1``.
         eps: Radius in units of the samples, a number or one per sample.
         version: ``standard``, ``plus``, ``rand`` or ``custom``.
         attacks: Attacks of ``custom``, run in this order with this radius; they must be of the same norm.
-        check: Look for signs of a doubtful evaluation (random answers, zero gradients, optimisation inside the model, Square
-            stronger than the attacks with gradients) and warn of each.
+        check: Look for signs of a doubtful evaluation (random answers, zero gradients, optimisation inside the model,
+            Square stronger than the attacks with gradients) and warn of each.
         arguments: Arguments of :class:`Attack`, by name; ``targeted`` is refused.
 
     Raises:
@@ -128,7 +129,7 @@ class AutoAttack(Attack):
             if len(place):
                 part = problem.select(place)
                 part.random = part.random.fork(number)
-                outcome = member.solve(part, torch.zeros_like(already[place]))
+                outcome = _bounded(member, part).solve(part, torch.zeros_like(already[place]))
                 success = outcome.success
                 if member.minimal:
                     assert part.radius is not None
@@ -194,6 +195,17 @@ class AutoAttack(Attack):
         if gain <= 0.2:
             return []
         return [f"Square lowers the robust accuracy by {gain:.2f} points more; the model may hide its gradients."]
+
+
+def _bounded(member: Attack, part: Problem) -> Attack:
+    """Return an attack that lets a sample go as soon as it is found within the radius of the ensemble."""
+    assert part.radius is not None
+    radius = float(part.radius.min())
+    if not isinstance(member, FAB) or radius == 0:
+        return member
+    bounded = copy(member)
+    bounded.stop_radius = radius
+    return bounded
 
 
 def calls_autograd(problem: Problem) -> bool:

@@ -15,16 +15,15 @@ from lit_modules.attacks.checks import (
     Bounds,
     Radius,
     check_bounds,
-    check_classes,
     check_count,
     check_labels,
-    check_logits,
     check_radius,
     check_samples,
 )
 from lit_modules.attacks.contexts import evaluation_mode, no_parameter_gradients
 from lit_modules.attacks.problem import Model, Outcome, Problem, audit, check_repeatable
 from lit_modules.attacks.random import SampleRandom
+from lit_modules.attacks.wrappers import EOT
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ class Attack(ABC):
     """Base of the attacks: ``attack(model, x, y)`` gives adversarial samples, ``attack.run(model, x, y)`` a record.
 
     The model is called in evaluation mode, without gradients of its parameters, and is left as it was found. A sample
-    that is already misclassified comes back unchanged; a sample on which the attack fails comes back as the best attempt,
-    or unchanged from an attack that looks for the smallest perturbation. Randomness belongs to each sample: neither the
-    batch nor its order changes a result.
+    that is already misclassified comes back unchanged; a sample on which the attack fails comes back as the best
+    attempt, or unchanged from an attack that looks for the smallest perturbation. Randomness belongs to each sample:
+    neither the batch nor its order changes a result.
 
     Args:
         targeted: Whether ``y`` is the class to be reached.
@@ -201,12 +200,10 @@ class Attack(ABC):
         if clean or y is None:
             with torch.no_grad():
                 problem.clean_logits = problem.logits(work)
-                check_logits(problem.clean_logits, len(x))
-                if self.model_mode == "keep" and getattr(model, "training", False):
+                if self.model_mode == "keep" and getattr(model, "training", False) and not isinstance(model, EOT):
                     check_repeatable(problem)
             if y is None:
                 problem.label = problem.clean_logits.argmax(1)
-            check_classes(problem.label, problem.clean_logits.shape[1])
         return problem
 
     def __repr__(self) -> str:

@@ -88,7 +88,7 @@ def check_bounds(bounds: Bounds | None, x: Tensor) -> tuple[Tensor | None, Tenso
     if bool(((x < lower) | (x > upper)).any()):
         raise ValueError(
             f"x has values from {float(x.min()):.6g} to {float(x.max()):.6g}, outside the bounds "
-            f"{float(lower.min()):.6g} to {float(upper.max()):.6g}; put normalisation inside the model, or pass bounds=."
+            f"{float(lower.min()):.6g} to {float(upper.max()):.6g}; normalise inside the model, or pass bounds=."
         )
     return lower, upper
 

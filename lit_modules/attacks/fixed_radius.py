@@ -22,12 +22,15 @@ class BestSoFar:
 
     Args:
         problem: All samples of the run.
+        loss: Gives the clean samples their value, so that only a larger one replaces them; ``None`` lets any.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, loss: Loss | None = None) -> None:
         self.adversarial = problem.x.clone()
         self.success = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
         self.score = torch.full((len(problem),), float("-inf"), dtype=problem.x.dtype, device=problem.x.device)
+        if loss is not None and problem.clean_logits is not None:
+            self.score = problem.objective(problem.clean_logits, loss).to(problem.x.dtype)
 
     def offer(self, place: Tensor, x: Tensor, objective: Tensor, fooled: Tensor) -> None:
         """Take the iterates that are better than what is kept.
@@ -60,8 +63,8 @@ class FixedRadiusAttack(Attack):
         loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable of logits and labels giving one value per sample.
         keep: ``first``: a sample leaves with the first iterate that fools the model, and otherwise with the iterate of
             the largest loss. ``best``: all steps, then the iterate of the largest loss among those that fool, else
-            among all. ``last``: all steps for every sample and the last iterate unseen, which costs exactly ``steps`` passes
-            when the attack is called; what adversarial training asks for.
+            among all. ``last``: all steps for every sample and the last iterate unseen, which costs exactly ``steps``
+            passes when the attack is called; what adversarial training asks for.
         passes: Passes whose gradients are averaged (EOT), for a model that answers at random.
         arguments: Arguments of the base class, by name: targeted, bounds, restarts, seed, precision, model_mode.
     """
@@ -93,8 +96,11 @@ class FixedRadiusAttack(Attack):
     def __call__(
         self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: int | torch.Generator | None = None
     ) -> Tensor:
-        """Return adversarial samples; see the base class. With ``keep="last"`` nothing but the steps is computed."""
-        if self.keep != "last":
+        """Return adversarial samples; see the base class.
+
+        With ``keep="last"`` and one restart nothing but the steps is computed.
+        """
+        if self.keep != "last" or self.restarts > 1:
             return super().__call__(model, x, y, seed=seed)
         with self.session(model):
             problem = self.problem(model, x, y, seed, clean=False)
@@ -107,7 +113,7 @@ class FixedRadiusAttack(Attack):
             with torch.no_grad():
                 logits = problem.logits(x)
             return Outcome(x, problem.fooled(logits), problem.objective(logits, self._loss))
-        best, part = BestSoFar(problem), problem
+        best, part = BestSoFar(problem, self._loss), problem
         place = torch.arange(len(problem), device=problem.x.device)
         x, state = self.start(part), self.state(part)
         for step in range(self.steps + 1):

@@ -51,8 +51,10 @@ def lp_norm(delta: Tensor, norm: str) -> Tensor:
 
 def normalise(gradient: Tensor, norm: str) -> Tensor:
     """Divide each sample by its norm; a zero sample stays zero."""
-    length = per_sample(lp_norm(gradient, norm), gradient)
-    return gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
+    tiny = torch.finfo(gradient.dtype).tiny
+    if norm == "l2":  # squares of small values would vanish
+        gradient = gradient / per_sample(lp_norm(gradient, "linf"), gradient).clamp_min(tiny)
+    return gradient / per_sample(lp_norm(gradient, norm), gradient).clamp_min(tiny)
 
 
 def steepest(gradient: Tensor, norm: str, sparsity: float = 0.95) -> Tensor:
@@ -111,7 +113,7 @@ def project_l1_box(delta: Tensor, radius: Tensor, lower: Tensor | None, upper: T
         Croce, Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers" (arXiv 2103.01208),
         proposition 2.1.
     """
-    flat = delta.flatten(1)
+    flat = delta.flatten(1).double()
     size = flat.abs()
     limit = radius.reshape(-1, 1).to(flat.dtype).expand(len(flat), 1) * _WITHIN
     room = torch.full_like(flat, float("inf"))
@@ -121,9 +123,9 @@ def project_l1_box(delta: Tensor, radius: Tensor, lower: Tensor | None, upper: T
         room = torch.where(flat < 0, -lower.flatten(1).expand_as(flat), room)
     inside = torch.minimum(size, room)
     if bool((inside.sum(1, keepdim=True) <= limit).all()):
-        return (flat.sign() * inside).view_as(delta)
+        return (flat.sign() * inside).to(delta.dtype).view_as(delta)
     # norm(t) = sum (size - t)+ - sum (size - room - t)+: each kink, from the largest, adds or takes a unit of slope
-    kinks, order = torch.cat([size, size - room], 1).double().sort(dim=1, descending=True)
+    kinks, order = torch.cat([size, size - room], 1).sort(dim=1, descending=True)
     turn = torch.where(order < flat.shape[1], 1.0, -1.0).double()
     turn = torch.where(kinks.isinf(), 0.0, turn)
     kinks = torch.where(kinks.isinf(), 0.0, kinks).clamp_min(0)
@@ -132,9 +134,9 @@ def project_l1_box(delta: Tensor, radius: Tensor, lower: Tensor | None, upper: T
     count = (value < limit).sum(1, keepdim=True)  # kinks above the threshold
     last = (count - 1).clamp_min(0)
     threshold = ((turn * kinks).cumsum(1).gather(1, last) - limit) / slope.gather(1, last).clamp_min(1)
-    threshold = torch.where(inside.sum(1, keepdim=True) <= limit, 0.0, threshold.clamp_min(0)).to(flat.dtype)
+    threshold = torch.where(inside.sum(1, keepdim=True) <= limit, 0.0, threshold.clamp_min(0))
     shrunk = torch.minimum((size - threshold).clamp_min(0), room)
-    return (flat.sign() * shrunk).view_as(delta)
+    return (flat.sign() * shrunk).to(delta.dtype).view_as(delta)
 
 
 def random_in_ball(like: Tensor, radius: Tensor, norm: str, random: SampleRandom) -> Tensor:

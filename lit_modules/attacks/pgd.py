@@ -327,6 +327,11 @@ class FGM(L2PGD):
 
 def step_length(step_size: Radius, problem: Problem) -> Tensor | float:
     """Return a step size that broadcasts; one value per sample follows the samples that are left."""
-    if isinstance(step_size, Tensor) and step_size.ndim:
+    if isinstance(step_size, Tensor) and step_size.numel() > 1:
+        if step_size.shape != problem.spent.shape:
+            raise ValueError(
+                f"step_size has {step_size.numel()} values for a batch of {len(problem.spent)}; "
+                "give one number, or one per sample."
+            )
         return per_sample(step_size.to(problem.x)[problem.index], problem.x)
     return float(step_size)

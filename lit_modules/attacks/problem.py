@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_modules.attacks.checks import check_classes, check_logits
 from lit_modules.attacks.losses import Loss, check_per_sample
 from lit_modules.attacks.norms import lp_norm
 from lit_modules.attacks.random import SampleRandom
@@ -48,6 +49,7 @@ class Problem:
         spent: Forward passes of each sample of the whole batch; shared by all selections.
         index: Places of these samples in the whole batch.
         precision: Type of the model's forward pass.
+        checked: Whether the first logits were looked at.
     """
 
     model: Model
@@ -62,6 +64,7 @@ class Problem:
     spent: Tensor
     index: Tensor
     precision: Literal["32", "bf16"] = "32"
+    checked: bool = False
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -105,6 +108,10 @@ class Problem:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.model(batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not self.checked:
+            check_logits(logits.detach(), len(batch))
+            check_classes(self.label, logits.shape[1])
+            self.checked = True
         self.spent.index_add_(0, self.index, torch.full_like(self.index, len(x) if several else 1))
         if not bool(torch.isfinite(logits.detach()).all()):
             bad = int((~torch.isfinite(logits.detach())).any(1).sum())
@@ -162,7 +169,8 @@ def audit(problem: Problem, adversarial: Tensor, norm: str | None) -> Tensor:
     """Return the distances in float64, after holding radius and bounds against them.
 
     Raises:
-        RuntimeError: If a sample lies outside its ball or its bounds by more than one part in a million.
+        RuntimeError: If a sample lies outside its ball or its bounds by more than one part in a million and what
+            rounding of its values to their own precision can add.
     """
     delta = adversarial.double() - problem.x.double()
     distance = lp_norm(delta, norm or "l2")
@@ -170,14 +178,17 @@ def audit(problem: Problem, adversarial: Tensor, norm: str | None) -> Tensor:
         raise RuntimeError("The attack gave values that are not finite.")
     if problem.radius is not None:
         radius = problem.radius.double().flatten()
-        over = distance - radius * (1 + _AUDIT) - _AUDIT
+        size = problem.x[0].numel()
+        values = {"linf": 1.0, "l2": size**0.5, "l1": float(size)}.get(norm or "", 0.0)
+        rounding = torch.finfo(problem.x.dtype).eps * problem.x.abs().flatten(1).amax(1).double() * values
+        over = distance - radius * (1 + _AUDIT) - _AUDIT - rounding
         if bool((over > 0).any()):
             worst = int(over.argmax())
             raise RuntimeError(
                 f"The attack broke its own radius: {norm} distance {float(distance[worst]):.8g} of sample {worst}, "
                 f"allowed {float(radius.expand_as(distance)[worst]):.8g}."
             )
-    if bool((adversarial - problem.clamp(adversarial)).abs().max() > _AUDIT):
+    if not torch.equal(adversarial, problem.clamp(adversarial)):
         raise RuntimeError(
             f"The attack left the bounds: values from {float(adversarial.min()):.8g} to {float(adversarial.max()):.8g}."
         )

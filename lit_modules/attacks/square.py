@@ -32,7 +32,8 @@ def square_area(query: int, start: float) -> float:
 class Square(Attack):
     """Random search that changes a square at a time and keeps what lowers the margin.
 
-    Linf: a square becomes the sample plus or minus eps, one sign for each channel. L2: the perturbation of one window moves
+    Linf: a square becomes the sample plus or minus eps, one sign for each channel. L2: the perturbation of one window
+        moves
     to another. Vectors and signals are taken as images of one row. A fooled sample leaves at once.
 
     Args:

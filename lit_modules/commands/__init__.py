@@ -3,6 +3,7 @@
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lit_modules.commands.demo", "Run a method offline, from nothing to a report."),
     "study": ("lit_modules.commands.study", "Reproduce a recorded comparison of methods."),
+    "sweep": ("lit_modules.commands.sweep", "Run fit and test over values of any argument."),
     "recipes": ("lit_modules.commands.recipes", "List the shipped recipes, for -c."),
 }
 """Module and help line of each command."""

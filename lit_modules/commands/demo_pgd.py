@@ -42,15 +42,14 @@ def adversarial(folder: Path, seed: int) -> None:
         change = VARIANTS[variant]
         common = ["-c", recipe, f"--seed_everything={seed}"]
         common += [] if change is None else [f"--data.variant={json.dumps(change)}"]
-        if not (run / "fit" / "best.ckpt").exists():
-            saving = f"--trainer.callbacks.dirpath={run / 'fit'}"
-            say_and_run(console, ["fit", *common, *log_to(run / "fit"), saving])
+        checkpoint = run / "fit" / "checkpoints" / "best.ckpt"
+        if not checkpoint.exists():
+            say_and_run(console, ["fit", *common, *log_to(run / "fit")])
         if not record.exists():
-            checkpoint = f"--ckpt_path={run / 'fit' / 'best.ckpt'}"
-            say_and_run(console, ["test", *common, *log_to(run / "test"), checkpoint])
+            say_and_run(console, ["test", *common, *log_to(run / "test"), f"--ckpt_path={checkpoint}"])
         records[name] = json.loads(record.read_text(encoding="utf-8"))
     console.rule("accuracy against epsilon")
-    curves = {method: _curve(folder / f"{method}-0" / "fit" / "best.ckpt", recipe) for method, recipe in _methods()}
+    curves = {method: _curve(folder / f"{method}-0" / "fit" / "checkpoints" / "best.ckpt") for method, _ in _methods()}
     results = {"epsilons": EPSILONS, "curves": {k: v[0] for k, v in curves.items()}, "records": records}
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     _plot(folder / "report.png", records, curves)
@@ -73,15 +72,16 @@ def _methods() -> tuple[tuple[str, str], ...]:
     return ("standard", STANDARD), ("robust", ROBUST)
 
 
-def _curve(checkpoint: Path, recipe: str) -> tuple[list[float], dict[str, Any]]:
+def _curve(checkpoint: Path) -> tuple[list[float], dict[str, Any]]:
     """Return the accuracy under PGD at each epsilon, and a few images with their adversarial ones at 0.15."""
+    from importlib import import_module
+
     import torch
 
-    from datamodules import Digits
     from lit_modules.attacks import LinfPGD
     from lit_modules.networks import LeNet5
 
-    data = Digits()
+    data = import_module("datamodules").Digits()  # packages meet in commands by class path
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
@@ -112,7 +112,8 @@ def _plot(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.1])
+    panels: Any = figure.subfigures(2, 1, height_ratios=[1, 1.1])
+    top, bottom = panels
     left, right = top.subplots(1, 2)
     for method, (accuracies, _) in curves.items():
         left.plot(EPSILONS, [100 * a for a in accuracies], marker="o", label=f"{method} training")

@@ -68,6 +68,11 @@ def run_study(folder: Path, options: argparse.Namespace) -> None:
     pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"))
     start = folder / "start.json"
     if not start.exists():
+        for name in ("forget.jsonl", "retain.jsonl"):
+            if not Path(asked["data"], name).is_file():
+                raise FileNotFoundError(
+                    f"--data must be the folder of forget.jsonl and retain.jsonl; {asked['data']} has no {name}."
+                )
         print("Memorise the forget and the retain set ...", flush=True)
         start.write_text(json.dumps(pool.submit(memorise, folder, asked).result()) + "\n")
     log = folder / "results.jsonl"
@@ -101,7 +106,7 @@ def _data(folder: Path, asked: dict[str, Any], **arguments: Any) -> Any:
         "max_documents": asked["documents"],
         "eval_batch_size": 40,
         "num_workers": 0,
-        "seed": 0,
+        "document_seed": 0,  # every run has the documents that were memorised, whatever its order
     }
     tokenizer = AutoTokenizer.from_pretrained(folder / "start") if (folder / "start").is_dir() else None
     return import_module("datamodules").LUME(**{**settings, "tokenizer": tokenizer, **arguments})
@@ -199,11 +204,7 @@ def unlearn(folder: Path, asked: dict[str, Any], method: str, rate: float, seed:
         max_new_tokens=128,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0),
     )
-    data = _data(folder, asked, batch_size=4)
-    # the seed moves the order of the data alone: documents are those of the start
-    data.prepare_data()
-    data.setup("fit")
-    data.seed = seed
+    data = _data(folder, asked, batch_size=4, seed=seed)
     run = f"{method.replace(' + ', '-')}-{rate:g}-{seed}"
     trainer = _trainer(folder, run, max_epochs=asked["epochs"], callbacks=[probe] if probe else [])
     try:

@@ -1,15 +1,60 @@
-"""Benchmarks' numbers as ``torchmetrics`` objects, each imported when first used."""
+"""Benchmarks' numbers as ``torchmetrics`` objects and functions, each imported when first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_modules.metrics.data_statistics import (
+        edge_fraction,
+        inter_class_distance,
+        intra_class_distance,
+        log_volume,
+        nearest_other_class_distance,
+        volume_fraction,
+    )
     from lit_modules.metrics.lume import LUMEScore
     from lit_modules.metrics.mmlu import evaluate_mmlu, read_mmlu
+    from lit_modules.metrics.robustness import (
+        BoundaryDistance,
+        RobustAccuracy,
+        distance_statistics,
+        perturbation_norm,
+        wilson_interval,
+    )
 
-__all__ = ["LUMEScore", "evaluate_mmlu", "read_mmlu"]
+__all__ = [
+    "BoundaryDistance",
+    "LUMEScore",
+    "RobustAccuracy",
+    "distance_statistics",
+    "edge_fraction",
+    "evaluate_mmlu",
+    "inter_class_distance",
+    "intra_class_distance",
+    "log_volume",
+    "nearest_other_class_distance",
+    "perturbation_norm",
+    "read_mmlu",
+    "volume_fraction",
+    "wilson_interval",
+]
 
-_MODULES = {"LUMEScore": "lume", "evaluate_mmlu": "mmlu", "read_mmlu": "mmlu"}
+_MODULES = {
+    "BoundaryDistance": "robustness",
+    "LUMEScore": "lume",
+    "RobustAccuracy": "robustness",
+    "distance_statistics": "robustness",
+    "edge_fraction": "data_statistics",
+    "evaluate_mmlu": "mmlu",
+    "inter_class_distance": "data_statistics",
+    "intra_class_distance": "data_statistics",
+    "log_volume": "data_statistics",
+    "nearest_other_class_distance": "data_statistics",
+    "perturbation_norm": "robustness",
+    "read_mmlu": "mmlu",
+    "volume_fraction": "data_statistics",
+    "wilson_interval": "robustness",
+}
 
 
 def __getattr__(name: str) -> Any:

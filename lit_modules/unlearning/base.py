@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_modules.unlearning.causal_lm import Batch, CausalLM
 from lit_modules.unlearning.gradients import PairStatistics, combine_, global_norm, inner_product
 from lit_modules.unlearning.losses import summed_nll, target_tokens
+from lit_modules.unlearning.saving import check_finite
 
 
 class Unlearning(CausalLM):
@@ -254,7 +255,7 @@ class TwoTaskUnlearning(Unlearning):
         # one transfer from the device for all five numbers
         packed = torch.stack([value.to(self.device, torch.float64) for value in values]).tolist()
         losses = {"forget": packed[0], "retain": packed[1]}
-        self.check_finite(losses, self.row_names(group))
+        check_finite(self, losses, self.row_names(group))
         statistics = PairStatistics(forget_norm=packed[2], retain_norm=packed[3], inner=packed[4])
         retain_weight, forget_weight = self.weights(statistics)
         for parameter, tensor in zip(parameters, combine_(retain, forget, retain_weight, forget_weight), strict=True):

@@ -1,6 +1,5 @@
 """What every module around a causal language model shares: loading, scoring, generation, saving."""
 
-import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,13 +17,25 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lit_modules.unlearning.generation import greedy_generate
 from lit_modules.unlearning.losses import sequence_nll
+from lit_modules.unlearning.saving import without_frozen, write_pretrained
 
 Batch = dict[str, Any]
+REMEDY = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Build AdamW at a learning rate of 1e-5 without weight decay."""
     return AdamW(parameters, lr=1e-5, weight_decay=0.0)
+
+
+def check_folder(name: str) -> None:
+    """Check that a model exists, if its name can only be that of a folder.
+
+    Raises:
+        ValueError: If there is no such folder.
+    """
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ValueError(f"There is no model folder {name!r}. {REMEDY}")
 
 
 def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -37,22 +48,20 @@ def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedM
     Raises:
         ValueError: If ``name`` cannot be read, is no causal language model, or lacks weights.
     """
-    remedy = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ValueError(f"There is no model folder {name!r}. {remedy}")
+    check_folder(name)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name!r} does not load as a causal language model: {reason} {remedy}") from error
+        raise ValueError(f"{name!r} does not load as a causal language model: {reason} {REMEDY}") from error
     model, report = loaded
     architectures = model.config.architectures or []
     if architectures and not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        raise ValueError(f"{name!r} holds {architectures[0]}, which is no causal language model. {remedy}")
+        raise ValueError(f"{name!r} holds {architectures[0]}, which is no causal language model. {REMEDY}")
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
-            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}. {remedy}"
+            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}. {REMEDY}"
         )
     return cast("PreTrainedModel", model)
 
@@ -119,28 +128,19 @@ class CausalLM(LightningModule):
         self._rng_state: dict[str, Any] | None = None
 
     def configure_callbacks(self) -> list[Any]:
-        """Check the trainer's settings before anything runs; add no callback."""
+        """Check the trainer's settings and the model's folder before anything runs; add no callback."""
         if self.trainer.state.fn == "fit":
             self._check_trainer()
+        if self.model is None and self.model_name is not None:
+            check_folder(self.model_name)
         return []
 
     def configure_model(self) -> None:
-        """Load the weights and add the adapters, once, in training mode."""
-        if self._configured:
-            return
-        if self.model is None:
-            assert self.model_name is not None
-            self.model = load_causal_lm(self.model_name, getattr(torch, self.dtype_name))
-        if self.peft_config is not None:
-            self.model = get_peft_model(self.model, self.peft_config)
-        if self.gradient_checkpointing:
-            self.model.enable_input_require_grads()
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.model.train()
-        self.strict_loading = all(parameter.requires_grad for parameter in self.model.parameters())
-        if self.compile_network:
-            self._compiled = [torch.compile(self.model)]
-        self._configured = True
+        """Load the weights and add the adapters, once, in training mode; check that the tokenizer belongs to them."""
+        if not self._configured:
+            self._build_network()
+        if self._trainer is not None:
+            self._check_vocabulary()
 
     @property
     def network(self) -> nn.Module:
@@ -175,16 +175,6 @@ class CausalLM(LightningModule):
     def forward(self, **inputs: Tensor) -> Any:
         """Run the network; see the model's own ``forward``."""
         return self.model(**inputs)
-
-    def on_fit_start(self) -> None:
-        """Check that the tokenizer belongs to the model."""
-        self._check_vocabulary()
-
-    def on_test_start(self) -> None:
-        """Check that the tokenizer belongs to the model."""
-        self._check_vocabulary()
-
-    on_predict_start = on_test_start
 
     def on_train_start(self) -> None:
         """Give a resumed run the random state that it was stopped with."""
@@ -300,10 +290,7 @@ class CausalLM(LightningModule):
                 writes them.
         """
         self.configure_model()
-        adapted = merge and hasattr(self.model, "merge_and_unload")
-        # merging takes the adapters out of the model it is called on, which may go on training
-        model = copy.deepcopy(self.model).merge_and_unload() if adapted else self.model
-        model.save_pretrained(folder)
+        write_pretrained(self.model, folder, merge)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
@@ -325,11 +312,7 @@ class CausalLM(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trains, and what a resumed run needs to go on as if nothing had happened."""
         if not self.strict_loading:
-            named = self.model.named_parameters(remove_duplicate=False)
-            frozen = {f"model.{name}" for name, parameter in named if not parameter.requires_grad}
-            checkpoint["state_dict"] = {
-                name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
-            }
+            checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self.model, "model.")
         checkpoint["lit_modules_method"] = type(self).__name__
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["lit_modules_rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
@@ -347,43 +330,27 @@ class CausalLM(LightningModule):
         if fitting:
             self._rng_state = checkpoint.get("lit_modules_rng")
 
-    def check_finite(self, losses: dict[str, float], rows: dict[str, list[str]]) -> None:
-        """Stop with the rows' names, and save the weights, when a loss is not finite.
-
-        No update with these rows has been made yet, so the saved state is the one before the step.
-
-        Args:
-            losses: Losses by name, equal on all ranks.
-            rows: Names of the rows behind each loss.
-
-        Raises:
-            FloatingPointError: If a loss is not finite.
-        """
-        broken = [name for name, loss in losses.items() if not math.isfinite(loss)]
-        if not broken:
-            return
-        name = broken[0]
-        self.zero_grad()
-        if all(bool(parameter.isfinite().all()) for parameter in self.trainable_parameters()):
-            path = (
-                Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"last_good_step_{self.global_step}.ckpt"
-            )
-            self.trainer.save_checkpoint(path)
-            where = f"the state before this step is in {path}"
-        else:
-            where = "the weights themselves are no longer finite, so go on from an earlier checkpoint"
-        raise FloatingPointError(
-            f"The {name} loss is {losses[name]} at step {self.global_step} on the rows "
-            f"{', '.join(rows[name]) or '(unnamed)'}; "
-            f"{where}. Look at these rows, or lower the learning rate."
-        )
-
     @staticmethod
     def _injected(model: Any, tokenizer: Any) -> list[str]:
         """Name the arguments that hparams leave out: objects, which do not load safely, and what is not given."""
         objects = {"model": model, "tokenizer": tokenizer}
         given = [name for name, value in objects.items() if not isinstance(value, str)]
         return [*given, "peft_config", "metric", "optimizer", "scheduler"]
+
+    def _build_network(self) -> None:
+        if self.model is None:
+            assert self.model_name is not None
+            self.model = load_causal_lm(self.model_name, getattr(torch, self.dtype_name))
+        if self.peft_config is not None:
+            self.model = get_peft_model(self.model, self.peft_config)
+        if self.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()
+        self.strict_loading = all(parameter.requires_grad for parameter in self.model.parameters())
+        if self.compile_network:
+            self._compiled = [torch.compile(self.model)]
+        self._configured = True
 
     @property
     def _pad_token_id(self) -> int:

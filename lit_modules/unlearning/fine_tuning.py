@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.unlearning.causal_lm import Batch, CausalLM, default_optimizer
 from lit_modules.unlearning.losses import summed_nll, target_tokens
+from lit_modules.unlearning.saving import check_finite
 
 
 class CausalLMFineTuning(CausalLM):
@@ -77,7 +78,7 @@ class CausalLMFineTuning(CausalLM):
             )
         total, tokens = self.probe_loss(batch)
         loss = total / tokens
-        self.check_finite({"training": loss.item()}, {"training": batch.get("id", [])})
+        check_finite(self, {"training": loss.item()}, {"training": batch.get("id", [])})
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 

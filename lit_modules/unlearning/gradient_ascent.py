@@ -12,6 +12,7 @@ from lit_modules.unlearning.base import Unlearning
 from lit_modules.unlearning.causal_lm import Batch, default_optimizer
 from lit_modules.unlearning.gradients import global_norm
 from lit_modules.unlearning.losses import summed_nll, target_tokens
+from lit_modules.unlearning.saving import check_finite
 
 
 class GradientAscent(Unlearning):
@@ -78,7 +79,7 @@ class GradientAscent(Unlearning):
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the negative forget gradient into ``.grad``."""
         loss = self.accumulate_gradient(group, "forget").item()
-        self.check_finite({"forget": loss}, self.row_names(group))
+        check_finite(self, {"forget": loss}, self.row_names(group))
         gradients = [parameter.grad for parameter in self.trainable_parameters()]
         norm = global_norm(gradients).item()
         for gradient in gradients:

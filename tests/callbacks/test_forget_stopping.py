@@ -1,13 +1,10 @@
 import json
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -37,13 +34,6 @@ class Rising(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class Uneven(Rising):
-    """The first rank alone is past the level; the mean of both is later."""
-
-    def loss(self) -> float:
-        return 2.0 * self.global_step if self.global_rank == 0 else 0.0
 
 
 def fit(
@@ -157,25 +147,6 @@ def test_what_the_module_lacks_is_named(tmp_path: Path) -> None:
         fit(Rising(name="train/loss"), ForgetStopping(), tmp_path)
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": Path(folder, "port").read_text()}
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
-    trainer = fit(
-        Uneven(),
-        ForgetStopping(level=3.0, window=1),
-        Path(folder),
-        devices=2,
-        strategy="ddp_find_unused_parameters_true",
-    )
-    Path(folder, f"{rank}.txt").write_text(str(trainer.global_step), encoding="utf-8")
-    torch.distributed.destroy_process_group()  # otherwise gloo's threads may abort the process as it ends
-
-
-def test_all_ranks_stop_together(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(free.getsockname()[1]), encoding="utf-8")
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    assert [(tmp_path / f"{rank}.txt").read_text(encoding="utf-8") for rank in range(2)] == ["3", "3"]
+def test_all_ranks_stop_together(two_processes: Path) -> None:
+    steps = [torch.load(two_processes / f"{rank}.pt", weights_only=True)["stopped"] for rank in range(2)]
+    assert steps == [3, 3]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lit_modules.commands.study import draw, main, markdown, scores, summarise
+from lit_modules.commands.study import METHODS, RATES, _data, draw, main, markdown, scores, summarise
 
 
 def run(method: str, rate: float, seed: int, forget: float, retain: float, **more: Any) -> dict[str, Any]:
@@ -53,3 +53,34 @@ def test_absurd_options_and_another_studys_folder_are_refused(tmp_path: Path) ->
         main(["ngdiff", "--data", "x", "--folder", str(tmp_path)])
     with pytest.raises(SystemExit):
         main(["ngdif"])
+
+
+def test_seeds_share_the_documents_and_not_the_order(tiny_causal_lm: Path, lume_folder: Path, tmp_path: Path) -> None:
+    asked = {"data": str(lume_folder), "documents": 1}
+    seen = []
+    for arguments in ({"seed": 0}, {"seed": 1}, {}):
+        data = _data(tmp_path, asked, tokenizer=str(tiny_causal_lm), batch_size=1, **arguments)
+        data.prepare_data()
+        data.setup("fit")
+        order = [batch["forget"]["id"][0] for batch in data.train_dataloader()]
+        seen.append((data.rows, data.documents(), order))
+    assert seen[0][:2] == seen[1][:2] == seen[2][:2]
+    assert seen[0][2] == seen[2][2] != seen[1][2]
+    assert sorted(seen[0][2]) == sorted(seen[1][2])
+
+
+def test_finished_study_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"data": "x", "documents": 4, "epochs": 6, "period": 2}
+    runs = [run(method, rate, 0, 0.0, 1.0) for method in METHODS for rate in RATES]
+    (tmp_path / "settings.json").write_text(json.dumps(settings) + "\n")
+    (tmp_path / "start.json").write_text(json.dumps(runs[0]["record"]) + "\n")
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in runs))
+    assert main(["ngdiff", "--data", "x", "--folder", str(tmp_path), "--seeds", "1", "--workers", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path)
+    assert (tmp_path / "table.md").read_text() == markdown(summarise(runs), runs[0]["record"])
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(runs)
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"--data must be the folder .* nowhere has no forget\.jsonl"):
+        main(["ngdiff", "--data", "nowhere", "--folder", str(tmp_path)])

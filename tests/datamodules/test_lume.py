@@ -203,6 +203,13 @@ def test_filters(lume: Callable[..., LUME]) -> None:
     assert {(row.task, row.kind) for row in rows} == {("Task1", "qa"), ("Task3", "qa")}
 
 
+def _chosen(data: LUME) -> tuple[tuple[str, ...], ...]:
+    """Return the rows, and the documents of the membership attack."""
+    return tuple(row.id for name in ("forget", "retain") for row in data.rows[name]), tuple(
+        text for _, text, _, _ in data.documents()
+    )
+
+
 def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
     data = lume(max_documents=1)
     for name in ("forget", "retain"):
@@ -217,8 +224,9 @@ def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
     assert lume(max_documents=1, subset="all").rows == data.rows
     same = {row.document for row in lume(max_documents=1, kinds=("qa",)).rows["forget"]}
     assert same == {row.document for row in data.rows["forget"]}
-    choices = {tuple(row.id for row in lume(max_documents=1, seed=seed).rows["forget"]) for seed in range(5)}
-    assert len(choices) > 1
+    seeds = range(5)
+    assert len({_chosen(lume(max_documents=1, document_seed=seed)) for seed in seeds}) > 1
+    assert {_chosen(lume(max_documents=1, seed=seed)) for seed in seeds} == {_chosen(data)}
 
 
 def test_splits(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:

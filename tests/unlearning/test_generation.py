@@ -140,11 +140,11 @@ def test_ends_of_the_generation_config_count_too() -> None:
 def test_adapters_and_compiled_models_answer() -> None:
     rows = prompts([4, 11, 7])
     model = get_peft_model(build("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    expected = [answer.tolist() for answer in greedy_generate(model.merge_and_unload(), *pad(rows), MAX, ENDS, PAD)]
+    expected = [answer.tolist() for answer in greedy_generate(model.merge_and_unload(), *pad(rows), 6, ENDS, PAD)]
     model = get_peft_model(build("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     compiled: Any = torch.compile(model, backend="eager")
     for network in (model, compiled):
-        answers = greedy_generate(network, *pad(rows), MAX, ENDS, PAD)
+        answers = greedy_generate(network, *pad(rows), 6, ENDS, PAD)
         assert [answer.tolist() for answer in answers] == expected
 
 

@@ -1,0 +1,188 @@
+"""Free adversarial training: one backward pass serves the weights and the perturbation."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lit_modules.adversarial.base import INJECTED, AdversarialTraining, Batch
+from lit_modules.adversarial.defaults import pgd_like, triangle
+from lit_modules.attacks.base import Attack
+from lit_modules.attacks.pgd import LinfPGD
+
+
+def free_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Build SGD at a rate of 0.04 with momentum 0.9 and weight decay 5e-4."""
+    return SGD(parameters, lr=0.04, momentum=0.9, weight_decay=5e-4)
+
+
+class FreeTraining(AdversarialTraining):
+    """Replay each batch, and let one backward pass update the weights and the perturbation.
+
+    For each of ``replays`` passes over a batch the loss is taken at ``x + delta``, clipped to [0, 1]; its gradient
+    moves the weights by one optimizer step, and ``delta <- clip(delta + step_size sign(gradient), -eps, eps)``. The
+    perturbation is kept from batch to batch, and in the checkpoint. Train for ``1 / replays`` of the usual epochs.
+
+    Optimization is manual: every replay counts as one step of the trainer, and clipping is set by ``clip_norm``. The
+    classifier is in training mode throughout. Batches, validation and test: see
+    :class:`lit_modules.adversarial.base.AdversarialTraining`. Each batch logs ``train/loss`` (mean over the replays)
+    and ``train/robust_accuracy`` (last replay). Tried on one device and with DDP.
+
+    Args:
+        classifier: Gives logits ``(batch, classes)`` for images in [0, 1].
+        eps: Linf radius in units of pixel range [0, 1].
+        step_size: Step of the perturbation, in the same units; ``None`` takes ``eps``, as the paper.
+        replays: Passes over each batch, ``m`` in the paper.
+        clip_norm: Largest norm of the gradient; ``None`` leaves it alone.
+        validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of ``eps``.
+        test_attacks: Attacks of the test, by name or as a list; by default PGD of 100 steps with the radius ``eps``.
+        evaluation_folder: Folder for the records of finished test samples; by default ``evaluation`` in the trainer's
+            ``default_root_dir``.
+        optimizer: Builds the optimizer from the trainable parameters; by default SGD at 0.04 with momentum 0.9 and
+            weight decay 5e-4.
+        scheduler: Builds the learning-rate scheduler from the optimizer; by default, and with
+            ``scheduler_interval="step"``, a cycle that rises from 0 to the optimizer's rate at half of the training
+            and falls back to 0.
+        scheduler_interval: Whether the scheduler moves after each optimizer step or after each epoch.
+        seed: Kept for the same signature as the other methods; nothing here is random.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> module = FreeTraining(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+        >>> module.replays
+        8
+
+    References:
+        Shafahi et al., "Adversarial training for free!" (arXiv 1904.12843), algorithm 1; the cycle of the rate is that
+        of Wong, Rice, Kolter (arXiv 2001.03994).
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        eps: float = 8 / 255,
+        step_size: float | None = None,
+        replays: int = 8,
+        clip_norm: float | None = None,
+        validation_attack: Attack | None = None,
+        test_attacks: dict[str, Attack] | list[Attack] | None = None,
+        evaluation_folder: str | None = None,
+        optimizer: OptimizerCallable = free_optimizer,
+        scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["step", "epoch"] = "step",
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("eps", eps), ("step_size", step_size), ("clip_norm", clip_norm)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}.")
+        if replays < 1:
+            raise ValueError(f"replays must be at least 1, got {replays}.")
+        reference = LinfPGD(eps=eps)
+        super().__init__(
+            classifier,
+            None,
+            validation_attack or pgd_like(reference, 20, 0.25, "validation_attack"),
+            {"pgd": pgd_like(reference, 100, 0.025, "test_attacks")} if test_attacks is None else test_attacks,
+            evaluation_folder,
+            optimizer,
+            scheduler,
+            scheduler_interval,
+            seed,
+        )
+        self.save_hyperparameters(ignore=INJECTED)
+        self.automatic_optimization = False
+        self.eps = eps
+        self.step_size = eps if step_size is None else step_size
+        self.replays = replays
+        self.clip_norm = clip_norm
+        self._delta: Tensor | None = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Replay the batch, one optimizer step for each pass."""
+        images, labels = self.unpack(batch)
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers() if self.scheduler_interval == "step" else None
+        kept = self._perturbation(images)
+        delta, total = kept[: len(images)], torch.zeros((), device=images.device)
+        for _ in range(self.replays):
+            adversarial = (images + delta).clamp_(0, 1).requires_grad_()
+            logits = self.classifier(adversarial)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            assert adversarial.grad is not None
+            # the gradient at the clipped sample, which does not vanish where the clipping is at work
+            delta.add_(adversarial.grad.sign(), alpha=self.step_size).clamp_(-self.eps, self.eps)
+            if self.clip_norm is not None:
+                self.clip_gradients(optimizer, self.clip_norm, "norm")
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            total += loss.detach()
+        self.log_training(total / self.replays, {"robust_accuracy": logits}, labels)
+
+    def on_train_epoch_end(self) -> None:
+        """Move a scheduler that counts epochs."""
+        scheduler: Any = self.lr_schedulers()
+        if scheduler is not None and self.scheduler_interval == "epoch":
+            scheduler.step()
+
+    def build_scheduler(self, optimizer: Any) -> Any:
+        """Return the scheduler given, or the cycle over all replays."""
+        if self.scheduler is None:
+            return triangle(optimizer, self.total_steps()) if self.scheduler_interval == "step" else None
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "FreeTraining moves its scheduler by itself and without a metric; ReduceLROnPlateau needs one."
+            )
+        return scheduler
+
+    def total_steps(self) -> int:
+        """Return the optimizer steps of the training.
+
+        Raises:
+            ValueError: If the training has no end.
+        """
+        batches, limit = self.trainer.estimated_stepping_batches, self.trainer.max_steps
+        if math.isinf(batches):
+            raise ValueError(
+                "The default schedule needs an end of the training; give max_epochs, max_steps or scheduler."
+            )
+        steps = int(batches) * self.replays
+        return steps if limit == -1 else min(limit, steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the perturbation of every process."""
+        super().on_save_checkpoint(checkpoint)
+        if self._delta is not None:
+            gathered: Any = self.all_gather(self._delta)
+            checkpoint["lit_modules_delta"] = gathered.reshape(-1, *self._delta.shape).cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the perturbation."""
+        super().on_load_checkpoint(checkpoint)
+        delta = checkpoint.get("lit_modules_delta")
+        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        # another number of processes cuts the batches anew: the perturbation then starts at 0
+        if fitting and delta is not None and len(delta) == self.trainer.world_size:
+            self._delta = delta[self.global_rank].to(self.device)
+
+    def _perturbation(self, images: Tensor) -> Tensor:
+        """Return the kept perturbation, made longer by zeros for a batch larger than all before."""
+        kept = self._delta
+        if kept is None or kept.shape[1:] != images.shape[1:]:
+            kept = torch.zeros_like(images)
+        kept = kept.to(images.device)
+        if len(kept) < len(images):
+            kept = torch.cat([kept, torch.zeros_like(images[len(kept) :])])
+        self._delta = kept
+        return kept

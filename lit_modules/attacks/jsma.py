@@ -1,0 +1,156 @@
+"""The Jacobian-based saliency map attack."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from lit_modules.attacks.base import Attack, AttackArguments
+from lit_modules.attacks.checks import check_count
+from lit_modules.attacks.problem import Outcome, Problem
+
+
+class JSMA(Attack):
+    """Jacobian-based saliency map attack: changes the pair of values that most raises the target and lowers the rest.
+
+    With ``a`` the gradient of the target's logit and ``b`` that of the sum of the others, each step adds ``theta`` to
+    the values p and q with the largest ``-(a_p + a_q)(b_p + b_q)`` among pairs with ``a_p + a_q > 0 > b_p + b_q`` (for
+    a negative theta, of the gradients with their signs turned). A value that has reached its bound leaves the search. A
+    sample leaves when it is fooled, when no pair is left, or after as many steps as would change ``gamma`` of its
+    values.
+
+    Without a target, each sample is driven to the class other than its label that the model finds most likely, and any
+    wrong answer counts. AdverTorch v0.1 has the targeted attack alone, with ``num_classes``; it compares all pairs in
+    matrices of d x d, 38 MB a sample for d = 3072. Here only the values that can be part of the best pair are compared:
+    the defaults are its own and the pair is the same.
+
+    Args:
+        theta: What a step adds to two values, not 0; the sum is clipped to the bounds.
+        gamma: Largest share of a sample's values that may be changed, above 0 and at most 1.
+        arguments: Arguments of :class:`Attack`, by name.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[-1.0, -1, -1, 0], [3, 2, 1, -4]]))
+        >>> attack = JSMA(theta=0.5, targeted=True)
+        >>> attack(model, torch.tensor([[0.0, 0, 0, 0.5]]), torch.tensor([1]))
+        tensor([[0.5000, 0.5000, 0.0000, 0.5000]])
+
+    References:
+        Papernot et al., "The limitations of deep learning in adversarial settings" (arXiv 1511.07528), algorithms 2 and
+        3.
+    """
+
+    norm = "l0"
+    minimal = True
+
+    def __init__(self, *, theta: float = 1.0, gamma: float = 1.0, **arguments: Unpack[AttackArguments]) -> None:
+        super().__init__(**arguments)
+        if not 0 < abs(theta) < float("inf"):
+            raise ValueError(f"theta must be finite and not 0, got {theta!r}.")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma must be above 0 and at most 1, got {gamma!r}.")
+        self.theta = theta
+        self.gamma = gamma
+
+    def attack(self, problem: Problem) -> Outcome:
+        """Change pairs until the samples are fooled."""
+        assert problem.clean_logits is not None
+        adversarial, part = problem.x.clone(), problem
+        success = torch.zeros_like(problem.label, dtype=torch.bool)
+        place = torch.arange(len(problem), device=problem.x.device)
+        target = problem.label
+        if not problem.targeted:
+            target = problem.clean_logits.scatter(1, problem.label[:, None], float("-inf")).argmax(1)
+        x, steps = problem.x.clone(), int(self.gamma * problem.x[0].numel() / 2 + 1e-6)
+        for step in range(steps + 1):
+            point = x.requires_grad_()
+            logits = part.logits(point)
+            fooled = part.fooled(logits)
+            adversarial[place[fooled]], success[place[fooled]] = x.detach()[fooled], True
+            if step == steps or bool(fooled.all()):
+                break
+            gain, loss = jacobian_sums(point, logits, target)
+            x = x.detach()
+            room = torch.ones_like(x, dtype=torch.bool)
+            if part.lower is not None and part.upper is not None:
+                room = x < part.upper if self.theta > 0 else x > part.lower
+            sign = 1 if self.theta > 0 else -1
+            pair, valid = best_pair((sign * gain).flatten(1), (-sign * loss).flatten(1), room.flatten(1))
+            stay = (valid & ~fooled).nonzero()[:, 0]
+            if not len(stay):
+                break
+            if len(stay) < len(place):
+                place, part, target, x, pair = place[stay], part.select(stay), target[stay], x[stay], pair[stay]
+            x = part.clamp(
+                x.flatten(1).scatter_add(1, pair, torch.full_like(x.flatten(1)[:, :2], self.theta)).view_as(x)
+            )
+        changed = (adversarial != problem.x).flatten(1).sum(1).to(problem.x.dtype)
+        return Outcome(adversarial, success, torch.where(success, -changed, float("-inf")))
+
+
+def jacobian_sums(point: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of each target's logit and that of the sum of the other logits, by two backward passes.
+
+    Raises:
+        ValueError: If the logits do not depend on the samples in a way that has a gradient.
+    """
+    if not logits.requires_grad:
+        raise ValueError(
+            "The model's output has no gradient with respect to its input; wrap the part without one in "
+            "lit_modules.defenses.BPDA, or take an attack that needs none, as LocalSearch."
+        )
+    (gain,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), point, retain_graph=True)
+    (total,) = torch.autograd.grad(logits.sum(), point)
+    return gain, total - gain
+
+
+def best_pair(first: Tensor, second: Tensor, allowed: Tensor, max_pairs: int = 2**22) -> tuple[Tensor, Tensor]:
+    """Find the two places p, q with the largest ``(first_p + first_q)(second_p + second_q)``, both sums positive.
+
+    A place that two others match or pass in both values is in no best pair but one of equal worth, for one of the two
+    can stand in for it. The places left are found by one sort, and are few: of independent values, a few times log d.
+    They alone are compared, so the pair is exact and memory does not grow with d squared.
+
+    Args:
+        first: ``(batch, d)``.
+        second: ``(batch, d)``.
+        allowed: Places that may be taken, ``(batch, d)``.
+        max_pairs: Most pairs compared at once.
+
+    Returns:
+        The pair, int64 ``(batch, 2)``, and whether there is one, ``(batch,)``.
+    """
+    check_count("max_pairs", max_pairs)
+    none = float("-inf")
+    order = torch.where(allowed, first, none).argsort(dim=1, descending=True, stable=True)
+    ranked = torch.where(allowed, second, none).gather(1, order)
+    before = torch.full_like(ranked[:, :1], none)
+    largest = torch.cat([before, ranked.cummax(1).values[:, :-1]], 1)  # of the places before
+    runner_up = torch.minimum(ranked, largest).cummax(1).values
+    keep = ranked > torch.cat([before, runner_up[:, :-1]], 1)
+    count = max(2, int(keep.sum(1).max())) if keep.shape[1] > 1 else 1
+    chosen = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    kept = keep.gather(1, chosen)
+    places = order.gather(1, chosen)
+    a = torch.where(kept, first.gather(1, places), none)
+    b = torch.where(kept, second.gather(1, places), none)
+    best = torch.full_like(a[:, 0], none)
+    pair = torch.zeros_like(places[:, :1]).expand(-1, 2).clone()
+    rows = torch.arange(len(a), device=a.device)
+    for start in range(0, count, max(1, max_pairs // (len(a) * count))):
+        block = slice(start, start + max(1, max_pairs // (len(a) * count)))
+        up, down = a[:, block, None] + a[:, None], b[:, block, None] + b[:, None]
+        worth = torch.where((up > 0) & (down > 0), up * down, none)
+        worth.diagonal(offset=start, dim1=1, dim2=2).fill_(none)
+        value, index = worth.flatten(1).max(1)
+        better = value > best
+        best = torch.where(better, value, best)
+        found = torch.stack([places[rows, start + index // count], places[rows, index % count]], 1)
+        pair = torch.where(better[:, None], found, pair)
+    return pair, best > none

@@ -1,0 +1,238 @@
+"""The box-constrained L-BFGS attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_modules.attacks.base import Attack, AttackArguments
+from lit_modules.attacks.carlini_wagner import ConstantSearch, class_scales, nearest_lead
+from lit_modules.attacks.checks import check_count, check_positive
+from lit_modules.attacks.losses import Loss, LossName, margin, resolve_loss
+from lit_modules.attacks.norms import lp_norm, per_sample
+from lit_modules.attacks.problem import Outcome, Problem
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Evaluation = tuple[float, Array]
+Evaluate = Callable[[list[int], list[Array]], list[Evaluation]]
+
+
+class LBFGS(Attack):
+    """L-BFGS attack: scipy's box-constrained L-BFGS on ``||x' - x||^2 + c loss``, with a search over c for each sample.
+
+    A loss of the target is lowered, or for an untargeted attack one of the label raised. Of all
+    points that the optimiser asks about, the nearest that fools is kept; at the end it is moved towards the sample, by
+    bisection of the segment between them, as far as it still fools. The optimisers of a batch run side by side, so that
+    the model is called once for all of them; each sees its own sample alone.
+
+    AdverTorch v0.1 has 100 iterations and cross-entropy, takes one sample at a time, and without a target does not
+    succeed: it turns the sign of the loss without that of its gradient, and tests for a target. Here cross-entropy is
+        to be
+    had, but with more than two classes the least change of the label's cross-entropy is not the way to the nearest
+    boundary, so the leads of :class:`CarliniWagner` are the default. The other defaults are v0.1's.
+
+    Args:
+        search_steps: Rounds of the search over c: ten times c until a round fools, then bisection.
+        steps: Most iterations of L-BFGS in a round, each of one or more forward and backward passes.
+        initial_const: First c.
+        refine_steps: Bisections of the segment at the end, one forward pass each.
+        loss: ``nearest`` for the lead of the class whose boundary is nearest (targeted: of the target over the others),
+            ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        max_batch_size: Most optimisers at work side by side, each in a thread.
+        arguments: Arguments of :class:`Attack`, by name.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    References:
+        Szegedy et al., "Intriguing properties of neural networks" (arXiv 1312.6199), section 4.1.
+        Zhu, Byrd, Lu, Nocedal, "Algorithm 778: L-BFGS-B" (ACM TOMS 23, 1997).
+    """
+
+    norm = "l2"
+    minimal = True
+
+    def __init__(
+        self,
+        *,
+        search_steps: int = 9,
+        steps: int = 100,
+        initial_const: float = 1e-2,
+        refine_steps: int = 16,
+        loss: Literal["nearest"] | LossName | Loss = "nearest",
+        max_batch_size: int = 128,
+        **arguments: Unpack[AttackArguments],
+    ) -> None:
+        super().__init__(**arguments)
+        check_count("search_steps", search_steps)
+        check_count("steps", steps)
+        check_positive("initial_const", initial_const)
+        check_count("refine_steps", refine_steps, 0)
+        check_count("max_batch_size", max_batch_size)
+        self.search_steps = search_steps
+        self.steps = steps
+        self.initial_const = initial_const
+        self.refine_steps = refine_steps
+        self.loss = loss
+        self.max_batch_size = max_batch_size
+        self._loss = margin if loss == "nearest" else resolve_loss(loss)
+
+    def attack(self, problem: Problem) -> Outcome:
+        """Run the rounds of every sample, then bisect."""
+        places = torch.arange(len(problem), device=problem.x.device)
+        size = self.max_batch_size
+        parts = [self._search(problem.select(places[i : i + size])) for i in range(0, len(places), size)]
+        adversarial, success = (torch.cat(values) for values in zip(*parts, strict=True))
+        if bool(success.any()):
+            index = success.nonzero()[:, 0]
+            adversarial[index] = bisect_segment(problem.select(index), adversarial[index], self.refine_steps)
+        distance = lp_norm(adversarial - problem.x, "l2")
+        return Outcome(adversarial, success, torch.where(success, -distance, float("-inf")))
+
+    def _search(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        search = ConstantSearch(problem.x, self.initial_const)
+        nearest_class = self.loss == "nearest" and not problem.targeted
+        scale = class_scales(problem) if nearest_class else None
+        adversarial = problem.x.clone()
+        nearest = torch.full((len(problem),), float("inf"), dtype=problem.x.dtype, device=problem.x.device)
+        found = torch.zeros_like(nearest, dtype=torch.bool)
+        places = torch.arange(len(problem), device=problem.x.device)
+        starts = list(problem.x.flatten(1).double().cpu().numpy())
+        bounds = [self._bounds(problem.select(place)) for place in places[:, None]]
+
+        def evaluate(asked: list[int], points: list[Array]) -> list[Evaluation]:
+            place = torch.tensor(asked, device=problem.x.device)
+            part = problem.select(place)
+            x = torch.from_numpy(np.stack(points)).to(part.x).view_as(part.x)
+            loss = self._loss
+            if scale is not None:
+                stretch = scale[place]
+
+                def loss(logits: Tensor, label: Tensor) -> Tensor:
+                    return nearest_lead(logits, label, stretch)
+
+            logits, objective, gradient = part.gradient(x, loss)
+            delta = x - part.x
+            length, fooled = lp_norm(delta, "l2"), part.fooled(logits)
+            found[place] |= fooled
+            better = (fooled & (length < nearest[place])).nonzero()[:, 0]
+            adversarial[place[better]], nearest[place[better]] = x[better], length[better]
+            weight = search.weight[place]
+            value = (length.square() - weight * objective).double().cpu()
+            slope = (2 * delta - per_sample(weight, x) * gradient).flatten(1).double().cpu().numpy()
+            return [(float(v), g) for v, g in zip(value, slope, strict=True)]
+
+        for _ in range(self.search_steps):
+            found.zero_()
+            minimise_together(starts, bounds, evaluate, self.steps)
+            search.advance(places, found)
+        return adversarial, nearest.isfinite()
+
+    @staticmethod
+    def _bounds(problem: Problem) -> tuple[Array, Array] | None:
+        if problem.lower is None or problem.upper is None:
+            return None
+        lower, upper = (b.expand_as(problem.x).flatten().double().cpu().numpy() for b in (problem.lower, problem.upper))
+        return lower, upper
+
+
+class _Closed(BaseException):
+    """Ends an optimiser whose batch was given up."""
+
+
+def minimise_together(
+    starts: list[Array], bounds: list[tuple[Array, Array] | None], evaluate: Evaluate, steps: int
+) -> None:
+    """Run one L-BFGS-B for each start, and evaluate the points that they ask about together.
+
+    Each optimiser runs in a thread of its own; all of them wait while the caller's thread evaluates.
+
+    Args:
+        starts: Where the optimisers start, a vector each.
+        bounds: Least and largest values of each, or ``None``.
+        evaluate: Gives value and gradient for the optimisers named and their points.
+        steps: Most iterations.
+    """
+    from scipy.optimize import Bounds, minimize
+
+    questions: SimpleQueue[tuple[int, Array | BaseException | None]] = SimpleQueue()
+    answers: list[SimpleQueue[Evaluation | None]] = [SimpleQueue() for _ in starts]
+
+    def work(number: int) -> None:
+        def ask(point: Array) -> Evaluation:
+            questions.put((number, point.copy()))
+            answer = answers[number].get()
+            if answer is None:
+                raise _Closed
+            return answer
+
+        box = bounds[number]
+        failure: BaseException | None = None
+        try:
+            minimize(
+                ask,
+                starts[number],
+                jac=True,
+                method="L-BFGS-B",
+                bounds=None if box is None else Bounds(*box),
+                options={"maxiter": steps},
+            )
+        except _Closed:
+            pass
+        except BaseException as error:  # raised again in the caller's thread
+            failure = error
+        questions.put((number, failure))
+
+    threads = [Thread(target=work, args=(number,), daemon=True) for number in range(len(starts))]
+    for thread in threads:
+        thread.start()
+    active = len(threads)
+    try:
+        while active:
+            asked: dict[int, Array] = {}
+            waiting = active
+            for _ in range(waiting):
+                number, question = questions.get()
+                if isinstance(question, BaseException):
+                    raise question
+                if question is None:
+                    active -= 1
+                else:
+                    asked[number] = question
+            order = sorted(asked)
+            for number, answer in zip(order, evaluate(order, [asked[n] for n in order]) if order else [], strict=True):
+                answers[number].put(answer)
+    finally:
+        for queue in answers:
+            queue.put(None)
+        for thread in threads:
+            thread.join()
+
+
+def bisect_segment(problem: Problem, adversarial: Tensor, steps: int) -> Tensor:
+    """Return, between each sample and its adversarial one, the nearest point that still fools, by bisection.
+
+    Every point returned is one that the model was asked about.
+
+    Args:
+        problem: Samples.
+        adversarial: Points that fool the model.
+        steps: Bisections, one forward pass each.
+    """
+    near = torch.zeros(len(problem), dtype=problem.x.dtype, device=problem.x.device)
+    far = torch.ones_like(near)
+    best, delta = adversarial, adversarial - problem.x
+    for _ in range(steps):
+        middle = (near + far) / 2
+        x = problem.clamp(problem.x + per_sample(middle, delta) * delta)
+        with torch.no_grad():
+            fooled = problem.fooled(problem.logits(x))
+        best = torch.where(per_sample(fooled, x), x, best)
+        near, far = torch.where(fooled, near, middle), torch.where(fooled, middle, far)
+    return best

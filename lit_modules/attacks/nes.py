@@ -1,0 +1,85 @@
+"""NES: projected gradient descent on gradients estimated along Gaussian directions."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+from torch import Tensor
+
+from lit_modules.attacks.base import AttackArguments
+from lit_modules.attacks.checks import Radius, check_count, check_positive
+from lit_modules.attacks.estimators import EstimatedGradientAttack, Offer, into_ball, nes_gradient
+from lit_modules.attacks.losses import Loss, LossName
+from lit_modules.attacks.norms import steepest
+from lit_modules.attacks.pgd import step_length
+from lit_modules.attacks.problem import Problem
+
+
+class NES(EstimatedGradientAttack):
+    """Projected gradient descent on natural-evolution-strategy estimates, without gradients of the model.
+
+    Each step estimates the gradient of the margin from ``2 directions`` answers along Gaussian directions, and moves by
+    its sign (Linf) or along it (L2). Every sample has its own directions. The points of the differences are moved into
+    the bounds.
+
+    AdverTorch (0.2, not in v0.1) has Linf only, asks for eps, and has the other defaults that stand here.
+
+    Args:
+        norm: ``linf`` or ``l2``.
+        eps: Radius in units of the samples, a number or one per sample.
+        steps: Number of steps.
+        step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
+        directions: Random directions of a step; each costs two forward passes.
+        fd_step: Standard deviation of the differences, in units of the samples.
+        loss: ``margin``, ``cross_entropy``, ``dlr``, or a callable giving one value per sample.
+        max_batch: Most points of one forward pass, if the batch is smaller; changes memory and speed, no result.
+        arguments: Arguments of :class:`Attack`, by name.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 3)
+        >>> attack = NES(norm="l2", eps=0.1, steps=5, step_size=0.05, directions=8)
+        >>> bool((attack(model, torch.full((2, 4), 0.5)) - 0.5).norm(dim=1).max() <= 0.1 + 1e-6)
+        True
+
+    References:
+        Ilyas et al., "Black-box adversarial attacks with limited queries and information" (arXiv 1804.08598), algorithm
+        1.
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: Literal["linf", "l2"] = "linf",
+        eps: Radius = 0.3,
+        steps: int = 40,
+        step_size: Radius = 0.01,
+        directions: int = 100,
+        fd_step: float = 0.01,
+        loss: LossName | Loss = "margin",
+        max_batch: int = 256,
+        **arguments: Unpack[AttackArguments],
+    ) -> None:
+        super().__init__(norm=norm, eps=eps, steps=steps, loss=loss, max_batch=max_batch, **arguments)
+        check_positive("step_size", step_size)
+        check_count("directions", directions)
+        check_positive("fd_step", fd_step)
+        self.step_size = step_size
+        self.directions = directions
+        self.fd_step = fd_step
+
+    def estimate(self, problem: Problem, x: Tensor, state: dict[str, Tensor], offer: Offer) -> Tensor:
+        """Take differences along Gaussian directions."""
+        return nes_gradient(
+            self.values(problem),
+            x,
+            problem.random,
+            directions=self.directions,
+            fd_step=self.fd_step,
+            max_batch=self.max_batch,
+        )
+
+    def step(self, problem: Problem, x: Tensor, gradient: Tensor, step: int, state: dict[str, Tensor]) -> Tensor:
+        """Move in the steepest direction of the norm, project into ball and bounds."""
+        assert self.norm is not None
+        return into_ball(problem, x + step_length(self.step_size, problem) * steepest(gradient, self.norm), self.norm)

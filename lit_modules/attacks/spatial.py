@@ -1,0 +1,181 @@
+"""Adversarial images by a smooth flow of the pixels."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_modules.attacks.base import Attack, AttackArguments
+from lit_modules.attacks.checks import check_count, check_positive
+from lit_modules.attacks.losses import margin
+from lit_modules.attacks.norms import per_sample
+from lit_modules.attacks.problem import Outcome, Problem
+
+Border = Literal["zeros", "border", "reflection"]
+BORDERS: tuple[Border, ...] = ("zeros", "border", "reflection")
+_ROOT = 1e-8  # under the square root of the variation, as in the authors' code
+
+
+class SpatialTransform(Attack):
+    """Move the pixels instead of changing them: the smoothest flow that fools the model.
+
+    Every pixel of the new image is read, bilinearly, at a displaced place of the old one; all channels share the
+    displacement. Adam lowers ``max(-objective, -confidence) + smoothness * variation``, where the objective is the
+    margin by which the model is fooled and the variation is that of :func:`flow_variation`. Of the flows that fool,
+    the one of least variation counts. A sample on which all steps fail comes back unchanged. There is no Lp radius;
+    the reported distance is L2.
+
+    AdverTorch v0.1 and the paper use L-BFGS for the whole batch at once; v0.1 has confidence 0, weight 1 and 1000
+    iterations, and returns black images where it fails. Adam treats each sample alone and needs one pass a step.
+
+    Args:
+        smoothness: Weight of the variation (tau of the paper), at the first search step.
+        confidence: Margin of the logits that the fooled model must show, at least 0.
+        steps: Steps of each search step.
+        step_size: Learning rate of Adam, in pixels.
+        search_steps: Tries of the weight: each sample's is divided by 10 after a failure and multiplied by 10 after a
+            success, and goes to the geometric mean once both are known.
+        patience: Steps without an improvement of one part in a thousand after which a sample leaves.
+        padding_mode: What lies beyond the border: ``border`` repeats it, ``zeros``, ``reflection``.
+        arguments: Arguments of :class:`Attack`, by name.
+
+    Raises:
+        ValueError: If an argument is outside its range; on use, if the samples are no images.
+
+    References:
+        Xiao et al., "Spatially transformed adversarial examples" (arXiv 1801.02612), equations 1 to 4.
+    """
+
+    minimal = True
+
+    def __init__(
+        self,
+        *,
+        smoothness: float = 0.05,
+        confidence: float = 0.0,
+        steps: int = 100,
+        step_size: float = 0.05,
+        search_steps: int = 2,
+        patience: int = 20,
+        padding_mode: Border = "border",
+        **arguments: Unpack[AttackArguments],
+    ) -> None:
+        super().__init__(**arguments)
+        check_positive("smoothness", smoothness)
+        check_positive("step_size", step_size)
+        check_count("steps", steps)
+        check_count("search_steps", search_steps)
+        check_count("patience", patience)
+        check_border(padding_mode)
+        if not 0 <= confidence < float("inf"):
+            raise ValueError(f"confidence must be finite and at least 0, got {confidence}.")
+        self.smoothness = smoothness
+        self.confidence = confidence
+        self.steps = steps
+        self.step_size = step_size
+        self.search_steps = search_steps
+        self.patience = patience
+        self.padding_mode: Border = padding_mode
+
+    def attack(self, problem: Problem) -> Outcome:
+        """Search the weight of the variation, with a fresh flow each time."""
+        check_images(problem.x, type(self).__name__)
+        best, score = problem.x.clone(), torch.full((len(problem),), float("-inf"), device=problem.x.device)
+        weight = torch.full_like(score, self.smoothness)
+        works, fails = torch.zeros_like(weight), torch.full_like(weight, float("inf"))
+        for _ in range(self.search_steps):
+            found, variation = self._descend(problem, weight)
+            success = variation.isfinite()
+            better = success & (-variation > score)
+            best[better] = found[better]
+            score = torch.where(better, -variation, score)
+            works = torch.where(success, weight, works)
+            fails = torch.where(success, fails, weight)
+            between = (works * fails).sqrt()
+            weight = torch.where(success, torch.where(fails.isinf(), weight * 10, between), weight / 10)
+            weight = torch.where(~success & (works > 0), between, weight)
+        return Outcome(best, score.isfinite(), score)
+
+    def _descend(self, problem: Problem, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the best image and the variation of its flow, infinite where none fooled."""
+        best, least = problem.x.clone(), torch.full_like(weight, float("inf"))
+        place, part, waited = torch.arange(len(problem), device=weight.device), problem, torch.zeros_like(weight)
+        lowest = torch.full_like(weight, float("inf"))
+        flow = problem.x.new_zeros(len(problem), 2, *problem.x.shape[2:])
+        first, second = torch.zeros_like(flow), torch.zeros_like(flow)
+        for step in range(self.steps):
+            flow.requires_grad_()
+            image = part.clamp(warp(part.x, flow, self.padding_mode))
+            logits, objective, upward = part.gradient(image, margin)
+            variation = flow_variation(flow)
+            reached = part.fooled(logits) & (objective >= self.confidence)
+            seen = variation.detach()
+            better = reached & (seen < least[place])
+            best[place[better]], least[place[better]] = image.detach()[better], seen[better]
+            cost = (self.confidence - objective).clamp_min(0) + weight[place] * seen
+            (gradient,) = torch.autograd.grad(
+                (weight[place] * variation).sum() - (image * upward * per_sample(~reached, upward)).sum(), flow
+            )
+            improved = cost < lowest * 0.999
+            lowest, waited = torch.minimum(lowest, cost), torch.where(improved, 0, waited + 1)
+            stay = (waited < self.patience).nonzero()[:, 0]
+            if not len(stay):
+                break
+            flow = flow.detach()
+            if len(stay) < len(place):
+                place, part, flow, gradient = place[stay], part.select(stay), flow[stay], gradient[stay]
+                first, second, lowest, waited = first[stay], second[stay], lowest[stay], waited[stay]
+            first.lerp_(gradient, 0.1)
+            second.lerp_(gradient.square(), 0.001)
+            rate = self.step_size * (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
+            flow = flow - rate * first / (second.sqrt() + 1e-8)
+        return best, least
+
+
+def warp(images: Tensor, flow: Tensor, padding_mode: Border = "border") -> Tensor:
+    """Return images read at displaced places, bilinearly.
+
+    Places are counted in pixels, with the pixel's centre as its place (``align_corners=False``).
+
+    Args:
+        images: ``(batch, channel, height, width)``.
+        flow: Displacement of the place to read, rows then columns, in pixels, ``(batch, 2, height, width)``.
+        padding_mode: What lies beyond the border.
+    """
+    height, width = images.shape[2:]
+    rows = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 0]
+    columns = torch.arange(width, device=flow.device, dtype=flow.dtype) + flow[:, 1]
+    grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)
+
+
+def flow_variation(flow: Tensor) -> Tensor:
+    """Return the summed lengths of the differences between neighbouring displacements, ``(batch,)``.
+
+    Each pair of neighbours counts once; the paper's sum over all neighbours of all pixels counts it twice.
+
+    Args:
+        flow: ``(batch, 2, height, width)``, in pixels.
+
+    References:
+        Xiao et al. (arXiv 1801.02612), equation 4.
+    """
+    down = (flow[:, :, 1:] - flow[:, :, :-1]).square().sum(1)
+    right = (flow[:, :, :, 1:] - flow[:, :, :, :-1]).square().sum(1)
+    lengths = [(part + _ROOT).sqrt().flatten(1) - _ROOT**0.5 for part in (down, right)]
+    return torch.cat(lengths, 1).sum(1)
+
+
+def check_border(padding_mode: str) -> None:
+    """Raise a sentence if a border is unknown."""
+    if padding_mode not in BORDERS:
+        raise ValueError(f"padding_mode must be one of {', '.join(BORDERS)}, got {padding_mode!r}.")
+
+
+def check_images(x: Tensor, attack: str) -> None:
+    """Raise a sentence if samples are no batch of images."""
+    if x.ndim != 4:
+        raise ValueError(f"{attack} moves pixels: x must be (batch, channel, height, width), got {tuple(x.shape)}.")

@@ -1,0 +1,240 @@
+"""Statistics of image data that may explain how robust a classifier of it can be.
+
+References:
+    Ding et al., "On the Sensitivity of Adversarial Robustness to Input Data Distributions", ICLR 2019,
+    arXiv 1902.08336.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "edge_fraction",
+    "inter_class_distance",
+    "intra_class_distance",
+    "log_volume",
+    "nearest_other_class_distance",
+    "volume_fraction",
+]
+
+
+def log_volume(images: Tensor, eps: float) -> Tensor:
+    """Return the logarithm of the volume that an adversary of the Linf norm has around each image.
+
+    The sum over pixels of ``log(min(x + eps, 1) - max(x - eps, 0))``; the volume itself would underflow.
+
+    Args:
+        images: Floats in [0, 1], ``(n, ...)``.
+        eps: Radius in units of the pixel range [0, 1], positive.
+
+    Returns:
+        float64 ``(n,)``.
+
+    Raises:
+        ValueError: If ``eps`` is not positive, there is no image, or an image leaves [0, 1].
+
+    Example:
+        >>> log_volume(torch.tensor([[0.0, 0.5]]), eps=0.25).exp()
+        tensor([0.1250], dtype=torch.float64)
+    """
+    return _log_widths(images, eps).sum(1)
+
+
+def volume_fraction(images: Tensor, eps: float) -> float:
+    """Return the share of the Linf ball that lies within [0, 1], as a geometric mean over all pixels of all images.
+
+    ``exp(mean log(width / (2 eps)))`` with the width ``min(x + eps, 1) - max(x - eps, 0)``: 1/2 for images of black and
+    white, 1 if all pixels are at least ``eps`` from black and white.
+
+    Args:
+        images: Floats in [0, 1], ``(n, ...)``.
+        eps: Radius in units of the pixel range [0, 1], in (0, 1/2].
+
+    Raises:
+        ValueError: If ``eps`` is out of its range, there is no image, or an image leaves [0, 1].
+
+    Example:
+        >>> volume_fraction(torch.tensor([[0.0, 1.0]]), eps=0.25), volume_fraction(torch.tensor([[0.5]]), eps=0.25)
+        (0.5, 1.0)
+    """
+    if eps > 0.5:
+        raise ValueError(f"eps must be at most 0.5, as a wider ball has no place in [0, 1], got {eps}.")
+    return float((_log_widths(images, eps).mean() - torch.tensor(2 * eps, dtype=torch.float64).log()).exp())
+
+
+def edge_fraction(images: Tensor, margin: float) -> float:
+    """Return the share of pixels that are within ``margin`` of 0 or 1.
+
+    Args:
+        images: Floats in [0, 1], ``(n, ...)``.
+        margin: Distance in units of the pixel range, not negative; the border counts as within.
+
+    Raises:
+        ValueError: If ``margin`` is negative, there is no image, or an image leaves [0, 1].
+
+    Example:
+        >>> edge_fraction(torch.tensor([[0.0, 0.25, 0.5, 1.0]]), margin=0.25)
+        0.75
+    """
+    if not margin >= 0:
+        raise ValueError(f"margin must not be negative, got {margin}.")
+    _check_images(images)
+    return float(((images <= margin) | (images >= 1 - margin)).double().mean())
+
+
+def inter_class_distance(
+    images: Tensor,
+    labels: Tensor,
+    share: float = 0.1,
+    queries: int | None = None,
+    references: int | None = None,
+    seed: int = 0,
+    chunk_size: int = 256,
+) -> float:
+    """Return the mean L2 distance of images to the nearest share of the images of other classes.
+
+    Args:
+        images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
+        labels: Classes, ``(n,)``.
+        share: Share of the other images that counts, rounded down to whole images but at least one, in (0, 1].
+        queries: Images whose distance is measured, the first ones; ``None`` takes all.
+        references: Images to measure it to, drawn with ``seed``; ``None`` takes all.
+        seed: Seed of the references.
+        chunk_size: Queries at a time.
+
+    Raises:
+        ValueError: If an argument is out of its range, or there are no images of other classes.
+
+    Example:
+        >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])
+        >>> inter_class_distance(images, labels, share=1.0)
+        4.5
+    """
+    return _nearest(images, labels, False, share, queries, references, seed, chunk_size)
+
+
+def intra_class_distance(
+    images: Tensor,
+    labels: Tensor,
+    share: float = 0.1,
+    queries: int | None = None,
+    references: int | None = None,
+    seed: int = 0,
+    chunk_size: int = 256,
+) -> float:
+    """Return the mean L2 distance of images to the nearest share of the other images of their own class.
+
+    Args:
+        images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
+        labels: Classes, ``(n,)``.
+        share: Share of those images that counts, rounded down to whole images but at least one, in (0, 1].
+        queries: Images whose distance is measured, the first ones; ``None`` takes all.
+        references: Images to measure it to, drawn with ``seed``; ``None`` takes all.
+        seed: Seed of the references.
+        chunk_size: Queries at a time.
+
+    Raises:
+        ValueError: If an argument is out of its range, or an image is the only one of its class.
+
+    Example:
+        >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])
+        >>> intra_class_distance(images, labels)
+        2.5
+    """
+    return _nearest(images, labels, True, share, queries, references, seed, chunk_size)
+
+
+def nearest_other_class_distance(
+    images: Tensor,
+    labels: Tensor,
+    queries: int | None = None,
+    references: int | None = None,
+    seed: int = 0,
+    chunk_size: int = 256,
+) -> float:
+    """Return the mean L2 distance of images to the nearest image of another class.
+
+    Args:
+        images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
+        labels: Classes, ``(n,)``.
+        queries: Images whose distance is measured, the first ones; ``None`` takes all.
+        references: Images to measure it to, drawn with ``seed``; ``None`` takes all.
+        seed: Seed of the references.
+        chunk_size: Queries at a time.
+
+    Raises:
+        ValueError: If an argument is out of its range, or there are no images of other classes.
+
+    Example:
+        >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])
+        >>> nearest_other_class_distance(images, labels)
+        3.25
+    """
+    return _nearest(images, labels, False, None, queries, references, seed, chunk_size)
+
+
+def _nearest(
+    images: Tensor,
+    labels: Tensor,
+    own: bool,
+    share: float | None,
+    queries: int | None,
+    references: int | None,
+    seed: int,
+    chunk_size: int,
+) -> float:
+    """Return the mean distance to a share of the images of the own class or of others; to one without a share."""
+    if labels.shape != images.shape[:1] or not len(labels):
+        raise ValueError(
+            f"There must be a label for each image and at least one, got images of shape {tuple(images.shape)} and "
+            f"labels of shape {tuple(labels.shape)}."
+        )
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}.")
+    for name, number in (("queries", queries), ("references", references), ("chunk_size", chunk_size)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
+    flat = images.flatten(1).double()  # the distance of two like images is a small difference of large numbers
+    place = torch.arange(len(flat))
+    if references is not None and references < len(flat):
+        place = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:references].sort().values
+    place = place.to(flat.device)
+    total, count = flat.new_zeros(()), 0
+    for label in torch.unique(labels[:queries]):
+        asked = (labels[:queries] == label).nonzero().flatten()
+        answers = place[(labels[place] == label) == own]
+        # an image is not its own neighbour, whether or not it is among the references
+        for chunk in asked.split(chunk_size):
+            distances = torch.cdist(flat[chunk], flat[answers])
+            itself = chunk[:, None] == answers
+            others = len(answers) - itself.sum(1)
+            if not bool((others > 0).all()):
+                kind = "of its own class" if own else "of other classes"
+                raise ValueError(f"Each image must have others {kind} to compare it to, label {int(label)} has none.")
+            # a query that is no reference has one neighbour more than one that is
+            for size in others.unique().tolist():
+                rows = others == size
+                nearest = 1 if share is None else max(1, int(share * size))
+                found = distances[rows].masked_fill(itself[rows], torch.inf)
+                total = total + found.topk(nearest, largest=False).values.mean(1).sum()
+        count += len(asked)
+    return float(total / count)
+
+
+def _log_widths(images: Tensor, eps: float) -> Tensor:
+    """Return the logarithm of the width that an adversary has at each pixel, float64 ``(n, pixels)``."""
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}.")
+    _check_images(images)
+    flat = images.flatten(1).double()
+    return ((flat + eps).clamp(max=1) - (flat - eps).clamp(min=0)).log()
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim < 2 or not images.numel():
+        raise ValueError(f"There must be at least one image, of shape (n, ...), got the shape {tuple(images.shape)}.")
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"The images must be within [0, 1], got values from {float(low):.6g} to {float(high):.6g}.")

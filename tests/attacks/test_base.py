@@ -1,0 +1,268 @@
+"""What every attack shares: one sentence for each bad input, and the bookkeeping of a run."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_modules.attacks.base import Attack
+from lit_modules.attacks.pgd import FGSM, L1PGD, L2PGD, LinfPGD
+from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.wrappers import EOT
+
+
+def linear(classes: int = 3, size: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, classes))
+
+
+X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"eps": -0.1}, r"eps must be finite and at least 0, got -0\.1"),
+        ({"eps": float("nan")}, "eps must be finite and at least 0, got nan"),
+        ({"eps": torch.tensor([0.1, -0.1])}, "eps must be finite and at least 0"),
+        ({"eps": torch.rand(2, 2)}, r"eps must be a number or hold one number per sample, got shape \(2, 2\)"),
+        ({"eps": torch.rand(0)}, r"got shape \(0,\)"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"steps": 2.0}, r"steps must be an integer of at least 1, got 2\.0"),
+        ({"steps": True}, "steps must be an integer of at least 1, got True"),
+        ({"step_size": 0.0}, r"step_size must be positive and finite, got 0\.0"),
+        ({"passes": 0}, "passes must be an integer of at least 1, got 0"),
+        ({"restarts": 0}, "restarts must be an integer of at least 1, got 0"),
+        ({"keep": "all"}, "keep must be 'first', 'best' or 'last', got 'all'"),
+        ({"loss": "hinge"}, "loss must be one of cross_entropy, margin, dlr.*got 'hinge'"),
+        ({"precision": "16"}, "precision must be '32' or 'bf16', got '16'"),
+        ({"model_mode": "train"}, "model_mode must be 'eval' or 'keep', got 'train'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LinfPGD(**arguments)
+
+
+def test_sparsity() -> None:
+    with pytest.raises(ValueError, match=r"sparsity must be from 0 to 1, got 1\.5"):
+        L1PGD(sparsity=1.5)
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+@pytest.mark.parametrize(
+    ("x", "y", "arguments", "error", "message"),
+    [
+        (
+            (X * 255).byte(),
+            Y,
+            {},
+            TypeError,
+            r"x must be a floating-point tensor, got torch\.uint8; divide 8-bit images",
+        ),
+        (X.numpy(), Y, {}, TypeError, "got ndarray"),
+        (X[0], Y, {}, ValueError, r"shape \(batch, \.\.\.\), got \(8,\)"),
+        (X[:0], Y[:0], {}, ValueError, r"at least one sample.*got \(0, 8\)"),
+        (X * float("nan"), Y, {}, ValueError, "x holds NaN or infinite values in 4 samples"),
+        (
+            X * 2 - 1,
+            Y,
+            {},
+            ValueError,
+            r"outside the bounds 0 to 1; normalise inside the model, or pass bounds=",
+        ),
+        (X, Y, {"bounds": (1.0, 0.0)}, ValueError, "lower bound must not be above the upper one"),
+        (X, Y, {"bounds": (0.0, torch.ones(3))}, ValueError, r"bounds of shape \(3,\) do not broadcast to x, \(4, 8\)"),
+        (
+            X,
+            Y,
+            {"eps": torch.rand(3)},
+            ValueError,
+            "eps has 3 values for a batch of 4; give one number, or one per sample",
+        ),
+        (X, Y[:3], {}, ValueError, r"y must hold one integer class per sample, shape \(4,\).*\(3,\)"),
+        (X, Y.float(), {}, ValueError, r"one integer class per sample.*torch\.float32"),
+        (X, [0, 1, 2, 0], {}, ValueError, "one integer class per sample.*got list"),
+        (X, Y + 1, {}, ValueError, "y must be from 0 to 2, the model's classes, got 1 to 3"),
+        (X, Y - 1, {}, ValueError, "y must be from 0 to 2, the model's classes, got -1 to 1"),
+        (X, Y - 100, {}, ValueError, "y must be from 0 to 2, the model's classes, got -100 to -98"),
+        (X, None, {"targeted": True}, ValueError, "A targeted attack needs y"),
+    ],
+)
+def test_bad_samples_and_labels(x: Any, y: Any, arguments: dict[str, Any], error: Any, message: str, keep: Any) -> None:
+    with pytest.raises(error, match=message):
+        LinfPGD(keep=keep, steps=1, **arguments)(linear(), x, y)
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            nn.Sequential(nn.Linear(8, 3), nn.Softmax(1)),
+            "gives probabilities.*attacks need logits: leave out the softmax",
+        ),
+        (nn.Linear(8, 1), r"at least 2 classes, got \(4, 1\)"),
+        (nn.Unflatten(1, (2, 4)), r"logits of shape \(4, classes\).* got \(4, 2, 4\)"),
+        (nn.Sequential(nn.Linear(8, 3), nn.Threshold(1e9, float("nan"))), "NaN or infinite logits for 4 of 4 samples"),
+    ],
+)
+def test_bad_models(model: nn.Module, message: str, keep: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        LinfPGD(keep=keep, steps=1)(model, X, torch.zeros(4, dtype=torch.int64))
+
+
+def test_too_few_classes_for_dlr() -> None:
+    with pytest.raises(ValueError, match="DLR loss needs at least 3 classes, got 2; use loss='margin'"):
+        LinfPGD(loss="dlr")(linear(2), X)
+
+
+def test_loss_that_averages() -> None:
+    with pytest.raises(ValueError, match=r"value per sample, shape \(4,\), got \(\); use reduction='none'"):
+        LinfPGD(loss=nn.functional.cross_entropy)(linear(), X)
+
+
+def test_step_size_of_the_wrong_length() -> None:
+    with pytest.raises(ValueError, match="step_size has 3 values for a batch of 4"):
+        LinfPGD(step_size=torch.rand(3) + 0.1)(linear(), X)
+    one = LinfPGD(step_size=torch.tensor([0.05]), random_start=False)(linear(), X)
+    assert torch.equal(one, LinfPGD(step_size=0.05, random_start=False)(linear(), X))
+
+
+def test_random_model_in_training_mode() -> None:
+    model = nn.Sequential(linear(), nn.Dropout(0.5))
+    with pytest.raises(
+        ValueError, match=r"in training mode and answers the same samples differently; call model\.eval"
+    ):
+        LinfPGD(model_mode="keep")(model, X)
+    LinfPGD(steps=2)(model, X)
+    LinfPGD(steps=2, model_mode="keep")(model.eval(), X)
+    LinfPGD(steps=2, model_mode="keep")(EOT(model, passes=3).train(), X)
+
+
+def test_constant_model_warns() -> None:
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([2.0, 0.0]).expand(len(x), 2) + 0 * x.sum(1, keepdim=True)
+
+    with pytest.warns(UserWarning, match="gradient of the loss is exactly zero for all 4 samples"):
+        result = LinfPGD(steps=2).run(Constant(), X)
+    assert not bool(result.success.any())
+
+
+def test_model_without_gradient_points_to_bpda() -> None:
+    model = linear()
+    for hidden in (model, model.requires_grad_(False)):
+        with pytest.raises(ValueError, match=r"no gradient with respect to its input.*BPDA.*Square"):
+            LinfPGD()(lambda x, hidden=hidden: hidden(x.detach()), X)
+
+
+@pytest.mark.parametrize(
+    ("shift", "message"), [(0.5, "The attack broke its own radius: linf distance"), (float("nan"), "not finite")]
+)
+def test_an_attack_that_cheats_is_caught(shift: float, message: str) -> None:
+    class Cheat(Attack):
+        norm, eps = "linf", 0.1
+
+        def attack(self, problem: Problem) -> Outcome:
+            x = problem.x + shift
+            return Outcome(x, torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x)))
+
+    with pytest.raises(RuntimeError, match=message):
+        Cheat(bounds=None)(linear(), X)
+
+    class Leave(Cheat):
+        norm, eps = None, None
+
+    if shift == shift:
+        with pytest.raises(RuntimeError, match="The attack left the bounds: values from"):
+            Leave()(linear(), X)
+
+
+@pytest.mark.parametrize("attack", [LinfPGD(eps=0.2), L2PGD(eps=0.5), L1PGD(eps=1.0)], ids=lambda a: a.norm)
+@pytest.mark.parametrize("bounds", [(0.0, 255.0), (-1000.0, 1000.0)])
+def test_rounding_of_large_values_is_no_cheating(attack: Attack, bounds: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(8, 784) * (bounds[1] - bounds[0]) + bounds[0]
+    attack = type(attack)(eps=attack.eps, steps=5, step_size=0.3, bounds=bounds, loss="margin")
+    result = attack.run(linear(3, 784), x)
+    assert bool((result.distance <= attack.eps * 1.01).all())
+
+
+def test_a_misclassified_sample_comes_back_unchanged() -> None:
+    model = linear()
+    y = model(X).argmax(1)
+    y[1] = (y[1] + 1) % 3
+    result = LinfPGD(eps=0.5, steps=3, step_size=0.3).run(model, X, y)
+    assert torch.equal(result.adversarial[1], X[1])
+    assert result.already.tolist() == [False, True, False, False]
+    assert bool(result.success[1])
+    assert result.distance[1] == 0
+    assert result.forward_passes[1] == 1
+
+
+def test_record() -> None:
+    model = linear()
+    result = LinfPGD(eps=0.3, steps=4, step_size=0.1, random_start=False).run(model, X)
+    assert result.adversarial.shape == X.shape
+    assert result.distance.dtype == torch.float64
+    assert torch.allclose(result.distance.float(), (result.adversarial - X).abs().amax(1))
+    assert torch.equal(result.success, model(result.adversarial).argmax(1) != model(X).argmax(1))
+    assert result.forward_passes.dtype == torch.int64
+    assert torch.equal(LinfPGD(eps=0.3, steps=4, step_size=0.1, random_start=False)(model, X), result.adversarial)
+
+
+def test_forward_passes_are_those_that_the_model_saw() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.seen = linear(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            return self.model(x)
+
+    for keep in ("first", "best", "last"):
+        model = Counter()
+        result = LinfPGD(eps=0.2, steps=5, step_size=0.05, keep=keep, restarts=2, passes=2).run(model, X)  # type: ignore[arg-type]
+        assert int(result.forward_passes.sum()) == model.seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_of_the_samples_is_kept(dtype: torch.dtype) -> None:
+    model = linear().double() if dtype == torch.float64 else linear()
+    x = X.to(dtype)
+    adversarial = LinfPGD(eps=0.25, steps=2, step_size=0.25)(model, x)
+    assert adversarial.dtype == dtype
+    assert adversarial.shape == x.shape
+
+
+def test_answers_replace_missing_labels() -> None:
+    model = linear()
+    attack = LinfPGD(eps=0.2, steps=3, step_size=0.1)
+    assert torch.equal(attack(model, X), attack(model, X, model(X).argmax(1)))
+    last = LinfPGD(eps=0.2, steps=3, step_size=0.1, keep="last")
+    assert torch.equal(last(model, X), last(model, X, model(X).argmax(1)))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_off(mode: Any) -> None:
+    model = linear()
+    attack = LinfPGD(eps=0.2, steps=3, step_size=0.1)
+    expected = attack(model, X)
+    with mode():
+        assert torch.equal(attack(model, X), expected)
+        assert torch.equal(attack(model, X.clone()), expected)
+
+
+def test_repr_and_pickle() -> None:
+    import pickle
+
+    attack = FGSM(eps=0.1, seed=3)
+    assert "eps=0.1" in repr(attack)
+    assert repr(attack).startswith("FGSM(")
+    assert "_loss" not in repr(attack)
+    again = pickle.loads(pickle.dumps(attack))
+    assert torch.equal(again(linear(), X), attack(linear(), X))

@@ -1,0 +1,181 @@
+"""The attack of Carlini and Wagner: truth on linear models, its search, and its peers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_modules.attacks.carlini_wagner import CarliniWagner, ConstantSearch, class_scales, nearest_lead
+from lit_modules.attacks.losses import margin
+
+
+def linear(classes: int, size: int = 20) -> nn.Linear:
+    torch.manual_seed(0)
+    model = nn.Linear(size, classes)
+    with torch.no_grad():
+        model.weight *= 3
+    return model
+
+
+def distance(model: nn.Linear, x: Tensor) -> Tensor:
+    """L2 distance to the nearest boundary."""
+    logits = model(x).detach()
+    label = logits.argmax(1)
+    gap = logits.gather(1, label[:, None]) - logits
+    length = (model.weight[label][:, None] - model.weight[None]).detach().norm(dim=2)
+    return (gap / length).scatter(1, label[:, None], float("inf")).amin(1)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 5))
+    with torch.no_grad():
+        model[0].weight *= 3
+        model[2].weight *= 6
+    return model.eval()
+
+
+def samples(count: int = 24, size: int = 16) -> Tensor:
+    return torch.rand(count, size, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+def test_distance_to_the_boundary_of_a_linear_model(classes: int, bounds: tuple[float, float] | None) -> None:
+    model, x = linear(classes), samples(10, 20)
+    x = x[distance(model, x) > 0.03]
+    result = CarliniWagner(bounds=bounds, steps=400).run(model, x)
+    assert bool(result.success.all())
+    ratio = result.distance / distance(model, x)
+    assert float(ratio.min()) > 0.9999
+    assert float(ratio.max()) < 1.01
+
+
+def test_nearest_boundary_beats_the_largest_logit() -> None:
+    model = nn.Linear(2, 3, bias=False)
+    with torch.no_grad():  # class 1 has the larger logit, class 2 the nearer boundary
+        model.weight.copy_(torch.tensor([[3.0, 3.0], [2.0, 3.0], [2.0, -12.0]]))
+    x = torch.tensor([[0.6, 0.1]])
+    assert model(x).argsort(descending=True).tolist() == [[0, 1, 2]]
+    result = CarliniWagner(bounds=None, steps=300).run(model, x)
+    assert abs(float(result.distance / distance(model, x)) - 1) < 0.01
+
+
+def test_stretched_leads_are_right_where_plain_ones_are() -> None:
+    model, x = network(), samples()
+    problem = CarliniWagner().problem(model, x, None, 0)
+    scale = class_scales(problem)
+    other = torch.rand(24, 16)
+    stretched = nearest_lead(model(other), problem.label, scale, 0.5)
+    assert torch.equal(stretched >= 0, margin(model(other), problem.label) >= 0.5)
+    flat = class_scales(CarliniWagner().problem(model, x, None, 0), classes=1)
+    assert torch.equal(flat, torch.ones_like(flat))
+
+
+def test_confidence_is_kept() -> None:
+    model, x = network(), samples()
+    label = model(x).argmax(1)
+    result = CarliniWagner(confidence=1.0, steps=100).run(model, x)
+    lead = margin(model(result.adversarial), label)[result.success].detach()
+    assert bool(result.success.any())
+    assert float(lead.min()) >= 1
+    assert float(lead.max()) < 2
+    plain = CarliniWagner(steps=100).run(model, x).distance
+    assert float((result.distance - plain)[result.success].min()) > 0
+
+
+def test_images_of_black_and_white_reach_a_target() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x = (torch.rand(8, 1, 8, 8) > 0.5).float()
+    target = model(x).topk(2).indices[:, 1]
+    result = CarliniWagner(targeted=True, steps=200).run(model, x, target)
+    assert bool(result.success.all())
+    assert torch.equal(model(result.adversarial).argmax(1), target)
+
+
+def test_search_finds_the_threshold_of_each_sample() -> None:
+    threshold = torch.tensor([3e-4, 0.004, 0.7, 42.0])
+    search = ConstantSearch(torch.zeros(4, 1), 1e-3)
+    for _ in range(25):
+        search.advance(torch.arange(4), search.weight >= threshold)
+    assert torch.allclose(search.upper, threshold, rtol=1e-3)
+    assert bool((search.lower < search.upper).all())
+    assert search.rounds.tolist() == [25] * 4
+
+
+def test_more_rounds_or_no_abort_are_no_worse() -> None:
+    model, x = network(), samples()
+    few, many = (CarliniWagner(steps=100, search_steps=n).run(model, x) for n in (4, 9))
+    assert bool((many.success >= few.success).all())
+    both = few.success & many.success
+    assert float((many.distance - few.distance)[both].max()) <= 1e-6
+    patient = CarliniWagner(steps=100, abort_early=False).run(model, x)
+    assert float(patient.distance.median()) <= float(many.distance.median()) * 1.001
+    assert int(many.forward_passes.sum()) < int(patient.forward_passes.sum())
+    assert int(patient.forward_passes.max()) == 100 * 9 + 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"confidence": -1.0}, "confidence must be finite and at least 0, got -1.0"),
+        ({"step_size": 0.0}, "step_size must be positive"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ({"search_steps": 0}, "search_steps must be an integer of at least 1"),
+        ({"initial_const": 0.0}, "initial_const must be positive"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CarliniWagner(**arguments)  # type: ignore[arg-type]
+
+
+def test_infinite_bounds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"needs finite bounds.*bounds=None"):
+        CarliniWagner(bounds=(0.0, float("inf")))(network(), samples())
+
+
+def test_constant_model_warns() -> None:
+    with pytest.warns(UserWarning, match="gradient of the loss is exactly zero"):
+        CarliniWagner(steps=2, search_steps=1)(lambda x: x[:, :2] * 0 + torch.tensor([2.0, 0.0]), samples())
+
+
+def test_no_farther_than_foolbox() -> None:
+    foolbox = pytest.importorskip("foolbox")
+    model, x = network(), samples()
+    label = model(x).argmax(1)
+    peer = foolbox.attacks.L2CarliniWagnerAttack(steps=100, abort_early=False)
+    _, found, fooled = peer(foolbox.PyTorchModel(model, bounds=(0, 1)), x, label, epsilons=None)
+    ours = CarliniWagner(steps=100).run(model, x, label)
+    assert bool((ours.success >= fooled).all())
+    theirs = (found - x).norm(dim=1)[fooled]
+    assert float(ours.distance[fooled].median()) <= 1.02 * float(theirs.median())
+
+
+def test_no_farther_than_torchattacks() -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    model, x = network(), samples()
+    label = model(x).argmax(1)
+    found = torchattacks.CW(nn.Sequential(nn.Flatten(), model), c=1, steps=100, lr=0.01)(x[:, None, None], label)[
+        :, 0, 0
+    ]
+    fooled = model(found).argmax(1) != label
+    ours = CarliniWagner(steps=100).run(model, x, label)
+    assert bool((ours.success >= fooled).all())
+    theirs = (found - x).norm(dim=1)[fooled]
+    assert float(ours.distance[fooled].median()) <= 1.02 * float(theirs.median())
+
+
+def test_no_farther_than_art() -> None:
+    evasion = pytest.importorskip("art.attacks.evasion")
+    estimators = pytest.importorskip("art.estimators.classification")
+    model, x = network(), samples(4)
+    label = model(x).argmax(1)
+    classifier = estimators.PyTorchClassifier(model, nn.CrossEntropyLoss(), (16,), 5, clip_values=(0.0, 1.0))
+    attack = evasion.CarliniL2Method(classifier, max_iter=10, binary_search_steps=9, initial_const=1e-3, verbose=False)
+    found = torch.from_numpy(attack.generate(x.numpy()))
+    fooled = model(found).argmax(1) != label
+    ours = CarliniWagner(steps=100).run(model, x, label)
+    assert bool((ours.success >= fooled).all())
+    theirs = (found - x).norm(dim=1)[fooled]
+    assert float(ours.distance[fooled].median()) <= 1.02 * float(theirs.median())

@@ -1,0 +1,135 @@
+"""The L-BFGS attack: truth on linear models, with and without a target, and the optimisers that run side by side."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_modules.attacks.lbfgs import LBFGS, bisect_segment, minimise_together
+
+
+def linear(classes: int, size: int = 20) -> nn.Linear:
+    torch.manual_seed(0)
+    model = nn.Linear(size, classes)
+    with torch.no_grad():
+        model.weight *= 3
+    return model
+
+
+def distance(model: nn.Linear, x: Tensor) -> Tensor:
+    """L2 distance to the nearest boundary."""
+    logits = model(x).detach()
+    label = logits.argmax(1)
+    gap = logits.gather(1, label[:, None]) - logits
+    length = (model.weight[label][:, None] - model.weight[None]).detach().norm(dim=2)
+    return (gap / length).scatter(1, label[:, None], float("inf")).amin(1)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 4)).eval()
+
+
+def samples(count: int = 16, size: int = 20) -> Tensor:
+    return torch.rand(count, size, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+def test_distance_to_the_boundary_of_a_linear_model(classes: int, bounds: tuple[float, float] | None) -> None:
+    model, x = linear(classes), samples()
+    result = LBFGS(bounds=bounds).run(model, x)
+    assert bool(result.success.all())
+    ratio = result.distance / distance(model, x)
+    assert float(ratio.min()) > 0.9999
+    assert float(ratio.max()) < 1.01
+
+
+@pytest.mark.parametrize("loss", ["nearest", "cross_entropy", "margin"])
+def test_every_sample_is_fooled_without_a_target(loss: str) -> None:
+    model, x = network(), samples()
+    result = LBFGS(loss=loss).run(model, x)  # type: ignore[arg-type]
+    assert bool(result.success.all())
+    assert bool((model(result.adversarial).argmax(1) != model(x).argmax(1)).all())
+
+
+@pytest.mark.parametrize("loss", ["nearest", "cross_entropy"])
+def test_every_sample_reaches_its_target_nearer_than_the_way_to_another_image(loss: str) -> None:
+    model, x = linear(3), samples()
+    target = (model(x).argmax(1) + 1) % 3
+    result = LBFGS(targeted=True, loss=loss).run(model, x, target)  # type: ignore[arg-type]
+    assert torch.equal(model(result.adversarial).argmax(1), target)
+    plane = (model(x).amax(1) - model(x).gather(1, target[:, None])[:, 0]).detach()
+    away = (model.weight[model(x).argmax(1)] - model.weight[target]).norm(dim=1).detach()
+    assert bool((result.distance >= plane / away * 0.9999).all())
+    assert float((result.distance / (plane / away)).median()) < 1.1
+
+
+def test_bisection_shortens_and_each_point_was_asked_about() -> None:
+    model, x = network(), samples()
+    rough, fine = (LBFGS(refine_steps=n, search_steps=4).run(model, x) for n in (0, 10))
+    both = rough.success & fine.success
+    assert float((fine.distance - rough.distance)[both].max()) <= 1e-6
+    assert float(fine.distance[both].median()) < float(rough.distance[both].median())
+    asked: list[Tensor] = []
+
+    def spy(z: Tensor) -> Tensor:
+        asked.append(z.detach().clone())
+        return model(z)
+
+    adversarial = LBFGS(search_steps=2)(spy, x)
+    assert all(any(bool((points == point).all(1).any()) for points in asked) for point in adversarial)
+    problem = LBFGS().problem(model, x, None, 0)
+    assert torch.equal(bisect_segment(problem, fine.adversarial, 0), fine.adversarial)
+
+
+def test_chunks_give_what_the_whole_gives() -> None:
+    model, x = network().double(), samples().double()
+    assert torch.allclose(LBFGS(max_batch_size=3)(model, x), LBFGS()(model, x), atol=1e-6)
+
+
+def test_optimisers_side_by_side_are_evaluated_together() -> None:
+    sizes: list[int] = []
+    last: dict[int, np.ndarray] = {}
+
+    def evaluate(asked: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
+        sizes.append(len(asked))
+        last.update(zip(asked, points, strict=True))
+        return [(float((x - n) @ (x - n)), 2 * (x - n)) for n, x in zip(asked, points, strict=True)]
+
+    box = (np.full(3, 0.0), np.full(3, 1.5))
+    minimise_together([np.ones(3)] * 4, [None, None, box, box], evaluate, 50)
+    assert sizes[0] == 4
+    for number, expected in enumerate([0.0, 1.0, 1.5, 1.5]):
+        assert np.allclose(last[number], expected, atol=1e-3)
+
+
+def test_no_thread_outlives_a_failure() -> None:
+    before = threading.active_count()
+
+    def evaluate(asked: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
+        raise ArithmeticError("broken")
+
+    with pytest.raises(ArithmeticError, match="broken"):
+        minimise_together([np.ones(3)] * 4, [None] * 4, evaluate, 5)
+    with pytest.raises(ValueError, match="bound"):
+        minimise_together([np.ones(3)], [(np.zeros(2), np.ones(2))], lambda asked, points: [(0.0, np.ones(3))], 5)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer of at least 1"),
+        ({"search_steps": 0}, "search_steps must be an integer of at least 1"),
+        ({"initial_const": -1.0}, "initial_const must be positive"),
+        ({"refine_steps": -1}, "refine_steps must be an integer of at least 0"),
+        ({"max_batch_size": 0}, "max_batch_size must be an integer of at least 1"),
+        ({"loss": "crossentropy"}, "loss must be one of"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LBFGS(**arguments)  # type: ignore[arg-type]

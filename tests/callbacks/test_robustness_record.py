@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from callbacks import RobustnessRecord
+
+DATA: Any = DataLoader(torch.zeros(2, 1))
+
+
+class Attacked(LightningModule):
+    record: dict[str, Any] = {"samples": 2, "worst_case": None}  # noqa: RUF012
+
+    def test_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def results(self) -> dict[str, Any]:
+        return self.record
+
+    def results_table(self) -> str:
+        return f"| samples |\n| --- |\n| {self.record['samples']} |\n"
+
+    def draw_results(self, path: Path) -> None:
+        path.write_bytes(b"picture")
+
+
+def run(folder: Path, callback: RobustnessRecord, module: Any = None, logger: Any = False) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=[callback],
+        logger=logger,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+    )
+    trainer.test(module or Attacked(), DATA, verbose=False)
+
+
+def test_writes_record_table_and_picture(tmp_path: Path) -> None:
+    run(tmp_path, RobustnessRecord())
+    assert json.loads((tmp_path / "robustness.json").read_text(encoding="utf-8")) == Attacked.record
+    assert (tmp_path / "robustness.md").read_text(encoding="utf-8").endswith("| 2 |\n")
+    assert (tmp_path / "robustness.png").read_bytes() == b"picture"
+
+
+def test_the_folder_of_the_run_or_one_given(tmp_path: Path) -> None:
+    run(tmp_path, RobustnessRecord(), logger=CSVLogger(tmp_path, name="logs"))
+    assert (tmp_path / "logs" / "version_0" / "robustness.json").is_file()
+    run(tmp_path, RobustnessRecord(str(tmp_path / "mine"), "attacked.json"))
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"attacked.json", "attacked.md", "attacked.png"}
+
+
+def test_another_record_is_kept_with_its_table_and_picture(tmp_path: Path) -> None:
+    module = Attacked()
+    for samples in (1, 2, 1):
+        module.record = {"samples": samples}
+        run(tmp_path, RobustnessRecord(), module)
+    found = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir() if path.suffix != ".png"}
+    assert sorted(found) == ["robustness-1.json", "robustness-1.md", "robustness.json", "robustness.md"]
+    assert "| 1 |" in found["robustness.md"]
+    assert "| 2 |" in found["robustness-1.md"]
+
+
+@pytest.mark.parametrize("missing", ["results", "results_table", "draw_results"])
+def test_a_module_without_what_is_asked_for_is_refused(missing: str, tmp_path: Path) -> None:
+    mute = type("Mute", (Attacked,), {missing: None})()
+    with pytest.raises(TypeError, match=rf"asks for Mute\.{missing}\(\), which is missing"):
+        run(tmp_path, RobustnessRecord(), mute)
+
+
+@pytest.mark.parametrize("name", ["", "a/b.json", "robustness.txt", ".."])
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"filename must be a name without folders that ends in \.json"):
+        RobustnessRecord(filename=name)

@@ -1,0 +1,102 @@
+"""What two gloo processes do, for several tests at once: `two_processes.py FOLDER`.
+
+Starting a process takes longer than all that is run in it, so the fixture ``two_processes`` starts the two once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
+
+import lit_modules
+from callbacks import AdaptiveLR, ForgetStopping, GenerationLog
+from datamodules import SyntheticLUME
+from lit_modules.metrics import LUMEScore
+from lit_modules.networks import small_llama
+
+METHODS = ("NGDiff", "GradientDifference", "GradientAscent")
+
+
+def trainer(folder: Path, devices: int, **arguments: Any) -> Trainer:
+    settings = {"accelerator": "cpu", "devices": devices, "strategy": "ddp" if devices > 1 else "auto"} | arguments
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(**settings, **quiet, enable_checkpointing=False, default_root_dir=folder)
+
+
+def unlearn(folder: Path, devices: int, method: str) -> dict[str, Any]:
+    """Train a method for some steps with a rate that adapts; return weights and numbers."""
+    seed_everything(0, verbose=False)
+    data = SyntheticLUME(
+        root=str(folder / "data"), num_documents=2, vocab_size=300, batch_size=4 // devices, eval_batch_size=5
+    )
+    module = getattr(lit_modules, method)(
+        small_llama(300, hidden_size=16, num_layers=1, num_heads=2),
+        accumulate=2,
+        metric=LUMEScore(),
+        max_new_tokens=4,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+    )
+    probe = AdaptiveLR(period=2)
+    runner = trainer(folder, devices, max_epochs=2, callbacks=[probe])
+    runner.fit(module, datamodule=data)
+    losses = {name: float(runner.callback_metrics[f"val/{name}_loss"]) for name in ("forget", "retain")}
+    runner.test(module, datamodule=data, verbose=False)
+    numbers = {"losses": losses, "record": module.results(), "accepted": probe.accepted, "steps": probe.steps}
+    return {"weights": module.model.state_dict(), **numbers}
+
+
+class Uneven(LightningModule):
+    """The first rank alone is past the level; the mean of both is later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.step()
+        self.log("train/forget_loss", 2.0 * self.global_step if self.global_rank == 0 else 0.0)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def stop(folder: Path) -> int:
+    """Train until the forget loss passes 3 nats; return the number of steps."""
+    strategy = "ddp_find_unused_parameters_true"
+    runner = trainer(folder, 2, strategy=strategy, max_epochs=1, callbacks=[ForgetStopping(level=3.0, window=1)])
+    runner.fit(Uneven(), DataLoader(torch.zeros(20, 1), batch_size=1))  # type: ignore[arg-type]
+    return runner.global_step
+
+
+class Numbers(LightningModule):
+    """Answers numbers, the odd ones for the retain set."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        numbers = [int(number) for number in batch]
+        split = ["retain" if number % 2 else "forget" for number in numbers]
+        return {"id": [f"id{n // 2}" for n in numbers], "split": split, "generation": [f"answer {n}" for n in numbers]}
+
+
+def answer(folder: Path) -> None:
+    """Write the answers to five rows, of which each process is handed some twice."""
+    runner = trainer(folder, 2, callbacks=[GenerationLog(str(folder))])
+    runner.test(Numbers(), DataLoader(torch.arange(5), batch_size=2), verbose=False)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {method: unlearn(folder, 2, method) for method in METHODS}
+    results["stopped"] = stop(folder)
+    answer(folder)
+    torch.save(results, folder / f"{torch.distributed.get_rank()}.pt")
+    torch.distributed.destroy_process_group()  # otherwise gloo's threads may abort the process as it ends
+
+
+if __name__ == "__main__":
+    main()
