@@ -94,7 +94,7 @@ class APGD(Attack):
             start = problem.clamp(problem.x + self._start(problem))
             return self._momentum_steps(problem, start, loss)
         x = problem.x + problem.random.normal(*problem.x.shape[1:]).to(problem.x.dtype)
-        stages = _STAGES if self.larger_eps else ((1.0, 1.0),)
+        stages = _STAGES if self.larger_eps and self.steps > 3 else ((1.0, 1.0),)
         outcome, taken, widest = None, 0, problem.radius
         for number, (factor, share) in enumerate(stages):
             steps = self.steps - taken if number == len(stages) - 1 else max(1, int(share * self.steps))

@@ -1,0 +1,315 @@
+"""AutoAttack: its versions, its counts, and its warnings."""
+
+import logging
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_modules.attacks.apgd import APGD, APGDT
+from lit_modules.attacks.autoattack import AutoAttack
+from lit_modules.attacks.base import Attack
+from lit_modules.attacks.fab import FAB
+from lit_modules.attacks.fixed_radius import FixedRadiusAttack
+from lit_modules.attacks.norms import lp_norm
+from lit_modules.attacks.pgd import LinfPGD
+from lit_modules.attacks.square import Square
+
+NAMES = {
+    ("linf", "standard"): ["clean", "apgd-ce", "apgd-t", "fab-t", "square"],
+    ("l2", "standard"): ["clean", "apgd-ce", "apgd-t", "fab-t", "square"],
+    ("l1", "standard"): ["clean", "apgd-ce", "apgd-t", "fab-t"],
+    ("linf", "plus"): ["clean", "apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
+    ("linf", "rand"): ["clean", "apgd-ce", "apgd-dlr"],
+}
+
+
+def network(classes: int = 5) -> nn.Module:
+    """A random network whose answers are spread over the classes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, classes)).eval()
+    with torch.no_grad():
+        model[-1].bias -= model(torch.rand(200, 48)).mean(0)
+    return model
+
+
+def images(count: int = 12) -> Tensor:
+    return torch.rand(count, 2, 4, 6, generator=torch.Generator().manual_seed(1))
+
+
+def few(eps: Any = 0.02, attacks: list[Attack] | None = None, **arguments: Any) -> AutoAttack:
+    """An ensemble of short attacks."""
+    if attacks is None:
+        attacks = [APGD(steps=5), APGDT(steps=5), FAB(steps=5), Square(queries=20)]
+    return AutoAttack(eps=eps, version="custom", attacks=attacks, **arguments)
+
+
+@pytest.mark.parametrize(("norm", "version"), NAMES)
+def test_attacks_of_the_versions_in_their_order(norm: Any, version: Any) -> None:
+    model, x = network(), images()
+    attack = AutoAttack(norm=norm, eps={"linf": 0.3, "l2": 2.0, "l1": 12.0}[norm], version=version)
+    result = attack.run(model, x)
+    assert list(result.robust) == NAMES[norm, version]
+    counts = list(result.robust.values())
+    assert counts[0] == 12
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == int((~result.success).sum())
+    assert counts[-1] < 6
+    assert torch.equal(model(result.adversarial).argmax(1) != model(x).argmax(1), result.success)
+    assert result.flags == ()
+
+
+def test_settings_of_the_versions() -> None:
+    standard, plus, rand, l1 = (
+        AutoAttack(version=version, norm=norm)._members  # type: ignore[arg-type]
+        for version, norm in (("standard", "linf"), ("plus", "linf"), ("rand", "linf"), ("standard", "l1"))
+    )
+
+    def facts(attack: Any, *names: str) -> list[Any]:
+        return [getattr(attack, name) for name in names]
+
+    assert facts(standard["apgd-ce"], "steps", "restarts", "loss", "rho") == [100, 1, "cross_entropy", 0.75]
+    assert facts(standard["apgd-t"], "steps", "targets", "restarts") == [100, 9, 1]
+    assert facts(standard["fab-t"], "steps", "n_targets", "alpha_max", "eta", "beta") == [100, 9, 0.1, 1.05, 0.9]
+    assert facts(standard["square"], "queries", "start_area", "rescale", "loss") == [5000, 0.8, False, "margin"]
+    assert [plus[name].restarts for name in ("apgd-ce", "apgd-dlr", "fab")] == [5, 5, 5]
+    assert plus["apgd-dlr"].loss == "dlr"  # type: ignore[attr-defined]
+    assert [facts(attack, "passes", "loss") for attack in rand.values()] == [[20, "cross_entropy"], [20, "dlr"]]
+    assert facts(l1["apgd-ce"], "restarts", "larger_eps", "norm") == [5, True, "l1"]
+    assert facts(l1["apgd-t"], "targets", "larger_eps") == [5, True]
+
+
+def test_counts_record_and_log(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = network(), images(60)
+    y = model(x).argmax(1)
+    y[:7] = (y[:7] + 1) % 5
+    seen = 0
+
+    def count(x: Tensor) -> Tensor:
+        nonlocal seen
+        seen += len(x)
+        return model(x)
+
+    with caplog.at_level(logging.INFO, "lit_modules"):
+        result = few().run(count, x, y)
+    assert list(result.robust) == ["clean", "apgd", "apgdt", "fab", "square"]
+    assert result.robust["clean"] == 53
+    assert 0 < result.robust["square"] < 53
+    assert int(result.forward_passes.sum()) == seen
+    assert bool(result.already[:7].all())
+    assert torch.equal(result.adversarial[:7], x[:7])
+    assert bool((result.distance <= 0.02 * (1 + 1e-6) + 1e-6).all())
+    assert torch.equal(result.distance, lp_norm((result.adversarial - x).double(), "linf"))
+    assert "apgd: " in caplog.text
+    assert "of 60 samples robust" in caplog.text
+    assert torch.equal(few()(model, x, y), result.adversarial)
+
+
+def test_each_attack_meets_only_what_is_left() -> None:
+    seen: list[int] = []
+
+    class Spy(FixedRadiusAttack):
+        norm = "linf"
+
+        def attack(self, problem: Any) -> Any:
+            seen.append(len(problem))
+            return LinfPGD(steps=3, step_size=0.02).attack(problem)
+
+        def step(self, *arguments: Any) -> Any:
+            raise AssertionError
+
+    spy = Spy(eps=1.0, steps=1, random_start=True, loss="margin", keep="first")
+    result = few(attacks=[APGD(steps=5), spy, spy]).run(network(), images(40))
+    assert list(result.robust) == ["clean", "apgd", "spy", "spy-2"]
+    assert seen == [result.robust["apgd"], result.robust["spy"]]
+
+
+def test_radius_is_that_of_the_ensemble() -> None:
+    model, x = network(), images(20)
+    result = few(attacks=[APGD(eps=0.5, steps=5), LinfPGD(eps=0.5, steps=3, step_size=0.1)]).run(model, x)
+    assert bool((result.distance <= 0.02 * (1 + 1e-6) + 1e-6).all())
+    eps = torch.linspace(0, 0.1, 20)
+    result = few(eps=eps).run(model, x)
+    assert bool((result.distance <= eps.double() * (1 + 1e-6) + 1e-6).all())
+    assert bool(result.success.any())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_smallest_perturbations_beyond_the_radius_do_not_count(norm: Any) -> None:
+    model, x = network(), images(30)
+    distance = FAB(norm=norm, steps=10).run(model, x).distance
+    eps = float(distance.median())
+    result = AutoAttack(norm=norm, eps=eps, version="custom", attacks=[FAB(norm=norm, steps=10)]).run(model, x)
+    assert bool((result.distance <= eps * (1 + 1e-6) + 1e-6).all())
+    assert bool(result.success[distance <= eps * 0.999].all())
+    assert not bool(result.success[distance > eps * 1.05].any())
+    assert result.robust["fab"] == int((~result.success).sum()) > 0
+
+
+def test_batch_and_order_do_not_matter() -> None:
+    model, x = network().double(), images(6).double()
+    attack = few(eps=0.03)
+    together = attack(model, x)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    assert torch.allclose(attack(model, x[order]), together[order], atol=1e-6)
+    alone = torch.cat([attack(model, x[i : i + 1]) for i in range(6)])
+    assert torch.allclose(alone, together, atol=1e-6)
+
+
+def test_all_samples_misclassified() -> None:
+    model, x = network(), images(4)
+    y = (model(x).argmax(1) + 1) % 5
+    result = AutoAttack().run(model, x, y)
+    assert torch.equal(result.adversarial, x)
+    assert set(result.robust.values()) == {0}
+
+
+def test_one_sample_and_vectors() -> None:
+    assert len(few(eps=0.3)(network(), images(1))) == 1
+    assert few(eps=0.3)(network(), images(3).flatten(1)).shape == (3, 48)
+
+
+def test_well_behaved_model_has_no_flags() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert few().run(network(), images(40)).flags == ()
+
+
+def test_flag_of_random_answers() -> None:
+    model = network()
+
+    def noisy(x: Tensor) -> Tensor:
+        return model(x) + 0.1 * torch.randn(len(x), 5)
+
+    with pytest.warns(UserWarning, match="answers at random"):
+        result = few().run(noisy, images())
+    assert any("use version='rand'" in flag for flag in result.flags)
+    assert not AutoAttack(eps=0.3, version="rand").run(noisy, images(4)).flags
+    assert not any("at random" in flag for flag in few(check=False).run(noisy, images()).flags)
+
+
+def test_flags_of_hidden_gradients() -> None:
+    model = network()
+
+    def masked(x: Tensor) -> Tensor:
+        return model((x.detach() * 32).round() / 32) + 0 * x.sum()
+
+    attacks = [APGD(steps=5), Square(queries=100)]
+    with pytest.warns(UserWarning, match="zero for all|zero for 20 of 20|hide its gradients") as caught:
+        result = few(eps=0.1, attacks=attacks).run(masked, images(20))
+    messages = [str(warning.message) for warning in caught]
+    assert any("gradient of the cross-entropy is exactly zero for 20 of 20 samples" in m for m in messages)
+    points = 100 * (result.robust["apgd"] - result.robust["square"]) / 20
+    assert points > 0.2
+    assert any(f"Square lowers the robust accuracy by {points:.2f} points more" in m for m in messages)
+    assert len(result.flags) == 2
+
+
+def test_square_alone_is_no_sign_of_hidden_gradients() -> None:
+    result = few(eps=0.2, attacks=[Square(queries=20), APGD(steps=5)]).run(network(), images(20))
+    assert result.robust["square"] < 20
+    assert result.flags == ()
+
+
+@pytest.mark.parametrize("call", ["grad", "backward"])
+def test_flag_of_a_backward_pass_inside_the_model(call: str) -> None:
+    model = network()
+
+    def purify(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            energy = model(point).logsumexp(1).sum()
+            if call == "grad":
+                (gradient,) = torch.autograd.grad(energy, point)
+            else:
+                energy.backward()
+                assert point.grad is not None
+                gradient = point.grad
+        return model(x + 1e-4 * gradient)
+
+    with pytest.warns(UserWarning, match="runs a backward pass inside its forward pass"):
+        result = few().run(purify, images())
+    assert len(result.flags) == 1
+
+
+def test_constant_model() -> None:
+    def constant(x: Tensor) -> Tensor:
+        return torch.tensor([2.0, 0.0, 0.0, 0.0]).expand(len(x), 4) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    with pytest.warns(UserWarning, match="exactly zero for 12 of 12 samples"):
+        result = few().run(constant, images())
+    assert set(result.robust.values()) == {12}
+    assert bool((result.distance <= 0.02 * (1 + 1e-6)).all())
+
+
+def test_probabilities_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"gives probabilities.*leave out the softmax"):
+        AutoAttack()(nn.Sequential(network(), nn.Softmax(1)), images())
+
+
+@pytest.mark.parametrize(
+    ("version", "classes", "need"), [("standard", 3, 4), ("standard", 2, 4), ("plus", 3, 4), ("rand", 2, 3)]
+)
+def test_too_few_classes(version: Any, classes: int, need: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"needs at least {need} classes for the DLR loss, got {classes}; use version="
+    ):
+        AutoAttack(version=version)(network(classes), images())
+
+
+def test_two_classes_with_a_custom_ensemble() -> None:
+    result = few(eps=0.1, attacks=[APGD(steps=5), FAB(steps=5), Square(queries=20)]).run(network(2), images())
+    assert bool(result.success.any())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targeted": True}, r"chooses its targets itself.*APGD\(targeted=True\)"),
+        ({"norm": "l0"}, "norm must be 'linf' or 'l2' or 'l1', got 'l0'"),
+        ({"version": "fast"}, "version must be 'standard', 'plus', 'rand' or 'custom', got 'fast'"),
+        ({"version": "custom"}, "attacks belong to version='custom' and only to it, got None with 'custom'"),
+        ({"version": "custom", "attacks": []}, "attacks belong to version='custom'"),
+        ({"attacks": [APGD()]}, "attacks belong to version='custom' and only to it.*'standard'"),
+        ({"version": "custom", "attacks": [APGD(norm="l2")]}, "must have the norm 'linf', got APGD"),
+        ({"version": "custom", "attacks": [APGD(targeted=True)]}, "must be untargeted, got APGD"),
+        ({"eps": -1.0}, "eps must be finite and at least 0"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AutoAttack(**arguments)
+
+
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """A small network trained on five clouds of points, and 500 points."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.rand(5, 24, generator=generator) * 0.5 + 0.25
+    y = torch.randint(5, (500,), generator=generator)
+    x = (centres[y] + 0.12 * torch.randn(500, 24, generator=generator)).clamp(0, 1).view(-1, 1, 4, 6)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 5))
+    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(100):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    return model.eval().requires_grad_(False), x, y
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.45), ("l1", 1.2)])
+def test_robust_accuracy_is_that_of_pyautoattack(norm: Any, eps: float) -> None:
+    """Without Square, whose 5000 queries take long; see test_peers.py for all four."""
+    pyautoattack = pytest.importorskip("pyautoattack")
+    model, x, y = trained()
+    attacks = [APGD(norm=norm, restarts=5 if norm == "l1" else 1), APGDT(norm=norm, targets=4), FAB(norm=norm)]
+    mine = AutoAttack(norm=norm, eps=eps, version="custom", attacks=attacks).run(model, x, y)
+    peer = pyautoattack.AutoAttack(model, norm=norm.capitalize(), eps=eps, seed=0)
+    peer.attacks_to_run = ["apgd-ce", "apgd-t", "fab-t"]
+    peer.apgd_targeted.n_target_classes = peer.fab.n_target_classes = 4
+    theirs = peer.run_standard_evaluation(x, y, batch_size=500)[0]
+    robust = float((model(theirs).argmax(1) == y).float().mean())
+    assert 0.2 < robust < 0.95
+    assert abs(mine.robust["fab"] / 500 - robust) <= 0.004
