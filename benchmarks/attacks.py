@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=1500, help="steps of training where there is none")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--rows", default="pgd,autoattack,minimal,square,training", help="rows to run")
+    parser.add_argument("--autoattack-images", type=int, default=250, help="images of the AutoAttack row")
+    parser.add_argument("--minimal-images", type=int, default=64, help="images of the rows of smallest perturbations")
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -235,9 +237,10 @@ def main() -> None:
             "pyautoattack": pyautoattack,
             "torchattacks": torchattacks_of(torchattacks.AutoAttack, norm="Linf", eps=EPS, seed=0),
         }
-        row("AutoAttack standard Linf, robust, 250 images", robust, x[:250], y[:250], contenders, 1)
+        count = options.autoattack_images
+        row(f"AutoAttack standard Linf, robust, {count} images", robust, x[:count], y[:count], contenders, 1)
     if "minimal" in rows:
-        model, few, classes = standard, x[:64], y[:64]
+        model, few, classes = standard, x[: options.minimal_images], y[: options.minimal_images]
         rivals: list[tuple[str, float, dict[str, Contender]]] = [
             (
                 "CW L2, 9 x 100 iterations",
@@ -278,7 +281,7 @@ def main() -> None:
             ),
         ]
         for name, order, contenders in rivals:
-            row(f"{name}, standard, 64 images", model, few, classes, contenders, options.rounds, order)
+            row(f"{name}, standard, {len(few)} images", model, few, classes, contenders, options.rounds, order)
     if "square" in rows:
         contenders = {
             "ours": ours(Square(norm="linf", eps=EPS, queries=1000, rescale=True)),

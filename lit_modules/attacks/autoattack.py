@@ -152,6 +152,10 @@ class AutoAttack(Attack):
         for attack in attacks:
             if attack.norm != self.norm:
                 raise ValueError(f"The attacks must have the norm {self.norm!r}, got {attack!r}.")
+            if hasattr(attack, "attacks"):
+                raise ValueError(
+                    f"The attacks of an ensemble must not be ensembles; give their members, got {attack!r}."
+                )
             if attack.targeted:
                 raise ValueError(f"The attacks of an ensemble must be untargeted, got {attack!r}.")
             name = type(attack).__name__.lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
@@ -78,6 +79,7 @@ class Attack(ABC):
 
     norm: str | None = None
     eps: Radius | None = None
+    fixed: tuple[str, ...] = ()  # arguments of the base that the attack sets itself
     minimal = False  # looks for the smallest perturbation instead of the best in a radius
 
     def __init__(
@@ -207,9 +209,14 @@ class Attack(ABC):
         return problem
 
     def __repr__(self) -> str:
-        """Return the class with its arguments."""
-        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
-        return f"{type(self).__name__}({arguments})"
+        """Return the class with its own arguments, and with those of the base that are not the default."""
+        own = inspect.signature(type(self).__init__).parameters
+        base = inspect.signature(Attack.__init__).parameters
+        names = [name for name in own if name not in ("self", "arguments")]
+        names += [
+            k for k, p in base.items() if k not in (*names, "self", *self.fixed) and getattr(self, k) != p.default
+        ]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 def warn_zero_gradient(gradient: Tensor) -> None:

@@ -200,7 +200,7 @@ class PenaltyAttack(Attack):
             if len(better):
                 adversarial[place[better]] = x[better]
                 score[place[better]] = -kept[better]
-            gradient *= per_sample(torch.where(lead < 0, -weight, 0), x)
+            gradient = gradient * per_sample(torch.where(lead < 0, -weight, 0), x)  # it may be expanded
             self.update(part, state, x, gradient, count)
             count += 1
             ended = count == self.steps

@@ -102,6 +102,8 @@ class FastFeature(Attack):
         with steps of the sign instead of L-BFGS.
     """
 
+    fixed = ("targeted",)
+
     norm = "linf"
 
     def __init__(

@@ -83,7 +83,7 @@ class SpatialTransform(Attack):
     def attack(self, problem: Problem) -> Outcome:
         """Search the weight of the variation, with a fresh flow each time."""
         check_images(problem.x, type(self).__name__)
-        best, score = problem.x.clone(), torch.full((len(problem),), float("-inf"), device=problem.x.device)
+        best, score = problem.x.clone(), problem.x.new_full((len(problem),), float("-inf"))
         weight = torch.full_like(score, self.smoothness)
         works, fails = torch.zeros_like(weight), torch.full_like(weight, float("inf"))
         for _ in range(self.search_steps):

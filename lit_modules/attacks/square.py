@@ -80,7 +80,7 @@ class Square(Attack):
     @torch.no_grad()
     def attack(self, problem: Problem) -> Outcome:
         """Search at random."""
-        found, part = BestSoFar(problem), problem
+        found, part = BestSoFar(problem, self._loss), problem
         place = torch.arange(len(problem), device=problem.x.device)
         x = self._stripes(part) if self.norm == "linf" else self._bumps(part)
         objective: Tensor | None = None

@@ -87,7 +87,7 @@ def test_counts_record_and_log(caplog: pytest.LogCaptureFixture) -> None:
     y[:7] = (y[:7] + 1) % 5
     seen = 0
 
-    def count(x: Tensor) -> Tensor:
+    def count(x: Tensor) -> Any:
         nonlocal seen
         seen += len(x)
         return model(x)
@@ -180,7 +180,7 @@ def test_well_behaved_model_has_no_flags() -> None:
 def test_flag_of_random_answers() -> None:
     model = network()
 
-    def noisy(x: Tensor) -> Tensor:
+    def noisy(x: Tensor) -> Any:
         return model(x) + 0.1 * torch.randn(len(x), 5)
 
     with pytest.warns(UserWarning, match="answers at random"):
@@ -193,7 +193,7 @@ def test_flag_of_random_answers() -> None:
 def test_flags_of_hidden_gradients() -> None:
     model = network()
 
-    def masked(x: Tensor) -> Tensor:
+    def masked(x: Tensor) -> Any:
         return model((x.detach() * 32).round() / 32) + 0 * x.sum()
 
     attacks = [APGD(steps=5), Square(queries=100)]
@@ -217,7 +217,7 @@ def test_square_alone_is_no_sign_of_hidden_gradients() -> None:
 def test_flag_of_a_backward_pass_inside_the_model(call: str) -> None:
     model = network()
 
-    def purify(x: Tensor) -> Tensor:
+    def purify(x: Tensor) -> Any:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             energy = model(point).logsumexp(1).sum()
@@ -294,7 +294,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     optimiser = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(100):
         optimiser.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
+        nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return model.eval().requires_grad_(False), x, y
 

@@ -1,7 +1,6 @@
 """What every attack of the catalogue promises, whatever its method."""
 
 import copy
-import math
 import pickle
 import warnings
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from scipy import stats
 from torch import Tensor, nn
 
 import lit_modules.attacks
@@ -58,7 +56,7 @@ QUICK: list[tuple[str, list[str], dict[str, Any]]] = [
 NAMES = [name for name, _, _ in QUICK]
 CASES = [(name, norm) for name, norms, _ in QUICK for norm in (norms or [""])]
 TARGETS_OF_THEIR_OWN = ["APGDT", "AutoAttack", "FastFeature"]
-NEED_BOUNDS = ["SinglePixel", "LocalSearch", "CarliniWagner"]
+NEED_BOUNDS = ["SinglePixel", "LocalSearch"]
 case = pytest.mark.parametrize(("name", "norm"), CASES)
 
 
@@ -71,22 +69,27 @@ def make(name: str, norm: str = "", **changes: Any) -> Attack:
         if norm in EPS and not kind.minimal:
             arguments["eps"] = EPS[norm]
     if name in ("AutoAttack", "BestOf") and "attacks" not in changes:
-        shared = {key: changes[key] for key in ("bounds", "targeted") if key in changes and name == "BestOf"}
+        shared = {
+            key: changes[key]
+            for key in ("bounds", "targeted", "precision", "model_mode")
+            if key in changes and name == "BestOf"
+        }
         members = [("APGD", norm), ("FAB", norm)] if name == "AutoAttack" else [("FGSM", ""), ("Square", "linf")]
         arguments["attacks"] = [make(member, its, **shared) for member, its in members]
     return kind(**(arguments | changes))  # type: ignore[no-any-return]
 
 
-def network() -> nn.Module:
+def network() -> Any:
     """A random network for images of 2 x 6 x 6 whose answers are spread over the classes."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 5)
     )
+    last: Any = model.eval()[-1]
     with torch.no_grad():
-        model[-1].weight *= 3
-        model[-1].bias -= model.eval()(torch.rand(200, 2, 6, 6)).mean(0)
-    return model.eval()
+        last.weight *= 3
+        last.bias -= model(torch.rand(200, 2, 6, 6)).mean(0)
+    return model
 
 
 def images(count: int = 6) -> Tensor:
@@ -129,7 +132,7 @@ def test_record(name: str, norm: str) -> None:
     attack = make(name, norm)
     seen = 0
 
-    def count(x: Tensor) -> Tensor:
+    def count(x: Tensor) -> Any:
         nonlocal seen
         seen += len(x)
         return model(x)
@@ -145,7 +148,7 @@ def test_record(name: str, norm: str) -> None:
     assert float(adversarial.min()) >= 0
     assert float(adversarial.max()) <= 1
     assert result.success.shape == result.distance.shape == result.forward_passes.shape == (6,)
-    assert torch.equal(result.distance, lp_norm((adversarial - x).double(), attack.norm or "l2"))
+    assert torch.equal(result.distance, lp_norm(adversarial.double() - x.double(), attack.norm or "l2"))
     if attack.eps is not None:
         assert bool((result.distance <= attack.eps * (1 + 1e-6) + 1e-6).all())
     if attack.minimal:
@@ -253,7 +256,7 @@ def test_constant_model_breaks_nothing(name: str, norm: str) -> None:
         return torch.tensor([2.0, 0.0, 0.0, 1.0]).expand(len(x), 4) + 0 * x.flatten(1).sum(1, keepdim=True)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The gradient of the")
+        warnings.simplefilter("ignore")
         result = run(make(name, norm), constant, images(3))
     assert bool(torch.isfinite(result.adversarial).all())
     if name != "FastFeature":
@@ -309,149 +312,3 @@ def test_class_path(name: str) -> None:
     assert (attack.seed, attack.restarts, tuple(attack.bounds), attack.precision) == (7, 2, (-1.0, 2.0), "bf16")
     for key, value in next(quick for known, _, quick in QUICK if known == name).items():
         assert getattr(attack, key) == value
-
-
-class SumModel(nn.Module):
-    """The Bayes classifier of the Gaussian pair, with two classes that are never likely."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        total = x.flatten(1).sum(1)
-        never = torch.full_like(total, -1e3)
-        return torch.stack([-total / 4, total / 4, never, never], 1)
-
-
-class First(nn.Module):
-    """The Bayes classifier of the cube: the first coordinate against one half."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        never = torch.full_like(x[:, 0], -1e3)
-        return torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5, never, never], 1) * 10
-
-
-def enough(name: str, norm: str, eps: float, **changes: Any) -> Attack:
-    """An attack of a radius whose steps reach its border."""
-    arguments: dict[str, Any] = {"eps": eps}
-    if name not in ("FGSM", "FGM", "APGD", "APGDT", "AutoAttack", "BestOf"):
-        arguments |= {"steps": 8, "step_size": max(eps / 2, 1e-3)}
-    if name in ("AutoAttack", "BestOf"):
-        del arguments["eps"]
-        members = [make("APGD", norm, eps=eps, **changes), make("FAB", norm, **changes)]
-        if name == "AutoAttack":
-            arguments = {"eps": eps, "attacks": members[:1]}
-        else:
-            arguments = {"attacks": [make("FGSM", eps=eps, **changes), enough("LinfPGD", "", eps, **changes)]}
-    return make(name, norm, **(arguments | changes))
-
-
-GRADIENT = [
-    *(
-        ("linf", name)
-        for name in ("FGSM", "LinfBIM", "LinfPGD", "LinfMomentum", "APGD", "APGDT", "AutoAttack", "BestOf")
-    ),
-    *(("l2", name) for name in ("FGM", "L2BIM", "L2PGD", "L2Momentum", "APGD", "APGDT", "AutoAttack")),
-    *(("l1", name) for name in ("L1PGD", "SparseL1Descent", "APGD", "APGDT", "AutoAttack")),
-]
-BLIND = [
-    (norm, name)
-    for name, norms in (
-        ("Square", ["linf", "l2"]),
-        ("SPSA", ["linf"]),
-        ("NES", ["linf", "l2"]),
-        ("NAttack", ["linf", "l2"]),
-        ("Bandits", ["linf", "l2"]),
-        ("GenAttack", ["linf", "l2"]),
-    )
-    for norm in norms
-]
-
-
-def takes_norm(name: str) -> bool:
-    return next(bool(norms) for known, norms, _ in QUICK if known == name)
-
-
-def gaussian_pair(count: int, size: int, mean: float) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randint(2, (count,), generator=generator)
-    return torch.randn(count, size, generator=generator) + mean * (2 * y - 1)[:, None], y
-
-
-@pytest.mark.parametrize(("norm", "name"), GRADIENT)
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
-def test_gaussian_pair(norm: str, name: str, share: float) -> None:
-    """Robust accuracy is Phi((m - eps) sqrt(d) / s) in Linf; other norms by the distance of the plane."""
-    count, size, mean = 1000, 100, 0.2
-    x, y = gaussian_pair(count, size, mean)
-    reach = {"linf": size, "l2": size**0.5, "l1": 1.0}[norm]  # change of the sum by a radius of 1
-    eps = share * mean * size / reach
-    result = enough(name, norm if takes_norm(name) else "", eps, bounds=None).run(SumModel(), x, y)
-    truth = float(stats.norm.cdf((1 - share) * mean * size**0.5))
-    robust = float((~result.success).double().mean())
-    assert abs(robust - truth) < 4 * math.sqrt(truth * (1 - truth) / count)
-    total = x.double().sum(1) * (2 * y - 1)  # a sample falls exactly when the radius reaches the plane
-    sure = (total - eps * reach).abs() > 1e-2 * max(1.0, eps * reach)
-    assert torch.equal(result.success[sure], (total <= eps * reach)[sure])
-
-
-@pytest.mark.parametrize(("norm", "name"), GRADIENT)
-def test_uniform_cube(norm: str, name: str) -> None:
-    """The first coordinate decides: robust error is min(1, 2 eps) for any norm and dimension."""
-    count, eps = 1000, 0.15
-    x = torch.rand(count, 30, generator=torch.Generator().manual_seed(0))
-    result = enough(name, norm if takes_norm(name) else "", eps).run(First(), x)
-    error = float(result.success.double().mean())
-    assert abs(error - 2 * eps) < 4 * math.sqrt(2 * eps * (1 - 2 * eps) / count)
-    distance = (x[:, 0] - 0.5).abs()
-    sure = (distance - eps).abs() > 2e-3
-    assert torch.equal(result.success[sure], (distance < eps)[sure])
-
-
-@pytest.mark.parametrize(("norm", "name"), BLIND)
-def test_attacks_without_gradients_keep_to_the_closed_form(norm: str, name: str) -> None:
-    """None fools more than is possible, and all fool something."""
-    x, y = gaussian_pair(200, 16, 0.5)
-    reach = {"linf": 16, "l2": 4.0}[norm]
-    eps = 4.0 / reach
-    changes: dict[str, Any] = {"eps": eps, "bounds": None}
-    if name not in ("Square", "GenAttack"):
-        changes["step_size"] = eps / 3
-    result = make(name, norm if takes_norm(name) else "", **changes).run(SumModel(), x, y)
-    total = x.double().sum(1) * (2 * y - 1)
-    assert not bool(result.success[total > eps * reach * 1.001].any())
-    assert int(result.success.sum()) > int((total < 0).sum())
-
-
-DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
-MINIMAL = [
-    *(("linf", name) for name in ("DeepFool", "FAB", "FABT", "FMN")),
-    *(("l2", name) for name in ("DeepFool", "FAB", "FABT", "FMN", "DDN", "CarliniWagner", "LBFGS")),
-    *(("l1", name) for name in ("FAB", "FABT", "FMN", "ElasticNet")),
-]
-
-
-@pytest.mark.parametrize(("norm", "name"), MINIMAL)
-@pytest.mark.parametrize("classes", [2, 4])
-def test_smallest_perturbations_of_linear_models(norm: str, name: str, classes: int) -> None:
-    """Within one per cent of the distance of the nearest plane, well inside the bounds."""
-    torch.manual_seed(0)
-    model = nn.Linear(12, classes).double()
-    x = torch.rand(40, 12, dtype=torch.float64) - 0.5
-    more: dict[str, Any] = {
-        "DDN": {"steps": 300},
-        "DeepFool": {"steps": 50},
-        "FMN": {"steps": 300},
-        "FAB": {"steps": 50},
-        "FABT": {"steps": 50},
-        "CarliniWagner": {"steps": 300, "search_steps": 9, "step_size": 0.01},
-        "LBFGS": {"steps": 50, "search_steps": 9, "refine_steps": 16},
-        "ElasticNet": {"steps": 300, "search_steps": 9, "decision": "l1", "beta": 0.5},
-    }[name]
-    result = make(name, norm if takes_norm(name) else "", bounds=(-3.0, 3.0), **more).run(model, x)
-    logits, weight = model(x).detach(), model.weight.detach()
-    answer = logits.argmax(1)
-    gaps = logits.gather(1, answer[:, None]) - logits
-    lengths = torch.linalg.vector_norm(weight[answer][:, None] - weight, DUAL[norm], dim=2)
-    truth = (gaps / lengths).nan_to_num(float("inf")).amin(1)
-    assert bool(result.success.all())
-    distance = lp_norm(result.adversarial - x, norm)
-    assert bool((distance >= truth * (1 - 1e-6)).all())
-    assert bool((distance <= truth * 1.01 + 1e-6).all())

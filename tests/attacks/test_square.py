@@ -120,7 +120,7 @@ def test_every_query_counts(norm: str) -> None:
     assert bool((result.forward_passes[result.success] <= 101).all())
     seen = 0
 
-    def count(x: Tensor) -> Tensor:
+    def count(x: Tensor) -> Any:
         nonlocal seen
         seen += len(x)
         return model(x)
@@ -143,7 +143,7 @@ def test_failures_are_the_best_try(norm: str) -> None:
     label = model(x).argmax(1)
     values: list[Tensor] = []
 
-    def spy(x: Tensor) -> Tensor:
+    def spy(x: Tensor) -> Any:
         logits = model(x)
         others = logits.scatter(1, label[:, None], float("-inf")).amax(1)
         values.append((others - logits.gather(1, label[:, None])[:, 0]).detach())
@@ -183,7 +183,7 @@ def test_model_without_gradient_is_fooled(norm: str) -> None:
     model = network()
 
     @torch.no_grad()
-    def coarse(x: Tensor) -> Tensor:
+    def coarse(x: Tensor) -> Any:
         return model((x * 16).round() / 16)
 
     result = make(norm, queries=200).run(coarse, images(20))
