@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from callbacks.adaptive_lr import AdaptiveLR
     from callbacks.adversarial_weight_perturbation import AdversarialWeightPerturbation
+    from callbacks.curriculum import Curriculum
     from callbacks.forget_stopping import ForgetStopping
     from callbacks.generation_log import GenerationLog
     from callbacks.result_record import ResultRecord
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptiveLR",
     "AdversarialWeightPerturbation",
+    "Curriculum",
     "ForgetStopping",
     "GenerationLog",
     "ResultRecord",
@@ -27,6 +29,7 @@ __all__ = [
 _MODULES = {
     "AdaptiveLR": "adaptive_lr",
     "AdversarialWeightPerturbation": "adversarial_weight_perturbation",
+    "Curriculum": "curriculum",
     "ForgetStopping": "forget_stopping",
     "GenerationLog": "generation_log",
     "ResultRecord": "result_record",

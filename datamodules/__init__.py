@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.cifar10 import CIFAR10
     from datamodules.digits import Digits
+    from datamodules.drawn_objects import DrawnObjects
     from datamodules.fashion_mnist import FashionMNIST
     from datamodules.lume import LUME
     from datamodules.mnist import MNIST
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 _MODULES = {
     "CIFAR10": "cifar10",
     "Digits": "digits",
+    "DrawnObjects": "drawn_objects",
     "FashionMNIST": "fashion_mnist",
     "LUME": "lume",
     "MNIST": "mnist",
     "SyntheticLUME": "synthetic_lume",
 }
 
-__all__ = ["CIFAR10", "LUME", "MNIST", "Digits", "FashionMNIST", "SyntheticLUME"]
+__all__ = ["CIFAR10", "LUME", "MNIST", "Digits", "DrawnObjects", "FashionMNIST", "SyntheticLUME"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.norms import check_norm, lp_norm
-from lit_modules.attacks.problem import Problem
+from lit_modules.attacks.problem import Problem, fast_layout
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
@@ -28,7 +28,7 @@ def differences(problem: Problem, x: Tensor, classes: Tensor, reference: Tensor)
     Raises:
         ValueError: If the answer does not depend on the samples in a way that has a gradient.
     """
-    point = x.detach().requires_grad_()
+    point = fast_layout(x.detach()).requires_grad_()
     logits = problem.logits(point)
     if not logits.requires_grad:
         raise ValueError(
@@ -52,7 +52,7 @@ def _row_gradients(values: Tensor, point: Tensor) -> Tensor:
         except RuntimeError:  # an operation without a batched form, as a custom autograd function: row by row
             pass
         else:
-            return gradients
+            return gradients.contiguous()
     sums = values.sum(1)
     return torch.stack([torch.autograd.grad(sums[row], point, retain_graph=row < rows - 1)[0] for row in range(rows)])
 

@@ -103,8 +103,8 @@ class Problem:
         """
         several = x.ndim == self.x.ndim + 1
         batch = x.flatten(0, 1) if several else x
-        if batch.ndim == 4 and batch.device.type == "cpu" and not torch.is_grad_enabled():
-            batch = channels_last(batch)  # pooling of images with few channels is several times faster so
+        if not torch.is_grad_enabled():
+            batch = fast_layout(batch)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.model(batch)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -143,7 +143,7 @@ class Problem:
         """
         total: tuple[Tensor, Tensor, Tensor] | None = None
         for _ in range(passes):
-            point = x.detach().requires_grad_()
+            point = fast_layout(x.detach()).requires_grad_()
             logits = self.logits(point)
             if not logits.requires_grad:
                 raise ValueError(
@@ -152,14 +152,19 @@ class Problem:
                 )
             objective = self.objective(logits, loss)
             (gradient,) = torch.autograd.grad(objective.sum(), point)
-            part = (logits.detach(), objective.detach(), gradient)
+            part = (logits.detach(), objective.detach(), gradient.contiguous())
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
         assert total is not None
         return total if passes == 1 else (total[0] / passes, total[1] / passes, total[2] / passes)
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Return images with the channels innermost in memory, said so in the strides even for one channel."""
+def fast_layout(x: Tensor) -> Tensor:
+    """Return a copy of images on the CPU with the channels innermost in memory, and anything else as it is.
+
+    Convolutions and pooling are up to several times faster so; the strides say it even for one channel.
+    """
+    if x.ndim != 4 or x.device.type != "cpu":
+        return x
     _, channels, height, width = x.shape
     strides = height * width * channels, 1, width * channels, channels
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)

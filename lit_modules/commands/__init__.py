@@ -4,6 +4,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lit_modules.commands.demo", "Run a method offline, from nothing to a report."),
     "study": ("lit_modules.commands.study", "Reproduce a recorded comparison of methods."),
     "sweep": ("lit_modules.commands.sweep", "Run fit and test over values of any argument."),
+    "ontology": ("lit_modules.commands.ontology", "Look at an ontology and the distances of its affordances."),
     "recipes": ("lit_modules.commands.recipes", "List the shipped recipes, for -c."),
 }
 """Module and help line of each command."""

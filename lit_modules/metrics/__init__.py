@@ -4,6 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_modules.metrics.affordances import (
+        BinnedMean,
+        PartAffordanceRecall,
+        PartNovelty,
+        affordance_scores,
+        nearest_concept,
+    )
     from lit_modules.metrics.data_statistics import (
         edge_fraction,
         inter_class_distance,
@@ -23,15 +30,20 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BinnedMean",
     "BoundaryDistance",
     "LUMEScore",
+    "PartAffordanceRecall",
+    "PartNovelty",
     "RobustAccuracy",
+    "affordance_scores",
     "distance_statistics",
     "edge_fraction",
     "evaluate_mmlu",
     "inter_class_distance",
     "intra_class_distance",
     "log_volume",
+    "nearest_concept",
     "nearest_other_class_distance",
     "perturbation_norm",
     "read_mmlu",
@@ -40,15 +52,20 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BinnedMean": "affordances",
     "BoundaryDistance": "robustness",
     "LUMEScore": "lume",
+    "PartAffordanceRecall": "affordances",
+    "PartNovelty": "affordances",
     "RobustAccuracy": "robustness",
+    "affordance_scores": "affordances",
     "distance_statistics": "robustness",
     "edge_fraction": "data_statistics",
     "evaluate_mmlu": "mmlu",
     "inter_class_distance": "data_statistics",
     "intra_class_distance": "data_statistics",
     "log_volume": "data_statistics",
+    "nearest_concept": "affordances",
     "nearest_other_class_distance": "data_statistics",
     "perturbation_norm": "robustness",
     "read_mmlu": "mmlu",

@@ -1,0 +1,203 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_modules.synthia.objectives import (
+    OBJECTIVES,
+    Denoise,
+    DenoiseDPO,
+    InfoNCE,
+    Linear,
+    RisingError,
+    Triplet,
+    min_snr_weights,
+    prediction_error,
+)
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_linear_has_the_gradient_of_its_formula() -> None:
+    anchor = images(3, 2, 4, 4).requires_grad_()
+    positive, negatives = images(3, 2, 4, 4, seed=1), images(3, 1, 2, 4, 4, seed=2)
+    objective = Linear(beta=0.3)
+    objective(*objective.distances(anchor, positive, negatives))["loss"].backward()
+    elements = anchor.numel()  # the mean over the batch of means over an image
+    wanted = (2 * (anchor - positive) - 2 * 0.3 * (anchor - negatives[:, 0])) / elements
+    torch.testing.assert_close(anchor.grad, wanted.detach())
+
+
+def test_linear_is_least_where_it_extrapolates() -> None:
+    positive, negative = torch.tensor([[0.8]]), torch.tensor([[[0.2]]])
+    objective = Linear(beta=0.5)
+    anchor = torch.tensor([[1.4]], requires_grad=True)  # 2 p - n
+    objective(*objective.distances(anchor, positive, negative))["loss"].backward()
+    torch.testing.assert_close(anchor.grad, torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.5, -0.1, math.nan])
+def test_linear_refuses_to_be_unbounded(beta: float) -> None:
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\), got"):
+        Linear(beta=beta)
+
+
+def test_the_denoising_term_is_added_by_its_weight() -> None:
+    objective = Linear(beta=0.0, denoising_weight=2.0)
+    losses = objective(
+        torch.tensor([1.0, 1.0]),
+        torch.zeros(2, 1),
+        denoising=torch.tensor([1.0, 3.0]),
+        weights=torch.tensor([1.0, 0.0]),
+    )
+    assert float(losses["denoising"]) == 0.5
+    assert float(losses["loss"]) == 2.0
+
+
+def test_triplet_rests_once_the_margin_is_kept() -> None:
+    positive = torch.tensor([0.1, 0.1], requires_grad=True)
+    losses = Triplet(margin=0.2)(positive, torch.tensor([[0.5, 0.9], [0.2, 0.9]]))
+    losses["loss"].backward()
+    assert positive.grad is not None
+    assert positive.grad.tolist() == [0.0, 0.5]
+    assert float(losses["violated"]) == 0.5
+    mean = Triplet(margin=0.2, negative="mean")(torch.tensor([0.1]), torch.tensor([[0.2, 0.3]]))
+    assert float(mean["loss"]) == pytest.approx(0.05)
+
+
+def test_infonce_limits() -> None:
+    equal = InfoNCE(temperature=0.5)(torch.tensor([0.3]), torch.tensor([[0.3, 0.3, 0.3]]))
+    assert float(equal["loss"]) == pytest.approx(math.log(4))
+    won = InfoNCE()(torch.tensor([0.0]), torch.tensor([[2.0]]))
+    assert float(won["loss"]) == pytest.approx(0.0, abs=1e-6)
+    lost = InfoNCE(temperature=0.5)(torch.tensor([2.0]), torch.tensor([[0.0]]))
+    assert float(lost["loss"]) == pytest.approx(4.0, abs=0.02)
+    positive = torch.tensor([0.4], dtype=torch.float64, requires_grad=True)
+    InfoNCE(temperature=0.2)(positive, torch.tensor([[0.5, 0.7]], dtype=torch.float64))["loss"].backward()
+    scores = torch.tensor([-0.4, -0.5, -0.7], dtype=torch.float64) / 0.2
+    assert positive.grad is not None
+    assert float(positive.grad) == pytest.approx(float((1 - scores.softmax(0)[0]) / 0.2))
+
+
+def test_denoise_has_the_gradient_of_its_formula() -> None:
+    positive = torch.tensor([0.3, 0.1], requires_grad=True)
+    negatives = torch.tensor([[0.2, 0.9], [0.9, 0.9]], requires_grad=True)
+    Denoise(negative_weight=0.5, margin=0.1)(positive, negatives)["loss"].backward()
+    assert positive.grad is not None
+    assert negatives.grad is not None
+    torch.testing.assert_close(positive.grad, torch.tensor([0.5 + 0.125, 0.5]))
+    torch.testing.assert_close(negatives.grad, torch.tensor([[-0.125, 0.0], [0.0, 0.0]]))
+
+
+def test_denoise_keeps_the_positives_in_front() -> None:
+    with pytest.raises(ValueError, match=r"negative_weight must be in \[0, 1\), below the weight of the positives"):
+        Denoise(negative_weight=1.0)
+
+
+def test_preference_starts_at_log_two() -> None:
+    errors = images(4), images(4, 2, seed=1)
+    losses = DenoiseDPO()(*errors, reference=errors)
+    assert float(losses["preference"]) == pytest.approx(math.log(2))
+    assert float(losses["loss"]) == pytest.approx(math.log(2) + float(errors[0].mean()))
+    plain = DenoiseDPO(denoising_weight=0.0)(*errors, reference=errors)
+    assert float(plain["loss"]) == pytest.approx(math.log(2))
+
+
+def test_preference_means_outside_the_logarithm() -> None:
+    positive = torch.tensor([0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    negatives = torch.tensor([[0.5], [0.2]], dtype=torch.float64)
+    before = torch.tensor([0.3, 0.2], dtype=torch.float64), torch.tensor([[0.4], [0.2]], dtype=torch.float64)
+    objective = DenoiseDPO(scale=10.0, negative_weight=1.0, denoising_weight=0.0)
+    objective(positive, negatives, reference=before)["loss"].backward()
+    margin = 10 * ((negatives - before[1])[:, 0] - (positive - before[0])).detach()
+    assert positive.grad is not None
+    torch.testing.assert_close(positive.grad, 10 * (1 - margin.sigmoid()) / 2)
+
+
+def test_preference_needs_a_reference() -> None:
+    with pytest.raises(ValueError, match="DenoiseDPO needs the errors of the network before tuning"):
+        DenoiseDPO()(torch.ones(1), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_padding_changes_nothing(name: str) -> None:
+    objective = OBJECTIVES[name]()
+    positive, negatives = images(2), images(2, 2, seed=1)
+    reference = images(2, seed=2), images(2, 2, seed=3)
+    padded = torch.cat([negatives, torch.full((2, 1), math.nan)], 1).requires_grad_()
+    mask = torch.tensor([[True, True, False]] * 2)
+    longer = reference[0], torch.cat([reference[1], torch.zeros(2, 1)], 1)
+    plain = objective(positive, negatives, reference=reference)
+    other = objective(positive, padded, mask, reference=longer)
+    other["loss"].backward()
+    assert {key: pytest.approx(float(value)) for key, value in plain.items()} == {
+        key: float(value.detach()) for key, value in other.items()
+    }
+    assert padded.grad is not None
+    assert padded.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_item_without_negatives_keeps_its_positive(name: str) -> None:
+    objective = OBJECTIVES[name]()
+    positive = torch.tensor([0.5], requires_grad=True)
+    reference = torch.tensor([0.5]), torch.zeros(1, 0)
+    losses = objective(positive, torch.zeros(1, 0), reference=reference)
+    assert float(losses["loss"]) == (0.0 if name == "infonce" else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Triplet(margin=-1), "margin must not be negative, got -1"),
+        (lambda: Triplet(negative="worst"), "negative must be 'hardest' or 'mean', got 'worst'"),  # type: ignore[arg-type]
+        (lambda: Linear(metric="l1"), "metric must be 'squared' or 'cosine', got 'l1'"),  # type: ignore[arg-type]
+        (lambda: InfoNCE(temperature=0), "temperature must be positive, got 0"),
+        (lambda: DenoiseDPO(scale=0), "scale must be positive, got 0"),
+        (lambda: DenoiseDPO(negative_weight=0), r"negative_weight must be in \(0, 1\], got 0"),
+        (lambda: Linear()(torch.ones(2), torch.ones(3, 1)), r"positive must be of shape \(batch,\)"),
+        (
+            lambda: Linear()(torch.ones(2), torch.ones(2, 1), torch.ones(2)),
+            r"mask must be of shape \(2, 1\), got \(2,\)",
+        ),
+        (lambda: Denoise()(torch.ones(1), torch.ones(1, 1), denoising=torch.ones(1)), "leave denoising out"),
+        (
+            lambda: Linear().distances(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3)),
+            "negatives must be of shape",
+        ),
+        (lambda: min_snr_weights(torch.ones(1), gamma=0), "gamma must be positive, got 0"),
+        (lambda: min_snr_weights(torch.ones(1), "x0"), "prediction must be 'epsilon'"),  # type: ignore[arg-type]
+        (lambda: RisingError(window=0), "window must be at least 1, got 0"),
+        (lambda: RisingError(factor=1.0), "factor must be above 1, got 1.0"),
+    ],
+)
+def test_refuses_what_does_not_fit(build: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()  # type: ignore[operator]
+
+
+def test_errors_of_several_negatives() -> None:
+    prediction, target = images(2, 3, 4, 5, 5), images(2, 3, 4, 5, 5, seed=1)
+    errors = prediction_error(prediction, target)
+    assert errors.shape == (2, 3)
+    torch.testing.assert_close(errors[1, 2], (prediction[1, 2] - target[1, 2]).square().mean())
+    torch.testing.assert_close(prediction_error(prediction[:, 0], target[:, 0]), errors[:, 0])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_min_snr_weights_are_finite_everywhere(prediction: str) -> None:
+    weights = min_snr_weights(torch.tensor([0.0, 1e-12, 1.0, 1e12, math.inf]), prediction)  # type: ignore[arg-type]
+    assert weights.isfinite().all()
+    assert float(weights[-1]) == 0.0
+
+
+def test_a_rising_error_is_told_after_a_resume_too() -> None:
+    watch = RisingError(window=4, factor=1.2)
+    assert not any(watch.update(1.0) for _ in range(20))
+    resumed = RisingError(window=4, factor=1.2)
+    resumed.load_state_dict(watch.state_dict())
+    assert [resumed.update(1.3) for _ in range(8)] == [watch.update(1.3) for _ in range(8)]
+    assert resumed.update(1.3)

@@ -1,0 +1,268 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import networkx as nx  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from lit_modules.synthia import Concept, Ontology
+from lit_modules.synthia.ontology import find_problems
+from lit_modules.synthia.ontology_files import convert_three_maps
+
+
+@pytest.fixture
+def mini(repository: Path) -> Ontology:
+    return Ontology.from_file(repository / "tests" / "data" / "synthia" / "mini.yaml")
+
+
+def one(concept: Any, **other: Any) -> dict[str, Any]:
+    return {"schema_version": 1, "name": "one", "superordinates": {"tool": {"saw": concept}}, **other}
+
+
+def whole(main: Any) -> dict[str, Any]:
+    return one({"affordances": {"main": main}})
+
+
+CUT = {"affordances": {"main": ["cut"]}}
+
+
+def test_the_household_has_the_counts_it_promises() -> None:
+    household = Ontology.from_file("household")
+    assert household.stats() == {
+        "superordinates": 6,
+        "concepts": 36,
+        "parts": 98,
+        "part_names": 56,
+        "affordances": 68,
+        "concept_affordances": 54,
+        "part_affordances": 31,
+    }
+    assert household.validate() == []
+    refrigerator = household.concept("appliance/refrigerator")
+    assert (refrigerator.main, refrigerator.sub) == (("cool", "store"), ("preserve",))
+    assert household.parts_of("refrigerator") == {"shelf": ("hold",), "door": ("open", "close"), "handle": ("grip",)}
+
+
+def test_queries(mini: Ontology) -> None:
+    assert mini.affordances_of("Furniture/Cabinet") == {"store", "organize"}
+    assert mini.affordances_of("cabinet", "part") == {"support", "open", "close"}
+    assert mini.affordances_of("cabinet", "all") == {"store", "organize", "support", "open", "close"}
+    assert mini.concepts_with("sit") == ("furniture/sofa", "vehicle/wheelchair")
+    assert mini.concepts_with("sit", "all") == ("furniture/sofa", "vehicle/bus", "vehicle/wheelchair")
+    assert mini.concepts_with("grip") == ()
+    assert mini.affordances("concept") == ("boil", "drive", "escort", "organize", "pour", "rest", "sit", "store")
+
+
+def test_the_graph_keeps_paths_and_shares_affordances(mini: Ontology) -> None:
+    graph = mini.graph
+    assert nx.is_directed_acyclic_graph(graph)
+    assert graph.nodes["furniture/sofa/leg"] == {"kind": "part", "name": "leg"}
+    assert graph.edges["furniture", "furniture/sofa"]["kind"] == "has_concept"
+    assert graph.edges["furniture/sofa", "furniture/sofa/leg"]["kind"] == "has_part"
+    assert set(graph.predecessors("/support")) == {"furniture/sofa/leg", "furniture/cabinet/leg"}
+    assert {kind for *_, kind in graph.in_edges("/rest", data="kind")} == {"affords"}
+    kinds = [kind for _, kind in graph.nodes(data="kind")]
+    assert [kinds.count(kind) for kind in ("superordinate", "concept", "part", "affordance")] == [3, 6, 13, 13]
+    with pytest.raises(nx.NetworkXError, match="Frozen"):
+        graph.add_node("x")
+
+
+def test_a_concept_may_stand_under_two_superordinates() -> None:
+    own = Concept("tool", "fan", ("cool",), (), {}), Concept("people", "fan", ("cheer",), (), {})
+    ontology = Ontology(own, "fans")
+    assert ontology.affordances_of("people/fan") == {"cheer"}
+    with pytest.raises(ValueError, match=r"'fan' is one of tool/fan, people/fan; give the path\."):
+        ontology.concept("fan")
+    with pytest.raises(ValueError, match="'tool/fan' occurs twice"):
+        Ontology((own[0], own[0]), "fans")
+    with pytest.raises(ValueError, match="needs at least one concept"):
+        Ontology((), "none")
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_written_and_read_again(mini: Ontology, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"again.{suffix}"
+    path.write_text(
+        mini.to_json() if suffix == "json" else yaml.safe_dump(mini.to_dict(), sort_keys=False), encoding="utf-8"
+    )
+    again = Ontology.from_file(path)
+    assert again.concepts == mini.concepts
+    assert again.name == "mini"
+
+
+def test_names_are_normalised() -> None:
+    data = {"schema_version": 1, "name": "x", "superordinates": {"Kitchen  Ware": {" Coffee_Maker": CUT}}}
+    ontology = Ontology.from_dict(data)
+    assert ontology.concepts[0].path == "kitchen ware/coffee_maker"
+    assert Ontology.from_dict(whole(["Cut ", "cut"])).concepts[0].main == ("cut",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "must be a mapping with schema_version, name and superordinates, got nothing."),
+        (one(CUT, schema_version=2), "schema_version: must be 1, got 2."),
+        (one(CUT, schema_version=True), "schema_version: must be 1, got True."),
+        (one(CUT, name=" "), "name: must be a text that is not empty, got ' '."),
+        (
+            one(CUT, superordinates={}),
+            "superordinates: must be a mapping with at least one entry, got an empty mapping.",
+        ),
+        (one(CUT, superordinate={}), "unknown key 'superordinate'; did you mean 'superordinates'?"),
+        (
+            one(CUT, superordinates={"tool": []}),
+            "tool: must be a mapping of concepts with at least one entry, got the list",
+        ),
+        (one(CUT, superordinates={"": {"saw": CUT}}), "superordinates: a superordinate has an empty name."),
+        (
+            one(CUT, superordinates={"tool": {"saw": CUT}, "Tool": {"axe": CUT}}),
+            "tool: this superordinate occurs twice",
+        ),
+        (
+            one(CUT, superordinates={"tool": {"saw": CUT, " SAW": CUT}}),
+            "tool/saw: this concept occurs twice in its super",
+        ),
+        (one(CUT, superordinates={"tool": {"a/b": CUT}}), "tool: a concept must not contain a slash, got 'a/b'"),
+        (one(CUT, superordinates={"tool": {3: CUT}}), "tool: a concept must be a text, got 3; put it in quotes."),
+        (one(["cut"]), "tool/saw: must be a mapping with affordances and parts, got the list ['cut']."),
+        (one({"part": {}}), "tool/saw: unknown key 'part'; did you mean 'parts'?"),
+        (one({}), "tool/saw: has no affordance; a concept needs at least one."),
+        (one({"parts": {"blade": []}}), "tool/saw: has no affordance; a concept needs at least one."),
+        (one({"affordances": ["cut"]}), "tool/saw/affordances: must be a mapping with main and sub, got the list"),
+        (one({"affordances": {"mian": ["cut"]}}), "tool/saw/affordances: unknown key 'mian'; did you mean 'main'?"),
+        (whole("cut"), "tool/saw/affordances/main: must be a list of affordances, got 'cut'."),
+        (whole([True]), "tool/saw/affordances/main: an affordance must be a text, got True: YAML reads on, off, yes"),
+        (whole(["cut", " "]), "tool/saw/affordances/main: an affordance has an empty name."),
+        (one({**CUT, "parts": ["blade"]}), "tool/saw/parts: must be a mapping of part names to lists"),
+        (one({**CUT, "parts": {"blade": "cut"}}), "tool/saw/blade: must be a list of affordances, got 'cut'."),
+        (one({**CUT, "parts": {"blade": [], "Blade": []}}), "tool/saw/blade: this part occurs twice."),
+    ],
+)
+def test_a_broken_schema_is_named_with_its_path(data: Any, message: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is compared below
+        Ontology.from_dict(data, "objects.yaml")
+    assert str(raised.value).startswith("objects.yaml: ")
+    assert message in str(raised.value)
+
+
+def test_all_problems_are_found() -> None:
+    data = one({"affordances": {"main": [""]}, "parts": {"": []}}, name="")
+    assert len(find_problems(data)) == 3
+    with pytest.raises(ValueError, match=r"^ontology: name: .* There are 2 further problems\.$"):
+        Ontology.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'{"schema_version": 1, "schema_version": 1}', "the key 'schema_version' occurs twice"),
+        ("a.yaml", b"name: x\nname: y\n", "line 2: the key 'name' occurs twice in one mapping"),
+        ("a.yaml", b"name: [x\n", "line 2 is not YAML"),
+        ("a.json", b"{\n]", "line 2 is not JSON"),
+        ("a.yml", b"name: \xff", "byte 6 is not UTF-8"),
+        ("a.yaml", b"? [a, b]\n: {}\n", "must be a mapping with|unknown key|is not YAML"),
+        ("a.yaml", b"name: \x00", "special characters are not allowed"),
+        ("a.txt", b"", r"must end in \.yaml, \.yml or \.json"),
+        ("a.yaml", b"", "got nothing"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        Ontology.from_file(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_merge_key_is_no_repetition(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    text = "tool:\n    saw: &saw {affordances: {main: [cut]}}\n    axe: {<<: *saw, affordances: {main: [split]}}\n"
+    path.write_text(f"schema_version: 1\nname: merged\nsuperordinates:\n  {text}", encoding="utf-8")
+    assert Ontology.from_file(path).affordances_of("axe") == {"split"}
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"bundled one \(household\); 'hosehold' does not exist"):
+        Ontology.from_file("hosehold")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        Ontology.from_file(tmp_path)
+
+
+def test_unknown_names_are_answered_with_the_nearest(mini: Ontology) -> None:
+    with pytest.raises(ValueError, match=r"no affordance 'stor' in mini; did you mean 'store'\?"):
+        mini.concepts_with("stor")
+    with pytest.raises(ValueError, match=r"no concept 'soffa' in mini; did you mean 'sofa'\?"):
+        mini.parts_of("soffa")
+    with pytest.raises(ValueError, match="level must be 'concept', 'part' or 'all', got 'whole'"):
+        mini.affordances("whole")  # type: ignore[arg-type]
+
+
+def test_remarks_on_what_is_legal() -> None:
+    tools = {
+        "saw": CUT,
+        "axe": CUT,
+        "jig": {"parts": {"arm": ["hold on"], "base": []}},
+        "vice": {"affordances": {"main": ["hold_on"]}},
+    }
+    assert Ontology.from_dict(one(CUT, superordinates={"tool": tools})).validate() == [
+        "tool/axe: has the affordances of tool/saw, at a distance of 0.",
+        "tool/jig: only its parts have affordances, so it forms no pair.",
+        "tool/jig/base: has no affordance.",
+        "The affordances 'hold on' and 'hold_on' differ in punctuation alone.",
+    ]
+
+
+def three_maps(ontology: Ontology) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for concept in ontology.concepts:
+        maps = data.setdefault(
+            concept.superordinate, {"coarse_parts": {}, "coarse_affordance": {}, "coarse_parts_affordance": {}}
+        )
+        maps["coarse_parts"][concept.name] = list(concept.parts)
+        maps["coarse_affordance"][concept.name] = {"main": list(concept.main), "sub": list(concept.sub)}
+        maps["coarse_parts_affordance"][concept.name] = {
+            part: {"main": list(names[:1]), "sub": list(names[1:])} for part, names in concept.parts.items()
+        }
+    return data
+
+
+def test_three_maps_are_converted(mini: Ontology, tmp_path: Path) -> None:
+    path = tmp_path / "mini.json"
+    path.write_text(json.dumps(three_maps(mini)), encoding="utf-8")
+    converted = Ontology.from_file(path)
+    assert converted.name == "mini"
+    assert converted.concepts == mini.concepts
+
+
+def test_what_is_wrong_in_three_maps_is_named(mini: Ontology) -> None:
+    good = three_maps(mini)["furniture"]
+    cases: list[tuple[str, Any, str]] = [
+        (
+            "coarse_parts_affordance",
+            {"sofa": {"arm": {"main": ["rest"]}}},
+            "coarse_parts_affordance/sofa/arm: unknown part",
+        ),
+        (
+            "coarse_parts_affordance",
+            {"soffa": {}},
+            "coarse_parts_affordance/soffa: unknown concept; did you mean 'sofa'?",
+        ),
+        ("coarse_parts_affordance", {"sofa": []}, "coarse_parts_affordance/sofa: must be a mapping of parts, got the"),
+        (
+            "coarse_parts_affordance",
+            {"sofa": {"leg": {"main": "x"}}},
+            "furniture/sofa/leg: must be a list of affordances",
+        ),
+        ("coarse_parts", {"sofa": "leg"}, "furniture/coarse_parts/sofa: must be a list of part names, got 'leg'."),
+        ("coarse_parts", ["leg"], "furniture/coarse_parts: must be a mapping keyed by concept, got the list ['leg']."),
+        ("coarse_affordances", {}, "furniture: unknown key 'coarse_affordances'; did you mean 'coarse_affordance'?"),
+    ]
+    for key, value, message in cases:
+        broken = {**copy.deepcopy(good), key: value}
+        assert any(
+            problem.startswith("furniture") and message in problem for problem in find_problems({"furniture": broken})
+        )
+    problems = convert_three_maps({"furniture": good, "tool": 3})[1]
+    assert problems == ["tool: must be a mapping of coarse_parts, coarse_affordance, coarse_parts_affordance, got 3."]
