@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lit_modules.commands.demo_stages import log_to, say_and_run
+
 EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3)
 VARIANTS = {
     "as they are": None,
@@ -26,8 +28,6 @@ def adversarial(folder: Path, seed: int) -> None:
     """
     from rich.console import Console
     from rich.table import Table
-
-    from lit_modules.commands.demo import log_to, say_and_run
 
     console = Console()
     began = time.monotonic()
