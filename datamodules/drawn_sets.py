@@ -17,7 +17,7 @@ from datamodules.drawn_renderer import Design, composed_design, existing_design,
 def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
     """Draw pictures to train a recogniser of parts on.
 
-    Of ten, four show an existing concept, four a random design of up to four parts, one two objects, and one no object,
+    Of ten, two show an existing concept, six a random design of up to five parts, one two objects, and one no object,
     but the plain background or noise.
 
     Args:
@@ -44,7 +44,7 @@ def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> d
     concepts = torch.full((num_images,), -1)
     for number in range(num_images):
         random, kind = Random(f"{seed}/labelled/{number}"), number % 10
-        if kind < 4:
+        if kind < 2:
             concept = random.randrange(len(CONCEPTS))
             concepts[number] = concept
             scenes.append([existing_design(list(CONCEPTS)[concept])])
@@ -251,9 +251,9 @@ def _rows(path: Path, stage: int) -> list[dict[str, Any]]:
 
 def _any_design(random: Random, shown: bool) -> Design:
     """Return an existing concept or random parts; at least one part if it has to be seen as an object of its own."""
-    if random.random() < 0.25:
+    if shown and random.random() < 0.5:
         return existing_design(random.choice(list(CONCEPTS)))
-    return random_design(random.sample(PARTS, random.randint(1 if shown else 0, 4)), random)
+    return random_design(random.sample(PARTS, random.randint(1 if shown else 0, 5)), random)
 
 
 def shown(parts: Iterable[str]) -> Tensor:

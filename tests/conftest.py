@@ -1,6 +1,7 @@
 """What the tests share: no network, the real data if it is there, a tiny language model."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# a background job of a shell is told to ignore interrupts, which some tests send
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

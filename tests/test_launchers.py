@@ -1,6 +1,7 @@
 """Launchers: outcomes, logs, environment, and that nothing survives a stop."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -59,8 +60,6 @@ def _wait_for(path: Path) -> None:
 
 
 def _interrupt_when(path: Path) -> None:
-    import signal
-
     _wait_for(path)
     os.kill(os.getpid(), signal.SIGINT)
 

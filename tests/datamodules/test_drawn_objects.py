@@ -195,7 +195,7 @@ def test_labelled_drawings() -> None:
     assert drawings["image"].dtype == torch.uint8
     assert drawings["parts"].shape == (40, len(PARTS))
     existing = drawings["concept"] >= 0
-    assert int(existing.sum()) == 16
+    assert int(existing.sum()) == 8
     table = DrawnObjects().concept_parts
     assert torch.equal(drawings["parts"][existing], table[drawings["concept"][existing]])
     assert not drawings["single"][8::10].any()
