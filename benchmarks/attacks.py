@@ -252,12 +252,12 @@ def main() -> None:
         model, few, classes = standard, x[: options.minimal_images], y[: options.minimal_images]
         rivals: list[tuple[str, float, dict[str, Contender]]] = [
             (
-                "CW L2, 9 x 100 iterations",
+                "CW L2, 9 x 100 iterations of 0.05",
                 2,
                 {
-                    "ours": ours(CarliniWagner(steps=100, search_steps=9)),
+                    "ours": ours(CarliniWagner(steps=100, search_steps=9, step_size=0.05)),
                     "foolbox": foolbox_of(
-                        foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=100), None
+                        foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=100, stepsize=0.05), None
                     ),
                 },
             ),
