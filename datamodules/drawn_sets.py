@@ -17,8 +17,8 @@ from datamodules.drawn_renderer import Design, composed_design, existing_design,
 def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
     """Draw pictures to train a recogniser of parts on.
 
-    Of ten, two show an existing concept, six a random design of up to five parts, one two objects, and one no object,
-    but the plain background or noise.
+    Of ten, two show an existing concept, six a random design of up to four parts, one two objects of at most two
+    parts each, and one no object, but the plain background or noise.
 
     Args:
         num_images: Number of pictures.
@@ -42,16 +42,19 @@ def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> d
         raise ValueError(f"num_images must be at least 1, got {num_images}.")
     scenes: list[list[Design]] = []
     concepts = torch.full((num_images,), -1)
-    for number in range(num_images):
-        random, kind = Random(f"{seed}/labelled/{number}"), number % 10
+    for place in range(num_images):
+        random, kind = Random(f"{seed}/labelled/{place}"), place % 10
         if kind < 2:
             concept = random.randrange(len(CONCEPTS))
-            concepts[number] = concept
+            concepts[place] = concept
             scenes.append([existing_design(list(CONCEPTS)[concept])])
+        elif kind == 8:
+            scenes.append([random_design(random.sample(PARTS, random.randint(1, 2)), random) for _ in range(2)])
         elif kind == 9:
             scenes.append([])
         else:
-            scenes.append([_any_design(random, kind == 8) for _ in range(2 if kind == 8 else 1)])
+            number = random.choice((0, 1, 1, 2, 2, 2, 3, 3, 4))
+            scenes.append([random_design(random.sample(PARTS, number), random)])
     images = torch.from_numpy(render(scenes, [f"{seed}/labelled/{number}" for number in range(num_images)], image_size))
     empty = torch.tensor([not scene for scene in scenes])
     noisy = empty & (torch.arange(num_images) % 20 == 9)
@@ -247,13 +250,6 @@ def _rows(path: Path, stage: int) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path} must hold at least one pair, got none.")
     return rows
-
-
-def _any_design(random: Random, shown: bool) -> Design:
-    """Return an existing concept or random parts; at least one part if it has to be seen as an object of its own."""
-    if shown and random.random() < 0.5:
-        return existing_design(random.choice(list(CONCEPTS)))
-    return random_design(random.sample(PARTS, random.randint(1 if shown else 0, 5)), random)
 
 
 def shown(parts: Iterable[str]) -> Tensor:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_GRID = 4
+
 
 class Recognition(NamedTuple):
     """What a picture shows, as logits.
@@ -23,10 +25,9 @@ class Recognition(NamedTuple):
 
 
 class PartRecogniser(nn.Module):
-    """Four convolutions with batch normalisation, their greatest and mean activations, and two linear heads.
+    """Four convolutions with batch normalisation, their activations on a grid of 4 x 4, and two linear heads.
 
-    About 0.14 million parameters at the default width. The greatest activations make it care little for where a part
-    is.
+    About 0.2 million parameters at the default width, for pictures of about 32 x 32 pixels.
 
     Args:
         num_parts: Number of parts, at least 1.
@@ -50,15 +51,16 @@ class PartRecogniser(nn.Module):
             )
         self.channels = channels
         self.features = nn.Sequential(
-            *_block(channels, width),
-            nn.MaxPool2d(2),
+            *_block(channels, width, kernel=5, stride=2),
             *_block(width, 2 * width),
             nn.MaxPool2d(2),
             *_block(2 * width, 4 * width),
+            nn.AdaptiveMaxPool2d(_GRID),
             *_block(4 * width, 4 * width),
+            nn.Flatten(),
         )
-        self.parts = nn.Linear(8 * width, num_parts)
-        self.single = nn.Linear(8 * width, 1)
+        self.parts = nn.Linear(4 * width * _GRID**2, num_parts)
+        self.single = nn.Linear(4 * width * _GRID**2, 1)
 
     def forward(self, images: Tensor) -> Recognition:
         """Look at pictures.
@@ -71,8 +73,7 @@ class PartRecogniser(nn.Module):
                 f"PartRecogniser takes images of shape (batch, {self.channels}, height, width) of at least 8 x 8 "
                 f"pixels, got {tuple(images.shape)}."
             )
-        activations = self.features(images)
-        features = torch.cat([activations.amax((2, 3)), activations.mean((2, 3))], 1)
+        features = self.features(images)
         return Recognition(self.parts(features), self.single(features)[:, 0], features)
 
     @torch.no_grad()
@@ -100,9 +101,9 @@ def train_recogniser(
     images: Tensor,
     parts: Tensor,
     single: Tensor,
-    num_steps: int = 500,
+    num_steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 5e-3,
     augment: bool = True,
     seed: int = 0,
 ) -> list[float]:
@@ -203,8 +204,9 @@ def as_pixels(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float().clamp(-1, 1)
 
 
-def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
 def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
