@@ -49,12 +49,11 @@ def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> d
             concepts[place] = concept
             scenes.append([existing_design(list(CONCEPTS)[concept])])
         elif kind == 8:
-            scenes.append([random_design(random.sample(PARTS, random.randint(1, 2)), random) for _ in range(2)])
+            scenes.append([_uncrowded(random.randint(1, 2), random) for _ in range(2)])
         elif kind == 9:
             scenes.append([])
         else:
-            number = random.choice((0, 1, 1, 2, 2, 2, 3, 3, 4))
-            scenes.append([random_design(random.sample(PARTS, number), random)])
+            scenes.append([_uncrowded(random.choice((0, 1, 1, 2, 2, 2, 3, 3, 4)), random)])
     images = torch.from_numpy(render(scenes, [f"{seed}/labelled/{number}" for number in range(num_images)], image_size))
     empty = torch.tensor([not scene for scene in scenes])
     noisy = empty & (torch.arange(num_images) % 20 == 9)
@@ -250,6 +249,14 @@ def _rows(path: Path, stage: int) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path} must hold at least one pair, got none.")
     return rows
+
+
+def _uncrowded(number: int, random: Random) -> Design:
+    """Return a design of some random parts, of which at most two share a place."""
+    while True:
+        design = random_design(random.sample(PARTS, number), random)
+        if all(design.places.count(place) <= 2 for place in design.places):
+            return design
 
 
 def shown(parts: Iterable[str]) -> Tensor:
