@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_modules.adversarial import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
+    from lit_modules.synthia.module import Synthia
+    from lit_modules.synthia.text_to_image import TextToImageTraining
     from lit_modules.unlearning import CausalLMFineTuning, GradientAscent, GradientDifference, NGDiff
 
 __version__ = "0.1.0"
@@ -19,7 +21,9 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "NGDiff",
     "PGDTraining",
     "StandardTraining",
+    "Synthia",
     "TRADES",
+    "TextToImageTraining",
 ]
 
 _MODULES = {
@@ -32,7 +36,9 @@ _MODULES = {
     "NGDiff": "unlearning",
     "PGDTraining": "adversarial",
     "StandardTraining": "adversarial",
+    "Synthia": "synthia",
     "TRADES": "adversarial",
+    "TextToImageTraining": "synthia",
 }
 
 

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-METHODS = ("ngdiff", "pgd")
+METHODS = ("ngdiff", "pgd", "synthia")
 
 
 def main(args: list[str]) -> int:
@@ -31,6 +31,10 @@ def main(args: list[str]) -> int:
         from lit_modules.commands.demo_pgd import adversarial
 
         adversarial(folder, options.seed)
+    elif options.method == "synthia":
+        from lit_modules.commands.demo_synthia import affordances
+
+        affordances(folder, options.seed)
     else:
         from lit_modules.commands.demo_ngdiff import unlearning
 

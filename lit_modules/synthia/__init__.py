@@ -4,6 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_modules.synthia.backbones.base import Backbone
+    from lit_modules.synthia.backbones.flux import Flux
+    from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
+    from lit_modules.synthia.backbones.pixel import PixelDiffusion
+    from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
+    from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
     from lit_modules.synthia.curriculum import (
         Curriculum,
         CurriculumPair,
@@ -14,13 +20,30 @@ if TYPE_CHECKING:
         transform,
     )
     from lit_modules.synthia.distance import AffordanceDistance, AffordancePair, AffordanceTable
+    from lit_modules.synthia.encoding_cache import EncodingCache
+    from lit_modules.synthia.guards import RisingError, min_snr_weights
+    from lit_modules.synthia.module import Synthia
     from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
     from lit_modules.synthia.ontology import Ontology
     from lit_modules.synthia.ontology_files import Concept
-    from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule
+    from lit_modules.synthia.recognition import (
+        PartRecogniser,
+        load_recogniser,
+        recogniser_report,
+        save_recogniser,
+        train_recogniser,
+    )
+    from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
     from lit_modules.synthia.text_encoders import TextEncoder
+    from lit_modules.synthia.text_to_image import TextToImage, TextToImageTraining
 
 _MODULES = {
+    "backbones.base": ("Backbone",),
+    "backbones.flux": ("Flux",),
+    "backbones.kandinsky3": ("Kandinsky3", "Kandinsky3Flash"),
+    "backbones.pixel": ("PixelDiffusion",),
+    "backbones.stable_diffusion": ("SDXL", "StableDiffusion"),
+    "backbones.stable_diffusion3": ("StableDiffusion3",),
     "curriculum": (
         "Curriculum",
         "CurriculumPair",
@@ -31,34 +54,60 @@ _MODULES = {
         "transform",
     ),
     "distance": ("AffordanceDistance", "AffordancePair", "AffordanceTable"),
+    "encoding_cache": ("EncodingCache",),
+    "guards": ("RisingError", "min_snr_weights"),
+    "module": ("Synthia",),
     "objectives": ("Denoise", "DenoiseDPO", "InfoNCE", "Linear", "Triplet"),
     "ontology": ("Ontology",),
     "ontology_files": ("Concept",),
-    "sampling": ("FewStepSampler", "NoiseSchedule"),
+    "recognition": ("PartRecogniser", "load_recogniser", "recogniser_report", "save_recogniser", "train_recogniser"),
+    "sampling": ("FewStepSampler", "NoiseSchedule", "cosine_alphas_cumprod", "spaced_timesteps"),
     "text_encoders": ("TextEncoder",),
+    "text_to_image": ("TextToImage", "TextToImageTraining"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in the order of sorted()
     "AffordanceDistance",
     "AffordancePair",
     "AffordanceTable",
+    "Backbone",
     "Concept",
     "Curriculum",
     "CurriculumPair",
     "Denoise",
     "DenoiseDPO",
+    "EncodingCache",
     "FewStepSampler",
+    "Flux",
     "InfoNCE",
+    "Kandinsky3",
+    "Kandinsky3Flash",
     "Linear",
     "NoiseSchedule",
     "Ontology",
+    "PartRecogniser",
+    "PixelDiffusion",
+    "RisingError",
+    "SDXL",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "Synthia",
     "TextEncoder",
+    "TextToImage",
+    "TextToImageTraining",
     "Triplet",
     "build_curriculum",
+    "cosine_alphas_cumprod",
+    "load_recogniser",
+    "min_snr_weights",
+    "recogniser_report",
+    "save_recogniser",
+    "spaced_timesteps",
     "split_stages",
     "stage_of_epoch",
     "stratified_sample",
+    "train_recogniser",
     "transform",
 ]
 

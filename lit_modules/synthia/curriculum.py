@@ -147,7 +147,7 @@ def usable_pairs(pairs: Sequence[AffordancePair]) -> list[AffordancePair]:
         >>> usable_pairs([AffordancePair("a", "b", 1.0), AffordancePair("a", "c", 0.4)])
         [AffordancePair(first='a', second='c', distance=0.4)]
     """
-    return [pair for pair in pairs if pair.distance > TOLERANCE and abs(pair.distance - 1) > TOLERANCE]
+    return [pair for pair in pairs if min(abs(pair.distance), abs(pair.distance - 1)) > TOLERANCE]
 
 
 def transform(distances: Sequence[float] | Numbers) -> Numbers:

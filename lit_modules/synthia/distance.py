@@ -7,8 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_modules.errors import closest
-from lit_modules.synthia.ontology import Ontology
+from lit_modules.synthia.ontology import Ontology, nearest
 
 Matrix = NDArray[np.float64]
 Encoder = Callable[[list[str]], Any]
@@ -52,7 +51,7 @@ class AffordanceTable:
         """
         for name in (first, second):
             if name not in self.affordances:
-                raise ValueError(f"There is no affordance {name!r}{closest(name, self.affordances)}")
+                raise ValueError(f"There is no affordance {name!r}{nearest(name, self.affordances)}")
         return float(self.matrix[self.affordances.index(first), self.affordances.index(second)])
 
     def pairs(self) -> list[AffordancePair]:
@@ -62,7 +61,7 @@ class AffordanceTable:
         """
         rows, columns = np.triu_indices(len(self.affordances), 1)
         values = self.matrix[rows, columns]
-        kept = values > TOLERANCE  # false for NaN
+        kept = np.abs(values) > TOLERANCE  # false for NaN; a cosine may make a distance negative
         names = self.affordances
         found = zip(rows[kept].tolist(), columns[kept].tolist(), values[kept].tolist(), strict=True)
         return [AffordancePair(names[row], names[column], value) for row, column, value in found]

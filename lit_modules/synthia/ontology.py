@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import networkx as nx  # type: ignore[import-untyped]
 
-from lit_modules.errors import closest
 from lit_modules.synthia.ontology_files import (
     SCHEMA_VERSION,
     Concept,
@@ -143,8 +143,8 @@ class Ontology:
         if len(found) > 1:
             raise ValueError(f"The concept {name!r} is one of {', '.join(c.path for c in found)}; give the path.")
         if not found:
-            known = [*self._by_path, *(concept.name for concept in self.concepts)]
-            raise ValueError(f"There is no concept {name!r} in {self.name}{closest(given, known)}")
+            known = {*self._by_path, *(concept.name for concept in self.concepts)}
+            raise ValueError(f"There is no concept {name!r} in {self.name}{nearest(given, known)}")
         return found[0]
 
     def affordances(self, level: Level = "all") -> tuple[str, ...]:
@@ -185,9 +185,7 @@ class Ontology:
         _check_level(level)
         name = normalise(affordance)
         if name not in self._known:
-            raise ValueError(
-                f"There is no affordance {affordance!r} in {self.name}{closest(name, sorted(self._known))}"
-            )
+            raise ValueError(f"There is no affordance {affordance!r} in {self.name}{nearest(name, self._known)}")
         return tuple(concept.path for concept in self.concepts if name in self._of(concept, level))
 
     def parts_of(self, concept: str) -> dict[str, tuple[str, ...]]:
@@ -245,6 +243,30 @@ class Ontology:
     def _of(self, concept: Concept, level: Level) -> frozenset[str]:
         own = concept.affordances if level != "part" else frozenset()
         return own | concept.part_affordances if level != "concept" else own
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence on a name that does not exist: the nearest ones by spelling, three at most.
+
+    Args:
+        name: Name that was asked for.
+        known: Names that exist.
+
+    Example:
+        >>> "There is no affordance 'stor'" + nearest("stor", ["store", "sit"])
+        "There is no affordance 'stor'; did you mean 'store'?"
+        >>> "There is no affordance 'teleport'" + nearest("teleport", ["sit", "store", "support", "transport"])
+        "There is no affordance 'teleport'; the nearest are 'transport', 'support' and 'store'."
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=3, cutoff=0.7)
+    found = [repr(one) for one in close or get_close_matches(name, names, n=3, cutoff=0.0)]
+    if not found:
+        return "."
+    listed = " ".join([", ".join(found[:-1]), "or" if close else "and", found[-1]]) if len(found) > 1 else found[0]
+    if close:
+        return f"; did you mean {listed}?"
+    return f"; the nearest {'are' if len(found) > 1 else 'is'} {listed}."
 
 
 def find_problems(data: Any, source: str = "ontology") -> list[str]:

@@ -153,25 +153,25 @@ def convert_three_maps(data: Mapping[str, Any], name: str = "converted") -> tupl
             if concept in whole:
                 value["affordances"] = whole[concept]
             named = parts.get(concept, [])
-            given = by_part.get(concept, {})
             here = f"{category}/coarse_parts/{concept}"
             if not isinstance(named, list) or not all(isinstance(part, str) for part in named):
                 problems.append(f"{here}: must be a list of part names, got {_kind(named)}.")
                 continue
             there = f"{category}/coarse_parts_affordance/{concept}"
+            given = by_part.get(concept, {})
             if not isinstance(given, Mapping):
                 problems.append(f"{there}: must be a mapping of parts, got {_kind(given)}.")
                 continue
-            known = {normalise(str(part)) for part in named}
-            unknown = [part for part in given if normalise(str(part)) not in known]
+            own = _by_name(given, there, "a part", problems)
+            known = [normalise(part) for part in named]
             problems += [
-                f"{there}/{part}: unknown part{closest(str(part), map(str, named))} Add it to {here}."
-                for part in unknown
+                f"{there}/{part}: unknown part{closest(part, known)} Add it to {here}."
+                for part in own
+                if part not in known
             ]
-            own = {normalise(str(part)): _joined(names) for part, names in given.items() if part not in unknown}
-            value["parts"] = {part: own.get(normalise(str(part)), []) for part in named}
+            value["parts"] = {part: _joined(own.get(part, [])) for part in known}
         problems += [
-            f"{category}/coarse_parts_affordance/{concept}: unknown concept{closest(str(concept), map(str, concepts))}"
+            f"{category}/coarse_parts_affordance/{concept}: unknown concept{closest(concept, concepts)}"
             for concept in by_part
             if concept not in concepts
         ]
@@ -301,12 +301,24 @@ def _others(maps: Mapping[Any, Any]) -> list[Any]:
     return [key for key in maps if key not in THREE_MAPS]
 
 
-def _map(maps: Mapping[str, Any], key: str, category: str, problems: list[str]) -> Mapping[str, Any]:
+def _map(maps: Mapping[str, Any], key: str, category: str, problems: list[str]) -> dict[str, Any]:
     value = maps.get(key, {})
     if isinstance(value, Mapping):
-        return value
+        return _by_name(value, f"{category}/{key}", "a concept", problems)
     problems.append(f"{category}/{key}: must be a mapping keyed by concept, got {_kind(value)}.")
     return {}
+
+
+def _by_name(given: Mapping[Any, Any], path: str, what: str, problems: list[str]) -> dict[str, Any]:
+    """Return a mapping by normalised names, so that the maps meet; a name that occurs twice is noted."""
+    result: dict[str, Any] = {}
+    for name, value in given.items():
+        key = _name(name, path, what, problems)
+        if key in result:
+            problems.append(f"{path}/{key}: occurs twice; names differ by more than case and spaces.")
+        elif key is not None:
+            result[key] = value
+    return result
 
 
 def _joined(value: Any) -> Any:

@@ -1,13 +1,18 @@
 """A small network that tells which parts a drawn object has, and whether it is one object."""
 
+import os
+import pickle
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _GRID = 4
+_FORMAT = 1
 
 
 class Recognition(NamedTuple):
@@ -49,7 +54,7 @@ class PartRecogniser(nn.Module):
             raise ValueError(
                 f"num_parts, width and channels must be at least 1, got {num_parts}, {width} and {channels}."
             )
-        self.channels = channels
+        self.width, self.channels = width, channels
         self.features = nn.Sequential(
             *_block(channels, width, kernel=5, stride=2),
             *_block(width, 2 * width),
@@ -197,6 +202,76 @@ def recogniser_report(
     }
     each = hits / parts.sum(0).clamp(min=1)
     return report | {f"recall/{name}": float(value) for name, value in zip(names or (), each, strict=False)}
+
+
+@dataclass(frozen=True)
+class SavedRecogniser:
+    """A recogniser in evaluation mode, with the tables and names that :func:`save_recogniser` was given."""
+
+    recogniser: PartRecogniser
+    seen_by: Tensor
+    concept_parts: Tensor
+    affordances: tuple[str, ...]
+    concepts: tuple[str, ...]
+
+
+def save_recogniser(
+    path: str | Path,
+    recogniser: PartRecogniser,
+    seen_by: Tensor,
+    concept_parts: Tensor,
+    affordances: Sequence[str],
+    concepts: Sequence[str],
+) -> None:
+    """Write a recogniser with what its parts mean to one file, whole or not at all.
+
+    Args:
+        path: File; its folder is made.
+        recogniser: The network.
+        seen_by: Which parts show which affordance, bool, ``(affordances, parts)``.
+        concept_parts: Which parts each existing concept has, bool, ``(concepts, parts)``.
+        affordances: Their names.
+        concepts: Their names.
+
+    Raises:
+        ValueError: If a table does not fit the recogniser or the names.
+    """
+    parts = recogniser.parts.out_features
+    for table, named, of in ((seen_by, affordances, "seen_by"), (concept_parts, concepts, "concept_parts")):
+        if tuple(table.shape) != (len(named), parts):
+            raise ValueError(f"{of} must be of shape {(len(named), parts)}, (names, parts), got {tuple(table.shape)}.")
+    content = {
+        "format": _FORMAT,
+        "settings": [parts, recogniser.width, recogniser.channels],
+        "weights": {name: value.detach().cpu() for name, value in recogniser.state_dict().items()},
+        "tables": [seen_by.bool().cpu(), concept_parts.bool().cpu()],
+        "names": [list(affordances), list(concepts)],
+    }
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    torch.save(content, part)
+    os.replace(part, target)
+
+
+def load_recogniser(path: str | Path) -> SavedRecogniser:
+    """Read a file of :func:`save_recogniser`; nothing in it is run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a file of :func:`save_recogniser`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no recogniser {path}; save_recogniser writes one.")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        content = None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a file of save_recogniser in format {_FORMAT}, or it is damaged.")
+    recogniser = PartRecogniser(*content["settings"])
+    recogniser.load_state_dict(content["weights"])
+    return SavedRecogniser(recogniser.eval(), *content["tables"], *map(tuple, content["names"]))
 
 
 def as_pixels(images: Tensor) -> Tensor:

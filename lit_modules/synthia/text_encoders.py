@@ -18,7 +18,7 @@ class TextEncoder:
         device: Where to compute, as torch names it.
 
     Raises:
-        ValueError: If ``batch_size`` is not positive.
+        ValueError: If ``batch_size`` is not positive; at the first call, if the model cannot be loaded.
 
     References:
         The mean over tokens of ``bert-base-uncased`` is what the authors of arXiv 2502.17793 compare names by.
@@ -64,9 +64,16 @@ class TextEncoder:
             import torch
             from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 
-            kind = AutoConfig.from_pretrained(self.model).model_type
-            family: Any = CLIPTextModelWithProjection if kind in ("clip", "clip_text_model") else AutoModel
-            tokenizer: Any = AutoTokenizer.from_pretrained(self.model)
-            network = family.from_pretrained(self.model, dtype=torch.float32).to(self.device).eval()
+            try:
+                kind = AutoConfig.from_pretrained(self.model).model_type
+                family: Any = CLIPTextModelWithProjection if kind in ("clip", "clip_text_model") else AutoModel
+                tokenizer: Any = AutoTokenizer.from_pretrained(self.model)
+                network = family.from_pretrained(self.model, dtype=torch.float32).to(self.device).eval()
+            except (OSError, ValueError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise ValueError(
+                    f"The text model {self.model!r} cannot be loaded: {reason} Give the name or folder of a model of "
+                    "transformers with its tokenizer."
+                ) from error
             self._loaded = tokenizer, network
         return self._loaded

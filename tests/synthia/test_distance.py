@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_modules.synthia import AffordanceDistance, AffordanceTable, Concept, Ontology
+from lit_modules.synthia.curriculum import usable_pairs
 
 CONCEPTS = {
     ("sofa", "cabinet"): 0.9,
@@ -166,6 +167,19 @@ def test_the_sign_of_the_term_for_names(mini: Ontology) -> None:
     assert only(mini).pairs() == []
     like = AffordanceDistance(alpha=0.0, beta=1.0, encoder=only.encoder, semantic_term="similarity")
     assert {pair.distance for pair in like(mini).pairs()} == {1.0}
+
+
+def test_a_negative_distance_is_kept(mini: Ontology) -> None:
+    def opposite(phrases: list[str]) -> Any:
+        return [[1.0] if phrase in ("kettle", "bus") else [-1.0] for phrase in phrases]
+
+    distance = AffordanceDistance(alpha=0.1, beta=0.9, encoder=opposite, semantic_term="similarity")
+    pairs = {(pair.first, pair.second): pair.distance for pair in distance(mini).pairs()}
+    assert len(pairs) == 28
+    assert pairs["boil", "organize"] == pytest.approx(0.1 - 0.9)
+    assert len(usable_pairs(distance(mini).pairs())) == sum(
+        min(abs(value), abs(value - 1)) > 1e-12 for value in pairs.values()
+    )
 
 
 def test_names_reach_the_encoder_once_and_without_underscores() -> None:

@@ -195,6 +195,14 @@ def test_unknown_names_are_answered_with_the_nearest(mini: Ontology) -> None:
         mini.concepts_with("stor")
     with pytest.raises(ValueError, match=r"no concept 'soffa' in mini; did you mean 'sofa'\?"):
         mini.parts_of("soffa")
+    household = Ontology.from_file("household")
+    with pytest.raises(ValueError, match=r"no affordance 'warn' in household; did you mean 'warm'\?"):
+        household.concepts_with("warn")
+    with pytest.raises(ValueError, match=r"no affordance 'fill' in household; did you mean 'film' or 'filter'\?"):
+        household.concepts_with("fill")
+    # nothing is spelled alike: the nearest all the same
+    with pytest.raises(ValueError, match=r"no affordance 'teleport' in household; the nearest are '\w+', '\w+' and '"):
+        household.concepts_with("teleport")
     with pytest.raises(ValueError, match="level must be 'concept', 'part' or 'all', got 'whole'"):
         mini.affordances("whole")  # type: ignore[arg-type]
 
@@ -234,6 +242,24 @@ def test_three_maps_are_converted(mini: Ontology, tmp_path: Path) -> None:
     converted = Ontology.from_file(path)
     assert converted.name == "mini"
     assert converted.concepts == mini.concepts
+
+
+def test_three_maps_meet_by_normalised_names() -> None:
+    maps = {
+        "coarse_parts": {"Desk  Lamp": ["Bulb", "foot"]},
+        "coarse_affordance": {"desk lamp": {"main": ["Shine"]}},
+        "coarse_parts_affordance": {"desk lamp ": {"bulb": {"main": ["glow"]}, "FOOT": {"main": [], "sub": ["stand"]}}},
+    }
+    lamp = Concept("light", "desk lamp", ("shine",), (), {"bulb": ("glow",), "foot": ("stand",)})
+    assert Ontology.from_dict({"light": maps}).concepts == (lamp,)
+    maps["coarse_affordance"]["Desk Lamp"] = {"main": ["warm"]}
+    maps["coarse_parts_affordance"]["desk lamp "]["Bulb"] = {"main": ["heat"]}
+    maps["coarse_parts"][3] = []  # type: ignore[index]
+    assert find_problems({"light": maps}) == [
+        "light/coarse_parts: a concept must be a text, got 3; put it in quotes.",
+        "light/coarse_affordance/desk lamp: occurs twice; names differ by more than case and spaces.",
+        "light/coarse_parts_affordance/desk lamp/bulb: occurs twice; names differ by more than case and spaces.",
+    ]
 
 
 def test_what_is_wrong_in_three_maps_is_named(mini: Ontology) -> None:

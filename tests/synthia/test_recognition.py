@@ -1,8 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from lit_modules.synthia.recognition import PartRecogniser, recogniser_report, train_recogniser
+from lit_modules.synthia.recognition import (
+    PartRecogniser,
+    load_recogniser,
+    recogniser_report,
+    save_recogniser,
+    train_recogniser,
+)
 
 
 def drawings(count: int = 96) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,3 +63,28 @@ def test_refuses_what_does_not_fit() -> None:
         train_recogniser(PartRecogniser(3, width=4), images, parts, single)
     with pytest.raises(ValueError, match="batch_size from 1 to the 8 images"):
         train_recogniser(PartRecogniser(2, width=4), images, parts, single)
+
+
+def test_a_saved_recogniser_comes_back(tmp_path: Path) -> None:
+    recogniser, images = PartRecogniser(3, width=4).eval(), drawings(5)[0]
+    seen_by, concept_parts = torch.eye(3).bool()[:2], torch.ones(1, 3).bool()
+    save_recogniser(tmp_path / "r.pt", recogniser, seen_by, concept_parts, ("hold", "roll"), ("cart",))
+    saved = load_recogniser(tmp_path / "r.pt")
+    assert (saved.affordances, saved.concepts) == (("hold", "roll"), ("cart",))
+    assert saved.seen_by.tolist() == seen_by.tolist()
+    assert not saved.recogniser.training
+    torch.testing.assert_close(saved.recogniser.scores(images)[0], recogniser.scores(images)[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["r.pt"]
+
+
+def test_a_file_that_is_no_recogniser_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no recogniser .*r.pt; save_recogniser writes one"):
+        load_recogniser(tmp_path / "r.pt")
+    (tmp_path / "r.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is not a file of save_recogniser in format 1, or it is damaged"):
+        load_recogniser(tmp_path / "r.pt")
+    torch.save({"format": 0}, tmp_path / "r.pt")
+    with pytest.raises(ValueError, match="in format 1, or it is damaged"):
+        load_recogniser(tmp_path / "r.pt")
+    with pytest.raises(ValueError, match=r"seen_by must be of shape \(1, 3\), \(names, parts\), got"):
+        save_recogniser(tmp_path / "r.pt", PartRecogniser(3, width=4), torch.ones(2, 3), torch.ones(1, 3), "a", "b")

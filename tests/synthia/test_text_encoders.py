@@ -65,6 +65,10 @@ def test_a_distance_takes_the_name_of_a_model(bert: Path) -> None:
     np.testing.assert_array_equal(named.matrix, given.matrix)
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1 phrase, got 0"):
         TextEncoder("bert-base-uncased", batch_size=0)
+    with pytest.raises(
+        ValueError, match=r"The text model '.*' cannot be loaded: .* Give the name or folder of a model"
+    ):
+        TextEncoder(str(tmp_path))(["kettle"])

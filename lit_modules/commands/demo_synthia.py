@@ -1,0 +1,220 @@
+"""``lit-modules demo synthia``: a small model of drawn objects learns to compose affordances along the curriculum."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_modules.commands.demo_stages import log_to, say_and_run
+
+if TYPE_CHECKING:
+    from lit_modules.synthia.report import PairPictures
+
+PRETRAIN, TUNE = "synthia/drawn_pretrain.yaml", "synthia/drawn.yaml"
+MODES = {"random order": "random", "curriculum": "staged"}
+BINS = ("easy", "medium", "hard")
+COLUMNS = {
+    "all": "both shown",
+    "recall": "recall",
+    "min": "least shown",
+    "novelty": "novelty",
+    "novelty_of_all": "novelty if shown",
+    "single": "one object",
+}
+TRAIN_PAIRS, TEST_PAIRS, TRIPLES, TUNING_SEEDS = 48, 24, 16, 2
+
+
+def affordances(folder: Path, seed: int) -> None:
+    """Teach a model to draw existing things, tune it with and without the curriculum, and show what it composes.
+
+    Fine-tuning and generation are commands that a user can type, which are printed. A stage whose result lies in the
+    folder is not run again.
+
+    Args:
+        folder: Folder of the run.
+        seed: Seed of pictures, weights and order.
+    """
+    from rich.console import Console
+
+    from lit_modules.synthia.report import plot_grid, table_rows, write_report
+
+    console = Console()
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    base, recogniser = folder / "base" / "pretrained", folder / "recogniser.pt"
+    pairs, triples = folder / "pairs", folder / "triples"
+    common = [f"--seed_everything={seed}", f"--data.seed={seed}", f"--model.seed={seed}"]
+    if not (triples / "test.jsonl").exists():
+        console.rule("1 of 5: the curriculum of the drawn objects")
+        _write_curriculum(folder / "ontology.json", pairs, triples, seed)
+    if not recogniser.exists():
+        console.rule("2 of 5: train a recogniser of parts, to measure with")
+        report = _train_recogniser(recogniser, seed)
+        console.print(f"On new drawings it finds {report['recall']:.1%} of the parts, {report['precision']:.1%} rightly.")
+    if not (base / "unet" / "config.json").exists():
+        console.rule("3 of 5: train a text-to-image model on existing concepts")
+        saving = f"--trainer.callbacks.init_args.folder={base}"
+        say_and_run(console, ["fit", "-c", PRETRAIN, *common, saving, *log_to(folder / "base" / "logs")])
+    backbone = f"--model.backbone.init_args.model={base}"
+    console.rule("4 of 5: fine-tune on pairs, in random order and along the curriculum")
+    tuned: dict[str, list[Path]] = {"frozen": []}
+    for method, mode in MODES.items():
+        tuned[method] = [folder / mode / str(number) / "tuned.ckpt" for number in range(TUNING_SEEDS)]
+        for number, checkpoint in enumerate(tuned[method]):
+            if checkpoint.exists():
+                continue
+            arguments = ["fit", "-c", TUNE, *common, backbone, f"--data.curriculum={pairs}", f"--data.mode={mode}"]
+            arguments += [f"--data.seed={seed + number}", f"--model.seed={seed + number}"]
+            cli: Any = say_and_run(console, [*arguments, *log_to(checkpoint.parent / "logs")])
+            cli.trainer.save_checkpoint(checkpoint)
+    console.rule("5 of 5: draw new designs, and look what they offer")
+    metric = {"class_path": "lit_modules.metrics.DrawnObjectScore", "init_args": {"recogniser": str(recogniser)}}
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for method, checkpoints in tuned.items():
+        results[method] = {"pairs": [], "triples": []}
+        for number, checkpoint in enumerate(checkpoints or [None]):
+            for name, data in (("pairs", pairs), ("triples", triples)):
+                record = folder / "results" / f"{method.replace(' ', '_')}-{number}-{name}.json"
+                if not record.exists():
+                    arguments = ["test", "-c", TUNE, *common, backbone, f"--data.curriculum={data}"]
+                    arguments += [f"--model.metric={json.dumps(metric)}", *log_to(record.with_suffix(""))]
+                    arguments += [f"--ckpt_path={checkpoint}"] if checkpoint else ["--trainer.callbacks=null"]
+                    cli = say_and_run(console, arguments)
+                    record.parent.mkdir(parents=True, exist_ok=True)
+                    record.write_text(json.dumps(cli.model.results(), indent=1) + "\n", encoding="utf-8")
+                results[method][name].append(json.loads(record.read_text(encoding="utf-8")))
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _print_table(console, results)
+    shown = _pictures(pairs, base, {method: paths[0] if paths else None for method, paths in tuned.items()}, recogniser)
+    rows = [
+        row
+        for method, sets in results.items()
+        for row in table_rows(method, _mean(sets["pairs"]), list(COLUMNS), BINS)
+    ]
+    write_report(folder / "report.html", "New designs of drawn objects", rows, shown)
+    plot_grid(folder / "report.png", shown[:9])
+    console.print(f"{time.monotonic() - began:.0f} s. Report: {folder / 'report.html'}; picture: {folder / 'report.png'}")
+    print(folder)
+
+
+def _write_curriculum(ontology: Path, pairs: Path, triples: Path, seed: int) -> None:
+    """Write the curriculum, and beside it one whose test set has three affordances at a time."""
+    from itertools import combinations
+    from random import Random
+
+    from lit_modules.synthia import Ontology, build_curriculum
+
+    import_module("datamodules").DrawnObjects.write_ontology(str(ontology))  # packages meet in commands by class path
+    things = Ontology.from_file(str(ontology))
+    curriculum = build_curriculum(things, num_pairs=TRAIN_PAIRS, num_test_pairs=TEST_PAIRS, seed=seed)
+    curriculum.save(pairs)
+    curriculum.save(triples)
+    known = {frozenset(pair.pos_prompts): pair for pair in (*curriculum.train, *curriculum.test)}
+    tested = [pair for pair in curriculum.test]
+    names = sorted({name for pair in known for name in pair})
+    rows = []
+    for three in combinations(names, 3):
+        twos = [frozenset(two) for two in combinations(three, 2)]
+        # no two of the three were trained on together
+        if any(two in known and known[two] not in tested for two in twos):
+            continue
+        found = [known[two] for two in twos if two in known]
+        if not found:
+            continue
+        owners = sorted({things.concept(path).name for name in three for path in things.concepts_with(name)})
+        spread = sum(pair.tdistance for pair in found) / len(found)
+        rows.append({"pair_id": len(rows), "pos_prompts": three, "neg_prompts": owners, "tdistance": spread})
+    chosen = Random(seed).sample(rows, min(TRIPLES, len(rows)))
+    (triples / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+
+
+def _train_recogniser(path: Path, seed: int) -> dict[str, float]:
+    """Train and write the recogniser; return how good it is on new drawings."""
+    import torch
+
+    from lit_modules.synthia import PartRecogniser, recogniser_report, save_recogniser, train_recogniser
+
+    drawn, data = import_module("datamodules.drawn_sets"), import_module("datamodules").DrawnObjects()
+    drawings, fresh = drawn.labelled_drawings(20_000, seed=seed), drawn.labelled_drawings(2000, seed=seed + 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        recogniser = PartRecogniser(len(data.parts))
+    train_recogniser(recogniser, drawings["image"], drawings["parts"], drawings["single"], seed=seed)
+    save_recogniser(path, recogniser, data.seen_by, data.concept_parts, data.affordances, data.concepts)
+    return recogniser_report(recogniser, fresh["image"], fresh["parts"], fresh["single"], data.parts)
+
+
+def _mean(records: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
+
+
+def _print_table(console: Any, results: dict[str, dict[str, list[dict[str, float]]]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"New designs for {TEST_PAIRS} pairs that were not trained on, mean of the tuning seeds")
+    for heading in ("affordances", "model", "pairs", *COLUMNS.values()):
+        table.add_column(heading, justify="left" if heading in ("affordances", "model", "pairs") else "right")
+    for name, label in (("pairs", "2"), ("triples", "3")):
+        for place in ("", *(f"/{each}" for each in BINS)) if name == "pairs" else ("",):
+            for method, sets in results.items():
+                numbers = _mean(sets[name])
+                cells = [f"{numbers[column + place]:.3f}" for column in COLUMNS]
+                table.add_row(label, method, place.removeprefix("/") or "all", *cells)
+            table.add_section()
+    console.print(table)
+
+
+def _pictures(
+    pairs: Path, base: Path, checkpoints: dict[str, Path | None], recogniser: Path
+) -> "list[PairPictures]":
+    """Draw designs of each method for some test pairs, beside a reference and the nearest existing concept."""
+    import torch
+
+    from lit_modules.metrics.affordances import affordance_scores, nearest_concept
+    from lit_modules.synthia import PixelDiffusion, Synthia, load_recogniser
+    from lit_modules.synthia.report import PairPictures, Picture
+
+    data = import_module("datamodules").DrawnObjects(str(pairs), task="pairs")
+    data.setup("test")
+    held, seen = data.split("test"), load_recogniser(recogniser)
+    order = sorted(range(len(held)), key=lambda place: held.rows[place]["tdistance"])
+    places = order[:: max(1, len(order) // 9)][:9]
+    modules = {}
+    for method, checkpoint in checkpoints.items():
+        modules[method] = Synthia(PixelDiffusion(str(base)))
+        modules[method].configure_model()
+        if checkpoint is not None:
+            _load_average(modules[method], checkpoint)
+    shown = []
+    for place in places:
+        batch = held[[place]]
+        wanted = batch["affordances"][0]
+        columns = [seen.affordances.index(name) for name in wanted]
+        grids: dict[str, list[Picture]] = {}
+        for method, module in modules.items():
+            images = module.generate(wanted, 4, seed=0)
+            scores, _ = seen.recogniser.scores(images * 2 - 1)
+            offered = affordance_scores(scores, seen.seen_by)[:, columns]
+            grids[method] = [
+                Picture(image, scores=dict(zip(wanted, row.tolist(), strict=True)))
+                for image, row in zip(images, offered, strict=True)
+            ]
+        _, nearest = nearest_concept(scores, seen.concept_parts.float(), batch["owners"].expand(len(scores), -1))
+        concept = int(torch.mode(nearest).values)
+        grids["reference"] = [Picture(batch["pos"][0] / 2 + 0.5)]
+        grids["nearest concept"] = [Picture(held.existing[concept, 0], seen.concepts[concept])]
+        name = BINS[int(batch["stage"][0])]
+        shown.append(PairPictures(wanted, name, grids, float(batch["tdistance"][0])))
+    return shown
+
+
+def _load_average(module: Any, checkpoint: Path) -> None:
+    """Give a module the averaged weights of a checkpoint."""
+    import torch
+
+    ema = import_module("callbacks").EMA()
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"][ema.state_key]
+    module.load_state_dict(state["averages"], strict=False)

@@ -1,0 +1,1 @@
+"""Adapters of text-to-image models, a file each."""

@@ -1,0 +1,240 @@
+"""What text-to-image models have in common: a network that trains, frozen encoders around it, a noise schedule."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
+
+Part = Literal["text", "images", "network"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Condition = dict[str, Tensor]
+"""What the network is conditioned on, ``(batch, ...)`` each; ``prompt_embeds`` is always there."""
+
+
+class Backbone(ABC):
+    """A text-to-image model: how to load its parts, encode, decode and denoise, and write what was trained.
+
+    It is no ``nn.Module``: only :attr:`network` belongs to the module that trains it, so that the frozen encoders are
+    in no checkpoint, in no optimizer and in no scan of a strategy. Parts are loaded when they are needed and can be
+    freed: text encoder, image encoder and network need not be in memory together.
+
+    A subclass gives the abstract methods, sets :attr:`schedule` and :attr:`network` when the network is loaded, and
+    registers frozen parts with :meth:`hold`.
+
+    Args:
+        model: Folder or name of the weights, as diffusers load them.
+        image_size: Side of the images in pixels; a multiple of the encoder's factor.
+        precision: Type of the frozen weights. What trains is float32 in any case.
+
+    Attributes:
+        network: The network that denoises, once loaded.
+        schedule: Its noise schedule, once the network or the schedule is loaded.
+        device: Where frozen parts are and inputs should be.
+    """
+
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names of the layers that adapters are put on by default."""
+    encoding_is_cheap: ClassVar[bool] = False
+    """Whether encodings are not worth keeping."""
+
+    network: Any
+    schedule: NoiseSchedule
+
+    def __init__(self, model: str, image_size: int, precision: Precision = "float32") -> None:
+        if image_size < 1:
+            raise ValueError(f"image_size must be positive, got {image_size}.")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be {', '.join(map(repr, get_args(Precision)))}, got {precision!r}.")
+        self.model, self.image_size, self.precision = model, image_size, precision
+        self.device = torch.device("cpu")
+        self._held: dict[str, dict[str, Any]] = {}
+        self._version: str | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the frozen weights."""
+        dtype: torch.dtype = getattr(torch, self.precision)
+        return dtype
+
+    def load(self, *parts: Part) -> None:
+        """Load parts that are not loaded yet; ``"text"`` and ``"images"`` are the encoders."""
+        for part in parts:
+            if part == "text" and "text" not in self._held:
+                self.load_text()
+            elif part == "images" and "images" not in self._held:
+                self.load_images()
+            elif part == "network" and not hasattr(self, "network"):
+                self.load_network()
+
+    def free(self, *parts: Part) -> None:
+        """Let go of encoders, and give their memory back to the device."""
+        for part in parts:
+            self._held.pop(part, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def hold(self, part: Part, **modules: Any) -> None:
+        """Keep frozen modules of a part: in evaluation mode, without gradients, on the device; others as they are."""
+        for module in modules.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval().to(self.device)
+        self._held[part] = modules
+
+    def held(self, part: Part, name: str) -> Any:
+        """Return a held module of a part, which is loaded if it is not."""
+        self.load(part)
+        return self._held[part][name]
+
+    def to(self, device: torch.device | str) -> "Backbone":
+        """Move the frozen parts; the network is moved by the module that owns it."""
+        self.device = torch.device(device)
+        for modules in self._held.values():
+            for module in modules.values():
+                if isinstance(module, nn.Module):
+                    module.to(self.device)
+        return self
+
+    def identity(self, part: Literal["text", "images"]) -> str:
+        """Return what encodings of a part depend on, as part of the key they are kept under.
+
+        A folder that was written to since counts as another model.
+        """
+        if self._version is None:
+            files = sorted(path for path in Path(self.model).rglob("*") if path.is_file())
+            state = [
+                f"{path.relative_to(self.model)}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files
+            ]
+            self._version = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16] if state else "hub"
+        return f"{type(self).__name__}/{self.model}/{self._version}/{part}/{self.precision}/{self.image_size}"
+
+    @abstractmethod
+    def load_text(self) -> None:
+        """Load the text encoder and hold it."""
+
+    @abstractmethod
+    def load_images(self) -> None:
+        """Load the image encoder and decoder and hold it."""
+
+    @abstractmethod
+    def load_network(self) -> None:
+        """Load the network and the schedule; set :attr:`network` and :attr:`schedule`."""
+
+    @abstractmethod
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+        """Return what the network is conditioned on for each prompt, ``(batch, ...)``, on :attr:`device`."""
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the images' latents, in the network's scale, float32.
+
+        Args:
+            images: Floats in [-1, 1], ``(batch, 3, height, width)``.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images in about [-1, 1], ``(batch, 3, height, width)``; differentiable."""
+
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Return the shape of one image's latents, ``(channel, height, width)``."""
+
+    @abstractmethod
+    def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Ask the network, with gradients where they are on.
+
+        Args:
+            noised: Latents ``(batch, ...)``.
+            timesteps: ``(batch,)``: whole numbers, or floats in [0, schedule.num_timesteps] for flow matching.
+            condition: From :meth:`encode_prompt`, on the latents' device.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        condition: Condition,
+        generators: Sequence[torch.Generator],
+        num_steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Return an image for each generator by the model's own sampler, without gradients.
+
+        Args:
+            condition: One row for each generator.
+            generators: Sources of the noise, on the CPU: a seed gives the same image everywhere.
+            num_steps: Steps; ``None`` takes the model's usual number.
+            guidance: Scale of classifier-free guidance in the usual notation, 1 for none; ``None`` takes the usual one.
+
+        Returns:
+            Floats in [0, 1], ``(batch, 3, height, width)``, on :attr:`device`.
+        """
+
+    @abstractmethod
+    def save_pretrained(self, folder: str, adapter: bool) -> None:
+        """Write what was trained, as diffusers load it.
+
+        Args:
+            folder: Folder to write to.
+            adapter: Whether an adapter was trained, which is written as ``load_lora_weights`` reads it; otherwise the
+                whole network is.
+        """
+
+    def add_adapter(self, config: Any) -> None:
+        """Put an adapter of peft on the network."""
+        self.network.add_adapter(config)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Switch the adapter off, so that the network is the one before tuning."""
+        self.network.disable_adapters()
+        try:
+            yield
+        finally:
+            self.network.enable_adapters()
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.network.enable_gradient_checkpointing()
+
+    def compile(self) -> None:
+        """Compile the network's repeated blocks, or all of it if none are named; adapters must be there already."""
+        if getattr(self.network, "_repeated_blocks", None):
+            self.network.compile_repeated_blocks()
+        else:
+            self.network.compile()
+
+    def draw_timesteps(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw a training timestep from each generator, evenly from the schedule, ``(batch,)``, on :attr:`device`."""
+        total = self.schedule.num_timesteps
+        if self.schedule.alphas_cumprod is None:
+            drawn = [torch.rand((), generator=generator) * total for generator in generators]
+        else:
+            drawn = [torch.randint(total, (), generator=generator) for generator in generators]
+        return torch.stack(drawn).to(self.device)
+
+    def few_step_sampler(
+        self,
+        num_steps: int | None = None,
+        truncation: int | Literal["random"] | None = 1,
+        checkpointing: bool = True,
+    ) -> FewStepSampler:
+        """Return the sampler that gradients pass through: DDIM without noise, or Euler's method for flow matching.
+
+        A distilled model overrides this with the sampler that it was made for.
+
+        Args:
+            num_steps: Steps; ``None`` is 8 for a model that is not distilled.
+            truncation: Number of last steps with gradients, see :class:`~lit_modules.synthia.FewStepSampler`.
+            checkpointing: Whether to recompute each step in the backward pass.
+        """
+        steps, total = num_steps or 8, self.schedule.num_timesteps
+        first = total if self.schedule.alphas_cumprod is None else total - max(1, total // 40)
+        timesteps = spaced_timesteps(steps, total, first)
+        return FewStepSampler(self.schedule, timesteps, "deterministic", truncation, checkpointing)

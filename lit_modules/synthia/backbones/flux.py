@@ -1,0 +1,143 @@
+"""FLUX.1: a transformer of flow matching that is guided by a number, or distilled to a few steps."""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_modules.synthia.backbones.base import Condition, Precision
+from lit_modules.synthia.backbones.flow_matching import FlowBackbone
+from lit_modules.synthia.backbones.pipeline import precise
+
+
+class Flux(FlowBackbone):
+    """FLUX.1, ``dev`` or ``schnell``.
+
+    ``dev`` takes the scale of guidance as an input, in training as in sampling, so that no empty prompt is asked.
+    ``schnell`` takes none, and draws in 4 steps.
+
+    Latents have the shape of an image; the network sees squares of 2 x 2 of them as one token.
+
+    Args:
+        model: Folder or name of a ``FluxPipeline``.
+        image_size: Side of the images in pixels, a multiple of 16.
+        precision: Type of the network's weights; what trains is float32 in any case.
+        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
+        num_steps: Usual steps of sampling; ``None`` is 4 for a network without guidance, and 28 otherwise.
+        guidance: Scale of guidance that a network with guidance is given.
+        prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; ``schnell`` was made for 256.
+        vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
+        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
+        variant: Variant of the files.
+
+    Raises:
+        ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
+            does not fit it.
+        FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+
+    Example:
+        >>> backbone = Flux("black-forest-labs/FLUX.1-schnell", image_size=512, prompt_length=256)
+        >>> backbone.load("network")  # doctest: +SKIP
+        >>> backbone.few_step_sampler().timesteps  # doctest: +SKIP
+        (1000.0, 750.0, 500.0, 250.0)
+    """
+
+    pipeline_name: ClassVar[str] = "FluxPipeline"
+    text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
+
+    def __init__(
+        self,
+        model: str = "black-forest-labs/FLUX.1-dev",
+        image_size: int = 1024,
+        precision: Precision = "bfloat16",
+        encoder_precision: Precision | None = None,
+        num_steps: int | None = None,
+        guidance: float = 3.5,
+        prompt_length: int = 512,
+        vae_slicing: bool = False,
+        trained_network: str | None = None,
+        variant: str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            image_size,
+            precision,
+            encoder_precision,
+            num_steps,
+            guidance,
+            vae_slicing,
+            trained_network,
+            variant,
+        )
+        if not 1 <= prompt_length <= 512:
+            raise ValueError(f"prompt_length must be from 1 to 512 tokens, got {prompt_length}.")
+        self.prompt_length = prompt_length
+
+    def identity(self, part: Literal["text", "images"]) -> str:
+        """Return what encodings of a part depend on."""
+        return f"{super().identity(part)}/{self.prompt_length}"
+
+    def encode_with(self, pipeline: Any, prompts: list[str]) -> Condition:
+        """Return the hidden states of T5, and the pooled output of CLIP."""
+        embeds, pooled, _ = pipeline.encode_prompt(prompts, device=self.device, max_sequence_length=self.prompt_length)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Ask the transformer, with the scale of guidance if it takes one."""
+        given, dtype = self.cast(condition), self.network.dtype
+        rows, columns = noised.shape[-2] // 2, noised.shape[-1] // 2
+        embeds, guidance = given["prompt_embeds"], None
+        if self.network.config.guidance_embeds:
+            guidance = torch.full((len(noised),), self.guidance, device=noised.device)
+        places = torch.zeros(rows, columns, 3, device=noised.device, dtype=dtype)
+        places[..., 1] += torch.arange(rows, device=noised.device)[:, None]
+        places[..., 2] += torch.arange(columns, device=noised.device)
+        predicted: Tensor = self.network(
+            hidden_states=F.pixel_unshuffle(noised, 2).flatten(2).transpose(1, 2).to(dtype),
+            timestep=timesteps / self.schedule.num_timesteps,
+            guidance=guidance,
+            pooled_projections=given["pooled_prompt_embeds"],
+            encoder_hidden_states=embeds,
+            txt_ids=torch.zeros(embeds.shape[1], 3, device=noised.device, dtype=dtype),
+            img_ids=places.flatten(0, 1),
+            return_dict=False,
+        )[0]
+        return self._as_image(precise(predicted), rows, columns)
+
+    def call_arguments(self, condition: Condition, guidance: float) -> dict[str, Any]:
+        """Return the arguments of the pipeline; the scale of guidance is one of the network's inputs."""
+        return {**condition, "guidance_scale": guidance}
+
+    def unpacked(self, latents: Tensor) -> Tensor:
+        """Return the pipeline's tokens as latents."""
+        _, height, width = self.latent_shape()
+        return self._as_image(latents, height // 2, width // 2)
+
+    def usual_steps(self) -> int:
+        """Return the usual number of steps, which depends on the network."""
+        return self.num_steps or (28 if self.network.config.guidance_embeds else 4)
+
+    def usual_few_steps(self) -> int:
+        """Return 8 steps, or the 4 of a network that is distilled to them."""
+        return 8 if self.network.config.guidance_embeds else 4
+
+    def timestep_arguments(self, num_steps: int) -> dict[str, Any]:
+        """Return the pipeline's spacing before the shift."""
+        sigmas = None if self.scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / num_steps, num_steps)
+        return {"sigmas": sigmas, **super().timestep_arguments(num_steps)}
+
+    @staticmethod
+    def _as_image(tokens: Tensor, rows: int, columns: int) -> Tensor:
+        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), 2)

@@ -1,0 +1,367 @@
+"""What adapters of diffusers' pipelines share: parts loaded one by one, the pipelines' own encoding and sampling."""
+
+import importlib
+import inspect
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from math import lcm
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
+from lit_modules.synthia.sampling import NoiseSchedule
+
+_OWNERS = {
+    "StableDiffusionPipeline": "StableDiffusion",
+    "StableDiffusionXLPipeline": "SDXL",
+    "StableDiffusion3Pipeline": "StableDiffusion3",
+    "FluxPipeline": "Flux",
+    "Kandinsky3Pipeline": "Kandinsky3",
+}
+
+
+class PipelineBackbone(Backbone):
+    """A model that diffusers have a pipeline for, in the pipeline's folders.
+
+    Prompts are encoded by the pipeline's own ``encode_prompt`` around the text encoders alone, and images are drawn by
+    the pipeline's own loop and scheduler around network and image encoder, so that what is trained is what any user of
+    the pipeline gets. Encoders run in their own precision, whatever autocast is on.
+
+    A subclass names the pipeline and its parts, and says how the network is asked.
+
+    Args:
+        model: Folder or name of the pipeline's weights.
+        image_size: Side of the images in pixels.
+        precision: Type of the network's weights; what trains is float32 in any case.
+        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
+        num_steps: Usual steps of sampling.
+        guidance: Usual scale of classifier-free guidance, 1 for none.
+        vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
+        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
+        variant: Variant of the files, such as ``"fp16"``.
+
+    Attributes:
+        unconditional: What guidance leads away from, one row; encoded when the text encoder is loaded.
+
+    Raises:
+        ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
+            does not fit it.
+        FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+    """
+
+    pipeline_name: ClassVar[str]
+    """Class of diffusers."""
+    network_part: ClassVar[str] = "unet"
+    encoder_part: ClassVar[str] = "vae"
+    text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
+    least_multiple: ClassVar[int] = 8
+    """Number that the pipeline wants the side of images to be a multiple of."""
+
+    unconditional: Condition | None = None
+    scheduler: Any
+
+    def __init__(
+        self,
+        model: str,
+        image_size: int,
+        precision: Precision,
+        encoder_precision: Precision | None,
+        num_steps: int | None,
+        guidance: float,
+        vae_slicing: bool,
+        trained_network: str | None,
+        variant: str | None,
+    ) -> None:
+        super().__init__(model, image_size, precision)
+        if encoder_precision not in (None, *get_args(Precision)):
+            allowed = ", ".join(map(repr, get_args(Precision)))
+            raise ValueError(f"encoder_precision must be {allowed} or None, got {encoder_precision!r}.")
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        if guidance < 0:
+            raise ValueError(f"guidance must not be negative, got {guidance}.")
+        self.encoder_precision: Precision = encoder_precision or precision
+        self.num_steps, self.guidance, self.vae_slicing = num_steps, guidance, vae_slicing
+        self.trained_network, self.variant = trained_network, variant
+
+    def identity(self, part: Literal["text", "images"]) -> str:
+        """Return what encodings of a part depend on."""
+        return f"{type(self).__name__}/{self.model}/{self.variant}/{part}/{self.encoder_precision}/{self.image_size}"
+
+    @property
+    def encoder_dtype(self) -> torch.dtype:
+        """Type of the frozen encoders."""
+        dtype: torch.dtype = getattr(torch, self.encoder_precision)
+        return dtype
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """Return the pipeline's ``model_index.json``, checked."""
+        from diffusers import DiffusionPipeline
+
+        try:
+            index: dict[str, Any] = dict(DiffusionPipeline.load_config(self.model))
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"There is no model {self.model!r}: it must be a folder with a model_index.json, as save_pretrained() "
+                "of diffusers' pipelines writes it, or the name of one on the Hugging Face hub that can be reached."
+            ) from error
+        kind = index.get("_class_name")
+        if kind != self.pipeline_name:
+            other = f"; {_OWNERS[kind]} takes it" if kind in _OWNERS else ""
+            raise ValueError(
+                f"{type(self).__name__} takes a {self.pipeline_name}, got {self.model!r}, a {kind}{other}."
+            )
+        return index
+
+    @cached_property
+    def image_config(self) -> dict[str, Any]:
+        """Return the configuration of the image encoder, and check the images' size against it."""
+        config = dict(self.component_class(self.encoder_part).load_config(self.model, subfolder=self.encoder_part))
+        self.check_image_size(config)
+        return config
+
+    def check_image_size(self, config: dict[str, Any]) -> None:
+        """Raise if images of this size do not fit the image encoder or the pipeline."""
+        multiple = lcm(self.least_multiple, factor_of(config))
+        if self.image_size % multiple:
+            raise ValueError(
+                f"image_size must be a multiple of {multiple} for {type(self).__name__}, got {self.image_size}."
+            )
+
+    def component_class(self, name: str) -> Any:
+        """Return the class of a part of the pipeline.
+
+        Raises:
+            FileNotFoundError: If the model has no such part.
+        """
+        library, kind = self.index.get(name) or (None, None)
+        if library is None:
+            raise FileNotFoundError(f"The model {self.model!r} has no {name}, which {type(self).__name__} needs.")
+        return getattr(importlib.import_module(library), kind)
+
+    def component(self, name: str, dtype: torch.dtype | None = None, folder: str | None = None) -> Any:
+        """Load a part of the pipeline.
+
+        Args:
+            name: Name of the part, and of its folder.
+            dtype: Type of its weights; ``None`` for parts without.
+            folder: Where it is; ``None`` is the model.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        kind = self.component_class(name)
+        options: dict[str, Any] = {"subfolder": name}
+        if dtype is not None:
+            of_diffusers = kind.__module__.startswith("diffusers")
+            options |= {"torch_dtype" if of_diffusers else "dtype": dtype}
+            options |= {} if folder or self.variant is None else {"variant": self.variant}
+        try:
+            return kind.from_pretrained(folder or self.model, **options)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"The {name} of {folder or self.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
+            ) from error
+
+    def pipeline(self, **components: Any) -> Any:
+        """Return the pipeline around some of its parts, without the others and without a progress bar."""
+        import diffusers
+
+        kind = getattr(diffusers, self.pipeline_name)
+        parameters = inspect.signature(kind.__init__).parameters.values()
+        absent = {each.name: None for each in parameters if each.default is inspect.Parameter.empty}
+        absent.pop("self")
+        pipeline = kind(**absent | components | self.pipeline_options())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def pipeline_options(self) -> dict[str, Any]:
+        """Return what else the pipeline is made with."""
+        return {}
+
+    def load_text(self) -> None:
+        """Load tokenizers and text encoders, and encode what guidance leads away from."""
+        parts = {}
+        for name in self.text_parts:
+            parts[name] = self.component(name, None if name.startswith("tokenizer") else self.encoder_dtype)
+        self.hold("text", **parts)
+        self._held["text"]["pipeline"] = self.pipeline(**parts)
+        if self.unconditional is None:
+            self.unconditional = {name: value.cpu() for name, value in self.encode_prompt([""]).items()}
+
+    def load_images(self) -> None:
+        """Load the image encoder and decoder."""
+        config = self.image_config
+        vae = self.component(self.encoder_part, self.image_dtype(config))
+        if self.vae_slicing:
+            vae.enable_slicing()
+        self.hold("images", vae=vae)
+
+    def image_dtype(self, config: dict[str, Any]) -> torch.dtype:
+        """Return the type of the image encoder's weights."""
+        return self.encoder_dtype
+
+    def load_network(self) -> None:
+        """Load the network, and the scheduler that the schedule is read from."""
+        _ = self.image_config
+        self.scheduler = self.component("scheduler")
+        self.schedule = self.noise_schedule()
+        self.network = self.component(self.network_part, self.dtype, self.trained_network)
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """Return the schedule that the scheduler describes.
+
+        Raises:
+            ValueError: If it is of another kind.
+        """
+        levels = getattr(self.scheduler, "alphas_cumprod", None)
+        prediction = self.scheduler.config.get("prediction_type")
+        if levels is None or prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"{type(self).__name__} needs a scheduler with alphas_cumprod and a prediction_type of 'epsilon' or "
+                f"'v_prediction', got {type(self.scheduler).__name__} with {prediction!r} in {self.model!r}."
+            )
+        return NoiseSchedule(levels, prediction)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """Return the shape of one image's latents."""
+        side = self.image_size // factor_of(self.image_config)
+        return self.image_config["latent_channels"], side, side
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
+        """Return what the pipeline makes of the prompts; of an empty one, what guidance leads away from."""
+        pipeline = self.held("text", "pipeline")
+        with self.own_precision():
+            return self.encode_with(pipeline, list(prompts))
+
+    @abstractmethod
+    def encode_with(self, pipeline: Any, prompts: list[str]) -> Condition:
+        """Encode prompts with the pipeline around the text encoders."""
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the posterior, shifted and scaled, float32."""
+        vae = self.held("images", "vae")
+        shift, factor = self.latent_scale(images)
+        with self.own_precision():
+            posterior = vae.encode(images.to(vae.dtype)).latent_dist
+        return (posterior.mean.float() - shift) * factor, posterior.std.float() * factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images of latents, float32."""
+        vae = self.held("images", "vae")
+        shift, factor = self.latent_scale(latents)
+        with self.own_precision():
+            decoded: Tensor = vae.decode((latents / factor + shift).to(vae.dtype), return_dict=False)[0]
+        return decoded.float()
+
+    def latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is subtracted from the encoder's latents, and what they are then multiplied by."""
+        config, shape = self.image_config, (1, -1, 1, 1)
+        shift, spread = config.get("latents_mean"), config.get("latents_std")
+        shift = (config.get("shift_factor") or 0.0) if shift is None else shift
+        factor = torch.tensor(config["scaling_factor"], device=like.device)
+        if spread is not None:
+            factor = factor / torch.tensor(spread, device=like.device)
+        return torch.tensor(shift, device=like.device).view(shape), factor.view(shape)
+
+    def own_precision(self) -> AbstractContextManager[Any]:
+        """Switch autocast off."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def cast(self, condition: Condition) -> Condition:
+        """Return the condition in the type of the network; masks as they are."""
+        dtype = self.network.dtype
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
+
+    def unconditional_rows(self, number: int) -> Condition:
+        """Return what guidance leads away from, a number of times; load the text encoder for it if need be."""
+        if self.unconditional is None:
+            loaded = "text" in self._held
+            self.load("text")
+            if not loaded:
+                self.free("text")
+        assert self.unconditional is not None
+        rows = {
+            name: value.to(self.device).expand(number, *value.shape[1:]) for name, value in self.unconditional.items()
+        }
+        return self.cast(rows)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        generators: Sequence[torch.Generator],
+        num_steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Run the pipeline with its own scheduler; what it draws is decoded by :meth:`decode`."""
+        self.load("images", "network")
+        scale = self.guidance if guidance is None else guidance
+        parts = {
+            self.network_part: self.network,
+            self.encoder_part: self.held("images", "vae"),
+            "scheduler": self.scheduler,
+        }
+        latents = self.pipeline(**parts)(
+            **self.call_arguments(self.cast(condition), scale),
+            height=self.image_size,
+            width=self.image_size,
+            num_inference_steps=num_steps or self.usual_steps(),
+            generator=list(generators),
+            output_type="latent",
+            return_dict=False,
+        )[0]
+        return self.decode(self.unpacked(latents)).clamp(-1, 1) / 2 + 0.5
+
+    def usual_steps(self) -> int:
+        """Return the usual number of steps."""
+        assert self.num_steps is not None
+        return self.num_steps
+
+    def call_arguments(self, condition: Condition, guidance: float) -> dict[str, Any]:
+        """Return the arguments of the pipeline that say what to draw."""
+        arguments: dict[str, Any] = {**condition, "guidance_scale": guidance}
+        if guidance > 1:
+            rows = self.unconditional_rows(len(condition["prompt_embeds"]))
+            arguments |= {f"negative_{name}": value for name, value in rows.items()}
+        return arguments
+
+    def unpacked(self, latents: Tensor) -> Tensor:
+        """Return the pipeline's latents in the shape of :meth:`latent_shape`."""
+        return latents
+
+    def save_pretrained(self, folder: str, adapter: bool) -> None:
+        """Write the adapter for ``load_lora_weights`` of the pipeline, or the whole network in its own folder."""
+        if not adapter:
+            self.network.save_pretrained(f"{folder}/{self.network_part}")
+            return
+        import diffusers
+        from peft import get_peft_model_state_dict
+
+        part = self.network_part
+        weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(self.network).items()}
+        getattr(diffusers, self.pipeline_name).save_lora_weights(
+            folder,
+            **{
+                f"{part}_lora_layers": weights,
+                # without it the scale of an adapter would be guessed
+                f"{part}_lora_adapter_metadata": self.network.peft_config["default"].to_dict(),
+            },
+        )
+
+
+def factor_of(config: dict[str, Any]) -> int:
+    """Return how many times smaller latents are than images, by the image encoder's configuration."""
+    factor: int = 2 ** (len(config["block_out_channels"]) - 1)
+    return factor
+
+
+def precise(values: Tensor) -> Tensor:
+    """Return values in float32 at least."""
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,119 @@
+"""Stable Diffusion 3 and 3.5: a transformer of flow matching that reads three text encoders."""
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from lit_modules.synthia.backbones.base import Condition, Precision
+from lit_modules.synthia.backbones.flow_matching import FlowBackbone
+from lit_modules.synthia.backbones.pipeline import precise
+
+
+class StableDiffusion3(FlowBackbone):
+    """Stable Diffusion 3 and 3.5.
+
+    Timesteps are drawn logit-normally in training. The shift of the pipeline's schedule belongs to sampling, in
+    :meth:`generate` and in :meth:`few_step_sampler`.
+
+    Args:
+        model: Folder or name of a ``StableDiffusion3Pipeline`` with all three text encoders.
+        image_size: Side of the images in pixels, a multiple of 16.
+        precision: Type of the network's weights; what trains is float32 in any case.
+        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
+        num_steps: Usual steps of sampling.
+        guidance: Usual scale of classifier-free guidance, 1 for none.
+        prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; the rest is cut off.
+        vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
+        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
+        variant: Variant of the files, such as ``"fp16"``.
+
+    Raises:
+        ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
+            does not fit it.
+        FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+
+    Example:
+        >>> backbone = StableDiffusion3("stabilityai/stable-diffusion-3.5-medium", image_size=512)
+        >>> backbone.load("network")  # doctest: +SKIP
+        >>> backbone.latent_shape()  # doctest: +SKIP
+        (16, 64, 64)
+
+    References:
+        Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", arXiv 2403.03206.
+    """
+
+    pipeline_name: ClassVar[str] = "StableDiffusion3Pipeline"
+    text_parts: ClassVar[tuple[str, ...]] = (
+        "tokenizer",
+        "text_encoder",
+        "tokenizer_2",
+        "text_encoder_2",
+        "tokenizer_3",
+        "text_encoder_3",
+    )
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
+
+    def __init__(
+        self,
+        model: str = "stabilityai/stable-diffusion-3.5-medium",
+        image_size: int = 1024,
+        precision: Precision = "bfloat16",
+        encoder_precision: Precision | None = None,
+        num_steps: int = 40,
+        guidance: float = 4.5,
+        prompt_length: int = 256,
+        vae_slicing: bool = False,
+        trained_network: str | None = None,
+        variant: str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            image_size,
+            precision,
+            encoder_precision,
+            num_steps,
+            guidance,
+            vae_slicing,
+            trained_network,
+            variant,
+        )
+        if not 1 <= prompt_length <= 512:
+            raise ValueError(f"prompt_length must be from 1 to 512 tokens, got {prompt_length}.")
+        self.prompt_length = prompt_length
+
+    def identity(self, part: Literal["text", "images"]) -> str:
+        """Return what encodings of a part depend on."""
+        return f"{super().identity(part)}/{self.prompt_length}"
+
+    def encode_with(self, pipeline: Any, prompts: list[str]) -> Condition:
+        """Return the hidden states of the text encoders, and the pooled output of the first two."""
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            prompts,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.prompt_length,
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Ask the transformer."""
+        given = self.cast(condition)
+        prediction: Tensor = self.network(
+            hidden_states=noised.to(self.network.dtype),
+            timestep=timesteps,
+            encoder_hidden_states=given["prompt_embeds"],
+            pooled_projections=given["pooled_prompt_embeds"],
+            return_dict=False,
+        )[0]
+        return precise(prediction)

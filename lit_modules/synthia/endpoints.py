@@ -1,0 +1,245 @@
+"""OpenAI-compatible endpoints of language and image models, asked with patience and with few requests at a time."""
+
+import base64
+import binascii
+import http.client
+import json
+import os
+import random
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from email.message import Message
+from typing import IO, Any, TypeVar
+from urllib.parse import urlsplit
+
+Answer = TypeVar("Answer")
+_MOST_BYTES = 2**26
+_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+_STOP = frozenset({401, 403, 404, 405})
+
+
+class RefusedError(ValueError):
+    """The endpoint refuses this one request, such as for what its prompt says."""
+
+
+class AnswerError(ValueError):
+    """What the endpoint answered could not be used, each time that it was asked."""
+
+
+class EndpointError(OSError):
+    """The endpoint cannot be used: wrong key, address or model, or it does not answer."""
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint.
+
+    A request that fails for a while (HTTP 429 and 5xx, no connection, no answer in time) is sent again after a pause
+    that doubles, or the one that ``Retry-After`` asks for; so is one whose answer cannot be used. Redirections are not
+    followed, as they could lead the key elsewhere.
+
+    Args:
+        url: Address up to the version, such as ``"http://127.0.0.1:8000/v1"``.
+        model: Name of the model.
+        key_variable: Environment variable that holds the key; it may be unset for endpoints that need none. The key is
+            kept nowhere else, and never shown.
+        timeout: Seconds to wait for an answer.
+        attempts: Times that a request is sent at most.
+        pause: Seconds before the second attempt.
+        longest_pause: Seconds of the longest pause.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the address holds a password or a query.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key_variable: str = "LIT_MODULES_API_KEY",
+        timeout: float = 120.0,
+        attempts: int = 6,
+        pause: float = 1.0,
+        longest_pause: float = 60.0,
+    ) -> None:
+        self.url = checked_url(url)
+        if not model:
+            raise ValueError("model must name the endpoint's model, got an empty name.")
+        if timeout <= 0 or attempts < 1 or pause < 0 or longest_pause < 0:
+            raise ValueError(
+                "timeout must be positive, attempts at least 1 and pauses not negative, "
+                f"got {timeout}, {attempts}, {pause} and {longest_pause}."
+            )
+        self.model = model
+        self.key_variable = key_variable
+        self.timeout, self.attempts, self.pause, self.longest_pause = timeout, attempts, pause, longest_pause
+        self.stopped = threading.Event()
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def chat(self, messages: list[dict[str, str]], read: Callable[[str], Answer], **options: Any) -> Answer:
+        """Ask a language model, until its answer can be read.
+
+        Args:
+            messages: Messages with ``role`` and ``content``.
+            read: Reads the answer; raises ``ValueError`` if it cannot.
+            options: Further fields of the request, such as ``temperature``.
+
+        Raises:
+            RefusedError: If the endpoint refuses the request.
+            AnswerError: If the last answer could not be read.
+            EndpointError: If the endpoint cannot be used.
+        """
+
+        def text(data: Any) -> Answer:
+            content = _entry(data, "choices", 0, "message", "content")
+            if not isinstance(content, str):
+                raise ValueError("the answer has no text")
+            return read(content)
+
+        return self._ask("chat/completions", {"messages": messages, **options}, text)
+
+    def image(self, prompt: str, size: int, read: Callable[[bytes], Answer]) -> Answer:
+        """Ask an image model for one image.
+
+        Args:
+            prompt: What the image shows.
+            size: Side in pixels.
+            read: Reads the file; raises ``ValueError`` if it cannot.
+
+        Raises:
+            RefusedError: If the endpoint refuses the request.
+            AnswerError: If the last answer could not be read.
+            EndpointError: If the endpoint cannot be used.
+        """
+
+        def file(data: Any) -> Answer:
+            coded = _entry(data, "data", 0, "b64_json")
+            if not isinstance(coded, str):
+                raise ValueError("the answer has no image as b64_json")
+            try:
+                return read(base64.b64decode(coded, validate=True))
+            except binascii.Error as error:
+                raise ValueError(f"the image is no base64: {error}") from error
+
+        fields = {"prompt": prompt, "n": 1, "size": f"{size}x{size}", "response_format": "b64_json"}
+        return self._ask("images/generations", fields, file)
+
+    def stop(self) -> None:
+        """Send nothing any more: requests that wait for their next attempt end at once."""
+        self.stopped.set()
+
+    def _ask(self, path: str, fields: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
+        body = json.dumps({"model": self.model, **fields}).encode()
+        for attempt in range(1, self.attempts + 1):
+            if self.stopped.is_set():
+                raise EndpointError(f"The request to {self.url} was given up, as the run was stopped.")
+            last = attempt == self.attempts
+            wait = min(self.longest_pause, self.pause * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0)
+            try:
+                return read(json.loads(self._send(path, body)))
+            except EndpointError:
+                raise
+            except urllib.error.HTTPError as error:
+                said = self._said(error)
+                if error.code in _STOP or 300 <= error.code < 400:
+                    raise EndpointError(
+                        f"{self.url} answered HTTP {error.code}{said}. Check the address, the model {self.model!r} and "
+                        f"the key, which is read from the environment variable {self.key_variable} alone."
+                    ) from None
+                if error.code not in _AGAIN:
+                    raise RefusedError(f"HTTP {error.code}{said}") from None
+                if last:
+                    raise EndpointError(
+                        f"{self.url} answered HTTP {error.code}{said}, {attempt} times; go on later with the same line."
+                    ) from None
+                wait = self._asked_pause(error, wait)
+            except ValueError as error:
+                if last:
+                    raise AnswerError(str(error)) from error
+            except (OSError, http.client.HTTPException) as error:
+                if last:
+                    reason = getattr(error, "reason", error)
+                    raise EndpointError(
+                        f"{self.url} does not answer ({reason or type(error).__name__}), {attempt} times; go on later "
+                        "with the same line."
+                    ) from None
+            self.stopped.wait(wait)
+        raise EndpointError(f"{self.url} was not asked.")  # attempts is at least 1
+
+    def _send(self, path: str, body: bytes) -> bytes:
+        request = urllib.request.Request(f"{self.url}/{path}", body, {"Content-Type": "application/json"})
+        key = self._key()
+        if key:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        with self._opener.open(request, timeout=self.timeout) as response:
+            data: bytes = response.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"the answer is longer than {_MOST_BYTES} bytes")
+        return data
+
+    def _key(self) -> str:
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            # the library would show it in its own error
+            raise EndpointError(
+                f"The key in the environment variable {self.key_variable} must be plain printable text."
+            )
+        return key
+
+    def _said(self, error: urllib.error.HTTPError) -> str:
+        """Return what an answer says about its error, without the key."""
+        try:
+            text = error.read(4096).decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            return ""
+        try:
+            data = json.loads(text)
+            text = data["error"]["message"] if isinstance(data["error"], dict) else data["error"]
+        except (ValueError, KeyError, TypeError):
+            pass
+        key = self._key()
+        text = " ".join(str(text).split())
+        text = text.replace(key, "***") if key else text
+        return f" ({text[:200]})" if text else ""
+
+    def _asked_pause(self, error: urllib.error.HTTPError, wait: float) -> float:
+        try:
+            asked = float(error.headers.get("Retry-After", ""))
+        except ValueError:
+            return wait
+        return min(self.longest_pause, asked) if asked >= 0 else wait
+
+
+def checked_url(url: str) -> str:
+    """Return an address of an endpoint without a slash at its end.
+
+    Raises:
+        ValueError: If it is none of HTTP, or holds a password, a query or a fragment, where keys may stand.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"The address of an endpoint must begin with http:// or https:// and a host, got {url!r}.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "The address of an endpoint must hold no user, password, query or fragment, as it is written down; give "
+            f"the key by the environment variable. The host is {parts.hostname!r}."
+        )
+    return url.rstrip("/")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        """Follow no redirection, so that it becomes an error."""
+        return
+
+
+def _entry(data: Any, *path: str | int) -> Any:
+    for step in path:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data

@@ -1,0 +1,56 @@
+import diffusers
+import pytest
+import torch
+
+from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
+from lit_modules.synthia.randomness import generator_of
+
+
+def test_it_is_asked_as_by_its_pipeline(stable_diffusion3: str) -> None:
+    backbone = StableDiffusion3(stable_diffusion3, image_size=16, precision="float32", prompt_length=16)
+    backbone.load("text", "network")
+    real = diffusers.StableDiffusion3Pipeline.from_pretrained(stable_diffusion3)
+    condition = backbone.encode_prompt(["a cup", ""])
+    embeds, empty, pooled, _ = real.encode_prompt(["a cup"] * 2, None, None, max_sequence_length=16)
+    torch.testing.assert_close(condition["prompt_embeds"], torch.stack([embeds[0], empty[0]]))
+    noised, times = torch.randn(1, 4, 8, 8, generator=generator_of(0)), torch.tensor([333.25])
+    with torch.no_grad():
+        wanted = real.transformer(noised, embeds[:1], pooled[:1], times).sample
+        given = {name: value[:1] for name, value in condition.items()}
+        torch.testing.assert_close(backbone.denoise(noised, times, given), wanted)
+
+
+def test_the_sampler_with_gradients_goes_the_pipelines_way(stable_diffusion3: str) -> None:
+    backbone = StableDiffusion3(stable_diffusion3, image_size=16, precision="float32", prompt_length=16)
+    backbone.load("text", "network")
+    real = diffusers.StableDiffusion3Pipeline.from_pretrained(stable_diffusion3)
+    real.set_progress_bar_config(disable=True)
+    wanted = real(
+        "a cup",
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        height=16,
+        width=16,
+        generator=generator_of(0),
+        output_type="latent",
+        max_sequence_length=16,
+    ).images
+    sampler = backbone.few_step_sampler(3)
+    assert sampler.timesteps[1] > 600  # shifted, which the schedule of the training is not
+    noise = sampler.draw_noise((1, *backbone.latent_shape()), generator_of(0))
+    with torch.no_grad():
+        found = sampler.sample(backbone.denoise, noise, backbone.encode_prompt(["a cup"]))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert len(backbone.few_step_sampler().timesteps) == 8
+
+
+def test_timesteps_of_a_row_are_its_own(stable_diffusion3: str) -> None:
+    backbone = StableDiffusion3(stable_diffusion3, image_size=16)
+    backbone.load("network")
+    both = backbone.draw_timesteps([generator_of(0), generator_of(1)])
+    torch.testing.assert_close(both[1:], backbone.draw_timesteps([generator_of(1)]))
+
+
+def test_prompt_length_is_bounded() -> None:
+    with pytest.raises(ValueError, match="prompt_length must be from 1 to 512 tokens, got 513"):
+        StableDiffusion3(prompt_length=513)

@@ -1,0 +1,180 @@
+"""Every adapter through the module: fit, save, reload through diffusers, generate."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from peft import LoraConfig
+from torch.utils.data import DataLoader
+
+from lit_modules.synthia.backbones.base import Backbone
+from lit_modules.synthia.backbones.flux import Flux
+from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
+from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
+from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
+from lit_modules.synthia.module import Synthia
+from lit_modules.synthia.objectives import Denoise, DenoiseDPO, Linear
+from lit_modules.synthia.randomness import generator_of
+
+ADAPTERS: dict[str, tuple[type[Backbone], str | None]] = {
+    "stable_diffusion": (StableDiffusion, "StableDiffusionPipeline"),
+    "stable_diffusion_v": (StableDiffusion, "StableDiffusionPipeline"),
+    "sdxl": (SDXL, "StableDiffusionXLPipeline"),
+    "stable_diffusion3": (StableDiffusion3, "StableDiffusion3Pipeline"),
+    "flux": (Flux, "FluxPipeline"),
+    "kandinsky3": (Kandinsky3, None),
+    "kandinsky3_flash": (Kandinsky3Flash, None),
+}
+
+
+def make(name: str, request: pytest.FixtureRequest, precision: str = "float32") -> Any:
+    kind, _ = ADAPTERS[name]
+    folder = request.getfixturevalue(name)
+    more = {} if name == "kandinsky3_flash" else {"num_steps": 2}
+    made: Any = kind
+    return made(folder[0] if isinstance(folder, tuple) else folder, image_size=size(name), precision=precision, **more)
+
+
+def size(name: str) -> int:
+    return {"kandinsky3": 64, "kandinsky3_flash": 128}.get(name, 16)
+
+
+def batches(side: int, number: int = 2) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 3, side, side), generator=generator).float() / 127.5 - 1
+    batch = {
+        "prompt": ["a design to sit"],
+        "pos": pixels[:1],
+        "neg": pixels[None, 1:],
+        "neg_mask": torch.tensor([[True, True]]),
+        "pair_id": torch.tensor([7]),
+    }
+    return DataLoader([batch] * number, batch_size=None)  # type: ignore[arg-type]
+
+
+def fit(module: Synthia, folder: Path, **more: Any) -> Trainer:
+    trainer = Trainer(
+        **{"accelerator": "cpu", "max_epochs": 1, "gradient_clip_val": 1.0, "logger": False} | more,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, batches(module.backbone.image_size))
+    return trainer
+
+
+def rate(value: float) -> Any:
+    return partial(torch.optim.AdamW, lr=value)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_fit_save_reload_generate(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, lora_alpha=4, init_lora_weights="gaussian")
+    module = Synthia(make(name, request), peft_config=lora, cache=str(tmp_path / "cache"), optimizer=rate(0.05))
+    frozen = module.generate(["sit"], 1, seed=4)
+    trainer = fit(module, tmp_path)
+    path = tmp_path / "tuned.ckpt"
+    trainer.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert state
+    assert all("lora" in key for key in state)
+    tuned = module.generate(["sit"], 1, seed=4)
+    assert (tuned - frozen).abs().max() > 1e-3
+    again = Synthia.load_from_checkpoint(path, backbone=make(name, request), peft_config=lora)
+    torch.testing.assert_close(again.generate(["sit"], 1, seed=4), tuned, atol=1e-5, rtol=1e-4)
+    module.save_pretrained(str(tmp_path / "saved"))
+    _, pipeline_name = ADAPTERS[name]
+    backbone = module.backbone
+    if pipeline_name is None:
+        fresh = Synthia(make(name, request))
+        fresh.configure_model()
+        fresh.backbone.load_adapter(str(tmp_path / "saved"))  # type: ignore[attr-defined]
+        torch.testing.assert_close(fresh.generate(["sit"], 1, seed=4), tuned, atol=1e-5, rtol=1e-4)
+        return
+    pipeline = getattr(diffusers, pipeline_name).from_pretrained(backbone.model)
+    pipeline.load_lora_weights(str(tmp_path / "saved"))
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        module.template.format(affordances="sit"),
+        height=backbone.image_size,
+        width=backbone.image_size,
+        num_inference_steps=2,
+        guidance_scale=backbone.guidance,  # type: ignore[attr-defined]
+        generator=generator_of(4, "image", 0),
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(torch.as_tensor(image).float(), tuned, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "kandinsky3_flash"])
+def test_paper_objective_trains_the_whole_network(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    module = Synthia(
+        make(name, request), objective=Linear(), truncation=1, gradient_checkpointing=True, optimizer=rate(1e-3)
+    )
+    module.configure_model()
+    before = {key: value.clone() for key, value in module.network.state_dict().items()}
+    fit(module, tmp_path)
+    changed = [key for key, value in module.network.state_dict().items() if not torch.equal(value, before[key])]
+    assert len(changed) > len(before) / 2
+
+
+def test_encoders_are_asked_once_and_freed(
+    stable_diffusion: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    counts = []
+    for _ in range(2):  # the second run finds everything in the folder
+        backbone = make("stable_diffusion", request)
+        module = Synthia(backbone, cache=str(tmp_path / "cache"), optimizer=rate(1e-3))
+        fit(module, tmp_path, max_epochs=3)
+        assert module.encoder.cache is not None
+        counts.append((module.encoder.cache.misses, set(backbone._held)))
+    assert counts[0][0] == 4  # a prompt and three images
+    assert counts[1] == (0, set())  # nothing was loaded
+    whole = Synthia(make("stable_diffusion", request), optimizer=rate(1e-3))
+    fit(whole, tmp_path)
+    assert not [key for key in whole.state_dict() if "vae" in key or "text" in key]
+
+
+@pytest.mark.parametrize("objective", [Denoise(), DenoiseDPO(scale=10.0), Linear()])
+def test_frozen_weights_of_16_bits_and_trained_ones_of_32(
+    objective: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    module = Synthia(
+        make("stable_diffusion", request, "bfloat16"),
+        objective=objective,
+        num_steps=2,
+        peft_config=LoraConfig(r=2),
+        optimizer=rate(1e-3),
+    )
+    fit(module, tmp_path, precision="bf16-mixed")
+    kinds = {parameter.requires_grad: parameter.dtype for parameter in module.network.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    assert module.generate(["sit"], 1).isfinite().all()
+
+
+def test_whole_network_of_16_bits_is_refused(request: pytest.FixtureRequest) -> None:
+    module = Synthia(make("stable_diffusion", request, "bfloat16"))
+    with pytest.raises(ValueError, match="can only be trained in float32, got precision 'bfloat16'.*'bf16-mixed'"):
+        module.configure_model()
+
+
+def test_compiled_blocks_train(request: pytest.FixtureRequest) -> None:
+    module = Synthia(make("stable_diffusion", request), compile=True, peft_config=LoraConfig(r=2))
+    module.configure_model()
+    assert module.network.training
+
+
+def test_damaged_cache_is_made_again(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    fit(Synthia(make("stable_diffusion", request), cache=str(tmp_path / "cache")), tmp_path)
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-4] + b"oops")
+    module = Synthia(make("stable_diffusion", request), cache=str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="is damaged and is made again"):
+        fit(module, tmp_path)
+    assert module.encoder.cache is not None
+    assert module.encoder.cache.misses == 4

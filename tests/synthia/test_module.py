@@ -1,0 +1,381 @@
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import LoraConfig
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from callbacks import Curriculum
+from datamodules import DrawnObjects
+from lit_modules.synthia.backbones.pixel import PixelDiffusion
+from lit_modules.synthia.contrastive import ContrastiveObjective
+from lit_modules.synthia.module import Synthia
+from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
+from lit_modules.synthia.randomness import generator_of
+from lit_modules.synthia.text_to_image import TextToImageTraining
+
+Make = Callable[..., Any]
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian")
+
+
+def first_batch(data: DrawnObjects) -> dict[str, Any]:
+    data.setup("fit")
+    data.hparams["epochs"] = 3
+    batch: dict[str, Any] = next(iter(data.train_dataloader()))
+    return batch
+
+
+def losses_of(module: Synthia, batch: dict[str, Any]) -> dict[str, Tensor]:
+    module.configure_model()
+    module.network.eval()  # no dropout between two looks
+    return module.losses(batch, module.row_generators(batch, "x"), module.conditions(batch), generator_of(1))
+
+
+class Mean(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(2).mean(2)
+
+
+CASES: list[tuple[ContrastiveObjective, dict[str, Any]]] = [
+    (Denoise(), {}),
+    (Denoise(), {"min_snr_gamma": 5.0}),
+    (Denoise(), {"peft": True, "prior_weight": 0.1}),
+    (DenoiseDPO(scale=10.0), {"peft": True}),
+    (Linear(), {"num_steps": 2}),
+    (Linear(denoising_weight=0.0), {"num_steps": 2, "truncation": None, "pixel_size": 8}),
+    (Triplet(), {"space": "latent", "num_steps": 2, "truncation": "random"}),
+    (InfoNCE(), {"space": "embedding", "embedder": Mean(), "num_steps": 2}),
+]
+
+
+@pytest.mark.parametrize(("objective", "arguments"), CASES)
+def test_every_objective_trains(
+    objective: ContrastiveObjective, arguments: dict[str, Any], synthia: Make, pairs: Make, trainer: Make
+) -> None:
+    more = {**arguments}
+    if more.pop("peft", False):
+        more["peft_config"] = lora()
+    module = synthia(objective=objective, **more)
+    module.configure_model()
+    before = {name: value.clone() for name, value in module.network.state_dict().items()}
+    runner = trainer(max_epochs=3, limit_train_batches=1)
+    runner.fit(module, pairs())
+    changed = {n for n, value in module.network.state_dict().items() if not torch.equal(value, before[n])}
+    trained = {n for n, parameter in module.network.named_parameters() if parameter.requires_grad}
+    assert changed
+    assert changed <= trained
+    assert {"train/loss", "train/positive", "train/negative", "val/positive", "val/negative", "val/gap"} <= set(
+        runner.callback_metrics
+    )
+    assert all(math.isfinite(value) for value in runner.callback_metrics.values())
+
+
+def test_denoise_is_the_formula(synthia: Make, pairs: Make) -> None:
+    module, batch = synthia(objective=Denoise(negative_weight=0.5, margin=0.1)), first_batch(pairs(batch_size=1))
+    losses = losses_of(module, batch)
+    generators = module.row_generators(batch, "x")
+    backbone, schedule = module.backbone, module.backbone.schedule
+    with torch.no_grad():
+        images = [batch["pos"], batch["neg"][:, 0], batch["neg"][:, 1]]
+        latents = [backbone.encode_image(image)[0] for image in images]
+        for draw in (latents[0].shape[1:], (2, *latents[0].shape[1:])):  # what the latents' own noise takes
+            torch.randn(draw, generator=generators[0])
+        errors = []
+        order = module.row_generators(batch, "x")
+        torch.randn(latents[0].shape[1:], generator=order[0])
+        noise = torch.randn(latents[0].shape[1:], generator=order[0])[None]
+        time = torch.randint(1000, (), generator=order[0])[None]
+        for latent in latents:
+            noised = schedule.add_noise(latent, noise, time)
+            predicted = backbone.denoise(noised, time, backbone.encode_prompt(batch["prompt"]))
+            errors.append((predicted - schedule.target(latent, noise, time)).square().mean())
+    hinge = sum((0.1 + errors[0] - error).clamp(min=0) for error in errors[1:]) / 2
+    torch.testing.assert_close(losses["loss"].detach(), errors[0] + 0.5 * hinge)
+
+
+def test_preference_is_log_2_before_the_first_step(synthia: Make, pairs: Make) -> None:
+    module = synthia(objective=DenoiseDPO(), peft_config=lora())
+    losses = losses_of(module, first_batch(pairs()))
+    assert float(losses["preference"]) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_prior_is_zero_before_the_first_step_and_holds_the_network(synthia: Make, pairs: Make) -> None:
+    module = synthia(peft_config=lora(), prior_weight=2.0)
+    batch = first_batch(pairs())
+    losses = losses_of(module, batch)
+    assert float(losses["prior"]) == 0
+    for parameter in module.trainable_parameters():
+        nn.init.normal_(parameter, std=0.3)
+    again = losses_of(module, batch)
+    assert float(again["prior"]) > 0
+    assert float(again["loss"]) == pytest.approx(
+        float(again["positive"] + 0.5 * again["hinge"] + 2 * again["prior"]), rel=1e-5
+    )
+
+
+def test_gradient_passes_through_the_last_steps_alone(synthia: Make, pairs: Make) -> None:
+    batch, norms = first_batch(pairs()), []
+    for truncation in (1, 2, None):
+        module = synthia(objective=Linear(denoising_weight=0.0), num_steps=3, truncation=truncation)
+        calls = []
+        module.configure_model()
+        denoise = module.backbone.denoise
+        module.backbone.denoise = lambda *given, d=denoise, c=calls: c.append(torch.is_grad_enabled()) or d(*given)
+        losses_of(module, batch)["loss"].backward()
+        forward = calls[:3]
+        norms.append(sum(forward))
+    assert norms == [1, 2, 3]
+
+
+def test_rows_are_padded_with_nothing(synthia: Make, pairs: Make) -> None:
+    batch = first_batch(pairs())
+    batch["neg_mask"][:, 1] = False
+    spoiled = {**batch, "neg": batch["neg"].clone()}
+    spoiled["neg"][:, 1] = 0.123
+    first, second = (losses_of(synthia(), given)["loss"] for given in (batch, spoiled))
+    assert torch.equal(first, second)
+
+
+def test_three_stages_lower_the_error_and_raise_the_gap(synthia: Make, pairs: Make, trainer: Make) -> None:
+    module = synthia(objective=Denoise(negative_weight=0.5, margin=0.2), optimizer=partial(torch.optim.AdamW, lr=1e-2))
+    data = pairs(positives=1, images_per_concept=1, negatives=1, batch_size=4, num_images=1)
+    batch = first_batch(data)
+    rows = data.split("train")[[(place, draw) for place in (4, 5) for draw in range(8)]]
+
+    def look() -> tuple[float, float]:
+        with torch.no_grad():
+            losses = losses_of(module, rows)
+        return float(losses["positive"]), float(losses["negative"] - losses["positive"])
+
+    error, gap = look()
+    runner = trainer(max_epochs=75, callbacks=[Curriculum()], limit_val_batches=0)
+    runner.fit(module, data)
+    after, wider = look()
+    assert runner.callback_metrics["curriculum/stage"] == 2
+    assert len(batch["prompt"]) == 2
+    assert after < 0.8 * error
+    assert wider > gap + 0.05
+
+
+class Stop(Callback):
+    """A process that is killed, as far as a test can be one."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])  # in the middle of an epoch of each stage
+def test_killed_and_resumed_equals_uninterrupted(
+    step: int, synthia: Make, pairs: Make, trainer: Make, tmp_path: Path
+) -> None:
+    def run(stop: int | None, resume: str | None) -> Synthia:
+        module = synthia(objective=DenoiseDPO(scale=10.0), peft_config=lora())
+        saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        callbacks = [saving, Curriculum(), *([Stop(stop)] if stop else [])]
+        runner = trainer(max_epochs=3, callbacks=callbacks, enable_checkpointing=True)
+        if stop:
+            with pytest.raises(SystemExit):
+                runner.fit(module, data())
+        else:
+            runner.fit(module, data(), ckpt_path=resume)
+        return module
+
+    def data() -> DrawnObjects:
+        made: DrawnObjects = pairs(batch_size=1, positives=2, mode="cumulative", epochs=3)
+        return made
+
+    whole = run(None, None)
+    run(step, None)
+    resumed = run(None, str(tmp_path / f"step={step}.ckpt"))
+    assert whole.trainer.global_step == resumed.trainer.global_step == 6
+    first, second = whole.network.state_dict(), resumed.network.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert whole.rising.state_dict() == resumed.rising.state_dict()
+
+
+def test_checkpoint_holds_the_adapter_alone_and_reloads(
+    synthia: Make, pairs: Make, trainer: Make, tmp_path: Path
+) -> None:
+    module = synthia(peft_config=lora())
+    runner = trainer(max_epochs=3, limit_train_batches=1)
+    runner.fit(module, pairs())
+    path = tmp_path / "some.ckpt"
+    runner.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert state
+    assert all(name.startswith("network.") and "lora" in name for name in state)
+    again = Synthia.load_from_checkpoint(
+        path, backbone=PixelDiffusion(image_size=16, widths=(8, 16), num_steps=2), peft_config=lora()
+    )
+    assert torch.equal(module.generate(["sit", "store"], 2, seed=3), again.generate(["sit", "store"], 2, seed=3))
+
+
+def test_generate_is_deterministic_and_takes_any_number_of_affordances(synthia: Make) -> None:
+    module = synthia()
+    for affordances in (["sit"], ["sit", "store"], ["sit", "store", "pour"], ["sit", "store", "pour", "fly"]):
+        many, few = module.generate(affordances, 3, seed=1), module.generate(affordances, 1, seed=1)
+        assert many.shape == (3, 3, 16, 16)
+        assert many.min() >= 0
+        assert many.max() <= 1
+        torch.testing.assert_close(many[:1], few, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(module.generate(["sit"], seed=0), module.generate(["sit"], seed=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"affordances": []}, "affordances must be a list of at least one"),
+        ({"affordances": "sit"}, "affordances must be a list of at least one, got 'sit'"),
+        ({"affordances": ["stire"]}, "There is no affordance 'stire'.*store"),
+        ({"affordances": ["sit"], "num_images": 0}, "num_images must be at least 1, got 0"),
+    ],
+)
+def test_generate_refuses(arguments: dict[str, Any], message: str, synthia: Make) -> None:
+    module = synthia(known_affordances=["sit", "store"])
+    with pytest.raises(ValueError, match=message):
+        module.generate(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"objective": DenoiseDPO()}, "DenoiseDPO compares with the network before tuning.*give a peft_config"),
+        ({"prior_weight": 0.1}, "prior_weight must be 0, or positive with a peft_config, got 0.1"),
+        ({"prior_weight": -1.0}, "prior_weight must be 0"),
+        ({"space": "sound"}, "space must be 'pixel', 'latent', 'embedding', got 'sound'"),
+        ({"space": "embedding"}, "An embedder goes with space 'embedding'"),
+        ({"embedder": Mean()}, "An embedder goes with space 'embedding', got space 'pixel'"),
+        ({"pixel_size": 17}, "pixel_size must be from 1 to the backbone's 16, got 17"),
+        ({"template": "a thing"}, "template must have the place '{affordances}'"),
+        ({"images_per_prompt": 0}, "images_per_prompt must be at least 1, got 0"),
+        ({"validation_images": -1}, "validation_images must not be negative, got -1"),
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma must be positive or None, got 0.0"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str, synthia: Make) -> None:
+    with pytest.raises(ValueError, match=message):
+        synthia(**arguments)
+
+
+def test_fewer_epochs_than_stages(synthia: Make, pairs: Make, trainer: Make) -> None:
+    with pytest.raises(ValueError, match="epochs must be at least 3, one for each stage"):
+        trainer(max_epochs=2).fit(synthia(), pairs())
+
+
+def test_batch_of_another_kind(synthia: Make, trainer: Make) -> None:
+    with pytest.raises(ValueError, match=r"Synthia trains on batches with prompt, pos, neg, neg_mask.*without pos"):
+        trainer(max_epochs=1, limit_val_batches=0).fit(
+            synthia(), DrawnObjects(image_size=16, num_images=4, validation_size=2, batch_size=2)
+        )
+
+
+def test_loss_that_is_not_finite_stops_the_run(synthia: Make, pairs: Make, trainer: Make, tmp_path: Path) -> None:
+    module = synthia()
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 1:
+                batch["pos"][0] = math.nan
+
+    with pytest.raises(
+        FloatingPointError, match=r"training loss is nan at step 1 on the rows \d+.*last_good_step_1.ckpt"
+    ):
+        trainer(max_epochs=3, limit_train_batches=2, callbacks=[Spoil()]).fit(module, pairs(batch_size=1))
+    state = torch.load(tmp_path / "last_good_step_1.ckpt", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_rising_error_is_said_once(synthia: Make, pairs: Make, trainer: Make) -> None:
+    module = synthia(optimizer=partial(torch.optim.SGD, lr=0.3, maximize=True))
+    module.rising.window = 2
+    with pytest.warns(UserWarning, match="error on the positives has risen to") as said:
+        trainer(max_epochs=9, limit_val_batches=0).fit(module, pairs(batch_size=1))
+    assert sum("error on the positives" in str(warning.message) for warning in said) == 1
+
+
+class Shapes(Metric):
+    """Counts images, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        self.seen: list[tuple[Tensor, Any]] = []
+
+    def update(self, images: Tensor, batch: Any) -> None:
+        self.count += len(images)
+        self.seen.append((images, batch))
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"count": self.count, "count/easy": self.count * 2}
+
+
+def test_metric_gets_images_and_batch(synthia: Make, pairs: Make, trainer: Make) -> None:
+    metric = Shapes()
+    module = synthia(metric=metric, images_per_prompt=2, validation_images=1)
+    with pytest.raises(RuntimeError, match="has no results yet"):
+        module.results()
+    runner = trainer(max_epochs=3, limit_train_batches=1)
+    runner.fit(module, pairs())
+    assert runner.callback_metrics["val/count"] == 4
+    metric.seen.clear()
+    runner.test(module, pairs(), verbose=False)
+    assert module.results() == {"count": 8, "count/easy": 16}
+    assert runner.callback_metrics["test/count/easy"] == 16
+    (images, batch), (others, _) = metric.seen
+    assert images.shape == (4, 3, 16, 16)
+    assert len(batch["affordances"]) == 4
+    assert not torch.equal(images, others)
+
+
+def test_min_snr_weighs_the_denoising_term(synthia: Make, pairs: Make) -> None:
+    batch = first_batch(pairs(batch_size=1))
+    plain, weighed = (losses_of(synthia(min_snr_gamma=gamma), batch) for gamma in (None, 5.0))
+    module = synthia()
+    module.configure_model()
+    generators = module.row_generators(batch, "x")
+    for shape in ((16, 4, 4), (16, 4, 4)):
+        torch.randn(shape, generator=generators[0])
+    snr = module.backbone.schedule.snr(torch.randint(1000, (1,), generator=generators[0]))
+    weight = snr.clamp(max=5) / (snr + 1)
+    lighter = (plain["loss"] - weighed["loss"]).detach()
+    torch.testing.assert_close(lighter, (plain["positive"].detach() * (1 - weight))[0].float(), atol=1e-5, rtol=1e-4)
+
+
+def test_captions_train_the_model_first(trainer: Make, tmp_path: Path) -> None:
+    module = TextToImageTraining(
+        PixelDiffusion(image_size=16, widths=(8, 16), num_steps=2),
+        optimizer=partial(torch.optim.AdamW, lr=1e-2),
+    )
+    data = DrawnObjects(image_size=16, num_images=32, validation_size=16, batch_size=16)
+    runner = trainer(max_epochs=25, check_val_every_n_epoch=25)
+    first = runner.validate(module, data, verbose=False)[0]["val/loss"]
+    runner.fit(module, data)
+    assert float(runner.callback_metrics["val/loss"]) < 0.9 * first
+    module.save_pretrained(str(tmp_path / "saved"))
+    tuned = Synthia(PixelDiffusion(str(tmp_path / "saved"), num_steps=2))
+    assert torch.equal(module.generate(["sit"], seed=1), tuned.generate(["sit"], seed=1))
+
+
+def test_left_out_captions_are_empty(trainer: Make) -> None:
+    module = TextToImageTraining(PixelDiffusion(image_size=16, widths=(8, 16)), caption_dropout=1.0)
+    asked: list[str] = []
+    encode = module.backbone.encode_prompt
+    module.backbone.encode_prompt = lambda prompts: asked.extend(prompts) or encode(prompts)  # type: ignore[method-assign]
+    data = DrawnObjects(image_size=16, num_images=4, validation_size=4, batch_size=4)
+    trainer(max_epochs=1, limit_val_batches=0).fit(module, data)
+    assert asked == [""] * 4
