@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         affordance_scores,
         nearest_concept,
     )
+    from lit_modules.metrics.concept_images import read_concept_images
     from lit_modules.metrics.data_statistics import (
         edge_fraction,
         inter_class_distance,
@@ -19,7 +20,21 @@ if TYPE_CHECKING:
         nearest_other_class_distance,
         volume_fraction,
     )
+    from lit_modules.metrics.drawn_objects import DrawnObjectScore
+    from lit_modules.metrics.drift import Drift
+    from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
+    from lit_modules.metrics.image_text import ImageTextEncoder
     from lit_modules.metrics.lume import LUMEScore
+    from lit_modules.metrics.membership import (
+        AttackAUC,
+        attack_auc,
+        gradient_norm_attack,
+        loss_attack,
+        min_k_attack,
+        min_k_plus_plus_attack,
+        reference_attack,
+        zlib_attack,
+    )
     from lit_modules.metrics.mmlu import evaluate_mmlu, read_mmlu
     from lit_modules.metrics.robustness import (
         BoundaryDistance,
@@ -28,49 +43,113 @@ if TYPE_CHECKING:
         perturbation_norm,
         wilson_interval,
     )
+    from lit_modules.metrics.synthia import (
+        AffordanceCLIPScore,
+        AffordanceRecall,
+        Diversity,
+        NoveltyDistance,
+        PositiveNegativeGap,
+        SingleObject,
+        SynthiaScore,
+    )
+    from lit_modules.metrics.tofu import TOFUScore
+    from lit_modules.metrics.tofu_logs import read_log
+    from lit_modules.metrics.tofu_scores import forget_quality, score_log, truth_ratio
 
 __all__ = [
+    "AffordanceCLIPScore",
+    "AffordanceRecall",
+    "AttackAUC",
     "BinnedMean",
     "BoundaryDistance",
+    "Diversity",
+    "DrawnObjectScore",
+    "Drift",
+    "ImageTextEncoder",
     "LUMEScore",
+    "NWayAccuracy",
+    "NoveltyDistance",
+    "PairAccuracy",
     "PartAffordanceRecall",
     "PartNovelty",
+    "PositiveNegativeGap",
     "RobustAccuracy",
+    "SingleObject",
+    "SynthiaScore",
+    "TOFUScore",
     "affordance_scores",
+    "attack_auc",
     "distance_statistics",
     "edge_fraction",
     "evaluate_mmlu",
+    "forget_quality",
+    "gradient_norm_attack",
     "inter_class_distance",
     "intra_class_distance",
     "log_volume",
+    "loss_attack",
+    "min_k_attack",
+    "min_k_plus_plus_attack",
     "nearest_concept",
     "nearest_other_class_distance",
     "perturbation_norm",
+    "read_concept_images",
+    "read_log",
     "read_mmlu",
+    "reference_attack",
+    "score_log",
+    "truth_ratio",
     "volume_fraction",
     "wilson_interval",
+    "zlib_attack",
 ]
 
 _MODULES = {
+    "AffordanceCLIPScore": "synthia",
+    "AffordanceRecall": "synthia",
+    "AttackAUC": "membership",
     "BinnedMean": "affordances",
     "BoundaryDistance": "robustness",
+    "Diversity": "synthia",
+    "DrawnObjectScore": "drawn_objects",
+    "Drift": "drift",
+    "ImageTextEncoder": "image_text",
     "LUMEScore": "lume",
+    "NWayAccuracy": "few_shot",
+    "NoveltyDistance": "synthia",
+    "PairAccuracy": "few_shot",
     "PartAffordanceRecall": "affordances",
     "PartNovelty": "affordances",
+    "PositiveNegativeGap": "synthia",
     "RobustAccuracy": "robustness",
+    "SingleObject": "synthia",
+    "SynthiaScore": "synthia",
+    "TOFUScore": "tofu",
     "affordance_scores": "affordances",
+    "attack_auc": "membership",
     "distance_statistics": "robustness",
     "edge_fraction": "data_statistics",
     "evaluate_mmlu": "mmlu",
+    "forget_quality": "tofu_scores",
+    "gradient_norm_attack": "membership",
     "inter_class_distance": "data_statistics",
     "intra_class_distance": "data_statistics",
     "log_volume": "data_statistics",
+    "loss_attack": "membership",
+    "min_k_attack": "membership",
+    "min_k_plus_plus_attack": "membership",
     "nearest_concept": "affordances",
     "nearest_other_class_distance": "data_statistics",
     "perturbation_norm": "robustness",
+    "read_concept_images": "concept_images",
+    "read_log": "tofu_logs",
     "read_mmlu": "mmlu",
+    "reference_attack": "membership",
+    "score_log": "tofu_scores",
+    "truth_ratio": "tofu_scores",
     "volume_fraction": "data_statistics",
     "wilson_interval": "robustness",
+    "zlib_attack": "membership",
 }
 
 

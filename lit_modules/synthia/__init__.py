@@ -22,17 +22,21 @@ if TYPE_CHECKING:
     from lit_modules.synthia.distance import AffordanceDistance, AffordancePair, AffordanceTable
     from lit_modules.synthia.encoding_cache import EncodingCache
     from lit_modules.synthia.guards import RisingError, min_snr_weights
+    from lit_modules.synthia.judge import AskingJudge, Judge, JudgeComparison, JudgeScore, NoAnswerError
+    from lit_modules.synthia.judge_models import EndpointJudge, LocalJudge
     from lit_modules.synthia.module import Synthia
     from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
     from lit_modules.synthia.ontology import Ontology
     from lit_modules.synthia.ontology_files import Concept
     from lit_modules.synthia.recognition import (
         PartRecogniser,
+        SavedRecogniser,
         load_recogniser,
         recogniser_report,
         save_recogniser,
         train_recogniser,
     )
+    from lit_modules.synthia.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
     from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
     from lit_modules.synthia.text_encoders import TextEncoder
     from lit_modules.synthia.text_to_image import TextToImage, TextToImageTraining
@@ -40,9 +44,15 @@ if TYPE_CHECKING:
 _MODULES = {
     "backbones.base": ("Backbone",),
     "backbones.flux": ("Flux",),
-    "backbones.kandinsky3": ("Kandinsky3", "Kandinsky3Flash"),
+    "backbones.kandinsky3": (
+        "Kandinsky3",
+        "Kandinsky3Flash",
+    ),
     "backbones.pixel": ("PixelDiffusion",),
-    "backbones.stable_diffusion": ("SDXL", "StableDiffusion"),
+    "backbones.stable_diffusion": (
+        "SDXL",
+        "StableDiffusion",
+    ),
     "backbones.stable_diffusion3": ("StableDiffusion3",),
     "curriculum": (
         "Curriculum",
@@ -53,17 +63,64 @@ _MODULES = {
         "stratified_sample",
         "transform",
     ),
-    "distance": ("AffordanceDistance", "AffordancePair", "AffordanceTable"),
+    "distance": (
+        "AffordanceDistance",
+        "AffordancePair",
+        "AffordanceTable",
+    ),
     "encoding_cache": ("EncodingCache",),
-    "guards": ("RisingError", "min_snr_weights"),
+    "guards": (
+        "RisingError",
+        "min_snr_weights",
+    ),
+    "judge": (
+        "AskingJudge",
+        "Judge",
+        "JudgeComparison",
+        "JudgeScore",
+        "NoAnswerError",
+    ),
+    "judge_models": (
+        "EndpointJudge",
+        "LocalJudge",
+    ),
     "module": ("Synthia",),
-    "objectives": ("Denoise", "DenoiseDPO", "InfoNCE", "Linear", "Triplet"),
+    "objectives": (
+        "Denoise",
+        "DenoiseDPO",
+        "InfoNCE",
+        "Linear",
+        "Triplet",
+    ),
     "ontology": ("Ontology",),
     "ontology_files": ("Concept",),
-    "recognition": ("PartRecogniser", "load_recogniser", "recogniser_report", "save_recogniser", "train_recogniser"),
-    "sampling": ("FewStepSampler", "NoiseSchedule", "cosine_alphas_cumprod", "spaced_timesteps"),
+    "recognition": (
+        "PartRecogniser",
+        "SavedRecogniser",
+        "load_recogniser",
+        "recogniser_report",
+        "save_recogniser",
+        "train_recogniser",
+    ),
+    "report": (
+        "PairPictures",
+        "Picture",
+        "TableRow",
+        "plot_grid",
+        "table_rows",
+        "write_report",
+    ),
+    "sampling": (
+        "FewStepSampler",
+        "NoiseSchedule",
+        "cosine_alphas_cumprod",
+        "spaced_timesteps",
+    ),
     "text_encoders": ("TextEncoder",),
-    "text_to_image": ("TextToImage", "TextToImageTraining"),
+    "text_to_image": (
+        "TextToImage",
+        "TextToImageTraining",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -71,6 +128,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "AffordanceDistance",
     "AffordancePair",
     "AffordanceTable",
+    "AskingJudge",
     "Backbone",
     "Concept",
     "Curriculum",
@@ -78,21 +136,31 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "Denoise",
     "DenoiseDPO",
     "EncodingCache",
+    "EndpointJudge",
     "FewStepSampler",
     "Flux",
     "InfoNCE",
+    "Judge",
+    "JudgeComparison",
+    "JudgeScore",
     "Kandinsky3",
     "Kandinsky3Flash",
     "Linear",
+    "LocalJudge",
+    "NoAnswerError",
     "NoiseSchedule",
     "Ontology",
+    "PairPictures",
     "PartRecogniser",
+    "Picture",
     "PixelDiffusion",
     "RisingError",
     "SDXL",
+    "SavedRecogniser",
     "StableDiffusion",
     "StableDiffusion3",
     "Synthia",
+    "TableRow",
     "TextEncoder",
     "TextToImage",
     "TextToImageTraining",
@@ -101,14 +169,17 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "cosine_alphas_cumprod",
     "load_recogniser",
     "min_snr_weights",
+    "plot_grid",
     "recogniser_report",
     "save_recogniser",
     "spaced_timesteps",
     "split_stages",
     "stage_of_epoch",
     "stratified_sample",
+    "table_rows",
     "train_recogniser",
     "transform",
+    "write_report",
 ]
 
 

@@ -227,7 +227,7 @@ def _digest(key: str, encoding: Encoding) -> str:
 def _hash(text: bytes, *tensors: Tensor) -> str:
     found = hashlib.sha256(text)
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

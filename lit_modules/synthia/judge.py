@@ -148,7 +148,7 @@ class AskingJudge(ABC):
         if self.workers == 1:
             return [self._ask(question, images, read) for question, images in tasks]
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(lambda task: self._ask(*task, read), tasks))
+            return list(pool.map(lambda task: self._ask(task[0], task[1], read), tasks))
 
     def _ask(
         self, question: str, images: list[Tensor], read: Callable[[str], dict[str, float]]

@@ -63,7 +63,8 @@ class LocalJudge(AskingJudge):
         if self._loaded is None:
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
-            processor: Any = AutoProcessor.from_pretrained(self.model)
+            loader: Any = AutoProcessor
+            processor: Any = loader.from_pretrained(self.model)
             if not getattr(processor, "chat_template", None):
                 raise ValueError(
                     f"The processor of {self.model} has no chat template; take an instruction-tuned model."

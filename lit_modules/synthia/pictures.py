@@ -34,7 +34,8 @@ def as_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
         return array
     if not (np.isfinite(array).all() and array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
         raise ValueError(f"A picture must be in [0, 1], got {array.min():.4g} to {array.max():.4g}.")
-    return (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+    scaled: NDArray[np.uint8] = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+    return scaled
 
 
 def data_uri(image: Tensor | NDArray[Any], enlarge_to: int = 1) -> str:

@@ -104,7 +104,7 @@ class Preparation:
             return {**own, "num pairs": given.num_pairs, "test pairs": given.test_pairs, "seed": given.seed}
         if step == "captions":
             endpoint = sources.caption_endpoint
-            source = "templates" if endpoint is None else endpoint.url
+            source = "templates" if endpoint is None else "endpoint"  # a server may move, its model counts
             own = {"captions": given.captions, "source": source, "model": None if endpoint is None else endpoint.model}
             return {**own, "seed": given.seed}
         if step == "images":
@@ -121,7 +121,7 @@ class Preparation:
         """Return, for each step, how many items there are and how many of them are finished; nothing is written."""
         pairs = self.pairs
         wanted = {pair.pair_id: self._captions_of(pair) for pair in pairs}
-        captions = {row["pair_id"]: row["captions"] for row in self._captions.rows()}
+        captions = self._written()
         skipped = self._skipped_items()
         images = [(pair, number) for pair, total in wanted.items() for number in range(total)]
         negatives = [(place, number) for place in range(len(self.concepts)) for number in range(self.amounts.negatives)]
@@ -202,7 +202,7 @@ class Preparation:
 
     def _make_captions(self) -> None:
         self._need("curriculum")
-        done = {row["pair_id"] for row in self._captions.rows()}
+        done = self._written()
         endpoint, given = self.sources.caption_endpoint, self.amounts
 
         def write(pair: CurriculumPair) -> list[str]:
@@ -225,10 +225,10 @@ class Preparation:
         self._need("captions")
         maker, skipped = self.sources.image_maker, self._skipped_items()
         items = [
-            (row["pair_id"], number, caption)
-            for row in self._captions.rows()
-            for number, caption in enumerate(row["captions"])
-            if (row["pair_id"], number) not in skipped and not self._image(row["pair_id"], number).exists()
+            (pair, number, caption)
+            for pair, captions in self._written().items()
+            for number, caption in enumerate(captions)
+            if (pair, number) not in skipped and not self._image(pair, number).exists()
         ]
 
         def make(item: tuple[int, int, str]) -> bytes:
@@ -351,6 +351,10 @@ class Preparation:
 
     def _captions_of(self, pair: CurriculumPair) -> int:
         return 1 if pair.stage is None else self.amounts.captions
+
+    def _written(self) -> dict[int, list[str]]:
+        """Return the captions of each pair that has some."""
+        return {row["pair_id"]: row["captions"] for row in self._captions.rows()}
 
     def _skipped_items(self) -> set[tuple[int, int]]:
         return {(row["pair_id"], row["number"]) for row in self._skipped.rows()}

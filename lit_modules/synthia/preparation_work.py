@@ -75,10 +75,17 @@ class Work(Generic[Item, Result]):
                         break
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
-                        item = running.pop(future)
-                        if not future.cancelled():
-                            self._settle(item, future)
-                            advance()
+                        item = running[future]
+                        try:
+                            if not future.cancelled():
+                                self._settle(item, future)
+                                advance()
+                        except KeyboardInterrupt:  # it may not be kept yet, so it is settled once more
+                            raise
+                        except BaseException:
+                            del running[future]
+                            raise
+                        del running[future]
                 except BaseException as error:  # an interrupt too: what is under way was paid for, and is kept
                     self.stop()
                     for future in running:

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lit_modules.unlearning.generation import greedy_generate
 from lit_modules.unlearning.losses import sequence_nll
 from lit_modules.unlearning.saving import without_frozen, write_pretrained
+from lit_modules.unlearning.token_scores import token_scores
 
 Batch = dict[str, Any]
 REMEDY = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
@@ -72,7 +73,7 @@ class CausalLM(LightningModule):
     Validation takes batches with ``labels`` and logs the mean loss per target token, in nats, of each value of the
     batch's ``split`` as ``val/<split>_loss``. Test takes two kinds of batches: those without ``labels`` are answered
     by greedy generation, those with ``labels`` are scored by their mean token NLL per row; ``metric`` turns both into
-    numbers.
+    numbers. A metric with a true ``needs_tokens`` also gets the scores of each token as ``tokens``.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -213,10 +214,15 @@ class CausalLM(LightningModule):
             if self.metric is not None:
                 self.metric.update(batch, generations=answers["generation"])
             return answers
-        sums, counts = sequence_nll(self.model, batch)
-        nll = sums / counts.clamp(min=1)
-        if self.metric is not None:
-            self.metric.update(batch, nll=nll)
+        if getattr(self.metric, "needs_tokens", False):
+            tokens = token_scores(self.model, batch)
+            nll = torch.stack([-row.sum() / max(len(row), 1) for row in tokens["log_probs"]])
+            cast("Metric", self.metric).update(batch, nll=nll, tokens=tokens)
+        else:
+            sums, counts = sequence_nll(self.model, batch)
+            nll = sums / counts.clamp(min=1)
+            if self.metric is not None:
+                self.metric.update(batch, nll=nll)
         member = batch["member"].tolist() if "member" in batch else None
         return {"id": batch["id"], "member": member, "nll": nll.tolist(), "source": batch.get("source")}
 

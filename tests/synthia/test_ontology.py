@@ -196,9 +196,9 @@ def test_unknown_names_are_answered_with_the_nearest(mini: Ontology) -> None:
     with pytest.raises(ValueError, match=r"no concept 'soffa' in mini; did you mean 'sofa'\?"):
         mini.parts_of("soffa")
     household = Ontology.from_file("household")
-    with pytest.raises(ValueError, match=r"no affordance 'warn' in household; did you mean 'warm'\?"):
+    with pytest.raises(ValueError, match=r"no affordance 'warn' in household; did you mean 'wear' or 'warm'\?"):
         household.concepts_with("warn")
-    with pytest.raises(ValueError, match=r"no affordance 'fill' in household; did you mean 'film' or 'filter'\?"):
+    with pytest.raises(ValueError, match=r"no affordance 'fill' in household; did you mean 'film'\?"):
         household.concepts_with("fill")
     # nothing is spelled alike: the nearest all the same
     with pytest.raises(ValueError, match=r"no affordance 'teleport' in household; the nearest are '\w+', '\w+' and '"):

@@ -93,7 +93,8 @@ def test_lines_of_a_table() -> None:
 
 def test_the_picture_shows_pairs_by_methods(tmp_path: Path) -> None:
     shown = pairs("$\\broken{$ <b>")
-    file = plot_grid(tmp_path / "made" / "grid.png", shown, per_cell=2, title="$ and $")
+    labels = ["frozen", "nearest existing concept"]
+    file = plot_grid(tmp_path / "made" / "grid.png", shown, labels, per_cell=1, title="$ and $")
     with Image.open(file) as image:
         assert image.format == "PNG"
         assert image.width > image.height

@@ -303,13 +303,13 @@ class Kandinsky3Flash(Kandinsky3):
             return super().component(name, dtype, folder)
         if name == "unet" and folder is None:
             projection = self.file("flan_ul2_encoder/projection_flash.pt")
-            return load_u_net(self.file("kandinsky3_flash.pt"), projection).to(dtype)
+            return load_u_net(self.file("kandinsky3_flash.pt"), projection, dtype)
         if name == "unet":
             from diffusers import Kandinsky3UNet
 
             return Kandinsky3UNet.from_pretrained(folder, subfolder=name, torch_dtype=dtype)
         if name == "movq":
-            return load_movq(self.file("movq.pt")).to(dtype)
+            return load_movq(self.file("movq.pt"), dtype)
         from transformers import T5EncoderModel, T5TokenizerFast
 
         place: dict[str, Any] = {"pretrained_model_name_or_path": self.model, "subfolder": "weights/flan_ul2_encoder"}

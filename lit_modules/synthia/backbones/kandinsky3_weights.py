@@ -123,12 +123,13 @@ def movq_config(weights: Weights) -> dict[str, Any]:
         raise ValueError(f"The weights are not those of the MoVQ of Kandinsky 3.1: no {error.args[0]}.") from error
 
 
-def load_u_net(path: str, projection: str) -> Any:
+def load_u_net(path: str, projection: str, dtype: torch.dtype | None = None) -> Any:
     """Return the U-Net of published weights.
 
     Args:
         path: File of the U-Net.
         projection: File of the projection of the text encoder's states.
+        dtype: Type of the weights; ``None`` leaves that of the file.
 
     Raises:
         ValueError: If they are those of another network.
@@ -140,14 +141,15 @@ def load_u_net(path: str, projection: str) -> Any:
         config = u_net_config(weights)
     except KeyError as error:
         raise ValueError(f"{path} does not hold the U-Net of Kandinsky 3.1: no {error.args[0]}.") from error
-    return _filled(Kandinsky3UNet, config, weights, path)
+    return _filled(Kandinsky3UNet, config, weights, path, dtype)
 
 
-def load_movq(path: str) -> Any:
+def load_movq(path: str, dtype: torch.dtype | None = None) -> Any:
     """Return the MoVQ of published weights.
 
     Args:
         path: File.
+        dtype: Type of the weights; ``None`` leaves that of the file.
 
     Raises:
         ValueError: If they are those of another network.
@@ -155,7 +157,7 @@ def load_movq(path: str) -> Any:
     from diffusers import VQModel
 
     weights = read_weights(path)
-    return _filled(VQModel, movq_config(weights), convert_movq(weights), path)
+    return _filled(VQModel, movq_config(weights), convert_movq(weights), path, dtype)
 
 
 def _movq_config(weights: Weights) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _movq_config(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _filled(kind: Any, config: dict[str, Any], weights: Weights, path: str) -> nn.Module:
+def _filled(kind: Any, config: dict[str, Any], weights: Weights, path: str, dtype: torch.dtype | None) -> nn.Module:
     with torch.device("meta"):  # weights that are replaced need not be drawn
         network: nn.Module = kind(**config)
     wanted = network.state_dict()
@@ -184,7 +186,7 @@ def _filled(kind: Any, config: dict[str, Any], weights: Weights, path: str) -> n
     wrong += [name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape]
     if wrong:
         raise ValueError(f"{path} does not hold the {kind.__name__} of Kandinsky 3.1; {wrong[0]} does not fit.")
-    network.load_state_dict(weights, assign=True)
+    network.load_state_dict({name: value.to(dtype or value.dtype) for name, value in weights.items()}, assign=True)
     return network.eval()
 
 

@@ -68,7 +68,7 @@ class PixelDiffusion(Backbone):
         block_size: int = 4,
         brightness: int = 10,
         colour: int = 3,
-        widths: tuple[int, ...] = (64, 128),
+        widths: tuple[int, ...] = (32, 64),
         layers_per_block: int = 1,
         num_heads: int = 4,
         word_width: int = 64,
@@ -288,4 +288,5 @@ def word_vector(word: str, width: int) -> Tensor:
     """
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") % 2**63
     vector = torch.randn(width, generator=torch.Generator().manual_seed(seed))
-    return vector / vector.norm() * width**0.5
+    scaled: Tensor = vector / vector.norm() * width**0.5
+    return scaled

@@ -25,7 +25,9 @@ def test_names_of_the_u_net() -> None:
         "up_samples.2.resnet_attn_blocks.2.0.resnet_blocks.1.projection.bias": (
             "up_blocks.2.resnets_in.2.resnet_blocks.1.projection.bias"
         ),
-        "down_samples.3.resnet_attn_blocks.0.1.feed_forward.0.weight": "down_blocks.3.attentions.1.feed_forward.0.weight",
+        "down_samples.3.resnet_attn_blocks.0.1.feed_forward.0.weight": (
+            "down_blocks.3.attentions.1.feed_forward.0.weight"
+        ),
         "down_samples.0.resnet_attn_blocks.1.2.shortcut_down_sample.bias": (
             "down_blocks.0.resnets_out.1.shortcut_down_sample.bias"
         ),
@@ -61,9 +63,9 @@ def test_names_of_the_movq() -> None:
 def test_weights_of_something_else_are_refused(kandinsky3_flash: tuple[str, Any, Any], tmp_path: Path) -> None:
     folder = Path(kandinsky3_flash[0]) / "weights"
     projection = str(folder / "flan_ul2_encoder" / "projection_flash.pt")
-    with pytest.raises(ValueError, match="does not hold the U-Net of Kandinsky 3.1: no conv_in.weight"):
+    with pytest.raises(ValueError, match=r"does not hold the U-Net of Kandinsky 3\.1: no conv_in\.weight"):
         load_u_net(str(folder / "movq.pt"), projection)
-    with pytest.raises(ValueError, match="are not those of the MoVQ of Kandinsky 3.1"):
+    with pytest.raises(ValueError, match=r"are not those of the MoVQ of Kandinsky 3\.1"):
         load_movq(str(folder / "kandinsky3_flash.pt"))
     weights = read_weights(str(folder / "kandinsky3_flash.pt"))
     torch.save({**weights, "more": torch.zeros(1)}, tmp_path / "more.pt")

@@ -229,11 +229,11 @@ def test_a_sampler_with_gradients_reaches_the_network(case: Case) -> None:
 
 
 def test_a_wrong_model_is_named(stable_diffusion: str, sdxl: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="takes a StableDiffusionPipeline, got .* a StableDiffusionXLPipeline; SDXL"):
+    with pytest.raises(ValueError, match=r"takes a StableDiffusionPipeline, got .* a StableDiffusionXLPipeline; SDXL"):
         StableDiffusion(sdxl).load("text")
     with pytest.raises(FileNotFoundError, match="There is no model '/nowhere'"):
         SDXL("/nowhere").load("network")
-    with pytest.raises(FileNotFoundError, match="The unet of .* cannot be loaded"):
+    with pytest.raises(FileNotFoundError, match=r"The unet of .* cannot be loaded"):
         StableDiffusion(stable_diffusion, image_size=16, trained_network=str(tmp_path)).load("network")
     with pytest.raises(ValueError, match="image_size must be a multiple of 8 for StableDiffusion, got 20"):
         StableDiffusion(stable_diffusion, image_size=20).load("images")

@@ -84,7 +84,7 @@ def test_a_scheduler_of_another_kind_is_named(stable_diffusion: str, tmp_path: P
     shutil.copytree(stable_diffusion, tmp_path / "copy")
     config = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
-    with pytest.raises(ValueError, match="needs a scheduler with alphas_cumprod .* got PNDMScheduler with 'sample'"):
+    with pytest.raises(ValueError, match=r"needs a scheduler with alphas_cumprod .* got PNDMScheduler with 'sample'"):
         StableDiffusion(str(tmp_path / "copy"), image_size=16).load("network")
 
 

@@ -1,0 +1,166 @@
+"""CoDA: finding confused pairs, and contrastive synthetic images of them; each stage on tensors and lists, or all."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_modules.coda.answers import normalise_answer, read_answer
+    from lit_modules.coda.concepts import Concept, ConfusablePair, safe_name, unique_pairs
+    from lit_modules.coda.confusable_pairs import (
+        ConfusionTable,
+        confusion_questions,
+        draw_subset,
+        load_tables,
+        merge_pairs,
+        options_question,
+        save_pairs,
+    )
+    from lit_modules.coda.discriminability import AttributeScores, discriminability_scores, discriminability_values
+    from lit_modules.coda.estimate import Estimate, Prices
+    from lit_modules.coda.export import export_images
+    from lit_modules.coda.features import FeatureAnswer, extract_features, feature_request
+    from lit_modules.coda.generability import attribute_groups, generability_scores, trial_count
+    from lit_modules.coda.generation import image_prompt, negative_prompt, plan_images
+    from lit_modules.coda.inputs import PairTask
+    from lit_modules.coda.parsing import MalformedAnswer, parse_bits, parse_features, parse_yes_no
+    from lit_modules.coda.pictures import perceptual_hash, picture_problem, read_picture
+    from lit_modules.coda.pipeline import CoDAPipeline, PipelineResult, UnitResult, store_counts
+    from lit_modules.coda.presets import CoDASettings, preset
+    from lit_modules.coda.protocols import (
+        BackendError,
+        BudgetExhausted,
+        Capabilities,
+        ChatModel,
+        ChatRequest,
+        Embedder,
+        ImageGenerator,
+        ImageRequest,
+        Reply,
+        Usage,
+    )
+    from lit_modules.coda.ranking import rank_references, reference_scores, similarities
+    from lit_modules.coda.seeds import stable_hash, stable_seed
+    from lit_modules.coda.selection import Selection, select_discriminative, select_generable
+    from lit_modules.coda.store import Store, StoreInUse
+    from lit_modules.coda.verification import accept_images, image_score, verification_requests
+
+_MODULES = {
+    "answers": ("normalise_answer", "read_answer"),
+    "concepts": ("Concept", "ConfusablePair", "safe_name", "unique_pairs"),
+    "confusable_pairs": (
+        "ConfusionTable",
+        "confusion_questions",
+        "draw_subset",
+        "load_tables",
+        "merge_pairs",
+        "options_question",
+        "save_pairs",
+    ),
+    "discriminability": ("AttributeScores", "discriminability_scores", "discriminability_values"),
+    "estimate": ("Estimate", "Prices"),
+    "export": ("export_images",),
+    "features": ("FeatureAnswer", "extract_features", "feature_request"),
+    "generability": ("attribute_groups", "generability_scores", "trial_count"),
+    "generation": ("image_prompt", "negative_prompt", "plan_images"),
+    "inputs": ("PairTask",),
+    "parsing": ("MalformedAnswer", "parse_bits", "parse_features", "parse_yes_no"),
+    "pictures": ("perceptual_hash", "picture_problem", "read_picture"),
+    "pipeline": ("CoDAPipeline", "PipelineResult", "UnitResult", "store_counts"),
+    "presets": ("CoDASettings", "preset"),
+    "protocols": (
+        "BackendError",
+        "BudgetExhausted",
+        "Capabilities",
+        "ChatModel",
+        "ChatRequest",
+        "Embedder",
+        "ImageGenerator",
+        "ImageRequest",
+        "Reply",
+        "Usage",
+    ),
+    "ranking": ("rank_references", "reference_scores", "similarities"),
+    "seeds": ("stable_hash", "stable_seed"),
+    "selection": ("Selection", "select_discriminative", "select_generable"),
+    "store": ("Store", "StoreInUse"),
+    "verification": ("accept_images", "image_score", "verification_requests"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "AttributeScores",
+    "BackendError",
+    "BudgetExhausted",
+    "Capabilities",
+    "ChatModel",
+    "ChatRequest",
+    "CoDAPipeline",
+    "CoDASettings",
+    "Concept",
+    "ConfusablePair",
+    "ConfusionTable",
+    "Embedder",
+    "Estimate",
+    "FeatureAnswer",
+    "ImageGenerator",
+    "ImageRequest",
+    "MalformedAnswer",
+    "PairTask",
+    "PipelineResult",
+    "Prices",
+    "Reply",
+    "Selection",
+    "Store",
+    "StoreInUse",
+    "UnitResult",
+    "Usage",
+    "accept_images",
+    "attribute_groups",
+    "confusion_questions",
+    "discriminability_scores",
+    "discriminability_values",
+    "draw_subset",
+    "export_images",
+    "extract_features",
+    "feature_request",
+    "generability_scores",
+    "image_prompt",
+    "image_score",
+    "load_tables",
+    "merge_pairs",
+    "negative_prompt",
+    "normalise_answer",
+    "options_question",
+    "parse_bits",
+    "parse_features",
+    "parse_yes_no",
+    "perceptual_hash",
+    "picture_problem",
+    "plan_images",
+    "preset",
+    "rank_references",
+    "read_answer",
+    "read_picture",
+    "reference_scores",
+    "safe_name",
+    "save_pairs",
+    "select_discriminative",
+    "select_generable",
+    "similarities",
+    "stable_hash",
+    "stable_seed",
+    "store_counts",
+    "trial_count",
+    "unique_pairs",
+    "verification_requests",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,107 @@
+"""Writing accepted synthetic images as a training folder, in the layout of few-shot data."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_modules.coda.concepts import Concept, safe_name
+from lit_modules.coda.features import FeatureKind
+from lit_modules.coda.inputs import PairTask, shard_tasks
+from lit_modules.coda.store import Store
+
+
+def export_images(
+    store: Store, folder: str | Path, tasks: Sequence[PairTask], kind: FeatureKind, allow_short: bool = False
+) -> int:
+    """Write the accepted images of a kind as ``train/metadata.jsonl`` and one folder for each class.
+
+    All names of files are made here, from hashes and numbers; a class that occurs in several pairs has the images of
+    each. ``concepts.jsonl`` and ``pairs.json`` are written beside.
+
+    Args:
+        store: Store of a run.
+        folder: Folder to write; files that are there already and fit are left alone.
+        tasks: Pairs to export.
+        kind: Kind of features whose images to take.
+        allow_short: Whether a concept may have fewer images than the run wanted.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        ValueError: If a concept has no images, or too few, or an image is not what its record says.
+    """
+    root = Path(folder)
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    files: list[tuple[Path, bytes]] = []
+    unique = shard_tasks(tasks)
+    for task in unique:
+        pair = task.pair
+        for concept, other in ((pair.target, pair.confusable), (pair.confusable, pair.target)):
+            place = [pair.pair_id, safe_name(concept.name), kind]
+            record = store.read_json([*place, "images.json"])
+            if record is None or not record["accepted"]:
+                problems.append(f"{concept.name} against {other.name} has no accepted images")
+                continue
+            if record["short"] and not allow_short:
+                problems.append(f"{concept.name} against {other.name} lacks {record['short']} images")
+                continue
+            for index in record["accepted"]:
+                data = store.read_file([*place, "images", f"{index}.png"], record["files"][f"{index}.png"])
+                if data is None:
+                    problems.append(f"image {index} of {concept.name} against {other.name} is not what was made")
+                    continue
+                name = f"{safe_name(concept.name)}/{pair.pair_id}-{int(index)}.png"
+                files.append((root / "train" / name, data))
+                facts = store.read_json([*place, "images", f"{index}.json"]) or {}
+                rows.append(_row(name, concept, pair.pair_id, kind, facts))
+    if problems:
+        raise ValueError(f"The images cannot be exported: {'; '.join(problems)}.")
+    for path, data in files:
+        if not path.is_file() or path.read_bytes() != data:
+            _write(path, data)
+    concepts = {concept.name: concept for task in unique for concept in (task.pair.target, task.pair.confusable)}
+    _write_lines(root / "train" / "metadata.jsonl", rows)
+    _write_lines(
+        root / "concepts.jsonl",
+        [{**concept.record(), "dir": safe_name(name)} for name, concept in sorted(concepts.items())],
+    )
+    pairs = [
+        {
+            "target": task.pair.target.name,
+            "confusable": task.pair.confusable.name,
+            "error_rate": task.pair.error_rate,
+            "target_dir": safe_name(task.pair.target.name),
+            "confusable_dir": safe_name(task.pair.confusable.name),
+        }
+        for task in unique
+    ]
+    _write(root / "pairs.json", (json.dumps(pairs, indent=1) + "\n").encode())
+    return len(rows)
+
+
+def _row(name: str, concept: Concept, pair_id: str, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "file_name": name,
+        "class_name": concept.name,
+        "source": "synthetic",
+        "supercategory": concept.supercategory,
+        "split_role": "support",
+        "pair_id": pair_id,
+        "kind": kind,
+        **{field: facts.get(field) for field in ("prompt", "seed", "generator", "score", "sha256")},
+    }
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    _write(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())

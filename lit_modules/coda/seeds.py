@@ -1,0 +1,59 @@
+"""Hashes and seeds that are the same in every process, on every machine: never Python's ``hash``."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+
+def stable_hash(*parts: object) -> str:
+    """Return the SHA-256 of values, whatever process or machine asks.
+
+    The values are written as JSON with sorted keys, so ``("a/b", "c")`` and ``("a", "b/c")`` differ.
+
+    Args:
+        parts: Texts, numbers, truth values, ``None``, and lists, tuples and mappings of these.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        TypeError: If a value is of another type, whose text may change from run to run.
+        ValueError: If a number is not finite.
+
+    Example:
+        >>> stable_hash("Puff Adder", 3)[:16]
+        '5c6b316982ea4e38'
+    """
+    text = json.dumps(_plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stable_seed(*parts: object) -> int:
+    """Return a seed from values: the first 31 bits of their hash, which every generator and server takes.
+
+    Args:
+        parts: What the seed belongs to, such as the run's seed, pair, direction, kind, stage and index.
+
+    Returns:
+        From 0 to ``2**31 - 1``.
+
+    Example:
+        >>> stable_seed(0, "pair", "direction", "visual", "images", 7)
+        343857759
+    """
+    return int(stable_hash(*parts)[:8], 16) >> 1
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"Keys must be texts to have a stable hash, got {sorted(map(repr, value))}.")
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_plain(inner) for inner in value]
+    raise TypeError(
+        f"Only texts, numbers, truth values, None, lists and mappings have a stable hash, got {type(value).__name__}; "
+        "give its text or its bytes' hash."
+    )

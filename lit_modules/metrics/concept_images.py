@@ -1,0 +1,73 @@
+"""Images of existing concepts, from a folder or from memory."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from lit_modules.errors import closest
+from lit_modules.synthia.ontology_files import normalise
+
+ConceptImages = Mapping[str, Tensor | Sequence[Tensor]]
+"""Images by the name of their concept: floats in [0, 1] or uint8, ``(n, 3, height, width)`` or a list of them."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read_concept_images(images: str | ConceptImages, concepts: Sequence[str]) -> dict[str, list[Tensor]]:
+    """Return the images of existing concepts by name.
+
+    Args:
+        images: Folder in which the images of a concept lie in a folder of its name, at any depth, as
+            ``furniture/sofa/1.png``; or the images by name. Spaces and underscores are the same.
+        concepts: Names of the concepts that there are.
+
+    Returns:
+        The images of each concept that has some, in the order of ``concepts``, each ``(3, height, width)``.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there is no image, or one of a concept that is not among ``concepts``.
+    """
+    known = {_plain(name): name for name in concepts}
+    found: dict[str, list[Tensor]] = {name: [] for name in known.values()}
+    given = _folder(Path(images)) if isinstance(images, str) else images
+    for name, pictures in given.items():
+        if _plain(name) not in known:
+            raise ValueError(f"There is no concept {name!r} in the ontology{closest(name, list(known.values()))}")
+        found[known[_plain(name)]] += list(pictures)
+    found = {name: pictures for name, pictures in found.items() if pictures}
+    if not found:
+        raise ValueError(f"There must be at least one image of an existing concept, got none in {images!r}.")
+    return found
+
+
+def read_folder(folder: Path) -> list[Tensor]:
+    """Return the images of a folder and of those in it, uint8, in the order of their paths.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    return [image for images in _folder(folder).values() for image in images]
+
+
+def _folder(folder: Path) -> dict[str, list[Tensor]]:
+    """Return images by the name of the folder that they lie in."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder} of images.")
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    found: dict[str, list[Tensor]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+        with Image.open(path) as image:
+            pixels: Tensor = pil_to_tensor(image.convert("RGB"))
+        found.setdefault(path.parent.name, []).append(pixels)
+    return found
+
+
+def _plain(name: str) -> str:
+    return normalise(name.replace("_", " "))

@@ -1,0 +1,129 @@
+"""How far pictures of generic prompts moved in tuning."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.utilities import dim_zero_cat
+
+from lit_modules.metrics.concept_images import read_folder
+from lit_modules.metrics.image_text import ImageTextEncoder
+
+
+class Drift(Metric):
+    """Distance of pictures of generic prompts to those of the untuned model, and how well they fit their prompts.
+
+    ``fid`` and ``kid`` are torchmetrics' Frechet and kernel distance, with the features of the encoder in place of
+    those of an Inception network, which need a download and know photographs of 1,000 classes. So the values cannot
+    be compared with published ones, but with each other. ``kid`` has no bias and needs fewer images. ``clip`` is ``100
+    max(cos, 0)`` of image and prompt, the mean of torchmetrics' CLIPScore, if the encoder reads texts.
+
+    A batch has ``prompt`` (list of str). Prompts longer than the encoder reads are cut off, with a warning.
+
+    Args:
+        encoder: Vision model, such as CLIP or DINOv2, or its name or folder.
+        reference: Folder of pictures of the untuned model, or the pictures (floats in [0, 1] or uint8, ``(n, 3, height,
+            width)``); at least 2.
+        subsets: Draws of the kernel distance.
+        subset_size: Pictures in a draw; all if there are fewer.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        FileNotFoundError: If there is no such folder.
+
+    References:
+        Heusel et al., arXiv 1706.08500 (FID). Binkowski et al., arXiv 1801.01401 (KID). Hessel et al., arXiv
+        2104.08718 (CLIPScore).
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    features: list[Tensor] | Tensor
+    fits: Tensor
+
+    def __init__(
+        self,
+        encoder: str | ImageTextEncoder,
+        reference: str | Tensor,
+        subsets: int = 20,
+        subset_size: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if subsets < 1 or subset_size < 2:
+            raise ValueError(f"subsets must be at least 1 and subset_size 2, got {subsets} and {subset_size}.")
+        self.encoder = ImageTextEncoder(encoder) if isinstance(encoder, str) else encoder
+        pictures: Sequence[Tensor] = read_folder(Path(reference)) if isinstance(reference, str) else list(reference)
+        if len(pictures) < 2:
+            raise ValueError(f"reference must be at least 2 pictures, got {len(pictures)}.")
+        self._pictures, self._reference = pictures, torch.empty(0)
+        self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
+        self.add_state("features", [], dist_reduce_fx="cat")
+        self.add_state("fits", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
+        """Add pictures of the tuned model.
+
+        Args:
+            images: Floats in [0, 1], ``(n, 3, height, width)``.
+            batch: Has ``prompt``, one for each image.
+
+        Raises:
+            ValueError: If there is not a prompt for each image.
+        """
+        if len(batch.get("prompt", ())) != len(images):
+            raise ValueError(f"A batch must have a prompt for each of the {len(images)} images; got another number.")
+        features = self.encoder.features(images.to(self.device))
+        self.features.append(features)  # type: ignore[union-attr]
+        if self.encoder.takes_phrases:
+            cosine = F.cosine_similarity(features, self.encoder.texts(batch["prompt"]).to(features.device))
+            self.fits[0] += (100 * cosine.double()).clamp(min=0).sum()
+            self.fits[1] += len(images)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the features of all processes; called by :meth:`compute`."""
+        if isinstance(self.features, list) and not self.features:  # torchmetrics needs the shape from each rank
+            self.features.append(torch.empty(0, self.encoder.num_features, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``fid``, ``kid`` and ``clip``, float64 scalars; NaN with fewer than 2 pictures, or without texts."""
+        nothing = torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
+        found = {"fid": nothing, "kid": nothing, "clip": self.fits[0] / self.fits[1]}
+        drawn = dim_zero_cat(self.features) if len(self.features) else torch.empty(0)
+        if len(drawn) < 2:
+            return found
+        if not len(self._reference):
+            self._reference = self.encoder.features([picture.to(drawn.device) for picture in self._pictures])
+        reference, given = self._reference.to(drawn.device, torch.float64), _Given(drawn.shape[1])
+        size = min(self.subset_size, len(drawn), len(reference))
+        fid = FrechetInceptionDistance(given).to(drawn.device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
+            kid = KernelInceptionDistance(given, self.subsets, size).to(drawn.device)
+        for features, real in ((reference, True), (drawn.double(), False)):
+            fid.update(features, real=real)
+            kid.update(features, real=real)
+        found["fid"] = type(fid).compute(fid)  # not the instances', which would gather once more
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            found["kid"] = type(kid).compute(kid)[0]
+        return found
+
+
+class _Given(nn.Identity):
+    """Takes features in the place of images."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features

@@ -1,0 +1,339 @@
+"""Accuracy of questions with few options: per pair, per super-category, with rates, intervals and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+__all__ = ["NWayAccuracy", "PairAccuracy", "retention_change", "seed_statistics"]
+
+
+def seed_statistics(results: Sequence[Mapping[str, float | Tensor]]) -> dict[str, dict[str, float]]:
+    """Return mean and standard deviation of each number over runs with different seeds.
+
+    Args:
+        results: One mapping of numbers for each seed, all with the same names.
+
+    Returns:
+        For each name ``mean``, ``std`` (of the sample, NaN for one seed) and ``seeds``.
+
+    Raises:
+        ValueError: If there are no results or their names differ.
+
+    Example:
+        >>> seed_statistics([{"acc_macro": 0.7}, {"acc_macro": 0.8}])["acc_macro"]["mean"]
+        0.75
+    """
+    if not results:
+        raise ValueError("There must be the results of at least one seed.")
+    names = list(results[0])
+    for result in results:
+        if set(result) != set(names):
+            differing = sorted(set(result) ^ set(names))
+            raise ValueError(f"All seeds must have the same numbers; {', '.join(differing)} are not in all.")
+    found = {}
+    for name in names:
+        values = torch.tensor([float(result[name]) for result in results], dtype=torch.float64)
+        spread = float(values.std(correction=1)) if len(values) > 1 else math.nan
+        found[name] = {"mean": float(values.mean()), "std": spread, "seeds": float(len(values))}
+    return found
+
+
+def retention_change(before: Mapping[str, float | Tensor], after: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Return what an update cost on known pairs that were not trained: numbers after it less those before.
+
+    Args:
+        before: Numbers of :class:`PairAccuracy` on the known pairs before the update.
+        after: The same after it.
+
+    Raises:
+        ValueError: If the names differ.
+
+    Example:
+        >>> retention_change({"acc_macro": 0.75}, {"acc_macro": 0.5})
+        {'acc_macro': -0.25}
+    """
+    if set(before) != set(after):
+        raise ValueError(
+            f"Both must have the same numbers; {', '.join(sorted(set(before) ^ set(after)))} are not in both."
+        )
+    return {name: float(after[name]) - float(before[name]) for name in before}
+
+
+class _Answers(Metric):
+    """Keeps a row for each answer; what a sampler repeated to fill its last batch counts once."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    rows: list[Tensor]
+
+    def __init__(self, supercategories: Sequence[int] | None, names: Sequence[str], groups: str) -> None:
+        super().__init__()
+        if len(set(names)) < len(names):
+            raise ValueError(f"supercategory_names must differ, got {', '.join(names)}.")
+        if supercategories is not None and not all(0 <= number < len(names) for number in supercategories):
+            raise ValueError(
+                f"supercategories must be numbers from 0 to {len(names) - 1}, one for each of the {groups}, got "
+                f"{list(supercategories)}."
+            )
+        if supercategories is None and names:
+            raise ValueError(f"supercategory_names need supercategories, one for each of the {groups}.")
+        self.supercategories = None if supercategories is None else tuple(supercategories)
+        self.supercategory_names = tuple(names)
+        self._groups = groups
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def _add(self, columns: Sequence[tuple[str, Tensor, int, int | None]]) -> None:
+        """Add a row for each answer from columns: their names, numbers, and least and greatest ones."""
+        shape = columns[0][1].shape
+        for name, column, least, greatest in columns:
+            if column.ndim != 1 or column.shape != shape:
+                raise ValueError(f"{name} must be of shape {tuple(shape)}, got {tuple(column.shape)}.")
+            if column.is_floating_point():
+                raise ValueError(f"{name} must be whole numbers, got {column.dtype}.")
+            if bool((column < least).any()) or (greatest is not None and bool((column > greatest).any())):
+                most = "" if greatest is None else f" and at most {greatest}"
+                raise ValueError(f"{name} must be at least {least}{most}, got {column.tolist()}.")
+        group = columns[0][1]
+        if self.supercategories is not None and bool((group >= len(self.supercategories)).any()):
+            known = len(self.supercategories)
+            raise ValueError(f"There are supercategories of {known} {self._groups}, got number {int(group.max())}.")
+        self.rows.append(torch.stack([column.to(self.device, torch.int64) for _, column, _, _ in columns], 1))
+
+    def _table(self, key: Sequence[int], width: int) -> Tensor:
+        """Return all rows on the CPU; of those with one key, the index of an image among them, only the first."""
+        if not self.rows:
+            return torch.zeros(0, width, dtype=torch.int64)
+        rows = dim_zero_cat(self.rows).cpu()
+        seen: dict[tuple[int, ...], list[int]] = {}
+        for number, row in enumerate(rows.tolist()):
+            # without an index each row counts
+            name = tuple(row[column] for column in key) if row[3] >= 0 else (-1, number)
+            seen.setdefault(name, row)
+        return torch.tensor(list(seen.values()), dtype=torch.int64).reshape(-1, width)
+
+    def _by_supercategory(self, values: Mapping[int, float]) -> dict[str, float]:
+        """Return the mean of the groups' values for each super-category; NaN where there is none."""
+        found = {}
+        for number, name in enumerate(self.supercategory_names):
+            own = [value for group, value in values.items() if (self.supercategories or ())[group] == number]
+            found[f"acc_supercategory/{name}"] = _mean(own)
+        return found
+
+
+class PairAccuracy(_Answers):
+    """Accuracy of two-way questions, in the form of CoDA's tables.
+
+    Of each pair the accuracy is the mean of the target's and the confusable's recall, which weigh alike however many
+    images each has. ``acc_macro`` is the mean over pairs, ``acc_micro`` over answers. ``acc_target`` and
+    ``acc_confusable`` are the recalls' means over pairs; the second one tells whether the known concept was forgotten.
+    ``invalid`` is the share of answers that name neither option, which count as wrong. ``position_bias`` is the share
+    of valid answers that name the option asked first: 0.5 has no bias. With super-categories there is ``acc_macro`` of
+    each too. A pair of which only one class came has no accuracy, and ``acc_macro`` is NaN.
+
+    The interval is a bootstrap over images within each class of each pair; all answers on an image, such as those to
+    both orders of the options, stay together.
+
+    Args:
+        supercategories: Number of each pair's super-category, by the pair's number; ``None`` for none.
+        supercategory_names: Names of super-categories.
+        resamples: Bootstrap resamples; 0 leaves the interval out.
+        confidence: Share of resamples in the interval, in (0, 1).
+        seed: Seed of the resamples.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> accuracy = PairAccuracy(resamples=0)
+        >>> zero = torch.zeros(4, dtype=torch.int64)
+        >>> accuracy.update(zero, label=torch.tensor([0, 0, 0, 1]), prediction=torch.tensor([0, 1, -1, 1]), first=zero)
+        >>> {name: round(float(value), 3) for name, value in accuracy.compute().items()}
+        {'acc_macro': 0.667, 'acc_micro': 0.5, 'acc_target': 0.333, 'acc_confusable': 1.0, 'invalid': 0.25, \
+'position_bias': 0.333}
+
+    References:
+        Zhou et al., "Contrastive Visual Data Augmentation", ICML 2025, arXiv 2502.17709; the paper names one accuracy
+        and the released code one matrix for each pair, so their joining is defined here.
+    """
+
+    def __init__(
+        self,
+        supercategories: Sequence[int] | None = None,
+        supercategory_names: Sequence[str] = (),
+        resamples: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(supercategories, supercategory_names, "pairs")
+        if resamples < 0 or not 0 < confidence < 1:
+            raise ValueError(
+                f"resamples must not be negative and confidence in (0, 1), got {resamples} and {confidence}."
+            )
+        self.resamples, self.confidence, self.seed = resamples, confidence, seed
+
+    def update(
+        self, pair: Tensor, label: Tensor, prediction: Tensor, first: Tensor, index: Tensor | None = None
+    ) -> None:
+        """Add answers.
+
+        Args:
+            pair: Number of the pair, from 0, ``(n,)``.
+            label: 0 for an image of the target and 1 for one of the confusable, ``(n,)``.
+            prediction: 0 or 1 for the concept answered, -1 for an answer that names none, ``(n,)``.
+            first: 0 or 1 for the concept that stood first in the question, ``(n,)``.
+            index: Number of the image in its data, from 0, ``(n,)``; it joins the answers on one image, and an answer
+                that a distributed sampler repeats counts once, the first. ``None`` takes each answer for an image
+                of its own.
+
+        Raises:
+            ValueError: If shapes differ or a number is out of its range.
+        """
+        place = torch.full_like(pair, -1) if index is None else index
+        self._add(
+            [
+                ("pair", pair, 0, None),
+                ("label", label, 0, 1),
+                ("prediction", prediction, -1, 1),
+                ("index", place, 0 if index is not None else -1, None),
+                ("first", first, 0, 1),
+            ]
+        )
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the numbers by name, float64 scalars in [0, 1]; NaN where nothing counts."""
+        rows = self._table((0, 1, 3, 4), 5)
+        pair, label, prediction, _, first = rows.unbind(1)
+        right = (prediction == label).double()
+        valid = prediction >= 0
+        recalls = _recalls(pair, label, right)
+        pairs = {number: _mean([recalls.get((number, side), math.nan) for side in (0, 1)]) for number in _set(pair)}
+        found = {
+            "acc_macro": _mean(list(pairs.values())),
+            "acc_micro": _mean(right.tolist()),
+            "acc_target": _mean([value for (_, side), value in recalls.items() if side == 0]),
+            "acc_confusable": _mean([value for (_, side), value in recalls.items() if side == 1]),
+            "invalid": _mean((~valid).double().tolist()),
+            "position_bias": _mean((prediction == first)[valid].double().tolist()),
+            **self._by_supercategory(pairs),
+        }
+        if self.resamples:
+            found |= self._interval(rows, right)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    def pair_table(self) -> dict[int, Tensor]:
+        """Return for each pair the shares of answers: rows target and confusable, columns these and invalid.
+
+        Rows sum to 1, as answers that name no option have a column; a class without images has a row of NaN.
+        """
+        rows = self._table((0, 1, 3, 4), 5)
+        found = {}
+        for number in _set(rows[:, 0]):
+            own = rows[rows[:, 0] == number]
+            counts = torch.zeros(2, 3, dtype=torch.float64)
+            for _, label, prediction, _, _ in own.tolist():
+                counts[label, prediction] += 1  # -1 is the last column
+            found[number] = counts / counts.sum(1, keepdim=True)
+        return found
+
+    def _interval(self, rows: Tensor, right: Tensor) -> dict[str, float]:
+        """Return the ends of the interval of ``acc_macro``."""
+        names = ("acc_macro_lower", "acc_macro_upper")
+        generator = torch.Generator().manual_seed(self.seed)
+        sides: dict[tuple[int, int], dict[int, list[float]]] = {}
+        for number, (pair, label, _, index, _) in enumerate(rows.tolist()):
+            images = sides.setdefault((pair, label), {})
+            images.setdefault(index if index >= 0 else -1 - number, []).append(float(right[number]))
+        if not sides or len(sides) < 2 * len({pair for pair, _ in sides}):
+            return dict.fromkeys(names, math.nan)
+        total = torch.zeros(self.resamples, dtype=torch.float64)
+        for key in sorted(sides):
+            answers = [sides[key][image] for image in sorted(sides[key])]
+            sums = torch.tensor([sum(image) for image in answers], dtype=torch.float64)
+            counts = torch.tensor([len(image) for image in answers], dtype=torch.float64)
+            drawn = torch.randint(len(answers), (self.resamples, len(answers)), generator=generator)
+            total += sums[drawn].sum(1) / counts[drawn].sum(1)
+        ends = torch.tensor([(1 - self.confidence) / 2, (1 + self.confidence) / 2], dtype=torch.float64)
+        return dict(zip(names, (total / len(sides)).quantile(ends).tolist(), strict=True))
+
+
+class NWayAccuracy(_Answers):
+    """Accuracy of questions with all concepts of a super-category as options.
+
+    Two-way accuracy can rise by learning to answer the new name; this one cannot. ``acc_macro`` is the mean of the
+    concepts' recalls, ``acc_micro`` the mean over answers, ``invalid`` the share of answers that name no option, which
+    count as wrong.
+
+    Args:
+        supercategories: Number of each concept's super-category, by the concept's number; ``None`` for none.
+        supercategory_names: Names of super-categories.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> accuracy = NWayAccuracy()
+        >>> accuracy.update(label=torch.tensor([0, 0, 2]), prediction=torch.tensor([0, -1, 2]))
+        >>> {name: round(float(value), 3) for name, value in accuracy.compute().items()}
+        {'acc_macro': 0.75, 'acc_micro': 0.667, 'invalid': 0.333}
+    """
+
+    def __init__(self, supercategories: Sequence[int] | None = None, supercategory_names: Sequence[str] = ()) -> None:
+        super().__init__(supercategories, supercategory_names, "concepts")
+
+    def update(self, label: Tensor, prediction: Tensor, index: Tensor | None = None) -> None:
+        """Add answers.
+
+        Args:
+            label: Number of the concept shown, from 0, ``(n,)``.
+            prediction: Number of the concept answered, -1 for an answer that names none, ``(n,)``.
+            index: Number of the image in its data, from 0, ``(n,)``; an image that is repeated counts once.
+
+        Raises:
+            ValueError: If shapes differ or a number is out of its range.
+        """
+        place = torch.full_like(label, -1) if index is None else index
+        self._add(
+            [
+                ("label", label, 0, None),
+                ("label", label, 0, None),
+                ("prediction", prediction, -1, None),
+                ("index", place, 0 if index is not None else -1, None),
+            ]
+        )
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the numbers by name, float64 scalars in [0, 1]; NaN where nothing counts."""
+        rows = self._table((1, 3), 4)
+        label, prediction = rows[:, 1], rows[:, 2]
+        right = (prediction == label).double()
+        recalls = {number: value for (number, _), value in _recalls(label, label * 0, right).items()}
+        found = {
+            "acc_macro": _mean(list(recalls.values())),
+            "acc_micro": _mean(right.tolist()),
+            "invalid": _mean((prediction < 0).double().tolist()),
+            **self._by_supercategory(recalls),
+        }
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+
+def _recalls(group: Tensor, side: Tensor, right: Tensor) -> dict[tuple[int, int], float]:
+    sums: dict[tuple[int, int], list[float]] = {}
+    for one, two, value in zip(group.tolist(), side.tolist(), right.tolist(), strict=True):
+        sums.setdefault((one, two), []).append(value)
+    return {key: _mean(values) for key, values in sorted(sums.items())}
+
+
+def _set(values: Tensor) -> list[int]:
+    return sorted(set(values.tolist()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

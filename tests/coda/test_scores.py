@@ -1,0 +1,181 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_modules.coda.discriminability import discriminability_scores, discriminability_values
+from lit_modules.coda.generability import attribute_groups, generability_scores, trial_count
+from lit_modules.coda.ranking import rank_references, reference_scores, similarities
+from lit_modules.coda.selection import select_discriminative, select_generable
+
+
+def cosines(images: int, attributes: int, seed: int) -> Tensor:
+    return 0.2 + 0.02 * torch.randn(images, attributes, generator=torch.Generator().manual_seed(seed))
+
+
+def pair_loop(target: Tensor, confusable: Tensor) -> list[float]:
+    values = []
+    for attribute in range(target.shape[1]):
+        shares = []
+        for x in target[:, attribute].tolist():
+            for y in confusable[:, attribute].tolist():
+                own, other = math.exp(100 * x), math.exp(100 * y)
+                shares.append(own / (own + other))
+        values.append(sum(shares) / len(shares))
+    return values
+
+
+def test_discriminability_is_the_mean_softmax_of_all_pairs() -> None:
+    target, confusable = cosines(4, 3, 0), cosines(5, 3, 1)
+    expected = torch.tensor(pair_loop(target, confusable), dtype=torch.float64)
+    torch.testing.assert_close(discriminability_values(target, confusable), expected)
+
+
+def test_both_directions_sum_to_one_and_equal_sets_give_a_half() -> None:
+    target, confusable = cosines(4, 6, 0), cosines(3, 6, 1)
+    both = discriminability_values(target, confusable) + discriminability_values(confusable, target)
+    torch.testing.assert_close(both, torch.ones(6, dtype=torch.float64))
+    same = discriminability_values(target, target)
+    torch.testing.assert_close(same, torch.full((6,), 0.5, dtype=torch.float64))
+
+
+def test_the_threshold_is_reached_by_a_cosine_gap_of_0_0041() -> None:
+    zero = torch.zeros(1, 1)
+    assert (
+        float(discriminability_values(zero + 0.00405, zero)) < 0.6 < float(discriminability_values(zero + 0.0041, zero))
+    )
+
+
+def test_large_gaps_do_not_overflow() -> None:
+    assert discriminability_values(torch.tensor([[9.0, -9.0]]), torch.zeros(1, 2)).tolist() == [1.0, 0.0]
+
+
+def test_all_pairs_of_many_images_go_through_pieces() -> None:
+    target, confusable = cosines(100, 200, 0), cosines(100, 200, 1)
+    found = discriminability_values(target, confusable)
+    some = [0, 99, 199]
+    torch.testing.assert_close(found[some], discriminability_values(target[:, some], confusable[:, some]))
+
+
+def test_intervals_hold_the_value_and_shrink_with_more_images() -> None:
+    few = discriminability_scores(cosines(5, 8, 0), cosines(5, 8, 1), resamples=200)
+    many = discriminability_scores(cosines(40, 8, 0), cosines(40, 8, 1), resamples=200)
+    assert few.num_pairs == 25
+    for found in (few, many):
+        assert all(
+            low <= value <= high for low, value, high in zip(found.lower, found.values, found.upper, strict=True)
+        )
+    widths = [sum(high - low for low, high in zip(found.lower, found.upper, strict=True)) for found in (few, many)]
+    assert widths[1] < widths[0]
+    assert discriminability_scores(cosines(5, 8, 0), cosines(5, 8, 1), resamples=200) == few
+
+
+def test_no_attributes_give_no_scores() -> None:
+    assert discriminability_values(torch.zeros(2, 0), torch.zeros(3, 0)).tolist() == []
+    assert discriminability_scores(torch.zeros(2, 0), torch.zeros(3, 0)).values == ()
+
+
+def test_bad_cosines_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"same attributes, got \(2, 3\) and \(2, 4\)"):
+        discriminability_values(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="must have images, got 0 and 2"):
+        discriminability_values(torch.zeros(0, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="finite numbers"):
+        discriminability_values(torch.full((1, 1), math.nan), torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        discriminability_values(torch.zeros(1, 1), torch.zeros(1, 1), 0)
+    with pytest.raises(ValueError, match="resamples must be at least 1"):
+        discriminability_scores(torch.zeros(1, 1), torch.zeros(1, 1), resamples=0)
+
+
+def test_similarities_are_cosines_whatever_the_lengths() -> None:
+    found = similarities(torch.tensor([[3.0, 4.0]]), torch.tensor([[10.0, 0.0], [0.0, 0.1]]))
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8]], dtype=torch.float64))
+    with pytest.raises(ValueError, match="image embeddings must be finite and not zero, and row 1 is not"):
+        similarities(torch.tensor([[1.0], [math.nan]]), torch.ones(1, 1))
+    with pytest.raises(ValueError, match="share a space, got 2 and 3"):
+        similarities(torch.ones(1, 2), torch.ones(1, 3))
+
+
+def test_groups_hold_four_in_order_and_trials_are_counted() -> None:
+    assert attribute_groups(9) == [(0, 1, 2, 3), (4, 5, 6, 7), (8,)]
+    assert attribute_groups(0) == []
+    shuffled = attribute_groups(9, shuffle_seed=1)
+    assert sorted(sum(shuffled, ())) == list(range(9)) != list(sum(shuffled, ()))
+    assert shuffled == attribute_groups(9, shuffle_seed=1)
+    assert [trial_count(number) for number in (1, 4, 5, 8, 16)] == [5, 5, 10, 10, 20]
+    with pytest.raises(ValueError, match="group_size at least 1, got 3 and 0"):
+        attribute_groups(3, 0)
+
+
+def test_generability_puts_the_trial_images_of_its_group_for_the_real_ones() -> None:
+    trials, confusable = [cosines(5, 6, 3), cosines(5, 6, 4)], cosines(5, 6, 5)
+    groups = [(0, 3, 5), (1, 2, 4)]
+    found = generability_scores(trials, groups, confusable, resamples=10)
+    for images, group in zip(trials, groups, strict=True):
+        expected = discriminability_values(images, confusable)
+        assert [found.values[number] for number in group] == pytest.approx(
+            [float(expected[number]) for number in group]
+        )
+    with pytest.raises(ValueError, match="each of the 6 attributes once"):
+        generability_scores(trials, [(0, 1), (1, 2)], confusable)
+    with pytest.raises(ValueError, match="Each of the 1 groups must have trial images, got 2"):
+        generability_scores(trials, [(0,)], confusable)
+
+
+def test_the_threshold_is_exclusive_and_none_over_it_falls_back_with_a_flag() -> None:
+    passed = select_discriminative([0.45, 0.98, 0.6, 0.61, 0.48])
+    assert (passed.kept, passed.fallback) == ((1, 3), False)
+    assert passed.reasons[2] == "0.6 is not over 0.6"
+    fallen = select_discriminative([0.1, 0.5, 0.6, 0.5, 0.2])
+    assert (fallen.kept, fallen.fallback) == ((1, 2, 3), True)
+    assert select_discriminative([]).kept == ()
+
+
+def test_the_best_five_are_kept_and_ties_stay_in_order() -> None:
+    found = select_generable([0.7, 0.9, 0.7, 0.8, 0.7, 0.7, 0.7])
+    assert found.kept == (1, 3, 0, 2, 4)
+    assert found.reasons[5] == "not among the best 5"
+    assert select_generable([0.86, 0.93, 0.14]).kept == (1, 0)
+    assert select_generable([0.86, 0.93, 0.14], min_generability=None).kept == (1, 0, 2)
+    fallen = select_generable([0.2, 0.5])
+    assert (fallen.kept, fallen.fallback) == ((1,), True)
+
+
+def test_bad_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 60"):
+        select_discriminative([0.5], threshold=60)
+    with pytest.raises(ValueError, match="numbers in"):
+        select_generable([math.nan])
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        select_generable([0.5], top_k=0)
+
+
+def test_reference_scores_are_products_of_softmaxes() -> None:
+    generic, named = torch.tensor([0.20, 0.21, 0.19]), torch.tensor([0.25, 0.22, 0.30])
+    expected = (100 * generic.double()).softmax(0) * (100 * named.double()).softmax(0)
+    torch.testing.assert_close(reference_scores(generic, named), expected)
+    assert rank_references(generic, named, ["a", "b", "c"], 3) == [2, 0, 1]
+
+
+def test_defect_6_the_order_of_a_folder_changes_no_reference() -> None:
+    generic, named = torch.tensor([0.2, 0.2, 0.3, 0.2]), torch.tensor([0.3, 0.3, 0.1, 0.3])
+    names = ["d", "b", "c", "a"]
+    best = [names[place] for place in rank_references(generic, named, names, 2)]
+    order = [3, 1, 0, 2]
+    other = rank_references(generic[order], named[order], [names[place] for place in order], 2)
+    assert best == [names[order[place]] for place in other] == ["a", "b"]
+    assert rank_references(generic, named, names, 100)[:2] == [3, 1]
+
+
+def test_bad_references_are_refused() -> None:
+    ones = torch.ones(2)
+    with pytest.raises(ValueError, match="num_references must be at least 1, got 0"):
+        rank_references(ones, ones, ["a", "b"], 0)
+    with pytest.raises(ValueError, match="File names must differ"):
+        rank_references(ones, ones, ["a", "a"])
+    with pytest.raises(ValueError, match="a file name for each of 2 images"):
+        rank_references(ones, ones, ["a"])
+    with pytest.raises(ValueError, match="got NaN"):
+        rank_references(ones * math.nan, ones, ["a", "b"])

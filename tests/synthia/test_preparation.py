@@ -1,0 +1,344 @@
+import json
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.affordance_pairs import AffordancePairs
+from lit_modules.synthia.endpoints import Endpoint, EndpointError
+from lit_modules.synthia.image_filter import ClipFilter, best
+from lit_modules.synthia.image_makers import EndpointImages, PipelineImages, stable_seed
+from lit_modules.synthia.ontology import Ontology
+from lit_modules.synthia.preparation import Preparation
+from lit_modules.synthia.preparation_sources import Amounts, Sources
+from tests.synthia.scripted_server import ScriptedServer, captions, chat, image, usual
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SIZES = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "projection_dim": 8,
+}
+AMOUNTS = Amounts(num_pairs=3, test_pairs=1, captions=2, keep=1, negatives=1)
+
+
+@pytest.fixture(scope="module")
+def ontology(repository: Path) -> Ontology:
+    return Ontology.from_file(repository / "tests" / "data" / "synthia" / "mini.yaml")
+
+
+def tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({word: place for place, word in enumerate(words)}, merges=[], model_max_length=40)
+
+
+def text_config() -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=54, max_position_embeddings=40, bos_token_id=52, eos_token_id=53, pad_token_id=53, **SIZES
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a Stable Diffusion of a few thousand parameters."""
+    import diffusers
+    from transformers import CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = diffusers.AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=[4, 8],
+            norm_num_groups=2,
+        )
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=4,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=8,
+            norm_num_groups=4,
+            cross_attention_dim=8,
+        )
+        whole = diffusers.StableDiffusionPipeline(
+            vae,
+            CLIPTextModel(text_config()),
+            tokenizer(),
+            unet,
+            diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    folder = tmp_path_factory.mktemp("pipeline")
+    whole.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a CLIP of one layer."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
+
+    vision = CLIPVisionConfig(image_size=8, patch_size=4, **SIZES)
+    folder = tmp_path_factory.mktemp("clip")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(
+            CLIPConfig(text_config=text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+        ).save_pretrained(folder)
+    size = {"height": 8, "width": 8}
+    CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+def remote(server: ScriptedServer, **more: Any) -> Sources:
+    settings: dict[str, Any] = {"pause": 0.001, "timeout": 5.0, "attempts": 3, **more}
+    writer, painter = (Endpoint(server.url, model, **settings) for model in ("writer", "painter"))
+    return Sources(writer, EndpointImages(painter, 8), (("model", "painter"),))
+
+
+def read(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_from_an_ontology_to_batches(ontology: Ontology, pipeline: str, clip: str, tmp_path: Path) -> None:
+    sources = Sources(None, PipelineImages(pipeline, 8, 1, device="cpu"), (("model", "tiny"),), None, clip)
+    seen: list[str] = []
+
+    def progress(title: str, total: int) -> Any:
+        return nullcontext(lambda: seen.append(title))
+
+    preparation = Preparation(ontology, tmp_path, AMOUNTS, sources, progress=progress)
+    assert preparation.counts()["images"] == (7, 0)
+    assert preparation.run() == []
+    concepts = len(preparation.concepts)
+    assert {title: seen.count(title) for title in seen} == {
+        "captions": 4, "images": 7, "negatives": concepts, "filter": 4
+    }  # fmt: skip
+    assert all(total == done for total, done in preparation.counts().values())
+    rows = [row for number in range(3) for row in read(tmp_path, f"stage{number}")]
+    assert [len(row["pos_paths"]) for row in [*rows, *read(tmp_path, "test")]] == [1, 1, 1, 1]
+    assert {*rows[0]["neg_paths"]} == {*rows[0]["neg_prompts"]}
+    data = AffordancePairs(str(tmp_path), image_size=8, batch_size=1, epochs=3)
+    data.setup("fit")
+    assert next(iter(data.train_dataloader()))["pos"].shape == (1, 3, 8, 8)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "images").rglob("*.png")}
+    seen.clear()
+    assert Preparation(ontology, tmp_path, AMOUNTS, sources, progress=progress).run() == []
+    assert seen == []
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "images").rglob("*.png")}
+
+
+def test_images_of_a_pipeline_are_a_function_of_the_seed(pipeline: str) -> None:
+    maker = PipelineImages(pipeline, 8, 1, device="cpu")
+    seed = stable_seed(42, "a ring")
+    assert 0 <= seed < 2**63
+    assert maker("a ring", seed) == maker("a ring", seed)
+    assert maker("a ring", seed) != maker("a ring", seed + 1)
+
+
+def test_the_filter_follows_the_formula(clip: str) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        Image.fromarray(torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8).numpy()) for _ in range(3)
+    ]
+    scores = ClipFilter(clip).scores(images, ["sit", "take_off"], ["sofa", "bus"])
+    network: Any = CLIPModel.from_pretrained(clip).eval()
+    processor: Any = CLIPProcessor.from_pretrained(clip)
+    texts = ["an object used to sit", "an object used to take off", "sofa", "bus"]
+    for picture, score in zip(images, scores, strict=True):
+        cosines = []
+        for text in texts:
+            with torch.no_grad():
+                output = network(**processor(text=[text], images=[picture], return_tensors="pt"))
+            cosines.append(float(torch.cosine_similarity(output.image_embeds, output.text_embeds)))
+        assert score == pytest.approx((cosines[0] + cosines[1]) / 2 - max(cosines[2:]), abs=1e-5)
+    assert len(set(scores)) == 3
+    assert ClipFilter(clip).scores([], ["sit"], []) == []
+    assert best([0.5, 0.1, 0.5, 0.7], 2) == [0, 3]
+
+
+def test_a_run_that_breaks_goes_on_and_asks_nothing_twice(ontology: Ontology, tmp_path: Path) -> None:
+    def fails(request: dict[str, Any], number: int) -> Any:
+        return (401, {}) if number == 6 else usual(request)
+
+    asked = []
+    with ScriptedServer(fails) as server:
+        preparation = Preparation(ontology, tmp_path, AMOUNTS, remote(server), workers=1)
+        with pytest.raises(EndpointError, match="answered HTTP 401"):
+            preparation.run()
+        asked += [*server.requests[:6]]
+    # as if it had been killed while it wrote
+    with (tmp_path / "captions.jsonl").open("a") as file:
+        file.write('{"pair_id": 3, "capt')
+    (tmp_path / "images" / "00000" / "01.png.part").write_bytes(b"half")
+    with ScriptedServer() as server:
+        preparation = Preparation(ontology, tmp_path, AMOUNTS, remote(server), workers=3)
+        assert preparation.run(["curriculum", "captions", "images", "negatives", "filter"]) == []
+        asked += server.requests
+        assert server.most_busy <= 3
+    words = [json.dumps(request) for request in asked]
+    assert len(words) == 4 + 7 + len(preparation.concepts)
+    assert len(set(words)) == len(words)
+    assert len((tmp_path / "captions.jsonl").read_text().split("\n")[:-1]) == 4
+    assert sum("images" in path for path in server.paths) == len(server.paths)
+
+
+def test_an_interrupt_keeps_what_was_paid_for(ontology: Ontology, tmp_path: Path) -> None:
+    main = threading.get_ident()
+
+    def interrupts(request: dict[str, Any], number: int) -> Any:
+        if number == 5:
+            import signal
+
+            signal.pthread_kill(main, signal.SIGINT)
+        return usual(request)
+
+    with ScriptedServer(interrupts) as server:
+        with pytest.raises(KeyboardInterrupt):
+            Preparation(ontology, tmp_path, AMOUNTS, remote(server), workers=2).run(
+                ["curriculum", "captions", "images"]
+            )
+        first = len(server.requests)
+    kept = len(read(tmp_path, "captions")) + len(list(tmp_path.glob("images/*/*.png")))
+    assert kept == first
+    with ScriptedServer() as server:
+        Preparation(ontology, tmp_path, AMOUNTS, remote(server), workers=2).run(["curriculum", "captions", "images"])
+    assert first + len(server.requests) == 4 + 7
+
+
+def test_refused_and_malformed_items_are_listed(ontology: Ontology, tmp_path: Path) -> None:
+    steps: Any = ["curriculum", "captions", "images"]
+    first = Preparation(ontology, tmp_path, AMOUNTS).curriculum.train[0].pos_prompts
+
+    def answer(request: dict[str, Any], number: int) -> Any:
+        if "messages" in request:
+            return chat("Sorry!") if number == 1 else captions(request)
+        if request["prompt"].endswith(f"disc made to {' and '.join(first)}."):
+            return 400, {"error": {"message": "not this"}}
+        return image(request)
+
+    with ScriptedServer(answer) as server:
+        problems = Preparation(ontology, tmp_path, AMOUNTS, remote(server, attempts=1), workers=1).run(steps)
+    assert [problem.split(" (")[0] for problem in problems] == ["captions of pair 1", "image 1 of pair 0: HTTP 400"]
+    assert problems[0].endswith("the answer is no JSON: Sorry!")
+    assert read(tmp_path, "skipped") == [{"pair_id": 0, "number": 1, "reason": "HTTP 400 (not this)"}]
+    with ScriptedServer(answer) as server:
+        server.requests.append({})  # so that nothing is malformed
+        server.requests.append({})
+        again = Preparation(ontology, tmp_path, AMOUNTS, remote(server), workers=1).run(steps)
+    assert again == []
+    # the missing captions and their images, and not the image that was refused
+    assert len(server.requests) == 2 + 3
+
+
+def test_a_wrong_request_is_not_repeated_for_all(ontology: Ontology, tmp_path: Path) -> None:
+    def answer(request: dict[str, Any], number: int) -> Any:
+        return captions(request) if "messages" in request else (400, {"error": {"message": "wrong size"}})
+
+    amounts = Amounts(num_pairs=6, test_pairs=1, captions=3)
+    with ScriptedServer(answer) as server:
+        preparation = Preparation(ontology, tmp_path, amounts, remote(server), workers=1)
+        with pytest.raises(
+            EndpointError, match=r"first 8 requests all failed, the last one so: HTTP 400 \(wrong size\)"
+        ):
+            preparation.run(["curriculum", "captions", "images"])
+        assert len(server.requests) == 7 + 8
+    assert not (tmp_path / "skipped.jsonl").exists()
+
+
+def test_changed_inputs_are_refused(ontology: Ontology, tmp_path: Path) -> None:
+    Preparation(ontology, tmp_path, AMOUNTS).run(["curriculum", "captions"])
+    before = read(tmp_path, "captions")
+    other = Amounts(num_pairs=4, test_pairs=1, captions=2, keep=1)
+    with pytest.raises(
+        ValueError, match=r"step curriculum .* has changed: num pairs was 3, is 4\. Add `--steps curriculum"
+    ):
+        Preparation(ontology, tmp_path, other).run(["curriculum"])
+    sources = Sources(Endpoint("http://127.0.0.1:9", "m"))
+    with pytest.raises(ValueError, match="captions was 2, is 5; source was templates, is endpoint"):
+        Preparation(ontology, tmp_path, Amounts(3, 1, captions=5), sources).run(["captions"])
+    assert read(tmp_path, "captions") == before
+    household = Ontology.from_file("household")
+    with pytest.raises(ValueError, match=r"ontology was \w{12}\.\.\., is \w{12}\.\.\."):
+        Preparation(household, tmp_path, AMOUNTS).run(["curriculum"])
+    assert Preparation(household, tmp_path, other).run(["curriculum", "captions"], fresh=True) == []
+    assert len(read(tmp_path, "captions")) == 5
+    assert json.loads((tmp_path / "manifest.json").read_text())["steps"]["curriculum"]["inputs"]["num pairs"] == 4
+
+
+def test_real_images_of_concepts(ontology: Ontology, tmp_path: Path) -> None:
+    root, folder = tmp_path / "real", tmp_path / "pairs"
+    sources = Sources(negative_images=root)
+    preparation = Preparation(ontology, folder, AMOUNTS, sources)
+    preparation.run(["curriculum"])
+    with pytest.raises(FileNotFoundError, match=r"images of concepts, .*real, does not exist"):
+        preparation.run(["negatives"])
+    for name in preparation.concepts[1:]:
+        (root / name.title()).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / name.title() / "one.JPG", "JPEG")
+        (root / name.title() / "notes.txt").write_text("no image")
+    with pytest.raises(FileNotFoundError, match=f"1 have none: {preparation.concepts[0]}"):
+        preparation.run(["negatives"])
+    (root / preparation.concepts[0]).mkdir()
+    Image.new("RGB", (8, 8)).save(root / preparation.concepts[0] / "a.png")
+    assert preparation.run(["negatives"]) == []
+    names = sorted(path.relative_to(folder).as_posix() for path in (folder / "negatives").rglob("*.*"))
+    assert names == ["negatives/0000/00.png", *(f"negatives/{place:04d}/00.jpg" for place in range(1, len(names)))]
+    Image.new("RGB", (8, 8), "red").save(root / preparation.concepts[0] / "a.png")
+    with pytest.raises(ValueError, match=r"step negatives .* has changed: images of concepts was"):
+        preparation.run(["negatives"])
+
+
+def test_steps_and_folders_that_lack_something(ontology: Ontology, tmp_path: Path) -> None:
+    preparation = Preparation(ontology, tmp_path / "new", AMOUNTS)
+    with pytest.raises(ValueError, match="The step images needs what makes images: give --image-model"):
+        preparation.run()
+    with pytest.raises(ValueError, match="has no curriculum yet; run the step curriculum first"):
+        preparation.run(["captions"])
+    preparation.run(["curriculum", "captions"])
+    with pytest.raises(
+        ValueError, match=r"items have no image: pair 0, pair 1.* Run the steps images and negatives first"
+    ):
+        preparation.run(["filter"])
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "stage0.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds stage0\.jsonl but no manifest\.json, so it was not made here"):
+        Preparation(ontology, foreign, AMOUNTS).run(["curriculum"], fresh=True)
+    assert (foreign / "stage0.jsonl").read_text() == "mine"
+    with (tmp_path / "new" / "captions.jsonl").open("a") as file:
+        file.write("damaged\n")
+    with pytest.raises(ValueError, match=r"captions\.jsonl, line 5, is damaged"):
+        preparation.run(["captions"])
+
+
+def test_two_runs_at_once_are_refused(ontology: Ontology, tmp_path: Path) -> None:
+    from lit_modules.synthia.preparation_files import only_run
+
+    with only_run(tmp_path), pytest.raises(OSError, match="Another run is working in"):
+        Preparation(ontology, tmp_path, AMOUNTS).run(["curriculum"])
+
+
+def test_bad_input_is_refused(ontology: Ontology, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_pairs must be at least 3, got 2"):
+        Amounts(num_pairs=2)
+    with pytest.raises(ValueError, match="keep must be at most the 2 captions of a pair, got 3"):
+        Amounts(captions=2)
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        Preparation(ontology, tmp_path, workers=0)
