@@ -7,14 +7,17 @@ if TYPE_CHECKING:
     from callbacks.adaptive_lr import AdaptiveLR
     from callbacks.adversarial_weight_perturbation import AdversarialWeightPerturbation
     from callbacks.curriculum import Curriculum
+    from callbacks.ema import EMA
     from callbacks.forget_stopping import ForgetStopping
     from callbacks.generation_log import GenerationLog
     from callbacks.result_record import ResultRecord
     from callbacks.robustness_record import RobustnessRecord
+    from callbacks.sample_grid import SampleGrid
     from callbacks.sample_table import SampleTable
     from callbacks.save_pretrained import SavePretrained
 
 __all__ = [
+    "EMA",
     "AdaptiveLR",
     "AdversarialWeightPerturbation",
     "Curriculum",
@@ -22,6 +25,7 @@ __all__ = [
     "GenerationLog",
     "ResultRecord",
     "RobustnessRecord",
+    "SampleGrid",
     "SampleTable",
     "SavePretrained",
 ]
@@ -30,10 +34,12 @@ _MODULES = {
     "AdaptiveLR": "adaptive_lr",
     "AdversarialWeightPerturbation": "adversarial_weight_perturbation",
     "Curriculum": "curriculum",
+    "EMA": "ema",
     "ForgetStopping": "forget_stopping",
     "GenerationLog": "generation_log",
     "ResultRecord": "result_record",
     "RobustnessRecord": "robustness_record",
+    "SampleGrid": "sample_grid",
     "SampleTable": "sample_table",
     "SavePretrained": "save_pretrained",
 }

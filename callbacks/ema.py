@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 
 class EMA(Callback):
@@ -201,6 +203,8 @@ class EMA(Callback):
         self, pl_module: LightningModule, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Any] | None = None
     ) -> None:
         """Make the averages, at the parameters or from a state."""
+        from diffusers.training_utils import EMAModel  # takes a second to import, which other commands need not wait
+
         if not parameters:
             raise ValueError(
                 f"EMA averages trainable parameters, and {type(pl_module).__name__} has none; let some require a "
@@ -243,10 +247,10 @@ class EMA(Callback):
         self._take_up(pl_module)
         if self._average is not None:
             self._owns_swap = self._swap(pl_module)
-        elif trainer.state.fn != "fit":
+        elif trainer.state.fn is not None and trainer.state.fn != "fit":
             rank_zero_warn(
-                f"EMA has no averages, so {trainer.state.fn} runs with the module's own weights; give the ckpt_path of "
-                "a run with EMA to have them."
+                f"EMA has no averages, so {trainer.state.fn.value} runs with the module's own weights; give the "
+                "ckpt_path of a run with EMA to have them."
             )
 
     def _leave(self, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.affordance_pairs import AffordancePairs
     from datamodules.cifar10 import CIFAR10
     from datamodules.digits import Digits
     from datamodules.drawn_objects import DrawnObjects
@@ -11,8 +12,10 @@ if TYPE_CHECKING:
     from datamodules.lume import LUME
     from datamodules.mnist import MNIST
     from datamodules.synthetic_lume import SyntheticLUME
+    from datamodules.tofu import TOFU
 
 _MODULES = {
+    "AffordancePairs": "affordance_pairs",
     "CIFAR10": "cifar10",
     "Digits": "digits",
     "DrawnObjects": "drawn_objects",
@@ -20,9 +23,20 @@ _MODULES = {
     "LUME": "lume",
     "MNIST": "mnist",
     "SyntheticLUME": "synthetic_lume",
+    "TOFU": "tofu",
 }
 
-__all__ = ["CIFAR10", "LUME", "MNIST", "Digits", "DrawnObjects", "FashionMNIST", "SyntheticLUME"]
+__all__ = [
+    "CIFAR10",
+    "LUME",
+    "MNIST",
+    "TOFU",
+    "AffordancePairs",
+    "Digits",
+    "DrawnObjects",
+    "FashionMNIST",
+    "SyntheticLUME",
+]
 
 
 def __getattr__(name: str) -> Any:

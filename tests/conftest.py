@@ -15,6 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tests.tiny_pipelines"]
 
 
 # a background job of a shell is told to ignore interrupts, which some tests send

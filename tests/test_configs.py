@@ -1,15 +1,20 @@
 """Every recipe trains for two batches on the CPU; every fragment joins a recipe."""
 
 import gzip
+import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from datamodules import DrawnObjects
 from lit_modules.cli import main
 from lit_modules.lightning_cli import ProjectCLI
+from lit_modules.synthia import Ontology, build_curriculum
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RECIPES = sorted(CONFIGS.glob("[!_]*/*.yaml"))
@@ -40,7 +45,57 @@ def write_images(data: str, folder: Path) -> Path:
     return folder
 
 
-def small(config: Path, model: Path, lume: Path, folder: Path) -> list[str]:
+def affordance_pairs(folder: Path) -> Path:
+    """Write pairs of affordances with pictures, as ``lit-modules pairs`` does."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    rows = [
+        {
+            "pair_id": number,
+            "pos_prompts": ["sit", f"store {number}"],
+            "neg_prompts": ["chair"],
+            "distance": 0.5,
+            "tdistance": number / 4,
+            "pos_paths": [f"{number}.png"],
+            "neg_paths": {"chair": [{"image_path": "5.png"}]},
+        }
+        for number in range(5)
+    ]
+    sets = {"stage0": rows[:1], "stage1": rows[1:2], "stage2": rows[2:4], "test": rows[4:]}
+    for name, held in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held), encoding="utf-8")
+    return folder
+
+
+def small_synthia(recipe: dict[str, Any], folder: Path, request: pytest.FixtureRequest) -> list[str]:
+    """Overrides that make a recipe of Synthia small: tiny pipelines, few pictures."""
+    backbone = recipe["model"]["init_args"]["backbone"]["class_path"].rpartition(".")[2]
+    given = "--model.init_args.backbone.init_args."
+    if backbone == "PixelDiffusion":
+        arguments = [f"{given}image_size=16", f"{given}widths=[8,16]", "--data.init_args.image_size=16"]
+        arguments += ["--data.init_args.batch_size=2", "--data.init_args.num_images=4"]
+        arguments += ["--data.init_args.validation_size=2", "--data.init_args.positives=1"]
+        if recipe["data"]["init_args"].get("task") == "pairs":
+            DrawnObjects.write_ontology(str(folder / "ontology.json"))
+            curriculum = build_curriculum(Ontology.from_file(folder / "ontology.json"), num_pairs=6, num_test_pairs=2)
+            curriculum.save(folder / "curriculum")
+            arguments += [f"--data.init_args.curriculum={folder / 'curriculum'}", "--data.init_args.epochs=3"]
+        return arguments
+    fixture, size = {
+        "SDXL": ("sdxl", 16),
+        "StableDiffusion3": ("stable_diffusion3", 16),
+        "Flux": ("flux", 16),
+        "Kandinsky3Flash": ("kandinsky3_flash", 128),
+    }[backbone]
+    model = request.getfixturevalue(fixture)
+    arguments = [f"{given}model={model[0] if isinstance(model, tuple) else model}", f"{given}image_size={size}"]
+    arguments += [f"--data.init_args.root={affordance_pairs(folder / 'pairs')}", "--data.init_args.epochs=3"]
+    return [*arguments, f"--data.init_args.image_size={size}", f"--model.init_args.cache={folder / 'cache'}"]
+
+
+def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.FixtureRequest) -> list[str]:
     """Overrides that make a recipe small: a tiny model in place of a named one, the tests' rows as data."""
     recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
     data = recipe["data"]["class_path"]
@@ -64,6 +119,8 @@ def small(config: Path, model: Path, lume: Path, folder: Path) -> list[str]:
             "PreActResNet18": ["--model.classifier.init_args.width=4"],
             "LeNet5": ["--model.classifier.init_args.width=0.1"],
         }[network]
+    elif data in ("datamodules.AffordancePairs", "datamodules.DrawnObjects"):
+        arguments += small_synthia(recipe, folder, request)
     elif data == "datamodules.SyntheticLUME":
         arguments += [f"--data.init_args.root={folder / 'data'}", "--data.init_args.num_documents=2"]
     return arguments
@@ -71,12 +128,16 @@ def small(config: Path, model: Path, lume: Path, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("config", RECIPES, ids=name_of)
 def test_recipe_trains(
-    config: Path, tiny_causal_lm: Path, lume_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path,
+    tiny_causal_lm: Path,
+    lume_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cli = main(
-        ["fit", "-c", str(config), *small(config, tiny_causal_lm, lume_folder, tmp_path), "--trainer.fast_dev_run=2"]
-    )
+    changes = small(config, tiny_causal_lm, lume_folder, tmp_path, request)
+    cli = main(["fit", "-c", str(config), *changes, "--trainer.fast_dev_run=2"])
     assert isinstance(cli, ProjectCLI)
     assert cli.trainer.global_step >= 1
     batches = 1 if config.parent.name == "free" else 2  # its replays count as steps, of which two are allowed
@@ -90,13 +151,21 @@ def test_recipe_begins_with_what_it_is(config: Path) -> None:
 
 @pytest.mark.parametrize("fragment", FRAGMENTS, ids=name_of)
 def test_fragment_joins_a_recipe(fragment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = fragment.parent.name.removeprefix("_")
+    recipe = f"{family}/sdxl_lora.yaml" if family == "synthia" else "ngdiff/lume.yaml"
     with pytest.raises(SystemExit, match="0"):
-        main(["fit", "-c", "ngdiff/lume.yaml", "-c", str(fragment), "--print_config"])
-    printed = yaml.safe_load(capsys.readouterr().out)["trainer"]
-    for key, value in yaml.safe_load(fragment.read_text(encoding="utf-8"))["trainer"].items():
+        main(["fit", "-c", recipe, "-c", str(fragment), "--print_config"])
+    everything, given = (yaml.safe_load(text) for text in (capsys.readouterr().out, fragment.read_text("utf-8")))
+    printed = everything["trainer"]
+    for key, value in given["trainer"].items():
         if isinstance(value, dict):
             assert printed[key]["class_path"] == value["class_path"]
             assert printed[key]["init_args"].items() >= value["init_args"].items()
         else:
             assert printed[key] == value
-    assert printed["max_epochs"] == 10
+    if family == "synthia":
+        for key, value in given["model"]["init_args"].items():
+            got = everything["model"]["init_args"][key]
+            assert got["class_path"] == value["class_path"] if isinstance(value, dict) else got == value
+    else:
+        assert printed["max_epochs"] == 10

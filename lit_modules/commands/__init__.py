@@ -5,6 +5,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("lit_modules.commands.study", "Reproduce a recorded comparison of methods."),
     "sweep": ("lit_modules.commands.sweep", "Run fit and test over values of any argument."),
     "ontology": ("lit_modules.commands.ontology", "Look at an ontology and the distances of its affordances."),
+    "pairs": ("lit_modules.commands.pairs", "Make pairs of affordances with captions and images."),
     "recipes": ("lit_modules.commands.recipes", "List the shipped recipes, for -c."),
 }
 """Module and help line of each command."""

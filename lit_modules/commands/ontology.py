@@ -98,9 +98,10 @@ def print_stats(ontology: "Ontology") -> None:
     """Print the counts, and those of each superordinate category."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
-    counts = Table(title=ontology.name, title_justify="left")
+    counts = Table(title=Text(ontology.name), title_justify="left")  # a text, as rich reads markup in a title
     counts.add_column("what")
     counts.add_column("number", justify="right")
     for what, number in ontology.stats().items():

@@ -50,7 +50,9 @@ def draw_graph(ontology: "Ontology") -> Any:
                 _label(axes, graph, node, angle, radius)
     axes.set(xlim=(-4.7, 4.7), ylim=(-4.7, 4.7), aspect="equal")
     axes.axis("off")
-    axes.set_title(f"{ontology.name}: categories, concepts and parts, each with its affordances", fontsize=14)
+    axes.set_title(
+        f"{ontology.name}: categories, concepts and parts, each with its affordances", fontsize=14, parse_math=False
+    )
     figure.tight_layout()
     return figure
 
@@ -78,8 +80,8 @@ def draw_distances(name: str, table: "AffordanceTable") -> Any:
     left.set(
         xlabel="distance $D_A$",
         ylabel="pairs",
-        title=f"{name}: {len(usable)} of {len(pairs)} pairs (those at 0 and 1 left out)",
     )
+    left.set_title(f"{name}: {len(usable)} of {len(pairs)} pairs (those at 0 and 1 left out)", parse_math=False)
     found = bin_of(spread)
     edges = [*EDGES, 1.0]
     for number, (low, high) in enumerate(pairwise(edges)):

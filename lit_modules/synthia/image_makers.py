@@ -90,7 +90,7 @@ class PipelineImages:
             from diffusers import DiffusionPipeline
 
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            pipeline = DiffusionPipeline.from_pretrained(self.model, torch_dtype=getattr(torch, self.precision))
+            pipeline = DiffusionPipeline.from_pretrained(self.model, dtype=getattr(torch, self.precision))
             pipeline.set_progress_bar_config(disable=True)
             self._pipeline = pipeline.to(device)
         return self._pipeline

@@ -1,7 +1,11 @@
 """Work through the items of a preparation, some at a time, and lose nothing that is finished when it is stopped."""
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
+from types import FrameType
 from typing import Generic, TypeVar
 
 from lit_modules.synthia.endpoints import AnswerError, EndpointError, RefusedError
@@ -9,13 +13,15 @@ from lit_modules.synthia.endpoints import AnswerError, EndpointError, RefusedErr
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _MOST_REFUSED = 8
+_POLL = 0.2
+"""Seconds after which an interrupt is noticed."""
 
 
 class Work(Generic[Item, Result]):
     """Items to be done one by one or in threads; results are kept by the calling thread alone.
 
     If the first few items are all refused, the fault lies with the request and not with the items: the work stops, and
-    nothing is recorded as refused.
+    nothing is recorded as refused. An interrupt waits for what is under way and keeps it; a second one does not wait.
 
     Args:
         do: Makes the result of an item. ``RefusedError`` and ``AnswerError`` concern the item; others end the work.
@@ -46,53 +52,53 @@ class Work(Generic[Item, Result]):
         Raises:
             EndpointError: If the first items were all refused, or ``do`` raised it.
         """
-        if workers == 1:
-            for item in items:
-                future: Future[Result] = Future()
-                try:
-                    future.set_result(self.do(item))
-                except (RefusedError, AnswerError) as error:
-                    future.set_exception(error)
-                self._settle(item, future)
-                advance()
-        else:
-            self._in_threads(items, workers, advance)
+        with _deferred_interrupt() as interrupted:
+            if workers == 1:
+                self._one_by_one(items, advance, interrupted)
+            else:
+                self._in_threads(items, workers, advance, interrupted)
         self._record()
 
-    def _in_threads(self, items: Sequence[Item], workers: int, advance: Callable[[], None]) -> None:
+    def _one_by_one(self, items: Sequence[Item], advance: Callable[[], None], interrupted: Event) -> None:
+        for item in items:
+            future: Future[Result] = Future()
+            try:
+                future.set_result(self.do(item))
+            except (RefusedError, AnswerError) as error:
+                future.set_exception(error)
+            self._settle(item, future)
+            advance()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+
+    def _in_threads(self, items: Sequence[Item], workers: int, advance: Callable[[], None], interrupted: Event) -> None:
         coming = iter(items)
         running: dict[Future[Result], Item] = {}
         broken: BaseException | None = None
         with ThreadPoolExecutor(workers) as pool:
             while True:
-                try:
-                    while broken is None and len(running) < 2 * workers:
-                        item = next(coming, None)
-                        if item is None:
-                            break
-                        running[pool.submit(self.do, item)] = item
-                    if not running:
+                while broken is None and len(running) < 2 * workers:
+                    item = next(coming, None)
+                    if item is None:
                         break
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        item = running[future]
-                        try:
-                            if not future.cancelled():
-                                self._settle(item, future)
-                                advance()
-                        except KeyboardInterrupt:  # it may not be kept yet, so it is settled once more
-                            raise
-                        except BaseException:
-                            del running[future]
-                            raise
-                        del running[future]
-                except BaseException as error:  # an interrupt too: what is under way was paid for, and is kept
+                    running[pool.submit(self.do, item)] = item
+                if not running:
+                    break
+                done, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
+                found: BaseException | None = KeyboardInterrupt() if interrupted.is_set() else None
+                for future in done:
+                    item = running.pop(future)
+                    try:
+                        if not future.cancelled():
+                            self._settle(item, future)
+                            advance()
+                    except Exception as error:  # what is under way was paid for, and is kept
+                        found = found or error
+                if found is not None and broken is None:
+                    broken = found
                     self.stop()
                     for future in running:
                         future.cancel()
-                    if broken is not None and isinstance(error, KeyboardInterrupt):
-                        raise
-                    broken = broken or error
         if broken is not None:
             raise broken
 
@@ -107,7 +113,6 @@ class Work(Generic[Item, Result]):
             if self._kept:
                 self._record()
             elif len(self._refused) >= _MOST_REFUSED:
-                self.stop()
                 raise EndpointError(
                     f"The first {len(self._refused)} requests all failed, the last one so: {error}. Check the options, "
                     "the model and the size of images; the same line goes on."
@@ -119,3 +124,22 @@ class Work(Generic[Item, Result]):
         for item, error in self._refused:
             self.refuse(item, error)
         self._refused = []
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Event]:
+    """Let the first interrupt set an event instead of breaking in anywhere; the second one breaks in."""
+    event, before = Event(), signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or not callable(before):  # another thread may set none, and some ignore it
+        yield event
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        event.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -140,4 +140,4 @@ class Flux(FlowBackbone):
 
     @staticmethod
     def _as_image(tokens: Tensor, rows: int, columns: int) -> Tensor:
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), 2)
+        return F.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, rows, columns), 2)

@@ -307,16 +307,17 @@ class Kandinsky3Flash(Kandinsky3):
         if name == "unet":
             from diffusers import Kandinsky3UNet
 
-            return Kandinsky3UNet.from_pretrained(folder, subfolder=name, torch_dtype=dtype)
+            return self.read(Kandinsky3UNet, name, str(folder), subfolder=name, torch_dtype=dtype)
         if name == "movq":
             return load_movq(self.file("movq.pt"), dtype)
-        from transformers import T5EncoderModel, T5TokenizerFast
+        from transformers import T5EncoderModel, T5Tokenizer
 
-        place: dict[str, Any] = {"pretrained_model_name_or_path": self.model, "subfolder": "weights/flan_ul2_encoder"}
+        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        place, inner = self.model, "weights/flan_ul2_encoder"
         if Path(self.model).is_dir():
-            place = {"pretrained_model_name_or_path": self.file("flan_ul2_encoder")}
-        loaded: Any = T5TokenizerFast if name == "tokenizer" else partial(T5EncoderModel.from_pretrained, dtype=dtype)
-        return loaded(**place) if name != "tokenizer" else loaded.from_pretrained(**place)
+            place, inner = self.file("flan_ul2_encoder"), ""
+        kind: Any = T5Tokenizer if name == "tokenizer" else T5EncoderModel
+        return self.read(kind, name, place, subfolder=inner, **options)
 
     def load_network(self) -> None:
         """Load the network; the schedule is the cosine one."""

@@ -140,7 +140,7 @@ class PipelineBackbone(Backbone):
             FileNotFoundError: If the model has no such part.
         """
         library, kind = self.index.get(name) or (None, None)
-        if library is None:
+        if library is None or kind is None:
             raise FileNotFoundError(f"The model {self.model!r} has no {name}, which {type(self).__name__} needs.")
         return getattr(importlib.import_module(library), kind)
 
@@ -161,12 +161,19 @@ class PipelineBackbone(Backbone):
             of_diffusers = kind.__module__.startswith("diffusers")
             options |= {"torch_dtype" if of_diffusers else "dtype": dtype}
             options |= {} if folder or self.variant is None else {"variant": self.variant}
+        return self.read(kind, name, folder or self.model, **options)
+
+    def read(self, kind: Any, name: str, place: str, **options: Any) -> Any:
+        """Load a part by its class from a folder or name.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
         try:
-            return kind.from_pretrained(folder or self.model, **options)
+            return kind.from_pretrained(place, **options)
         except OSError as error:
-            raise FileNotFoundError(
-                f"The {name} of {folder or self.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
-            ) from error
+            reason = str(error).strip().splitlines()[0]
+            raise FileNotFoundError(f"The {name} of {place!r} cannot be loaded: {reason}") from error
 
     def pipeline(self, **components: Any) -> Any:
         """Return the pipeline around some of its parts, without the others and without a progress bar."""

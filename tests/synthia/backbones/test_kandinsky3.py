@@ -124,7 +124,9 @@ def test_flash_samples_by_its_own_steps(kandinsky3_flash: tuple[str, Any, Any]) 
             mixed = signal * clean + spread * fresh
             clean = (mixed - spread * backbone.denoise(mixed, torch.tensor([step] * 2), condition)) / signal
         wanted = (backbone.decode(clean).clamp(-1, 1) + 1) / 2
-    torch.testing.assert_close(images, wanted, atol=1e-3, rtol=1e-3)
+    # the first step divides by 0.03, and amplifies rounding
+    assert (images - wanted).abs().mean() < 1e-4
+    torch.testing.assert_close(images, wanted, atol=0.05, rtol=0)
     with pytest.raises(ValueError, match="draws without guidance, which is a scale of 1, got 4"):
         backbone.generate(condition, [generator_of(0), generator_of(1)], guidance=4.0)
 
@@ -146,3 +148,5 @@ def test_missing_weights_are_named(kandinsky3_flash: tuple[str, Any, Any], tmp_p
         Kandinsky3Flash(str(tmp_path)).load("network")
     with pytest.raises(FileNotFoundError, match="There is no model '/nowhere' that can be reached"):
         Kandinsky3Flash("/nowhere").load("images")
+    with pytest.raises(FileNotFoundError, match=r"The unet of .* cannot be loaded"):
+        Kandinsky3Flash(kandinsky3_flash[0], image_size=64, trained_network=str(tmp_path)).load("network")

@@ -1,4 +1,4 @@
-"""Tiny pipelines of diffusers, built from configurations and and written as real ones are."""
+"""Tiny pipelines of diffusers, built from configurations and written as real ones are."""
 
 from collections.abc import Callable
 from typing import Any
