@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_modules.adversarial import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
     from lit_modules.synthia.module import Synthia
-    from lit_modules.synthia.text_to_image import TextToImageTraining
+    from lit_modules.synthia.training import TextToImageTraining
     from lit_modules.unlearning import CausalLMFineTuning, GradientAscent, GradientDifference, NGDiff
 
 __version__ = "0.1.0"

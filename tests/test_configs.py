@@ -82,6 +82,7 @@ def small_synthia(recipe: dict[str, Any], folder: Path, request: pytest.FixtureR
             curriculum = build_curriculum(Ontology.from_file(folder / "ontology.json"), num_pairs=6, num_test_pairs=2)
             curriculum.save(folder / "curriculum")
             arguments += [f"--data.init_args.curriculum={folder / 'curriculum'}", "--data.init_args.epochs=3"]
+            arguments += ["--data.init_args.batch_size=1"]
         return arguments
     fixture, size = {
         "SDXL": ("sdxl", 16),

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from lit_modules.synthia.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
     from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
     from lit_modules.synthia.text_encoders import TextEncoder
-    from lit_modules.synthia.text_to_image import TextToImage, TextToImageTraining
+    from lit_modules.synthia.text_to_image import TextToImage
+    from lit_modules.synthia.training import TextToImageTraining
 
 _MODULES = {
     "backbones.base": ("Backbone",),

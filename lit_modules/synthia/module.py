@@ -239,22 +239,9 @@ class Synthia(TextToImage):
         return (self.backbone.denoise(noised, timesteps, empty).float() - before.float()).square().mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the errors of a batch, at the same noise and timesteps in every validation."""
-        generators = self.row_generators(batch, "val")
-        positive, negatives = self.latents(batch, "pos", generators), self.latents(batch, "neg", generators)
-        noise = row_noise(positive.shape[1:], generators, positive.device)
-        timesteps = self.backbone.draw_timesteps(generators)
-        both = torch.cat([positive[:, None], negatives], 1)
-        errors = self.noise_errors(both, noise, timesteps, self.conditions(batch))
-        mask = batch["neg_mask"].bool()
-        there = mask.any(1)
-        away = torch.where(mask, errors[:, 1:], 0).sum(1) / mask.sum(1).clamp(min=1)
-        numbers = {"val/positive": (errors[:, 0].mean(), len(mask))}
-        if bool(there.any()):
-            numbers["val/negative"] = away[there].mean(), int(there.sum())
-            numbers["val/gap"] = (away - errors[:, 0])[there].mean(), int(there.sum())
-        for name, (value, size) in numbers.items():
-            self.log(name, value, prog_bar=name == "val/gap", sync_dist=True, batch_size=size)
+        """Log the errors of a batch, at the same noise and timesteps in every validation, if it has pictures."""
+        if {"pos", "neg", "neg_mask"} <= batch.keys():
+            self._log_errors(batch)
         if self.metric is not None and self.validation_images and not self.trainer.sanity_checking:
             self.score(batch, self.validation_images)
 
@@ -273,6 +260,23 @@ class Synthia(TextToImage):
         if "synthia" in checkpoint:
             self.rising.load_state_dict(checkpoint["synthia"]["rising"])
             self._warned = checkpoint["synthia"]["warned"]
+
+    def _log_errors(self, batch: Batch) -> None:
+        generators = self.row_generators(batch, "val")
+        positive, negatives = self.latents(batch, "pos", generators), self.latents(batch, "neg", generators)
+        noise = row_noise(positive.shape[1:], generators, positive.device)
+        timesteps = self.backbone.draw_timesteps(generators)
+        both = torch.cat([positive[:, None], negatives], 1)
+        errors = self.noise_errors(both, noise, timesteps, self.conditions(batch))
+        mask = batch["neg_mask"].bool()
+        there = mask.any(1)
+        away = torch.where(mask, errors[:, 1:], 0).sum(1) / mask.sum(1).clamp(min=1)
+        count = int(there.sum())  # a process without any logs the same names, with weight 0
+        mean = {"val/negative": away[there].sum() / max(count, 1)}
+        mean["val/gap"] = (away - errors[:, 0])[there].sum() / max(count, 1)
+        self.log("val/positive", errors[:, 0].mean(), sync_dist=True, batch_size=len(mask))
+        for name, value in mean.items():
+            self.log(name, value, prog_bar=name == "val/gap", sync_dist=True, batch_size=count)
 
     def _as_compared(self, images: Tensor) -> Tensor:
         # the reference's pixels are in [0, 1], and cut off there

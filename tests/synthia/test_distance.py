@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ def naive(ontology: Ontology, weight: float = 0.6) -> dict[tuple[str, str], floa
 def by_name(phrases: list[str]) -> Any:
     """Encode a phrase by its first two letters."""
     return [[ord(phrase[0]) - 96.0, ord(phrase[1]) - 96.0] for phrase in phrases]
+
+
+def given_back(vectors: Any, phrases: list[str]) -> Any:
+    return vectors
 
 
 def test_the_vectors(mini: Ontology) -> None:
@@ -206,7 +211,7 @@ def test_bad_arguments_are_refused(mini: Ontology) -> None:
         AffordanceDistance(semantic_term="cosine")  # type: ignore[arg-type]
     for vectors in (np.ones((5, 2)), np.ones(6), np.zeros((6, 2)), np.full((6, 2), math.nan)):
         with pytest.raises(ValueError, match="a finite vector other than 0 for each of 6 phrases"):
-            AffordanceDistance(encoder=lambda phrases, vectors=vectors: vectors)(mini)
+            AffordanceDistance(encoder=partial(given_back, vectors))(mini)
     table: AffordanceTable = AffordanceDistance()(mini)
     with pytest.raises(ValueError, match=r"no affordance 'pur'; did you mean 'pour'\?"):
         table.between("sit", "pur")

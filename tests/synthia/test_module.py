@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from lit_modules.synthia.contrastive import ContrastiveObjective
 from lit_modules.synthia.module import Synthia
 from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
 from lit_modules.synthia.randomness import generator_of
-from lit_modules.synthia.text_to_image import TextToImageTraining
+from lit_modules.synthia.training import TextToImageTraining
 
 Make = Callable[..., Any]
 
@@ -379,3 +379,20 @@ def test_left_out_captions_are_empty(trainer: Make) -> None:
     data = DrawnObjects(image_size=16, num_images=4, validation_size=4, batch_size=4)
     trainer(max_epochs=1, limit_val_batches=0).fit(module, data)
     assert asked == [""] * 4
+
+
+def test_validation_without_pictures_scores_alone(synthia: Make, pairs: Make, trainer: Make) -> None:
+    module = synthia(metric=Shapes(), validation_images=1)
+    data = pairs()
+    data.setup("test")
+    batch = {name: value for name, value in next(iter(data.test_dataloader())).items() if name not in ("pos", "neg")}
+    runner = trainer()
+    runner.validate(module, torch.utils.data.DataLoader([batch], batch_size=None), verbose=False)
+    assert set(runner.callback_metrics) == {"val/count", "val/count/easy"}
+
+
+def test_no_negatives_leave_the_denoising_term(synthia: Make, pairs: Make) -> None:
+    batch = first_batch(pairs())
+    batch |= {"neg": batch["neg"][:, :0], "neg_mask": batch["neg_mask"][:, :0]}
+    losses = losses_of(synthia(), batch)
+    assert torch.equal(losses["loss"], losses["positive"])

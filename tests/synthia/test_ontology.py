@@ -245,7 +245,7 @@ def test_three_maps_are_converted(mini: Ontology, tmp_path: Path) -> None:
 
 
 def test_three_maps_meet_by_normalised_names() -> None:
-    maps = {
+    maps: dict[str, Any] = {
         "coarse_parts": {"Desk  Lamp": ["Bulb", "foot"]},
         "coarse_affordance": {"desk lamp": {"main": ["Shine"]}},
         "coarse_parts_affordance": {"desk lamp ": {"bulb": {"main": ["glow"]}, "FOOT": {"main": [], "sub": ["stand"]}}},
@@ -254,7 +254,7 @@ def test_three_maps_meet_by_normalised_names() -> None:
     assert Ontology.from_dict({"light": maps}).concepts == (lamp,)
     maps["coarse_affordance"]["Desk Lamp"] = {"main": ["warm"]}
     maps["coarse_parts_affordance"]["desk lamp "]["Bulb"] = {"main": ["heat"]}
-    maps["coarse_parts"][3] = []  # type: ignore[index]
+    maps["coarse_parts"][3] = []
     assert find_problems({"light": maps}) == [
         "light/coarse_parts: a concept must be a text, got 3; put it in quotes.",
         "light/coarse_affordance/desk lamp: occurs twice; names differ by more than case and spaces.",

@@ -24,7 +24,7 @@ def save_tokenizer(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes: Any = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertModel(BertConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(folder)
@@ -33,7 +33,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_bert_gives_the_mean_over_the_tokens_of_the_phrase(bert: Path) -> None:
-    model = BertModel.from_pretrained(bert).eval()
+    model: Any = BertModel.from_pretrained(bert)
     encoder = TextEncoder(str(bert), batch_size=2)
     vectors = encoder(["coffee maker", "kettle", "maker"])  # padded, and in two batches
     assert vectors.dtype == np.float64
@@ -45,11 +45,12 @@ def test_bert_gives_the_mean_over_the_tokens_of_the_phrase(bert: Path) -> None:
 
 
 def test_clip_gives_its_text_features(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes: Any = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = CLIPTextConfig(
         vocab_size=len(WORDS), projection_dim=4, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
     )
-    model: Any = CLIPTextModelWithProjection(config).eval()
+    model: Any = CLIPTextModelWithProjection(config)
+    model.eval()
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     vectors = TextEncoder(str(tmp_path))(["coffee maker", "kettle"])

@@ -120,7 +120,7 @@ def test_too_many_words() -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="must hold unet and scheduler.*unet is missing"):
+    with pytest.raises(FileNotFoundError, match=r"must hold unet and scheduler.*unet is missing"):
         PixelDiffusion(str(tmp_path)).load("network")
 
 

@@ -159,7 +159,7 @@ def test_frozen_weights_of_16_bits_and_trained_ones_of_32(
 
 def test_whole_network_of_16_bits_is_refused(request: pytest.FixtureRequest) -> None:
     module = Synthia(make("stable_diffusion", request, "bfloat16"))
-    with pytest.raises(ValueError, match="can only be trained in float32, got precision 'bfloat16'.*'bf16-mixed'"):
+    with pytest.raises(ValueError, match=r"can only be trained in float32, got precision 'bfloat16'.*'bf16-mixed'"):
         module.configure_model()
 
 
