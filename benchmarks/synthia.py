@@ -157,7 +157,7 @@ def save_model(folder: str) -> None:
             attention_head_dim=8,
             cross_attention_dim=256,
         ),
-        scheduler=DDIMScheduler(clip_sample=False),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

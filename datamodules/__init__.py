@@ -8,9 +8,14 @@ if TYPE_CHECKING:
     from datamodules.cifar10 import CIFAR10
     from datamodules.digits import Digits
     from datamodules.drawn_objects import DrawnObjects
+    from datamodules.drawn_species import DrawnSpecies
     from datamodules.fashion_mnist import FashionMNIST
+    from datamodules.few_shot import FewShotPairs
+    from datamodules.inaturalist_pairs import INaturalistPairs
     from datamodules.lume import LUME
     from datamodules.mnist import MNIST
+    from datamodules.novel_species import NovelSpecies
+    from datamodules.sun_pairs import SUNPairs
     from datamodules.synthetic_lume import SyntheticLUME
     from datamodules.tofu import TOFU
 
@@ -19,9 +24,14 @@ _MODULES = {
     "CIFAR10": "cifar10",
     "Digits": "digits",
     "DrawnObjects": "drawn_objects",
+    "DrawnSpecies": "drawn_species",
     "FashionMNIST": "fashion_mnist",
+    "FewShotPairs": "few_shot",
+    "INaturalistPairs": "inaturalist_pairs",
     "LUME": "lume",
     "MNIST": "mnist",
+    "NovelSpecies": "novel_species",
+    "SUNPairs": "sun_pairs",
     "SyntheticLUME": "synthetic_lume",
     "TOFU": "tofu",
 }
@@ -34,7 +44,12 @@ __all__ = [
     "AffordancePairs",
     "Digits",
     "DrawnObjects",
+    "DrawnSpecies",
     "FashionMNIST",
+    "FewShotPairs",
+    "INaturalistPairs",
+    "NovelSpecies",
+    "SUNPairs",
     "SyntheticLUME",
 ]
 

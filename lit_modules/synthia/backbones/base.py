@@ -102,17 +102,18 @@ class Backbone(ABC):
         return self
 
     def identity(self, part: Literal["text", "images"]) -> str:
-        """Return what encodings of a part depend on, as part of the key they are kept under.
+        """Return what encodings of a part depend on, as part of the key they are kept under."""
+        return f"{type(self).__name__}/{self.model}/{self.version}/{part}/{self.precision}/{self.image_size}"
 
-        A folder that was written to since counts as another model.
-        """
+    @property
+    def version(self) -> str:
+        """What tells a folder from what it was before it was written to: its files' sizes and times."""
         if self._version is None:
             files = sorted(path for path in Path(self.model).rglob("*") if path.is_file())
-            state = [
-                f"{path.relative_to(self.model)}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files
-            ]
+            facts = [(path.relative_to(self.model), path.stat()) for path in files]
+            state = [f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in facts]
             self._version = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16] if state else "hub"
-        return f"{type(self).__name__}/{self.model}/{self._version}/{part}/{self.precision}/{self.image_size}"
+        return self._version
 
     @abstractmethod
     def load_text(self) -> None:

@@ -90,7 +90,8 @@ class PipelineBackbone(Backbone):
 
     def identity(self, part: Literal["text", "images"]) -> str:
         """Return what encodings of a part depend on."""
-        return f"{type(self).__name__}/{self.model}/{self.variant}/{part}/{self.encoder_precision}/{self.image_size}"
+        own = f"{self.model}/{self.version}/{self.variant}/{self.encoder_precision}"
+        return f"{type(self).__name__}/{part}/{own}/{self.image_size}"
 
     @property
     def encoder_dtype(self) -> torch.dtype:

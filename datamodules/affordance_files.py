@@ -1,0 +1,247 @@
+"""Files of pairs of affordances with images: read and checked before training, all that is wrong said at once."""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Resize = Literal["crop", "squash"]
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""Formats of images that are read, as Pillow names them."""
+MAX_PIXELS = 89_478_485
+"""Most pixels of an image: 256 MiB of colours, Pillow's own bound."""
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """Affordances to compose, with images of new designs that have them and of existing concepts that have one.
+
+    Args:
+        pair_id: Number of the pair.
+        affordances: The affordances.
+        concepts: Names of the existing concepts.
+        tdistance: Transformed distance in [0, 1].
+        stage: Stage from 0; that of a test pair is the one its distance falls into.
+        positives: Images of new designs.
+        negatives: Images of existing concepts.
+    """
+
+    pair_id: int
+    affordances: tuple[str, ...]
+    concepts: tuple[str, ...]
+    tdistance: float
+    stage: int
+    positives: tuple[Path, ...]
+    negatives: tuple[Path, ...]
+
+
+def read_image_pairs(folder: str | Path) -> tuple[list[ImagePair], list[ImagePair]]:
+    """Read ``stage0.jsonl`` and so on and ``test.jsonl``, a pair a line.
+
+    A line is an object with ``pos_prompts`` (affordances), ``neg_prompts`` (concepts), ``tdistance``, ``pos_paths``
+    (list of images) and ``neg_paths`` (``{concept: [{image_path: ...}, ...]}``, or lists of plain paths). Paths are
+    relative to the folder, or absolute. ``pair_id`` is counted where it is missing; other fields are passed over.
+
+    Args:
+        folder: Folder of the files.
+
+    Returns:
+        Training pairs in the order of the stages, and test pairs; no test pairs if there is no ``test.jsonl``.
+
+    Raises:
+        FileNotFoundError: If there is no stage; says what makes the files.
+        ValueError: If lines are malformed; lists them.
+    """
+    root = Path(folder)
+    problems: list[str] = []
+    stages: list[list[ImagePair]] = []
+    while (path := root / f"stage{len(stages)}.jsonl").is_file():
+        stages.append(_rows(path, len(stages), sum(map(len, stages)), problems))
+    if not stages:
+        raise FileNotFoundError(
+            f"The folder {root} must hold stage0.jsonl, stage1.jsonl and so on and test.jsonl, pairs of affordances "
+            f"with their images; found no stage0.jsonl. `lit-modules pairs ONTOLOGY --folder {root}` makes them."
+        )
+    test: list[ImagePair] = []
+    if (path := root / "test.jsonl").is_file():
+        test = _rows(path, 0, sum(map(len, stages)), problems)
+    empty = [number for number, rows in enumerate(stages) if not rows]
+    if empty and not problems:
+        problems.append(f"{root / f'stage{empty[0]}.jsonl'} must hold at least one pair, got none")
+    if problems:
+        raise ValueError(listing(problems, "The pairs cannot be read", "problem"))
+    borders = [max(row.tdistance for row in rows) for rows in stages[:-1]]
+    staged = [replace(row, stage=sum(border < row.tdistance for border in borders)) for row in test]
+    return [row for rows in stages for row in rows], staged
+
+
+def listing(problems: Sequence[str], title: str, noun: str) -> str:
+    """Return a message that lists what is wrong, the first few by name.
+
+    Example:
+        >>> print(listing(["a.png: is missing", "b.png: is missing"], "Images are missing", "image"))
+        Images are missing, 2 images:
+          a.png: is missing
+          b.png: is missing
+    """
+    shown = [f"  {problem}" for problem in problems[:_LISTED]]
+    more = [f"  and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+    count = f"{len(problems)} {noun}{'' if len(problems) == 1 else 's'}"
+    return "\n".join([f"{title}, {count}:", *shown, *more])
+
+
+class ImageStore:
+    """Images of a size, 8 bits, in memory as far as they fit, and in a few variants each.
+
+    Variant 0 is the image, variant 1 its mirror image. Later ones are crops of 85 to 100 % of the sides, every second
+    one mirrored; which crop depends on the path, the seed and the number alone.
+
+    Args:
+        image_size: Side in pixels.
+        resize: ``"crop"`` cuts the middle square out; ``"squash"`` ignores the aspect ratio.
+        variants: Variants of each image, at least 1.
+        memory_bytes: Bound of the images in memory, in bytes; further ones are decoded at each access.
+        seed: Seed of the crops.
+    """
+
+    def __init__(
+        self, image_size: int, resize: Resize = "crop", variants: int = 1, memory_bytes: int = 2**32, seed: int = 0
+    ) -> None:
+        self.image_size, self.resize, self.variants = image_size, resize, variants
+        self.memory_bytes, self.seed = memory_bytes, seed
+        self._kept: dict[Path, list[Tensor]] = {}
+
+    def load(self, paths: Sequence[Path]) -> None:
+        """Decode each image once, to check it, and keep what fits.
+
+        Raises:
+            ValueError: If images are missing, cannot be decoded, are cut off or are too large; lists them all.
+        """
+        paths = [path for path in dict.fromkeys(paths) if path not in self._kept]
+        size = self._crops * 3 * self.image_size**2
+        room = self.memory_bytes // size - len(self._kept)
+        problems = []
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused below
+            for number, (path, found) in enumerate(zip(paths, pool.map(self._try, paths), strict=True)):
+                if isinstance(found, str):
+                    problems.append(f"{path}: {found}")
+                elif number < room:
+                    self._kept[path] = found
+        if problems:
+            raise ValueError(listing(problems, "Images cannot be read", "image"))
+
+    def get(self, path: Path, variant: int = 0) -> Tensor:
+        """Return a variant of an image, uint8, ``(3, size, size)``."""
+        crop, mirrored = divmod(variant, 2)
+        kept = self._kept.get(path)
+        image = self._decode(path, [crop])[0] if kept is None else kept[crop]
+        return image.flip(-1) if mirrored else image
+
+    @property
+    def _crops(self) -> int:
+        return (self.variants + 1) // 2
+
+    def _try(self, path: Path) -> list[Tensor] | str:
+        try:
+            return self._decode(path, range(self._crops))
+        except FileNotFoundError:
+            return "is missing"
+        except Image.DecompressionBombError:
+            return f"has more than {2 * MAX_PIXELS} pixels"
+        except Exception as error:  # decoders of damaged files raise anything
+            return " ".join(str(error).split())[:200] or type(error).__name__
+
+    def _decode(self, path: Path, crops: Sequence[int]) -> list[Tensor]:
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"has {file.width} x {file.height} pixels, more than {MAX_PIXELS}")
+            file.load()
+            image = _colours(ImageOps.exif_transpose(file))
+        found = []
+        for number in crops:
+            box = self._box(image.width, image.height, path, number)
+            pixels = image.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS, box)
+            found.append(torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous())
+        return found
+
+    def _box(self, width: int, height: int, path: Path, crop: int) -> tuple[float, float, float, float]:
+        """Return what part of an image a crop shows."""
+        random = Random(f"{self.seed}/{path.name}/{crop}")
+        share = random.uniform(0.85, 1.0) if crop else 1.0
+        across, down = (random.random(), random.random()) if crop else (0.5, 0.5)
+        wide, high = (width, height) if self.resize == "squash" else (min(width, height),) * 2
+        left, top = (width - wide * share) * across, (height - high * share) * down
+        return left, top, left + wide * share, top + high * share
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    """Return an image in 8-bit colours, transparent parts white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _rows(path: Path, stage: int, first: int, problems: list[str]) -> list[ImagePair]:
+    rows: list[ImagePair] = []
+    try:
+        # by line feeds alone: JSON may hold other characters that end a line elsewhere
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: {error}")
+        return rows
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(json.loads(line), path.parent, stage, first + len(rows)))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            problems.append(f"{path}, line {number}: {reason}")
+    return rows
+
+
+def _row(data: Any, folder: Path, stage: int, number: int) -> ImagePair:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"must be an object, got {type(data).__name__}")
+    affordances = _names(data["pos_prompts"], "pos_prompts")
+    if not affordances:
+        raise ValueError("pos_prompts must name at least one affordance")
+    tdistance = float(data["tdistance"])
+    if not 0 <= tdistance <= 1:
+        raise ValueError(f"tdistance must lie in [0, 1], got {tdistance}")
+    positives = [folder / name for name in _names(data.get("pos_paths") or [], "pos_paths")]
+    owned = data.get("neg_paths") or {}
+    if not isinstance(owned, Mapping):
+        raise TypeError(f"neg_paths must map concepts to lists of images, got {owned!r}")
+    negatives = []
+    for concept, images in owned.items():
+        if not isinstance(images, Sequence) or isinstance(images, str):
+            raise TypeError(f"neg_paths must map concepts to lists of images, got {images!r} for {concept!r}")
+        names = [image["image_path"] if isinstance(image, Mapping) else image for image in images]
+        negatives += [folder / name for name in _names(names, "neg_paths")]
+    concepts = _names(data.get("neg_prompts") or list(owned), "neg_prompts")
+    pair_id = data.get("pair_id", number)
+    if isinstance(pair_id, bool) or not isinstance(pair_id, int):
+        raise TypeError(f"pair_id must be a whole number, got {pair_id!r}")
+    return ImagePair(pair_id, affordances, concepts, tdistance, stage, tuple(positives), tuple(negatives))
+
+
+def _names(values: Any, field: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+        raise TypeError(f"{field} must be a list of strings, got {values!r}")
+    return tuple(values)

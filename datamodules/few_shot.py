@@ -1,0 +1,467 @@
+"""Few pictures of new concepts, in pairs with the known concepts that a model takes them for."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar, Literal
+
+from lightning.pytorch import LightningDataModule
+
+from datamodules.few_shot_arguments import check_arguments
+from datamodules.few_shot_concepts import Concept, ConceptFolder
+from datamodules.few_shot_images import MAX_PIXELS, Picture
+from datamodules.few_shot_layouts import Layout, read_folder
+from datamodules.few_shot_pairs import official_folders, read_pairs
+from datamodules.few_shot_samples import (
+    ROLES,
+    Method,
+    Pair,
+    Sample,
+    check_pictures,
+    queries,
+    read_features,
+    resolve,
+    supports,
+    synthetic_pictures,
+)
+from datamodules.few_shot_sets import (
+    OFFICIAL_EVALUATION_QUESTION,
+    QUESTION,
+    Asking,
+    Mix,
+    QuerySet,
+    UpdateSet,
+)
+from datamodules.images import AugmentedSampler
+from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader
+
+_CHOICES = 2**31
+
+
+class FewShotPairs(LightningDataModule):
+    """Few pictures of new concepts, in pairs with the known concepts that a model takes them for.
+
+    ``root`` holds pictures in any layout of :func:`~datamodules.few_shot_layouts.read_folder`, and ``pairs.json``, see
+    :func:`~datamodules.few_shot_pairs.read_pairs`. For each pair and both of its concepts, training takes ``n_real``
+    pictures and ``n_synthetic`` more: crops or flips of the real ones, or synthetic pictures from a folder. Supports
+    are nested: those of one shot are among those of five with the same seed. Queries do not change with the seed.
+    ``setup`` opens every picture that is used and raises one error that lists all that is wrong.
+
+    A batch is a dict of columns of equal length. Sample ``i`` is one question about exactly one picture, so that a
+    module makes one conversation of it: a user turn of ``image[i]`` and the text ``prompt[i]``, and an assistant turn
+    of the text ``answer[i]``. The text holds no placeholder for the picture; the model's chat template puts it.
+
+    - ``image``: list of PIL pictures in RGB, each in its own size; with ``image_size``, float32 in [0, 1], ``(batch, 3,
+      image_size, image_size)``, stretched to a square.
+    - ``label``: int64 ``(batch,)``, place of the right class in ``classes``.
+    - ``prompt``, ``answer``: lists of str, the question with its options in the order asked, and the right name.
+    - ``options``: list of tuples of str, the names in the order asked; ``answer_option``: int64 ``(batch,)``, which of
+      them is right; ``option_label``: int64 ``(batch, options)``, their places in ``classes``; ``aliases``: list of
+      tuples, for each option the tuple of other right answers.
+    - ``features``: list of tuples, for each option the tuple of its attributes; empty without ``features``.
+    - ``pair_id``, ``role`` (``target`` or ``confusable``: what the picture shows), ``origin`` (``real``, ``crop``,
+      ``flip``, ``flip_horizontal``, or the kind of synthetic pictures), ``part`` (``pairs``, ``replay`` or
+      ``retention``), ``path``, ``supercategory``: lists of str.
+    - ``index``: int64 ``(batch,)``, place in the set. In validation and test also ``query`` and ``order``, int64
+      ``(batch,)``: rows of one query ask the same in another order of the options.
+    - ``label_weights``: float32 ``(batch, classes)``, in training with ``mix``.
+
+    Args:
+        root: Folder of the pictures; ``None`` takes the usual one, ``home``.
+        pairs: Pair file, or a list of pairs; ``None`` takes ``pairs.json`` or ``config.json`` in ``root``.
+        layout: Layout of ``root``.
+        folders: Folder of the splits ``train``, ``validation`` and ``test`` where the usual names do not find it.
+        annotations: iNaturalist's JSON with ``categories``, for common names.
+        n_real: Real training pictures of each concept; the paper has 5 or 20, and 1 is an extension of ours.
+        n_synthetic: Further training pictures of each concept.
+        method: What the further pictures are: ``real`` has none, ``crop``, ``flip`` (also upside down) and
+            ``flip_horizontal`` change real ones, ``synthetic`` reads ``synthetic_root``.
+        synthetic_root: Store of the augmentation stages, or a folder of pictures.
+        synthetic_kind: Kind of synthetic pictures to read, such as ``visual_contrastive``.
+        n_source: Real pictures that crops and flips are made of; ``None`` takes ``n_real``.
+        sampling: ``fixed`` trains on all pictures; ``probability`` goes through the real ones and puts a further one in
+            the place of each with ``synthetic_probability``.
+        synthetic_probability: Chance of that, in [0, 1].
+        n_query: Most pictures of each concept to ask about; ``None`` takes all.
+        query_from: Split that queries come from: ``auto`` validates on ``validation`` and tests on ``test``, or takes
+            the one there is; ``train`` keeps back training pictures.
+        n_orders: Orders of the options in which each query is asked.
+        n_way: Options of a query; above 2, others of the target's super-category join the pair.
+        pair: ``pair_id`` of the one pair to update on and ask about; ``None`` takes all.
+        replay_pairs: Pair file of known concepts to rehearse.
+        replay_ratio: Rehearsed samples as a share of the others.
+        retention_pairs: Pair file of known concepts that are asked about and not trained on.
+        preset: ``official`` asks and writes names as the released code does: large first letter, small ones else, and
+            another question in validation and test.
+        question: Question, with the place ``{options}``.
+        eval_question: Question of validation and test; ``None`` takes ``question``.
+        features: File of attributes, see :func:`~datamodules.few_shot_samples.read_features`.
+        feature_context: Whether the attributes of all options stand before each question of validation and test,
+            whatever the method.
+        image_size: Side of the pictures in pixels as one tensor, for classifiers; ``None`` leaves them as they are.
+        mix: ``cutmix`` or ``mixup`` mixes training pictures, for classifiers.
+        near_duplicates: Whether pictures that differ in size or compression alone count as the same.
+        max_pixels: Most pixels of a picture.
+        batch_size: Samples in a training batch, on each device.
+        eval_batch_size: Questions in a batch of validation and test, on each device.
+        seed: Seed of supports, crops, flips and orders.
+        query_seed: Seed of the choice and of the orders of queries.
+        num_workers: Worker processes of each loader.
+
+    Raises:
+        ValueError: If an argument is out of its range; in ``setup``, if anything is wrong with the data.
+        FileNotFoundError: If a file or folder is missing.
+
+    References:
+        Zhou et al., "Contrastive Visual Data Augmentation", arXiv 2502.17709.
+    """
+
+    home: ClassVar[str] = "data/few_shot"
+    """Folder of the pictures if no other is given."""
+    kind: ClassVar[str | None] = None
+    """What concepts are if neither ``concepts.jsonl`` nor the layout says it: ``animal``, ``scene`` or another."""
+
+    def __init__(
+        self,
+        root: str | None = None,
+        pairs: str | list[dict[str, Any]] | None = None,
+        layout: Layout = "auto",
+        folders: dict[str, str] | None = None,
+        annotations: str | None = None,
+        n_real: int = 5,
+        n_synthetic: int = 0,
+        method: Method = "real",
+        synthetic_root: str | None = None,
+        synthetic_kind: str | None = None,
+        n_source: int | None = None,
+        sampling: Literal["fixed", "probability"] = "fixed",
+        synthetic_probability: float = 0.5,
+        n_query: int | None = 20,
+        query_from: Literal["auto", "validation", "test", "train"] = "auto",
+        n_orders: int = 2,
+        n_way: int = 2,
+        pair: str | None = None,
+        replay_pairs: str | None = None,
+        replay_ratio: float = 0.0,
+        retention_pairs: str | None = None,
+        preset: Literal["default", "official"] = "default",
+        question: str = QUESTION,
+        eval_question: str | None = None,
+        features: str | None = None,
+        feature_context: bool = False,
+        image_size: int | None = None,
+        mix: Mix = "none",
+        near_duplicates: bool = True,
+        max_pixels: int = MAX_PIXELS,
+        batch_size: int = 5,
+        eval_batch_size: int = 16,
+        seed: int = 0,
+        query_seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.root = Path(self.home if root is None else root)
+        check_arguments(self.hparams)
+        self._pairs_from: str | list[dict[str, Any]] | None = pairs
+        self._folder: ConceptFolder | None = None
+        self._sets: dict[str, UpdateSet | QuerySet] = {}
+        self._pairs: dict[str, list[Pair]] = {}
+
+    @property
+    def folder(self) -> ConceptFolder:
+        """What ``root`` holds, read once."""
+        self._read()
+        assert self._folder is not None
+        return self._folder
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs to update on and to ask about."""
+        self._read()
+        return self._pairs["pairs"]
+
+    @property
+    def concepts(self) -> dict[str, Concept]:
+        """The concepts of all pairs by key, in the order of the labels: those of ``pairs`` first."""
+        self._read()
+        parts = [self._pairs[part] for part in ("pairs", "replay", "retention")]
+        found = [sorted({pair.concept(role).key for pair in pairs for role in ROLES}) for pairs in parts]
+        return {key: self.folder.concepts[key] for keys in found for key in keys}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that ``label`` counts."""
+        return tuple(concept.name for concept in self.concepts.values())
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.concepts)
+
+    def setup(self, stage: str) -> None:
+        """Read, choose and check the pictures that the stage needs, once."""
+        for name in {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",)):
+            self.split(name)
+
+    def split(self, name: str) -> UpdateSet | QuerySet:
+        """Return a set, checked.
+
+        Args:
+            name: ``train``, ``validation`` or ``test``.
+
+        Raises:
+            ValueError: If the name is unknown or anything is wrong with the data; the message lists all of it.
+        """
+        if name not in ("train", "validation", "test"):
+            raise ValueError(f"A split must be 'train', 'validation' or 'test', got {name!r}.")
+        if name not in self._sets:
+            self._prepare(name == "train")
+        return self._sets[name]
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return shuffled samples; the order of the options is drawn anew in each epoch."""
+        data, given = self.split("train"), self.hparams
+        sampler = AugmentedSampler(len(data), given["batch_size"], given["seed"], *self._place(), choices=_CHOICES)
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return batch_loader(data, sampler, given["num_workers"], 1.0 if limit is None else limit)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Return the questions of validation in order."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Return the questions of the test in order."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Return the questions of the test in order."""
+        return self._evaluation("test")
+
+    def support(self, concept: Concept) -> list[Picture]:
+        """Return the training pictures of a concept, in the order in which they become supports."""
+        given = self.hparams
+        asked = given["query_from"] == "train"
+        kept = queries(concept, "train", given["n_query"], given["query_seed"]) if asked else []
+        return supports(concept, given["seed"], kept)
+
+    def describe(self) -> str:
+        """Return what was found, a line each."""
+        given, pairs = self.hparams, self.pairs
+        concepts = {pair.concept(role).key: pair.concept(role) for pair in pairs for role in ROLES}.values()
+        lines = [f"{len(pairs)} pairs of {len(concepts)} concepts in {self.root}"]
+        for split in self.folder.splits:
+            numbers = [len(concept.pictures.get(split, [])) for concept in concepts]
+            lines.append(f"{split}: {min(numbers)} to {max(numbers)} pictures of each concept")
+        lines.append(
+            f"update: {given['n_real']}:{given['n_synthetic']} real:{given['method']} pictures of each concept; "
+            f"validation asks about {self._split('validation')}, test about {self._split('test')}"
+        )
+        return "\n".join(lines)
+
+    def _prepare(self, training: bool) -> None:
+        """Choose the pictures, check all of them at once, and make the sets."""
+        self._read()
+        given = self.hparams
+        problems: list[str] = []
+        # pictures to ask about alone are enough to ask a model that is not updated
+        training = training or "train" in self.folder.splits
+        trained = self._updates(problems) if training else []
+        asked = {name: self._queries(name, problems) for name in ("validation", "test")}
+        ours = [sample for real, made in trained for sample in (real, *made)]
+        theirs = [sample for samples in asked.values() for sample in samples]
+        pictures = [[(s.pair.concept(s.role), s.picture) for s in samples] for samples in (ours, theirs)]
+        problems += check_pictures(pictures[0], pictures[1], given["max_pixels"], given["near_duplicates"])
+        self._raise(problems)
+        if training:
+            self._sets["train"] = self._update_set(trained)
+        for name, samples in asked.items():
+            self._sets[name] = self._query_set(samples)
+
+    def _read(self) -> None:
+        """Read folder and pair files."""
+        if self._folder is not None:
+            return
+        given = self.hparams
+        root = self.root
+        source = self._pair_file(root)
+        folders: Mapping[str, str] | None = given["folders"]
+        if folders is None and isinstance(source, str):
+            named = official_folders(source)
+            if named and all((root / folder).is_dir() for name, folder in named.items() if name != "synthetic"):
+                folders = {name: folder for name, folder in named.items() if name != "synthetic"}
+        folder = read_folder(root, given["layout"], folders, given["annotations"])
+        problems = list(folder.problems)
+        listed = read_pairs(source)
+        if given["pair"] is not None:
+            known = [pair.pair_id for pair in listed]
+            if given["pair"] not in known:
+                raise ValueError(f"pair must be one of {', '.join(known)}, got {given['pair']!r}.")
+            listed = [pair for pair in listed if pair.pair_id == given["pair"]]
+        resolved = {"pairs": resolve(listed, folder, problems)}
+        for part in ("replay", "retention"):
+            more = given[f"{part}_pairs"]
+            resolved[part] = resolve(read_pairs(more), folder, problems) if more is not None else []
+        trained = {p.concept(r).key for part in ("pairs", "replay") for p in resolved[part] for r in ROLES}
+        for pair in resolved["retention"]:
+            both = [pair.concept(role).name for role in ROLES if pair.concept(role).key in trained]
+            problems += [f"pair {pair.pair_id} of retention_pairs: {name} is trained on." for name in both]
+        self._raise(problems)
+        for concept in folder.concepts.values():
+            concept.kind = concept.kind or self.kind
+        self._folder, self._pairs = folder, resolved
+
+    def _pair_file(self, root: Path) -> str | list[dict[str, Any]]:
+        if self._pairs_from is not None:
+            return self._pairs_from
+        found = next((root / name for name in ("pairs.json", "config.json") if (root / name).is_file()), None)
+        if found is None:
+            if not root.is_dir():
+                read_folder(root)  # says that there is no such folder
+            raise FileNotFoundError(
+                f"There is no {root / 'pairs.json'}; give `pairs`, or find the pairs that a model confuses with "
+                "`lit-modules coda pairs`."
+            )
+        return str(found)
+
+    def _split(self, name: str) -> str:
+        """Return the split that the queries of validation or test come from."""
+        wanted = self.hparams["query_from"]
+        if wanted != "auto":
+            return str(wanted)
+        order = ("test", "validation") if name == "test" else ("validation", "test")
+        return next((split for split in order if split in self.folder.splits), order[0])
+
+    def _updates(self, problems: list[str]) -> list[tuple[Sample, list[Sample]]]:
+        """Return the samples to update on: each real one with the further ones of its concept, or alone."""
+        given = self.hparams
+        needed = max(given["n_real"], given["n_source"] or 0)
+        synthetic: dict[tuple[str, str], list[Picture]] = {}
+        if given["method"] == "synthetic":
+            kind = given["synthetic_kind"]
+            synthetic = synthetic_pictures(given["synthetic_root"], self._pairs["pairs"], kind, problems)
+        samples: list[tuple[Sample, list[Sample]]] = []
+        short: dict[str, int] = {}
+        for pair in self._pairs["pairs"]:
+            for role in ROLES:
+                concept = pair.concept(role)
+                pool = self.support(concept)
+                if len(pool) < needed:
+                    short[concept.key] = len(pool)
+                    continue
+                real = [Sample(picture, pair, role) for picture in pool[: given["n_real"]]]
+                sources = pool[: given["n_source"] or given["n_real"]]
+                made = self._further(pair, role, sources, synthetic.get((pair.pair_id, role), []), problems)
+                if given["sampling"] == "probability":
+                    samples += [(sample, made) for sample in real]
+                else:
+                    samples += [(sample, []) for sample in (*real, *made)]
+        for key, number in short.items():
+            problems.append(f"{key} has {number} training pictures, and {needed} are needed; lower n_real or add some.")
+        return samples + self._replay(len(samples), problems)
+
+    def _further(
+        self, pair: Pair, role: str, sources: Sequence[Picture], synthetic: Sequence[Picture], problems: list[str]
+    ) -> list[Sample]:
+        given = self.hparams
+        method, number = given["method"], given["n_synthetic"]
+        if method == "synthetic":
+            if len(synthetic) < number:
+                problems.append(
+                    f"{pair.concept(role).name} has {len(synthetic)} synthetic pictures in pair {pair.pair_id}, and "
+                    f"n_synthetic is {number}; make more or lower it."
+                )
+            origin = given["synthetic_kind"] or "synthetic"
+            return [Sample(picture, pair, role, origin) for picture in synthetic[:number]]
+        return [
+            Sample(source, pair, role, method, key=f"{given['seed']}/{source.name}/{method}/{place // len(sources)}")
+            for place, source in ((place, sources[place % len(sources)]) for place in range(number))
+        ]
+
+    def _replay(self, number: int, problems: list[str]) -> list[tuple[Sample, list[Sample]]]:
+        given = self.hparams
+        pool = [
+            Sample(picture, pair, role, part="replay")
+            for pair in self._pairs["replay"]
+            for role in ROLES
+            for picture in self.support(pair.concept(role))
+        ]
+        wanted = round(number * given["replay_ratio"])
+        if wanted > len(pool):
+            problems.append(f"replay_pairs have {len(pool)} training pictures, and {wanted} are needed.")
+        Random(f"{given['seed']}/replay").shuffle(pool)
+        return [(sample, []) for sample in pool[:wanted]]
+
+    def _queries(self, name: str, problems: list[str]) -> list[Sample]:
+        given, split = self.hparams, self._split(name)
+        asked: list[Sample] = []
+        empty: set[str] = set()
+        for part in ("pairs", "retention"):
+            for pair in self._pairs[part]:
+                for role in ROLES:
+                    concept = pair.concept(role)
+                    chosen = queries(concept, split, given["n_query"], given["query_seed"])
+                    if not chosen:
+                        empty.add(concept.key)
+                    asked += [Sample(picture, pair, role, part=part) for picture in chosen]
+        for key in sorted(empty):
+            problems.append(f"{key} has no pictures to ask about in {split}; add some, or set query_from to 'train'.")
+        return asked
+
+    def _raise(self, problems: Sequence[str]) -> None:
+        found = list(dict.fromkeys(problems))
+        if found:
+            head = f"{self.root} has {len(found)} problem{'s'[: len(found) > 1]}:"
+            raise ValueError("\n- ".join([head, *found]))
+
+    def _asking(self, question: str, with_features: bool) -> Asking:
+        given = self.hparams
+        features = read_features(given["features"]) if given["features"] is not None else {}
+        capitalize = given["preset"] == "official"
+        shown = (question, self.concepts, capitalize, features, with_features)
+        return Asking(*shown, given["image_size"], given["max_pixels"])
+
+    def _update_set(self, trained: list[tuple[Sample, list[Sample]]]) -> UpdateSet:
+        given = self.hparams
+        asking = self._asking(given["question"], False)
+        replacements = None
+        if given["sampling"] == "probability":
+            replacements = [made or [sample] for sample, made in trained]
+        chance = given["synthetic_probability"]
+        return UpdateSet([sample for sample, _ in trained], asking, given["seed"], replacements, chance, given["mix"])
+
+    def _query_set(self, asked: list[Sample]) -> QuerySet:
+        given = self.hparams
+        question = given["eval_question"] or given["question"]
+        if given["preset"] == "official" and given["eval_question"] is None and not given["feature_context"]:
+            question = OFFICIAL_EVALUATION_QUESTION
+        asking = self._asking(question, given["feature_context"])
+        options = [self._options(sample.pair, asking) for sample in asked]
+        return QuerySet(asked, options, asking, given["n_orders"], given["query_seed"])
+
+    def _options(self, pair: Pair, asking: Asking) -> list[str]:
+        """Return the keys of the options of a query: the pair, and others of the target's super-category."""
+        keys = [pair.target.key, pair.confusable.key]
+        more = self.hparams["n_way"] - 2
+        if more:
+            others = [
+                key
+                for key, concept in asking.concepts.items()
+                if key not in keys and concept.supercategory == pair.target.supercategory
+            ]
+            if len(others) < more:
+                raise ValueError(
+                    f"n_way must be at most {len(others) + 2} for {pair.target.name}, as that many concepts of its "
+                    f"super-category are in the pairs; got {more + 2}."
+                )
+            Random(f"{self.hparams['query_seed']}/{pair.pair_id}/options").shuffle(others)
+            keys += others[:more]
+        return keys
+
+    def _evaluation(self, name: str) -> ResumableLoader:
+        data, given = self.split(name), self.hparams
+        sampler = BatchSampler(len(data), given["eval_batch_size"], given["seed"], False, *self._place())
+        return batch_loader(data, sampler, given["num_workers"])
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
