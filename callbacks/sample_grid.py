@@ -158,7 +158,8 @@ class SampleGrid(Callback):
             )
         whole = images.detach().float().nan_to_num(0, 0, 0).clamp(0, 1)
         columns = math.ceil(math.sqrt(self.num_images))
-        return (make_grid(whole, nrow=columns, padding=2, pad_value=1.0) * 255).round().to(torch.uint8)
+        grid: Tensor = make_grid(whole, nrow=columns, padding=2, pad_value=1.0)
+        return (grid * 255).round().to(torch.uint8)
 
     def _write(self, folder: Path, grids: list[Tensor]) -> None:
         try:
@@ -179,9 +180,9 @@ class SampleGrid(Callback):
                 images = [to_pil_image(grid) for grid in grids]
                 logger.log_image("val/sample_grid", images, step=trainer.global_step, caption=captions)
             elif hasattr(getattr(logger, "experiment", None), "add_image"):
-                experiment: Any = logger.experiment
+                board: Any = logger
                 for name, grid in zip(self._names(), grids, strict=True):
-                    experiment.add_image(f"val/sample_grid/{name}", grid, trainer.global_step)
+                    board.experiment.add_image(f"val/sample_grid/{name}", grid, trainer.global_step)
 
     def _names(self) -> list[str]:
         """Return a name for each grid that any file system takes."""

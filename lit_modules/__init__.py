@@ -7,38 +7,82 @@ if TYPE_CHECKING:
     from lit_modules.adversarial import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
     from lit_modules.synthia.module import Synthia
     from lit_modules.synthia.training import TextToImageTraining
-    from lit_modules.unlearning import CausalLMFineTuning, GradientAscent, GradientDifference, NGDiff
+    from lit_modules.unlearning import (
+        CEU,
+        DPO,
+        IDK,
+        NPO,
+        PDU,
+        RMU,
+        UNDIAL,
+        WGA,
+        CausalLMFineTuning,
+        GradientAscent,
+        GradientDifference,
+        KLMinimisation,
+        LossNorm,
+        NGDiff,
+        SatImp,
+        SimNPO,
+        TaskVector,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
+    "CEU",
     "CausalLMFineTuning",
+    "DPO",
     "FastTraining",
     "FreeTraining",
     "GradientAscent",
     "GradientDifference",
+    "IDK",
+    "KLMinimisation",
+    "LossNorm",
     "MART",
     "NGDiff",
+    "NPO",
+    "PDU",
     "PGDTraining",
+    "RMU",
+    "SatImp",
+    "SimNPO",
     "StandardTraining",
     "Synthia",
     "TRADES",
+    "TaskVector",
     "TextToImageTraining",
+    "UNDIAL",
+    "WGA",
 ]
 
 _MODULES = {
+    "CEU": "unlearning",
     "CausalLMFineTuning": "unlearning",
+    "DPO": "unlearning",
     "FastTraining": "adversarial",
     "FreeTraining": "adversarial",
     "GradientAscent": "unlearning",
     "GradientDifference": "unlearning",
+    "IDK": "unlearning",
+    "KLMinimisation": "unlearning",
+    "LossNorm": "unlearning",
     "MART": "adversarial",
     "NGDiff": "unlearning",
+    "NPO": "unlearning",
+    "PDU": "unlearning",
     "PGDTraining": "adversarial",
+    "RMU": "unlearning",
+    "SatImp": "unlearning",
+    "SimNPO": "unlearning",
     "StandardTraining": "adversarial",
     "Synthia": "synthia",
     "TRADES": "adversarial",
+    "TaskVector": "unlearning",
     "TextToImageTraining": "synthia",
+    "UNDIAL": "unlearning",
+    "WGA": "unlearning",
 }
 
 

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
     from lit_modules.lightning_cli import ProjectCLI
 
-PUBLIC = ("lit_modules", "lit_modules.metrics", "lit_modules.networks", "lit_modules.synthia", "datamodules", "callbacks")
+PUBLIC = (
+    "lit_modules",
+    "lit_modules.metrics",
+    "lit_modules.networks",
+    "lit_modules.synthia",
+    "datamodules",
+    "callbacks",
+)
 """Modules whose public classes the command line knows by their short names."""
 STAGES = {
     "fit": "Train.",

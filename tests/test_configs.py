@@ -108,8 +108,14 @@ def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.F
     ]
     if isinstance(recipe["model"]["init_args"].get("model"), str):
         arguments += [f"--model.init_args.model={model}"]
+    if recipe["model"]["class_path"] == "lit_modules.RMU":
+        arguments += ["--model.init_args.layer=0"]
     if data == "datamodules.LUME":
         arguments += [f"--data.init_args.root={lume}"]
+    elif data == "datamodules.TOFU":
+        arguments += [f"--data.init_args.root={lume.parent / 'tofu'}", "--data.init_args.batch_size=1"]
+        arguments += ["--data.init_args.template=plain", "--data.init_args.system_prompt=null"]
+        arguments += ["--data.init_args.batch_size=1"]
     elif data in ("datamodules.MNIST", "datamodules.CIFAR10", "datamodules.Digits"):
         arguments += ["--data.init_args.batch_size=4", "--data.init_args.validation_size=8"]
         if data != "datamodules.Digits":

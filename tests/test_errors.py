@@ -83,8 +83,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "missing argument": (["test", "--data=LUME", "--model=NGDiff"], "NGDiff needs model: add --model.model."),
     "file": (
-        ["fit", "-c", "nosuch.yaml"],
-        "There is no configuration file 'nosuch.yaml'; `lit-modules recipes` lists those that are shipped.",
+        ["fit", "-c", "nosuchrecipe.yaml"],
+        "There is no configuration file 'nosuchrecipe.yaml'; `lit-modules recipes` lists those that are shipped.",
     ),
     "recipe": (
         ["fit", "-c", "ngdiff/lumee.yaml"],

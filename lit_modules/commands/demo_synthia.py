@@ -1,6 +1,7 @@
 """``lit-modules demo synthia``: a small model of drawn objects learns to compose affordances along the curriculum."""
 
 import json
+import math
 import time
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 PRETRAIN, TUNE = "synthia/drawn_pretrain.yaml", "synthia/drawn.yaml"
 MODES = {"random order": "random", "curriculum": "staged"}
 BINS = ("easy", "medium", "hard")
+SETS = {"trained": "2, of the curriculum", "pairs": "2, held out", "triples": "3, held out"}
 COLUMNS = {
     "all": "both shown",
     "recall": "recall",
@@ -43,11 +45,11 @@ def affordances(folder: Path, seed: int) -> None:
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     base, recogniser = folder / "base" / "pretrained", folder / "recogniser.pt"
-    pairs, triples = folder / "pairs", folder / "triples"
+    pairs = folder / "pairs"
     common = [f"--seed_everything={seed}", f"--data.seed={seed}", f"--model.seed={seed}"]
-    if not (triples / "test.jsonl").exists():
+    if not (folder / "triples" / "test.jsonl").exists():
         console.rule("1 of 5: the curriculum of the drawn objects")
-        _write_curriculum(folder / "ontology.json", pairs, triples)
+        _write_curriculum(folder)
     if not recogniser.exists():
         console.rule("2 of 5: train a recogniser of parts, to measure with")
         report = _train_recogniser(recogniser, seed)
@@ -73,10 +75,10 @@ def affordances(folder: Path, seed: int) -> None:
     results: dict[str, dict[str, dict[str, float]]] = {}
     for method, path in tuned.items():
         results[method] = {}
-        for name, data in (("pairs", pairs), ("triples", triples)):
+        for name in SETS:
             record = folder / "results" / f"{method.replace(' ', '_')}-{name}.json"
             if not record.exists():
-                arguments = ["test", "-c", TUNE, *common, backbone, f"--data.curriculum={data}"]
+                arguments = ["test", "-c", TUNE, *common, backbone, f"--data.curriculum={folder / name}"]
                 arguments += [f"--model.metric={json.dumps(metric)}", *log_to(record.with_suffix(""))]
                 arguments += [f"--ckpt_path={path}"] if path else ["--trainer.callbacks=null"]
                 cli = say_and_run(console, arguments)
@@ -85,28 +87,38 @@ def affordances(folder: Path, seed: int) -> None:
             results[method][name] = json.loads(record.read_text(encoding="utf-8"))
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     _print_table(console, results)
-    shown = _pictures(pairs, base, tuned, recogniser)
-    rows = [row for method, sets in results.items() for row in table_rows(method, sets["pairs"], list(COLUMNS), BINS)]
+    shown = _pictures(folder / "trained", 6, base, tuned, recogniser) + _pictures(pairs, 3, base, tuned, recogniser)
+    rows = [
+        row
+        for name, label in list(SETS.items())[:2]
+        for method, sets in results.items()
+        for row in table_rows(f"{method}, {label}", sets[name], list(COLUMNS), BINS)
+    ]
     write_report(folder / "report.html", "New designs of drawn objects", rows, shown)
-    plot_grid(folder / "report.png", shown[:9])
+    plot_grid(folder / "report.png", shown)
     console.print(
         f"{time.monotonic() - began:.0f} s. Report: {folder / 'report.html'}; picture: {folder / 'report.png'}"
     )
     print(folder)
 
 
-def _write_curriculum(ontology: Path, pairs: Path, triples: Path) -> None:
-    """Write the curriculum, and beside it one whose test set has three affordances at a time."""
+def _write_curriculum(folder: Path) -> None:
+    """Write the curriculum, and beside it two with other test sets: its own pairs, and three affordances at a time."""
     from itertools import combinations
     from random import Random
 
     from lit_modules.synthia import Ontology, build_curriculum
 
-    import_module("datamodules").DrawnObjects.write_ontology(str(ontology))  # packages meet in commands by class path
-    things = Ontology.from_file(str(ontology))
+    path = folder / "ontology.json"
+    import_module("datamodules").DrawnObjects.write_ontology(str(path))  # packages meet in commands by class path
+    things = Ontology.from_file(path)
     curriculum = build_curriculum(things, num_pairs=TRAIN_PAIRS, num_test_pairs=TEST_PAIRS)
-    curriculum.save(pairs)
-    curriculum.save(triples)
+    for name in SETS:
+        curriculum.save(folder / name)
+    stages = [folder / "trained" / f"stage{number}.jsonl" for number in range(curriculum.num_stages)]
+    (folder / "trained" / "test.jsonl").write_text(
+        "".join(each.read_text("utf-8") for each in stages), encoding="utf-8"
+    )
     known = {frozenset(pair.pos_prompts): pair for pair in (*curriculum.train, *curriculum.test)}
     tested = set(curriculum.test)
     names = sorted({name for pair in known for name in pair})
@@ -123,7 +135,7 @@ def _write_curriculum(ontology: Path, pairs: Path, triples: Path) -> None:
         spread = sum(pair.tdistance for pair in found) / len(found)
         rows.append({"pair_id": len(rows), "pos_prompts": three, "neg_prompts": owners, "tdistance": spread})
     chosen = Random(0).sample(rows, min(TRIPLES, len(rows)))
-    (triples / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+    (folder / "triples" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
 
 
 def _train_recogniser(path: Path, seed: int) -> dict[str, float]:
@@ -145,20 +157,24 @@ def _train_recogniser(path: Path, seed: int) -> dict[str, float]:
 def _print_table(console: Any, results: dict[str, dict[str, dict[str, float]]]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"New designs for {TEST_PAIRS} pairs that were not trained on")
-    for heading in ("affordances", "model", "pairs", *COLUMNS.values()):
-        table.add_column(heading, justify="left" if heading in ("affordances", "model", "pairs") else "right")
-    for name, label in (("pairs", "2"), ("triples", "3")):
-        for place in ("", *(f"/{each}" for each in BINS)) if name == "pairs" else ("",):
+    for name, label in SETS.items():
+        table = Table(title=f"New designs for affordances: {label}")
+        table.add_column("pairs")
+        table.add_column("model", no_wrap=True)
+        for heading in COLUMNS.values():
+            table.add_column(heading, justify="right")
+        for place in ("", *(f"/{each}" for each in BINS)) if name != "triples" else ("",):
             for method, sets in results.items():
-                numbers = sets[name]
-                cells = [f"{numbers[column + place]:.3f}" for column in COLUMNS]
-                table.add_row(label, method, place.removeprefix("/") or "all", *cells)
+                values = [sets[name][column + place] for column in COLUMNS]
+                cells = ["-" if math.isnan(value) else f"{value:.3f}" for value in values]
+                table.add_row(place.removeprefix("/") or "all", method, *cells)
             table.add_section()
-    console.print(table)
+        console.print(table)
 
 
-def _pictures(pairs: Path, base: Path, checkpoints: dict[str, Path | None], recogniser: Path) -> "list[PairPictures]":
+def _pictures(
+    pairs: Path, number: int, base: Path, checkpoints: dict[str, Path | None], recogniser: Path
+) -> "list[PairPictures]":
     """Draw designs of each method for some test pairs, beside a reference and the nearest existing concept."""
     import torch
 
@@ -170,7 +186,7 @@ def _pictures(pairs: Path, base: Path, checkpoints: dict[str, Path | None], reco
     data.setup("test")
     held, seen = data.split("test"), load_recogniser(recogniser)
     order = sorted(range(len(held)), key=lambda place: held.rows[place]["tdistance"])
-    places = order[:: max(1, len(order) // 9)][:9]
+    places = order[:: max(1, len(order) // number)][:number]
     modules = {}
     for method, checkpoint in checkpoints.items():
         modules[method] = Synthia(PixelDiffusion(str(base)))
@@ -195,7 +211,7 @@ def _pictures(pairs: Path, base: Path, checkpoints: dict[str, Path | None], reco
         concept = int(torch.mode(nearest).values)
         grids["reference"] = [Picture(batch["pos"][0] / 2 + 0.5)]
         grids["nearest concept"] = [Picture(held.existing[concept, 0], seen.concepts[concept])]
-        name = BINS[int(batch["stage"][0])]
+        name = f"{BINS[int(batch['stage'][0])]}, held out" if pairs.name == "pairs" else BINS[int(batch["stage"][0])]
         shown.append(PairPictures(wanted, name, grids, float(batch["tdistance"][0])))
     return shown
 

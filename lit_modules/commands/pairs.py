@@ -133,9 +133,9 @@ def _sources(options: argparse.Namespace) -> "Sources":
         maker = EndpointImages(_endpoint(options, options.image_endpoint, options.image_model), size)
         facts |= {"source": "endpoint", "size": size}
     elif options.image_model:
-        own = {"steps": options.image_steps, "guidance": options.image_guidance, "precision": options.image_precision}
-        maker = PipelineImages(options.image_model, options.image_size, *own.values(), device=options.device)
-        facts |= {"source": "pipeline", **own}
+        steps, guidance, precision = options.image_steps, options.image_guidance, options.image_precision
+        maker = PipelineImages(options.image_model, options.image_size, steps, guidance, precision, options.device)
+        facts |= {"source": "pipeline", "steps": steps, "guidance": guidance, "precision": precision}
     writer = None
     if options.caption_endpoint:
         writer = _endpoint(options, options.caption_endpoint, options.caption_model)

@@ -118,10 +118,8 @@ _MODULES = {
         "spaced_timesteps",
     ),
     "text_encoders": ("TextEncoder",),
-    "text_to_image": (
-        "TextToImage",
-        "TextToImageTraining",
-    ),
+    "text_to_image": ("TextToImage",),
+    "training": ("TextToImageTraining",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

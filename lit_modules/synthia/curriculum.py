@@ -62,7 +62,8 @@ class Curriculum:
         """Write JSON lines, ``stage0.jsonl`` and so on and ``test.jsonl``, a pair each; return the files.
 
         Args:
-            folder: Folder of the files; it is made, and files of the same names are replaced.
+            folder: Folder of the files; it is made, and files of the same names are replaced, those of further stages
+                removed.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,10 @@ class Curriculum:
             part.write_text("".join(lines), encoding="utf-8")
             part.replace(path)
             written.append(path)
+        number = self.num_stages
+        while (left := target / f"stage{number}.jsonl").exists():  # of a curriculum with more stages
+            left.unlink()
+            number += 1
         return written
 
 

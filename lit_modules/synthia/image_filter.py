@@ -78,4 +78,4 @@ def best(scores: Sequence[float], keep: int) -> list[int]:
 def _unit(features: Any) -> Tensor:
     """Return features of length 1; transformers returns them alone or in an output."""
     vectors: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return vectors / vectors.norm(dim=-1, keepdim=True)
+    return torch.nn.functional.normalize(vectors, dim=-1)

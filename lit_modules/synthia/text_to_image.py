@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 
-from lit_modules.errors import closest
 from lit_modules.synthia.backbones.base import Backbone, Condition
 from lit_modules.synthia.encodings import Encoder
 from lit_modules.synthia.guards import min_snr_weights
 from lit_modules.synthia.objectives import prediction_error
+from lit_modules.synthia.ontology import nearest
 from lit_modules.synthia.randomness import generator_of, row_noise
 from lit_modules.unlearning.saving import check_finite
 
@@ -153,7 +153,8 @@ class TextToImage(LightningModule):
         """
         images = batch[name]
         if not images.numel():
-            return images.new_empty(*images.shape[:-3], *self.backbone.latent_shape())
+            nothing: Tensor = images.new_empty(*images.shape[:-3], *self.backbone.latent_shape())
+            return nothing
         mean, std = self.encoder.moments(images.flatten(0, -4))
         mean, std = (value.reshape(*images.shape[:-3], *value.shape[1:]) for value in (mean, std))
         return mean + std * row_noise(mean.shape[1:], generators, mean.device)
@@ -231,7 +232,7 @@ class TextToImage(LightningModule):
         known = affordances if self.known_affordances is None else self.known_affordances
         for name in affordances:
             if name not in known:
-                raise ValueError(f"There is no affordance {name!r}{closest(name, list(known))}")
+                raise ValueError(f"There is no affordance {name!r}{nearest(name, known)}")
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}.")
         prompt = self.template.format(affordances=", ".join(affordances))

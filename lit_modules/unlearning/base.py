@@ -124,28 +124,37 @@ class Unlearning(CausalLM):
         """
         return summed_nll(self.network, batch["retain"]), target_tokens(batch["retain"])
 
-    def accumulate_gradient(self, group: list[Batch], task: str) -> Tensor:
-        """Add the gradient of a task's mean NLL over the group and all ranks to ``.grad``.
+    def task_loss(self, batch: Batch, task: str) -> Tensor:
+        """Return a task's loss, summed over a batch: the NLL of its target tokens in nats."""
+        return summed_nll(self.network, batch[task])
+
+    def task_weight(self, batch: Batch, task: str) -> Tensor:
+        """Return what the sum of :meth:`task_loss` is over: the number of target tokens, a scalar."""
+        return target_tokens(batch[task])
+
+    def accumulate_gradient(self, group: list[Batch], task: str, scale: float = 1.0) -> Tensor:
+        """Add the gradient of a task's mean loss over the group and all ranks to ``.grad``.
 
         Args:
             group: The batches of one optimizer step on this rank.
             task: ``"forget"`` or ``"retain"``.
+            scale: Factor of the gradient.
 
         Returns:
-            The mean NLL per target token in nats, a scalar equal on all ranks.
+            The mean loss, by default the NLL per target token in nats; a scalar equal on all ranks, without the factor.
         """
         strategy = self.trainer.strategy
-        counts = torch.stack([target_tokens(batch[task]) for batch in group]).sum()
+        counts = torch.stack([self.task_weight(batch, task) for batch in group]).sum()
         tokens = strategy.reduce(counts.double(), reduce_op="sum")
         total = torch.zeros((), dtype=torch.float64, device=counts.device)
         for number, batch in enumerate(group, start=1):
             last = number == len(group)
             block = getattr(strategy, "block_backward_sync", nullcontext)
             with nullcontext() if last else block():
-                nll = summed_nll(self.network, batch[task])
+                loss = self.task_loss(batch, task)
                 # data parallel training averages gradients over ranks; the world size turns that into their sum
-                self.manual_backward(nll * (self.trainer.world_size / tokens).to(nll.dtype))
-            total += nll.detach().double()
+                self.manual_backward(loss * (scale * self.trainer.world_size / tokens).to(loss.dtype))
+            total += loss.detach().double()
         return strategy.reduce(total, reduce_op="sum") / tokens
 
     @staticmethod
@@ -256,7 +265,13 @@ class TwoTaskUnlearning(Unlearning):
         packed = torch.stack([value.to(self.device, torch.float64) for value in values]).tolist()
         losses = {"forget": packed[0], "retain": packed[1]}
         check_finite(self, losses, self.row_names(group))
-        statistics = PairStatistics(forget_norm=packed[2], retain_norm=packed[3], inner=packed[4])
+        statistics = PairStatistics(
+            forget_norm=packed[2],
+            retain_norm=packed[3],
+            inner=packed[4],
+            retain_loss=packed[1],
+            forget_loss=packed[0],
+        )
         retain_weight, forget_weight = self.weights(statistics)
         for parameter, tensor in zip(parameters, combine_(retain, forget, retain_weight, forget_weight), strict=True):
             parameter.grad = None if tensor is None else tensor.to(parameter.device, parameter.dtype)

@@ -16,7 +16,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,11 +32,15 @@ class PairStatistics:
         retain_norm: Global L2 norm of the retain gradient, ``n_R``.
         forget_norm: Global L2 norm of the forget gradient, ``n_F``.
         inner: Inner product of the two gradients.
+        retain_loss: Loss behind the retain gradient, if known.
+        forget_loss: Loss behind the forget gradient, if known.
     """
 
     retain_norm: float
     forget_norm: float
     inner: float
+    retain_loss: float = field(default=math.nan, repr=False, compare=False)
+    forget_loss: float = field(default=math.nan, repr=False, compare=False)
 
     @property
     def cosine(self) -> float:

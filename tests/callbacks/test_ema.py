@@ -90,7 +90,7 @@ class Adapted(Module):
         if self.layer is None:
             torch.manual_seed(1)
             config = LoraConfig(r=1, target_modules=["0"], lora_dropout=0.0)
-            self.layer = get_peft_model(nn.Sequential(nn.Linear(3, 2)), config)  # type: ignore[arg-type]
+            self.layer = get_peft_model(nn.Sequential(nn.Linear(3, 2)), config)
 
 
 class Broken(Module):
@@ -296,8 +296,13 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     for decay in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match=rf"decay must lie between 0 and 1, got {decay}"):
             EMA(decay)
-    with pytest.raises(ValueError, match="EMA averages trainable parameters, and Module has none; let some require"):
-        trainer(tmp_path, EMA()).fit(Module().requires_grad_(False), loader())
+
+    class All(Module):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(ValueError, match="EMA averages trainable parameters, and All has none; let some require"):
+        trainer(tmp_path, EMA()).fit(All().requires_grad_(False), loader())
     with pytest.raises(RuntimeError, match="EMA has no averages yet: they begin with fit"), EMA().averaged(Module()):
         pass
     with pytest.warns(UserWarning, match="EMA has no averages, so test runs with the module's own weights"):
@@ -337,7 +342,7 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
 def test_a_parameter_that_trains_later_is_told(tmp_path: Path) -> None:
     class Late(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            pl_module.frozen.requires_grad_(True)  # type: ignore[union-attr, operator]
+            pl_module.frozen.requires_grad_(True)
 
     with pytest.raises(RuntimeError, match=r"averages what trains when fit begins, and frozen.weight has begun"):
         trainer(tmp_path, EMA(), Late()).fit(Module(), loader())

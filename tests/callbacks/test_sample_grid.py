@@ -35,7 +35,7 @@ class Painter(LightningModule):
     def generate(self, affordances: Any, num_images: int = 1, seed: int = 0) -> Tensor:
         torch.rand(3)
         self.asked.append((affordances, seed))
-        self.weights.append(self.layer.weight.detach().clone())
+        self.weights.append(self.layer.bias.detach().clone())
         levels = torch.arange(num_images).view(-1, 1, 1, 1) / 4
         return levels.expand(-1, 3, 8, 6)
 
@@ -183,8 +183,8 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
 def test_averaged_weights_draw(tmp_path: Path, before: bool) -> None:
     module, grid, ema = Painter(), SampleGrid(PAIRS), EMA()
     fit(module, tmp_path, *((grid, ema) if before else (ema, grid)))
-    assert torch.equal(module.weights[0], ema.state_dict()["averages"]["layer.weight"])
-    assert not torch.equal(module.weights[0], module.layer.weight)
+    assert torch.equal(module.weights[0], ema.state_dict()["averages"]["layer.bias"])
+    assert not torch.equal(module.weights[0], module.layer.bias)
 
 
 def test_names_of_files_are_safe(tmp_path: Path) -> None:
@@ -245,4 +245,4 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
             SampleGrid(rows)  # type: ignore[arg-type]
     for name in ("num_images", "every_n_validations", "max_grids"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            SampleGrid(**{name: 0})
+            SampleGrid(**{name: 0})  # type: ignore[arg-type]

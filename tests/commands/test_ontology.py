@@ -52,6 +52,17 @@ def test_plot(mini: str, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in files)
 
 
+def test_names_are_not_read_as_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.yaml"
+    tools = "{'$[b]$': {'$x^$': {affordances: {main: [cut, '[red]']}}, axe: {affordances: {main: [cut, hit]}}}}"
+    path.write_text(f"schema_version: 1\nname: '$[/b]^'\nsuperordinates: {tools}\n")
+    assert main(["ontology", "stats", str(path)]) == 0
+    assert main(["ontology", "distances", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("$[/b]^", "$[b]$", "[red]"))
+    assert main(["ontology", "plot", str(path), "--folder", str(tmp_path)]) == 0
+
+
 def test_an_ontology_without_usable_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "one.yaml"
     path.write_text("schema_version: 1\nname: one\nsuperordinates: {tool: {saw: {affordances: {main: [cut]}}}}\n")

@@ -144,3 +144,10 @@ def test_bad_arguments_are_refused(household: Ontology) -> None:
         split_stages([0.1, 0.2])
     with pytest.raises(ValueError, match="epochs must be at least the number of stages, 3, got 2"):
         stage_of_epoch(0, 2)
+
+
+def test_saving_fewer_stages_leaves_no_old_one(tmp_path: Path) -> None:
+    ontology = Ontology.from_file("household")
+    for num_stages in (4, 2):
+        build_curriculum(ontology, num_pairs=8, num_stages=num_stages).save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage0.jsonl", "stage1.jsonl", "test.jsonl"]

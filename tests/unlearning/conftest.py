@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch import Tensor
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor as TorchTensor
 from torch.utils.data import DataLoader
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_modules.networks import small_llama
 
@@ -52,6 +55,14 @@ class Workbench:
         pairs = zip(cut(self.forget, size), cut(self.retain, size), strict=True)
         return [{"forget": forget, "retain": retain} for forget, retain in pairs]
 
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return a tokenizer of some words whose ids the network knows."""
+        words = ["[END]", "I", "do", "not", "know", "say", "cannot", "."]
+        vocabulary = {word: number for number, word in enumerate(words)} | {"[UNK]": len(words)}
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = Whitespace()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[END]", unk_token="[UNK]")
+
     def loader(self, data: list[Any]) -> "DataLoader[Any]":
         return DataLoader(data, batch_size=None)  # type: ignore[arg-type]
 
@@ -76,7 +87,7 @@ class Workbench:
         return trainer
 
     @staticmethod
-    def vector(network: torch.nn.Module) -> Tensor:
+    def vector(network: torch.nn.Module) -> TorchTensor:
         return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 

@@ -1,0 +1,81 @@
+"""Rows that decline to answer, and the two methods that train on them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_modules.unlearning.dpo import DPO
+from lit_modules.unlearning.idk import IDK
+from lit_modules.unlearning.losses import summed_nll, target_tokens
+from lit_modules.unlearning.refusals import REFUSALS, read_refusals, refusal_rows
+
+SENTENCES = ("I do not know.", "I cannot say.")
+
+
+def test_prompts_stay_and_answers_are_refusals(bench: Any) -> None:
+    tokenizer = bench.tokenizer()
+    task = bench.forget
+    rows = refusal_rows(task, tokenizer, SENTENCES)
+    seen = set()
+    for row in range(24):
+        length = 2 + row % 5
+        assert rows["input_ids"][row, :length].tolist() == task["input_ids"][row, :length].tolist()
+        assert rows["labels"][row, :length].eq(-100).all()
+        end = int(rows["attention_mask"][row].sum())
+        answer = rows["labels"][row, length:end].tolist()
+        assert answer == rows["input_ids"][row, length:end].tolist()
+        assert answer[-1] == tokenizer.eos_token_id
+        assert rows["labels"][row, end:].eq(-100).all()
+        seen.add(tokenizer.decode(answer[:-1]))
+    assert seen == {"I do not know .", "I cannot say ."}
+    assert rows["id"] == task["id"]
+    # the draw belongs to the row, whatever its place in a batch
+    second = refusal_rows({key: value[5:9] for key, value in task.items()}, tokenizer, SENTENCES)
+    width = second["labels"].shape[1]
+    assert second["labels"].tolist() == rows["labels"][5:9, :width].tolist()
+    assert refusal_rows(task, tokenizer, SENTENCES, seed=1)["labels"].tolist() != rows["labels"].tolist()
+
+
+def test_idk_loss_is_that_of_the_refusals(bench: Any) -> None:
+    network = bench.network()
+    module = IDK(network, tokenizer=bench.tokenizer(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    trainer = bench.fit(module, bench.pairs(24))
+    rows = refusal_rows(bench.forget, bench.tokenizer(), REFUSALS)
+    expected = summed_nll(network, rows) / target_tokens(rows)
+    assert float(trainer.callback_metrics["train/forget_objective"]) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [IDK, DPO])
+def test_refusals_become_likely(method: Any, bench: Any) -> None:
+    network = bench.network()
+    rows = refusal_rows(bench.forget, bench.tokenizer(), REFUSALS)
+    before = summed_nll(network, rows).item()
+    bench.fit(
+        method(network, tokenizer=bench.tokenizer(), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2)),
+        bench.pairs(24) * 10,
+    )
+    assert summed_nll(network, rows).item() < before
+
+
+def test_files_of_refusals(tmp_path: Path) -> None:
+    file = tmp_path / "idk.jsonl"
+    file.write_text('\nI do not know.\n"I cannot say."\n"odd\n', encoding="utf-8")
+    assert read_refusals(str(file)) == ("I do not know.", "I cannot say.", '"odd')
+    assert read_refusals(None) == REFUSALS
+    file.write_text("\n\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="must hold at least one refusal, one per line, and is empty"):
+        read_refusals(str(file))
+    with pytest.raises(FileNotFoundError, match=r"There is no file of refusals 'nowhere\.jsonl'; give a text file"):
+        read_refusals("nowhere.jsonl")
+
+
+def test_row_without_a_prompt_is_named(bench: Any) -> None:
+    task = {**bench.forget, "labels": bench.forget["input_ids"]}
+    with pytest.raises(ValueError, match="The forget row row-1-0 has no prompt before its first scored token"):
+        refusal_rows(task, bench.tokenizer(), SENTENCES)
+    bare = bench.tokenizer()
+    bare.eos_token = None
+    with pytest.raises(ValueError, match="has no end-of-sequence token, with which refusals must end"):
+        refusal_rows(bench.forget, bare, SENTENCES)
