@@ -8,6 +8,16 @@ from typing import Any
 from datamodules.few_shot_images import Picture
 from datamodules.few_shot_pairs import plain_name
 
+SOURCES = {
+    "inaturalist": "inat",
+    "inat": "inat",
+    "novelspecies": "novel_species",
+    "novel_species": "novel_species",
+    "sun": "sun",
+    "sun397": "sun",
+}
+"""Names of the sources of pictures, and what they are called here."""
+
 
 @dataclass
 class Concept:

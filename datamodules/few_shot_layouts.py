@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from datamodules.few_shot_concepts import Concept, ConceptFolder
+from datamodules.few_shot_concepts import SOURCES, Concept, ConceptFolder
 from datamodules.few_shot_images import FORMATS, NOT_READ, Picture
 from datamodules.few_shot_pairs import is_inside, name_problem, read_lines
 
@@ -19,14 +19,6 @@ SPLITS = {
     "test": ("test",),
 }
 """Names that the folder of a split may have."""
-SOURCES = {
-    "inaturalist": "inat",
-    "inat": "inat",
-    "novelspecies": "novel_species",
-    "novel_species": "novel_species",
-    "sun": "sun",
-    "sun397": "sun",
-}
 SUPERCATEGORIES = {
     "Actinopterygii": "Ray-finned Fishes",
     "Amphibia": "Amphibians",

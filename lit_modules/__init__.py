@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_modules.adversarial import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
+    from lit_modules.coda import ClassifierUpdate, CoDA
     from lit_modules.synthia.module import Synthia
     from lit_modules.synthia.training import TextToImageTraining
     from lit_modules.unlearning import (
@@ -32,6 +33,8 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order of sorted()
     "CEU",
     "CausalLMFineTuning",
+    "ClassifierUpdate",
+    "CoDA",
     "DPO",
     "FastTraining",
     "FreeTraining",
@@ -60,6 +63,8 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
 _MODULES = {
     "CEU": "unlearning",
     "CausalLMFineTuning": "unlearning",
+    "ClassifierUpdate": "coda",
+    "CoDA": "coda",
     "DPO": "unlearning",
     "FastTraining": "adversarial",
     "FreeTraining": "adversarial",

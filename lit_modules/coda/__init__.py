@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_modules.coda.answers import normalise_answer, read_answer
+    from lit_modules.coda.backends_local import ClipEmbedder, DiffusersImages, LocalChat
+    from lit_modules.coda.backends_remote import RemoteChat, RemoteImages
+    from lit_modules.coda.bounded_endpoint import BoundedEndpoint, Budget
+    from lit_modules.coda.classifier import ClassifierUpdate
     from lit_modules.coda.concepts import Concept, ConfusablePair, safe_name, unique_pairs
     from lit_modules.coda.confusable_pairs import (
         ConfusionTable,
@@ -42,10 +46,15 @@ if TYPE_CHECKING:
     from lit_modules.coda.seeds import stable_hash, stable_seed
     from lit_modules.coda.selection import Selection, select_discriminative, select_generable
     from lit_modules.coda.store import Store, StoreInUse
+    from lit_modules.coda.updating import CoDA
     from lit_modules.coda.verification import accept_images, image_score, verification_requests
 
 _MODULES = {
     "answers": ("normalise_answer", "read_answer"),
+    "backends_local": ("ClipEmbedder", "DiffusersImages", "LocalChat"),
+    "backends_remote": ("RemoteChat", "RemoteImages"),
+    "bounded_endpoint": ("BoundedEndpoint", "Budget"),
+    "classifier": ("ClassifierUpdate",),
     "concepts": ("Concept", "ConfusablePair", "safe_name", "unique_pairs"),
     "confusable_pairs": (
         "ConfusionTable",
@@ -84,30 +93,40 @@ _MODULES = {
     "selection": ("Selection", "select_discriminative", "select_generable"),
     "store": ("Store", "StoreInUse"),
     "verification": ("accept_images", "image_score", "verification_requests"),
+    "updating": ("CoDA",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "AttributeScores",
     "BackendError",
+    "BoundedEndpoint",
+    "Budget",
     "BudgetExhausted",
     "Capabilities",
     "ChatModel",
     "ChatRequest",
+    "ClassifierUpdate",
+    "ClipEmbedder",
+    "CoDA",
     "CoDAPipeline",
     "CoDASettings",
     "Concept",
     "ConfusablePair",
     "ConfusionTable",
+    "DiffusersImages",
     "Embedder",
     "Estimate",
     "FeatureAnswer",
     "ImageGenerator",
     "ImageRequest",
+    "LocalChat",
     "MalformedAnswer",
     "PairTask",
     "PipelineResult",
     "Prices",
+    "RemoteChat",
+    "RemoteImages",
     "Reply",
     "Selection",
     "Store",

@@ -1,0 +1,319 @@
+"""Chat conversations of one question about exactly one picture, as tensors that an image-text model takes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+Message = dict[str, Any]
+IGNORED = -100
+"""Label of tokens that are not in the loss."""
+
+
+def conversation(prompt: str, answer: str | None = None) -> list[Message]:
+    """Return a user turn of one image and a text, and with an answer an assistant turn of it.
+
+    Example:
+        >>> [part["type"] for part in conversation("Which is it?")[0]["content"]]
+        ['image', 'text']
+    """
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return turns
+
+
+def check_conversation(messages: Sequence[Mapping[str, Any]], images: int) -> None:
+    """Check that each user turn has exactly one image, no other turn has any, and that all images have their turn.
+
+    Args:
+        messages: Turns with ``role`` and a list ``content`` of parts.
+        images: Number of images that come with the conversation.
+
+    Raises:
+        ValueError: If it is not so; a model would be trained on answers to pictures that it does not see.
+    """
+    users = 0
+    for message in messages:
+        content = message["content"]
+        found = 0 if isinstance(content, str) else sum(part.get("type") == "image" for part in content)
+        user = message["role"] == "user"
+        users += user
+        if found != int(user):
+            wanted = "exactly one image" if user else "no image"
+            raise ValueError(f"A turn of the {message['role']} must have {wanted}, got {found}: add or remove one.")
+    if images != users:
+        raise ValueError(f"A conversation of {users} user turns must come with as many images, got {images}.")
+
+
+def end_token(processor: Any) -> str:
+    """Return the token that ends an answer.
+
+    Raises:
+        ValueError: If the tokenizer has none; a model trained without it would not stop to talk.
+    """
+    token = processor.tokenizer.eos_token
+    if not token:
+        raise ValueError("The tokenizer has no eos_token, so answers would have no end; set one in its configuration.")
+    return str(token)
+
+
+def render(processor: Any, prompt: str, answer: str | None = None) -> tuple[str, str]:
+    """Write a conversation by the chat template.
+
+    Training and evaluation both go through here, so that they cannot differ in template.
+
+    Args:
+        processor: Processor of the model, with a chat template.
+        prompt: Question, without a placeholder for the image.
+        answer: Answer; ``None`` leaves the tail empty.
+
+    Returns:
+        The question up to where the model begins to answer; and the answer to its end token, nothing after it.
+
+    Raises:
+        ValueError: If there is no template, the text does not have exactly one placeholder, or the answer is empty.
+    """
+    messages = conversation(prompt, answer)
+    check_conversation(messages, 1)
+    if not getattr(processor, "chat_template", None):
+        raise ValueError(
+            f"The {type(processor).__name__} has no chat template; put one beside the model as chat_template.jinja."
+        )
+    question = processor.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
+    placeholder = getattr(processor, "boi_token", None) or processor.image_token
+    if question.count(placeholder) != 1:
+        raise ValueError(
+            f"A question must have exactly one place {placeholder!r} for its image, got {question.count(placeholder)}; "
+            "the chat template must write it for the image part, and names and questions must not hold it."
+        )
+    if answer is None:
+        return question, ""
+    if not answer.strip():
+        raise ValueError("An answer must not be empty.")
+    end = end_token(processor)
+    if placeholder in answer or end in answer:
+        raise ValueError(f"An answer must hold neither {placeholder!r} nor {end!r}, got {answer!r}.")
+    whole = processor.apply_chat_template(messages, tokenize=False)
+    # a template may begin the answer with more than the text, such as an empty thought, where generation does not
+    tail = whole[len(question) :] if whole.startswith(question) else answer
+    if answer.strip() not in tail:
+        tail = answer
+    return question, tail.partition(end)[0].rstrip() + end
+
+
+def encode(
+    processor: Any,
+    images: Sequence[Image],
+    prompts: Sequence[str],
+    answers: Sequence[str] | None = None,
+    max_length: int | None = None,
+    config: Any = None,
+) -> dict[str, Tensor]:
+    """Encode a batch of questions about one image each, never cut off.
+
+    With answers the batch is padded on the right and has ``labels``: the answer and its end token, -100 elsewhere.
+    Without them it is padded on the left and ends where the model begins to answer.
+
+    Args:
+        processor: Processor of the model.
+        images: One image for each question.
+        prompts: Questions.
+        answers: Right answers.
+        max_length: Most tokens that the model takes; ``None`` does not check.
+        config: The model's configuration; with it, LLaVA-NeXT's number of image tokens is checked.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, int64 ``(batch, tokens)``, the processor's tensors of the images such as
+        ``pixel_values``, and ``labels``.
+
+    Raises:
+        ValueError: If there are not as many images as questions, or as answers; if a question is longer than
+            ``max_length``; if the processor made more or fewer images or image tokens than there are.
+    """
+    if not len(images) == len(prompts) or not prompts:
+        raise ValueError(f"There must be one image for each question, got {len(images)} for {len(prompts)} questions.")
+    if answers is not None and len(answers) != len(prompts):
+        raise ValueError(f"There must be one answer for each question, got {len(answers)} for {len(prompts)}.")
+    if not all(isinstance(image, Image) for image in images):
+        kind = next(type(image).__name__ for image in images if not isinstance(image, Image))
+        raise TypeError(f"Images must be PIL images, got {kind}; leave the datamodule's image_size at None.")
+    rows = [
+        render(processor, prompt, None if answers is None else answer)
+        for prompt, answer in zip(prompts, answers or prompts, strict=True)
+    ]
+    tokenizer = processor.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = end_token(processor)
+    begin = tokenizer.bos_token
+    written = bool(begin) and rows[0][0].startswith(begin)
+    batch: dict[str, Any] = dict(
+        processor(
+            images=[[image] for image in images],
+            text=[question + tail for question, tail in rows],
+            padding=True,
+            padding_side="left" if answers is None else "right",
+            truncation=False,
+            add_special_tokens=not written,
+            return_tensors="pt",
+        )
+    )
+    lengths = batch["attention_mask"].sum(1)
+    if max_length is not None and int(lengths.max()) > max_length:
+        raise ValueError(
+            f"A question with its image takes {int(lengths.max())} tokens, and the model takes {max_length}; it is "
+            "never cut off. Give fewer image_grid_pinpoints, shorter questions, or a larger max_length."
+        )
+    check_images(processor, batch, len(images), config)
+    if answers is not None:
+        batch["labels"] = _labels(tokenizer, batch, rows, not written)
+    return batch
+
+
+def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, config: Any = None) -> None:
+    """Check that a batch has as many images and image tokens as there are.
+
+    Args:
+        processor: Processor that made the batch.
+        batch: Its tensors.
+        images: Number of images, one for each row.
+        config: The model's configuration; the number of tokens is checked for LLaVA-NeXT alone.
+
+    Raises:
+        ValueError: If the numbers differ; the message says what to set.
+    """
+    for name in ("image_sizes", "image_grid_thw", "pixel_values"):
+        # Qwen puts the patches of all images into one row of pixel_values, but counts images in image_grid_thw
+        if name in batch:
+            if len(batch[name]) != images:
+                raise ValueError(f"The processor made {len(batch[name])} images of {images}; see its {name}.")
+            break
+    token = getattr(processor, "image_token_id", None)
+    if token is None:
+        token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    counts = (batch["input_ids"] == token).sum(1).tolist()
+    if not all(counts):
+        raise ValueError(f"Row {counts.index(0)} of the batch has no image token, so its image would not be seen.")
+    if getattr(config, "model_type", None) == "llava_next" and "image_sizes" in batch:
+        wanted = [llava_next_tokens(config, *size) for size in batch["image_sizes"].tolist()]
+        if counts != wanted:
+            row = next(row for row, count in enumerate(counts) if count != wanted[row])
+            raise ValueError(
+                f"The processor makes {counts[row]} image tokens of image {row} and the model {wanted[row]} features; "
+                "patch_size, vision_feature_select_strategy, num_additional_image_tokens and image_grid_pinpoints "
+                "of the processor must be those of the model."
+            )
+
+
+def llava_next_tokens(config: Any, height: int, width: int) -> int:
+    """Return how many features LLaVA-NeXT makes of an image: the whole, and its unpadded tiles with a break a row.
+
+    Args:
+        config: Configuration of the model.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Example:
+        >>> from transformers import LlavaNextConfig
+        >>> llava_next_tokens(LlavaNextConfig(), 600, 600)
+        2928
+    """
+    from transformers.image_processing_utils import select_best_resolution
+
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    best = select_best_resolution((height, width), config.image_grid_pinpoints)
+    rows, columns = [int(length) // int(vision.image_size) * int(side) for length in best]
+    if width / height > columns / rows:
+        rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+    else:
+        columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+    whole: int = side * side + int(config.vision_feature_select_strategy == "full")
+    return whole + rows * columns + rows
+
+
+def check_processor(processor: Any, config: Any) -> None:
+    """Check that a processor belongs to a LLaVA-NeXT model; other models are left to their own checks.
+
+    Args:
+        processor: Processor.
+        config: Configuration of the model.
+
+    Raises:
+        ValueError: If a field is missing or differs; its name, both values and the way out are in the message.
+    """
+    if getattr(config, "model_type", None) != "llava_next":
+        return
+    vision = config.vision_config
+    pinpoints = getattr(processor.image_processor, "image_grid_pinpoints", None)
+    fields = {
+        "patch_size": (processor.patch_size, vision.patch_size),
+        "vision_feature_select_strategy": (
+            processor.vision_feature_select_strategy,
+            config.vision_feature_select_strategy,
+        ),
+        "image_grid_pinpoints": (_plain(pinpoints), _plain(config.image_grid_pinpoints)),
+        "num_additional_image_tokens": (
+            processor.num_additional_image_tokens,
+            int(vision.model_type == "clip_vision_model"),  # CLIP has a class token, SigLIP none
+        ),
+    }
+    for name, (got, wanted) in fields.items():
+        if got != wanted:
+            raise ValueError(
+                f"{name} of the processor is {got!r} and the model needs {wanted!r}; image features and tokens would "
+                f"not match. Set {name} in processor_config.json or preprocessor_config.json."
+            )
+
+
+def _plain(pinpoints: Any) -> list[list[int]] | None:
+    return None if pinpoints is None else [[int(side) for side in sides] for sides in pinpoints]
+
+
+def _labels(tokenizer: Any, batch: Mapping[str, Tensor], rows: Sequence[tuple[str, str]], special: bool) -> Tensor:
+    """Return the tokens of answers and their ends, -100 elsewhere."""
+    ids = batch["input_ids"]
+    labels = torch.full_like(ids, IGNORED)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    for row, (question, tail) in enumerate(rows):
+        answer = answer_tokens(tokenizer, question, tail, special)
+        start = lengths[row] - len(answer)
+        # a row that does not end with its answer would be left out of the loss, or be trained on something else
+        if not answer or ids[row, start : lengths[row]].tolist() != answer:
+            raise ValueError(
+                f"Row {row} does not end with the tokens of its answer {tail!r}; the processor changed or cut the text."
+            )
+        labels[row, start : lengths[row]] = ids[row, start : lengths[row]]
+    return labels
+
+
+def answer_tokens(tokenizer: Any, question: str, tail: str, special: bool = True) -> list[int]:
+    """Return the tokens of a conversation that come after its question.
+
+    If the question's tokens do not begin the conversation's, because one token spans the border, those count that end
+    after it.
+
+    Args:
+        tokenizer: Tokenizer.
+        question: Text of the question.
+        tail: Text of the answer with its end token.
+        special: Whether the tokenizer adds its special tokens.
+
+    Returns:
+        Tokens, the last of which is the end token.
+
+    Raises:
+        ValueError: If the last token is not the end token.
+    """
+    asked = tokenizer(question, add_special_tokens=special)["input_ids"]
+    whole = tokenizer(question + tail, add_special_tokens=special)["input_ids"]
+    found: list[int] = whole[len(asked) :]
+    if whole[: len(asked)] != asked:
+        spans = tokenizer(question + tail, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
+        start = next(place for place, (_, stop) in enumerate(spans) if stop > len(question))
+        found = whole[start:]
+    if found[-1:] != [tokenizer.eos_token_id]:
+        raise ValueError(f"The tokens of {tail!r} must end with the end token {tokenizer.eos_token!r}, got {found}.")
+    return found

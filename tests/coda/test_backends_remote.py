@@ -1,0 +1,413 @@
+import base64
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_modules.coda.backends_remote import BoundedEndpoint, Budget, RemoteChat, RemoteImages
+from lit_modules.coda.calls import RecordedChat
+from lit_modules.coda.estimate import Prices
+from lit_modules.coda.pipeline import CoDAPipeline, PipelineResult
+from lit_modules.coda.protocols import (
+    BackendError,
+    BatchChatModel,
+    BudgetExhausted,
+    ChatModel,
+    ChatRequest,
+    ImageGenerator,
+    Reply,
+    Usage,
+    user_message,
+)
+from lit_modules.coda.store import Store
+from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
+from tests.synthia.scripted_server import ScriptedServer
+
+KEY = "sk-secret-4711"
+CUT_OFF = (200, {"Transfer-Encoding": "chunked"}), b'ff\r\n{"choices": [{"mess'
+BUSY = (429, {"Retry-After": "0"}), {"error": {"message": "slow down"}}
+
+
+def told(content: Any, inputs: int = 7, outputs: int = 3, **more: Any) -> tuple[int, Any]:
+    usage = {"prompt_tokens": inputs, "completion_tokens": outputs}
+    return 200, {"model": "llava-1", "usage": usage, "choices": [{"message": {"content": content}, **more}]}
+
+
+def painted(picture: Image.Image) -> tuple[int, Any]:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return 200, {"data": [{"b64_json": base64.b64encode(file.getvalue()).decode()}]}
+
+
+def script(*answers: tuple[Any, Any]) -> Callable[[dict[str, Any], int], tuple[Any, Any]]:
+    return lambda request, number: answers[min(number, len(answers) - 1)]
+
+
+def endpoint(server: ScriptedServer, **more: Any) -> BoundedEndpoint:
+    return BoundedEndpoint(server.url, "llava", **{"pause": 0.001, "timeout": 5.0, "attempts": 4, **more})
+
+
+def question(text: str = "What is it?", **more: Any) -> ChatRequest:
+    return ChatRequest((user_message(text),), **more)
+
+
+def ask(chat: RemoteChat, text: str = "What is it?") -> Reply:
+    return chat.chat([user_message(text)], [], 5, 0.0)
+
+
+def shown(part: dict[str, Any]) -> Image.Image:
+    head, _, coded = part["image_url"]["url"].partition(",")
+    assert head in ("data:image/png;base64", "data:image/jpeg;base64")
+    return Image.open(io.BytesIO(base64.b64decode(coded, validate=True)))
+
+
+def test_a_question_with_images_travels_in_one_request() -> None:
+    first, second = Image.new("RGBA", (60, 30), "red"), Image.new("RGB", (4, 4), "blue")
+    first.info["comment"] = "taken at home"
+    text = {"type": "text", "text": "and"}
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, text, {"type": "image"}]},
+    ]
+    with ScriptedServer(script(told("a disc"))) as server:
+        chat: ChatModel = RemoteChat(endpoint(server), images_per_message=2, max_side=20, extra_body={"top_k": 1})
+        reply = chat.chat(messages, [first, second], 9, 0.5, {"type": "array"}, 3)
+    assert reply == Reply("a disc", "llava-1", Usage(7, 3))
+    assert server.paths == ["/v1/chat/completions"]
+    (request,) = server.requests
+    parts = request["messages"][1]["content"]
+    assert request["messages"][0] == messages[0]
+    assert parts[1] == text
+    assert (shown(parts[0]).size, shown(parts[2]).size) == ((20, 10), (4, 4))
+    assert shown(parts[0]).info == {}
+    assert np.asarray(shown(parts[2])).tolist() == np.asarray(second).tolist()
+    fields = {name: value for name, value in request.items() if name != "messages"}
+    assert fields == {"model": "llava", "max_tokens": 9, "temperature": 0.5, "seed": 3, "top_k": 1}
+    assert chat.capabilities.images_per_message == 2
+    assert not chat.capabilities.structured_output
+
+
+def test_fields_follow_what_the_server_knows() -> None:
+    schema = {"type": "array"}
+    asked = question(schema=schema, seed=1)
+    with ScriptedServer(script(told([{"type": "text", "text": "[1"}, {"type": "text", "text": "]"}]))) as server:
+        usual = RemoteChat(endpoint(server), schema_field="response_format", omit=("temperature", "seed"))
+        own = RemoteChat(endpoint(server), schema_field="guided_json", token_field="max_completion_tokens")
+        replies = [reply for chat in (usual, own) for _, reply in chat.chat_many([asked])]
+        picture = Image.new("RGB", (8, 8))
+        jpeg = RemoteChat(endpoint(server), image_format="JPEG")
+        jpeg.chat([user_message("Which?", 1)], [picture], 5, 0.0)
+    assert [reply.text for reply in replies if isinstance(reply, Reply)] == ["[1]", "[1]"]
+    assert usual.capabilities.structured_output
+    first, second, third = server.requests
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    assert (first["response_format"], first["max_tokens"]) == (form, 1000)
+    assert not {"temperature", "seed"} & set(first)
+    assert (second["guided_json"], second["max_completion_tokens"], second["seed"]) == (schema, 1000, 1)
+    assert shown(third["messages"][0]["content"][0]).format == "JPEG"
+
+
+def test_a_question_is_asked_again_after_every_passing_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
+    troubles = [BUSY, (500, {"error": "broken"}), CUT_OFF, (200, b"<html>"), told(None), (200, {"choices": []})]
+    with ScriptedServer(script(*troubles, told("at last"))) as server:
+        chat = RemoteChat(endpoint(server, attempts=7))
+        assert ask(chat).text == "at last"
+    assert len(server.requests) == 7
+    assert server.keys == [f"Bearer {KEY}"] * 7
+    # what was refused costs nothing
+    assert chat.endpoint.budget.used == {"calls": 5, "tokens": 20, "images": 0, "cost": 0.0}
+
+
+def test_a_question_without_an_answer_fails_alone() -> None:
+    def answer(request: dict[str, Any], number: int) -> Any:
+        text = request["messages"][0]["content"][0]["text"]
+        refused = (400, {"error": {"message": "not allowed"}})
+        filtered = told("", finish_reason="content_filter")
+        return {"refused": refused, "unreadable": (200, [1]), "filtered": filtered}.get(text, told(text))
+
+    texts = ["one", "refused", "unreadable", "filtered", "two"]
+    with ScriptedServer(answer) as server:
+        chat = RemoteChat(endpoint(server, max_concurrency=1))
+        replies = dict(chat.chat_many([question(text) for text in texts]))
+        with pytest.raises(BackendError, match=r"llava refuses the request: HTTP 400 \(not allowed\)"):
+            ask(chat, "refused")
+    assert isinstance(chat, BatchChatModel)
+    errors = [str(reply) for reply in replies.values() if isinstance(reply, BackendError)]
+    assert errors == [
+        "llava refuses the request: HTTP 400 (not allowed).",
+        "llava gave no answer that can be used: the answer has no message.",
+        "llava took its answer out, by its content filter.",
+    ]
+    assert [replies[number].text for number in (0, 4)] == ["one", "two"]  # type: ignore[union-attr]
+
+
+def test_answers_come_as_they_are_ready_and_few_are_under_way(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def answer(request: dict[str, Any], number: int) -> Any:
+        text = request["messages"][0]["content"][0]["text"]
+        if text == "0":
+            release.wait(10)
+        else:
+            time.sleep(0.01)
+        return told(text)
+
+    with ScriptedServer(answer) as server:
+        chat = RemoteChat(endpoint(server, max_concurrency=3))
+        found = []
+        for number, reply in chat.chat_many([question(str(number)) for number in range(12)]):
+            assert isinstance(reply, Reply)
+            assert reply.text == str(number)
+            found.append(number)
+            if len(found) == 11:
+                release.set()  # the slow one holds up no other
+        assert server.most_busy == 3
+        assert list(chat.chat_many([])) == []
+        with Store(tmp_path / "store") as store:
+            recorded = RecordedChat(chat, store)
+            replies = recorded.ask_many([question(str(number)) for number in range(5)])
+            assert [reply.text for reply in replies if isinstance(reply, Reply)] == list("01234")
+    assert sorted(found) == list(range(12))
+    assert found[-1] == 0
+
+
+def test_the_bound_holds_for_all_that_share_an_endpoint() -> None:
+    def answer(request: dict[str, Any], number: int) -> Any:
+        time.sleep(0.01)
+        return told("yes")
+
+    with ScriptedServer(answer) as server:
+        shared = endpoint(server, max_concurrency=2)
+        chats = [RemoteChat(shared), RemoteChat(shared)]
+        threads = [threading.Thread(target=lambda c=chat: list(c.chat_many([question()] * 4))) for chat in chats]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (server.most_busy, len(server.requests)) == (2, 8)
+
+
+def test_a_slow_server_is_given_up_and_the_run_stops() -> None:
+    release = threading.Event()
+
+    def silent(request: dict[str, Any], number: int) -> Any:
+        release.wait(10)
+        return told("late")
+
+    with ScriptedServer(silent) as server:
+        server.server.handle_error = lambda *given: None  # type: ignore[method-assign]
+        chat = RemoteChat(endpoint(server, timeout=0.05, attempts=2))
+        try:
+            with pytest.raises(BudgetExhausted, match=r"does not answer \(.*timed out.*\), 2 times; go on later"):
+                ask(chat)
+        finally:
+            release.set()
+
+
+def test_an_outage_fails_a_question_and_a_lasting_one_stops_the_run() -> None:
+    with ScriptedServer(script(told("yes"), (503, {}))) as server:
+        chat = RemoteChat(endpoint(server, attempts=2, max_concurrency=1))
+        replies: list[Reply | BackendError] = []
+        with pytest.raises(BudgetExhausted, match=r"answered HTTP 503 \({}\), 2 times"):
+            replies.extend(reply for _, reply in chat.chat_many([question(str(number)) for number in range(20)]))
+    assert [type(reply) for reply in replies] == [Reply, BackendError, BackendError]
+    assert len(server.requests) == 1 + 3 * 2
+
+
+def test_a_budget_of_calls_is_never_exceeded_and_keeps_what_came(tmp_path: Path) -> None:
+    requests = [question(str(number)) for number in range(20)]
+    with ScriptedServer(script(told("yes"))) as server, Store(tmp_path / "store") as store:
+        poor = RemoteChat(endpoint(server, budget=Budget(calls=6)))
+        with pytest.raises(BudgetExhausted, match=r"The budget of 6 calls is used up \(6\); go on later"):
+            RecordedChat(poor, store).ask_many(requests)
+        assert len(server.requests) == 6
+        rich = RecordedChat(RemoteChat(endpoint(server)), store)
+        assert {reply.text for reply in rich.ask_many(requests) if isinstance(reply, Reply)} == {"yes"}
+        assert (rich.calls, len(server.requests)) == (14, 20)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"tokens": 25}, r"budget of 25 tokens is used up \(30\)"),
+        ({"cost": 2.5, "prices": Prices(call=0.3, million_output_tokens=2e5)}, r"budget of 2.5 cost is used up \(2.7"),
+        ({"calls": 0}, r"budget of 0 calls is used up \(0\)"),
+    ],
+)
+def test_budgets_of_tokens_and_cost(bounds: dict[str, Any], message: str) -> None:
+    with ScriptedServer(script(told("yes"))) as server:
+        chat = RemoteChat(endpoint(server, budget=Budget(**bounds)))
+        with pytest.raises(BudgetExhausted, match=message):
+            [ask(chat) for _ in range(5)]
+    assert len(server.requests) == (0 if "calls" in bounds else 3)
+
+
+def test_a_budget_of_tokens_needs_a_server_that_tells_them() -> None:
+    silent = (200, {"choices": [{"message": {"content": "yes"}}]})
+    with ScriptedServer(script(silent)) as server:
+        assert ask(RemoteChat(endpoint(server))) == Reply("yes", "llava", Usage())
+        with pytest.raises(BudgetExhausted, match="llava does not tell the tokens of its answers"):
+            ask(RemoteChat(endpoint(server, budget=Budget(tokens=100))))
+
+
+def test_images() -> None:
+    picture = Image.new("RGB", (16, 8), "teal")
+    link = (200, {"data": [{"url": "http://127.0.0.1/image.png"}]})
+    cut = base64.b64decode(painted(picture)[1]["data"][0]["b64_json"])[:-45]
+    damaged = (200, {"data": [{"b64_json": base64.b64encode(cut).decode()}]})
+    answers = (link, (200, {"data": [{"b64_json": "?"}]}), damaged, CUT_OFF, painted(picture))
+    with ScriptedServer(script(*answers)) as server:
+        budget = Budget(images=5, cost=10, prices=Prices(image=0.5))
+        plain: ImageGenerator = RemoteImages(endpoint(server, attempts=5, budget=budget))
+        made = plain.generate("a disc", None, 5, 16, 8, 4, 0.0)
+        assert np.asarray(made).tolist() == np.asarray(picture).tolist()
+        assert (budget.used["images"], budget.used["cost"]) == (5, 2.5)
+        with pytest.raises(BudgetExhausted, match="budget of 5 images is used up"):
+            plain.generate("a disc", None, 5, 16, 8, 4, 0.0)
+        with pytest.raises(ValueError, match="llava takes no negative prompt, got 'text'; set guidance to 0"):
+            plain.generate("a disc", "text", 5, 16, 8, 4, 4.5)
+        names = {"seed": "seed", "negative": "negative_prompt", "steps": "num_inference_steps"}
+        able = RemoteImages(
+            endpoint(server), fields=names, omit=("response_format", "n"), extra_body={"style": "photo"}
+        )
+        able.generate("a disc", "text", 5, 16, 8, 4, 4.5)
+        able.generate("a disc", None, 5, 16, 8, 4, 0.0)
+    assert server.paths == ["/v1/images/generations"] * 7
+    usual = {"model": "llava", "prompt": "a disc", "n": 1, "size": "16x8", "response_format": "b64_json"}
+    own = {"model": "llava", "prompt": "a disc", "size": "16x8", "seed": 5, "num_inference_steps": 4, "style": "photo"}
+    assert server.requests[0] == usual
+    assert server.requests[5:] == [{**own, "negative_prompt": "text"}, own]
+
+
+def test_an_image_that_is_a_decompression_bomb_is_refused() -> None:
+    bomb = painted(Image.new("1", (8000, 8000)))
+    with (
+        ScriptedServer(script(bomb)) as server,
+        pytest.raises(BackendError, match="8000 x 8000 pixels, more than the 50000000 allowed"),
+    ):
+        RemoteImages(endpoint(server, attempts=1)).generate("a disc", None, 5, 16, 8, 4, 0.0)
+
+
+def test_identities_tell_settings_apart_and_hold_no_address() -> None:
+    one, moved = BoundedEndpoint("http://127.0.0.1:1/v1", "llava"), BoundedEndpoint("http://127.0.0.2/v1", "llava")
+    assert RemoteChat(one).identity == RemoteChat(moved).identity
+    changed: list[dict[str, Any]] = [
+        {},
+        {"revision": "b"},
+        {"max_side": 9},
+        {"image_format": "JPEG"},
+        {"schema_field": "guided_json"},
+        {"omit": ["temperature"]},
+        {"extra_body": {"top_k": 1}},
+    ]
+    assert len({RemoteChat(one, **more).identity for more in changed}) == len(changed)
+    images: list[dict[str, Any]] = [{}, {"revision": "b"}, {"fields": {"seed": "seed"}}, {"extra_body": {"style": "a"}}]
+    assert len({RemoteImages(one, **more).identity for more in images}) == len(images)
+
+
+class WorkingServer(ScriptedServer):
+    """Answers as the fakes do, with troubles in between."""
+
+    def __init__(self) -> None:
+        self.chat, self.generator = FakeChat(), FakeGenerator()
+        self.guard = threading.Lock()
+        super().__init__(self.work)
+
+    def work(self, request: dict[str, Any], number: int) -> Any:
+        troubles = {0: BUSY, 3: (500, {"error": f"broken for {KEY}"}), 5: CUT_OFF, 11: (200, b"nothing")}
+        if number in troubles:
+            return troubles[number]
+        with self.guard:
+            if "prompt" in request:
+                width, height = map(int, request["size"].split("x"))
+                return painted(self.generator.generate(request["prompt"], None, request["seed"], width, height, 4, 0.0))
+            parts = request["messages"][-1]["content"]
+            images = [shown(part) for part in parts if part["type"] == "image_url"]
+            reply = self.chat.chat(request["messages"], images, request["max_tokens"], request["temperature"])
+        return told(f"{reply.text} (for {KEY})" if images == [] else reply.text)
+
+
+def run(server: ScriptedServer, folder: Path, task: Any, budget: Budget | None = None) -> PipelineResult:
+    shared = endpoint(server, max_concurrency=2, budget=budget)
+    chat = RemoteChat(shared, images_per_message=2)
+    with Store(folder) as store:
+        return CoDAPipeline(store, tiny(), chat, RemoteImages(shared, fields={"seed": "seed"}), FakeEmbedder()).run(
+            [task]
+        )
+
+
+def test_the_pipeline_on_remote_models_stops_at_its_budget_goes_on_and_shows_no_key(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    task = discs(tmp_path)
+    with WorkingServer() as server:
+        stopped = run(server, tmp_path / "store", task, Budget(calls=6))
+        assert "budget of 6 calls is used up" in str(stopped.stopped)
+        rest = run(server, tmp_path / "store", task)
+    with WorkingServer() as other:
+        whole = run(other, tmp_path / "whole", task)
+    assert (rest.stopped, whole.stopped) == (None, None)
+    assert [(unit.accepted, unit.failure) for unit in rest.units] == [(2, None)] * 4
+    assert rest.units == whole.units
+    assert all(key == f"Bearer {KEY}" for key in server.keys)
+    hashes = [Store(tmp_path / name, writable=False).content_hashes() for name in ("store", "whole")]
+    assert hashes[0] == hashes[1]
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"(for ***)" in written
+    assert KEY.encode() not in written
+    assert KEY not in caplog.text
+    assert KEY not in "".join(capfd.readouterr())
+
+
+def test_the_key_is_in_no_error_and_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODA_KEY", KEY)
+    with ScriptedServer(script((401, {"error": {"message": f"wrong key {KEY}"}}))) as server:
+        chat = RemoteChat(endpoint(server, key_variable="CODA_KEY"))
+        with pytest.raises(BudgetExhausted, match=r"HTTP 401 \(wrong key \*\*\*\)\. Check .* CODA_KEY") as caught:
+            ask(chat)
+        assert len(server.requests) == 1
+        assert KEY not in f"{caught.value} {chat.identity} {vars(chat)} {vars(chat.endpoint)}"
+        held: Any
+        for held in ({"api_key": "abc"}, {"nested": [{"Authorization": "x"}]}, {"user": f"me {KEY}"}):
+            with pytest.raises(ValueError, match=r"extra_body must hold no key, .* variable CODA_KEY") as refused:
+                RemoteChat(chat.endpoint, extra_body=held)
+            assert KEY not in str(refused.value)
+    assert json.dumps(RemoteChat(chat.endpoint, extra_body={"max_key_frames": 1}).extra_body)
+
+
+def test_bad_input_is_refused() -> None:
+    one = BoundedEndpoint("http://127.0.0.1:1/v1", "llava")
+    with pytest.raises(ValueError, match="max_concurrency must be at least 1, got 0"):
+        BoundedEndpoint("http://127.0.0.1:1/v1", "llava", max_concurrency=0)
+    with pytest.raises(ValueError, match="must hold no user, password, query"):
+        BoundedEndpoint("http://127.0.0.1:1/v1?key=1", "llava")
+    with pytest.raises(ValueError, match="max_side at least 1, got 1 and 0"):
+        RemoteChat(one, max_side=0)
+    with pytest.raises(ValueError, match="image_format must be 'PNG' or 'JPEG', got 'GIF'"):
+        RemoteChat(one, image_format="GIF")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"omit may name seed, temperature, got \('model',\)"):
+        RemoteChat(one, omit=("model",))
+    with pytest.raises(ValueError, match=r"extra_body must not hold \['messages'\]"):
+        RemoteChat(one, extra_body={"messages": []})
+    with pytest.raises(ValueError, match=r"fields may name guidance, .*, got \['width'\]"):
+        RemoteImages(one, fields={"width": "w"})
+    with pytest.raises(ValueError, match="tokens must not be negative, got -1"):
+        Budget(tokens=-1)
+    with pytest.raises(ValueError, match="A budget of cost 3 needs the prices"):
+        Budget(cost=3)
+    with pytest.raises(ValueError, match="0 places for images and 1 images"):
+        RemoteChat(one).chat([user_message("a")], [Image.new("RGB", (1, 1))], 5, 0.0)

@@ -1,0 +1,220 @@
+from typing import Any
+
+import pytest
+import torch
+
+from lit_modules.coda.conversations import (
+    IGNORED,
+    answer_tokens,
+    check_conversation,
+    check_images,
+    check_processor,
+    conversation,
+    encode,
+    llava_next_tokens,
+    render,
+)
+from tests.coda.tiny_llava import PINPOINTS, model, picture, processor
+
+PROMPTS = ["Puff Adder or Adder?", "Adder?"]
+ANSWERS = ["Adder", "Puff Adder"]
+
+
+@pytest.fixture(scope="module")
+def tools() -> Any:
+    return processor()
+
+
+@pytest.fixture(scope="module")
+def config(tools: Any) -> Any:
+    return model(tools.tokenizer).config
+
+
+def pictures() -> list[Any]:
+    return [picture("red"), picture("blue", (60, 30))]
+
+
+# --- exactly one image
+
+
+def test_a_user_turn_has_exactly_one_image() -> None:
+    check_conversation(conversation("Which?", "Adder"), 1)
+    bare = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
+    with pytest.raises(ValueError, match="turn of the user must have exactly one image, got 0"):
+        check_conversation(bare, 1)
+    twice = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]
+    with pytest.raises(ValueError, match="exactly one image, got 2"):
+        check_conversation(twice, 2)
+    with pytest.raises(ValueError, match="turn of the assistant must have no image, got 1"):
+        check_conversation([*conversation("Which?"), {"role": "assistant", "content": [{"type": "image"}]}], 1)
+    with pytest.raises(ValueError, match="1 user turns must come with as many images, got 2"):
+        check_conversation(conversation("Which?"), 2)
+
+
+def test_a_template_that_writes_no_place_for_the_image_is_refused() -> None:
+    found = processor()
+    found.chat_template = "{{ messages[0]['content'][1]['text'] }}"
+    with pytest.raises(ValueError, match="exactly one place '<image>' for its image, got 0"):
+        encode(found, pictures(), PROMPTS, ANSWERS)
+    found.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        encode(found, pictures(), PROMPTS, ANSWERS)
+
+
+def test_text_cannot_bring_an_image_or_an_end(tools: Any) -> None:
+    with pytest.raises(ValueError, match="exactly one place '<image>' for its image, got 2"):
+        render(tools, "Is it an <image>?")
+    with pytest.raises(ValueError, match="must hold neither '<image>' nor '</s>'"):
+        render(tools, "Which?", "Adder</s>")
+    with pytest.raises(ValueError, match="must not be empty"):
+        render(tools, "Which?", " ")
+
+
+def test_each_row_has_the_tokens_of_one_image(tools: Any, config: Any) -> None:
+    batch = encode(tools, pictures(), PROMPTS, ANSWERS, config=config)
+    counts = (batch["input_ids"] == tools.image_token_id).sum(1).tolist()
+    assert counts == [llava_next_tokens(config, 40, 40), llava_next_tokens(config, 30, 60)]
+    assert len(batch["pixel_values"]) == 2
+
+
+@pytest.mark.parametrize("size", [(40, 40), (10, 90), (90, 10), (33, 57), (57, 33), (28, 28), (200, 140)])
+def test_image_tokens_are_as_many_as_the_model_makes_features(tools: Any, config: Any, size: tuple[int, int]) -> None:
+    batch = encode(tools, [picture("red", size)], ["Which?"], config=config)
+    network = model(tools.tokenizer)
+    features = network.get_image_features(batch["pixel_values"], batch["image_sizes"]).pooler_output
+    assert sum(len(feature) for feature in features) == llava_next_tokens(config, size[1], size[0])
+
+
+def test_an_image_expanded_to_another_number_of_tokens_is_refused(config: Any) -> None:
+    wrong = processor(patch_size=7)
+    with pytest.raises(ValueError, match=r"image tokens of image 0 and the model \d+ features; patch_size"):
+        encode(wrong, pictures(), PROMPTS, ANSWERS, config=config)
+
+
+def test_a_batch_with_another_number_of_images_is_refused(tools: Any) -> None:
+    with pytest.raises(ValueError, match="one image for each question, got 1 for 2"):
+        encode(tools, pictures()[:1], PROMPTS, ANSWERS)
+    batch = encode(tools, pictures(), PROMPTS)
+    with pytest.raises(ValueError, match="made 1 images of 2; see its image_sizes"):
+        check_images(tools, {**batch, "image_sizes": batch["image_sizes"][:1]}, 2)
+    blind = torch.where(batch["input_ids"] == tools.image_token_id, 5, batch["input_ids"])
+    with pytest.raises(ValueError, match="Row 0 of the batch has no image token"):
+        check_images(tools, {**batch, "input_ids": blind}, 2)
+    with pytest.raises(ValueError, match="one answer for each question, got 1 for 2"):
+        encode(tools, pictures(), PROMPTS, ANSWERS[:1])
+    with pytest.raises(TypeError, match="must be PIL images, got Tensor; leave the datamodule's image_size"):
+        encode(tools, [torch.zeros(3, 4, 4)] * 2, PROMPTS)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("patch_size", None),
+        ("patch_size", 7),
+        ("vision_feature_select_strategy", None),
+        ("num_additional_image_tokens", 0),
+    ],
+)
+def test_a_processor_of_another_model_is_refused_by_field(config: Any, field: str, value: Any) -> None:
+    check_processor(processor(), config)
+    wrong = processor()
+    setattr(wrong, field, value)
+    with pytest.raises(ValueError, match=rf"^{field} of the processor is {value!r} and the model needs"):
+        check_processor(wrong, config)
+
+
+def test_other_tiles_than_the_models_are_refused(config: Any) -> None:
+    wrong = processor()
+    wrong.image_processor.image_grid_pinpoints = PINPOINTS[:1]
+    with pytest.raises(ValueError, match="image_grid_pinpoints of the processor is"):
+        check_processor(wrong, config)
+
+
+# --- labels
+
+
+def test_the_loss_is_on_the_answer_and_its_end_alone(tools: Any) -> None:
+    batch = encode(tools, pictures(), PROMPTS, ANSWERS)
+    for labels, mask, answer in zip(batch["labels"], batch["attention_mask"], ANSWERS, strict=True):
+        kept = labels != IGNORED
+        assert tools.tokenizer.decode(labels[kept]) == f"{answer}</s>"
+        assert bool((mask[kept] == 1).all())
+        assert labels[int(mask.sum()) - 1] == tools.tokenizer.eos_token_id
+
+
+def test_padding_is_on_the_right_for_training_and_on_the_left_for_answers(tools: Any) -> None:
+    training = encode(tools, pictures(), PROMPTS, ANSWERS)["attention_mask"]
+    asking = encode(tools, pictures(), PROMPTS)["attention_mask"]
+    assert bool((training[:, 0] == 1).all())
+    assert bool((asking[:, -1] == 1).all())
+    assert not bool(training.all())
+    assert not bool(asking.all())
+
+
+def test_training_and_evaluation_have_the_same_template_and_pictures(tools: Any) -> None:
+    for image, prompt, answer in zip(pictures(), PROMPTS, ANSWERS, strict=True):
+        training, asking = encode(tools, [image], [prompt], [answer]), encode(tools, [image], [prompt])
+        length = asking["input_ids"].shape[1]
+        assert training["input_ids"][0, :length].tolist() == asking["input_ids"][0].tolist()
+        assert bool((training["labels"][0, :length] == IGNORED).all())
+        assert bool((training["labels"][0, length:] != IGNORED).all())
+        assert torch.equal(training["pixel_values"], asking["pixel_values"])
+
+
+def test_the_beginning_is_there_once(tools: Any) -> None:
+    batch = encode(tools, pictures(), PROMPTS, ANSWERS)
+    assert (batch["input_ids"] == tools.tokenizer.bos_token_id).sum(1).tolist() == [1, 1]
+
+
+def test_an_end_is_added_where_the_template_has_none() -> None:
+    found = processor()
+    found.chat_template = found.chat_template.replace("{{ eos_token if message['role'] == 'assistant' else '' }}", "")
+    batch = encode(found, pictures(), PROMPTS, ANSWERS)
+    kept = [row[row != IGNORED] for row in batch["labels"]]
+    assert found.tokenizer.batch_decode(kept) == [f"{answer}</s>" for answer in ANSWERS]
+
+
+def test_without_an_end_token_nothing_is_trained() -> None:
+    found = processor()
+    found.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no eos_token"):
+        render(found, "Which?", "Adder")
+
+
+def test_a_token_over_the_border_counts_to_the_answer(tools: Any) -> None:
+    words = tools.tokenizer
+    question, tail = "Puff Ad", "der</s>"
+    assert words("Adder")["input_ids"] != words("Ad")["input_ids"] + words("der")["input_ids"]
+    found = answer_tokens(words, question, tail, special=False)
+    assert words.decode(found) == " Adder</s>"
+
+
+def test_a_row_without_its_answer_is_refused_and_not_left_out_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = processor()
+    original = type(found).__call__
+
+    def cut(self: Any, **given: Any) -> Any:
+        batch = original(self, **given)
+        return {**batch, "attention_mask": batch["attention_mask"][:, :-3], "input_ids": batch["input_ids"][:, :-3]}
+
+    monkeypatch.setattr(type(found), "__call__", cut)
+    with pytest.raises(ValueError, match="does not end with the tokens of its answer"):
+        encode(found, pictures(), PROMPTS, ANSWERS)
+
+
+# --- never cut off
+
+
+def test_a_long_question_is_refused_with_the_length_that_it_needs(tools: Any) -> None:
+    length = encode(tools, pictures(), PROMPTS, ANSWERS)["input_ids"].shape[1]
+    encode(tools, pictures(), PROMPTS, ANSWERS, max_length=length)
+    with pytest.raises(ValueError, match=rf"takes {length} tokens, and the model takes {length - 1}; it is never cut"):
+        encode(tools, pictures(), PROMPTS, ANSWERS, max_length=length - 1)
+
+
+def test_a_tokenizer_that_cuts_off_does_not_here() -> None:
+    found = processor()
+    whole = encode(found, pictures(), PROMPTS, ANSWERS)
+    found.tokenizer.backend_tokenizer.enable_truncation(4)
+    found.tokenizer.model_max_length = 4
+    assert torch.equal(encode(found, pictures(), PROMPTS, ANSWERS)["input_ids"], whole["input_ids"])

@@ -1,0 +1,392 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import AutoModelForImageTextToText, AutoProcessor, ViTConfig, ViTForImageClassification
+
+from datamodules.few_shot import FewShotPairs
+from lit_modules.coda.classifier import ClassifierUpdate
+from lit_modules.coda.update_presets import update_preset
+from lit_modules.coda.update_scores import read_answers
+from lit_modules.coda.updating import CoDA
+from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
+from tests.coda.tiny_llava import picture
+
+COLOURS = ("red", "blue")
+NAMES = ("Puff Adder", "Adder")
+
+
+def rows(orders: int = 2, part: str = "pairs", swapped: bool = False) -> dict[str, Any]:
+    """Ask about a picture of each concept in both orders; the picture alone tells which is right."""
+    batch: dict[str, Any] = {name: [] for name in ("image", "prompt", "answer", "options", "aliases", "role", "path")}
+    right, query, labels = [], [], []
+    for side in (0, 1):
+        for order in range(orders):
+            names = NAMES[::-1] if order else NAMES
+            batch["image"].append(picture(COLOURS[1 - side if swapped else side]))
+            batch["prompt"].append(f"{names[0]} or {names[1]}?")
+            batch["answer"].append(NAMES[side])
+            batch["options"].append(names)
+            batch["aliases"].append(((), ()))
+            batch["role"].append(("target", "confusable")[side])
+            batch["path"].append(f"{side}.png")
+            right.append(names.index(NAMES[side]))
+            labels.append([NAMES.index(name) for name in names])
+            query.append(side)
+    number = len(right)
+    batch |= {"pair_id": ["pair"] * number, "part": [part] * number}
+    batch |= {"answer_option": torch.tensor(right), "query": torch.tensor(query), "option_label": torch.tensor(labels)}
+    return {**batch, "index": torch.arange(number), "label": torch.tensor(query)}
+
+
+class Data(LightningDataModule):
+    def __init__(self, train: list[Any] | None = None, asked: list[Any] | None = None) -> None:
+        super().__init__()
+        self.train, self.asked = train or [rows()], asked or [rows()]
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train, batch_size=None, num_workers=0)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.asked, batch_size=None, num_workers=0)  # type: ignore[arg-type]
+
+    test_dataloader = val_dataloader
+
+
+def trainer(folder: Path, **more: Any) -> Trainer:
+    settings: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, "logger": False}
+    settings |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(**settings | {"default_root_dir": folder, "num_sanity_val_steps": 0} | more)
+
+
+def make(folder: Any, **more: Any) -> CoDA:
+    given: dict[str, Any] = {"dtype": "float32", "gradient_checkpointing": False, "dropout": 0.0, "max_new_tokens": 6}
+    seed_everything(0, verbose=False)
+    return CoDA(folder, **given | more)
+
+
+def names_that_train(module: CoDA) -> list[str]:
+    return [name for name, parameter in module.model.named_parameters() if parameter.requires_grad]
+
+
+def test_fit_save_reload_through_the_auto_classes_and_evaluate(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(
+        tiny_llava, preset="coda_34b", rank=4, alpha=8, gradient_checkpointing=True, metric=PairAccuracy(resamples=0)
+    )
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(module, Data())
+    logged = {"train/loss", "val/loss", "val/acc_macro", "val/acc_target", "val/acc_confusable", "val/invalid"}
+    assert logged | {"val/position_bias"} <= set(run.callback_metrics)
+    adapters, merged = str(tmp_path / "adapters"), str(tmp_path / "merged")
+    module.save_pretrained(adapters)
+    module.save_pretrained(merged, merge=True)
+    module.model.eval()
+    encoded = module.encode(rows()["image"], rows()["prompt"])
+    with torch.no_grad():
+        wanted = module.model(**encoded).logits
+        auto_model: Any = AutoModelForImageTextToText
+        whole = auto_model.from_pretrained(merged).eval()
+        torch.testing.assert_close(whole(**encoded).logits, wanted, atol=1e-4, rtol=1e-4)
+        base = auto_model.from_pretrained(tiny_llava)
+        added: Any = PeftModel.from_pretrained(base, adapters).eval()
+        assert torch.equal(added(**encoded).logits, wanted)
+        assert not torch.allclose(auto_model.from_pretrained(tiny_llava)(**encoded).logits, wanted)
+    for folder in (adapters, merged):
+        auto: Any = AutoProcessor
+        assert auto.from_pretrained(folder).chat_template == module.processor.chat_template
+        again = make(folder, tuning="none", scoring="loglik", metric=PairAccuracy(resamples=0))
+        trainer(tmp_path).test(again, Data(), verbose=False)
+        assert again.results()["invalid"] == 0
+        assert again.option_scores(**asked())[0] == pytest.approx(module.option_scores(**asked())[0], abs=1e-4)
+
+
+def asked() -> dict[str, Any]:
+    return {"images": rows()["image"][:1], "prompts": rows()["prompt"][:1], "options": rows()["options"][:1]}
+
+
+def test_the_picture_matters(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(
+        tiny_llava, tuning="full", learning_rate=1e-2, projector_learning_rate=1e-2, metric=PairAccuracy(resamples=0)
+    )
+    trainer(tmp_path, max_epochs=1).fit(module, Data([rows()] * 80))
+    assert float(module.loss(rows()).detach()) < 0.1
+    trainer(tmp_path).test(module, Data(), verbose=False)
+    assert module.results()["acc_macro"] == 1
+    assert module.results()["position_bias"] == 0.5
+    trainer(tmp_path).test(module, Data(asked=[rows(swapped=True)]), verbose=False)
+    assert module.results()["acc_macro"] == 0
+    module.scoring = "loglik"
+    trainer(tmp_path).test(module, Data(), verbose=False)
+    assert module.results()["acc_macro"] == 1
+
+
+# --- what trains
+
+
+def test_adapters_are_in_the_language_model_alone_and_the_base_stays_as_it_is(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(tiny_llava)
+    module.configure_model()
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    assert names_that_train(module)
+    for name in names_that_train(module):
+        assert "language_model" in name
+        assert "lora_" in name
+        assert "vision_tower" not in name
+    assert module.trainable_parts()["projector"] == module.trainable_parts()["vision tower"] == 0
+    trainer(tmp_path).fit(module, Data())
+    after = module.model.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert changed <= set(names_that_train(module))
+
+
+def test_the_projector_has_a_learning_rate_of_its_own(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(tiny_llava, preset="coda_34b", rank=2)
+    run = trainer(tmp_path, max_epochs=10)
+    run.fit(module, Data())
+    groups = run.optimizers[0].param_groups
+    assert [group["initial_lr"] for group in groups] == [2e-4, 2e-5]
+    assert groups[0]["lr"] == pytest.approx(0)
+    assert module.trainable_parts()["projector"] == sum(parameter.numel() for parameter in groups[1]["params"])
+
+
+def test_full_training_leaves_the_vision_tower_as_it_is(tiny_llava: str) -> None:
+    module = make(tiny_llava, tuning="full", projector_learning_rate=1e-5)
+    parts = module.trainable_parts()
+    assert parts["vision tower"] == 0
+    assert min(parts["projector"], parts["language model"]) > 0
+    assert make(tiny_llava, tuning="full").trainable_parts()["projector"] == 0
+
+
+def test_trained_weights_are_float32_and_frozen_ones_are_not(tiny_llava: str) -> None:
+    module = make(tiny_llava, preset="coda_34b", rank=2, dtype=None)
+    module.configure_model()
+    types = {(parameter.requires_grad, parameter.dtype) for parameter in module.model.parameters()}
+    assert types == {(True, torch.float32), (False, torch.bfloat16)}
+    module.loss(rows()).backward()  # type: ignore[no-untyped-call]
+    gradients = [parameter.grad for parameter in module.trainable_parameters()]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+    assert len(module.answer(rows()["image"], rows()["prompt"])) == 4
+
+
+def test_presets_are_those_of_the_table() -> None:
+    official, small = update_preset("coda_34b"), update_preset("small")
+    assert (official.rank, official.alpha, official.learning_rate, official.projector_learning_rate) == (
+        (128, 256, 2e-4, 2e-5)
+    )
+    assert (official.epochs, official.batch_size, official.accumulate_grad_batches) == (30, 5, 1)
+    assert (small.rank, small.alpha, small.learning_rate, small.projector_learning_rate) == (16, 32, 1e-4, 0)
+    assert (small.epochs, small.batch_size, small.accumulate_grad_batches) == (10, 2, 8)
+    with pytest.raises(ValueError, match="no preset 'smal'; did you mean 'small'"):
+        update_preset("smal")
+
+
+def test_a_checkpoint_holds_what_trains_and_goes_on_as_if_never_stopped(tiny_llava: str, tmp_path: Path) -> None:
+    whole = make(tiny_llava, dropout=0.3, learning_rate=1e-2)
+    keeper = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    trainer(tmp_path, max_epochs=4, enable_checkpointing=True, callbacks=[keeper]).fit(whole, Data())
+    path = str(tmp_path / "epoch=1.ckpt")
+    kept = torch.load(path, weights_only=True)
+    assert set(kept["state_dict"]) == {f"model.{name}" for name in names_that_train(whole)}
+    assert kept["lit_modules_base"] == {"model": tiny_llava, "revision": None}
+    again = make(tiny_llava, dropout=0.3, learning_rate=1e-2)
+    torch.rand(7)  # the random state is another
+    trainer(tmp_path, max_epochs=4).fit(again, Data(), ckpt_path=path)
+    for one, other in zip(whole.trainable_parameters(), again.trainable_parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="train different weights"):
+        trainer(tmp_path).fit(make(tiny_llava, projector_learning_rate=1e-4), Data(), ckpt_path=path)
+
+
+# --- answers
+
+
+def test_nested_names_are_credited_once_and_no_answer_is_dropped(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(tiny_llava, tuning="none", metric=PairAccuracy(resamples=0))
+    said = ["Puff Adder.", "It is a puff adder", "a snake", "Adder"]
+    assert read_answers(said, rows()) == [0, 1, -1, 0]
+    module.answer = lambda *_: said  # type: ignore[method-assign]
+    run = trainer(tmp_path)
+    run.test(module, Data(), verbose=False)
+    numbers = module.results()
+    assert numbers["acc_target"] == 1
+    assert numbers["acc_confusable"] == 0.5
+    assert numbers["invalid"] == 0.25
+    # both orders: named first are rows 0 and 3 of the three valid ones
+    assert numbers["position_bias"] == pytest.approx(2 / 3)
+    module.scores.add(rows(), read_answers(said, rows()), {"pair": 0})
+    assert module.metric is not None
+    assert module.metric.pair_table()[0].sum(1).tolist() == [1, 1]  # type: ignore[operator]
+
+
+def test_answers_are_the_likeliest_and_drawn_ones_come_from_the_seed(tiny_llava: str) -> None:
+    images, prompts = rows()["image"], rows()["prompt"]
+    module = make(tiny_llava, tuning="none")
+    state = torch.get_rng_state()
+    assert module.answer(images, prompts) == module.answer(images, prompts)
+    alone = [module.answer([image], [prompt])[0] for image, prompt in zip(images, prompts, strict=True)]
+    assert module.answer(images, prompts) == alone
+    assert torch.equal(torch.get_rng_state(), state)
+    drawn = [make(tiny_llava, tuning="none", temperature=0.7, seed=seed) for seed in (1, 1, 2)]
+    one, same, other = (module.answer(images, prompts, [0, 1, 2, 3]) for module in drawn)
+    assert one == same
+    assert one != other
+
+
+def test_predictions_tell_what_was_asked_and_answered(tiny_llava: str) -> None:
+    found = make(tiny_llava, tuning="none", scoring="loglik").predict_step(rows())
+    assert found["question"] == rows()["prompt"]
+    assert found["answer"] == found["name"]
+    for options, name, place, scores in zip(
+        found["options"], found["name"], found["option"], found["option_scores"], strict=True
+    ):
+        assert options[place] == name
+        assert scores[place] == max(scores)
+
+
+def test_known_pairs_are_scored_apart(tiny_llava: str, tmp_path: Path) -> None:
+    given = {"tuning": "none", "scoring": "loglik", "metric": PairAccuracy(resamples=0)}
+    data = Data(asked=[rows(), rows(part="retention")])
+    module = make(tiny_llava, **given, retention_metric=PairAccuracy(resamples=0))
+    trainer(tmp_path).test(module, data, verbose=False)
+    assert module.results()["retention/acc_macro"] == module.results()["acc_macro"]
+    run = trainer(tmp_path)
+    wrong = {**rows(part="retention"), "answer": ["another answer"] * 4}
+    run.validate(module, Data(asked=[rows(), wrong]), verbose=False)
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(float(module.loss(rows()).detach()), rel=1e-5)
+    with pytest.raises(ValueError, match="retention_metric must be given"):
+        trainer(tmp_path).test(make(tiny_llava, **given), data, verbose=False)
+
+
+def test_many_options_are_scored_by_the_other_metric(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(tiny_llava, tuning="none", scoring="loglik", metric=NWayAccuracy())
+    trainer(tmp_path).test(module, Data(), verbose=False)
+    assert 0 <= module.results()["acc_macro"] <= 1
+    many = {**rows(), "options": [(*names, "Mole") for names in rows()["options"]]}
+    with pytest.raises(ValueError, match="PairAccuracy needs two options, got 3"):
+        make(tiny_llava, metric=PairAccuracy()).scores.add(many, [0, 0, 0, 0], {})
+
+
+def test_the_few_shot_data_are_what_it_is_updated_on(tiny_llava: str, tmp_path: Path) -> None:
+    for side, name in enumerate(NAMES):
+        for split, number in (("train", 2), ("test", 3)):
+            folder = tmp_path / split / name.replace(" ", "_")
+            folder.mkdir(parents=True)
+            for place in range(number):
+                picture(COLOURS[side], (40 + number, 30 + 4 * place)).save(folder / f"{place}.png")
+    (tmp_path / "pairs.json").write_text(json.dumps([{"target": NAMES[0], "confusable": NAMES[1]}]))
+    data = FewShotPairs(str(tmp_path), n_real=2, batch_size=2, near_duplicates=False)
+    module = make(tiny_llava, metric=PairAccuracy(), image_grid_pinpoints=[[28, 56]])
+    run = trainer(tmp_path, max_epochs=1, enable_checkpointing=True)
+    run.fit(module, data)
+    run.test(module, data, verbose=False)
+    assert {"acc_macro_lower", "position_bias", "invalid"} <= set(module.results())
+    metric: Any = module.metric
+    assert metric.rows == []
+    again = CoDA.load_from_checkpoint(run.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    for one, other in zip(module.trainable_parameters(), again.trainable_parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tuning": "some"}, "tuning must be 'lora' or 'full' or 'none', got 'some'"),
+        ({"scoring": "guess"}, "scoring must be"),
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"learning_rate": -1.0}, "learning_rate must be finite and not negative, got -1.0"),
+        ({"warmup_ratio": 2.0}, r"warmup_ratio must lie in \[0, 1\], got 2.0"),
+        ({"max_length": 0}, "max_length must be at least 1 or None, got 0"),
+        ({"load_in_4bit": True, "tuning": "full"}, "load_in_4bit needs"),
+    ],
+)
+def test_bad_arguments_are_refused(tiny_llava: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tiny_llava, **given)
+
+
+def test_models_and_parts_that_are_not_there_are_refused(tiny_llava: str, tiny_causal_lm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no model folder"):
+        make(str(tmp_path / "nothing")).configure_model()
+    with pytest.raises(ValueError, match="does not load as an image-text model"):
+        make(str(tiny_causal_lm)).configure_model()
+    with pytest.raises(ValueError, match="has no module 'connector'"):
+        make(tiny_llava, projector="connector", projector_learning_rate=1e-5).configure_model()
+    with pytest.raises(ValueError, match="finds no layer"):
+        make(tiny_llava, target_modules="nothing").configure_model()
+    with pytest.raises(ValueError, match="multiples of 28 pixels"):
+        make(tiny_llava, image_grid_pinpoints=[[30, 28]]).configure_model()
+    with pytest.raises(ValueError, match="takes no mixed pictures"):
+        make(tiny_llava).loss({**rows(), "label_weights": torch.ones(4, 2)})
+    with pytest.raises(ValueError, match="Nothing trains"):
+        trainer(tmp_path).fit(make(tiny_llava, tuning="none"), Data())
+    with pytest.raises(RuntimeError, match="no results yet"):
+        make(tiny_llava).results()
+
+
+def test_four_bits_need_their_library(tiny_llava: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="load_in_4bit needs bitsandbytes"):
+        make(tiny_llava, load_in_4bit=True).configure_model()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(tiny_llava)
+    module.configure_model()
+    with torch.no_grad():
+        module.model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"training loss is nan at step 0 on the rows 0\.png"):
+        trainer(tmp_path, num_sanity_val_steps=0).fit(module, Data())
+
+
+def test_fewer_tiles_make_shorter_questions(tiny_llava: str) -> None:
+    few, many = make(tiny_llava, image_grid_pinpoints=[[28, 56]]), make(tiny_llava)
+    lengths = [module.encode([picture("red")], ["Which?"])["input_ids"].shape[1] for module in (few, many)]
+    assert lengths[0] < lengths[1]
+    assert float(few.loss(rows()).detach()) > 0
+    few.max_length = 8
+    with pytest.raises(ValueError, match="never cut off"):
+        few.loss(rows())
+
+
+# --- classifiers
+
+
+def test_a_classifier_is_updated_saved_and_asked_again(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "num_labels": 5,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    seed_everything(0, verbose=False)
+    ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes)).save_pretrained(tmp_path)
+    colours = torch.eye(3)[[0, 2]]
+    batch = rows()
+    batch["image"] = colours[batch["label"]][:, :, None, None].expand(-1, -1, 8, 8).contiguous()
+    given: dict[str, Any] = {"num_classes": 2, "mean": [0.5] * 3, "std": [0.5] * 3}
+    module = ClassifierUpdate(str(tmp_path), learning_rate=1e-2, head_learning_rate=1e-2, **given)
+    trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, Data([batch] * 20))
+    assert module.model.config.num_labels == 2
+    module.save_pretrained(str(tmp_path / "updated"))
+    again = ClassifierUpdate(str(tmp_path / "updated"), tuning="none", metric=PairAccuracy(resamples=0), **given)
+    trainer(tmp_path).test(again, Data(asked=[batch]), verbose=False)
+    assert again.results()["acc_macro"] == 1
+    assert again.results()["position_bias"] == 0.5
+    with pytest.raises(TypeError, match="set image_size of the datamodule"):
+        again.forward([picture("red")])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_classes must be given"):
+        ClassifierUpdate(str(tmp_path)).configure_model()
+    with pytest.raises(ValueError, match="No image processor lies beside"):
+        ClassifierUpdate(str(tmp_path), num_classes=2).configure_model()
