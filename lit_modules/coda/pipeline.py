@@ -199,7 +199,7 @@ class CoDAPipeline:
         for side, kind in units:
             try:
                 waiting += self.workshop.first_questions(side, kind)
-            except Exception:
+            except Exception:  # the unit meets it again when its turn comes, and records it as its failure
                 continue
             if len(waiting) >= _TOGETHER:
                 self.chat.ask_many(waiting)

@@ -214,7 +214,7 @@ def parquet(path: Path, paths: list[str | None], **columns: Any) -> None:
     writer.write_table(table.replace_schema_metadata(metadata) if metadata else table, path, row_group_size=2)
 
 
-@pytest.mark.parametrize("stored", ["001.jpg", None, "/root/.cache/datasets/ab12/001.jpg"])
+@pytest.mark.parametrize("stored", ["001.jpg", None, "/cache/datasets/ab12/001.jpg"])
 def test_parquet_without_labels_is_refused_with_the_reason(tmp_path: Path, stored: str | None) -> None:
     parquet(tmp_path / "data" / "train-00000-of-00001.parquet", [stored] * 3)
     message = (
