@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.affordance_files import ImagePair, ImageStore, Resize, listing, read_image_pairs
-from datamodules.affordance_sampling import CurriculumSampler, Mode
-from datamodules.drawn_objects import TEMPLATE
-from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader
-
-_CHOICES = 2**31
+from datamodules.affordance_loaders import TEMPLATE, curriculum_loader, evaluation_loader, pixels
+from datamodules.affordance_sampling import Mode
+from datamodules.sampling import ResumableLoader
 
 
 class AffordancePairs(LightningDataModule):
@@ -147,54 +145,21 @@ class AffordancePairs(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the batches of the curriculum."""
-        data, given = self.split("train"), self.hparams
-        rank, ranks = self._place()
-        sampler = CurriculumSampler(
-            [row.stage for row in data.rows],
-            self._epochs(),
-            given["batch_size"],
-            given["mode"],
-            [row.tdistance for row in data.rows],
-            choices=_CHOICES,
-            seed=given["seed"],
-            rank=rank,
-            world_size=ranks,
-        )
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return batch_loader(data, sampler, given["num_workers"], 1.0 if limit is None else limit)
+        data = self.split("train")
+        return curriculum_loader(self, data, [row.stage for row in data.rows], [row.tdistance for row in data.rows])
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Return the test pairs once, in order, or no loader if there are none."""
-        return self._evaluation(1) if self._read("test") else []
+        return evaluation_loader(self, self.split("test"), 1) if self._read("test") else []
 
     def test_dataloader(self) -> ResumableLoader:
         """Return the test pairs in order; each comes ``samples_per_pair`` times."""
-        return self._evaluation(self.hparams["samples_per_pair"])
-
-    def _evaluation(self, times: int) -> ResumableLoader:
-        data, given = self.split("test"), self.hparams
-        repeated = _Repeated(data, times)
-        sampler = BatchSampler(len(repeated), given["eval_batch_size"], given["seed"], False, *self._place())
-        return batch_loader(repeated, sampler, given["num_workers"])
+        return evaluation_loader(self, self.split("test"), self.hparams["samples_per_pair"])
 
     def _read(self, name: str) -> list[ImagePair]:
         if not self._rows:
             self._rows["train"], self._rows["test"] = read_image_pairs(self.hparams["root"])
         return self._rows[name]
-
-    def _epochs(self) -> int:
-        epochs = self.hparams["epochs"]
-        if epochs is None and self.trainer is not None:
-            epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise ValueError(
-                "The curriculum needs to know how many epochs there are: give the datamodule epochs, or the trainer "
-                f"max_epochs; got {epochs}."
-            )
-        return int(epochs)
-
-    def _place(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
 class ImagePairSet(Dataset[dict[str, Any]]):
@@ -235,7 +200,7 @@ class ImagePairSet(Dataset[dict[str, Any]]):
             for row, (_, draw) in zip(rows, pairs, strict=True)
         ]
         if self.has_positives:
-            batch["pos"] = _pixels(torch.stack([positive for positive, _ in chosen if positive is not None]))
+            batch["pos"] = pixels(torch.stack([positive for positive, _ in chosen if positive is not None]))
         if self.has_negatives:
             size = self.store.image_size
             images = torch.zeros(len(rows), self.negatives, 3, size, size, dtype=torch.uint8)
@@ -243,7 +208,7 @@ class ImagePairSet(Dataset[dict[str, Any]]):
             for row, (_, negatives) in enumerate(chosen):
                 for number, image in enumerate(negatives):
                     images[row, number], mask[row, number] = image, True
-            batch |= {"neg": _pixels(images), "neg_mask": mask}
+            batch |= {"neg": pixels(images), "neg_mask": mask}
         return batch
 
     def _chosen(self, row: ImagePair, random: Random) -> tuple[Tensor | None, list[Tensor]]:
@@ -254,19 +219,6 @@ class ImagePairSet(Dataset[dict[str, Any]]):
             positive = self.store.get(random.choice(row.positives), random.randrange(variants))
         drawn = random.sample(row.negatives, min(self.negatives, len(row.negatives)))
         return positive, [self.store.get(path, random.randrange(variants)) for path in drawn]
-
-
-class _Repeated(Dataset[dict[str, Any]]):
-    """A set gone through several times; the number of the pass chooses the images."""
-
-    def __init__(self, data: ImagePairSet, times: int) -> None:
-        self.data, self.times = data, times
-
-    def __len__(self) -> int:
-        return len(self.data) * self.times
-
-    def __getitem__(self, places: Sequence[int]) -> dict[str, Any]:
-        return self.data[[(place // self.times, place % self.times) for place in places]]
 
 
 def prompt_of(row: ImagePair, template: str) -> str:
@@ -291,8 +243,3 @@ def _check_images(rows: Sequence[ImagePair], training: bool, negatives: int, roo
     if problems:
         title = f"Pairs in {root} lack images, which `lit-modules pairs ONTOLOGY --folder {root}` makes"
         raise ValueError(listing(problems, title, "problem"))
-
-
-def _pixels(images: Tensor) -> Tensor:
-    """Return 8-bit images as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1

@@ -1,24 +1,20 @@
 """Drawn objects: pictures of everyday things and of new designs, made from a seed, to compose affordances offline."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.affordance_sampling import CurriculumSampler, Mode
+from datamodules.affordance_loaders import CHOICES, TEMPLATE, curriculum_loader, evaluation_loader
+from datamodules.affordance_sampling import Mode
 from datamodules.drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, SEEN_BY, ontology
 from datamodules.drawn_renderer import existing_design, render
 from datamodules.drawn_sets import ConceptSet, PairSet, read_pairs, shown
 from datamodules.images import AugmentedSampler
-from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader
-
-TEMPLATE = "a new design that has functions of {affordances}"
-_CHOICES = 2**31
+from datamodules.sampling import ResumableLoader, place_of, training_loader
 
 
 class DrawnObjects(LightningDataModule):
@@ -167,51 +163,22 @@ class DrawnObjects(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled batches, or those of the curriculum."""
-        data, given = self.split("train"), self.hparams
-        place = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        sampler: BatchSampler
+        data = self.split("train")
         if isinstance(data, PairSet):
-            sampler = CurriculumSampler(
-                [row["stage"] for row in data.rows],
-                self._epochs(),
-                given["batch_size"],
-                given["mode"],
-                [row["tdistance"] for row in data.rows],
-                choices=_CHOICES,
-                seed=given["seed"],
-                rank=place[0],
-                world_size=place[1],
-            )
-        else:
-            sampler = AugmentedSampler(len(data), given["batch_size"], given["seed"], *place, choices=_CHOICES)
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return batch_loader(data, sampler, given["num_workers"], 1.0 if limit is None else limit)
+            stages, distances = ([row[name] for row in data.rows] for name in ("stage", "tdistance"))
+            return curriculum_loader(self, data, stages, distances)
+        size, seed = self.hparams["batch_size"], self.hparams["seed"]
+        sampler = AugmentedSampler(len(data), size, seed, *place_of(self), choices=CHOICES)
+        return training_loader(self, data, sampler, self.hparams["num_workers"])
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the test set once, in order."""
-        return self._evaluation(1)
+        return evaluation_loader(self, self.split("test"), 1)
 
     def test_dataloader(self) -> ResumableLoader:
         """Return the test set in order; each pair comes ``samples_per_pair`` times."""
-        return self._evaluation(self.hparams["samples_per_pair"] if self.hparams["task"] == "pairs" else 1)
-
-    def _evaluation(self, times: int) -> ResumableLoader:
-        data, given = self.split("test"), self.hparams
-        place = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        repeated = _Repeated(data, times)
-        sampler = BatchSampler(len(repeated), given["eval_batch_size"], given["seed"], False, *place)
-        return batch_loader(repeated, sampler, given["num_workers"])
-
-    def _epochs(self) -> int:
-        epochs = self.hparams["epochs"]
-        if epochs is None and self.trainer is not None:
-            epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise ValueError(
-                "The curriculum needs to know how many epochs there are: give the datamodule epochs, or the trainer "
-                f"max_epochs; got {epochs}."
-            )
-        return int(epochs)
+        times = self.hparams["samples_per_pair"] if self.hparams["task"] == "pairs" else 1
+        return evaluation_loader(self, self.split("test"), times)
 
     def _concepts(self, name: str) -> ConceptSet:
         given = self.hparams
@@ -229,16 +196,3 @@ class DrawnObjects(LightningDataModule):
         pictures = torch.from_numpy(existing.reshape(len(CONCEPTS), number, *existing.shape[1:]))
         rows = read_pairs(given["curriculum"], name)
         return PairSet(rows, given["positives"], pictures, given["negatives"], key, given["template"])
-
-
-class _Repeated(Dataset[Any]):
-    """A set gone through several times; the number of the pass chooses captions and pictures."""
-
-    def __init__(self, data: ConceptSet | PairSet, times: int) -> None:
-        self.data, self.times = data, times
-
-    def __len__(self) -> int:
-        return len(self.data) * self.times
-
-    def __getitem__(self, places: Sequence[int]) -> dict[str, Any]:
-        return self.data[[(place // self.times, place % self.times) for place in places]]

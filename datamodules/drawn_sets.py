@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.affordance_loaders import pixels
 from datamodules.drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, known_affordances, owners
 from datamodules.drawn_renderer import Design, composed_design, existing_design, random_design, render
 
@@ -98,7 +99,7 @@ class ConceptSet(Dataset[dict[str, Any]]):
                 caption(name, self.template, Random(f"{self.key}/{place}/{draw}"))
                 for name, (place, draw) in zip(names, pairs, strict=True)
             ],
-            "image": _pixels(self.images[index]),
+            "image": pixels(self.images[index]),
             "concept": torch.tensor([list(CONCEPTS).index(name) for name in names]),
             "parts": torch.stack([shown(CONCEPTS[name].parts) for name in names]),
             "index": index,
@@ -162,8 +163,8 @@ class PairSet(Dataset[dict[str, Any]]):
         return {
             "prompt": [self.template.format(affordances=", ".join(wanted)) for wanted in affordances],
             "affordances": affordances,
-            "pos": _pixels(torch.stack(positive)),
-            "neg": _pixels(torch.stack(negative)),
+            "pos": pixels(torch.stack(positive)),
+            "neg": pixels(torch.stack(negative)),
             "neg_mask": torch.tensor(mask),
             "requested": torch.tensor([[name in wanted for name in AFFORDANCES] for wanted in affordances]),
             "owners": torch.tensor([[name in row["neg_prompts"] for name in CONCEPTS] for row in rows]),
@@ -263,8 +264,3 @@ def shown(parts: Iterable[str]) -> Tensor:
     """Return which parts are among those given, bool, ``(parts,)``."""
     there = set(parts)
     return torch.tensor([part in there for part in PARTS])
-
-
-def _pixels(images: Tensor) -> Tensor:
-    """Return 8-bit images as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1

@@ -33,7 +33,7 @@ from datamodules.few_shot_sets import (
     UpdateSet,
 )
 from datamodules.images import AugmentedSampler
-from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader
+from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
 
 _CHOICES = 2**31
 
@@ -222,9 +222,8 @@ class FewShotPairs(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled samples; the order of the options is drawn anew in each epoch."""
         data, given = self.split("train"), self.hparams
-        sampler = AugmentedSampler(len(data), given["batch_size"], given["seed"], *self._place(), choices=_CHOICES)
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return batch_loader(data, sampler, given["num_workers"], 1.0 if limit is None else limit)
+        sampler = AugmentedSampler(len(data), given["batch_size"], given["seed"], *place_of(self), choices=_CHOICES)
+        return training_loader(self, data, sampler, given["num_workers"])
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the questions of validation in order."""
@@ -460,8 +459,5 @@ class FewShotPairs(LightningDataModule):
 
     def _evaluation(self, name: str) -> ResumableLoader:
         data, given = self.split(name), self.hparams
-        sampler = BatchSampler(len(data), given["eval_batch_size"], given["seed"], False, *self._place())
+        sampler = BatchSampler(len(data), given["eval_batch_size"], given["seed"], False, *place_of(self))
         return batch_loader(data, sampler, given["num_workers"])
-
-    def _place(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader
+from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
 from datamodules.variants import Variant
 
 SPLITS = ("train", "validation", "test")
@@ -256,15 +256,14 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled batches."""
         data = self.split("train")
-        rank, ranks = self._place()
+        rank, ranks = place_of(self)
         sampler: BatchSampler
         if self.augment:
             ways = (2 * self.max_shift + 1) ** 2 * (2 if self.flip else 1)
             sampler = AugmentedSampler(len(data), self.batch_size, self.seed, rank, ranks, ways)
         else:
             sampler = BatchSampler(len(data), self.batch_size, self.seed, True, rank, ranks)
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return batch_loader(data, sampler, self.num_workers, 1.0 if limit is None else limit)
+        return training_loader(self, data, sampler, self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Return the validation images in order, or no loader if ``validation_size`` is 0."""
@@ -280,7 +279,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _evaluation(self, name: str) -> ResumableLoader:
         data = self.split(name)
-        sampler = BatchSampler(len(data), self.eval_batch_size, self.seed, False, *self._place())
+        sampler = BatchSampler(len(data), self.eval_batch_size, self.seed, False, *place_of(self))
         return batch_loader(data, sampler, self.num_workers)
 
     def _bounds(self, name: str, length: int) -> tuple[int, int]:
@@ -326,9 +325,6 @@ class ImageDataModule(LightningDataModule, ABC):
                 device = self.trainer.strategy.root_device  # each process keeps the set on its own GPU
             self._files[part] = images.contiguous().to(device), labels.long().to(device)
         return self._files[part]
-
-    def _place(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
 def _changed(variant: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

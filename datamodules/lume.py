@@ -14,7 +14,15 @@ from datamodules.batches import Column, PairBatches, PromptBatches, TaskBatches
 from datamodules.download import download as download_file
 from datamodules.lume_generator import public_biographies
 from datamodules.lume_rows import KINDS, TASKS, Row, check_disjoint, read_documents, read_rows
-from datamodules.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, permutation
+from datamodules.sampling import (
+    BatchSampler,
+    PairSampler,
+    ResumableLoader,
+    batch_loader,
+    permutation,
+    place_of,
+    training_loader,
+)
 from datamodules.text import Encoded, encode_document, encode_row, pad_id
 
 COMMIT = "b2fa8f9c567715f1e2c6d442213f33b2e9a28fe6"
@@ -175,10 +183,10 @@ class LUME(LightningDataModule):
         """Return pairs for unlearning, or rows of the chosen subset."""
         if self.subset != "unlearn":
             rows = [row for name in SETS if self.subset in ("all", name) for row in self._encoded[name]]
-            sampler = BatchSampler(len(rows), self.batch_size, self.seed, True, *self._place())
+            sampler = BatchSampler(len(rows), self.batch_size, self.seed, True, *place_of(self))
             return self._training(TaskBatches(rows, self._pad), sampler)
         forget, retain = (TaskBatches(self._encoded[name], self._pad) for name in SETS)
-        pairs = PairSampler(len(forget), len(retain), self.anchor, self.batch_size, self.seed, *self._place())
+        pairs = PairSampler(len(forget), len(retain), self.anchor, self.batch_size, self.seed, *place_of(self))
         return self._training(PairBatches(forget, retain), pairs)
 
     def val_dataloader(self) -> list[ResumableLoader]:
@@ -309,15 +317,11 @@ class LUME(LightningDataModule):
             rank_zero_warn(f"{cut} of {len(rows)} {what} to max_length={self.max_length}.")
 
     def _training(self, dataset: TaskBatches | PairBatches, sampler: BatchSampler) -> ResumableLoader:
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return batch_loader(dataset, sampler, self.num_workers, 1.0 if limit is None else limit)
+        return training_loader(self, dataset, sampler, self.num_workers)
 
     def _evaluation(self, dataset: TaskBatches) -> ResumableLoader:
-        sampler = BatchSampler(len(dataset), self.eval_batch_size, self.seed, False, *self._place())
+        sampler = BatchSampler(len(dataset), self.eval_batch_size, self.seed, False, *place_of(self))
         return batch_loader(dataset, sampler, self.num_workers)
-
-    def _place(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     @property
     def _pad(self) -> int:

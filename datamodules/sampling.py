@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
@@ -210,6 +211,19 @@ def batch_loader(
     )
     loader.limit = limit
     return loader
+
+
+def place_of(module: LightningDataModule) -> tuple[int, int]:
+    """Return the number of this process and of all, of a datamodule with or without a trainer."""
+    return (0, 1) if module.trainer is None else (module.trainer.global_rank, module.trainer.world_size)
+
+
+def training_loader(
+    module: LightningDataModule, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int
+) -> ResumableLoader:
+    """Return :func:`batch_loader` with the limit of a datamodule's trainer, if it has one."""
+    limit = 1.0 if module.trainer is None else module.trainer.limit_train_batches
+    return batch_loader(dataset, sampler, num_workers, 1.0 if limit is None else limit)
 
 
 def _unchanged(batch: Any) -> Any:

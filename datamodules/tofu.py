@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.batches import Column, PairBatches, PromptBatches, TaskBatches
 from datamodules.download import download as download_file
-from datamodules.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader
+from datamodules.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
 from datamodules.text import Encoded, pad_id
 from datamodules.tofu_rows import Question, check_disjoint, check_same, read_questions, read_refusals
 from datamodules.tofu_templates import Template, check_template
@@ -202,10 +202,10 @@ class TOFU(LightningDataModule):
         """Return pairs for unlearning, or rows of the chosen subset."""
         if self.subset != "unlearn":
             rows = [row for name in SETS if self.subset in ("all", name) for row in self._encoded[name]]
-            sampler = BatchSampler(len(rows), self.batch_size, self.seed, True, *self._place())
+            sampler = BatchSampler(len(rows), self.batch_size, self.seed, True, *place_of(self))
             return self._training(TaskBatches(rows, self._pad), sampler)
         forget, retain = (TaskBatches(self._encoded[name], self._pad) for name in SETS)
-        sampler = PairSampler(len(forget), len(retain), self.anchor, self.batch_size, self.seed, *self._place())
+        sampler = PairSampler(len(forget), len(retain), self.anchor, self.batch_size, self.seed, *place_of(self))
         if self.refusals:
             return self._training(RefusalBatches(forget, retain, TaskBatches(self._refused, self._pad)), sampler)
         return self._training(PairBatches(forget, retain), sampler)
@@ -316,15 +316,11 @@ class TOFU(LightningDataModule):
             rank_zero_warn(f"{cut} of {len(rows)} prompts lose their beginning to max_length={self.max_length}.")
 
     def _training(self, dataset: TaskBatches | PairBatches, sampler: BatchSampler) -> ResumableLoader:
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return batch_loader(dataset, sampler, self.num_workers, 1.0 if limit is None else limit)
+        return training_loader(self, dataset, sampler, self.num_workers)
 
     def _evaluation(self, dataset: TaskBatches) -> ResumableLoader:
-        sampler = BatchSampler(len(dataset), self.eval_batch_size, self.seed, False, *self._place())
+        sampler = BatchSampler(len(dataset), self.eval_batch_size, self.seed, False, *place_of(self))
         return batch_loader(dataset, sampler, self.num_workers)
-
-    def _place(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     @property
     def _pad(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from lit_modules.coda.estimate import Prices
 from lit_modules.coda.protocols import BackendError, BudgetExhausted, Usage
-from lit_modules.synthia.endpoints import AnswerError, Endpoint, EndpointError, RefusedError
+from lit_modules.endpoints import AnswerError, Endpoint, EndpointError, RefusedError
 
 Answer = TypeVar("Answer")
 _FAILURES = 3  # in a row, after all attempts of each
@@ -107,7 +107,7 @@ class Budget:
 class BoundedEndpoint(Endpoint):
     """An endpoint that is asked for few things at a time and within a budget, whoever uses it.
 
-    Pauses, attempts and the key are those of :class:`lit_modules.synthia.endpoints.Endpoint`. A key that the endpoint
+    Pauses, attempts and the key are those of :class:`lit_modules.endpoints.Endpoint`. A key that the endpoint
     says back in an answer is taken out of it.
 
     Args:

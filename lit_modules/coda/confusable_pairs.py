@@ -1,7 +1,6 @@
 """Finding the pairs of concepts that a model confuses: many-way questions, a table of its answers, a threshold."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from lit_modules.coda.answers import read_answer
 from lit_modules.coda.concepts import Concept, ConfusablePair, prompt_text
 from lit_modules.coda.protocols import ChatRequest, user_message
 from lit_modules.coda.seeds import stable_seed
+from lit_modules.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -291,11 +291,7 @@ def save_pairs(
         "pairs": rows,
         "tables": [table.record() for table in tables],
     }
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, place)
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_tables(path: str | Path) -> list[ConfusionTable]:

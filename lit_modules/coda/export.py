@@ -1,7 +1,6 @@
 """Writing accepted synthetic images as a training folder, in the layout of few-shot data."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from lit_modules.coda.concepts import Concept, safe_name
 from lit_modules.coda.features import FeatureKind
 from lit_modules.coda.inputs import PairTask, shard_tasks
 from lit_modules.coda.store import Store
+from lit_modules.files import write_whole
 
 
 def export_images(
@@ -62,7 +62,7 @@ def export_images(
         raise ValueError(f"The images cannot be exported: {'; '.join(problems)}.")
     for path, data in files:
         if not path.is_file() or path.read_bytes() != data:
-            _write(path, data)
+            write_whole(path, data)
     concepts = {concept.name: concept for task in unique for concept in (task.pair.target, task.pair.confusable)}
     _write_lines(root / "train" / "metadata.jsonl", rows)
     _write_lines(
@@ -79,7 +79,7 @@ def export_images(
         }
         for task in unique
     ]
-    _write(root / "pairs.json", (json.dumps(pairs, indent=1) + "\n").encode())
+    write_whole(root / "pairs.json", (json.dumps(pairs, indent=1) + "\n").encode())
     return len(rows)
 
 
@@ -96,12 +96,5 @@ def _row(name: str, concept: Concept, pair_id: str, kind: str, facts: dict[str, 
     }
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
-
-
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    _write(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+    write_whole(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))

@@ -1,6 +1,7 @@
 """What updates share: steps, metrics of questions with options, the schedule, and checkpoints."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 from transformers import get_cosine_schedule_with_warmup
 
+from lit_modules.checkpoints import check_finite, without_frozen
 from lit_modules.coda.seeds import stable_seed
 from lit_modules.coda.update_scores import PairScores, pair_numbers
-from lit_modules.unlearning.saving import check_finite, without_frozen
 
 Batch = dict[str, Any]
 
@@ -24,7 +25,7 @@ def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
     return AdamW(parameters, weight_decay=0.0)
 
 
-class UpdateModule(LightningModule):
+class UpdateModule(LightningModule, ABC):
     """Train ``model`` on a loss and score answers to questions with options; the base of the modules here.
 
     Args:
@@ -60,13 +61,13 @@ class UpdateModule(LightningModule):
         self._results: dict[str, float] | None = None
         self.seed = seed
 
+    @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, list[Any]]:
         """Answer a batch of questions; ``option`` is the place of the option answered, -1 for none."""
-        raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

@@ -142,7 +142,7 @@ def _train_recogniser(path: Path, seed: int) -> dict[str, float]:
     """Train and write the recogniser; return how good it is on new drawings."""
     import torch
 
-    from lit_modules.synthia import PartRecogniser, recogniser_report, save_recogniser, train_recogniser
+    from lit_modules.networks import PartRecogniser, recogniser_report, save_recogniser, train_recogniser
 
     drawn, data = import_module("datamodules.drawn_sets"), import_module("datamodules").DrawnObjects()
     drawings, fresh = drawn.labelled_drawings(20_000, seed=seed), drawn.labelled_drawings(2000, seed=seed + 1)
@@ -179,7 +179,8 @@ def _pictures(
     import torch
 
     from lit_modules.metrics.affordances import affordance_scores, nearest_concept
-    from lit_modules.synthia import PixelDiffusion, Synthia, load_recogniser
+    from lit_modules.networks import load_recogniser
+    from lit_modules.synthia import PixelDiffusion, Synthia
     from lit_modules.synthia.report import PairPictures, Picture
 
     data = import_module("datamodules").DrawnObjects(str(pairs), task="pairs")

@@ -2,10 +2,11 @@
 
 import argparse
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lit_modules.files import whole_file
 
 if TYPE_CHECKING:
     from lit_modules.synthia.distance import AffordancePair, AffordanceTable
@@ -162,13 +163,11 @@ def draw(ontology: "Ontology", table: "AffordanceTable", folder: Path) -> list[P
     """
     from lit_modules.commands.ontology_pictures import draw_distances, draw_graph
 
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = {"graph.png": draw_graph(ontology), "distances.png": draw_distances(ontology.name, table)}
     written = []
     for name, figure in pictures.items():
-        part = folder / f"{name}.part"
-        figure.savefig(part, format="png", dpi=120)
-        os.replace(part, folder / name)
+        with whole_file(folder / name) as part:
+            figure.savefig(part, format="png", dpi=120)
         written.append(folder / name)
     return written
 
@@ -248,10 +247,7 @@ def _listing(title: str, pairs: Sequence["AffordancePair"]) -> Any:
 
 
 def _write_csv(path: Path, pairs: Sequence["AffordancePair"]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["first", "second", "distance"])
         writer.writerows(pairs)
-    os.replace(part, path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_modules.errors import UsageError
 
 if TYPE_CHECKING:
-    from lit_modules.synthia.endpoints import Endpoint
+    from lit_modules.endpoints import Endpoint
     from lit_modules.synthia.preparation import Preparation
     from lit_modules.synthia.preparation_sources import Sources, Step
 
@@ -150,7 +150,7 @@ def _sources(options: argparse.Namespace) -> "Sources":
 
 
 def _endpoint(options: argparse.Namespace, url: str, model: str) -> "Endpoint":
-    from lit_modules.synthia.endpoints import Endpoint
+    from lit_modules.endpoints import Endpoint
 
     return Endpoint(url, model, options.key_variable, options.timeout, options.attempts, options.pause)
 

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from lit_modules.commands.sweep_grid import SEED, Axis, Point, check_axes, grid, read_axis, write_json
 from lit_modules.errors import UsageError
+from lit_modules.files import write_whole
 from lit_modules.launchers import Launcher, Outcome, ProcessLauncher, RayLauncher, Task
 from lit_modules.recipes import find_recipe
 
@@ -263,9 +263,7 @@ def _report(folder: Path, axes: Sequence[Axis], points: Sequence[Point], pattern
         ("table.md", report.markdown(axes, rows, every)),
         ("table.csv", report.comma_separated(axes, rows, every)),
     ):
-        part = folder / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, folder / name)
+        write_whole(folder / name, text)
     chosen = report.choose(rows, patterns) or [name for name in every if name.startswith("test/")] or every
     if not chosen:
         print("The points logged no number whose name begins with test/ or val/; --metrics chooses others.")

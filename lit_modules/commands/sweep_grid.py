@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lit_modules.errors import UsageError
+from lit_modules.files import write_whole
 
 SEED = "seed_everything"
 """The axis over which tables give mean and spread."""
@@ -203,10 +204,7 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
 
 def write_json(path: Path, record: Any) -> None:
     """Write a record in one step, so that a file that is there is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def _bare(key: str) -> str:

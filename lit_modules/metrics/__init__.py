@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_modules.metrics.affordances import (
         BinnedMean,
+        BinnedMetric,
         PartAffordanceRecall,
         PartNovelty,
         affordance_scores,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lit_modules.metrics.drift import Drift
     from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
     from lit_modules.metrics.image_text import ImageTextEncoder
+    from lit_modules.metrics.judge import JudgeComparison, JudgeScore
     from lit_modules.metrics.lume import LUMEScore
     from lit_modules.metrics.membership import (
         AttackAUC,
@@ -61,11 +63,14 @@ __all__ = [
     "AffordanceRecall",
     "AttackAUC",
     "BinnedMean",
+    "BinnedMetric",
     "BoundaryDistance",
     "Diversity",
     "DrawnObjectScore",
     "Drift",
     "ImageTextEncoder",
+    "JudgeComparison",
+    "JudgeScore",
     "LUMEScore",
     "NWayAccuracy",
     "NoveltyDistance",
@@ -109,11 +114,14 @@ _MODULES = {
     "AffordanceRecall": "synthia",
     "AttackAUC": "membership",
     "BinnedMean": "affordances",
+    "BinnedMetric": "affordances",
     "BoundaryDistance": "robustness",
     "Diversity": "synthia",
     "DrawnObjectScore": "drawn_objects",
     "Drift": "drift",
     "ImageTextEncoder": "image_text",
+    "JudgeComparison": "judge",
+    "JudgeScore": "judge",
     "LUMEScore": "lume",
     "NWayAccuracy": "few_shot",
     "NoveltyDistance": "synthia",

@@ -62,12 +62,12 @@ def nearest_concept(part_scores: Tensor, references: Tensor, allowed: Tensor) ->
         >>> nearest_concept(torch.tensor([[1.0, 1.0]]), torch.eye(2), torch.tensor([[False, True]]))
         (tensor([0.7071]), tensor([1]))
     """
-    cosine = _cosines(part_scores, references, allowed)
+    cosine = concept_cosines(part_scores, references, allowed)
     best = cosine.masked_fill(~allowed.bool(), -torch.inf).max(1)
     return best.values, best.indices
 
 
-class _Binned(Metric):
+class BinnedMetric(Metric):
     """Means of some quantities over all samples, and over those of each bin."""
 
     is_differentiable = False
@@ -118,7 +118,7 @@ class _Binned(Metric):
         }
 
 
-class BinnedMean(_Binned):
+class BinnedMean(BinnedMetric):
     """Mean of a number, such as the score of a single object, over all samples and per distance bin.
 
     Args:
@@ -153,7 +153,7 @@ class BinnedMean(_Binned):
         self._add([value], bin)
 
 
-class PartAffordanceRecall(_Binned):
+class PartAffordanceRecall(BinnedMetric):
     """How many of the requested affordances a picture shows, as a recogniser of parts sees it.
 
     ``recall`` is the mean share of the requested affordances that are shown, ``all`` the share of pictures that show
@@ -215,7 +215,7 @@ class PartAffordanceRecall(_Binned):
         self._add([share, (share == 1).double(), scores.masked_fill(~requested, torch.inf).amin(1)], bin)
 
 
-class PartNovelty(_Binned):
+class PartNovelty(BinnedMetric):
     """How far a picture is from the existing concepts that have a requested affordance already.
 
     ``novelty`` is ``1 - max cos`` and ``mean_novelty`` is ``1 - mean cos`` between the scores of its parts and the
@@ -264,7 +264,7 @@ class PartNovelty(_Binned):
         Raises:
             ValueError: If the shapes do not fit or a picture has no owners.
         """
-        cosine = _cosines(part_scores, self.references, owners)
+        cosine = concept_cosines(part_scores, self.references, owners)
         owners = owners.bool().to(cosine.device)
         nearest = cosine.masked_fill(~owners, -torch.inf).amax(1)
         mean = (cosine * owners).sum(1) / owners.sum(1)
@@ -272,7 +272,7 @@ class PartNovelty(_Binned):
         self._add([1 - nearest, 1 - mean, shapeless], bin, counted)
 
 
-def _cosines(scores: Tensor, references: Tensor, allowed: Tensor) -> Tensor:
+def concept_cosines(scores: Tensor, references: Tensor, allowed: Tensor) -> Tensor:
     """Return the cosine of each row with each concept, ``(n, concepts)``."""
     if scores.ndim != 2 or references.ndim != 2 or scores.shape[1] != references.shape[1]:
         raise ValueError(

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_modules.metrics.affordances import BINS, _Binned, _cosines, affordance_scores
-from lit_modules.synthia.recognition import PartRecogniser, load_recogniser
+from lit_modules.metrics.affordances import BINS, BinnedMetric, affordance_scores, concept_cosines
+from lit_modules.networks.part_recogniser import PartRecogniser, load_recogniser
 
 _QUANTITIES = ("recall", "all", "min", "novelty", "novelty_of_all", "mean_novelty", "shapeless", "single")
 
 
-class DrawnObjectScore(_Binned):
+class DrawnObjectScore(BinnedMetric):
     """Whether generated pictures are one object, show all that was requested, and leave the existing concepts.
 
     :meth:`compute` gives the mean of each number over all pictures, and per distance bin:
@@ -29,7 +29,7 @@ class DrawnObjectScore(_Binned):
     stays out of the state.
 
     Args:
-        recogniser: File of :func:`~lit_modules.synthia.recognition.save_recogniser`, or a trained recogniser.
+        recogniser: File of :func:`~lit_modules.networks.part_recogniser.save_recogniser`, or a trained recogniser.
         seen_by: Which parts show which affordance, bool, ``(affordances, parts)``, or nested lists; a file has it.
         concept_parts: Which parts each existing concept has, bool, ``(concepts, parts)``, or nested lists; a file has
             it.
@@ -78,7 +78,7 @@ class DrawnObjectScore(_Binned):
         self.register_buffer("concept_parts", torch.as_tensor(concept_parts).float(), persistent=False)
         nothing = torch.zeros(1, recogniser.parts.out_features)
         affordance_scores(nothing, self.seen_by)  # refuses a table that does not fit
-        _cosines(nothing, self.concept_parts, torch.ones(1, len(self.concept_parts)))
+        concept_cosines(nothing, self.concept_parts, torch.ones(1, len(self.concept_parts)))
 
     def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
         """Add generated pictures.
@@ -107,7 +107,7 @@ class DrawnObjectScore(_Binned):
         if not bool(requested.any(1).all()):
             raise ValueError("requested must name at least one affordance for each picture.")
         share = ((shown > self.threshold) & requested).sum(1) / requested.sum(1)
-        cosine = _cosines(scores, self.concept_parts, owners)
+        cosine = concept_cosines(scores, self.concept_parts, owners)
         novelty = 1 - cosine.masked_fill(~owners, -torch.inf).amax(1)
         self._add(
             [

@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 from lit_modules.errors import closest
-from lit_modules.metrics.affordances import BINS, BinnedMean, _Binned, nearest_concept
+from lit_modules.metrics.affordances import BINS, BinnedMean, BinnedMetric, nearest_concept
 from lit_modules.metrics.concept_images import ConceptImages, read_concept_images
 from lit_modules.metrics.image_text import (
     ImageTextEncoder,
@@ -30,7 +30,7 @@ ONE, SEVERAL = "a photo of one object", "a photo of several objects"
 Batch = Mapping[str, Any]
 
 
-class EncodedMetric(_Binned):
+class EncodedMetric(BinnedMetric):
     """A mean of numbers that are computed from the vectors of images; base of the metrics below.
 
     A batch has ``affordances``, a sequence of names for each image, and perhaps ``stage`` (the distance bin from 0, or

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_modules.files import write_whole
 from lit_modules.metrics.tofu_scores import CHOICES, choice_probability, log_truth_ratio
 
 __all__ = ["build_log", "read_log", "write_log"]
@@ -74,11 +73,7 @@ def write_log(path: str | Path, log: Mapping[str, Mapping[str, Mapping[int, Any]
         SECTIONS[split]: {name: {str(row): values[row] for row in sorted(values)} for name, values in section.items()}
         for split, section in log.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        whole = Path(folder) / path.name
-        whole.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        os.replace(whole, path)
+    write_whole(path, json.dumps(content, ensure_ascii=False))
 
 
 def build_log(

@@ -7,18 +7,45 @@ if TYPE_CHECKING:
     from lit_modules.networks.lenet5 import LeNet5
     from lit_modules.networks.llama import small_llama
     from lit_modules.networks.normalisation import Normalise, PerImageStandardise
+    from lit_modules.networks.part_recogniser import (
+        PartRecogniser,
+        SavedRecogniser,
+        load_recogniser,
+        recogniser_report,
+        save_recogniser,
+        train_recogniser,
+    )
     from lit_modules.networks.preact_resnet import PreActResNet18
     from lit_modules.networks.wide_resnet import WideResNet
 
-__all__ = ["LeNet5", "Normalise", "PerImageStandardise", "PreActResNet18", "WideResNet", "small_llama"]
+__all__ = [
+    "LeNet5",
+    "Normalise",
+    "PartRecogniser",
+    "PerImageStandardise",
+    "PreActResNet18",
+    "SavedRecogniser",
+    "WideResNet",
+    "load_recogniser",
+    "recogniser_report",
+    "save_recogniser",
+    "small_llama",
+    "train_recogniser",
+]
 
 _MODULES = {
     "LeNet5": "lenet5",
     "Normalise": "normalisation",
+    "PartRecogniser": "part_recogniser",
     "PerImageStandardise": "normalisation",
     "PreActResNet18": "preact_resnet",
+    "SavedRecogniser": "part_recogniser",
     "WideResNet": "wide_resnet",
+    "load_recogniser": "part_recogniser",
+    "recogniser_report": "part_recogniser",
+    "save_recogniser": "part_recogniser",
     "small_llama": "llama",
+    "train_recogniser": "part_recogniser",
 }
 
 

@@ -22,20 +22,12 @@ if TYPE_CHECKING:
     from lit_modules.synthia.distance import AffordanceDistance, AffordancePair, AffordanceTable
     from lit_modules.synthia.encoding_cache import EncodingCache
     from lit_modules.synthia.guards import RisingError, min_snr_weights
-    from lit_modules.synthia.judge import AskingJudge, Judge, JudgeComparison, JudgeScore, NoAnswerError
+    from lit_modules.synthia.judge import AskingJudge, Judge, NoAnswerError
     from lit_modules.synthia.judge_models import EndpointJudge, LocalJudge
     from lit_modules.synthia.module import Synthia
     from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
     from lit_modules.synthia.ontology import Ontology
     from lit_modules.synthia.ontology_files import Concept
-    from lit_modules.synthia.recognition import (
-        PartRecogniser,
-        SavedRecogniser,
-        load_recogniser,
-        recogniser_report,
-        save_recogniser,
-        train_recogniser,
-    )
     from lit_modules.synthia.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
     from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
     from lit_modules.synthia.text_encoders import TextEncoder
@@ -77,8 +69,6 @@ _MODULES = {
     "judge": (
         "AskingJudge",
         "Judge",
-        "JudgeComparison",
-        "JudgeScore",
         "NoAnswerError",
     ),
     "judge_models": (
@@ -95,14 +85,6 @@ _MODULES = {
     ),
     "ontology": ("Ontology",),
     "ontology_files": ("Concept",),
-    "recognition": (
-        "PartRecogniser",
-        "SavedRecogniser",
-        "load_recogniser",
-        "recogniser_report",
-        "save_recogniser",
-        "train_recogniser",
-    ),
     "report": (
         "PairPictures",
         "Picture",
@@ -140,8 +122,6 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "Flux",
     "InfoNCE",
     "Judge",
-    "JudgeComparison",
-    "JudgeScore",
     "Kandinsky3",
     "Kandinsky3Flash",
     "Linear",
@@ -150,12 +130,10 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "NoiseSchedule",
     "Ontology",
     "PairPictures",
-    "PartRecogniser",
     "Picture",
     "PixelDiffusion",
     "RisingError",
     "SDXL",
-    "SavedRecogniser",
     "StableDiffusion",
     "StableDiffusion3",
     "Synthia",
@@ -166,17 +144,13 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "Triplet",
     "build_curriculum",
     "cosine_alphas_cumprod",
-    "load_recogniser",
     "min_snr_weights",
     "plot_grid",
-    "recogniser_report",
-    "save_recogniser",
     "spaced_timesteps",
     "split_stages",
     "stage_of_epoch",
     "stratified_sample",
     "table_rows",
-    "train_recogniser",
     "transform",
     "write_report",
 ]

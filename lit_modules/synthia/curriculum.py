@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_modules.files import write_whole
 from lit_modules.synthia.distance import TOLERANCE, AffordanceDistance, AffordancePair
 from lit_modules.synthia.ontology import Ontology
 
@@ -66,16 +67,11 @@ class Curriculum:
                 removed.
         """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         sets = {f"stage{number}": pairs for number, pairs in enumerate(self.stages())} | {"test": list(self.test)}
         written = []
         for name, pairs in sets.items():
-            path = target / f"{name}.jsonl"
-            part = path.with_name(f"{path.name}.part")
             lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
-            part.write_text("".join(lines), encoding="utf-8")
-            part.replace(path)
-            written.append(path)
+            written.append(write_whole(target / f"{name}.jsonl", "".join(lines)))
         number = self.num_stages
         while (left := target / f"stage{number}.jsonl").exists():  # of a curriculum with more stages
             left.unlink()

@@ -8,10 +8,11 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from torch import Tensor
+
+from lit_modules.files import write_whole
 
 Encoding = dict[str, Tensor]
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -186,15 +187,10 @@ class EncodingCache:
 
         path = self._path(self.folder, key)
         data = save(encoding, {"key": key, "sha256": _digest(key, encoding)})
-        part = path.with_name(f"{key}.{uuid4().hex}.part")
         try:
-            with part.open("xb") as file:
-                file.write(data)
-            part.replace(path)
+            write_whole(path, data)
         except OSError as error:
             raise OSError(self._refusal("written to", error)) from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def _refusal(self, verb: str, error: OSError) -> str:
         reason = error.strerror or str(error)

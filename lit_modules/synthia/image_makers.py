@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from lit_modules.synthia.endpoints import Endpoint, RefusedError
+from lit_modules.endpoints import Endpoint, RefusedError
 
 PHOTO = "A photo of one object, without any lettering. {caption}"
 """What a caption is put into."""

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
-from lit_modules.metrics.affordances import BINS, _Binned
-
 CRITERIA = {
     "faithfulness": (
         "Can the object in the picture do all that was asked for?",
@@ -250,85 +248,8 @@ def read_verdicts(answer: str) -> dict[str, float]:
     return _read(answer, lambda value: VERDICTS.get(str(value).strip().lower()), '"first", "second" or "tie"')
 
 
-class JudgeScore(_Binned):
-    """Mean of a judge's scores of generated images, ``judge_<criterion>``, over all and per distance bin.
-
-    ``judge_unanswered`` is the share of images without scores. A batch has ``affordances``, a sequence of names for
-    each image, and perhaps ``stage``.
-
-    Args:
-        judge: The judge.
-        bins: Names of the distance bins.
-    """
-
-    higher_is_better = True
-
-    def __init__(self, judge: Judge, bins: Sequence[str] = BINS) -> None:
-        super().__init__((*(f"judge_{name}" for name in CRITERIA), "judge_unanswered"), bins)
-        self.judge = judge
-
-    def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add generated images.
-
-        Args:
-            images: Floats in [0, 1], ``(n, 3, height, width)``.
-            batch: What was asked for, a row for each image.
-
-        Raises:
-            ValueError: If the batch lacks it, or has not as many.
-        """
-        found = self.judge.score(images, _given(batch, "affordances"))
-        values = [found[name] for name in CRITERIA]
-        self._add([*values, torch.stack(values).isnan().any(0)], batch.get("stage"))
-
-
-class JudgeComparison(_Binned):
-    """How often a judge prefers generated images to reference images, over all and per distance bin.
-
-    ``win_<criterion>``, ``tie_<criterion>`` and ``loss_<criterion>`` are shares, ``preference_<criterion>`` is ``win +
-    0.5 tie``. ``judge_unanswered`` is the share of images without a verdict. A batch has ``affordances``, a sequence of
-    names for each image, the reference ``pos`` (floats in [-1, 1], ``(n, 3, height, width)``) and perhaps ``stage``.
-
-    Args:
-        judge: The judge.
-        bins: Names of the distance bins.
-    """
-
-    higher_is_better = True
-
-    def __init__(self, judge: Judge, bins: Sequence[str] = BINS) -> None:
-        kinds = ("win", "tie", "loss", "preference")
-        super().__init__((*(f"{kind}_{name}" for name in CRITERIA for kind in kinds), "judge_unanswered"), bins)
-        self.judge = judge
-
-    def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add generated images.
-
-        Args:
-            images: Floats in [0, 1], ``(n, 3, height, width)``.
-            batch: What was asked for, and the reference images, a row for each image.
-
-        Raises:
-            ValueError: If the batch lacks them, or has not as many.
-        """
-        reference = _given(batch, "pos").to(images.device) / 2 + 0.5
-        found = self.judge.compare(images, reference, _given(batch, "affordances"))
-        values = []
-        for name in CRITERIA:
-            missing = found[name].isnan()
-            values += [(found[name] == share).double().masked_fill(missing, torch.nan) for share in (1, 0.5, 0)]
-            values.append(found[name])
-        self._add([*values, torch.stack([found[name] for name in CRITERIA]).isnan().any(0)], batch.get("stage"))
-
-
 def _listed(affordances: Sequence[str]) -> str:
     return json.dumps([name.replace("_", " ") for name in affordances], ensure_ascii=False)
-
-
-def _given(batch: Mapping[str, Any], key: str) -> Any:
-    if key not in batch:
-        raise ValueError(f"A judge needs batches with {key}, got one with {', '.join(batch)}.")
-    return batch[key]
 
 
 def _check(affordances: Sequence[Sequence[str]], *images: Sequence[Tensor] | Tensor) -> None:

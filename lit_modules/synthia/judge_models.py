@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_modules.synthia.endpoints import Endpoint, EndpointError, RefusedError
+from lit_modules.endpoints import Endpoint, EndpointError, RefusedError
 from lit_modules.synthia.judge import AskingJudge, NoAnswerError
 from lit_modules.synthia.pictures import as_array, data_uri
 

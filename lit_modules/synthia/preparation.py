@@ -11,13 +11,14 @@ from typing import Any
 
 from PIL import Image
 
+from lit_modules.endpoints import RefusedError
+from lit_modules.files import write_whole
 from lit_modules.synthia.captions import caption_request, read_captions, template_captions
 from lit_modules.synthia.curriculum import Curriculum, CurriculumPair, build_curriculum
-from lit_modules.synthia.endpoints import RefusedError
 from lit_modules.synthia.image_filter import ClipFilter, best
 from lit_modules.synthia.image_makers import CONCEPT, PHOTO, stable_seed
 from lit_modules.synthia.ontology import Ontology
-from lit_modules.synthia.preparation_files import Journal, Manifest, digest, only_run, remove, write_whole
+from lit_modules.synthia.preparation_files import Journal, Manifest, digest, only_run, remove
 from lit_modules.synthia.preparation_sources import (
     BUILT_ON,
     STEPS,

@@ -8,15 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lit_modules.files import write_whole
+
 FORMAT = 1
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there, so that it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 class Journal:

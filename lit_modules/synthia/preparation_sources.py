@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lit_modules.endpoints import Endpoint
 from lit_modules.synthia.curriculum import Curriculum, CurriculumPair
-from lit_modules.synthia.endpoints import Endpoint
 from lit_modules.synthia.image_makers import ImageMaker
 from lit_modules.synthia.preparation_files import Journal
 

@@ -8,7 +8,7 @@ from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Generic, TypeVar
 
-from lit_modules.synthia.endpoints import AnswerError, EndpointError, RefusedError
+from lit_modules.endpoints import AnswerError, EndpointError, RefusedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

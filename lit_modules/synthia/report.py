@@ -1,7 +1,6 @@
 """The report on a run: a table of numbers, and for each pair the pictures of all methods side by side."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -11,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_modules.files import whole_file, write_whole
 from lit_modules.synthia.pictures import as_array, data_uri
 
 _TEMPLATE = "data/report.html.j2"
@@ -137,12 +137,7 @@ def write_report(
             for pair in pairs
         ],
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, target)
-    return target
+    return write_whole(path, text)
 
 
 def plot_grid(
@@ -194,12 +189,9 @@ def plot_grid(
         axes[row, 0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
     if title:
         figure.suptitle(title, fontsize=10, parse_math=False)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    figure.savefig(part, format="png", dpi=130)
-    os.replace(part, target)
-    return target
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=130)
+    return Path(path)
 
 
 def _shown(picture: Picture) -> dict[str, Any]:

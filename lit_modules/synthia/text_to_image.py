@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 
+from lit_modules.checkpoints import check_finite
 from lit_modules.synthia.backbones.base import Backbone, Condition
 from lit_modules.synthia.encodings import Encoder
 from lit_modules.synthia.guards import min_snr_weights
 from lit_modules.synthia.objectives import prediction_error
 from lit_modules.synthia.ontology import nearest
 from lit_modules.synthia.randomness import generator_of, row_noise
-from lit_modules.unlearning.saving import check_finite
 
 TEMPLATE = "a new design that has functions of {affordances}"
 Batch = dict[str, Any]

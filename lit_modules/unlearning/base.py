@@ -1,5 +1,6 @@
 """What the unlearning modules share: manual optimization over groups of micro-batches."""
 
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -10,13 +11,13 @@ from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_modules.checkpoints import check_finite
 from lit_modules.unlearning.causal_lm import Batch, CausalLM
 from lit_modules.unlearning.gradients import PairStatistics, combine_, global_norm, inner_product
 from lit_modules.unlearning.losses import summed_nll, target_tokens
-from lit_modules.unlearning.saving import check_finite
 
 
-class Unlearning(CausalLM):
+class Unlearning(CausalLM, ABC):
     """Take one optimizer step per group of ``accumulate`` batches; the base of the unlearning modules.
 
     A batch is ``{"forget": task, "retain": task}``; a task maps ``input_ids``, ``attention_mask`` and ``labels`` to
@@ -103,6 +104,7 @@ class Unlearning(CausalLM):
         self.log_dict(bar, prog_bar=True)
         self.log_dict(numbers)
 
+    @abstractmethod
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Leave the direction of one step in ``.grad`` and return the numbers to log.
 
@@ -112,7 +114,6 @@ class Unlearning(CausalLM):
         Returns:
             Numbers by logged name; a true ``skip`` leaves the weights as they are.
         """
-        raise NotImplementedError
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss that the learning rate is to lower, for ``callbacks.AdaptiveLR``: the retain NLL.
@@ -241,13 +242,13 @@ class TwoTaskUnlearning(Unlearning):
             raise ValueError(f"buffer must be 'device', 'bfloat16' or 'cpu', got {buffer!r}.")
         self.buffer = buffer
 
+    @abstractmethod
     def weights(self, statistics: PairStatistics) -> tuple[float, float]:
         """Return the factors of ``d = retain_weight * g_R - forget_weight * g_F``.
 
         Args:
             statistics: Norms and inner product of the two gradients.
         """
-        raise NotImplementedError
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the weighted difference of the two gradients into ``.grad``."""

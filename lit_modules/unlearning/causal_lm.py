@@ -15,9 +15,10 @@ from torchmetrics import MeanMetric, Metric
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from lit_modules.checkpoints import without_frozen
 from lit_modules.unlearning.generation import greedy_generate
 from lit_modules.unlearning.losses import sequence_nll
-from lit_modules.unlearning.saving import without_frozen, write_pretrained
+from lit_modules.unlearning.saving import write_pretrained
 from lit_modules.unlearning.token_scores import token_scores
 
 Batch = dict[str, Any]

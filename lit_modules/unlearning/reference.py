@@ -3,8 +3,6 @@
 import copy
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from lit_modules.files import write_whole
 from lit_modules.unlearning.losses import IGNORED, sequence_nll
 
 _PIECE = 2**24
@@ -97,13 +96,9 @@ class ReferenceCache:
         """Write the numbers, together with those that another run has written meanwhile."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         known = self._read(self.path) if self.path.is_file() else {}
         self.rows = {**known, **self.rows}
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".reference-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"model": self.model, "rows": self.rows}, file)
-        os.replace(name, self.path)  # a run that reads meanwhile finds the old file or the new one
+        write_whole(self.path, json.dumps({"model": self.model, "rows": self.rows}))
 
     def _read(self, path: Path) -> dict[str, float]:
         try:

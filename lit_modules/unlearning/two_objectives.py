@@ -1,6 +1,7 @@
 """What the methods share that minimise a forget objective of their own beside a retain objective."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_modules.checkpoints import check_finite
 from lit_modules.unlearning.base import TwoTaskUnlearning
 from lit_modules.unlearning.causal_lm import Batch
 from lit_modules.unlearning.combiners import GradientCombiner
@@ -19,7 +21,6 @@ from lit_modules.unlearning.gradients import PairStatistics, global_norm
 from lit_modules.unlearning.losses import summed_nll, target_tokens
 from lit_modules.unlearning.objectives import attended_logits, reference_kl
 from lit_modules.unlearning.reference import frozen_copy, model_hash, without_adapter
-from lit_modules.unlearning.saving import check_finite
 
 RetainTerm = Literal["nll", "kl"]
 
@@ -142,9 +143,9 @@ class TwoObjectives(TwoTaskUnlearning):
         """Return what a task's sum is over."""
         return self.forget_count(batch) if task == "forget" else self.retain_count(batch)
 
+    @abstractmethod
     def forget_objective(self, batch: Batch) -> Tensor:
         """Return the forget objective to minimise, summed over :meth:`forget_count`."""
-        raise NotImplementedError
 
     def forget_count(self, batch: Batch) -> Tensor:
         """Return what the forget objective is a mean over: by default the forget rows' target tokens."""

@@ -29,7 +29,7 @@ from lit_modules.coda.protocols import (
 )
 from lit_modules.coda.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
-from tests.synthia.scripted_server import ScriptedServer
+from tests.scripted_server import ScriptedServer
 
 KEY = "sk-secret-4711"
 CUT_OFF = (200, {"Transfer-Encoding": "chunked"}), b'ff\r\n{"choices": [{"mess'

@@ -5,7 +5,7 @@ import pytest
 
 from lit_modules.commands.pairs import main
 from lit_modules.errors import UsageError
-from tests.synthia.scripted_server import ScriptedServer
+from tests.scripted_server import ScriptedServer
 
 KEY = "sk-secret-4711"
 SMALL = ["--num-pairs=3", "--test-pairs=1", "--captions=2", "--keep=1", "--negatives=1", "--clip-model=none"]

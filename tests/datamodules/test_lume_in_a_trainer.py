@@ -1,6 +1,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,22 +93,13 @@ def test_overfit_batches(lume: Callable[..., LUME], tmp_path: Path) -> None:
     assert len(module.seen) == 6
 
 
-class Placed(LUME):
-    """Believes to be one of two processes."""
-
-    rank = 0
-
-    def _place(self) -> tuple[int, int]:
-        return self.rank, 2
-
-
 def test_two_ranks_share_every_loader(
     lume: Callable[..., LUME], tokenizer: PreTrainedTokenizerBase, lume_folder: Path
 ) -> None:
     ranks = []
     for rank in (0, 1):
-        data = Placed(tokenizer, root=str(lume_folder), batch_size=2, eval_batch_size=4, num_workers=0)
-        data.rank = rank
+        data: Any = LUME(tokenizer, root=str(lume_folder), batch_size=2, eval_batch_size=4, num_workers=0)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, limit_train_batches=None)
         data.setup("fit")
         ranks.append(data)
     one = lume(batch_size=4, eval_batch_size=8)

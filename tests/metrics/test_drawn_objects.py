@@ -7,7 +7,7 @@ import torch
 
 from lit_modules.metrics.affordances import PartAffordanceRecall, PartNovelty
 from lit_modules.metrics.drawn_objects import DrawnObjectScore
-from lit_modules.synthia.recognition import PartRecogniser, save_recogniser
+from lit_modules.networks.part_recogniser import PartRecogniser, save_recogniser
 
 SEEN_BY = torch.tensor([[True, False, False], [False, True, True]])
 CONCEPT_PARTS = torch.tensor([[True, True, False], [False, False, True]])

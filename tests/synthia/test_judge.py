@@ -23,13 +23,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lit_modules.synthia.endpoints import Endpoint, EndpointError
+from lit_modules.endpoints import Endpoint, EndpointError
+from lit_modules.metrics.judge import JudgeComparison, JudgeScore
 from lit_modules.synthia.judge import (
     CRITERIA,
     AskingJudge,
     Judge,
-    JudgeComparison,
-    JudgeScore,
     NoAnswerError,
     comparison_question,
     read_scores,

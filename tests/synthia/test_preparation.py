@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from datamodules.affordance_pairs import AffordancePairs
-from lit_modules.synthia.endpoints import Endpoint, EndpointError
+from lit_modules.endpoints import Endpoint, EndpointError
 from lit_modules.synthia.image_filter import ClipFilter, best
 from lit_modules.synthia.image_makers import EndpointImages, PipelineImages, stable_seed
 from lit_modules.synthia.ontology import Ontology
 from lit_modules.synthia.preparation import Preparation
 from lit_modules.synthia.preparation_sources import Amounts, Sources
-from tests.synthia.scripted_server import ScriptedServer, captions, chat, image, usual
+from tests.scripted_server import ScriptedServer, captions, chat, image, usual
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIZES = {

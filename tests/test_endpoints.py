@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from lit_modules.synthia.endpoints import AnswerError, Endpoint, EndpointError, RefusedError
+from lit_modules.endpoints import AnswerError, Endpoint, EndpointError, RefusedError
 from lit_modules.synthia.image_makers import EndpointImages, reread
-from tests.synthia.scripted_server import ScriptedServer, chat, image
+from tests.scripted_server import ScriptedServer, chat, image
 
 KEY = "sk-secret-4711"
 

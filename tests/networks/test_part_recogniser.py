@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_modules.synthia.recognition import (
+from lit_modules.networks.part_recogniser import (
     PartRecogniser,
     load_recogniser,
     recogniser_report,

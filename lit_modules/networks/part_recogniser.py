@@ -1,6 +1,5 @@
 """A small network that tells which parts a drawn object has, and whether it is one object."""
 
-import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lit_modules.files import whole_file
 
 _GRID = 4
 _FORMAT = 1
@@ -247,11 +248,8 @@ def save_recogniser(
         "tables": [seen_by.bool().cpu(), concept_parts.bool().cpu()],
         "names": [list(affordances), list(concepts)],
     }
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    torch.save(content, part)
-    os.replace(part, target)
+    with whole_file(path) as part:
+        torch.save(content, part)
 
 
 def load_recogniser(path: str | Path) -> SavedRecogniser:
