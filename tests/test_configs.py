@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -173,6 +174,27 @@ def test_fragment_joins_a_recipe(fragment: Path, capsys: pytest.CaptureFixture[s
     if family == "synthia":
         for key, value in given["model"]["init_args"].items():
             got = everything["model"]["init_args"][key]
-            assert got["class_path"] == value["class_path"] if isinstance(value, dict) else got == value
+            if isinstance(value, dict):
+                assert got["class_path"] == value.get("class_path", got["class_path"])
+                assert got["init_args"].items() >= value.get("init_args", {}).items()
+            else:
+                assert got == value
     else:
         assert printed["max_epochs"] == 10
+
+
+@pytest.mark.parametrize("preset", ["paper", "practical"])
+@pytest.mark.parametrize("recipe", ["sdxl_lora", "sd35_lora", "kandinsky3_flash"])
+def test_preset_of_synthia_trains_any_recipe(
+    recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = CONFIGS / "synthia" / f"{recipe}.yaml"
+    changes = small(config, tmp_path, tmp_path, tmp_path, request)
+    changes = [change for change in changes if "precision" not in change]
+    cli = main(["fit", "-c", str(config), "-c", f"_synthia/{preset}.yaml", *changes, "--trainer.fast_dev_run=1"])
+    assert isinstance(cli, ProjectCLI)
+    adapter = any("lora" in name for name, _ in cli.model.named_parameters())
+    assert adapter == (preset == "practical")
+    trained = {parameter.dtype for parameter in cli.model.parameters() if parameter.requires_grad}
+    assert trained == {torch.float32}
