@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datamodules.inaturalist_pairs import INaturalistPairs
     from datamodules.lume import LUME
     from datamodules.mnist import MNIST
+    from datamodules.muse import MUSE
     from datamodules.novel_species import NovelSpecies
     from datamodules.sun_pairs import SUNPairs
     from datamodules.synthetic_lume import SyntheticLUME
@@ -30,6 +31,7 @@ _MODULES = {
     "INaturalistPairs": "inaturalist_pairs",
     "LUME": "lume",
     "MNIST": "mnist",
+    "MUSE": "muse",
     "NovelSpecies": "novel_species",
     "SUNPairs": "sun_pairs",
     "SyntheticLUME": "synthetic_lume",
@@ -40,6 +42,7 @@ __all__ = [
     "CIFAR10",
     "LUME",
     "MNIST",
+    "MUSE",
     "TOFU",
     "AffordancePairs",
     "Digits",

@@ -44,6 +44,7 @@ class DrawnSpecies(FewShotPairs):
         sampling: How further pictures are drawn.
         synthetic_probability: Chance of a further picture with ``sampling="probability"``.
         n_query: Most pictures of each concept to ask about.
+        n_validation: Training pictures of each concept that validation asks about; ``None`` takes the validation's.
         n_orders: Orders of the options in which each query is asked.
         n_way: Options of a query.
         pair: ``pair_id`` of the one pair to take; ``None`` takes all.
@@ -99,6 +100,7 @@ class DrawnSpecies(FewShotPairs):
         sampling: Literal["fixed", "probability"] = "fixed",
         synthetic_probability: float = 0.5,
         n_query: int | None = None,
+        n_validation: int | None = None,
         n_orders: int = 2,
         n_way: int = 2,
         pair: str | None = None,
@@ -135,6 +137,7 @@ class DrawnSpecies(FewShotPairs):
             sampling=sampling,
             synthetic_probability=synthetic_probability,
             n_query=n_query,
+            n_validation=n_validation,
             n_orders=n_orders,
             n_way=n_way,
             pair=pair,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -18,12 +17,10 @@ from datamodules.few_shot_samples import (
     Pair,
     Sample,
     check_pictures,
-    queries,
     read_features,
     resolve,
-    supports,
-    synthetic_pictures,
 )
+from datamodules.few_shot_selection import Selection
 from datamodules.few_shot_sets import (
     OFFICIAL_EVALUATION_QUESTION,
     QUESTION,
@@ -85,6 +82,8 @@ class FewShotPairs(LightningDataModule):
         n_query: Most pictures of each concept to ask about; ``None`` takes all.
         query_from: Split that queries come from: ``auto`` validates on ``validation`` and tests on ``test``, or takes
             the one there is; ``train`` keeps back training pictures.
+        n_validation: Training pictures of each concept, never among the supports, that validation asks about, so that
+            a run may stop early without a look at the test; ``None`` validates as ``query_from`` says.
         n_orders: Orders of the options in which each query is asked.
         n_way: Options of a query; above 2, others of the target's super-category join the pair.
         pair: ``pair_id`` of the one pair to update on and ask about; ``None`` takes all.
@@ -138,6 +137,7 @@ class FewShotPairs(LightningDataModule):
         synthetic_probability: float = 0.5,
         n_query: int | None = 20,
         query_from: Literal["auto", "validation", "test", "train"] = "auto",
+        n_validation: int | None = None,
         n_orders: int = 2,
         n_way: int = 2,
         pair: str | None = None,
@@ -159,14 +159,20 @@ class FewShotPairs(LightningDataModule):
         query_seed: int = 0,
         num_workers: int = 0,
     ) -> None:
+        # the command line hands the arguments of a derived class to hparams, and these ones alone stand there
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.save_hyperparameters()
+        # loggers refuse a module and data that both have a preset or a seed, and not the same
+        self.save_hyperparameters(logger=False)
+        self.arguments = given
+        """The arguments of this class."""
         self.root = Path(self.home if root is None else root)
-        check_arguments(self.hparams)
+        check_arguments(given)
         self._pairs_from: str | list[dict[str, Any]] | None = pairs
         self._folder: ConceptFolder | None = None
         self._sets: dict[str, UpdateSet | QuerySet] = {}
         self._pairs: dict[str, list[Pair]] = {}
+        self._selection: Selection | None = None
 
     @property
     def folder(self) -> ConceptFolder:
@@ -174,6 +180,13 @@ class FewShotPairs(LightningDataModule):
         self._read()
         assert self._folder is not None
         return self._folder
+
+    @property
+    def selection(self) -> Selection:
+        """What chooses the pictures."""
+        self._read()
+        assert self._selection is not None
+        return self._selection
 
     @property
     def pairs(self) -> list[Pair]:
@@ -221,7 +234,7 @@ class FewShotPairs(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled samples; the order of the options is drawn anew in each epoch."""
-        data, given = self.split("train"), self.hparams
+        data, given = self.split("train"), self.arguments
         sampler = AugmentedSampler(len(data), given["batch_size"], given["seed"], *place_of(self), choices=_CHOICES)
         return training_loader(self, data, sampler, given["num_workers"])
 
@@ -239,34 +252,32 @@ class FewShotPairs(LightningDataModule):
 
     def support(self, concept: Concept) -> list[Picture]:
         """Return the training pictures of a concept, in the order in which they become supports."""
-        given = self.hparams
-        asked = given["query_from"] == "train"
-        kept = queries(concept, "train", given["n_query"], given["query_seed"]) if asked else []
-        return supports(concept, given["seed"], kept)
+        return self.selection.support(concept)
 
     def describe(self) -> str:
         """Return what was found, a line each."""
-        given, pairs = self.hparams, self.pairs
+        given, pairs = self.arguments, self.pairs
         concepts = {pair.concept(role).key: pair.concept(role) for pair in pairs for role in ROLES}.values()
         lines = [f"{len(pairs)} pairs of {len(concepts)} concepts in {self.root}"]
         for split in self.folder.splits:
             numbers = [len(concept.pictures.get(split, [])) for concept in concepts]
             lines.append(f"{split}: {min(numbers)} to {max(numbers)} pictures of each concept")
+        validation, test = (self.selection.split_of(name) for name in ("validation", "test"))
         lines.append(
             f"update: {given['n_real']}:{given['n_synthetic']} real:{given['method']} pictures of each concept; "
-            f"validation asks about {self._split('validation')}, test about {self._split('test')}"
+            f"validation asks about {validation}, test about {test}"
         )
         return "\n".join(lines)
 
     def _prepare(self, training: bool) -> None:
         """Choose the pictures, check all of them at once, and make the sets."""
         self._read()
-        given = self.hparams
+        given = self.arguments
         problems: list[str] = []
         # pictures to ask about alone are enough to ask a model that is not updated
         training = training or "train" in self.folder.splits
-        trained = self._updates(problems) if training else []
-        asked = {name: self._queries(name, problems) for name in ("validation", "test")}
+        trained = self.selection.updates(problems) if training else []
+        asked = {name: self.selection.queries(name, problems) for name in ("validation", "test")}
         ours = [sample for real, made in trained for sample in (real, *made)]
         theirs = [sample for samples in asked.values() for sample in samples]
         pictures = [[(s.pair.concept(s.role), s.picture) for s in samples] for samples in (ours, theirs)]
@@ -281,7 +292,7 @@ class FewShotPairs(LightningDataModule):
         """Read folder and pair files."""
         if self._folder is not None:
             return
-        given = self.hparams
+        given = self.arguments
         root = self.root
         source = self._pair_file(root)
         folders: Mapping[str, str] | None = given["folders"]
@@ -309,6 +320,7 @@ class FewShotPairs(LightningDataModule):
         for concept in folder.concepts.values():
             concept.kind = concept.kind or self.kind
         self._folder, self._pairs = folder, resolved
+        self._selection = Selection(given, resolved, folder.splits)
 
     def _pair_file(self, root: Path) -> str | list[dict[str, Any]]:
         if self._pairs_from is not None:
@@ -323,90 +335,6 @@ class FewShotPairs(LightningDataModule):
             )
         return str(found)
 
-    def _split(self, name: str) -> str:
-        """Return the split that the queries of validation or test come from."""
-        wanted = self.hparams["query_from"]
-        if wanted != "auto":
-            return str(wanted)
-        order = ("test", "validation") if name == "test" else ("validation", "test")
-        return next((split for split in order if split in self.folder.splits), order[0])
-
-    def _updates(self, problems: list[str]) -> list[tuple[Sample, list[Sample]]]:
-        """Return the samples to update on: each real one with the further ones of its concept, or alone."""
-        given = self.hparams
-        needed = max(given["n_real"], given["n_source"] or 0)
-        synthetic: dict[tuple[str, str], list[Picture]] = {}
-        if given["method"] == "synthetic":
-            kind = given["synthetic_kind"]
-            synthetic = synthetic_pictures(given["synthetic_root"], self._pairs["pairs"], kind, problems)
-        samples: list[tuple[Sample, list[Sample]]] = []
-        short: dict[str, int] = {}
-        for pair in self._pairs["pairs"]:
-            for role in ROLES:
-                concept = pair.concept(role)
-                pool = self.support(concept)
-                if len(pool) < needed:
-                    short[concept.key] = len(pool)
-                    continue
-                real = [Sample(picture, pair, role) for picture in pool[: given["n_real"]]]
-                sources = pool[: given["n_source"] or given["n_real"]]
-                made = self._further(pair, role, sources, synthetic.get((pair.pair_id, role), []), problems)
-                if given["sampling"] == "probability":
-                    samples += [(sample, made) for sample in real]
-                else:
-                    samples += [(sample, []) for sample in (*real, *made)]
-        for key, number in short.items():
-            problems.append(f"{key} has {number} training pictures, and {needed} are needed; lower n_real or add some.")
-        return samples + self._replay(len(samples), problems)
-
-    def _further(
-        self, pair: Pair, role: str, sources: Sequence[Picture], synthetic: Sequence[Picture], problems: list[str]
-    ) -> list[Sample]:
-        given = self.hparams
-        method, number = given["method"], given["n_synthetic"]
-        if method == "synthetic":
-            if len(synthetic) < number:
-                problems.append(
-                    f"{pair.concept(role).name} has {len(synthetic)} synthetic pictures in pair {pair.pair_id}, and "
-                    f"n_synthetic is {number}; make more or lower it."
-                )
-            origin = given["synthetic_kind"] or "synthetic"
-            return [Sample(picture, pair, role, origin) for picture in synthetic[:number]]
-        return [
-            Sample(source, pair, role, method, key=f"{given['seed']}/{source.name}/{method}/{place // len(sources)}")
-            for place, source in ((place, sources[place % len(sources)]) for place in range(number))
-        ]
-
-    def _replay(self, number: int, problems: list[str]) -> list[tuple[Sample, list[Sample]]]:
-        given = self.hparams
-        pool = [
-            Sample(picture, pair, role, part="replay")
-            for pair in self._pairs["replay"]
-            for role in ROLES
-            for picture in self.support(pair.concept(role))
-        ]
-        wanted = round(number * given["replay_ratio"])
-        if wanted > len(pool):
-            problems.append(f"replay_pairs have {len(pool)} training pictures, and {wanted} are needed.")
-        Random(f"{given['seed']}/replay").shuffle(pool)
-        return [(sample, []) for sample in pool[:wanted]]
-
-    def _queries(self, name: str, problems: list[str]) -> list[Sample]:
-        given, split = self.hparams, self._split(name)
-        asked: list[Sample] = []
-        empty: set[str] = set()
-        for part in ("pairs", "retention"):
-            for pair in self._pairs[part]:
-                for role in ROLES:
-                    concept = pair.concept(role)
-                    chosen = queries(concept, split, given["n_query"], given["query_seed"])
-                    if not chosen:
-                        empty.add(concept.key)
-                    asked += [Sample(picture, pair, role, part=part) for picture in chosen]
-        for key in sorted(empty):
-            problems.append(f"{key} has no pictures to ask about in {split}; add some, or set query_from to 'train'.")
-        return asked
-
     def _raise(self, problems: Sequence[str]) -> None:
         found = list(dict.fromkeys(problems))
         if found:
@@ -414,14 +342,14 @@ class FewShotPairs(LightningDataModule):
             raise ValueError("\n- ".join([head, *found]))
 
     def _asking(self, question: str, with_features: bool) -> Asking:
-        given = self.hparams
+        given = self.arguments
         features = read_features(given["features"]) if given["features"] is not None else {}
         capitalize = given["preset"] == "official"
         shown = (question, self.concepts, capitalize, features, with_features)
         return Asking(*shown, given["image_size"], given["max_pixels"])
 
     def _update_set(self, trained: list[tuple[Sample, list[Sample]]]) -> UpdateSet:
-        given = self.hparams
+        given = self.arguments
         asking = self._asking(given["question"], False)
         replacements = None
         if given["sampling"] == "probability":
@@ -430,34 +358,15 @@ class FewShotPairs(LightningDataModule):
         return UpdateSet([sample for sample, _ in trained], asking, given["seed"], replacements, chance, given["mix"])
 
     def _query_set(self, asked: list[Sample]) -> QuerySet:
-        given = self.hparams
+        given = self.arguments
         question = given["eval_question"] or given["question"]
         if given["preset"] == "official" and given["eval_question"] is None and not given["feature_context"]:
             question = OFFICIAL_EVALUATION_QUESTION
         asking = self._asking(question, given["feature_context"])
-        options = [self._options(sample.pair, asking) for sample in asked]
+        options = [self.selection.options(sample.pair, asking.concepts) for sample in asked]
         return QuerySet(asked, options, asking, given["n_orders"], given["query_seed"])
 
-    def _options(self, pair: Pair, asking: Asking) -> list[str]:
-        """Return the keys of the options of a query: the pair, and others of the target's super-category."""
-        keys = [pair.target.key, pair.confusable.key]
-        more = self.hparams["n_way"] - 2
-        if more:
-            others = [
-                key
-                for key, concept in asking.concepts.items()
-                if key not in keys and concept.supercategory == pair.target.supercategory
-            ]
-            if len(others) < more:
-                raise ValueError(
-                    f"n_way must be at most {len(others) + 2} for {pair.target.name}, as that many concepts of its "
-                    f"super-category are in the pairs; got {more + 2}."
-                )
-            Random(f"{self.hparams['query_seed']}/{pair.pair_id}/options").shuffle(others)
-            keys += others[:more]
-        return keys
-
     def _evaluation(self, name: str) -> ResumableLoader:
-        data, given = self.split(name), self.hparams
+        data, given = self.split(name), self.arguments
         sampler = BatchSampler(len(data), given["eval_batch_size"], given["seed"], False, *place_of(self))
         return batch_loader(data, sampler, given["num_workers"])

@@ -21,7 +21,16 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for name, allowed in choices.items():
         if given[name] not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {given[name]!r}.")
-    least = {"n_real": 0, "n_synthetic": 0, "n_source": 1, "n_query": 1, "n_orders": 1, "n_way": 2, "image_size": 2}
+    least = {
+        "n_real": 0,
+        "n_synthetic": 0,
+        "n_source": 1,
+        "n_query": 1,
+        "n_validation": 1,
+        "n_orders": 1,
+        "n_way": 2,
+        "image_size": 2,
+    }
     least |= {"max_pixels": 4, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0}
     for name, bound in least.items():
         if given[name] is not None and given[name] < bound:

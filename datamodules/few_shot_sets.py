@@ -197,14 +197,14 @@ class QuerySet(Dataset[dict[str, Any]]):
 def mixed(
     images: Tensor, labels: Tensor, num_classes: int, mix: Mix, random: Random, alpha: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Mix each picture of a batch with another, and its label likewise.
+    """Mix each picture of a batch with its neighbour, and its label likewise, as torchvision does.
 
     Args:
         images: float, ``(batch, channel, height, width)``.
         labels: int64, ``(batch,)``.
         num_classes: Number of classes.
         mix: ``mixup`` blends whole pictures, ``cutmix`` pastes a window of one into the other.
-        random: Source of partners, share and window.
+        random: Source of share and window.
         alpha: Both parameters of the beta distribution of the share.
 
     Returns:
@@ -215,20 +215,13 @@ def mixed(
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
         arXiv 1905.04899.
     """
-    order = list(range(len(images)))
-    random.shuffle(order)
-    share = random.betavariate(alpha, alpha)
-    if mix == "mixup":
-        images = share * images + (1 - share) * images[order]
-    else:
-        height, width = images.shape[-2:]
-        tall, wide = (round(side * (1 - share) ** 0.5) for side in (height, width))
-        top, left = random.randint(0, height - tall), random.randint(0, width - wide)
-        images = images.clone()
-        images[..., top : top + tall, left : left + wide] = images[order][..., top : top + tall, left : left + wide]
-        share = 1 - tall * wide / (height * width)
-    weights = torch.nn.functional.one_hot(labels, num_classes).float()
-    return images, share * weights + (1 - share) * weights[order]
+    from torchvision.transforms import v2  # takes a second to import, and only classifiers need it
+
+    chosen = v2.CutMix if mix == "cutmix" else v2.MixUp
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random.getrandbits(63))
+        images, weights = chosen(num_classes=num_classes, alpha=alpha)(images, labels)
+    return images, weights
 
 
 def _stack(images: Sequence[Image.Image], size: int) -> Tensor:

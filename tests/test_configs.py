@@ -11,14 +11,19 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from datamodules import DrawnObjects
 from lit_modules.cli import main
 from lit_modules.lightning_cli import ProjectCLI
 from lit_modules.synthia import Ontology, build_curriculum
+from tests.coda.tiny_llava import write as write_llava
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-RECIPES = sorted(CONFIGS.glob("[!_]*/*.yaml"))
+OTHER_COMMANDS = {"coda_augmentation", "compare"}
+"""Folders of what `lit-modules coda` and `lit-modules compare` read, which name no model and no data to fit."""
+NAMED = sorted(CONFIGS.glob("[!_]*/*.yaml"))
+RECIPES = [path for path in NAMED if path.parent.name not in OTHER_COMMANDS]
 FRAGMENTS = sorted(CONFIGS.glob("_*/*.yaml"))
 
 
@@ -97,6 +102,49 @@ def small_synthia(recipe: dict[str, Any], folder: Path, request: pytest.FixtureR
     return [*arguments, f"--data.init_args.image_size={size}", f"--model.init_args.cache={folder / 'cache'}"]
 
 
+def few_shot_pictures(folder: Path) -> Path:
+    """Write pictures of two concepts, and the pair of them."""
+    draw = np.random.default_rng(0)
+    for split, number in (("train", 9), ("validation", 2)):
+        for name in ("Puff_Adder", "Adder"):
+            (folder / split / name).mkdir(parents=True)
+            for place in range(number):
+                pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{place}.png")
+    (folder / "pairs.json").write_text(json.dumps([{"target": "Puff Adder", "confusable": "Adder"}]), encoding="utf-8")
+    return folder
+
+
+def small_coda(recipe: dict[str, Any], folder: Path) -> list[str]:
+    """Overrides that make a recipe of CoDA small: a tiny image-text model or classifier, few pictures."""
+    model = folder / "model"
+    arguments = [f"--model.init_args.model={model}", "--data.init_args.batch_size=2"]
+    if recipe["model"]["class_path"] == "lit_modules.ClassifierUpdate":
+        sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = ViTConfig(image_size=8, patch_size=4, intermediate_size=16, **sizes)
+        ViTForImageClassification(config).save_pretrained(model)
+        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(model)
+        arguments += ["--data.init_args.image_size=8"]
+    else:
+        write_llava(model)
+        arguments += ["--model.init_args.max_new_tokens=2"]
+    if recipe["data"]["class_path"] == "datamodules.DrawnSpecies":
+        images = {"train": 9, "validation": 2, "test": 2}
+        sizes = {"num_known": 4, "num_novel": 1, "drawn_size": 24} | {f"{k}_images": n for k, n in images.items()}
+        arguments += [f"--data.init_args.root={folder / 'drawn'}"]
+        return [*arguments, *(f"--data.init_args.{name}={value}" for name, value in sizes.items())]
+    return [*arguments, f"--data.init_args.root={few_shot_pictures(folder / 'data')}"]
+
+
+def muse_texts(folder: Path) -> Path:
+    """Write texts to forget and to retain in the layout of MUSE."""
+    (folder / "raw").mkdir(parents=True)
+    text = "The harbour of Lirra froze in the winter of the long bell, and nobody crossed it. " * 20
+    for name in ("forget", "retain1"):
+        (folder / "raw" / f"{name}.txt").write_text(f"{name}. {text}", encoding="utf-8")
+    return folder
+
+
 def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.FixtureRequest) -> list[str]:
     """Overrides that make a recipe small: a tiny model in place of a named one, the tests' rows as data."""
     recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -129,6 +177,12 @@ def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.F
         }[network]
     elif data in ("datamodules.AffordancePairs", "datamodules.DrawnObjects"):
         arguments += small_synthia(recipe, folder, request)
+    elif config.parent.name == "coda":
+        arguments += small_coda(recipe, folder)
+    elif data == "datamodules.MUSE":
+        arguments += [f"--data.init_args.root={muse_texts(folder / 'muse')}", "--data.init_args.max_length=16"]
+        arguments += ["--data.init_args.batch_size=1", "--data.init_args.eval_batch_size=2"]
+        arguments += [f"--{part}.init_args.tokenizer={model}" for part in ("model", "data")]
     elif data == "datamodules.SyntheticLUME":
         arguments += [f"--data.init_args.root={folder / 'data'}", "--data.init_args.num_documents=2"]
     return arguments
@@ -152,7 +206,7 @@ def test_recipe_trains(
     assert cli.trainer.fit_loop.total_batch_idx + 1 == batches
 
 
-@pytest.mark.parametrize("config", RECIPES, ids=name_of)
+@pytest.mark.parametrize("config", NAMED, ids=name_of)
 def test_recipe_begins_with_what_it_is(config: Path) -> None:
     assert config.read_text(encoding="utf-8").startswith("# ")
 
@@ -160,26 +214,29 @@ def test_recipe_begins_with_what_it_is(config: Path) -> None:
 @pytest.mark.parametrize("fragment", FRAGMENTS, ids=name_of)
 def test_fragment_joins_a_recipe(fragment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = fragment.parent.name.removeprefix("_")
-    recipe = f"{family}/sdxl_lora.yaml" if family == "synthia" else "ngdiff/lume.yaml"
+    others = {"synthia": "synthia/sdxl_lora.yaml", "coda": "coda/novel_species_7b.yaml"}
+    recipe = others.get(family, "ngdiff/lume.yaml")
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "-c", recipe, "-c", str(fragment), "--print_config"])
     everything, given = (yaml.safe_load(text) for text in (capsys.readouterr().out, fragment.read_text("utf-8")))
     printed = everything["trainer"]
     for key, value in given["trainer"].items():
-        if isinstance(value, dict):
+        if key.endswith("+"):
+            assert {each["class_path"] for each in value} <= {each["class_path"] for each in printed[key[:-1]]}
+        elif isinstance(value, dict):
             assert printed[key]["class_path"] == value["class_path"]
             assert printed[key]["init_args"].items() >= value["init_args"].items()
         else:
             assert printed[key] == value
-    if family == "synthia":
-        for key, value in given["model"]["init_args"].items():
-            got = everything["model"]["init_args"][key]
+    for part in ("model", "data") if family in others else ():
+        for key, value in given.get(part, {"init_args": {}})["init_args"].items():
+            got = everything[part]["init_args"][key]
             if isinstance(value, dict):
                 assert got["class_path"] == value.get("class_path", got["class_path"])
                 assert got["init_args"].items() >= value.get("init_args", {}).items()
             else:
                 assert got == value
-    else:
+    if family not in others:
         assert printed["max_epochs"] == 10
 
 

@@ -10,14 +10,40 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
+from transformers import LlamaForCausalLM
 
 import lit_modules
 from callbacks import AdaptiveLR, ForgetStopping, GenerationLog
 from datamodules import SyntheticLUME
 from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
+from lit_modules.unlearning import combiners
 
 METHODS = ("NGDiff", "GradientDifference", "GradientAscent")
+"""Methods that are trained, validated and tested."""
+TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "KLMinimisation": ("KLMinimisation", {}),
+    "NPO": ("NPO", {}),
+    "NPO-kl": ("NPO", {"retain_term": "kl"}),
+    "NPO-Normalised": ("NPO", {"combine": combiners.Normalised()}),
+    "NPO-LossNormalised": ("NPO", {"combine": combiners.LossNormalised()}),
+    "NPO-PCGrad": ("NPO", {"combine": combiners.PCGrad()}),
+    "NPO-MGDA": ("NPO", {"combine": combiners.MGDA()}),
+    "NPO-IMTLG": ("NPO", {"combine": combiners.IMTLG()}),
+    "NPO-Projected": ("NPO", {"combine": combiners.Projected()}),
+    "SimNPO": ("SimNPO", {}),
+    "DPO": ("DPO", {}),
+    "IDK": ("IDK", {}),
+    "RMU": ("RMU", {"layer": 0}),
+    "LossNorm": ("LossNorm", {}),
+    "WGA": ("WGA", {}),
+    "SatImp": ("SatImp", {}),
+    "UNDIAL": ("UNDIAL", {}),
+    "CEU": ("CEU", {}),
+    "PDU": ("PDU", {"warm_up_epochs": 0}),
+    "TaskVector": ("TaskVector", {"strength": 1.0}),
+}
+"""Methods that are trained for an epoch, by the name of the case: the class and its arguments."""
 
 
 def trainer(folder: Path, devices: int, **arguments: Any) -> Trainer:
@@ -28,12 +54,11 @@ def trainer(folder: Path, devices: int, **arguments: Any) -> Trainer:
 
 def unlearn(folder: Path, devices: int, method: str) -> dict[str, Any]:
     """Train a method for some steps with a rate that adapts; return weights and numbers."""
-    seed_everything(0, verbose=False)
-    data = SyntheticLUME(
+    rows = SyntheticLUME(
         root=str(folder / "data"), num_documents=2, vocab_size=300, batch_size=4 // devices, eval_batch_size=5
     )
     module = getattr(lit_modules, method)(
-        small_llama(300, hidden_size=16, num_layers=1, num_heads=2),
+        tiny(),
         accumulate=2,
         metric=LUMEScore(),
         max_new_tokens=4,
@@ -41,11 +66,34 @@ def unlearn(folder: Path, devices: int, method: str) -> dict[str, Any]:
     )
     probe = AdaptiveLR(period=2)
     runner = trainer(folder, devices, max_epochs=2, callbacks=[probe])
-    runner.fit(module, datamodule=data)
+    runner.fit(module, datamodule=rows)
     losses = {name: float(runner.callback_metrics[f"val/{name}_loss"]) for name in ("forget", "retain")}
-    runner.test(module, datamodule=data, verbose=False)
+    runner.test(module, datamodule=rows, verbose=False)
     numbers = {"losses": losses, "record": module.results(), "accepted": probe.accepted, "steps": probe.steps}
     return {"weights": module.model.state_dict(), **numbers}
+
+
+def tiny() -> LlamaForCausalLM:
+    """Build the same network at each call."""
+    seed_everything(0, verbose=False)
+    return small_llama(300, hidden_size=16, num_layers=1, num_heads=2)
+
+
+def data(folder: Path, devices: int) -> SyntheticLUME:
+    """Return two documents of each set and task, of which a step sees four rows of each set."""
+    return SyntheticLUME(root=str(folder / "data"), num_documents=2, vocab_size=300, batch_size=4 // devices)
+
+
+def train(folder: Path, devices: int, case: str) -> dict[str, Any]:
+    """Train a case of ``TRAINED`` for an epoch; return the weights and the accepted probes."""
+    method, arguments = TRAINED[case]
+    module = getattr(lit_modules, method)(
+        tiny(), accumulate=2, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-2), **arguments
+    )
+    probe = AdaptiveLR(period=2)
+    runner = trainer(folder / f"devices-{devices}", devices, max_epochs=1, limit_val_batches=0, callbacks=[probe])
+    runner.fit(module, datamodule=data(folder, devices))
+    return {"weights": module.model.state_dict(), "accepted": probe.accepted, "steps": probe.steps}
 
 
 class Uneven(LightningModule):
@@ -92,6 +140,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     results: dict[str, Any] = {method: unlearn(folder, 2, method) for method in METHODS}
+    results |= {case: train(folder, 2, case) for case in TRAINED}
     results["stopped"] = stop(folder)
     answer(folder)
     torch.save(results, folder / f"{torch.distributed.get_rank()}.pt")

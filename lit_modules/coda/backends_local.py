@@ -21,10 +21,11 @@ class LocalChat:
     """An image-text model that transformers load through their Auto classes, such as LLaVA-NeXT.
 
     Questions are answered in batches of similar length with padding on the left, so that the answers are those of the
-    same questions asked alone. A temperature of 0 takes the likeliest token; above 0, each answer is drawn from its own
-    seed by noise on its own scores (the Gumbel-max trick), which no neighbour in the batch changes. In half precision
-    two tokens that are equally likely may still fall either way. Nothing is ever cut off: a question that is too long
-    is an error. The model is loaded at the first question, frozen and in evaluation mode.
+    same questions asked alone. Where the model allows it, questions about one image are read together from where they
+    differ, and an answer that has ended leaves its batch. A temperature of 0 takes the likeliest token; above 0, each
+    answer is drawn from its own seed by noise on its own scores (the Gumbel-max trick), which no neighbour in the batch
+    changes. Two tokens that are equally likely within the precision may still fall either way. Nothing is ever cut off:
+    a question that is too long is an error. The model is loaded at the first question, frozen and in evaluation mode.
 
     Args:
         model: Name or folder of the model; its processor must have a chat template.
@@ -45,7 +46,7 @@ class LocalChat:
         revision: str | None = None,
         device: str | None = None,
         dtype: str = "auto",
-        batch_size: int = 8,
+        batch_size: int = 16,
         batch_tokens: int = 32768,
         images_per_message: int = 1,
     ) -> None:
@@ -56,7 +57,7 @@ class LocalChat:
             )
         self.model, self.revision, self.device, self.dtype = model, revision, device, dtype
         self.batch_size, self.batch_tokens, self.images_per_message = batch_size, batch_tokens, images_per_message
-        self._lengths: dict[tuple[Any, ...], int] = {}
+        self._shares: bool | None = None  # known after the first batch
 
     @cached_property
     def identity(self) -> str:
@@ -90,9 +91,16 @@ class LocalChat:
 
     def chat_many(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:
         """Yield the number of a request with its answer, batch by batch."""
-        groups: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
+        from lit_modules.coda.batched_answers import batches
+
+        groups: dict[tuple[int, int], dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+        tokens: dict[int, list[int]] = {}
+        known: dict[tuple[Any, ...], list[int]] = {}
         for number, request in enumerate(requests):
-            length = self._length(request)
+            key = _token_key(request)
+            if key not in known:
+                known[key] = self._inputs([request])["input_ids"][0].tolist()
+            tokens[number], length = known[key], len(known[key])
             if self._limit is not None and length + request.max_new_tokens > self._limit:
                 yield (
                     number,
@@ -103,10 +111,13 @@ class LocalChat:
                 )
                 continue
             # processors want as many images in each row
-            groups[request.max_new_tokens, len(request.images)].append((length, number))
+            group = groups[request.max_new_tokens, len(request.images)]
+            group[tuple(map(id, request.images)) or number].append(number)
+        lengths = {number: len(own) for number, own in tokens.items()}
         for group in groups.values():
-            for numbers in self._batches(sorted(group)):
-                yield from zip(numbers, self._generate([requests[number] for number in numbers]), strict=True)
+            for numbers in batches(list(group.values()), lengths, self.batch_size, self.batch_tokens):
+                asked = [requests[number] for number in numbers]
+                yield from zip(numbers, self._answer(asked, [tokens[number] for number in numbers]), strict=True)
 
     def score_options(
         self, messages: Sequence[Message], images: Sequence[Image.Image], options: Sequence[str]
@@ -170,27 +181,6 @@ class LocalChat:
         found = getattr(config, "max_position_embeddings", None)
         return None if found is None else int(found)
 
-    def _batches(self, group: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for length, number in group:  # ascending: the last one is the longest
-            if batch and (len(batch) == self.batch_size or length * (len(batch) + 1) > self.batch_tokens):
-                yield batch
-                batch = []
-            batch.append(number)
-        if batch:
-            yield batch
-
-    def _length(self, request: ChatRequest) -> int:
-        """Return the tokens of a question; they depend on its text and the sizes of its images."""
-        conversation = _conversation(request)
-        bare = [
-            {**message, "content": [_without_image(part) for part in message["content"]]} for message in conversation
-        ]
-        key = (repr(bare), *(image.size for image in request.images))
-        if key not in self._lengths:
-            self._lengths[key] = int(self._inputs([request])["input_ids"].shape[1])
-        return self._lengths[key]
-
     def _inputs(self, requests: Sequence[ChatRequest]) -> Any:
         processor, network = self._loaded
         return processor.apply_chat_template(
@@ -202,15 +192,52 @@ class LocalChat:
             processor_kwargs={"padding": True},
         ).to(network.device, network.dtype)
 
-    def _generate(self, requests: Sequence[ChatRequest]) -> list[Reply]:
+    def _answer(self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]]) -> list[Reply]:
+        processor, network = self._loaded
+        ends = network.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        rows = self._answer_shared(requests, tokens, ends)
+        if rows is None:
+            rows = self._answer_plain(requests)
+        replies = []
+        for row, question in zip(rows, tokens, strict=True):
+            end = next((place for place, token in enumerate(row) if token in ends), len(row))
+            text = processor.tokenizer.decode(row[:end], skip_special_tokens=True)
+            replies.append(Reply(text.strip(), self.identity, Usage(len(question), min(end + 1, len(row)))))
+        return replies
+
+    def _answer_shared(
+        self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]], ends: set[int]
+    ) -> list[list[int]] | None:
+        """Return the tokens of answers, or ``None`` if this model's questions are to be read whole."""
+        from lit_modules.coda.batched_answers import SeededNoise, answer_together, can_share, image_groups
+
+        processor, network = self._loaded
+        groups = None if self._shares is False else image_groups(requests, tokens, processor.image_token_id)
+        if groups is None:
+            return None
+        inputs = dict(self._inputs([requests[groups.index(group)] for group in range(max(groups) + 1)]))
+        if self._shares is None:
+            self._shares = can_share(network, inputs)
+        if not self._shares:
+            return None
+        images = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        pad, longest = processor.tokenizer.pad_token_id, requests[0].max_new_tokens
+        found = answer_together(network, images, tokens, groups, ends, pad, longest, SeededNoise(requests))
+        self._shares = found is not None
+        return found
+
+    def _answer_plain(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
         import torch
         from transformers import LogitsProcessorList
 
+        from lit_modules.coda.batched_answers import SeededNoise
+
         processor, network = self._loaded
         inputs = self._inputs(requests)
-        noise: Any = LogitsProcessorList([_SeededNoise(requests)])
+        noise: Any = LogitsProcessorList([SeededNoise(requests)])
         with torch.no_grad():
-            found = network.generate(
+            found: list[list[int]] = network.generate(
                 **inputs,
                 do_sample=False,
                 num_beams=1,
@@ -221,38 +248,8 @@ class LocalChat:
                 temperature=None,
                 top_p=None,
                 top_k=None,
-            )[:, inputs["input_ids"].shape[1] :]
-        ends = network.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or ())
-        replies = []
-        for row, questions in zip(found.tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True):
-            end = next((place for place, token in enumerate(row) if token in ends), len(row))
-            text = processor.tokenizer.decode(row[:end], skip_special_tokens=True)
-            usage = Usage(int(questions), min(end + 1, len(row)))
-            replies.append(Reply(text.strip(), self.identity, usage))
-        return replies
-
-
-class _SeededNoise:
-    """Makes the largest score a draw: scores over the temperature, plus Gumbel noise from the row's own seed."""
-
-    def __init__(self, requests: Sequence[ChatRequest]) -> None:
-        import torch
-
-        self.temperatures = [request.temperature for request in requests]
-        self.sources = [torch.Generator().manual_seed(request.seed or 0) for request in requests]
-
-    def __call__(self, input_ids: "Tensor", scores: "Tensor") -> "Tensor":
-        import torch
-
-        if not any(self.temperatures):
-            return scores
-        rows = scores.float().clone()
-        for row, temperature, source in zip(rows, self.temperatures, self.sources, strict=True):
-            if temperature > 0:
-                uniform = torch.rand(row.shape, generator=source, dtype=torch.float64).clamp_min(1e-300)
-                row.div_(temperature).sub_((-uniform.log()).log().to(row.device, row.dtype))
-        return rows
+            )[:, inputs["input_ids"].shape[1] :].tolist()
+        return found
 
 
 class DiffusersImages:
@@ -393,5 +390,6 @@ def _conversation(request: ChatRequest) -> list[dict[str, Any]]:
     return conversation
 
 
-def _without_image(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in part.items() if name != "image"}
+def _token_key(request: ChatRequest) -> tuple[Any, ...]:
+    """Return what the tokens of a question depend on: its text and the sizes of its images."""
+    return (repr([dict(message) for message in request.messages]), *(image.size for image in request.images))

@@ -34,6 +34,7 @@ class RecordedChat:
         self.report = report
         self.calls = 0
         self._failed: dict[str, BackendError] = {}  # of this run; a later one asks again
+        self._seen: set[str] = set()  # answered or read in this run
 
     def ask(self, request: ChatRequest) -> Reply:
         """Return the answer to one question.
@@ -69,6 +70,10 @@ class RecordedChat:
                 missing[key] = place
             else:
                 found[key] = kept
+        earlier = {key for key, reply in found.items() if isinstance(reply, Reply)} - self._seen
+        self._seen.update(earlier, missing)
+        if earlier and self.report is not None:
+            self.report(Counts(cached=len(earlier)))
         places = list(missing.values())
         started = time.perf_counter()
         for number, reply in self._answers([requests[place] for place in places]):

@@ -67,6 +67,11 @@ class Drawing:
             return record
         return None
 
+    def draw(self, side: Side, kind: str, attributes: Sequence[str]) -> int:
+        """Make the first final images and look at none; return how many there are."""
+        record = self.done(side, kind, attributes)
+        return len(self._batch(side, kind, attributes, 0)) if record is None else len(record["files"])
+
     def images(self, side: Side, kind: str, attributes: Sequence[str]) -> Verdict:
         """Return the record of the final images: which are accepted, at which level, and why others are not."""
         record = self.done(side, kind, attributes)
@@ -78,9 +83,7 @@ class Drawing:
         verdicts: list[Verdict] = []
         acceptance = Acceptance((), None, False, wanted)
         for attempt in range(settings.max_attempts):
-            indices = range(attempt * wanted, (attempt + 1) * wanted)
-            requests = workshop.requests(side, kind, attributes, indices, "images")
-            batch = workshop.make(folder, requests, indices)
+            batch = self._batch(side, kind, attributes, attempt)
             guarded = self._guard(side, batch, [picture for _, picture in made], verdicts)
             made += batch
             verdicts += self._verify(side, batch, attributes, guarded)
@@ -113,6 +116,13 @@ class Drawing:
         }
         workshop.store.write_json(side.place(kind, "images.json"), record)
         return record
+
+    def _batch(self, side: Side, kind: str, attributes: Sequence[str], attempt: int) -> list[tuple[str, Image]]:
+        """Return the hash and picture of each image of a batch, which the store may have."""
+        wanted = self.workshop.settings.num_images
+        indices = range(attempt * wanted, (attempt + 1) * wanted)
+        requests = self.workshop.requests(side, kind, attributes, indices, "images")
+        return self.workshop.make(side.place(kind, "images"), requests, indices)
 
     def _guard(
         self, side: Side, batch: Sequence[tuple[str, Image]], earlier: Sequence[Image], verdicts: Sequence[Verdict]

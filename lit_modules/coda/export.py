@@ -1,7 +1,7 @@
 """Writing accepted synthetic images as a training folder, in the layout of few-shot data."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,18 @@ from lit_modules.files import write_whole
 
 
 def export_images(
-    store: Store, folder: str | Path, tasks: Sequence[PairTask], kind: FeatureKind, allow_short: bool = False
+    store: Store,
+    folder: str | Path,
+    tasks: Sequence[PairTask],
+    kind: FeatureKind,
+    allow_short: bool = False,
+    pair_ids: Mapping[str, str] | None = None,
 ) -> int:
     """Write the accepted images of a kind as ``train/metadata.jsonl`` and one folder for each class.
 
     All names of files are made here, from hashes and numbers; a class that occurs in several pairs has the images of
-    each. ``concepts.jsonl`` and ``pairs.json`` are written beside.
+    each. ``concepts.jsonl``, ``pairs.json``, which lists each pair once, and ``features.json`` with the attributes of
+    the prompts are written beside.
 
     Args:
         store: Store of a run.
@@ -26,6 +32,7 @@ def export_images(
         tasks: Pairs to export.
         kind: Kind of features whose images to take.
         allow_short: Whether a concept may have fewer images than the run wanted.
+        pair_ids: What the real data calls the pairs, by their folder names; others keep these.
 
     Returns:
         Number of images.
@@ -38,6 +45,8 @@ def export_images(
     problems: list[str] = []
     files: list[tuple[Path, bytes]] = []
     unique = shard_tasks(tasks)
+    called = {task.pair.pair_id: (pair_ids or {}).get(task.pair.pair_id, task.pair.pair_id) for task in unique}
+    features: list[dict[str, Any]] = []
     for task in unique:
         pair = task.pair
         for concept, other in ((pair.target, pair.confusable), (pair.confusable, pair.target)):
@@ -57,7 +66,8 @@ def export_images(
                 name = f"{safe_name(concept.name)}/{pair.pair_id}-{int(index)}.png"
                 files.append((root / "train" / name, data))
                 facts = store.read_json([*place, "images", f"{index}.json"]) or {}
-                rows.append(_row(name, concept, pair.pair_id, kind, facts))
+                rows.append(_row(name, concept, called[pair.pair_id], kind, facts))
+            features.append({"target": concept.name, "confusable": other.name, "features": record["attributes"]})
     if problems:
         raise ValueError(f"The images cannot be exported: {'; '.join(problems)}.")
     for path, data in files:
@@ -71,6 +81,7 @@ def export_images(
     )
     pairs = [
         {
+            "pair_id": called[task.pair.pair_id],
             "target": task.pair.target.name,
             "confusable": task.pair.confusable.name,
             "error_rate": task.pair.error_rate,
@@ -79,7 +90,8 @@ def export_images(
         }
         for task in unique
     ]
-    write_whole(root / "pairs.json", (json.dumps(pairs, indent=1) + "\n").encode())
+    write_whole(root / "pairs.json", json.dumps(pairs, indent=1) + "\n")
+    write_whole(root / "features.json", json.dumps(features, indent=1) + "\n")
     return len(rows)
 
 

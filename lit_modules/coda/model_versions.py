@@ -19,13 +19,20 @@ def model_version(model: str, revision: str | None, config: str) -> str:
         config: File that every such model has.
 
     Raises:
-        FileNotFoundError: If the folder does not have that file.
+        FileNotFoundError: If the folder does not have that file, or there is neither a folder nor a model of the Hub.
     """
     folder = Path(model)
     if not folder.is_dir():
         import huggingface_hub
 
-        found = Path(huggingface_hub.hf_hub_download(model, config, revision=revision))
+        try:
+            found = Path(huggingface_hub.hf_hub_download(model, config, revision=revision))
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise FileNotFoundError(
+                f"{model!r} is neither a folder nor a model that the Hub gives: {reason} Give the folder of a saved "
+                "model, or a name of the Hub with a connection to it."
+            ) from error
         return f"{model}@{found.parent.name}"
     if not (folder / config).is_file():
         raise FileNotFoundError(f"{model} has no {config}; give the folder of a saved model.")

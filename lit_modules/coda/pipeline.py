@@ -2,10 +2,10 @@
 
 import errno
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import PIL
 import torch
@@ -20,6 +20,11 @@ from lit_modules.coda.protocols import BudgetExhausted, ChatModel, ChatRequest, 
 from lit_modules.coda.stages import Workshop
 from lit_modules.coda.store import Store, StoreInUse
 
+Until = Literal["features", "scores", "images", "verification"]
+"""Last stage of a run: ``features`` extracts them, ``scores`` chooses among them by trial images, ``images`` makes the
+first final images, ``verification`` accepts or rejects them and makes more where too few pass."""
+Progress = Callable[[int, int, Mapping[str, Counts]], None]
+"""Takes the units that are done, those that there are, and what the run took so far, by stage."""
 _TOGETHER = 64  # questions asked at once, with their images in memory
 _DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
 
@@ -37,6 +42,9 @@ class UnitResult:
         accepted: Number of accepted images.
         failure: Why there are no or too few images; ``None`` if there are enough.
         warnings: What a reader of the results should know.
+        features: Number of features extracted.
+        kept: Number of features in the prompt.
+        made: Number of final images, whether accepted or not.
     """
 
     pair_id: str
@@ -47,6 +55,9 @@ class UnitResult:
     accepted: int = 0
     failure: str | None = None
     warnings: tuple[str, ...] = ()
+    features: int = 0
+    kept: int = 0
+    made: int = 0
 
 
 @dataclass
@@ -70,7 +81,7 @@ class PipelineResult:
 
 
 class CoDAPipeline:
-    """Run all stages for both directions of all pairs, and go on where an earlier run was.
+    """Run the stages for both directions of all pairs, and go on where an earlier run was.
 
     Every model is given once and used for all pairs. A unit, which is a direction of a pair with one kind of features,
     that fails is recorded with its reason and stops no other. A changed setting makes the stages anew that depend on
@@ -103,6 +114,8 @@ class CoDAPipeline:
     ) -> None:
         self.store, self.settings = store, settings
         self.result = PipelineResult()
+        self._progress: Progress | None = None
+        self._total = 0
         self.embeddings = Embeddings(embedder)
         self.chat = RecordedChat(chat, store, partial(self._report, "features"))
         asked = settings.verification in ("questions", "batch")
@@ -110,26 +123,36 @@ class CoDAPipeline:
         self.workshop = Workshop(store, settings, self.chat, generator, self.embeddings, self._report)
         self.drawing = Drawing(self.workshop, judge)
 
-    def run(self, tasks: Sequence[PairTask]) -> PipelineResult:
-        """Run all stages.
+    def run(
+        self, tasks: Sequence[PairTask], until: Until = "verification", progress: Progress | None = None
+    ) -> PipelineResult:
+        """Run the stages, or what is missing of them.
 
         Args:
             tasks: All pairs; the store's shard chooses among them.
+            until: Last stage to run; a later run goes on from it.
+            progress: Is told of each call, each image and each unit that is done.
 
         Returns:
             What came of each unit. A run whose budget is used up says so and can be gone on with.
 
         Raises:
+            ValueError: If there is no such stage.
             OSError: If the disk is full or the store cannot be written to.
         """
-        self.result = PipelineResult()
+        if until not in get_args(Until):
+            raise ValueError(f"until must be {', '.join(map(repr, get_args(Until)))}, got {until!r}.")
+        self.result, self._progress = PipelineResult(), progress
         self._write_manifest(tasks)
         chosen = shard_tasks(tasks, self.store.shard)
         try:
             units = self._units(chosen)
+            self._total = len(self.result.units) + len(units)
+            self._tell()
             self._ask_together(units)
             for side, kind in units:
-                self.result.units.append(self._guarded(side, kind))
+                self.result.units.append(self._guarded(side, kind, until))
+                self._tell()
         except BudgetExhausted as error:
             self.result.stopped = str(error)
         return self.result
@@ -151,32 +174,50 @@ class CoDAPipeline:
                     estimate_unit(total, self.workshop, self.drawing, side, kind, asked)
         return total
 
-    def run_unit(self, side: Side, kind: FeatureKind) -> UnitResult:
-        """Run all stages for one direction of a pair and one kind of features.
+    def run_unit(self, side: Side, kind: FeatureKind, until: Until = "verification") -> UnitResult:
+        """Run the stages for one direction of a pair and one kind of features.
+
+        Args:
+            side: Direction of a pair.
+            kind: Kind of features.
+            until: Last stage to run.
 
         Raises:
             BudgetExhausted: If a model's budget is used up.
             BackendError: If a model could not answer.
         """
-        facts = (side.pair_id, side.direction, side.concept.name, side.other.name, kind)
+        result = UnitResult(side.pair_id, side.direction, side.concept.name, side.other.name, kind)
         features = self.workshop.features(side, kind)
+        number = len(features["features"])
         if features["failure"] is not None:
-            return UnitResult(*facts, failure=f"No features: {features['failure']}")
+            return replace(result, failure=f"No features: {features['failure']}")
+        warnings = [f"few features: {number}"] if number < self.settings.min_features else []
+        if until == "features":
+            return replace(result, features=number, warnings=tuple(warnings))
         scores = self.workshop.scores(side, kind, features["features"])
-        images = self.drawing.images(side, kind, scores["prompt_attributes"])
-        warnings = []
-        if len(features["features"]) < self.settings.min_features:
-            warnings.append(f"few features: {len(features['features'])}")
+        attributes = scores["prompt_attributes"]
         for stage, fallen in scores["fallback"].items():
             if fallen:
                 warnings.append(f"no feature passed {stage}; the best ones were taken")
         for text, tokens in scores["cut_off"]:
             warnings.append(f"the text encoder cuts off {text!r} ({tokens} tokens)")
+        result = replace(result, features=number, kept=len(attributes), warnings=tuple(warnings))
+        if until == "scores":
+            return result
+        if until == "images":
+            return replace(result, made=self.drawing.draw(side, kind, attributes))
+        images = self.drawing.images(side, kind, attributes)
         if images["relaxed"]:
             warnings.append(f"the least score was relaxed to {images['level']:g}")
         if images["short"]:
             warnings.append(f"{images['short']} images are missing")
-        return UnitResult(*facts, len(images["accepted"]), images["failure"], tuple(warnings))
+        return replace(
+            result,
+            accepted=len(images["accepted"]),
+            failure=images["failure"],
+            warnings=tuple(warnings),
+            made=len(images["files"]),
+        )
 
     def _units(self, tasks: Sequence[PairTask]) -> list[tuple[Side, FeatureKind]]:
         units: list[tuple[Side, FeatureKind]] = []
@@ -185,6 +226,7 @@ class CoDAPipeline:
                 both = sides(task)
             except (ValueError, OSError) as error:
                 pair = task.pair
+                self.store.log({"stage": "failure", "unit": pair.pair_id, "reason": str(error)})
                 for concept, other in ((pair.target, pair.confusable), (pair.confusable, pair.target)):
                     for kind in self.settings.kinds:
                         facts = (pair.pair_id, "", concept.name, other.name, kind)
@@ -207,10 +249,10 @@ class CoDAPipeline:
         if waiting:
             self.chat.ask_many(waiting)
 
-    def _guarded(self, side: Side, kind: FeatureKind) -> UnitResult:
+    def _guarded(self, side: Side, kind: FeatureKind, until: Until) -> UnitResult:
         """Run a unit; what goes wrong in it is its result, unless it would go wrong in all."""
         try:
-            return self.run_unit(side, kind)
+            return self.run_unit(side, kind, until)
         except (BudgetExhausted, StoreInUse):
             raise
         except Exception as error:
@@ -224,6 +266,11 @@ class CoDAPipeline:
     def _report(self, stage: str, counts: Counts) -> None:
         self.result.counts.setdefault(stage, Counts()).add(counts)
         self.store.log({"stage": stage, **{name: getattr(counts, name) for name in counts.__dataclass_fields__}})
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(len(self.result.units), self._total, self.result.counts)
 
     def _write_manifest(self, tasks: Sequence[PairTask]) -> None:
         judge = self.drawing.verifier

@@ -237,6 +237,7 @@ class Counts:
         output_tokens: Tokens of the answers.
         images: Images made.
         seconds: Time that the models took, in seconds.
+        cached: Questions that an earlier run had asked already; its answers were read from the store.
     """
 
     calls: int = 0
@@ -244,6 +245,7 @@ class Counts:
     output_tokens: int = 0
     images: int = 0
     seconds: float = field(default=0.0, compare=False)
+    cached: int = 0
 
     def add(self, other: "Counts") -> None:
         """Add other counts."""

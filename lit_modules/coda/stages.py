@@ -29,6 +29,7 @@ _SCORE_SETTINGS = (
     *("seed", "temperature", "min_discriminability", "min_features", "group_size", "trials_per_group", "top_k"),
     *("shuffle_groups", "min_generability", "resamples"),
 )
+_THUMBNAIL = 256  # longest side of the copies of real images, in pixels
 DRAWING_SETTINGS = ("seed", "prompt", "name_in_prompt", "negative", "width", "height", "steps", "guidance")
 
 
@@ -95,7 +96,12 @@ class Workshop:
                 "images": [{"name": image.path.name, "sha256": image.digest} for image in chosen],
                 "texts": texts,
                 "embedder": self.embeddings.embedder.identity,
+                "support": [{"name": image.path.name, "sha256": image.digest} for image in side.images],
             }
+            for image in side.images:  # for the report, which may be made where the real images are not
+                small = image.picture.copy()
+                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+                self.store.write_bytes(side.place("support", f"{image.digest}.png"), png_bytes(small, image.digest))
             self.store.write_json(place, record)
         self._references[side.pair_id, side.direction] = record
         return record
@@ -259,6 +265,8 @@ class Workshop:
             # named by its attributes: no group overwrites another, and another threshold may find it again
             folder = side.place(kind, "trials", stable_hash(attributes)[:12])
             trials.append(self.made_rows(self.make(folder, requests, range(settings.trials_per_group))))
+            for number in group:
+                rows[kept[number]]["trials"] = folder[-1]
         chosen = texts[kept]
         found = generability_scores(
             [similarities(rows_, chosen) for rows_ in trials],

@@ -4,8 +4,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("lit_modules.commands.demo", "Run a method offline, from nothing to a report."),
     "study": ("lit_modules.commands.study", "Reproduce a recorded comparison of methods."),
     "sweep": ("lit_modules.commands.sweep", "Run fit and test over values of any argument."),
+    "sequence": ("lit_modules.commands.sequence", "Unlearn growing or successive forget sets of MUSE."),
+    "compare": ("lit_modules.commands.compare", "Compare methods of unlearning from one start, with equal steps."),
     "ontology": ("lit_modules.commands.ontology", "Look at an ontology and the distances of its affordances."),
     "pairs": ("lit_modules.commands.pairs", "Make pairs of affordances with captions and images."),
+    "coda": ("lit_modules.commands.coda", "Find confused pairs and make contrastive synthetic images of them."),
     "recipes": ("lit_modules.commands.recipes", "List the shipped recipes, for -c."),
 }
 """Module and help line of each command."""

@@ -3,17 +3,15 @@
 import argparse
 import hashlib
 import json
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_modules.commands.points import LOG, RESULTS, add_launcher_options, make_launcher, run_points, stoppable
 from lit_modules.commands.sweep_grid import SEED, Axis, Point, check_axes, grid, read_axis, write_json
 from lit_modules.errors import UsageError
 from lit_modules.files import write_whole
-from lit_modules.launchers import Launcher, Outcome, ProcessLauncher, RayLauncher, Task
+from lit_modules.launchers import Launcher, Task
 from lit_modules.recipes import find_recipe
 
 DESCRIPTION = """\
@@ -51,18 +49,18 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
     if not axes:
         raise UsageError("A sweep needs what to sweep: add --over NAME=VALUE,VALUE,... or --seeds N.")
     check_axes(axes, passed)
-    launcher = launcher or _launcher(options)
+    launcher = launcher or make_launcher(options)
     settings = _settings(passed, axes, not options.no_test)
     folder = Path(options.folder or _default_folder(settings))
     _check_folder(folder, settings)
     points = grid(axes)
     records = _point_records(folder, axes, points, passed, not options.no_test)
     write_json(folder / "sweep.json", settings)
-    missing = [point for point in points if not (folder / point.name / "results.json").exists()]
+    missing = [point for point in points if not (folder / point.name / RESULTS).exists()]
     for point in missing:
         write_json(folder / point.name / "point.json", records[point.name])
     try:
-        with _stoppable():
+        with stoppable():
             failed = _run(launcher, folder, points, missing)
     except KeyboardInterrupt:
         print(f"Interrupted; the same line with --folder {folder} goes on.")
@@ -72,7 +70,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
         _report(folder, axes, points, options.metrics.split(",") if options.metrics else [])
     finally:
         for name, reason in failed.items():
-            print(f"failed: {name}: {reason} (log: {folder / name / 'log.txt'})")
+            print(f"failed: {name}: {reason} (log: {folder / name / LOG})")
     print(folder)
     return 1 if failed else 0
 
@@ -99,27 +97,8 @@ def _read_options(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--metrics", help="numbers that are printed and drawn, with * and commas (default: test/*, or val/*)"
     )
     parser.add_argument("--folder", help="folder of the sweep (default: one in runs/ that belongs to this line)")
-    parser.add_argument(
-        "--launcher", choices=("process", "ray"), default="process", help="what runs the points (default: %(default)s)"
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="process: points at the same time (default: 1)")
-    parser.add_argument("--address", help="ray: a running cluster, or auto (default: Ray on this machine alone)")
-    parser.add_argument("--num-cpus", type=float, metavar="N", help="ray: cores of each point (default: 1)")
-    parser.add_argument("--num-gpus", type=float, metavar="N", help="ray: GPUs of each point (default: 0)")
+    add_launcher_options(parser)
     return parser.parse_known_args(args)
-
-
-def _launcher(options: argparse.Namespace) -> Launcher:
-    ours = {"process": ["workers"], "ray": ["address", "num_cpus", "num_gpus"]}
-    for name, owned in ours.items():
-        for option in owned:
-            if name != options.launcher and getattr(options, option) is not None:
-                raise UsageError(f"--{option.replace('_', '-')} belongs to --launcher {name}.")
-    given = {key: getattr(options, key) for key in ours[options.launcher] if getattr(options, key) is not None}
-    try:
-        return ProcessLauncher(**given) if options.launcher == "process" else RayLauncher(**given)
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UsageError(str(error)) from None
 
 
 def _settings(passed: list[str], axes: Sequence[Axis], test: bool) -> dict[str, Any]:
@@ -200,57 +179,16 @@ def _point_records(
 
 def _run(launcher: Launcher, folder: Path, points: Sequence[Point], missing: Sequence[Point]) -> dict[str, str]:
     """Run the missing points; return why each that failed did."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     module = "lit_modules.commands.sweep_point"
-    tasks = [
-        Task(point.name, ("-m", module, str(folder / point.name)), folder / point.name / "log.txt") for point in missing
-    ]
-    failed: dict[str, str] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, closing(launcher.run(tasks)) as outcomes:
-        bar = progress.add_task("points", total=len(points), completed=len(points) - len(missing))
-        for outcome in outcomes:
-            if outcome.exit_code or not (folder / outcome.name / "results.json").exists():
-                failed[outcome.name] = _reason(outcome, folder / outcome.name / "log.txt")
-                progress.update(bar, description=f"points ({len(failed)} failed)")
-            progress.advance(bar)
-    return failed
-
-
-def _reason(outcome: Outcome, log: Path) -> str:
-    if outcome.error:
-        return outcome.error
-    if outcome.exit_code < 0:
-        return f"stopped by signal {-outcome.exit_code} ({signal.strsignal(-outcome.exit_code)})"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1].removeprefix("error: ") if said else f"exit code {outcome.exit_code}"
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let a polite kill and a closed terminal stop the points as Ctrl-C does."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    tasks = [Task(point.name, ("-m", module, str(folder / point.name)), folder / point.name / LOG) for point in missing]
+    return run_points(launcher, tasks, {point.name: [folder / point.name] for point in missing}, len(points))
 
 
 def _report(folder: Path, axes: Sequence[Axis], points: Sequence[Point], patterns: Sequence[str]) -> None:
     """Write table and figure of the finished points, and print the table."""
     from lit_modules.commands import sweep_report as report
 
-    paths = {point.name: folder / point.name / "results.json" for point in points}
+    paths = {point.name: folder / point.name / RESULTS for point in points}
     results = {
         name: json.loads(path.read_text(encoding="utf-8"))["metrics"] for name, path in paths.items() if path.exists()
     }

@@ -196,7 +196,7 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
     names = short_names(axes)
     points = []
     for values in product(*(axis.values for axis in axes)):
-        parts = [f"{name}={_file_name(value)}" for name, value in zip(names, values, strict=True)]
+        parts = [f"{name}={file_name(value)}" for name, value in zip(names, values, strict=True)]
         name = ",".join(parts)
         points.append(Point(name if len(name) <= 200 else f"{name[:180]}-{_digest(name)}", values))
     return points
@@ -223,7 +223,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _file_name(value: Any) -> str:
+def file_name(value: Any) -> str:
     """Return a value as part of a folder's name; what was left out is told apart by a digest."""
     text = show_value(value)
     plain = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)[:48].strip("_") or "_"

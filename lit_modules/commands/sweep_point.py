@@ -101,10 +101,8 @@ def fit(folder: Path, arguments: list[str]) -> dict[str, Any]:
     Returns:
         What ``fit.json`` holds: the chosen checkpoint, relative to the folder, and its numbers.
     """
-    start = last_checkpoint(folder)
-    arguments = ["fit", *arguments, *([f"--ckpt_path={start}"] if start else [])]
-    _say(arguments)
-    trainer = PointCLI.start(arguments).trainer
+    cli, start = train(folder, arguments)
+    trainer = cli.trainer
     path = chosen_checkpoint(trainer)
     if path is None:
         path = folder / "fit" / "end.ckpt"
@@ -119,6 +117,23 @@ def fit(folder: Path, arguments: list[str]) -> dict[str, Any]:
     if trainer.is_global_zero:
         write_json(folder / "fit.json", record)
     return record
+
+
+def train(folder: Path, arguments: list[str], point: type["PointCLI"] | None = None) -> tuple[ProjectCLI, Path | None]:
+    """Run ``fit``, from the last checkpoint in the folder if there is one.
+
+    Args:
+        folder: Folder of the point.
+        arguments: Arguments of ``fit``.
+        point: Command line of the point; by default :class:`PointCLI`.
+
+    Returns:
+        The finished command line, and the checkpoint that it went on from.
+    """
+    start = last_checkpoint(folder)
+    arguments = ["fit", *arguments, *([f"--ckpt_path={start}"] if start else [])]
+    say(arguments)
+    return (point or PointCLI).start(arguments), start
 
 
 def chosen_checkpoint(trainer: Trainer) -> Path | None:
@@ -171,7 +186,7 @@ def main(args: list[str]) -> int:
 
 def _test(arguments: list[str], checkpoint: Path) -> dict[str, float | None]:
     arguments = ["test", *arguments, f"--ckpt_path={checkpoint}"]
-    _say(arguments)
+    say(arguments)
     return plain(PointCLI.start(arguments).trainer.callback_metrics)
 
 
@@ -181,7 +196,8 @@ def _peek(path: Path) -> dict[str, Any]:
     return content
 
 
-def _say(arguments: list[str]) -> None:
+def say(arguments: list[str]) -> None:
+    """Print the command line of a stage and when it began."""
     if _first_process():
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} lit-modules {shlex.join(arguments)}", flush=True)
 

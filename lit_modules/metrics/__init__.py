@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lit_modules.metrics.drawn_objects import DrawnObjectScore
     from lit_modules.metrics.drift import Drift
     from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
+    from lit_modules.metrics.gibberish import cleanness
     from lit_modules.metrics.image_text import ImageTextEncoder
     from lit_modules.metrics.judge import JudgeComparison, JudgeScore
     from lit_modules.metrics.lume import LUMEScore
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         zlib_attack,
     )
     from lit_modules.metrics.mmlu import evaluate_mmlu, read_mmlu
+    from lit_modules.metrics.muse import MUSEScore, privacy_leakage, read_retrained_auc
     from lit_modules.metrics.robustness import (
         BoundaryDistance,
         RobustAccuracy,
@@ -72,6 +74,7 @@ __all__ = [
     "JudgeComparison",
     "JudgeScore",
     "LUMEScore",
+    "MUSEScore",
     "NWayAccuracy",
     "NoveltyDistance",
     "PairAccuracy",
@@ -84,6 +87,7 @@ __all__ = [
     "TOFUScore",
     "affordance_scores",
     "attack_auc",
+    "cleanness",
     "distance_statistics",
     "edge_fraction",
     "evaluate_mmlu",
@@ -98,9 +102,11 @@ __all__ = [
     "nearest_concept",
     "nearest_other_class_distance",
     "perturbation_norm",
+    "privacy_leakage",
     "read_concept_images",
     "read_log",
     "read_mmlu",
+    "read_retrained_auc",
     "reference_attack",
     "score_log",
     "truth_ratio",
@@ -123,6 +129,7 @@ _MODULES = {
     "JudgeComparison": "judge",
     "JudgeScore": "judge",
     "LUMEScore": "lume",
+    "MUSEScore": "muse",
     "NWayAccuracy": "few_shot",
     "NoveltyDistance": "synthia",
     "PairAccuracy": "few_shot",
@@ -135,6 +142,7 @@ _MODULES = {
     "TOFUScore": "tofu",
     "affordance_scores": "affordances",
     "attack_auc": "membership",
+    "cleanness": "gibberish",
     "distance_statistics": "robustness",
     "edge_fraction": "data_statistics",
     "evaluate_mmlu": "mmlu",
@@ -149,9 +157,11 @@ _MODULES = {
     "nearest_concept": "affordances",
     "nearest_other_class_distance": "data_statistics",
     "perturbation_norm": "robustness",
+    "privacy_leakage": "muse",
     "read_concept_images": "concept_images",
     "read_log": "tofu_logs",
     "read_mmlu": "mmlu",
+    "read_retrained_auc": "muse",
     "reference_attack": "membership",
     "score_log": "tofu_scores",
     "truth_ratio": "tofu_scores",

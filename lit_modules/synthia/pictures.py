@@ -1,12 +1,13 @@
 """Pictures as arrays and as text that a page or a request can hold."""
 
-import base64
 import io
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from lit_modules.pages import data_url
 
 
 def as_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
@@ -56,4 +57,4 @@ def data_uri(image: Tensor | NDArray[Any], enlarge_to: int = 1) -> str:
     times = max(1, -(-enlarge_to // min(array.shape[:2])))
     buffer = io.BytesIO()
     Image.fromarray(array.repeat(times, 0).repeat(times, 1)).save(buffer, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue(), "image/png")

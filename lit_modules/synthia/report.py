@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_modules.files import whole_file, write_whole
+from lit_modules.pages import render_page
 from lit_modules.synthia.pictures import as_array, data_uri
 
 _TEMPLATE = "data/report.html.j2"
@@ -113,21 +113,16 @@ def write_report(
     Raises:
         ValueError: If a picture is of another shape or range.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = _number
-    template = environment.from_string(files("lit_modules.synthia").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     columns = list(dict.fromkeys(name for row in table for name in row.numbers))
-    text = template.render(
-        title=title,
-        summary=summary,
-        columns=columns,
-        table=[
+    values = {
+        "title": title,
+        "summary": summary,
+        "columns": columns,
+        "table": [
             {"method": row.method, "bin": row.bin, "numbers": {c: row.numbers.get(c, math.nan) for c in columns}}
             for row in table
         ],
-        pairs=[
+        "pairs": [
             {
                 "affordances": [name.replace("_", " ") for name in pair.affordances],
                 "bin": pair.bin,
@@ -136,8 +131,8 @@ def write_report(
             }
             for pair in pairs
         ],
-    )
-    return write_whole(path, text)
+    }
+    return write_whole(path, render_page("lit_modules.synthia", _TEMPLATE, values, {"number": _number}))
 
 
 def plot_grid(

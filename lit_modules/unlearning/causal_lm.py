@@ -241,8 +241,9 @@ class CausalLM(LightningModule):
         """Generate the answer to each prompt of a batch.
 
         Args:
-            batch: ``input_ids`` and ``attention_mask`` of shape ``(batch, tokens)``, padded on the left; further
-                entries are lists of strings and are handed through.
+            batch: ``input_ids`` and ``attention_mask`` of shape ``(batch, tokens)``, padded on the left; perhaps
+                ``max_new_tokens`` ``(batch,)``, which shortens each answer below the module's own limit. Lists of
+                strings are handed through.
             batch_idx: Unused.
             dataloader_idx: Unused.
 
@@ -250,7 +251,10 @@ class CausalLM(LightningModule):
             The lists of the batch, and ``generation``: list of strings.
         """
         handed = {key: value for key, value in batch.items() if isinstance(value, list)}
-        return {**handed, "generation": self._answer(batch["input_ids"], batch["attention_mask"], self.max_new_tokens)}
+        limits = batch["max_new_tokens"].clamp(max=self.max_new_tokens).tolist() if "max_new_tokens" in batch else None
+        longest = self.max_new_tokens if limits is None else max(limits)
+        answers = self._answer(batch["input_ids"], batch["attention_mask"], longest, limits)
+        return {**handed, "generation": answers}
 
     @overload
     def generate(self, prompts: str, max_new_tokens: int | None = None) -> str: ...
@@ -364,10 +368,14 @@ class CausalLM(LightningModule):
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def _answer(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[str]:
+    def _answer(
+        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, limits: list[int] | None = None
+    ) -> list[str]:
         ends = self.tokenizer.eos_token_id
         answers = greedy_generate(self.model, input_ids, attention_mask, max_new_tokens, ends, self._pad_token_id)
         rows = [row.tolist() for row in answers]
+        if limits is not None:
+            rows = [row[:limit] for row, limit in zip(rows, limits, strict=True)]
         # as the benchmark's evaluation decodes
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=True)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_modules.unlearning.causal_lm import Batch, default_optimizer
 from lit_modules.unlearning.combiners import GradientCombiner
 from lit_modules.unlearning.losses import summed_nll, target_tokens
-from lit_modules.unlearning.refusals import read_refusals, refusal_rows
+from lit_modules.unlearning.refusals import read_refusals, refused_rows
 from lit_modules.unlearning.two_objectives import TwoObjectives
 
 
@@ -35,8 +35,8 @@ class IDK(TwoObjectives):
         compile: Whether training steps run the network through ``torch.compile``.
         accumulate: Batches per optimizer step.
         clip_norm: Largest norm of the direction; ``None`` leaves it alone.
-        refusals: File of refusals, one per line, such as ``idontknow.jsonl`` of TOFU; ``None`` takes ten of this
-            package.
+        refusals: File of refusals, one per line, such as ``idontknow.jsonl`` of TOFU; ``None`` takes the task ``"idk"``
+            of a batch, as ``datamodules.TOFU(refusals=True)`` gives it, else ten sentences of this package.
         refusal_seed: Seed of which row gets which refusal.
         separator: Text put before a refusal, and scored with it.
         forget_weight: Factor of the forget objective, ``gamma``.
@@ -103,6 +103,7 @@ class IDK(TwoObjectives):
         )
         self.save_hyperparameters(ignore=self._hyperparameters_left_out(model, tokenizer))
         self.refusals = read_refusals(refusals)
+        self.refusals_given = refusals is not None
         self.refusal_seed = refusal_seed
         self.separator = separator
 
@@ -115,10 +116,7 @@ class IDK(TwoObjectives):
         return target_tokens(self.refused(batch))
 
     def refused(self, batch: Batch) -> Batch:
-        """Return the forget rows with refusals in the place of their answers; made once per batch."""
-        if "refusal" not in batch:
-            batch["refusal"] = refusal_rows(
-                batch["forget"], self.tokenizer, self.refusals, self.refusal_seed, self.separator
-            )
-        rows: Batch = batch["refusal"]
-        return rows
+        """Return the forget rows with refusals in the place of their answers: the data's own, or made here."""
+        return refused_rows(
+            batch, self.tokenizer, self.refusals, self.refusal_seed, self.separator, own=not self.refusals_given
+        )

@@ -52,6 +52,44 @@ def read_refusals(path: str | None) -> tuple[str, ...]:
     return sentences
 
 
+def refused_rows(
+    batch: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    refusals: Sequence[str],
+    seed: int = 0,
+    separator: str = " ",
+    own: bool = True,
+) -> dict[str, Any]:
+    """Return the refused forget rows of a batch: those that the data bring, or the forget rows with refusals.
+
+    The data's own, the task ``"idk"`` as ``datamodules.TOFU(refusals=True)`` gives it, have the form of the data's
+    answers. What is made here is kept in the batch as ``"refusal"``, so that it is made once.
+
+    Args:
+        batch: ``{"forget": task, ...}``, perhaps with ``"idk"``.
+        tokenizer: Tokenizer with an end of sequence, with which each refusal ends.
+        refusals: Sentences to draw from.
+        seed: Seed of the draw.
+        separator: Text put before the refusal, and scored with it.
+        own: Whether to take the task ``"idk"`` if there is one.
+
+    Raises:
+        ValueError: If ``"idk"`` has not as many rows as ``"forget"``, or :func:`refusal_rows` finds no prompt or end.
+    """
+    if own and "idk" in batch:
+        rows, expected = len(batch["idk"]["labels"]), len(batch["forget"]["labels"])
+        if rows != expected:
+            raise ValueError(
+                f"A batch must have a refusal for each of its {expected} forget rows, got {rows} in 'idk'."
+            )
+        given: dict[str, Any] = batch["idk"]
+        return given
+    if "refusal" not in batch:
+        batch["refusal"] = refusal_rows(batch["forget"], tokenizer, refusals, seed, separator)
+    made: dict[str, Any] = batch["refusal"]
+    return made
+
+
 def refusal_rows(
     task: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,

@@ -5,6 +5,7 @@ Each run is a fork, as importing takes longer than all that is run.
 
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from lit_modules.coda.pipeline import CoDAPipeline
 from lit_modules.coda.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
 
-POINTS = [("after", number) for number in (1, 4, 7, 12, 19, 26, 33)] + [("before", 6), ("before", 15)]
+POINTS, SEED = 20, 20260
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -62,15 +63,20 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    found = {}
-    for name, kill in [("whole", None), *((f"{when} {number}", (when, number)) for when, number in POINTS)]:
-        own = folder / name.replace(" ", "-")
+    whole = folder / "whole"
+    whole.mkdir()
+    forked(lambda: run(whole))
+    found = {"whole": {"signal": 0, **outcome(whole)}}
+    files = len(found["whole"]["hashes"])  # each comes to its place once at least
+    draw = random.Random(SEED)
+    for when, number in draw.sample(
+        [(when, number) for when in ("after", "before") for number in range(1, files)], POINTS
+    ):
+        own = folder / f"{when}-{number}"
         own.mkdir()
-        ended = 0
-        if kill is not None:
-            ended = forked(lambda own=own, kill=kill: run(own, kill))  # type: ignore[misc]
+        ended = forked(lambda own=own, kill=(when, number): run(own, kill))  # type: ignore[misc]
         forked(lambda own=own: run(own))  # type: ignore[misc]
-        found[name] = {"signal": ended, **outcome(own)}
+        found[f"{when} {number}"] = {"signal": ended, **outcome(own)}
     print(json.dumps(found))
 
 

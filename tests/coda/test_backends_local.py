@@ -1,3 +1,4 @@
+import inspect
 import json
 import shutil
 import socket
@@ -123,29 +124,71 @@ def one_by_one(chat: LocalChat, asked: list[ChatRequest]) -> Iterator[Reply]:
         yield chat.chat(one.messages, one.images, one.max_new_tokens, one.temperature, one.schema, one.seed)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_batches_give_the_answers_of_single_questions(chat: LocalChat, temperature: float) -> None:
-    asked = requests(temperature)
-    passes: list[int] = []
+@pytest.fixture
+def reads(chat: LocalChat) -> Iterator[list[tuple[int, int]]]:
+    """Rows and tokens of each pass that reads images or begins a batch."""
     network = chat._loaded[1]
-    generate = network.generate
+    forward, found = network.forward, []
 
     def counted(**given: Any) -> Any:
-        passes.append(len(given["input_ids"]))
-        return generate(**given)
+        if given.get("past_key_values") is None or not given["past_key_values"].get_seq_length():
+            found.append(tuple(given["input_ids"].shape))
+        return forward(**given)
 
-    network.generate = counted
-    try:
-        together = dict(chat.chat_many(asked))
-    finally:
-        del network.generate
+    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    network.forward = counted
+    yield found
+    del network.forward
+
+
+@pytest.mark.parametrize("shares", [None, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_batches_give_the_answers_of_single_questions(
+    chat: LocalChat, temperature: float, shares: bool | None, reads: list[tuple[int, int]]
+) -> None:
+    asked = requests(temperature)
+    chat._shares = shares
+    together = dict(chat.chat_many(asked))
+    rows = [rows for rows, _ in reads]
+    assert (sum(rows), max(rows)) == (10, 3)
+    assert chat._shares is (shares is None)
+    chat._shares = False
     single = list(one_by_one(chat, asked))
+    chat._shares = None
     assert [together[number] for number in range(len(asked))] == single
-    assert sum(passes) == 10
-    assert max(passes) == 3
     assert len({reply.text for reply in single}) > 3
     assert all(0 < reply.usage.output_tokens <= one.max_new_tokens for reply, one in zip(single, asked, strict=True))
     assert single[0].model == chat.identity
+
+
+def test_an_image_is_read_once_for_its_questions(chat: LocalChat, reads: list[tuple[int, int]]) -> None:
+    pictures = [picture(1), picture(2)]
+    texts = ["what is it a", "what is it b c d", "what is it", "yes"]
+    asked = [ChatRequest((user_message(text, 1),), (one,), 6) for text in texts for one in pictures]
+    wide = LocalChat(chat.model, device="cpu", batch_size=8)
+    wide.__dict__["_loaded"] = chat._loaded
+    together = dict(wide.chat_many(asked))
+    assert [rows for rows, _ in reads] == [2]
+    chat._shares = False
+    single = list(one_by_one(chat, asked))
+    chat._shares = None
+    assert [together[number] for number in range(8)] == single
+    assert len({reply.text for reply in single}) > 1
+
+
+def test_settings_of_a_model_that_the_shared_way_does_not_know_are_obeyed(chat: LocalChat) -> None:
+    settings = chat._loaded[1].generation_config
+    asked = [ChatRequest((user_message("what is it"),), (), 6)]
+    plain = LocalChat(chat.model, device="cpu")
+    plain.__dict__["_loaded"] = chat._loaded
+    settings.suppress_tokens = list(range(9, len(WORDS)))
+    try:
+        (reply,) = (found for _, found in plain.chat_many(asked))
+    finally:
+        settings.suppress_tokens = None
+    assert plain._shares is False
+    assert isinstance(reply, Reply)
+    assert not set(reply.text.split()) - {*WORDS[:9]}
 
 
 def test_the_likeliest_answer_is_that_of_the_model(chat: LocalChat) -> None:
@@ -251,6 +294,11 @@ def test_a_processor_without_a_setting_is_refused_by_its_name(llava: str, tmp_pa
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="has no chat template; take an instruction-tuned model"):
         LocalChat(str(folder), device="cpu").chat(message, [], 5, 0.0)
+
+
+def test_a_model_that_cannot_be_had_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'no/such/model' is neither a folder nor a model that the Hub gives"):
+        model_version("no/such/model", None, "config.json")
 
 
 def test_a_version_follows_the_weights_and_not_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,7 @@ def test_defect_8_a_killed_run_goes_on_to_the_same_files_without_asking_again(tm
     found = json.loads(done.stdout)
     whole = found.pop("whole")
     assert len(set(whole["asked"])) == len(whole["asked"]) > 10
+    assert len(found) == 20
     for name, one in found.items():
         assert one["signal"] == signal.SIGKILL, name
         assert one["hashes"] == whole["hashes"], name

@@ -9,7 +9,7 @@ import torch
 from lit_modules.unlearning.dpo import DPO
 from lit_modules.unlearning.idk import IDK
 from lit_modules.unlearning.losses import summed_nll, target_tokens
-from lit_modules.unlearning.refusals import REFUSALS, read_refusals, refusal_rows
+from lit_modules.unlearning.refusals import REFUSALS, read_refusals, refusal_rows, refused_rows
 
 SENTENCES = ("I do not know.", "I cannot say.")
 
@@ -45,6 +45,31 @@ def test_idk_loss_is_that_of_the_refusals(bench: Any) -> None:
     rows = refusal_rows(bench.forget, bench.tokenizer(), REFUSALS)
     expected = summed_nll(network, rows) / target_tokens(rows)
     assert float(trainer.callback_metrics["train/forget_objective"]) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [IDK, DPO])
+def test_refusals_of_the_data_go_first(method: Any, bench: Any, tmp_path: Path) -> None:
+    own = refusal_rows(bench.forget, bench.tokenizer(), SENTENCES[:1])
+    batches = [{**batch, "idk": own} for batch in bench.pairs(24)]
+
+    def objective(data: list[Any], **arguments: Any) -> float:
+        arguments |= {"tokenizer": bench.tokenizer(), "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+        trainer = bench.fit(method(bench.network(), **arguments), data * 2)
+        return float(trainer.callback_metrics["train/forget_objective"])
+
+    file = tmp_path / "idk.txt"
+    file.write_text(SENTENCES[0], encoding="utf-8")
+    of_data = objective(batches)
+    assert of_data == pytest.approx(objective(bench.pairs(24), refusals=str(file)), rel=1e-5)
+    assert of_data != pytest.approx(objective(bench.pairs(24)), rel=1e-5)
+    file.write_text(SENTENCES[1], encoding="utf-8")
+    assert of_data != pytest.approx(objective(batches, refusals=str(file)), rel=1e-5)  # what the module is given
+
+
+def test_refusals_of_the_data_are_one_for_each_row(bench: Any) -> None:
+    short = {key: value[:3] for key, value in bench.forget.items()}
+    with pytest.raises(ValueError, match=r"a refusal for each of its 24 forget rows, got 3 in 'idk'\."):
+        refused_rows({"forget": bench.forget, "idk": short}, bench.tokenizer(), SENTENCES)
 
 
 @pytest.mark.parametrize("method", [IDK, DPO])

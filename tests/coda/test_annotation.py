@@ -1,0 +1,121 @@
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from lit_modules.coda.annotation import export_annotation, fleiss_kappa, score_annotation
+from lit_modules.coda.pipeline import CoDAPipeline
+from lit_modules.coda.store import Store
+from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
+
+KIND = "visual_contrastive"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("annotation")
+    task = discs(folder)
+    chat = FakeChat(script=['["red body", "=red <b>"]', '["blue body"]'])
+    settings = tiny(kinds=(KIND,), verification="none", guards=False)
+    with Store(folder / "store") as store:
+        assert not CoDAPipeline(store, settings, chat, FakeGenerator(), FakeEmbedder()).run([task]).failures
+        assert export_annotation(store, folder / "a", [task], KIND, num_items=3, annotators=2) == 9
+        export_annotation(store, folder / "b", [task], KIND, num_items=3, annotators=2)
+        with pytest.raises(ValueError, match="holds something already"):
+            export_annotation(store, folder / "a", [task], KIND)
+        with pytest.raises(ValueError, match="no accepted images of textual_contrastive"):
+            export_annotation(store, folder / "c", [task], "textual_contrastive")
+        with pytest.raises(ValueError, match="must be at least 1, got 0 and 3"):
+            export_annotation(store, folder / "c", [task], KIND, num_items=0)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_sample_is_blind_seeded_and_safe(sample: Path) -> None:
+    files = {path.relative_to(sample / "a"): path.read_bytes() for path in sorted((sample / "a").rglob("*.*"))}
+    again = {path.relative_to(sample / "b"): path.read_bytes() for path in sorted((sample / "b").rglob("*.*"))}
+    assert files == again
+    blank = rows(sample / "a" / "annotator-1.csv")
+    assert set(blank[0]) == {"item", "image", "feature", "answer"}
+    assert {row["answer"] for row in blank} == {""}
+    assert all((sample / "a" / row["image"]).is_file() for row in blank)
+    groups = [row["group"] for row in rows(sample / "a" / "key.csv")]
+    assert {group: groups.count(group) for group in groups} == {
+        "real target": 3,
+        "real misidentified": 3,
+        "synthetic": 3,
+    }
+    assert groups != sorted(groups)
+    assert not any(row["feature"].startswith("=") for row in blank)
+    assert "<b>" not in (sample / "a" / "sheet.html").read_text()
+
+
+def answered(folder: Path, answers: list[str]) -> list[Path]:
+    """Write a key of two groups with two items each, and a file for each annotator's answers."""
+    key = ["item,group", "1,real target", "2,real target", "3,synthetic", "4,synthetic"]
+    (folder / "key.csv").write_text("\n".join(key) + "\n")
+    files = []
+    for number, letters in enumerate(answers):
+        files.append(folder / f"annotator-{number}.csv")
+        files[-1].write_text("item,answer\n" + "".join(f"{n},{a}\n" for n, a in enumerate(letters.split("/"), 1)))
+    return files
+
+
+def test_scores_by_hand(tmp_path: Path) -> None:
+    files = answered(tmp_path, ["yes/no/Yes/1", "yes/no/y/YES", "yes/yes/yes/yes"])
+    scores = score_annotation(files, tmp_path / "key.csv")
+    real = scores["real target"]
+    # agreement (1 + 1/3) / 2 = 2/3; shares 4/6 and 2/6, so chance 5/9; (2/3 - 5/9) / (4/9) = 1/4
+    assert (real.items, real.percent, real.kappa) == (2, pytest.approx(100 * 4 / 6), pytest.approx(0.25))
+    assert scores["synthetic"].percent == 100
+    assert math.isnan(scores["synthetic"].kappa)  # a single category
+    assert "real misidentified" not in scores
+    assert math.isnan(score_annotation(files[:1], tmp_path / "key.csv")["real target"].kappa)
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ("yes//yes/no", r"annotator-0.csv: item 2 has no answer"),
+        ("yes/maybe/yes/no", "item 2 must be yes or no, got 'maybe'"),
+        ("yes/no/yes", "is not of this sample: item 4 is missing"),
+        ("yes/no/yes/no/no", "items that the key does not have"),
+    ],
+)
+def test_wrong_answers_are_refused_by_name(tmp_path: Path, answers: str, message: str) -> None:
+    files = answered(tmp_path, [answers])
+    with pytest.raises(ValueError, match=message):
+        score_annotation(files, tmp_path / "key.csv")
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    files = answered(tmp_path, ["yes/no/yes/no"])
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        score_annotation([tmp_path / "none.csv"], tmp_path / "key.csv")
+    with pytest.raises(ValueError, match="at least one annotator"):
+        score_annotation([], tmp_path / "key.csv")
+    files[0].write_text("item;answer\n1;yes\n")
+    with pytest.raises(ValueError, match="with the columns item and answer"):
+        score_annotation(files, tmp_path / "key.csv")
+    files[0].write_text("item,answer\n1,yes\n1,no\n")
+    with pytest.raises(ValueError, match="item 1 comes twice"):
+        score_annotation(files, tmp_path / "key.csv")
+
+
+def test_kappa() -> None:
+    table = "00004+0 02642 00356 03920 22811 77000 32630 25322 65210 02237"
+    counts = [[int(letter) for letter in row.removesuffix("+0")] for row in table.split()]
+    counts[0][-1] = 14
+    assert fleiss_kappa(counts) == pytest.approx(0.210, abs=5e-4)  # a well-known worked example
+    assert math.isnan(fleiss_kappa([[3, 0], [3, 0]]))
+    with pytest.raises(ValueError, match="item 1 has 3"):
+        fleiss_kappa([[2, 0], [2, 1]])
+    with pytest.raises(ValueError, match="at least 2: the first has 1"):
+        fleiss_kappa([[1, 0]])
+    with pytest.raises(ValueError, match="at least one row"):
+        fleiss_kappa([])

@@ -1,0 +1,107 @@
+"""After-care: relearning, rounding to fewer bits, the call of lm-eval."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lit_modules.unlearning.after_care import (
+    lm_eval_command,
+    load_quantised,
+    relearn,
+    round_weights,
+    run_lm_eval,
+    simulate_quantisation_,
+    write_quantised,
+)
+from lit_modules.unlearning.causal_lm import load_causal_lm
+from lit_modules.unlearning.losses import summed_nll, target_tokens
+
+
+def test_relearning_brings_the_loss_down(bench: Any) -> None:
+    network = bench.network()
+    before = bench.vector(network).clone()
+    (batch,) = [bench.forget]
+
+    def evaluate(model: Any) -> dict[str, float]:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        return {"nll": float(summed_nll(model, batch) / target_tokens(batch))}
+
+    records = relearn(network, [batch], evaluate, steps=(0, 2, 6), learning_rate=0.01)
+    assert [record["step"] for record in records] == [0, 2, 6]
+    assert "loss" not in records[0]
+    assert records[0]["nll"] > records[1]["nll"] > records[2]["nll"]
+    assert torch.equal(bench.vector(network), before)
+
+
+def test_relearning_takes_a_folder_and_refuses_bad_steps(bench: Any, tiny_causal_lm: Path) -> None:
+    records = relearn(str(tiny_causal_lm), [bench.forget], lambda model: {"one": 1.0}, steps=(1,))
+    assert records[0]["one"] == 1.0
+    for steps in ((), (2, 1), (-1, 2), (1, 1)):
+        with pytest.raises(ValueError, match="steps must be growing numbers"):
+            relearn(bench.network(), [bench.forget], lambda model: {}, steps=steps)
+    with pytest.raises(ValueError, match="learning_rate must be positive, got 0"):
+        relearn(bench.network(), [bench.forget], lambda model: {}, learning_rate=0)
+    with pytest.raises(ValueError, match="at least one batch"):
+        relearn(bench.network(), [], lambda model: {})
+    with pytest.raises(FloatingPointError, match="relearning step"):
+        relearn(bench.network(), [bench.forget], lambda model: {}, steps=(9,), learning_rate=1e30)
+
+
+def test_rounding_by_hand_and_its_bound() -> None:
+    assert round_weights(torch.tensor([[127.0, 1.4], [0.0, 0.0]]), 8).tolist() == [[127.0, 1.0], [0.0, 0.0]]
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for bits in (4, 8):
+        rounded = round_weights(weight, bits)
+        step = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        assert ((rounded - weight).abs() <= step / 2 + 1e-6).all()
+        assert torch.allclose(round_weights(rounded, bits), rounded, atol=1e-6)
+        assert max(len(row.unique()) for row in rounded) <= 2**bits - 1
+        errors.append(float((rounded - weight).norm()))
+    assert errors[0] > 5 * errors[1]
+    with pytest.raises(ValueError, match="bits must be from 2 to 8, got 9"):
+        round_weights(weight, 9)
+
+
+def test_simulation_leaves_embeddings_alone(bench: Any) -> None:
+    network = bench.network()
+    embedding = network.get_input_embeddings().weight.detach().clone()
+    names = simulate_quantisation_(network, 4)
+    assert len(names) == 7
+    assert torch.equal(network.get_input_embeddings().weight, embedding)
+    with pytest.raises(ValueError, match="no linear layer"):
+        simulate_quantisation_(nn.ReLU(), 4)
+
+
+def test_a_quantised_folder_loads(tiny_causal_lm: Path, tmp_path: Path) -> None:
+    write_quantised(str(tiny_causal_lm), str(tmp_path / "int4"), 4)
+    loaded, expected = load_causal_lm(str(tmp_path / "int4")), load_quantised(str(tiny_causal_lm), 4)
+    assert not expected.training
+    for one, other in zip(loaded.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="bits must be 4 or 8, got 3"):
+        load_quantised(str(tiny_causal_lm), 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="backend must be"):
+        load_quantised(str(tiny_causal_lm), 4, "other")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_a_missing_bitsandbytes_is_told(tiny_causal_lm: Path) -> None:
+    with pytest.raises(ImportError, match="needs `pip install bitsandbytes`"):
+        load_quantised(str(tiny_causal_lm), 8, "bitsandbytes")
+
+
+def test_the_command_of_lm_eval(tiny_causal_lm: Path, tmp_path: Path) -> None:
+    command = lm_eval_command("m", ["mmlu", "arc_easy"], "out", num_fewshot=5, limit=2, device="cpu")
+    assert command[command.index("--tasks") + 1] == "mmlu,arc_easy"
+    assert command[-6:] == ["--num_fewshot", "5", "--limit", "2", "--device", "cpu"]
+    with pytest.raises(ValueError, match="at least one task"):
+        lm_eval_command("m", [], "out")
+    if find_spec("lm_eval") is None:
+        with pytest.raises(ImportError, match=r"lit-modules\[harness\]"):
+            run_lm_eval(str(tiny_causal_lm), ["mmlu"], str(tmp_path))
