@@ -13,13 +13,12 @@ SCRIPT = runpy.run_path(str(Path(__file__).resolve().parent.parent / "two_proces
 def test_training_with_two_processes_equals_one(case: str, two_processes: Path) -> None:
     first, second = (torch.load(two_processes / f"{rank}.pt", weights_only=True)[case] for rank in range(2))
     one = SCRIPT["train"](two_processes, 1, case)
-    assert one["steps"] == first["steps"] == second["steps"] == 3
-    assert one["accepted"] == first["accepted"] == second["accepted"]
+    assert one["steps"] == first["steps"] == second["steps"] > 0
     start = SCRIPT["tiny"]().state_dict()
     moved = sum(float((weight - start[name]).norm()) for name, weight in one["weights"].items())
     apart = sum(float((weight - first["weights"][name]).norm()) for name, weight in one["weights"].items())
     assert moved > 0
-    assert apart < 1e-3 * moved
+    assert apart < 1e-4 * moved
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
 
