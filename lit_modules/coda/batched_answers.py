@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.coda.protocols import ChatRequest
+from lit_modules.key_values import cache_argument
 
 _COMPACT = 0.9
 """Answers that ended leave the batch when at most this share of it goes on: each time costs a copy of the cache."""
@@ -60,7 +61,8 @@ def can_share(network: Any, inputs: Mapping[str, Tensor]) -> bool:
     """
     known = inspect.signature(network.forward).parameters
     return (
-        {"position_ids", "past_key_values", "logits_to_keep"} <= set(known)
+        {"position_ids", "logits_to_keep"} <= set(known)
+        and cache_argument(network) is not None
         and set(inputs) <= _INPUTS
         and not any(hasattr(module, "rope_deltas") for module in network.modules())
         and set(network.generation_config.to_diff_dict()) <= _OBEYED
@@ -164,6 +166,9 @@ def answer_together(
     from transformers.cache_utils import DynamicLayer
 
     device = network.device
+    cached = cache_argument(network)
+    if cached is None:
+        return None
     common = shared_lengths(tokens, groups)
     firsts = [groups.index(group) for group in range(len(common))]
     begin, begin_mask = _padded([tokens[row][:length] for row, length in zip(firsts, common, strict=True)], pad, device)
@@ -175,7 +180,7 @@ def answer_together(
         logits_to_keep=1,
         **images,
     )
-    cache = read.past_key_values
+    cache = read[cached]
     if not all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None])):
         return None
     if len(common) < len(groups) or list(groups) != sorted(groups):
@@ -190,9 +195,9 @@ def answer_together(
             input_ids=rest,
             attention_mask=mask,
             position_ids=places,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cached: cache},
         ).logits[:, -1]
         best = noise.drawn(scores.float(), rows).argmax(-1)
         for place, token in enumerate(best.tolist()):

@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lit_modules.key_values import cache_argument
+
 __all__ = ["greedy_generate"]
 
 COMPACT = 0.8
@@ -73,13 +75,14 @@ def greedy_generate(
     lengths = room.clone()
     going = torch.ones_like(rows, dtype=torch.bool)
     extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    cached = cache_argument(inner) or "past_key_values"
 
     with _evaluation_mode(model), torch.inference_mode():
         cache = None
         for step in range(max_new_tokens):
             if "position_ids" in accepted:
                 extra["position_ids"] = positions
-            output = model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+            output = model(input_ids=tokens, attention_mask=mask, use_cache=True, **{cached: cache}, **extra)
             best = output.logits[:, -1].argmax(-1)
             ended = torch.isin(best, ends) & going
             answers[rows, step] = best
@@ -88,7 +91,7 @@ def greedy_generate(
             kept = int(going.sum())
             if kept == 0:
                 break
-            cache = output.past_key_values
+            cache = getattr(output, cached)
             positions = (positions[:, -1:] + 1) * going.unsqueeze(1)  # rows that have ended must not run out of them
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             if kept <= COMPACT * len(rows):
@@ -96,7 +99,7 @@ def greedy_generate(
                 if not hasattr(cache, "batch_select_indices"):
                     raise TypeError(
                         f"{type(inner).__name__} must return a key-value cache of transformers, "
-                        f"got past_key_values of type {type(cache).__name__}."
+                        f"got {cached} of type {type(cache).__name__}."
                     )
                 cache.batch_select_indices(live)
                 rows, best, positions, mask = rows[live], best[live], positions[live], mask[live]

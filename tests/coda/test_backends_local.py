@@ -41,6 +41,7 @@ from lit_modules.coda.protocols import (
     user_message,
 )
 from lit_modules.coda.store import Store
+from lit_modules.key_values import cache_argument
 from tests.coda.fakes import FakeChat, discs, tiny
 
 WORDS = ["[PAD]", "[BOS]", "[UNK]", "[EOS]", "<image>", "user", "assistant", "[UNUSED]"]
@@ -128,10 +129,10 @@ def one_by_one(chat: LocalChat, asked: list[ChatRequest]) -> Iterator[Reply]:
 def reads(chat: LocalChat) -> Iterator[list[tuple[int, int]]]:
     """Rows and tokens of each pass that reads images or begins a batch."""
     network = chat._loaded[1]
-    forward, found = network.forward, []
+    forward, found, cached = network.forward, [], cache_argument(network)
 
     def counted(**given: Any) -> Any:
-        if given.get("past_key_values") is None or not given["past_key_values"].get_seq_length():
+        if given.get(cached) is None or not given[cached].get_seq_length():
             found.append(tuple(given["input_ids"].shape))
         return forward(**given)
 
