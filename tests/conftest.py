@@ -104,27 +104,26 @@ def ngdiff(
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of what `two_processes.py` did: the result of rank 0 in 0.pt, of rank 1 in 1.pt."""
     folder = tmp_path_factory.mktemp("two-processes")
+    run_in_two_processes(ROOT / "tests" / "two_processes.py", folder)
+    return folder
+
+
+def run_in_two_processes(script: Path, folder: Path) -> None:
+    """Run a script as rank 0 and rank 1 of a group of processes on this machine, with a folder as its argument."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "NODE_"))}
     environment |= {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, str(ROOT / "tests" / "two_processes.py"), str(folder)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=environment | {"LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = []
     try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=300)
-            assert rank.returncode == 0, errors[-3000:]
+        for rank in range(2):
+            # a file: a pipe that is not read would fill up and hold its process, and with it the other
+            with (folder / f"{rank}.log").open("w") as log:
+                command, output = [sys.executable, str(script), str(folder)], {"stdout": log, "stderr": log}
+                ranks.append(subprocess.Popen(command, env=environment | {"LOCAL_RANK": str(rank)}, **output))
+        for rank, process in enumerate(ranks):
+            assert process.wait(timeout=300) == 0, (folder / f"{rank}.log").read_text()[-3000:]
     finally:
-        for rank in ranks:
-            rank.kill()
-    return folder
+        for process in ranks:
+            process.kill()

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_modules.coda.answers import normalise_answer, read_answer
+    from lit_modules.coda.armada_lite import ArmadaLite, EditResult, EditSettings, ImageEditor
+    from lit_modules.coda.backends_edit import DiffusersEdits
     from lit_modules.coda.backends_local import ClipEmbedder, DiffusersImages, LocalChat
     from lit_modules.coda.backends_remote import RemoteChat, RemoteImages
     from lit_modules.coda.bounded_endpoint import BoundedEndpoint, Budget
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from lit_modules.coda.ranking import rank_references, reference_scores, similarities
+    from lit_modules.coda.report import write_report
     from lit_modules.coda.seeds import stable_hash, stable_seed
     from lit_modules.coda.selection import Selection, select_discriminative, select_generable
     from lit_modules.coda.store import Store, StoreInUse
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "answers": ("normalise_answer", "read_answer"),
+    "armada_lite": ("ArmadaLite", "EditResult", "EditSettings", "ImageEditor"),
+    "backends_edit": ("DiffusersEdits",),
     "backends_local": ("ClipEmbedder", "DiffusersImages", "LocalChat"),
     "backends_remote": ("RemoteChat", "RemoteImages"),
     "bounded_endpoint": ("BoundedEndpoint", "Budget"),
@@ -89,6 +94,7 @@ _MODULES = {
         "Usage",
     ),
     "ranking": ("rank_references", "reference_scores", "similarities"),
+    "report": ("write_report",),
     "seeds": ("stable_hash", "stable_seed"),
     "selection": ("Selection", "select_discriminative", "select_generable"),
     "store": ("Store", "StoreInUse"),
@@ -98,6 +104,7 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ArmadaLite",
     "AttributeScores",
     "BackendError",
     "BoundedEndpoint",
@@ -114,10 +121,14 @@ __all__ = [
     "Concept",
     "ConfusablePair",
     "ConfusionTable",
+    "DiffusersEdits",
     "DiffusersImages",
+    "EditResult",
+    "EditSettings",
     "Embedder",
     "Estimate",
     "FeatureAnswer",
+    "ImageEditor",
     "ImageGenerator",
     "ImageRequest",
     "LocalChat",
@@ -172,6 +183,7 @@ __all__ = [
     "trial_count",
     "unique_pairs",
     "verification_requests",
+    "write_report",
 ]
 
 

@@ -7,6 +7,7 @@ from lit_modules.coda.drawing import Drawing
 from lit_modules.coda.features import FeatureKind, base_kinds
 from lit_modules.coda.generability import trial_count
 from lit_modules.coda.inputs import Side
+from lit_modules.coda.protocols import Counts
 from lit_modules.coda.stages import Workshop
 
 Stage = Literal["features", "trials", "images", "verification"]
@@ -43,6 +44,11 @@ class Prices:
         tokens = calls * self.input_tokens_per_call * self.million_input_tokens
         tokens += output_tokens * self.million_output_tokens
         return calls * self.call + images * self.image + tokens / 1e6
+
+    def paid(self, counts: Counts) -> float:
+        """Return the price of what was used."""
+        tokens = counts.input_tokens * self.million_input_tokens + counts.output_tokens * self.million_output_tokens
+        return counts.calls * self.call + counts.images * self.image + tokens / 1e6
 
 
 @dataclass

@@ -191,31 +191,22 @@ class CoDAPipeline:
         number = len(features["features"])
         if features["failure"] is not None:
             return replace(result, failure=f"No features: {features['failure']}")
-        warnings = [f"few features: {number}"] if number < self.settings.min_features else []
+        warn = partial(unit_warnings, self.settings.min_features, features)
         if until == "features":
-            return replace(result, features=number, warnings=tuple(warnings))
+            return replace(result, features=number, warnings=tuple(warn()))
         scores = self.workshop.scores(side, kind, features["features"])
         attributes = scores["prompt_attributes"]
-        for stage, fallen in scores["fallback"].items():
-            if fallen:
-                warnings.append(f"no feature passed {stage}; the best ones were taken")
-        for text, tokens in scores["cut_off"]:
-            warnings.append(f"the text encoder cuts off {text!r} ({tokens} tokens)")
-        result = replace(result, features=number, kept=len(attributes), warnings=tuple(warnings))
+        result = replace(result, features=number, kept=len(attributes), warnings=tuple(warn(scores)))
         if until == "scores":
             return result
         if until == "images":
             return replace(result, made=self.drawing.draw(side, kind, attributes))
         images = self.drawing.images(side, kind, attributes)
-        if images["relaxed"]:
-            warnings.append(f"the least score was relaxed to {images['level']:g}")
-        if images["short"]:
-            warnings.append(f"{images['short']} images are missing")
         return replace(
             result,
             accepted=len(images["accepted"]),
             failure=images["failure"],
-            warnings=tuple(warnings),
+            warnings=tuple(warn(scores, images)),
             made=len(images["files"]),
         )
 
@@ -295,6 +286,36 @@ class CoDAPipeline:
             ],
         }
         self.store.write_json(["manifest.json"], manifest)
+
+
+def unit_warnings(
+    min_features: int,
+    features: Mapping[str, Any],
+    scores: Mapping[str, Any] | None = None,
+    images: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Return what a reader of a unit's results should know, from the records of its stages.
+
+    Args:
+        min_features: Number below which features are few.
+        features: Record of features.
+        scores: Record of scores, if there is one.
+        images: Record of the verified images, if there is one.
+    """
+    number = len(features["features"])
+    warnings = [f"few features: {number}"] if number < min_features else []
+    if scores is not None:
+        for stage, fallen in scores["fallback"].items():
+            if fallen:
+                warnings.append(f"no feature passed {stage}; the best ones were taken")
+        for text, tokens in scores["cut_off"]:
+            warnings.append(f"the text encoder cuts off {text!r} ({tokens} tokens)")
+    if images is not None:
+        if images["relaxed"]:
+            warnings.append(f"the least score was relaxed to {images['level']:g}")
+        if images["short"]:
+            warnings.append(f"{images['short']} images are missing")
+    return warnings
 
 
 def store_counts(store: Store) -> dict[str, Counts]:

@@ -12,6 +12,8 @@ ACTIONS: dict[str, tuple[str, str]] = {
     "verify": ("coda_run", "... and verify them, with more images where too few pass."),
     "augment": ("coda_run", "Run all of these stages, or what is missing of them."),
     "export": ("coda_export", "Write the accepted images as training data."),
+    "armada-lite": ("coda_armada_lite", "Edit the support images by instructions, as a baseline."),
+    "report": ("coda_report", "Write a page with features, scores, pictures, cost and accuracies."),
     "annotate": ("coda_annotate", "Have people check features: export a sample, or score their answers."),
 }
 """Module and help line of each action."""
@@ -46,7 +48,7 @@ def help_text() -> str:
         "",
         "CoDA: contrastive synthetic images of new concepts.",
     ]
-    lines += ["", "actions:", *(f"  {name:<10}{line}" for name, (_, line) in ACTIONS.items())]
+    lines += ["", "actions:", *(f"  {name:<12}{line}" for name, (_, line) in ACTIONS.items())]
     lines += [
         "",
         "Each action goes on where an earlier run on the same store was. `lit-modules coda augment --help` shows the",
@@ -56,5 +58,6 @@ def help_text() -> str:
         "  lit-modules coda augment -c coda_augmentation/local.yaml --data.root data/novel_species --dry-run",
         "  lit-modules coda augment -c coda_augmentation/local.yaml --data.root data/novel_species --shard 1/4",
         "  lit-modules coda export -c coda_augmentation/local.yaml --output data/novel_species_coda",
+        "  lit-modules coda report -c coda_augmentation/local.yaml",
     ]
     return "\n".join(lines)

@@ -213,10 +213,7 @@ def print_counts(counts: Mapping[str, Counts], prices: Prices) -> None:
         table.add_section()
         table.add_row("all", *(str(getattr(total, name)) for name in fields), f"{total.seconds:.1f}")
     Console().print(table, markup=False)
-    cost = total.calls * prices.call + total.images * prices.image
-    cost += total.input_tokens * prices.million_input_tokens / 1e6
-    cost += total.output_tokens * prices.million_output_tokens / 1e6
-    if cost:
+    if cost := prices.paid(total):
         print(f"Cost: {cost:.2f} by the prices given.")
 
 

@@ -176,6 +176,32 @@ def test_export_is_read_by_the_datamodule(
     assert base64.b64decode(coded).startswith(b"\x89PNG")
 
 
+def test_report_at_any_time_of_a_run(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no store"):
+        main(["coda", "report", "-c", recipe])
+    assert main(["coda", "score", "-c", recipe]) == 0
+    asked_before = asked(tmp_path)
+    assert main(["coda", "report", "-c", recipe, "--prices.image", "0.5"]) == 0
+    page = (tmp_path / "store" / "report.html").read_text(encoding="utf-8")
+    assert "Not done: images (2 of 2), verification (2 of 2)." in page
+    assert "<td>2.00</td>" in page  # four trial images
+    assert main(["coda", "augment", "-c", recipe]) == 0
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{"method": "CoDA", "real": 3, "synthetic": 2, "accuracy": 0.625}]))
+    output = tmp_path / "made" / "page.html"
+    line = ["coda", "report", "--store", str(tmp_path / "store"), "--output", str(output), "--max-images", "1"]
+    assert main([*line, "--results", str(results)]) == 0  # needs no recipe
+    assert f"{output} (0.0 MB) holds everything" in capsys.readouterr().out
+    page = output.read_text(encoding="utf-8")
+    assert "All stages are done." in page
+    assert "62.5" in page
+    assert "accepted images: 2, 1 of 2 shown" in page
+    assert asked_before < asked(tmp_path) == 18
+    results.write_text('[{"method": "CoDA", "real": 3, "synthetic": 2, "accuracy": 62.5}]')
+    with pytest.raises(ValueError, match=r"results.json, row 1: accuracy must be a share in"):
+        main([*line, "--results", str(results)])
+
+
 def test_annotate(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["coda", "augment", "-c", recipe]) == 0
     folder = tmp_path / "people"
@@ -233,5 +259,5 @@ def test_shipped_files_are_understood(name: str, tmp_path: Path) -> None:
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["coda", "--help"])
-    assert "augment   Run all of these stages" in capsys.readouterr().out
+    assert "augment     Run all of these stages" in capsys.readouterr().out
     assert main(["coda", "annotate", "--help"]) == 0
