@@ -35,6 +35,8 @@ class DrawnSpecies(FewShotPairs):
         test_images: Test pictures of each species.
         drawn_size: Side of the drawn pictures in pixels, at least 16.
         world_seed: Seed of species and pictures.
+        pairs: Pair file, such as that of pairs that a model confuses; ``None`` takes the novel species and those that
+            they resemble.
         n_real: Real training pictures of each concept.
         n_synthetic: Further training pictures of each concept.
         method: What the further pictures are.
@@ -91,6 +93,7 @@ class DrawnSpecies(FewShotPairs):
         test_images: int = 15,
         drawn_size: int = 64,
         world_seed: int = 0,
+        pairs: str | None = None,
         n_real: int = 5,
         n_synthetic: int = 0,
         method: Literal["real", "crop", "flip", "flip_horizontal", "synthetic"] = "real",
@@ -128,6 +131,7 @@ class DrawnSpecies(FewShotPairs):
         self.species: list[Species] = invent_species(num_known, num_novel, world_seed)
         super().__init__(
             root=root,
+            pairs=pairs,
             n_real=n_real,
             n_synthetic=n_synthetic,
             method=method,

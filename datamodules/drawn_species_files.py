@@ -89,7 +89,7 @@ def invent_species(num_known: int = 24, num_novel: int = 6, seed: int = 0) -> li
     if not 0 <= num_novel <= num_known:
         raise ValueError(f"num_novel must be from 0 to num_known, {num_known}, got {num_novel}.")
     random = Random(f"{seed}/species/{VERSION}")
-    names = [f"{start}{middle}{end}".capitalize() for start in _STARTS for middle in _MIDDLES for end in _ENDS]
+    names = every_name()
     random.shuffle(names)
     known: list[Species] = []
     while len(known) < num_known:
@@ -110,6 +110,11 @@ def invent_species(num_known: int = 24, num_novel: int = 6, seed: int = 0) -> li
                 name = names[num_known + place]
                 novel.append(Species(name, look, parent.name, changed, parent.supercategory))
     return [*known, *novel]
+
+
+def every_name() -> list[str]:
+    """Return all names that a species may have, in a fixed order."""
+    return [f"{start}{middle}{end}".capitalize() for start in _STARTS for middle in _MIDDLES for end in _ENDS]
 
 
 def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -44,7 +44,7 @@ class Confusions:
         targets: Concepts whose images are asked about. novel takes those that concepts.jsonl says are not known, each
             among known ones; all draws subsets of each super-category and asks about every concept in them; auto takes
             novel if there are any.
-        num_options: Options of a question.
+        num_options: Options of a question; None takes all known concepts of the super-category, and the one shown.
         num_images: Most images of each concept.
         num_subsets: Subsets drawn of each super-category, for all.
         splits: Splits that the images come from.
@@ -55,7 +55,7 @@ class Confusions:
     """
 
     targets: Literal["auto", "novel", "all"] = "auto"
-    num_options: int = 15
+    num_options: int | None = 15
     num_images: int = 50
     num_subsets: int = 1
     splits: tuple[Literal["train", "validation", "test"], ...] = ("train",)
@@ -67,8 +67,9 @@ class Confusions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", tuple(self.splits))
         for name, least in (("num_options", 2), ("num_images", 1), ("num_subsets", 1), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"confusions.{name} must be at least {least}, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"confusions.{name} must be at least {least}, got {value}.")
         if not self.splits:
             raise ValueError("confusions.splits must name at least one split, got none.")
         if not 0 <= self.threshold <= 1 or (self.top_n is not None and self.top_n < 1):

@@ -106,8 +106,9 @@ def choose_subsets(concepts: Sequence[Concept], given: Confusions) -> list[Subse
         )
     if given.targets != "all" and novel:
         options = [
-            draw_subset(groups[one.supercategory], given.num_options, given.seed, one.name)
+            draw_subset(known, given.num_options or len(known) + 1, given.seed, one.name)
             for one in sorted(novel, key=lambda one: one.name)
+            for known in [groups[one.supercategory]]
         ]
         return [(names, (names[-1],)) for names in options]
     found = []
@@ -116,7 +117,7 @@ def choose_subsets(concepts: Sequence[Concept], given: Confusions) -> list[Subse
             print(f"{names[0]} is alone in its super-category {group!r}, so nothing is asked about it.")
             continue
         for number in range(given.num_subsets):
-            drawn = draw_subset(names, given.num_options, given.seed + number)
+            drawn = draw_subset(names, given.num_options or len(names), given.seed + number)
             found.append((drawn, drawn))
     return list(dict.fromkeys(found))
 

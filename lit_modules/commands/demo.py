@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-METHODS = ("ngdiff", "pgd", "synthia")
+METHODS = ("ngdiff", "pgd", "synthia", "coda")
 
 
 def main(args: list[str]) -> int:
@@ -35,6 +35,10 @@ def main(args: list[str]) -> int:
         from lit_modules.commands.demo_synthia import affordances
 
         affordances(folder, options.seed)
+    elif options.method == "coda":
+        from lit_modules.commands.demo_coda import new_creatures
+
+        new_creatures(folder, options.seed)
     else:
         from lit_modules.commands.demo_ngdiff import unlearning
 

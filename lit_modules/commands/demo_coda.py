@@ -1,0 +1,155 @@
+"""``lit-modules demo coda``: a small model is taught creatures that it takes for others, from five pictures of each."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lit_modules.commands.demo_stages import say_and_run
+from lit_modules.files import write_whole
+
+PICTURES, IMAGE_SIZE = 24_000, 64
+CLIP_STEPS, LLAVA_STEPS = 1200, 1200
+KINDS = tuple(f"{source}_{form}" for form in ("plain", "contrastive") for source in ("textual", "visual", "both"))
+RECIPE = "coda_augmentation/drawn.yaml"
+
+
+def new_creatures(folder: Path, seed: int) -> None:
+    """Train small models on a drawn world, find what they confuse, and teach them the difference.
+
+    Finding pairs and making synthetic pictures are commands that a user can type, which are printed. What the folder
+    has already is not done again.
+
+    Args:
+        folder: Folder of the run.
+        seed: Seed of pictures, weights and order.
+    """
+    from rich.console import Console
+
+    from lit_modules.coda.report import write_report
+    from lit_modules.coda.store import Store
+    from lit_modules.commands.demo_coda_update import print_table, run_updates
+
+    console = Console()
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    data, models, store = folder / "data", folder / "models", folder / "store"
+    console.rule("1 of 5: draw known and novel species")
+    drawn = import_module("datamodules").DrawnSpecies(str(data), world_seed=seed)
+    drawn.prepare_data()
+    _write_field_guide(drawn)
+    _train(console, drawn, models, seed)
+    console.rule("4 of 5: what the model confuses, what tells it apart, and pictures of that")
+    common = _options(data, models, store, seed)
+    if not (store / "pairs.json").exists():
+        _run(console, ["coda", "pairs", "-c", RECIPE, *common])
+    pairs = f"--data.pairs={store / 'pairs.json'}"
+    kinds = f"--settings.kinds={json.dumps(KINDS)}"
+    # plain features are taken unfiltered, as in the paper
+    _run(console, ["coda", "augment", "-c", RECIPE, *common, pairs, kinds])
+    console.rule("5 of 5: update the model, and ask it about other pictures")
+    rows = run_updates(console, folder, models / "llava", seed)
+    write_whole(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    print_table(console, rows)
+    with Store(store, writable=False) as found:
+        write_report(found, folder / "report.html", results=rows)
+    console.print(f"{time.monotonic() - began:.0f} s. Report: {folder / 'report.html'}")
+    print(folder)
+
+
+def _options(data: Path, models: Path, store: Path, seed: int) -> list[str]:
+    return [
+        f"--data.root={data}",
+        f"--data.world_seed={seed}",
+        f"--chat.model={models / 'llava'}",
+        f"--embedder.model={models / 'clip'}",
+        "--generator=datamodules.drawn_species_generator.DrawnCreatures",
+        f"--store={store}",
+        f"--settings.seed={seed}",
+    ]
+
+
+def _run(console: Any, arguments: list[str]) -> None:
+    code = say_and_run(console, arguments)
+    if code:
+        raise SystemExit(code)
+
+
+def _train(console: Any, drawn: Any, models: Path, seed: int) -> None:
+    """Train CLIP and the image-text model, or what is missing of them."""
+    import torch
+
+    from lit_modules.commands.demo_coda_lessons import Lessons, draw_world, phrases_of
+    from lit_modules.networks import attribute_accuracy, build_clip, build_llava, train_clip, train_llava
+
+    done = [(models / name / "config.json").exists() for name in ("clip", "llava")]
+    if all(done):
+        return
+    world = draw_world(drawn, PICTURES, IMAGE_SIZE, seed)
+    lessons, phrases = Lessons(world), phrases_of(world)
+    if not done[0]:
+        console.rule("2 of 5: train a CLIP to see attributes")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            clip, seen = build_clip([*lessons.texts(500), *(text for group in phrases for text in group)], IMAGE_SIZE)
+        with _bar(console, "updates", CLIP_STEPS) as told:
+            train_clip(clip, seen, world.images, world.values, phrases, CLIP_STEPS, seed=seed, watch=told)
+        fresh = draw_world(drawn, 1000, IMAGE_SIZE, seed + 1)
+        right = attribute_accuracy(clip, seen, fresh.images, fresh.values, phrases)
+        console.print(f"On new drawings it names {sum(right) / len(right):.1%} of the attributes.")
+        _save(models / "clip", clip, seen)
+    if not done[1]:
+        console.rule("3 of 5: train a LLaVA-NeXT to talk about known species")
+        from transformers import AutoModel, AutoProcessor
+
+        load: Any = AutoProcessor
+        clip, seen = AutoModel.from_pretrained(models / "clip"), load.from_pretrained(models / "clip")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            llava, processor = build_llava(clip, seen, lessons.texts(), lessons.fixed_texts())
+        with _bar(console, "updates", LLAVA_STEPS) as told:
+            train_llava(llava, processor, world.images, lessons, LLAVA_STEPS, seed=seed, watch=told)
+        _save(models / "llava", llava, processor)
+
+
+def _write_field_guide(drawn: Any) -> None:
+    """Add a passage on each novel species to the data's ``concepts.jsonl``, as its describers would have written one.
+
+    It tells 8 of its attributes, those among them that tell it apart.
+    """
+    from lit_modules.commands.demo_coda_lessons import TOLD, passage
+
+    path = drawn.root / "concepts.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        if not row["known"]:
+            look, differs = row["attributes"], row["differs_in"]
+            others = [name for name in look if name not in differs]
+            told = {*differs, *others[: TOLD - len(differs)]}
+            row["knowledge_text"] = passage(row["name"], {name: look[name] for name in look if name in told})
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@contextmanager
+def _bar(console: Any, what: str, total: int) -> Iterator[Callable[[int, float], None]]:
+    """Show the progress of a training, with its loss."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}"), console=console) as bar:
+        task = bar.add_task(what, total=total, loss=float("nan"))
+        yield lambda number, loss: bar.update(task, completed=number, loss=loss)
+
+
+def _save(folder: Path, model: Any, processor: Any) -> None:
+    """Write a model so that its folder appears whole or not at all."""
+    import shutil
+
+    part = folder.with_name(f".{folder.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    processor.save_pretrained(part)
+    part.replace(folder)
