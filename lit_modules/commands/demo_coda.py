@@ -12,7 +12,7 @@ from lit_modules.commands.demo_stages import say_and_run
 from lit_modules.files import write_whole
 
 PICTURES, IMAGE_SIZE = 24_000, 64
-CLIP_STEPS, LLAVA_STEPS = 1200, 1200
+CLIP_STEPS, LLAVA_STEPS = 1000, 850
 KINDS = tuple(f"{source}_{form}" for form in ("plain", "contrastive") for source in ("textual", "visual", "both"))
 RECIPE = "coda_augmentation/drawn.yaml"
 

@@ -98,9 +98,9 @@ def draw_world(data: Any, num_images: int, image_size: int, seed: int) -> World:
 class Lessons:
     """Draws questions of all kinds that the stages and the update will ask, with the right answers.
 
-    Whether a picture shows an attribute is answered by what it shows, and then yes or no: comparing both at once is hard
-    to learn. An unknown name is never the right answer to the question for a name; lists of features of unknown creatures have
-    what is seen, or what a passage says of them, and ``["unknown"]`` if there is neither.
+    Whether a picture shows an attribute is answered by what it shows, and then yes or no: comparing both at once is
+    hard to learn. An unknown name is never the right answer to the question for a name; lists of features of unknown
+    creatures have what is seen, or what a passage says of them, and ``["unknown"]`` if there is neither.
 
     Args:
         world: The world.

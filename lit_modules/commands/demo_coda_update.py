@@ -86,10 +86,10 @@ def run_updates(console: Any, folder: Path, model: Path, seed: int) -> list[dict
     for path, (cell, number) in track(missing, "updates", console=console):
         found = update(cell, folder, model, seed, number)
         write_whole(path, json.dumps(found, indent=1) + "\n")
-    results: dict[Cell, list[dict[str, float]]] = {}
+    results: dict[tuple[str, str, int | None], list[dict[str, float]]] = {}
     for path, (cell, _) in zip(paths, planned, strict=True):
         results.setdefault(_key(cell), []).append(json.loads(path.read_text(encoding="utf-8")))
-    return [_row(cell, found) for cell, found in results.items()]
+    return [_row(key, found) for key, found in results.items()]
 
 
 def update(cell: Cell, folder: Path, model: Path, world_seed: int, seed: int) -> dict[str, float]:
@@ -207,20 +207,21 @@ def _quiet() -> Iterator[None]:
     """Leave out what Lightning says of each of many small runs."""
     import logging
 
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+    from transformers.utils import logging as bars
 
-    shown = is_progress_bar_enabled()
+    told: Any = bars
+    shown = told.is_progress_bar_enabled()
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:
             logging.getLogger(name).setLevel(logging.ERROR)
-        disable_progress_bar()
+        told.disable_progress_bar()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         if shown:
-            enable_progress_bar()
+            told.enable_progress_bar()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

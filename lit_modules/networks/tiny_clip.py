@@ -126,7 +126,8 @@ def train_clip(
         model.logit_scale.fill_(torch.tensor(_TEMPERATURE).log())
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], weight_decay=0.05)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.15)
     draws = torch.Generator().manual_seed(seed)
     losses = []
@@ -137,11 +138,11 @@ def train_clip(
         seen = images[chosen]
         seen = torch.where(mirrored[:, None, None, None], seen.flip(-1), seen)
         cosines = _cosines(model, normalised(processor, seen), tokens)
-        scores = (model.logit_scale.exp() * cosines).split(sizes, dim=1)
-        groups = [F.cross_entropy(row, values[chosen, place]) for place, row in enumerate(scores)]
-        loss = torch.stack(groups).mean()
+        scores = torch.split(model.logit_scale.exp() * cosines, sizes, dim=1)
+        rows = [F.cross_entropy(row, values[chosen, place]) for place, row in enumerate(scores)]
+        loss = torch.stack(rows).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -167,8 +168,9 @@ def attribute_accuracy(
         batch_size: Pictures looked at at a time.
     """
     tokens = processor.tokenizer([text for group in phrases for text in group], padding=True, return_tensors="pt")
-    rows = [_cosines(model, normalised(processor, part), tokens) for part in images.split(batch_size)]
-    found = [scores.argmax(1) for scores in torch.cat(rows).split([len(group) for group in phrases], dim=1)]
+    rows = [_cosines(model, normalised(processor, part), tokens) for part in torch.split(images, batch_size)]
+    sizes = [len(group) for group in phrases]
+    found = [scores.argmax(1) for scores in torch.split(torch.cat(rows), sizes, dim=1)]
     return (torch.stack(found, 1) == values).float().mean(0).tolist()
 
 

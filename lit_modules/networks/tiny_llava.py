@@ -138,14 +138,15 @@ def train_llava(
     lesson: Callable[[Random], Lesson],
     num_steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 2.5e-3,
     seed: int = 0,
     watch: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Teach a LLaVA-NeXT by questions and answers, with AdamW.
 
-    The learning rate rises over the first twentieth of the updates and falls over the last half. The vision tower stays as it is. The loss is the mean negative log-likelihood of the tokens of answers, each weighed
-    by one over the root of the number of tokens in its lesson, so that long answers do not drown short ones.
+    The learning rate rises over the first twentieth of the updates and falls over the last half. The vision tower stays
+    as it is. The loss is the mean negative log-likelihood of the tokens of answers, each weighed by one over the root
+    of the number of such tokens in its lesson, so that long answers do not drown short ones.
 
     Args:
         model: Changed in place, and left in evaluation mode.
@@ -184,7 +185,7 @@ def train_llava(
             logits = model(**batch, use_cache=False).logits[:, :-1]
             losses_of = F.cross_entropy(logits.flatten(0, 1), right.flatten(), reduction="none")
             loss = (losses_of * weight.flatten()).sum() / whole
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

@@ -9,7 +9,10 @@ import yaml
 from datamodules import DrawnSpecies, FewShotPairs
 from datamodules.few_shot_pairs import read_pairs
 from lit_modules.cli import main
+from lit_modules.coda import Concept
 from lit_modules.coda.store import Store, StoreInUse
+from lit_modules.commands.coda_options import Confusions
+from lit_modules.commands.coda_pairs import choose_subsets
 from lit_modules.errors import UsageError
 from lit_modules.recipes import find_recipe
 
@@ -261,3 +264,14 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["coda", "--help"])
     assert "augment     Run all of these stages" in capsys.readouterr().out
     assert main(["coda", "annotate", "--help"]) == 0
+
+
+def test_all_known_concepts_of_a_super_category_may_be_options() -> None:
+    known = [Concept(name, group) for name, group in (("a", "frog"), ("b", "frog"), ("c", "bird"), ("d", "bird"))]
+    novel = Concept("new", "frog", known=False)
+    (found,) = choose_subsets([*known, novel], Confusions(num_options=None))
+    assert found == (("a", "b", "new"), ("new",))
+    both = choose_subsets([*known, novel], Confusions(num_options=None, targets="all"))
+    assert {names for names, _ in both} == {("c", "d"), ("a", "b", "new")}
+    with pytest.raises(ValueError, match=r"confusions.num_options must be at least 2, got 1"):
+        Confusions(num_options=1)
