@@ -6,6 +6,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("lit_modules.commands.sweep", "Run fit and test over values of any argument."),
     "sequence": ("lit_modules.commands.sequence", "Unlearn growing or successive forget sets of MUSE."),
     "compare": ("lit_modules.commands.compare", "Compare methods of unlearning from one start, with equal steps."),
+    "aftercare": ("lit_modules.commands.aftercare", "Relearn and round an unlearned model: what does it still know?"),
     "ontology": ("lit_modules.commands.ontology", "Look at an ontology and the distances of its affordances."),
     "pairs": ("lit_modules.commands.pairs", "Make pairs of affordances with captions and images."),
     "coda": ("lit_modules.commands.coda", "Find confused pairs and make contrastive synthetic images of them."),
