@@ -13,7 +13,9 @@ from lit_modules.files import write_whole
 
 PICTURES, IMAGE_SIZE = 24_000, 64
 CLIP_STEPS, LLAVA_STEPS = 1000, 850
-KINDS = tuple(f"{source}_{form}" for form in ("plain", "contrastive") for source in ("textual", "visual", "both"))
+SOURCES = ("textual", "visual", "both")
+FORMS = {"plain": ["--settings.verification=none"], "contrastive": []}
+"""Forms of features, and settings: those without contrast are taken as they are, and so are their pictures."""
 RECIPE = "coda_augmentation/drawn.yaml"
 
 
@@ -43,32 +45,39 @@ def new_creatures(folder: Path, seed: int) -> None:
     _write_field_guide(drawn)
     _train(console, drawn, models, seed)
     console.rule("4 of 5: what the model confuses, what tells it apart, and pictures of that")
-    common = _options(data, models, store, seed)
+    common = _options(data, models, seed)
+    found = f"--data.pairs={store / 'pairs.json'}"
     if not (store / "pairs.json").exists():
-        _run(console, ["coda", "pairs", "-c", RECIPE, *common])
-    pairs = f"--data.pairs={store / 'pairs.json'}"
-    kinds = f"--settings.kinds={json.dumps(KINDS)}"
-    # plain features are taken unfiltered, as in the paper
-    _run(console, ["coda", "augment", "-c", RECIPE, *common, pairs, kinds])
+        _run(console, ["coda", "pairs", "-c", RECIPE, f"--store={store}", *common])
+    for form, more in FORMS.items():
+        place = store if form == "contrastive" else folder / "store_plain"
+        kinds = [f"{source}_{form}" for source in SOURCES]
+        line = ["-c", RECIPE, f"--store={place}", *common, found, f"--settings.kinds={json.dumps(kinds)}", *more]
+        if not all((folder / "drawn" / kind / "features.json").exists() for kind in kinds):
+            _run(console, ["coda", "augment", *line])
+            for kind in kinds:
+                _run(console, ["coda", "export", *line, f"--kind={kind}", f"--output={folder / 'drawn' / kind}"])
     console.rule("5 of 5: update the model, and ask it about other pictures")
     rows = run_updates(console, folder, models / "llava", seed)
     write_whole(folder / "results.json", json.dumps(rows, indent=1) + "\n")
     print_table(console, rows)
-    with Store(store, writable=False) as found:
-        write_report(found, folder / "report.html", results=rows)
+    with Store(store, writable=False) as kept:
+        write_report(kept, folder / "report.html", results=rows)
     console.print(f"{time.monotonic() - began:.0f} s. Report: {folder / 'report.html'}")
     print(folder)
 
 
-def _options(data: Path, models: Path, store: Path, seed: int) -> list[str]:
+def _options(data: Path, models: Path, seed: int) -> list[str]:
     return [
         f"--data.root={data}",
         f"--data.world_seed={seed}",
         f"--chat.model={models / 'llava'}",
         f"--embedder.model={models / 'clip'}",
         "--generator=datamodules.drawn_species_generator.DrawnCreatures",
-        f"--store={store}",
+        f"--generator.concepts={data / 'concepts.jsonl'}",
         f"--settings.seed={seed}",
+        "--settings.guards=false",  # random but for a few attributes, a picture is rarely like its concept to CLIP
+        "--settings.max_attempts=10",
     ]
 
 

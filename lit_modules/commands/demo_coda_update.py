@@ -40,11 +40,11 @@ class Cell:
         return f"{self.method} {self.feature} {self.synthetic}".replace(" ", "-").replace("+", "")
 
 
-def cells(store: Path) -> Iterator[Cell]:
+def cells(drawn: Path) -> Iterator[Cell]:
     """Yield the cells of the table.
 
     Args:
-        store: Store of the synthetic pictures.
+        drawn: Folder of the exported pictures, with a folder for each kind of features.
     """
     yield Cell("zero-shot", "-", None, {})
     yield Cell("real", "-", 0, {})
@@ -53,7 +53,7 @@ def cells(store: Path) -> Iterator[Cell]:
             yield Cell(method, "-", number, {"method": method})
     for method, form in (("no contrast", "plain"), ("CoDA", "contrastive")):
         for feature, source in (("T", "textual"), ("V", "visual"), ("T+V", "both")):
-            given = {"method": "synthetic", "synthetic_root": str(store), "synthetic_kind": f"{source}_{form}"}
+            given = {"method": "synthetic", "synthetic_root": str(drawn / f"{source}_{form}")}
             for number in AMOUNTS:
                 yield Cell(method, feature, number, given)
 
@@ -71,7 +71,7 @@ def run_updates(console: Any, folder: Path, model: Path, seed: int) -> list[dict
 
     planned = [
         (cell, seed + number)
-        for cell in cells(folder / "store")
+        for cell in cells(folder / "drawn")
         for number in range(SEEDS if cell.synthetic is not None else 1)
     ]
     place = folder / "updates"

@@ -104,7 +104,7 @@ def test_fixed_texts_are_parts_of_the_questions(world: World) -> None:
 
 
 def test_the_table_has_the_rows_and_columns_of_the_paper() -> None:
-    found = list(cells(Path("store")))
+    found = list(cells(Path("drawn")))
     assert len({cell.name for cell in found}) == len(found) == 2 + 2 * 3 + 6 * 3
     assert {cell.synthetic for cell in found} == {None, 0, *AMOUNTS}
     kinds = {
@@ -123,7 +123,7 @@ def test_updates_are_run_once_and_make_the_table(
     (tmp_path / "store" / "pairs.json").write_bytes((data.root / "pairs.json").read_bytes())
     (tmp_path / "data").symlink_to(data.root)
     few = [Cell("zero-shot", "-", None, {}), Cell("real", "-", 0, {}), Cell("crop", "-", 1, {"method": "crop"})]
-    monkeypatch.setattr(demo_coda_update, "cells", lambda store: iter(few))
+    monkeypatch.setattr(demo_coda_update, "cells", lambda drawn: iter(few))
     monkeypatch.setattr(demo_coda_update, "STEPS", 2)
     monkeypatch.setattr(demo_coda_update, "WORLD", SMALL)
     console = Console(width=120)

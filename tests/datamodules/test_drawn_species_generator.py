@@ -1,8 +1,10 @@
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from datamodules import DrawnSpecies
 from datamodules.drawn_species_generator import DrawnCreatures
 from datamodules.drawn_species_renderer import draw
 from lit_modules.coda.protocols import ImageGenerator
@@ -43,3 +45,22 @@ def test_absurd_values_are_refused() -> None:
         DrawnCreatures(1.5)
     with pytest.raises(ValueError, match="width and height must be equal, got 64 and 32"):
         DrawnCreatures().generate("a horn", None, 0, 64, 32, 1, 0.0)
+
+
+def test_it_knows_known_species_by_name_and_no_novel_one(tmp_path: Path) -> None:
+    data = DrawnSpecies(str(tmp_path / "data"), num_known=3, num_novel=1, train_images=1)
+    data.prepare_data()
+    path = data.root / "concepts.jsonl"
+    generator, (known, *_), novel = DrawnCreatures(0, str(path)), data.species, data.species[-1]
+    look = {**known.attributes, "horns": "two"}
+    prompt = f"A picture of {known.name} with two horns."
+    assert np.array_equal(made(generator, prompt), np.asarray(draw(look, 0, 64)))
+    prompt = f"A picture of {novel.name} with two horns."
+    assert np.array_equal(made(generator, prompt), np.asarray(draw({"horns": "two"}, 0, 64)))
+    assert known.name in generator.identity
+    assert novel.name not in generator.identity
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        DrawnCreatures(concepts=str(tmp_path / "none.jsonl"))
+    path.write_text('{"name": "a", "known": true, "attributes": {"horns": "nine"}}\n')
+    with pytest.raises(ValueError, match=r"is no concepts.jsonl of drawn species: horns must be one of"):
+        DrawnCreatures(concepts=str(path))
