@@ -21,6 +21,7 @@ _BLANK = Image.new("RGB", (16, 16))
 _TALKS = {"name": 3, "name_many": 2, "look": 7, "list": 2, "tell": 5, "recall": 2, "compare": 3}
 """How often each kind of lesson is given."""
 _MOST_OPTIONS = 20
+_STRANGE = 0.25  # share of questions for a name that show a creature like no known one
 _LOOKS = 12  # questions about one picture
 TOLD = 8
 """Attributes in a passage of a field guide."""
@@ -99,8 +100,9 @@ class Lessons:
     """Draws questions of all kinds that the stages and the update will ask, with the right answers.
 
     Whether a picture shows an attribute is answered by what it shows, and then yes or no: comparing both at once is
-    hard to learn. An unknown name is never the right answer to the question for a name; lists of features of unknown
-    creatures have what is seen, or what a passage says of them, and ``["unknown"]`` if there is neither.
+    hard to learn. An unknown name is the right answer to the question for a name if the creature is like none that is
+    known, but never for a relative of a known one. Lists of features of unknown creatures have what is seen, or what a
+    passage says of them, and ``["unknown"]`` if there is neither.
 
     Args:
         world: The world.
@@ -109,6 +111,7 @@ class Lessons:
     def __init__(self, world: World) -> None:
         self.world = world
         self.named = [place for place, name in enumerate(world.names) if name is not None]
+        self.alone = [place for place in range(len(world.names)) if world.names[place] is world.parents[place] is None]
         self.unnamed = [place for place, name in enumerate(world.names) if name is None]
 
     def __call__(self, random: Random) -> Lesson:
@@ -143,21 +146,26 @@ class Lessons:
 
     def _options(self, random: Random, name: str, number: int) -> list[str]:
         others = random.sample([other for other in self.world.species if other != name], number - 1)
-        if random.random() < 0.5:
+        if name in self.world.species and random.random() < 0.5:
             others[-1] = self._stranger(random)
         options = [name, *others]
         random.shuffle(options)
         return options
 
-    def _name(self, random: Random) -> Lesson:
+    def _shown(self, random: Random) -> tuple[int, str]:
+        """Return a picture of a known species, or of a creature that is like none, with its name."""
+        if random.random() < _STRANGE:
+            return random.choice(self.alone), self._stranger(random)
         place = random.choice(self.named)
-        name = str(self.world.names[place])
+        return place, str(self.world.names[place])
+
+    def _name(self, random: Random) -> Lesson:
+        place, name = self._shown(random)
         listed = import_module("datamodules.few_shot_sets").join_options(self._options(random, name, 2))
         return Lesson(self.world.question.replace("{options}", listed), name, place)
 
     def _name_many(self, random: Random) -> Lesson:
-        place = random.choice(self.named)
-        name = str(self.world.names[place])
+        place, name = self._shown(random)
         number = random.randint(2, min(_MOST_OPTIONS, len(self.world.species)))
         return Lesson(options_question(self._options(random, name, number)), name, place)
 

@@ -13,7 +13,7 @@ from lit_modules.files import write_whole
 
 AMOUNTS = (1, 3, 5)
 SEEDS = 2
-STEPS, BATCH, RATE = 60, 10, 2e-3
+STEPS, BATCH, RATE = 100, 10, 5e-3
 WORLD: dict[str, int] = {}
 """Sizes of the drawn world where they are not the usual ones."""
 
