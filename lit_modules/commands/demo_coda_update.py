@@ -13,7 +13,7 @@ from lit_modules.files import write_whole
 
 AMOUNTS = (1, 3, 5)
 SEEDS = 2
-STEPS, BATCH, RATE = 100, 10, 5e-3
+EPOCHS, BATCH, RATE = 7, 10, 2e-3
 WORLD: dict[str, int] = {}
 """Sizes of the drawn world where they are not the usual ones."""
 
@@ -79,7 +79,7 @@ def run_updates(console: Any, folder: Path, model: Path, seed: int) -> list[dict
     missing = [item for item in zip(paths, planned, strict=True) if not item[0].exists()]
     if missing:
         console.print(
-            f"{len(missing)} updates of {STEPS} steps: LoRA on 5 real and some further pictures of each concept, and "
+            f"{len(missing)} updates of {EPOCHS} epochs: LoRA on 5 real and some further pictures of each concept, then "
             "questions about test pictures with the two names in both orders; the likelier name is the answer.",
             markup=False,
         )
@@ -133,8 +133,7 @@ def update(cell: Cell, folder: Path, model: Path, world_seed: int, seed: int) ->
         )
         trainer = Trainer(
             accelerator="cpu",
-            max_steps=STEPS,
-            max_epochs=-1,
+            max_epochs=EPOCHS,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -131,7 +131,7 @@ def test_updates_are_run_once_and_make_the_table(
     (tmp_path / "data").symlink_to(data.root)
     few = [Cell("zero-shot", "-", None, {}), Cell("real", "-", 0, {}), Cell("crop", "-", 1, {"method": "crop"})]
     monkeypatch.setattr(demo_coda_update, "cells", lambda drawn: iter(few))
-    monkeypatch.setattr(demo_coda_update, "STEPS", 2)
+    monkeypatch.setattr(demo_coda_update, "EPOCHS", 1)
     monkeypatch.setattr(demo_coda_update, "WORLD", SMALL)
     console = Console(width=120)
     rows = run_updates(console, tmp_path, model, seed=0)
