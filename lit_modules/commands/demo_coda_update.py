@@ -79,8 +79,8 @@ def run_updates(console: Any, folder: Path, model: Path, seed: int) -> list[dict
     missing = [item for item in zip(paths, planned, strict=True) if not item[0].exists()]
     if missing:
         console.print(
-            f"{len(missing)} updates of {EPOCHS} epochs: LoRA on 5 real and some further pictures of each concept, then "
-            "questions about test pictures with the two names in both orders; the likelier name is the answer.",
+            f"{len(missing)} updates of {EPOCHS} epochs: LoRA on 5 real and further pictures of each concept; then "
+            "test pictures are asked about, with the two names in both orders, and the likelier one is the answer.",
             markup=False,
         )
     for path, (cell, number) in track(missing, "updates", console=console):
