@@ -4,6 +4,8 @@ import argparse
 import time
 from pathlib import Path
 
+from lit_modules.commands.points import stoppable
+
 METHODS = ("ngdiff", "pgd", "synthia", "coda")
 
 
@@ -14,7 +16,7 @@ def main(args: list[str]) -> int:
         args: Name of the method, and options; see ``lit-modules demo --help``.
 
     Returns:
-        0.
+        0; 130 if it was interrupted.
     """
     parser = argparse.ArgumentParser(
         prog="lit-modules demo",
@@ -27,20 +29,29 @@ def main(args: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and order (default: 0)")
     options = parser.parse_args(args)
     folder = Path(options.folder or f"runs/demo-{options.method}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if options.method == "pgd":
+    try:
+        with stoppable():
+            _show(options.method, folder, options.seed)
+    except KeyboardInterrupt:
+        print(f"Interrupted; `lit-modules demo {options.method} --folder {folder} --seed {options.seed}` goes on.")
+        return 130
+    return 0
+
+
+def _show(method: str, folder: Path, seed: int) -> None:
+    if method == "pgd":
         from lit_modules.commands.demo_pgd import adversarial
 
-        adversarial(folder, options.seed)
-    elif options.method == "synthia":
+        adversarial(folder, seed)
+    elif method == "synthia":
         from lit_modules.commands.demo_synthia import affordances
 
-        affordances(folder, options.seed)
-    elif options.method == "coda":
+        affordances(folder, seed)
+    elif method == "coda":
         from lit_modules.commands.demo_coda import new_creatures
 
-        new_creatures(folder, options.seed)
+        new_creatures(folder, seed)
     else:
         from lit_modules.commands.demo_ngdiff import unlearning
 
-        unlearning(folder, options.seed)
-    return 0
+        unlearning(folder, seed)

@@ -68,6 +68,9 @@ def new_creatures(folder: Path, seed: int) -> None:
 
 
 def _options(data: Path, models: Path, seed: int) -> list[str]:
+    from lit_modules.coda import ClipEmbedder
+
+    scale = ClipEmbedder(str(models / "clip")).encoder.scale  # of its cosines; that of the released CLIP is 100
     return [
         f"--data.root={data}",
         f"--data.world_seed={seed}",
@@ -76,6 +79,7 @@ def _options(data: Path, models: Path, seed: int) -> list[str]:
         "--generator=datamodules.drawn_species_generator.DrawnCreatures",
         f"--generator.concepts={data / 'concepts.jsonl'}",
         f"--settings.seed={seed}",
+        f"--settings.temperature={scale:.4g}",
         "--settings.guards=false",  # random but for a few attributes, a picture is rarely like its concept to CLIP
         "--settings.max_attempts=10",
     ]

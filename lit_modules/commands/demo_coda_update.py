@@ -83,7 +83,7 @@ def run_updates(console: Any, folder: Path, model: Path, seed: int) -> list[dict
             "test pictures are asked about, with the two names in both orders, and the likelier one is the answer.",
             markup=False,
         )
-    for path, (cell, number) in track(missing, "updates", console=console):
+    for path, (cell, number) in track(missing, "updates", console=console, disable=not missing):
         found = update(cell, folder, model, seed, number)
         write_whole(path, json.dumps(found, indent=1) + "\n")
     results: dict[tuple[str, str, int | None], list[dict[str, float]]] = {}
@@ -167,7 +167,7 @@ def print_table(console: Any, rows: list[dict[str, Any]]) -> None:
         lines.setdefault((row["method"], row["feature"]), {})[column] = (
             f"{100 * row['accuracy']:.1f}"
             + ("" if row["std"] is None else f" ± {100 * row['std']:.1f}")
-            + f" ({100 * row['lower']:.0f} to {100 * row['upper']:.0f})"
+            + f"\n({100 * row['lower']:.0f} to {100 * row['upper']:.0f})"
         )
     for (method, feature), cells_of in lines.items():
         table.add_row(method, feature, *(cells_of.get(column, "") for column in columns))
