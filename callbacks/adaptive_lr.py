@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 _COUNTS = ("steps", "probes", "accepted", "passes", "drawn")
@@ -96,16 +97,15 @@ class AdaptiveLR(Callback):
     each ``m`` in ``factors``; fits ``a x^2 / 2 - b x``; and moves the rate towards the minimiser ``b / a``. It then
     puts everything back, bit for bit: weights, gradients, optimizer state, modes, random state. The real step follows
     with the new rate. Losses are summed in the precision the module returns them in, at least float32, and over ranks.
-    A probe with three
-    factors costs three forward passes.
+    A probe with three factors costs three forward passes.
 
     Asks of the module ``probe_loss(batch) -> (sum, weight)``: the summed loss of a training batch and its weight, such
     as its number of target tokens, both scalar tensors; called without gradient and in evaluation mode. Works with
-    automatic and manual optimization, one optimizer, and no learning-rate scheduler. State is kept in the checkpoint.
-    Logs ``adaptive_lr/probe`` (its number: Lightning repeats logged values until the next probe), ``adaptive_lr/lr``,
-    ``adaptive_lr/change`` (what the fit says that the update does to the loss at the rate before the probe),
-    ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and ``adaptive_lr/accepted`` (0
-    or 1) at each probe.
+    automatic and manual optimization, one optimizer, and no learning-rate scheduler; on one device, with DDP, and on
+    weights that FSDP2 shards. State is kept in the checkpoint. Logs ``adaptive_lr/probe`` (its number: Lightning
+    repeats logged values until the next probe), ``adaptive_lr/lr``, ``adaptive_lr/change`` (what the fit says that the
+    update does to the loss at the rate before the probe), ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and
+    ``adaptive_lr/accepted`` (0 or 1) at each probe.
 
     Args:
         period: Optimizer steps from one probe to the next; the first step is probed.
@@ -285,6 +285,9 @@ class AdaptiveLR(Callback):
                         parameter.lerp_(origin.to(parameter.device), 1 - factor / position)
                     position = factor
                 losses[factor] = self._mean_loss(trainer, pl_module, batches)
+                for module in pl_module.modules():
+                    if isinstance(module, FSDPModule):
+                        module.reshard()  # what it still holds of this pass would be the weights of the next
         return losses
 
     def _mean_loss(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float:

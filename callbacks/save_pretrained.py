@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks._files import is_dev_run, run_folder
@@ -15,7 +16,8 @@ class SavePretrained(Callback):
 
     Asks of the module ``save_pretrained(folder)``, and to merge, ``save_pretrained(folder, merge=True)``. The tokenizer
     is the ``tokenizer`` of the datamodule, else of the module; without one a warning says so. Only the first process
-    writes. A run with ``fast_dev_run`` saves nothing, as Lightning saves no checkpoint then.
+    writes; under ``ModelParallelStrategy``, where all of them gather the weights, all call the module, which is to let
+    the first one write. A run with ``fast_dev_run`` saves nothing, as Lightning saves no checkpoint then.
 
     Args:
         folder: Folder to write to, whose files of the same names are replaced; by default ``pretrained`` in the folder
@@ -41,11 +43,14 @@ class SavePretrained(Callback):
         if is_dev_run(trainer):
             return
         folder = Path(self.folder) if self.folder else run_folder(trainer) / "pretrained"
+        module: Any = pl_module
+        sharded = isinstance(trainer.strategy, ModelParallelStrategy)  # weights that all processes gather
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero or sharded:
+            module.save_pretrained(str(folder), **({"merge": True} if self.merge else {}))
         if not trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        module: Any = pl_module
-        module.save_pretrained(str(folder), **({"merge": True} if self.merge else {}))
         try:
             tokenizer = _tokenizer(trainer, pl_module)
         except (OSError, ValueError) as error:  # the weights are saved: what they lack is told, not fatal

@@ -85,5 +85,27 @@ class PairBatches(Dataset[dict[str, dict[str, Any]]]):
         }
 
 
+class GroupBatches(Dataset[dict[str, dict[str, Any]]]):
+    """Batches of several tasks by name; an index is a tuple of tuples, a row number of each task.
+
+    Args:
+        tasks: Rows of each task.
+    """
+
+    def __init__(self, tasks: Mapping[str, TaskBatches]) -> None:
+        self.tasks = dict(tasks)
+
+    def __len__(self) -> int:
+        """Return the number of rows of the largest task."""
+        return max(map(len, self.tasks.values()))
+
+    def __getitem__(self, indices: int | Sequence[tuple[int, ...]]) -> dict[str, dict[str, Any]]:
+        """Return the batch of some rows of each task; a number is one row of each."""
+        if isinstance(indices, int):
+            indices = [tuple(indices % len(rows) for rows in self.tasks.values())]
+        columns = zip(*indices, strict=True)
+        return {name: rows[list(chosen)] for (name, rows), chosen in zip(self.tasks.items(), columns, strict=True)}
+
+
 def _pick(column: Column, indices: list[int]) -> list[str] | Tensor:
     return column[indices] if isinstance(column, Tensor) else [column[i] for i in indices]

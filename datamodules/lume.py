@@ -10,12 +10,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.batches import Column, PairBatches, PromptBatches, TaskBatches
+from datamodules.batches import Column, GroupBatches, PairBatches, PromptBatches, TaskBatches
 from datamodules.download import download as download_file
 from datamodules.lume_generator import public_biographies
 from datamodules.lume_rows import KINDS, TASKS, Row, check_disjoint, read_documents, read_rows
 from datamodules.sampling import (
     BatchSampler,
+    GroupSampler,
     PairSampler,
     ResumableLoader,
     batch_loader,
@@ -51,7 +52,8 @@ class LUME(LightningDataModule):
     of shape ``(batch, tokens)``, padded on the right, and ``id``. All strings come in lists. Answers end with the end
     of sequence.
 
-    - Training with ``subset="unlearn"``: ``{"forget": task, "retain": task}``; otherwise a task.
+    - Training with ``subset="unlearn"``: ``{"forget": task, "retain": task}``; otherwise a task. With ``by_task`` a set
+      is cut into its tasks: ``{"forget_task1": task, ..., "retain_task3": task}``, ``batch_size`` rows of each.
     - Validation, a loader of each set: a task with ``split``.
     - Test, first loader, and predict: ``input_ids`` and ``attention_mask`` of prompts, padded on the left, with ``id``,
       ``split``, ``task``, ``kind``, ``prompt`` and ``target``. Prompts are cut as in training.
@@ -81,7 +83,8 @@ class LUME(LightningDataModule):
         separator: Text between prompt and answer.
         batch_size: Rows of each set in a training batch, on each device.
         eval_batch_size: Rows in a batch of validation, test and predict, on each device.
-        anchor: The set that an epoch goes through once; the other is paired at random.
+        anchor: The set that an epoch goes through once; the other is paired at random. With ``by_task`` it is the
+            longest task of this set; the rows of the others come at random, repeated where a task is shorter.
         nonmembers: JSON lines with ``id`` and ``document``; by default ``nonmembers.jsonl`` in ``root`` if it is there.
         members_file: JSON ``{"member_document_ids": [ids]}``; by default ``semeval_mia_ids.json`` in ``root`` if it is
             there.
@@ -89,6 +92,7 @@ class LUME(LightningDataModule):
         document_seed: Seed of the choice of ``max_documents`` and of the invented non-members, so that runs with
             different orders share them.
         num_workers: Worker processes of each loader.
+        by_task: Whether a training batch holds the tasks of each set apart, for ``lit_modules.NGDiff``.
 
     Raises:
         ValueError: If an argument is out of its range or, in ``setup``, a file is malformed, a set is empty after the
@@ -122,6 +126,7 @@ class LUME(LightningDataModule):
         seed: int = 0,
         document_seed: int = 0,
         num_workers: int = 4,
+        by_task: bool = False,
     ) -> None:
         super().__init__()
         _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, max_length=max_length)
@@ -132,8 +137,13 @@ class LUME(LightningDataModule):
         _some_of(SETS, anchor=[anchor])
         _some_of(TASKS, tasks=tasks)
         _some_of(KINDS, kinds=kinds)
+        if by_task and subset != "unlearn":
+            raise ValueError(
+                f"by_task cuts the sets of subset='unlearn' into tasks, got subset={subset!r}; leave one of the two."
+            )
         named = tokenizer is None or isinstance(tokenizer, str)
         self.save_hyperparameters(ignore=[] if named else ["tokenizer"])
+        self.by_task = by_task
         self.root = Path(root)
         self.download = download
         self.subset, self.splits, self.anchor = subset, splits, anchor
@@ -185,6 +195,12 @@ class LUME(LightningDataModule):
             rows = [row for name in SETS if self.subset in ("all", name) for row in self._encoded[name]]
             sampler = BatchSampler(len(rows), self.batch_size, self.seed, True, *place_of(self))
             return self._training(TaskBatches(rows, self._pad), sampler)
+        if self.by_task:
+            groups = {f"{name}_{task.lower()}": rows for name in SETS for task, rows in self._by_task(name).items()}
+            anchors = [place for place, name in enumerate(groups) if name.startswith(self.anchor)]
+            lengths = [len(rows) for rows in groups.values()]
+            together = GroupSampler(lengths, anchors, self.batch_size, self.seed, *place_of(self))
+            return self._training(GroupBatches(groups), together)
         forget, retain = (TaskBatches(self._encoded[name], self._pad) for name in SETS)
         pairs = PairSampler(len(forget), len(retain), self.anchor, self.batch_size, self.seed, *place_of(self))
         return self._training(PairBatches(forget, retain), pairs)
@@ -230,6 +246,19 @@ class LUME(LightningDataModule):
             if name in known:
                 raise ValueError(f"{self.nonmembers} must hold documents of neither set, got {name}.")
         return members + [(name, text, False, self.nonmembers.name) for name, text in others]
+
+    def _by_task(self, name: str) -> dict[str, TaskBatches]:
+        """Return the training rows of each task of a set."""
+        rows: dict[str, list[Encoded]] = {task: [] for task in self.tasks}
+        for row, encoded in zip(self.rows[name], self._encoded[name], strict=True):
+            rows[row.task].append(encoded)
+        empty = [task for task in self.tasks if not rows[task]]
+        if empty:
+            raise ValueError(
+                f"by_task needs rows of each task in both sets, and the {name} set has none of {', '.join(empty)}; "
+                f"give tasks without {'it' if len(empty) == 1 else 'them'}, or select more."
+            )
+        return {task: TaskBatches(found, self._pad) for task, found in rows.items()}
 
     def _scoring(self, name: str) -> ResumableLoader:
         rows = sorted(self._encoded[name], key=len)
@@ -316,7 +345,7 @@ class LUME(LightningDataModule):
         if cut:
             rank_zero_warn(f"{cut} of {len(rows)} {what} to max_length={self.max_length}.")
 
-    def _training(self, dataset: TaskBatches | PairBatches, sampler: BatchSampler) -> ResumableLoader:
+    def _training(self, dataset: TaskBatches | PairBatches | GroupBatches, sampler: BatchSampler) -> ResumableLoader:
         return training_loader(self, dataset, sampler, self.num_workers)
 
     def _evaluation(self, dataset: TaskBatches) -> ResumableLoader:

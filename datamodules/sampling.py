@@ -1,7 +1,7 @@
 """Seeded batches that a stopped run takes up where it left them."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -124,6 +124,50 @@ class PairSampler(BatchSampler):
     def identity(self) -> dict[str, int | str]:
         """Return what two samplers must share to give the same batches."""
         return {**super().identity(), "rows of the other set": self.other, "anchor": self.anchor}
+
+
+class GroupSampler(BatchSampler):
+    """Yield tuples of row numbers, one of each of several tasks: one pass over the longest of the anchor tasks.
+
+    Every task has a random order of its own, and another one each time it is exhausted.
+
+    Args:
+        lengths: Number of rows of each task.
+        anchors: Places in ``lengths`` of the tasks of which an epoch goes through the longest once.
+        batch_size: Rows of each task per rank and batch.
+        seed: Seed of all orders.
+        rank: Number of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        anchors: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(max(lengths[place] for place in anchors), batch_size, seed, True, rank, world_size)
+        self.lengths = tuple(lengths)
+        self.anchors = tuple(anchors)
+
+    def order(self) -> list[tuple[int, ...]]:
+        """Return a row number of each task, for each row of the longest anchor."""
+        columns: list[list[int]] = []
+        for place, length in enumerate(self.lengths):
+            column: list[int] = []
+            while len(column) < self.length:
+                stream = place + len(self.lengths) * (len(column) // length)
+                column += permutation(length, self.seed, self.epoch - self.lag, stream)
+            columns.append(column[: self.length])
+        return list(zip(*columns, strict=True))
+
+    def identity(self) -> dict[str, int | str]:
+        """Return what two samplers must share to give the same batches."""
+        lengths = ", ".join(map(str, self.lengths))
+        return {**super().identity(), "rows of each task": lengths, "anchor tasks": ", ".join(map(str, self.anchors))}
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -46,6 +46,7 @@ class SyntheticLUME(LUME):
         anchor: The set that an epoch goes through once; the other is paired at random.
         seed: Seed of the order.
         num_workers: Worker processes of each loader.
+        by_task: Whether a training batch holds the tasks of each set apart, for ``lit_modules.NGDiff``.
 
     Raises:
         ValueError: If an argument is out of its range, or ``root`` holds a benchmark of other arguments.
@@ -69,6 +70,7 @@ class SyntheticLUME(LUME):
         anchor: Literal["forget", "retain"] = "forget",
         seed: int = 0,
         num_workers: int = 0,
+        by_task: bool = False,
     ) -> None:
         super().__init__(
             tokenizer=tokenizer,
@@ -83,6 +85,7 @@ class SyntheticLUME(LUME):
             anchor=anchor,
             seed=seed,
             num_workers=num_workers,
+            by_task=by_task,
         )
         check_arguments(num_documents, story_sentences)
         if vocab_size < SMALLEST:

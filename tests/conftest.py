@@ -123,7 +123,7 @@ def run_in_two_processes(script: Path, folder: Path) -> None:
                 command, output = [sys.executable, str(script), str(folder)], {"stdout": log, "stderr": log}
                 ranks.append(subprocess.Popen(command, env=environment | {"LOCAL_RANK": str(rank)}, **output))
         for rank, process in enumerate(ranks):
-            assert process.wait(timeout=300) == 0, (folder / f"{rank}.log").read_text()[-3000:]
+            assert process.wait(timeout=600) == 0, (folder / f"{rank}.log").read_text()[-3000:]
     finally:
         for process in ranks:
             process.kill()

@@ -22,6 +22,8 @@ from lit_modules.unlearning import combiners
 METHODS = ("NGDiff", "GradientDifference", "GradientAscent")
 """Methods that are trained, validated and tested."""
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "NGDiff-by-task": ("NGDiff", {}),
+    "GradientDifference-PCGrad": ("GradientDifference", {"combine": combiners.PCGrad()}),
     "KLMinimisation": ("KLMinimisation", {}),
     "NPO": ("NPO", {}),
     "NPO-kl": ("NPO", {"retain_term": "kl"}),
@@ -79,9 +81,10 @@ def tiny() -> LlamaForCausalLM:
     return small_llama(300, hidden_size=16, num_layers=1, num_heads=2)
 
 
-def data(folder: Path, devices: int) -> SyntheticLUME:
-    """Return two documents of each set and task, of which a step sees four rows of each set."""
-    return SyntheticLUME(root=str(folder / "data"), num_documents=2, vocab_size=300, batch_size=4 // devices)
+def data(folder: Path, devices: int, by_task: bool) -> SyntheticLUME:
+    """Return two documents of each set and task, of which a step sees four rows of each set, or of each task."""
+    sizes: dict[str, Any] = {"num_documents": 2, "vocab_size": 300, "batch_size": 4 // devices}
+    return SyntheticLUME(root=str(folder / "data"), by_task=by_task, **sizes)
 
 
 def train(folder: Path, devices: int, case: str) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def train(folder: Path, devices: int, case: str) -> dict[str, Any]:
         tiny(), accumulate=2, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-2), **arguments
     )
     runner = trainer(folder / f"devices-{devices}", devices, max_epochs=1, limit_val_batches=0)
-    runner.fit(module, datamodule=data(folder, devices))
+    runner.fit(module, datamodule=data(folder, devices, by_task="by-task" in case))
     return {"weights": module.model.state_dict(), "steps": runner.global_step}
 
 

@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ontology": ("lit_modules.commands.ontology", "Look at an ontology and the distances of its affordances."),
     "pairs": ("lit_modules.commands.pairs", "Make pairs of affordances with captions and images."),
     "coda": ("lit_modules.commands.coda", "Find confused pairs and make contrastive synthetic images of them."),
+    "memory": ("lit_modules.commands.memory", "Count the memory that unlearning a model needs of each GPU."),
     "recipes": ("lit_modules.commands.recipes", "List the shipped recipes, for -c."),
 }
 """Module and help line of each command."""

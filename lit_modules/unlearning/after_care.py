@@ -159,7 +159,8 @@ def load_quantised(
         simulate_quantisation_(model, bits)
         return cast("PreTrainedModel", model.eval())
     if find_spec("bitsandbytes") is None:
-        raise ImportError("backend='bitsandbytes' needs `pip install bitsandbytes`; 'simulated' runs without it.")
+        needed = "backend='bitsandbytes' needs bitsandbytes: pip install \"lit-modules[quantization]\""
+        raise ImportError(f"{needed}; 'simulated' runs without it.")
     from transformers import BitsAndBytesConfig
 
     check_folder(folder)

@@ -1,6 +1,7 @@
 """What the unlearning modules share: manual optimization over groups of micro-batches."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.checkpoints import check_finite
 from lit_modules.unlearning.causal_lm import Batch, CausalLM
-from lit_modules.unlearning.gradients import PairStatistics, combine_, global_norm, inner_product
+from lit_modules.unlearning.gradients import PairStatistics, combine_, global_norm, norm_and_product
 from lit_modules.unlearning.losses import summed_nll, target_tokens
 
 
@@ -24,7 +25,7 @@ class Unlearning(CausalLM, ABC):
     integers of shape ``(batch, tokens)`` (a label of -100 is not scored), and may name its rows in ``id``. A task's
     loss is the mean negative log-likelihood per target token over the whole group and over all ranks, so the same rows
     give the same step however they are cut. Optimization is manual, because a step combines two gradients; tried on
-    one device and with DDP.
+    one device and with DDP, and where ``shardable`` says so with ``ModelParallelStrategy``.
 
     Subclasses write ``unlearning_step``, which leaves the direction in ``.grad``.
 
@@ -74,11 +75,7 @@ class Unlearning(CausalLM, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect a group of batches and take one optimizer step with it."""
-        if not isinstance(batch, dict) or not {"forget", "retain"} <= batch.keys():
-            found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
-            raise ValueError(
-                f'{type(self).__name__} trains on batches {{"forget": task, "retain": task}}, got {found}.'
-            )
+        self.check_batch(batch)
         self._group.append(batch)
         if len(self._group) < self.accumulate and not self.trainer.is_last_batch:
             return
@@ -89,7 +86,7 @@ class Unlearning(CausalLM, ABC):
             self.clip_gradients(optimizer, self.clip_norm, "norm")
         if numbers.pop("skip", 0.0):
             self.print(
-                f"Step {self.global_step}: both gradients vanish or are not finite; the weights stay as they are."
+                f"Step {self.global_step}: all gradients vanish or are not finite; the weights stay as they are."
             )
         else:
             optimizer.step()
@@ -103,6 +100,18 @@ class Unlearning(CausalLM, ABC):
         }
         self.log_dict(bar, prog_bar=True)
         self.log_dict(numbers)
+
+    def check_batch(self, batch: Batch) -> None:
+        """Check that a training batch holds what a step needs.
+
+        Raises:
+            ValueError: If it does not; names what it holds.
+        """
+        if not isinstance(batch, dict) or not {"forget", "retain"} <= batch.keys():
+            found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+            raise ValueError(
+                f'{type(self).__name__} trains on batches {{"forget": task, "retain": task}}, got {found}.'
+            )
 
     @abstractmethod
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
@@ -138,7 +147,7 @@ class Unlearning(CausalLM, ABC):
 
         Args:
             group: The batches of one optimizer step on this rank.
-            task: ``"forget"`` or ``"retain"``.
+            task: Name of the task in the batches, such as ``"forget"``.
             scale: Factor of the gradient.
 
         Returns:
@@ -159,9 +168,9 @@ class Unlearning(CausalLM, ABC):
         return strategy.reduce(total, reduce_op="sum") / tokens
 
     @staticmethod
-    def row_names(group: list[Batch]) -> dict[str, list[str]]:
+    def row_names(group: list[Batch], tasks: Sequence[str] = ("forget", "retain")) -> dict[str, list[str]]:
         """Return the ids of a group's rows by task."""
-        return {task: [name for batch in group for name in batch[task].get("id", [])] for task in ("forget", "retain")}
+        return {task: [name for batch in group for name in batch[task].get("id", [])] for task in tasks}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the batches of a group that is not complete."""
@@ -261,7 +270,7 @@ class TwoTaskUnlearning(Unlearning):
         forget = self._buffered(forget)
         retain_loss = self.accumulate_gradient(group, "retain")
         retain = [parameter.grad for parameter in parameters]
-        values = [forget_loss, retain_loss, forget_norm, global_norm(retain), inner_product(retain, forget)]
+        values = [forget_loss, retain_loss, forget_norm, *norm_and_product(retain, forget)]
         # one transfer from the device for all five numbers
         packed = torch.stack([value.to(self.device, torch.float64) for value in values]).tolist()
         losses = {"forget": packed[0], "retain": packed[1]}

@@ -18,7 +18,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lit_modules.checkpoints import without_frozen
 from lit_modules.unlearning.generation import greedy_generate
 from lit_modules.unlearning.losses import sequence_nll
+from lit_modules.unlearning.own_tokenizer import check_same_tokens
 from lit_modules.unlearning.saving import write_pretrained
+from lit_modules.unlearning.sharding import in_step, shard
 from lit_modules.unlearning.token_scores import token_scores
 
 Batch = dict[str, Any]
@@ -93,6 +95,8 @@ class CausalLM(LightningModule):
     """
 
     strict_loading: bool
+    shardable = False
+    """Whether the method was tried with weights that are sharded by FSDP2, under ``ModelParallelStrategy``."""
 
     def __init__(
         self,
@@ -138,9 +142,17 @@ class CausalLM(LightningModule):
         return []
 
     def configure_model(self) -> None:
-        """Load the weights and add the adapters, once, in training mode; check that the tokenizer belongs to them."""
+        """Load the weights and add the adapters, once, in training mode; check that the tokenizer belongs to them.
+
+        Under Lightning's ``ModelParallelStrategy`` the weights are then sharded over its processes.
+        """
         if not self._configured:
+            self._check_mesh()
             self._build_network()
+            if self.device_mesh is not None:
+                # autocast alone would keep a copy of all weights in bfloat16 until the backward pass
+                mixed = str(self.trainer.precision) == "bf16-mixed"
+                shard(self.model, self.device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
         if self._trainer is not None:
             self._check_vocabulary()
 
@@ -206,7 +218,15 @@ class CausalLM(LightningModule):
             if metric.update_called:
                 key = "val/loss" if name == "other_loss" else f"val/{name}"
                 self.log(key, metric.compute(), prog_bar=True, rank_zero_only=False, sync_dist=False)
-                metric.reset()
+                with torch.inference_mode(False):  # else a fit after `validate` could not add to it
+                    metric.reset()
+
+    def on_test_start(self) -> None:
+        """Have a metric with ``check_rows`` compare what it was given with the rows to come, before any is answered."""
+        check = getattr(self.metric, "check_rows", None)
+        evaluated = getattr(getattr(self.trainer, "datamodule", None), "evaluated", None)
+        if check is not None and evaluated:
+            check({split: len(rows) for split, rows in evaluated.items()})
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Answer or score the batch and hand the result to the metric."""
@@ -293,7 +313,7 @@ class CausalLM(LightningModule):
         return self._results
 
     def save_pretrained(self, folder: str, merge: bool = False) -> None:
-        """Write the weights so that ``model: <folder>`` loads them.
+        """Write the weights so that ``model: <folder>`` loads them; sharded ones if all processes call this.
 
         Args:
             folder: Folder to write to.
@@ -322,7 +342,8 @@ class CausalLM(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trains, and what a resumed run needs to go on as if nothing had happened."""
-        if not self.strict_loading:
+        # the loader of sharded checkpoints asks for every weight
+        if not self.strict_loading and not getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
             checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self.model, "model.")
         checkpoint["lit_modules_method"] = type(self).__name__
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -363,6 +384,25 @@ class CausalLM(LightningModule):
             self._compiled = [torch.compile(self.model)]
         self._configured = True
 
+    def _check_mesh(self) -> None:
+        """Refuse a ``ModelParallelStrategy`` that the method was not made for."""
+        if self.device_mesh is None:
+            return
+        name = type(self).__name__
+        if not self.shardable:
+            raise ValueError(f"{name} needs its weights whole, which ModelParallelStrategy shards; use strategy 'ddp'.")
+        tensor, data = (self.device_mesh[part].size() for part in ("tensor_parallel", "data_parallel"))
+        if tensor > 1:
+            raise ValueError(
+                f"{name} shards its weights over data_parallel_size processes, and has no tensor parallelism, got "
+                f"tensor_parallel_size {tensor}; give ModelParallelStrategy(data_parallel_size={tensor * data}, "
+                "tensor_parallel_size=1)."
+            )
+        if self.compile_network:
+            raise ValueError(
+                f"{name}(compile=True) was not tried under ModelParallelStrategy; leave one of the two out."
+            )
+
     @property
     def _pad_token_id(self) -> int:
         pad = self.tokenizer.pad_token_id
@@ -372,7 +412,8 @@ class CausalLM(LightningModule):
         self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, limits: list[int] | None = None
     ) -> list[str]:
         ends = self.tokenizer.eos_token_id
-        answers = greedy_generate(self.model, input_ids, attention_mask, max_new_tokens, ends, self._pad_token_id)
+        with in_step(self.model):
+            answers = greedy_generate(self.model, input_ids, attention_mask, max_new_tokens, ends, self._pad_token_id)
         rows = [row.tolist() for row in answers]
         if limits is not None:
             rows = [row[:limit] for row, limit in zip(rows, limits, strict=True)]
@@ -385,8 +426,12 @@ class CausalLM(LightningModule):
     def _check_vocabulary(self) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         tokenizer = getattr(datamodule, "tokenizer", None) or self._tokenizer
-        if tokenizer is not None and not isinstance(tokenizer, str) and len(tokenizer) > self.vocab_size:
+        if tokenizer is None or isinstance(tokenizer, str):
+            return
+        if len(tokenizer) > self.vocab_size:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens and the model's embedding only "
                 f"{self.vocab_size} rows. Give the tokenizer that belongs to the model."
             )
+        if self.model_name is not None:
+            check_same_tokens(tokenizer, self.model_name)

@@ -109,6 +109,31 @@ def loss_normalised_weights(statistics: PairStatistics, eps: float = 1e-12) -> W
 class GradientCombiner(ABC):
     """Combines a retain and a forget gradient into one direction; give it to a module as ``combine``."""
 
+    def of_weighted(self, statistics: PairStatistics, retain_weight: float, forget_weight: float) -> Weights:
+        """Return the factors for losses that have weights of their own, ``retain_weight * L_R`` and the like.
+
+        Args:
+            statistics: Norms, inner product and losses of the gradients without the weights.
+            retain_weight: Factor of the retain loss.
+            forget_weight: Factor of the forget loss.
+
+        Returns:
+            The factors of the gradients without the weights.
+
+        Example:
+            >>> IMTLG().of_weighted(PairStatistics(retain_norm=1.0, forget_norm=1.0, inner=0.0), 1.0, 3.0)
+            (0.75, 0.75)
+        """
+        weighted = PairStatistics(
+            retain_norm=retain_weight * statistics.retain_norm,
+            forget_norm=forget_weight * statistics.forget_norm,
+            inner=retain_weight * forget_weight * statistics.inner,
+            retain_loss=retain_weight * statistics.retain_loss,
+            forget_loss=forget_weight * statistics.forget_loss,
+        )
+        retain, forget = self.weights(weighted)
+        return retain_weight * retain, forget_weight * forget
+
     @abstractmethod
     def weights(self, statistics: PairStatistics) -> Weights:
         """Return the factors of ``d = retain_weight * g_R - forget_weight * g_F``.
@@ -249,6 +274,18 @@ class Projected(GradientCombiner):
     def weights(self, statistics: PairStatistics) -> Weights:
         """Return 1 for the primary gradient and the weights that make the other orthogonal to it."""
         return projected_weights(statistics, self.primary)
+
+
+def check_combiner(combine: object) -> None:
+    """Check an argument ``combine``.
+
+    Raises:
+        TypeError: If it is neither a combiner nor ``None``.
+    """
+    if combine is not None and not isinstance(combine, GradientCombiner):
+        raise TypeError(
+            f"combine must be a GradientCombiner, such as Normalised(), or None, got {type(combine).__name__}."
+        )
 
 
 def _usable(statistics: PairStatistics) -> Weights:

@@ -45,6 +45,8 @@ class GradientAscent(Unlearning):
         baseline of arXiv 2410.22086.
     """
 
+    shardable = True
+
     def __init__(
         self,
         model: str | PreTrainedModel,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.unlearning.base import TwoTaskUnlearning
 from lit_modules.unlearning.causal_lm import default_optimizer
+from lit_modules.unlearning.combiners import GradientCombiner, check_combiner
 from lit_modules.unlearning.gradients import PairStatistics
 
 
@@ -17,9 +18,10 @@ class GradientDifference(TwoTaskUnlearning):
 
     Each step moves by ``d = retain_weight * g_R - forget_weight * g_F``, the gradient of
     ``retain_weight * NLL(retain) - forget_weight * NLL(forget)``. As the forget loss grows so does its gradient, which
-    then
-    dominates: ``g_R . d`` is negative, and the step raises the retain loss, whenever
-    ``forget_weight * n_F * cos > retain_weight * n_R``.
+    then dominates: ``g_R . d`` is negative, and the step raises the retain loss, whenever
+    ``forget_weight * n_F * cos > retain_weight * n_R``. A ``combine`` replaces the sum: ``PCGrad``, ``MGDA``, ``IMTLG``
+    or ``Projected`` of ``lit_modules.unlearning.combiners`` joins the gradients of the two weighted losses, and
+    ``Normalised`` makes this NGDiff.
 
     Batch, logged names and strategies are those of :class:`~lit_modules.NGDiff`.
 
@@ -34,6 +36,8 @@ class GradientDifference(TwoTaskUnlearning):
         clip_norm: Largest norm of the direction; ``None`` leaves it alone.
         retain_weight: Factor of the retain loss, ``alpha``.
         forget_weight: Factor of the forget loss, ``gamma``.
+        combine: Rule that combines the gradients of the two weighted losses, such as
+            ``lit_modules.unlearning.combiners.PCGrad``; ``None`` takes their difference.
         buffer: Where the forget gradient waits for the retain gradient: as it is, in half the memory, or on the CPU.
         metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
         max_new_tokens: Longest generated answer, in tokens.
@@ -42,10 +46,13 @@ class GradientDifference(TwoTaskUnlearning):
 
     Raises:
         ValueError: If a number is out of its range.
+        TypeError: If ``combine`` is no rule.
 
     References:
         Liu et al., "Continual learning and private unlearning", arXiv 2203.12817; the baseline of arXiv 2410.22086.
     """
+
+    shardable = True
 
     def __init__(
         self,
@@ -59,6 +66,7 @@ class GradientDifference(TwoTaskUnlearning):
         clip_norm: float | None = None,
         retain_weight: float = 1.0,
         forget_weight: float = 1.0,
+        combine: GradientCombiner | None = None,
         buffer: Literal["device", "bfloat16", "cpu"] = "device",
         metric: Metric | None = None,
         max_new_tokens: int = 256,
@@ -83,10 +91,14 @@ class GradientDifference(TwoTaskUnlearning):
         for name, weight in (("retain_weight", retain_weight), ("forget_weight", forget_weight)):
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative, got {weight}.")
-        self.save_hyperparameters(ignore=self._injected(model, tokenizer))
+        check_combiner(combine)
+        self.save_hyperparameters(ignore=[*self._injected(model, tokenizer), "combine"])
+        self.combine = combine
         self.retain_weight = retain_weight
         self.forget_weight = forget_weight
 
     def weights(self, statistics: PairStatistics) -> tuple[float, float]:
-        """Return the two fixed weights."""
-        return self.retain_weight, self.forget_weight
+        """Return the two fixed weights, or what ``combine`` makes of them."""
+        if self.combine is None:
+            return self.retain_weight, self.forget_weight
+        return self.combine.of_weighted(statistics, self.retain_weight, self.forget_weight)

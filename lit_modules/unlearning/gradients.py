@@ -9,6 +9,9 @@ Every combination of two gradients here is ``d = retain_weight * retain - forget
 weights depend on the gradients only through the three numbers of :class:`PairStatistics`. So one pass over the
 gradients gives the numbers, plain arithmetic gives the weights, and a second pass writes the direction in place.
 
+The tensors may be shards (``DTensor``, as FSDP2 makes them): sums are then taken over the shards of all processes, by
+one all-reduce of a scalar or two, and the rest is local.
+
 References:
     Bu et al., "Unlearning as multi-task optimization: A normalized gradient difference approach with an adaptive
     learning rate", arXiv 2410.22086.
@@ -20,6 +23,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from lit_modules.unlearning.sharding import local, own_part, shard_group, sum_over
 
 Gradient = Sequence[Tensor | None]
 
@@ -81,9 +86,9 @@ def global_norm(gradient: Gradient) -> Tensor:
         >>> global_norm([torch.tensor([3.0]), None, torch.tensor([[4.0]])]).item()
         5.0
     """
-    norms = [torch.linalg.vector_norm(part) for tensor in gradient if tensor is not None for part in _parts(tensor)]
-    norm: Tensor = torch.linalg.vector_norm(_stacked(norms))
-    return norm
+    group = shard_group(gradient)
+    norm = _norm(own_part(gradient, group))
+    return norm if group is None else sum_over(group, norm.square()).sqrt()
 
 
 def inner_product(first: Gradient, second: Gradient) -> Tensor:
@@ -107,13 +112,25 @@ def inner_product(first: Gradient, second: Gradient) -> Tensor:
         11.0
     """
     _same_length(first, second)
-    products = [
-        torch.dot(left, right)
-        for a, b in zip(first, second, strict=True)
-        if a is not None and b is not None
-        for left, right in zip(_parts(a), _parts(b.to(a.device, a.dtype)), strict=True)
-    ]
-    return _stacked(products).sum()
+    group = shard_group(first)
+    return sum_over(group, _product(own_part(first, group), own_part(second, group)))
+
+
+def norm_and_product(first: Gradient, second: Gradient) -> tuple[Tensor, Tensor]:
+    """Return ``global_norm(first)`` and ``inner_product(first, second)``, of sharded gradients by one all-reduce.
+
+    Example:
+        >>> [each.item() for each in norm_and_product([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])])]
+        [5.0, 8.0]
+    """
+    _same_length(first, second)
+    group = shard_group(first)
+    own, other = own_part(first, group), own_part(second, group)
+    norm, product = _norm(own), _product(own, other)
+    if group is None:
+        return norm, product
+    square, total = sum_over(group, torch.stack([norm.square(), product])).unbind()
+    return square.sqrt(), total
 
 
 def pair_statistics(retain: Gradient, forget: Gradient) -> PairStatistics:
@@ -124,11 +141,8 @@ def pair_statistics(retain: Gradient, forget: Gradient) -> PairStatistics:
         PairStatistics(retain_norm=5.0, forget_norm=2.0, inner=8.0)
     """
     _same_length(retain, forget)
-    return PairStatistics(
-        global_norm(retain).item(),
-        global_norm(forget).item(),
-        inner_product(retain, forget).item(),
-    )
+    norm, product = norm_and_product(retain, forget)
+    return PairStatistics(norm.item(), global_norm(forget).item(), product.item())
 
 
 def normalised_weights(statistics: PairStatistics, eps: float = 1e-12) -> tuple[float, float]:
@@ -141,10 +155,12 @@ def normalised_weights(statistics: PairStatistics, eps: float = 1e-12) -> tuple[
         >>> normalised_weights(PairStatistics(retain_norm=5.0, forget_norm=0.0, inner=0.0))
         (0.2, 0.0)
     """
-    retain, forget = (
-        1 / norm if eps <= norm < math.inf else 0.0 for norm in (statistics.retain_norm, statistics.forget_norm)
-    )
-    return retain, forget
+    return normalised_weight(statistics.retain_norm, eps), normalised_weight(statistics.forget_norm, eps)
+
+
+def normalised_weight(norm: float, eps: float = 1e-12) -> float:
+    """Return ``1 / norm``, and 0 for a norm that is below ``eps`` or not finite."""
+    return 1 / norm if eps <= norm < math.inf else 0.0
 
 
 @torch.no_grad()
@@ -173,12 +189,13 @@ def combine_(
     direction: list[Tensor | None] = []
     for r, f in zip(retain, forget, strict=True):
         if r is not None:
+            own = local(r)
             if retain_weight:
-                r.mul_(retain_weight)
+                own.mul_(retain_weight)
             else:
-                r.zero_()
+                own.zero_()
             if f is not None and forget_weight:
-                r.add_(f.to(r.device, r.dtype), alpha=-forget_weight)
+                own.add_(local(f).to(own.device, own.dtype), alpha=-forget_weight)
         elif f is not None and forget_weight:
             r = f * -forget_weight
         direction.append(r)
@@ -209,6 +226,67 @@ def normalised_difference(retain: Gradient, forget: Gradient, eps: float = 1e-12
     """
     weights = normalised_weights(pair_statistics(retain, forget), eps)
     return combine_([None if tensor is None else tensor.clone() for tensor in retain], forget, *weights)
+
+
+@torch.no_grad()
+def normalised_sum(lower: Sequence[Gradient], higher: Sequence[Gradient], eps: float = 1e-12) -> list[Tensor | None]:
+    """Return ``sum_i g_i / ||g_i||`` over the losses to lower, less the same sum over the losses to raise.
+
+    The direction of NGDiff for any number of tasks, of norm at most their number; with one of each it is
+    :func:`normalised_difference`. What holds for two tasks holds for the sum only: ``d`` is one of descent for
+    ``sum_lower L_i / n_i - sum_higher L_i / n_i`` with the norms held fixed, and a single task may lose.
+
+    Args:
+        lower: Gradients of the losses to lower; left as they are.
+        higher: Gradients of the losses to raise.
+        eps: Smallest norm that counts; a gradient below it, or not finite, is dropped.
+
+    Returns:
+        New tensors, one per parameter; ``None`` where no task reaches it.
+
+    Example:
+        >>> normalised_sum([[torch.tensor([3.0, 0.0])], [torch.tensor([0.0, 2.0])]], [[torch.tensor([-5.0, 0.0])]])
+        [tensor([2., 1.])]
+    """
+    total: list[Tensor | None] = []
+    for sign, gradients in ((1.0, lower), (-1.0, higher)):
+        for gradient in gradients:
+            weight = sign * normalised_weight(global_norm(gradient).item(), eps)
+            if weight:
+                scaled = [None if tensor is None else tensor * weight for tensor in gradient]
+                total = add_(total, scaled) if total else scaled
+    return total
+
+
+@torch.no_grad()
+def add_(total: Sequence[Tensor | None], gradient: Gradient) -> list[Tensor | None]:
+    """Add a gradient to another in place; return it, with the gradient's own tensors where it had ``None``.
+
+    Example:
+        >>> add_([torch.tensor([1.0]), None], [torch.tensor([2.0]), torch.tensor([3.0])])
+        [tensor([3.]), tensor([3.])]
+    """
+    _same_length(total, gradient)
+    for a, b in zip(total, gradient, strict=True):
+        if a is not None and b is not None:
+            local(a).add_(local(b).to(local(a).device, a.dtype))
+    return [b if a is None else a for a, b in zip(total, gradient, strict=True)]
+
+
+def _norm(gradient: Gradient) -> Tensor:
+    norms = [torch.linalg.vector_norm(part) for tensor in gradient if tensor is not None for part in _parts(tensor)]
+    norm: Tensor = torch.linalg.vector_norm(_stacked(norms))
+    return norm
+
+
+def _product(first: Gradient, second: Gradient) -> Tensor:
+    products = [
+        torch.dot(left, right)
+        for a, b in zip(first, second, strict=True)
+        if a is not None and b is not None
+        for left, right in zip(_parts(a), _parts(b.to(a.device, a.dtype)), strict=True)
+    ]
+    return _stacked(products).sum()
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -45,6 +45,8 @@ class LossNorm(TwoTaskUnlearning):
         A comparison of Bu et al., arXiv 2410.22086; named there, its formula not checked against the text.
     """
 
+    shardable = True
+
     def __init__(
         self,
         model: str | PreTrainedModel,

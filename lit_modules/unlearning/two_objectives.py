@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_modules.checkpoints import check_finite
 from lit_modules.unlearning.base import TwoTaskUnlearning
 from lit_modules.unlearning.causal_lm import Batch
-from lit_modules.unlearning.combiners import GradientCombiner
+from lit_modules.unlearning.combiners import GradientCombiner, check_combiner
 from lit_modules.unlearning.gradients import PairStatistics, global_norm
 from lit_modules.unlearning.losses import summed_nll, target_tokens
 from lit_modules.unlearning.objectives import attended_logits, reference_kl
@@ -91,10 +91,7 @@ class TwoObjectives(TwoTaskUnlearning):
                 raise ValueError(f"{name} must be finite and not negative, got {weight}.")
         if retain_term not in ("nll", "kl"):
             raise ValueError(f"retain_term must be 'nll' or 'kl', got {retain_term!r}.")
-        if combine is not None and not isinstance(combine, GradientCombiner):
-            raise TypeError(
-                f"combine must be a GradientCombiner, such as Normalised(), or None, got {type(combine).__name__}."
-            )
+        check_combiner(combine)
         self.forget_weight = forget_weight
         self.retain_weight = retain_weight
         self.retain_term = retain_term
@@ -183,16 +180,7 @@ class TwoObjectives(TwoTaskUnlearning):
     def weights(self, statistics: PairStatistics) -> tuple[float, float]:
         """Return the factors that ``combine`` gives to the gradients of the weighted objectives."""
         assert self.combine is not None
-        retain, forget = self.loss_weights()
-        weighted = PairStatistics(
-            retain_norm=retain * statistics.retain_norm,
-            forget_norm=forget * statistics.forget_norm,
-            inner=retain * forget * statistics.inner,
-            retain_loss=retain * statistics.retain_loss,
-            forget_loss=forget * statistics.forget_loss,
-        )
-        retain_factor, forget_factor = self.combine.weights(weighted)
-        return retain * retain_factor, forget * forget_factor
+        return self.combine.of_weighted(statistics, *self.loss_weights())
 
     @contextmanager
     def reference_network(self) -> Iterator[nn.Module]:

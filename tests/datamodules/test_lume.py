@@ -3,6 +3,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -345,3 +346,43 @@ def test_real_splits(splits: str, lume: Callable[..., LUME], lume_root: Path) ->
     whole = Counter(row.document for row in read_rows(lume_root / "forget.jsonl", "forget"))
     part = Counter(row.document for row in data.rows["forget"])
     assert part.items() <= whole.items()  # no document straddles a split
+
+
+def test_by_task_cuts_each_set_into_its_tasks(lume: Callable[..., LUME], lume_folder: Path) -> None:
+    data = lume(by_task=True, batch_size=4)
+    batches = list(data.train_dataloader())
+    names = [f"{name}_task{number}" for name in ("forget", "retain") for number in (1, 2, 3)]
+    assert all(list(batch) == names and {len(task["id"]) for task in batch.values()} <= {4} for batch in batches)
+    tasks = {row.id: (row.split, row.task.lower()) for name in ("forget", "retain") for row in data.rows[name]}
+    for name in names:
+        rows = [identifier for identifier, place in tasks.items() if "_".join(place) == name]
+        counts = Counter(ids(batch[name] for batch in batches))
+        assert set(counts) <= set(rows)
+        # the longest forget task comes once; a shorter one is gone through again and again
+        assert max(counts.values()) - min(counts.values()) <= 1
+        assert sum(counts.values()) == 12
+        assert name != "forget_task2" or set(counts.values()) == {1}
+    assert data.train_dataloader().sampler.identity()["rows of each task"] == "4, 12, 4, 4, 12, 4"  # type: ignore[union-attr]
+
+
+def test_by_task_on_ranks_and_in_epochs(lume: Callable[..., LUME]) -> None:
+    def seen(epoch: int, rank: int, world_size: int, batch_size: int) -> list[list[tuple[str, ...]]]:
+        data = lume(by_task=True, batch_size=batch_size)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, limit_train_batches=1.0)  # type: ignore[assignment]
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        return [list(zip(*(task["id"] for task in batch.values()), strict=True)) for batch in loader]
+
+    whole = seen(0, 0, 1, 4)
+    assert [a + b for a, b in zip(seen(0, 0, 2, 2), seen(0, 1, 2, 2), strict=True)] == whole
+    assert seen(1, 0, 1, 4) != whole
+
+
+def test_by_task_asks_for_rows_of_each_task(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="by_task cuts the sets of subset='unlearn' into tasks, got subset='all'"):
+        lume(by_task=True, subset="all")
+    root = str(write_sets({("1", "Task3"): BOTH, ("a", "Task2"): BOTH}, {("3", "Task3"): BOTH}))
+    with pytest.raises(ValueError, match="the retain set has none of Task2; give tasks without it, or select more"):
+        lume(root=root, by_task=True, tasks=("Task2", "Task3")).train_dataloader()
+    batch = next(iter(lume(root=root, by_task=True, tasks=("Task3",)).train_dataloader()))
+    assert list(batch) == ["forget_task3", "retain_task3"]

@@ -92,7 +92,7 @@ def test_a_quantised_folder_loads(tiny_causal_lm: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_a_missing_bitsandbytes_is_told(tiny_causal_lm: Path) -> None:
-    with pytest.raises(ImportError, match="needs `pip install bitsandbytes`"):
+    with pytest.raises(ImportError, match=r'needs bitsandbytes: pip install "lit-modules\[quantization\]"'):
         load_quantised(str(tiny_causal_lm), 8, "bitsandbytes")
 
 

@@ -1,6 +1,7 @@
 """Combiners of two gradients: worked cases, and what each promises for any two gradients."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lit_modules.cli import main
+from lit_modules.lightning_cli import ProjectCLI
 from lit_modules.unlearning.combiners import (
     IMTLG,
     MGDA,
@@ -19,7 +22,10 @@ from lit_modules.unlearning.combiners import (
     PCGrad,
     Projected,
 )
+from lit_modules.unlearning.gradient_difference import GradientDifference
 from lit_modules.unlearning.gradients import PairStatistics, combine_, normalised_difference, pair_statistics
+from lit_modules.unlearning.losses import summed_nll, target_tokens
+from lit_modules.unlearning.ngdiff import NGDiff
 
 ALL = [Linear(), Normalised(), PCGrad(), MGDA(), IMTLG(), Projected(), Projected("retain")]
 pairs = st.tuples(st.integers(0, 2**31), st.floats(-2, 2), st.floats(-2, 2), st.floats(-1, 1))
@@ -113,3 +119,51 @@ def test_broken_gradient_is_dropped(combiner: GradientCombiner, bad: float) -> N
 def test_absurd_arguments_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("combiner", [*ALL, LossNormalised()], ids=lambda c: type(c).__name__)
+def test_gradient_difference_moves_along_any_rule(combiner: GradientCombiner, bench: Any) -> None:
+    network = bench.network()
+    before, (pair,) = bench.vector(network), bench.pairs(24)
+    parameters, gradients, losses = list(network.parameters()), [], []
+    for task, weight in (("retain", 0.5), ("forget", 2.0)):
+        loss = weight * summed_nll(network, pair[task]) / target_tokens(pair[task])
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+        losses.append(float(loss))
+    statistics = replace(pair_statistics([gradients[0]], [gradients[1]]), retain_loss=losses[0], forget_loss=losses[1])
+    retain_weight, forget_weight = combiner.weights(statistics)
+    expected = before - 0.01 * (retain_weight * gradients[0] - forget_weight * gradients[1])
+    module = GradientDifference(
+        network, retain_weight=0.5, forget_weight=2.0, combine=combiner, optimizer=lambda p: torch.optim.SGD(p, lr=0.01)
+    )
+    bench.fit(module, bench.pairs(24))
+    torch.testing.assert_close(bench.vector(network), expected, atol=1e-6, rtol=0)
+
+
+def test_gradient_difference_with_normalised_is_ngdiff_and_with_linear_itself(bench: Any) -> None:
+    def trained(module: Any) -> Tensor:
+        bench.fit(module, bench.pairs(8))
+        return bench.vector(module.model)  # type: ignore[no-any-return]
+
+    assert torch.equal(
+        trained(GradientDifference(bench.network(), combine=Normalised())), trained(NGDiff(bench.network()))
+    )
+    assert torch.equal(
+        trained(GradientDifference(bench.network(), combine=Linear())), trained(GradientDifference(bench.network()))
+    )
+
+
+def test_gradient_difference_takes_a_rule_in_one_line_of_configuration(ngdiff: list[str]) -> None:
+    arguments = [argument.replace("--model=NGDiff", "--model=GradientDifference") for argument in ngdiff]
+    combine = "--model.combine=lit_modules.unlearning.combiners.PCGrad"
+    cli = main(["fit", *arguments, combine, "--trainer.fast_dev_run=2", "--trainer.limit_val_batches=0"])
+    assert isinstance(cli, ProjectCLI)
+    assert type(cli.model.combine) is PCGrad
+    assert cli.trainer.global_step == 2
+
+
+def test_what_is_no_rule_is_refused(bench: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"combine must be a GradientCombiner, such as Normalised\(\), or None, got str"
+    ):
+        GradientDifference(bench.network(), combine="pcgrad")  # type: ignore[arg-type]

@@ -359,3 +359,12 @@ def test_named_model_reloads_from_its_checkpoint(bench: Any, tmp_path: Path) -> 
     third = GradientAscent(str(tmp_path / "end"))
     third.configure_model()
     assert torch.equal(bench.vector(third.model), bench.vector(module.model))
+
+
+def test_module_that_was_validated_can_be_fitted(bench: Any) -> None:
+    module = NGDiff(bench.network())
+    rows = bench.loader([{**bench.forget, "split": ["forget"] * 24}])
+    bench.trainer().validate(module, rows, verbose=False)  # in inference mode, unlike the validation of a fit
+    trainer = bench.trainer()
+    trainer.fit(module, bench.loader(bench.pairs(8)), rows)
+    assert "val/forget_loss" in trainer.callback_metrics

@@ -1,0 +1,186 @@
+"""Networks whose weights are sharded over processes by FSDP2, and sums over what the processes hold."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds, sharing its memory; a plain tensor is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_group(tensors: Sequence[Tensor | None]) -> dist.ProcessGroup | None:
+    """Return the processes that together hold the sharded tensors; ``None`` if none is sharded.
+
+    Raises:
+        ValueError: If tensors are sharded over different processes, or over more than one dimension of a mesh.
+    """
+    found: dict[str, dist.ProcessGroup] = {}
+    for tensor in tensors:
+        if not isinstance(tensor, DTensor):
+            continue
+        dimensions = [number for number, placement in enumerate(tensor.placements) if not _replicated(placement)]
+        if len(dimensions) > 1 or not all(isinstance(tensor.placements[number], Shard) for number in dimensions):
+            raise ValueError(
+                "Norms are taken of tensors that are sharded over one dimension of a mesh, as FSDP2 does, got the "
+                f"placements {tensor.placements}; leave tensor parallelism out."
+            )
+        for number in dimensions:
+            group = tensor.device_mesh.get_group(number)
+            found[group.group_name] = group
+    if len(found) > 1:
+        raise ValueError(f"All tensors must be sharded over the same processes, got {len(found)} groups of them.")
+    return next(iter(found.values()), None)
+
+
+def own_part(tensors: Sequence[Tensor | None], group: dist.ProcessGroup | None) -> list[Tensor | None]:
+    """Return what this process adds to a sum over a group: its shards, and on the first rank the whole tensors.
+
+    Args:
+        tensors: Sharded and whole tensors.
+        group: Result of :func:`shard_group`; with ``None`` every tensor is this process's own.
+
+    Returns:
+        As many tensors; ``None`` where this process adds nothing.
+    """
+    first = group is None or dist.get_rank(group) == 0
+    return [None if t is None or not (first or _sharded(t)) else local(t) for t in tensors]
+
+
+def sum_over(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
+    """Return the sum of the values of all processes of a group; one all-reduce."""
+    if group is not None:
+        dist.all_reduce(values, group=group)
+    return values
+
+
+def shard(network: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> None:
+    """Shard the weights of a network in place with FSDP2: each of its blocks, then what is left.
+
+    Blocks are the modules that transformers' ``_no_split_modules`` names, else the members of the network's module
+    lists. Weights are gathered before each block runs and freed after it, those outside of the blocks too: what changes
+    the weights between two forward passes, as ``callbacks.AdaptiveLR`` does, must find nothing gathered.
+
+    Args:
+        network: A network whose weights are whole, on any device.
+        mesh: One-dimensional mesh of the processes that share the weights.
+        compute_dtype: Type in which weights are gathered and computed with; gradients are summed in float32, and what
+            a process holds keeps its own type. ``None`` gathers weights as they are.
+    """
+    policy = MixedPrecisionPolicy()
+    if compute_dtype is not None:
+        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for block in blocks_of(network):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    network.register_forward_pre_hook(_before_forward, prepend=True)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """Return the repeated parts of a network, outermost ones only.
+
+    Example:
+        >>> from lit_modules.networks import small_llama
+        >>> [type(block).__name__ for block in blocks_of(small_llama(64, 16, num_layers=2, num_heads=2))]
+        ['LlamaDecoderLayer', 'LlamaDecoderLayer']
+    """
+    names = {name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    found = [module for module in network.modules() if type(module).__name__ in names]
+    if not found:
+        lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+        found = [block for blocks in lists for block in blocks]
+    within = {id(part) for block in found for part in block.modules() if part is not block}
+    return [block for block in found if id(block) not in within]
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether a network has weights of which this process holds a part."""
+    return any(isinstance(parameter, DTensor) for parameter in network.parameters())
+
+
+def whole_state(network: nn.Module) -> dict[str, Any]:
+    """Return the state dict of a sharded network, gathered on the CPU of the first rank; all ranks must call it.
+
+    Returns:
+        Whole tensors on rank 0, elsewhere nothing.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+@contextmanager
+def in_step(network: nn.Module) -> Iterator[None]:
+    """Let a sharded network be called a different number of times on each rank, as generation does.
+
+    Each call gathers weights from all ranks, so a rank that has ended goes on calling, on a token, until all have. All
+    ranks must enter and leave. Without shards this does nothing.
+    """
+    if not is_sharded(network):
+        yield
+        return
+    _gather_once(network)
+
+    def going(value: int) -> bool:
+        ranks = torch.full((), value, device=_device(network))
+        dist.all_reduce(ranks)
+        return bool(ranks)
+
+    def announce(module: nn.Module, args: Any) -> None:
+        going(1)
+
+    handle = network.register_forward_pre_hook(announce, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+    with torch.no_grad():
+        while going(0):
+            _call(network)
+
+
+_GATHERED: WeakSet[nn.Module] = WeakSet()
+
+
+def _before_forward(network: nn.Module, args: Any) -> None:
+    """Let a first pass in inference mode, such as that of a validation, follow one outside of it."""
+    if torch.is_inference_mode_enabled():
+        _gather_once(network)
+    else:
+        _GATHERED.add(network)
+
+
+def _gather_once(network: nn.Module) -> None:
+    """Gather weights outside of inference mode, unless they were: FSDP2 keeps the buffers that the first pass makes.
+
+    Buffers made in inference mode could not be written to by the passes of training.
+    """
+    if network not in _GATHERED:
+        _GATHERED.add(network)
+        with torch.inference_mode(False), torch.no_grad():
+            _call(network)
+
+
+def _call(network: nn.Module) -> None:
+    network(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=_device(network)), use_cache=False)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(local(parameter).device for parameter in network.parameters())
+
+
+def _replicated(placement: Any) -> bool:
+    return isinstance(placement, Replicate)
+
+
+def _sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) and not all(map(_replicated, tensor.placements))
