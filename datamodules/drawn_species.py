@@ -11,6 +11,7 @@ from torch import Tensor
 from datamodules.drawn_species_files import Species, caption, differences, invent_species, write_species
 from datamodules.drawn_species_renderer import ATTRIBUTES, PHRASES, draw, random_attributes, render_creatures
 from datamodules.few_shot import FewShotPairs
+from datamodules.few_shot_samples import Method
 from datamodules.few_shot_sets import OFFICIAL_EVALUATION_QUESTION, QUESTION, Mix
 
 
@@ -58,6 +59,7 @@ class DrawnSpecies(FewShotPairs):
         eval_question: Question of validation and test; ``None`` takes ``question``.
         features: File of attributes.
         feature_context: Whether attributes stand before each question of validation and test.
+        n_context: Supports of each option that come with each question of validation and test, as examples.
         image_size: Side of the pictures as one tensor, for classifiers.
         mix: ``cutmix`` or ``mixup`` mixes training pictures, for classifiers.
         batch_size: Samples in a training batch, on each device.
@@ -96,7 +98,7 @@ class DrawnSpecies(FewShotPairs):
         pairs: str | None = None,
         n_real: int = 5,
         n_synthetic: int = 0,
-        method: Literal["real", "crop", "flip", "flip_horizontal", "synthetic"] = "real",
+        method: Method = "real",
         synthetic_root: str | None = None,
         synthetic_kind: str | None = None,
         n_source: int | None = None,
@@ -115,6 +117,7 @@ class DrawnSpecies(FewShotPairs):
         eval_question: str | None = None,
         features: str | None = None,
         feature_context: bool = False,
+        n_context: int = 0,
         image_size: int | None = None,
         mix: Mix = "none",
         batch_size: int = 5,
@@ -153,6 +156,7 @@ class DrawnSpecies(FewShotPairs):
             eval_question=eval_question,
             features=features,
             feature_context=feature_context,
+            n_context=n_context,
             image_size=image_size,
             mix=mix,
             # creatures of two species that differ in a detail may look nearly alike

@@ -57,10 +57,12 @@ class FewShotPairs(LightningDataModule):
       tuples, for each option the tuple of other right answers.
     - ``features``: list of tuples, for each option the tuple of its attributes; empty without ``features``.
     - ``pair_id``, ``role`` (``target`` or ``confusable``: what the picture shows), ``origin`` (``real``, ``crop``,
-      ``flip``, ``flip_horizontal``, or the kind of synthetic pictures), ``part`` (``pairs``, ``replay`` or
-      ``retention``), ``path``, ``supercategory``: lists of str.
+      ``flip``, ``flip_horizontal``, ``armada_lite``, or the kind of synthetic pictures), ``part`` (``pairs``,
+      ``replay`` or ``retention``), ``path``, ``supercategory``: lists of str.
     - ``index``: int64 ``(batch,)``, place in the set. In validation and test also ``query`` and ``order``, int64
       ``(batch,)``: rows of one query ask the same in another order of the options.
+    - ``context``: in validation and test with ``n_context``, a list of tuples of examples: for each question the pairs
+      of a PIL picture and the name of what it shows, ``n_context`` of each option in an order of the query's own.
     - ``label_weights``: float32 ``(batch, classes)``, in training with ``mix``.
 
     Args:
@@ -72,8 +74,10 @@ class FewShotPairs(LightningDataModule):
         n_real: Real training pictures of each concept; the paper has 5 or 20, and 1 is an extension of ours.
         n_synthetic: Further training pictures of each concept.
         method: What the further pictures are: ``real`` has none, ``crop``, ``flip`` (also upside down) and
-            ``flip_horizontal`` change real ones, ``synthetic`` reads ``synthetic_root``.
-        synthetic_root: Store of the augmentation stages, or a folder of pictures.
+            ``flip_horizontal`` change real ones, ``synthetic`` reads ``synthetic_root``; so does ``armada_lite``, for
+            real ones edited by instructions of a chat model, which ``lit-modules coda armada-lite`` makes: the outline
+            of ARMADA without its knowledge base and its choice by Frechet distance, and not to be reported as ARMADA.
+        synthetic_root: Folder of pictures, as ``lit-modules coda export`` and ``coda armada-lite`` write it.
         synthetic_kind: Kind of synthetic pictures to read, such as ``visual_contrastive``.
         n_source: Real pictures that crops and flips are made of; ``None`` takes ``n_real``.
         sampling: ``fixed`` trains on all pictures; ``probability`` goes through the real ones and puts a further one in
@@ -97,6 +101,8 @@ class FewShotPairs(LightningDataModule):
         features: File of attributes, see :func:`~datamodules.few_shot_samples.read_features`.
         feature_context: Whether the attributes of all options stand before each question of validation and test,
             whatever the method.
+        n_context: Supports of each option that come with each question of validation and test, as examples for models
+            that are asked without an update; at most ``n_real``.
         image_size: Side of the pictures in pixels as one tensor, for classifiers; ``None`` leaves them as they are.
         mix: ``cutmix`` or ``mixup`` mixes training pictures, for classifiers.
         near_duplicates: Whether pictures that differ in size or compression alone count as the same.
@@ -149,6 +155,7 @@ class FewShotPairs(LightningDataModule):
         eval_question: str | None = None,
         features: str | None = None,
         feature_context: bool = False,
+        n_context: int = 0,
         image_size: int | None = None,
         mix: Mix = "none",
         near_duplicates: bool = True,
@@ -278,7 +285,8 @@ class FewShotPairs(LightningDataModule):
         training = training or "train" in self.folder.splits
         trained = self.selection.updates(problems) if training else []
         asked = {name: self.selection.queries(name, problems) for name in ("validation", "test")}
-        ours = [sample for real, made in trained for sample in (real, *made)]
+        examples = self.selection.examples(problems)
+        ours = [sample for real, made in trained for sample in (real, *made)] + examples
         theirs = [sample for samples in asked.values() for sample in samples]
         pictures = [[(s.pair.concept(s.role), s.picture) for s in samples] for samples in (ours, theirs)]
         problems += check_pictures(pictures[0], pictures[1], given["max_pixels"], given["near_duplicates"])
@@ -364,7 +372,12 @@ class FewShotPairs(LightningDataModule):
             question = OFFICIAL_EVALUATION_QUESTION
         asking = self._asking(question, given["feature_context"])
         options = [self.selection.options(sample.pair, asking.concepts) for sample in asked]
-        return QuerySet(asked, options, asking, given["n_orders"], given["query_seed"])
+        examples = {
+            key: self.selection.support(concept)[: given["n_context"]]
+            for key, concept in asking.concepts.items()
+            if given["n_context"]
+        }
+        return QuerySet(asked, options, asking, given["n_orders"], given["query_seed"], examples)
 
     def _evaluation(self, name: str) -> ResumableLoader:
         data, given = self.split(name), self.arguments

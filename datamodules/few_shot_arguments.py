@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from datamodules.few_shot_layouts import Layout
-from datamodules.few_shot_samples import METHODS
+from datamodules.few_shot_samples import METHODS, READ_METHODS
 from datamodules.few_shot_sets import Mix
 
 
@@ -24,6 +24,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     least = {
         "n_real": 0,
         "n_synthetic": 0,
+        "n_context": 0,
         "n_source": 1,
         "n_query": 1,
         "n_validation": 1,
@@ -52,9 +53,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             f"method {method!r} goes with {'n_synthetic 0' if method == 'real' else 'a positive n_synthetic'}, "
             f"got {number}."
         )
-    if method == "synthetic" and given["synthetic_root"] is None:
-        raise ValueError("method 'synthetic' needs synthetic_root, the folder of the pictures; got None.")
-    if method not in ("real", "synthetic") and not (given["n_source"] or given["n_real"]):
+    if method in READ_METHODS and given["synthetic_root"] is None:
+        raise ValueError(f"method {method!r} needs synthetic_root, the folder of the pictures; got None.")
+    if method == "armada_lite" and given["synthetic_kind"] not in (None, "armada_lite"):
+        raise ValueError(f"method 'armada_lite' has a kind of its own; got synthetic_kind {given['synthetic_kind']!r}.")
+    if method not in ("real", *READ_METHODS) and not (given["n_source"] or given["n_real"]):
         raise ValueError(f"method {method!r} with n_real 0 needs n_source, the number of pictures to change; got None.")
     if given["sampling"] == "probability" and (method == "real" or not given["n_real"]):
         raise ValueError("sampling 'probability' needs real pictures and others that replace them.")
@@ -63,5 +66,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must have the place '{{options}}', got {given[name]!r}.")
     if given["feature_context"] and given["features"] is None:
         raise ValueError("feature_context needs features, the file of the attributes; got None.")
+    if given["n_context"] > given["n_real"]:
+        raise ValueError(
+            f"n_context must be at most n_real, {given['n_real']}, as examples are supports; got {given['n_context']}."
+        )
+    if given["n_context"] and given["image_size"] is not None:
+        raise ValueError(f"n_context is for models that read texts: leave image_size out, got {given['image_size']}.")
     if given["mix"] != "none" and given["image_size"] is None:
         raise ValueError(f"mix {given['mix']!r} needs image_size, as it is for classifiers; got None.")

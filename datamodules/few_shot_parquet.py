@@ -33,7 +33,9 @@ def parquet_rows(root: Path) -> Iterator[tuple[str, tuple[str, ...], Picture]]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ImportError(f"{root} holds Parquet files, and reading these needs `pip install pyarrow`.") from error
+        raise ImportError(
+            f'{root} holds Parquet files, and reading these needs pyarrow: pip install "lit-modules[parquet]".'
+        ) from error
     for path in files:
         yield from _rows(parquet, path, root)
 

@@ -14,8 +14,10 @@ from datamodules.few_shot_images import FORMATS, Look, Picture, inspect, same_pi
 from datamodules.few_shot_layouts import read_folder
 from datamodules.few_shot_pairs import ConfusablePair, plain_name, read_lines
 
-Method = Literal["real", "crop", "flip", "flip_horizontal", "synthetic"]
-METHODS: tuple[Method, ...] = ("real", "crop", "flip", "flip_horizontal", "synthetic")
+Method = Literal["real", "crop", "flip", "flip_horizontal", "synthetic", "armada_lite"]
+METHODS: tuple[Method, ...] = ("real", "crop", "flip", "flip_horizontal", "synthetic", "armada_lite")
+READ_METHODS = ("synthetic", "armada_lite")
+"""Methods whose pictures are read from a folder."""
 ROLES: tuple[Literal["target", "confusable"], ...] = ("target", "confusable")
 Features = dict[tuple[str, str], tuple[str, ...]]
 
@@ -47,7 +49,7 @@ class Sample:
         picture: Picture.
         pair: Pair that the question is about.
         role: Which of the two the picture shows.
-        origin: ``real``, ``crop``, ``flip``, ``flip_horizontal``, or the kind of synthetic pictures.
+        origin: ``real``, ``crop``, ``flip``, ``flip_horizontal``, ``armada_lite``, or the kind of synthetic pictures.
         part: ``pairs``, ``replay`` or ``retention``.
         key: What a crop or a flip is drawn from.
     """
@@ -186,6 +188,12 @@ def synthetic_pictures(
         )
     found: dict[tuple[str, str], list[Picture]] = {}
     if (root / "manifest.json").is_file() or any((root / pair.pair_id).is_dir() for pair in pairs):
+        if not any((root / pair.pair_id / role).is_dir() for pair in pairs for role in ROLES):
+            problems.append(
+                f"{root} is the store of a run; `lit-modules coda export --output FOLDER` writes its accepted pictures "
+                "as training data, and that folder is for synthetic_root."
+            )
+            return {}
         for pair in pairs:
             for role in ROLES:
                 place = root / pair.pair_id / role

@@ -6,7 +6,7 @@ from typing import Any
 
 from datamodules.few_shot_concepts import Concept
 from datamodules.few_shot_images import Picture
-from datamodules.few_shot_samples import ROLES, Pair, Sample, queries, supports, synthetic_pictures
+from datamodules.few_shot_samples import READ_METHODS, ROLES, Pair, Sample, queries, supports, synthetic_pictures
 
 Update = tuple[Sample, list[Sample]]
 """A sample to update on, and those of which one may stand in for it."""
@@ -48,8 +48,8 @@ class Selection:
         given = self.given
         needed = max(given["n_real"], given["n_source"] or 0)
         synthetic: dict[tuple[str, str], list[Picture]] = {}
-        if given["method"] == "synthetic":
-            kind = given["synthetic_kind"]
+        if given["method"] in READ_METHODS:
+            kind = given["synthetic_kind"] if given["method"] == "synthetic" else given["method"]
             synthetic = synthetic_pictures(given["synthetic_root"], self.pairs["pairs"], kind, problems)
         samples: list[Update] = []
         short: dict[str, int] = {}
@@ -96,6 +96,26 @@ class Selection:
             problems.append(f"{key} has no pictures to ask about in {split}; add some, or set query_from to 'train'.")
         return asked
 
+    def examples(self, problems: list[str]) -> list[Sample]:
+        """Return the supports that questions come with, those of known pairs too.
+
+        Args:
+            problems: What is missing is added to it.
+        """
+        number = self.given["n_context"]
+        samples: list[Sample] = []
+        for part in ("pairs", "retention") if number else ():
+            for pair in self.pairs[part]:
+                for role in ROLES:
+                    pool = self.support(pair.concept(role))
+                    if len(pool) < number:
+                        problems.append(
+                            f"{pair.concept(role).key} has {len(pool)} training pictures, and n_context is {number}; "
+                            "lower it or add some."
+                        )
+                    samples += [Sample(picture, pair, role, part=part) for picture in pool[:number]]
+        return samples
+
     def options(self, pair: Pair, concepts: Mapping[str, Concept]) -> list[str]:
         """Return the keys of the options of a query: the pair, and others of the target's super-category.
 
@@ -138,13 +158,13 @@ class Selection:
     ) -> list[Sample]:
         given = self.given
         method, number = given["method"], given["n_synthetic"]
-        if method == "synthetic":
+        if method in READ_METHODS:
             if len(synthetic) < number:
                 problems.append(
-                    f"{pair.concept(role).name} has {len(synthetic)} synthetic pictures in pair {pair.pair_id}, and "
+                    f"{pair.concept(role).name} has {len(synthetic)} {method} pictures in pair {pair.pair_id}, and "
                     f"n_synthetic is {number}; make more or lower it."
                 )
-            origin = given["synthetic_kind"] or "synthetic"
+            origin = given["synthetic_kind"] or method
             return [Sample(picture, pair, role, origin) for picture in synthetic[:number]]
         return [
             Sample(source, pair, role, method, key=f"{given['seed']}/{source.name}/{method}/{place // len(sources)}")

@@ -1,6 +1,6 @@
 """Sets of questions with one picture each: those a model is updated on and those it is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.few_shot_concepts import Concept
+from datamodules.few_shot_images import Picture
 from datamodules.few_shot_pairs import plain_name
 from datamodules.few_shot_samples import Features, Sample
 
@@ -165,13 +166,21 @@ class QuerySet(Dataset[dict[str, Any]]):
         asking: How questions are put.
         orders: Orders; the first is drawn, the second is the first turned about, and so on.
         seed: Seed.
+        examples: Pictures of each concept, by key, that questions come with.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], options: Sequence[Sequence[str]], asking: Asking, orders: int, seed: int
+        self,
+        samples: Sequence[Sample],
+        options: Sequence[Sequence[str]],
+        asking: Asking,
+        orders: int,
+        seed: int,
+        examples: Mapping[str, Sequence[Picture]] | None = None,
     ) -> None:
         self.samples, self.options, self.asking = list(samples), list(options), asking
-        self.orders, self.seed = orders, seed
+        self.orders, self.seed, self.examples = orders, seed, dict(examples or {})
+        self._opened: dict[Picture, Image.Image] = {}
 
     def __len__(self) -> int:
         """Return the number of questions."""
@@ -191,7 +200,19 @@ class QuerySet(Dataset[dict[str, Any]]):
         batch["index"] = torch.tensor(places)
         batch["query"] = torch.tensor([place // self.orders for place in places])
         batch["order"] = torch.tensor([place % self.orders for place in places])
+        if self.examples:
+            batch["context"] = [self._context(place // self.orders) for place in places]
         return batch
+
+    def _context(self, query: int) -> tuple[tuple[Image.Image, str], ...]:
+        """Return the examples of a query: pictures of its options with their names, the same for all orders."""
+        sample, asking = self.samples[query], self.asking
+        shown = [(picture, key) for key in sorted(self.options[query]) for picture in self.examples[key]]
+        Random(f"{self.seed}/{sample.pair.pair_id}/{sample.picture.name}/examples").shuffle(shown)
+        # questions of one pair follow each other
+        kept = {picture: self._opened.get(picture) or picture.load(asking.max_pixels) for picture, _ in shown}
+        self._opened = kept
+        return tuple((kept[picture], asking.shown(asking.concepts[key].name)) for picture, key in shown)
 
 
 def mixed(

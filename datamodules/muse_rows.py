@@ -45,7 +45,7 @@ def read_texts(path: str | Path) -> list[str]:
             raise ValueError(f"{path} is empty; it must hold a text.")
         return [text]
     records = [(where, {"text": row} if isinstance(row, str) else row) for where, row in _rows(path)]
-    return [row["text"] for row in _checked(records, ("text",))]
+    return [row["text"] for row in _checked(records, ("text",), path)]
 
 
 def read_records(path: str | Path, fields: Sequence[str]) -> list[dict[str, str]]:
@@ -62,7 +62,7 @@ def read_records(path: str | Path, fields: Sequence[str]) -> list[dict[str, str]
     path = Path(path)
     if path.suffix == ".txt":
         raise ValueError(f"{path} must be JSON or Parquet with the fields {', '.join(fields)}, got plain text.")
-    return _checked(_rows(path), fields)
+    return _checked(_rows(path), fields, path)
 
 
 def encode_blocks(tokenizer: PreTrainedTokenizerBase, name: str, text: str, max_length: int) -> list[Encoded]:
@@ -137,9 +137,9 @@ def _rows(path: Path) -> list[tuple[str, Any]]:
     return [(f"{path}, row {number}", row) for number, row in enumerate(content, start=1)]
 
 
-def _checked(rows: Sequence[tuple[str, Any]], fields: Sequence[str]) -> list[dict[str, str]]:
+def _checked(rows: Sequence[tuple[str, Any]], fields: Sequence[str], path: Path) -> list[dict[str, str]]:
     if not rows:
-        raise ValueError(f"A file must hold at least one row with the fields {', '.join(fields)}, got none.")
+        raise ValueError(f"{path} must hold at least one row with the fields {', '.join(fields)}, got none.")
     for where, row in rows:
         if not isinstance(row, dict):
             raise ValueError(
@@ -159,7 +159,9 @@ def _parquet(path: Path) -> list[Any]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ImportError(f"Reading {path} needs `pip install pyarrow`; JSON files need nothing.") from error
+        raise ImportError(
+            f'Reading {path} needs pyarrow: pip install "lit-modules[parquet]"; JSON files need nothing.'
+        ) from error
     try:
         rows: list[Any] = parquet.ParquetFile(path).read().to_pylist()
     except Exception as error:  # pyarrow has errors of its own, and OSError

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_modules.adversarial import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
-    from lit_modules.coda import ClassifierUpdate, CoDA
+    from lit_modules.coda import ClassifierUpdate, CoDA, InContext
     from lit_modules.synthia.module import Synthia
     from lit_modules.synthia.training import TextToImageTraining
     from lit_modules.unlearning import (
@@ -41,6 +41,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "GradientAscent",
     "GradientDifference",
     "IDK",
+    "InContext",
     "KLMinimisation",
     "LossNorm",
     "MART",
@@ -71,6 +72,7 @@ _MODULES = {
     "GradientAscent": "unlearning",
     "GradientDifference": "unlearning",
     "IDK": "unlearning",
+    "InContext": "coda",
     "KLMinimisation": "unlearning",
     "LossNorm": "unlearning",
     "MART": "adversarial",

@@ -14,6 +14,8 @@ from email.message import Message
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
+from lit_modules.keys import without_key
+
 Answer = TypeVar("Answer")
 _MOST_BYTES = 2**26
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
@@ -43,7 +45,7 @@ class Endpoint:
         url: Address up to the version, such as ``"http://127.0.0.1:8000/v1"``.
         model: Name of the model.
         key_variable: Environment variable that holds the key; it may be unset for endpoints that need none. The key is
-            kept nowhere else, and never shown.
+            kept nowhere else; where an answer or an error says it back, stars stand, see :mod:`lit_modules.keys`.
         timeout: Seconds to wait for an answer.
         attempts: Times that a request is sent at most.
         pause: Seconds before the second attempt.
@@ -176,7 +178,7 @@ class Endpoint:
             data: bytes = response.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise ValueError(f"the answer is longer than {_MOST_BYTES} bytes")
-        return data
+        return without_key(data, key)
 
     def _key(self) -> str:
         key = os.environ.get(self.key_variable, "").strip()
@@ -189,8 +191,10 @@ class Endpoint:
 
     def _said(self, error: urllib.error.HTTPError) -> str:
         """Return what an answer says about its error, without the key."""
+        key = self._key()
         try:
-            text = error.read(4096).decode(errors="replace")
+            # before it is decoded or cut off, either of which may hide the key from a search
+            text = without_key(error.read(4096), key).decode(errors="replace")
         except (OSError, http.client.HTTPException):
             return ""
         try:
@@ -198,9 +202,9 @@ class Endpoint:
             text = data["error"]["message"] if isinstance(data["error"], dict) else data["error"]
         except (ValueError, KeyError, TypeError):
             pass
-        key = self._key()
         text = " ".join(str(text).split())
-        text = text.replace(key, "***") if key else text
+        text = without_key(text.encode(errors="replace"), key).decode(errors="replace")
+        text = text.replace(key, "***") if key else text  # a short one too, as nothing hangs on the words of an error
         return f" ({text[:200]})" if text else ""
 
     def _asked_pause(self, error: urllib.error.HTTPError, wait: float) -> float:

@@ -1,4 +1,4 @@
-"""Taking a key out of what a server says, however it is spelled there."""
+"""Taking a key out of what a server says, in its usual spellings and codes."""
 
 import base64
 import json

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_modules.coda.answers import normalise_answer, read_answer
-    from lit_modules.coda.armada_lite import ArmadaLite, EditResult, EditSettings, ImageEditor
+    from lit_modules.coda.armada_lite import ArmadaLite, EditResult, ImageEditor
     from lit_modules.coda.backends_edit import DiffusersEdits
     from lit_modules.coda.backends_local import ClipEmbedder, DiffusersImages, LocalChat
     from lit_modules.coda.backends_remote import RemoteChat, RemoteImages
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         save_pairs,
     )
     from lit_modules.coda.discriminability import AttributeScores, discriminability_scores, discriminability_values
+    from lit_modules.coda.edit_requests import EditSettings
     from lit_modules.coda.estimate import Estimate, Prices
     from lit_modules.coda.export import export_images
     from lit_modules.coda.features import FeatureAnswer, extract_features, feature_request
     from lit_modules.coda.generability import attribute_groups, generability_scores, trial_count
     from lit_modules.coda.generation import image_prompt, negative_prompt, plan_images
+    from lit_modules.coda.in_context import InContext
     from lit_modules.coda.inputs import PairTask
     from lit_modules.coda.parsing import MalformedAnswer, parse_bits, parse_features, parse_yes_no
     from lit_modules.coda.pictures import perceptual_hash, picture_problem, read_picture
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "answers": ("normalise_answer", "read_answer"),
-    "armada_lite": ("ArmadaLite", "EditResult", "EditSettings", "ImageEditor"),
+    "armada_lite": ("ArmadaLite", "EditResult", "ImageEditor"),
     "backends_edit": ("DiffusersEdits",),
     "backends_local": ("ClipEmbedder", "DiffusersImages", "LocalChat"),
     "backends_remote": ("RemoteChat", "RemoteImages"),
@@ -71,11 +73,13 @@ _MODULES = {
         "save_pairs",
     ),
     "discriminability": ("AttributeScores", "discriminability_scores", "discriminability_values"),
+    "edit_requests": ("EditSettings",),
     "estimate": ("Estimate", "Prices"),
     "export": ("export_images",),
     "features": ("FeatureAnswer", "extract_features", "feature_request"),
     "generability": ("attribute_groups", "generability_scores", "trial_count"),
     "generation": ("image_prompt", "negative_prompt", "plan_images"),
+    "in_context": ("InContext",),
     "inputs": ("PairTask",),
     "parsing": ("MalformedAnswer", "parse_bits", "parse_features", "parse_yes_no"),
     "pictures": ("perceptual_hash", "picture_problem", "read_picture"),
@@ -131,6 +135,7 @@ __all__ = [
     "ImageEditor",
     "ImageGenerator",
     "ImageRequest",
+    "InContext",
     "LocalChat",
     "MalformedAnswer",
     "PairTask",

@@ -13,7 +13,7 @@ _LEADING = re.compile(
     r"|a (?:picture|image|photo|photograph) of|an (?:picture|image|photo|photograph) of|of|a|an|the) "
 )
 _LONGEST = 10_000
-_BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|<[^<>]*>")
+_CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 
 def normalise_answer(text: str) -> str:
@@ -92,6 +92,17 @@ def _plain_words(text: str) -> str:
 
 
 def _without_brackets(text: str) -> str:
-    while (shorter := _BRACKETS.sub(" ", text)) != text:
-        text = shorter
-    return text
+    kept: list[str] = []
+    opened: dict[str, list[int]] = {closing: [] for closing in _CLOSING.values()}
+    for letter in text:
+        if letter in _CLOSING:
+            opened[_CLOSING[letter]].append(len(kept))
+        elif opened.get(letter):
+            start = opened[letter].pop()
+            del kept[start:]
+            for places in opened.values():  # of brackets that opened inside
+                while places and places[-1] >= start:
+                    places.pop()
+            letter = " "
+        kept.append(letter)
+    return "".join(kept)

@@ -163,7 +163,7 @@ def answer_together(
         Tokens of each answer, with the one that ended it; ``None`` if the model's memory of what it read is of a kind
         whose rows cannot be handed on.
     """
-    from transformers.cache_utils import DynamicLayer
+    from lit_modules.coda.growing_cache import make_room
 
     device = network.device
     cached = cache_argument(network)
@@ -181,11 +181,9 @@ def answer_together(
         **images,
     )
     cache = read[cached]
-    if not all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None])):
-        return None
-    if len(common) < len(groups) or list(groups) != sorted(groups):
-        cache.batch_select_indices(torch.tensor(groups, device=device))
     rest, rest_mask = _padded([row[common[group] :] for row, group in zip(tokens, groups, strict=True)], pad, device)
+    if not make_room(cache, torch.tensor(groups, device=device), rest.shape[1] + max_new_tokens):
+        return None
     mask = torch.cat([begin_mask[list(groups)], rest_mask], 1)
     places = _places(mask)[:, begin.shape[1] :]
     answers: list[list[int]] = [[] for _ in tokens]

@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeVar
 from lit_modules.coda.estimate import Prices
 from lit_modules.coda.protocols import BackendError, BudgetExhausted, Usage
 from lit_modules.endpoints import AnswerError, Endpoint, EndpointError, RefusedError
+from lit_modules.keys import without_key
 
 Answer = TypeVar("Answer")
 _FAILURES = 3  # in a row, after all attempts of each
-_LONG_KEY = 8  # shorter keys occur in answers by chance
 
 
 class Budget:
@@ -107,8 +107,7 @@ class Budget:
 class BoundedEndpoint(Endpoint):
     """An endpoint that is asked for few things at a time and within a budget, whoever uses it.
 
-    Pauses, attempts and the key are those of :class:`lit_modules.endpoints.Endpoint`. A key that the endpoint
-    says back in an answer is taken out of it.
+    Pauses, attempts and the key are those of :class:`lit_modules.endpoints.Endpoint`.
 
     Args:
         url: Address up to the version, such as ``"http://127.0.0.1:8000/v1"``.
@@ -168,13 +167,11 @@ class BoundedEndpoint(Endpoint):
         with self._places:
             self.budget.take(what)
             try:
-                data = super()._send(path, body)
+                return super()._send(path, body)
             except (urllib.error.HTTPError, EndpointError):
                 self.budget.give_back(what)
                 raise
-        return self.without_key(data)
 
     def without_key(self, data: bytes) -> bytes:
-        """Return text with stars in place of the key."""
-        key = self._key()
-        return data.replace(key.encode(), b"***") if len(key) >= _LONG_KEY else data
+        """Return text with stars in place of the key, see :func:`lit_modules.keys.without_key`."""
+        return without_key(data, self._key())

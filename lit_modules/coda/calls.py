@@ -17,6 +17,31 @@ from lit_modules.coda.seeds import stable_hash
 from lit_modules.coda.store import Store
 
 
+def answers(model: ChatModel, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:
+    """Yield the number of a question with its answer or its error, together where the model answers many at once.
+
+    Args:
+        model: The model.
+        requests: Questions.
+
+    Raises:
+        BudgetExhausted: If the model's budget is used up.
+    """
+    if not requests:
+        return
+    if isinstance(model, BatchChatModel):
+        yield from model.chat_many(requests)
+        return
+    for number, one in enumerate(requests):
+        try:
+            reply: Reply | BackendError = model.chat(
+                one.messages, one.images, one.max_new_tokens, one.temperature, one.schema, one.seed
+            )
+        except BackendError as error:
+            reply = error
+        yield number, reply
+
+
 class RecordedChat:
     """A chat model whose answers are kept in a store, a file each, under a hash of everything that shapes the answer.
 
@@ -76,7 +101,7 @@ class RecordedChat:
             self.report(Counts(cached=len(earlier)))
         places = list(missing.values())
         started = time.perf_counter()
-        for number, reply in self._answers([requests[place] for place in places]):
+        for number, reply in answers(self.model, [requests[place] for place in places]):
             place = places[number]
             found[keys[place]] = reply
             if isinstance(reply, BackendError):
@@ -90,21 +115,6 @@ class RecordedChat:
                     self.report(Counts(1, usage.input_tokens, usage.output_tokens, 0, now - started))
                     started = now
         return [found[key] for key in keys]
-
-    def _answers(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:
-        if not requests:
-            return
-        if isinstance(self.model, BatchChatModel):
-            yield from self.model.chat_many(requests)
-            return
-        for number, one in enumerate(requests):
-            try:
-                reply: Reply | BackendError = self.model.chat(
-                    one.messages, one.images, one.max_new_tokens, one.temperature, one.schema, one.seed
-                )
-            except BackendError as error:
-                reply = error
-            yield number, reply
 
     def _kept(self, key: str) -> Reply | None:
         record = self.store.read_done(["calls", f"{key}.json"], key)

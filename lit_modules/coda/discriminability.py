@@ -1,6 +1,6 @@
 """How well an attribute tells the images of one concept from those of another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,12 @@ from torch import Tensor
 
 from lit_modules.coda.ranking import TEMPERATURE
 
-_CHUNK = 4_000_000  # float64 numbers at a time, 32 MB
+_BLOCK = 120_000
+"""Pairs at a time, as float64 less than 1 MB: a block stays in the cache of a core from its first pass to its last."""
+_CHUNK = 4_000_000
+"""Numbers at a time of a bootstrap, as float64 32 MB."""
+_SAFE = {torch.float64: 600.0, torch.float32: 150.0}
+"""Largest difference of two scores whose exponentials, taken from their middle, neither overflow nor vanish."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ def discriminability_values(target: Tensor, confusable: Tensor, temperature: flo
     ``exp(tau s(x, a)) / (exp(tau s(x, a)) + exp(tau s(y, a)))``, which is the mean of
     ``sigmoid(tau (s(x, a) - s(y, a)))``. It is 0.5 if the attribute tells nothing, and both directions sum to 1.
 
-    All pairs are computed at once, in float64 and in pieces of bounded memory.
+    An exponential is taken of each image, in float64, rather than of each pair, of which one division is left: in
+    float64 if the cosines are, else in float32, whose rounding is far below that of the cosines. Pairs are gone through
+    in blocks that fit a core's cache.
 
     Args:
         target: Cosine of each target image with each attribute, ``(images, attributes)``.
@@ -55,11 +62,15 @@ def discriminability_values(target: Tensor, confusable: Tensor, temperature: flo
     References:
         Zhou et al., "Contrastive Visual Data Augmentation", ICML 2025, arXiv 2502.17709.
     """
+    dtype = torch.float64 if torch.float64 in (target.dtype, confusable.dtype) else torch.float32
     target, confusable = _checked(target, confusable, temperature)
-    pieces = [
-        _pair_shares(own, other).mean((1, 2)) for own, other in _pieces(temperature * target, temperature * confusable)
-    ]
-    return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.float64)
+    own, other, shares = _prepared(target, confusable, temperature, dtype)
+    rows = max(1, _BLOCK // len(confusable))
+    found = own.new_zeros(len(own), dtype=torch.float64)
+    for images in torch.split(own, rows, 1):
+        for place in _pieces(len(own), _BLOCK // (images.shape[1] * len(confusable))):
+            found[place] += shares(images[place], other[place]).sum(2).double().sum(1)
+    return found / (len(target) * len(confusable))
 
 
 def discriminability_scores(
@@ -99,8 +110,9 @@ def discriminability_scores(
     ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     values: list[float] = []
     intervals: list[Tensor] = []
-    for own, other in _pieces(temperature * target, temperature * confusable, resamples * len(confusable)):
-        shares = _pair_shares(own, other)
+    own, other, shares_of = _prepared(target, confusable, temperature, torch.float64)
+    for place in _pieces(len(own), _CHUNK // (max(len(target), resamples) * len(confusable))):
+        shares = shares_of(own[place], other[place])
         values += shares.mean((1, 2)).tolist()
         resampled = ((own_weights @ shares) * other_weights).sum(2)
         intervals.append(resampled.quantile(ends, dim=1))
@@ -123,16 +135,34 @@ def _checked(target: Tensor, confusable: Tensor, temperature: float) -> tuple[Te
     return target.detach().double(), confusable.detach().double()
 
 
-def _pieces(target: Tensor, confusable: Tensor, more: int = 0) -> Sequence[tuple[Tensor, Tensor]]:
-    size = max(1, _CHUNK // max(len(target) * len(confusable), more))
-    return (
-        list(zip(torch.split(target.T, size), torch.split(confusable.T, size), strict=True)) if target.shape[1] else []
-    )
+def _pieces(length: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, start + size) for start in range(0, length, size))
 
 
-def _pair_shares(target: Tensor, confusable: Tensor) -> Tensor:
+def _prepared(
+    target: Tensor, confusable: Tensor, temperature: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """Return what the shares of all pairs are computed from, ``(attributes, images)`` of either side, and how."""
+    own, other = ((temperature * side).T.contiguous() for side in (target, confusable))
+    if not len(own):
+        return own, other, _shares_of_scores
+    low, high = torch.minimum(own.amin(1), other.amin(1)), torch.maximum(own.amax(1), other.amax(1))
+    if float((high - low).max()) > _SAFE[dtype]:
+        return own, other, _shares_of_scores
+    middle = ((low + high) / 2)[:, None]
+    return (own - middle).exp_().to(dtype), (other - middle).exp_().to(dtype), _shares_of_exponentials
+
+
+def _shares_of_scores(own: Tensor, other: Tensor) -> Tensor:
     """Return ``sigmoid(x - y)`` of all pairs, ``(attributes, target images, confusable images)``."""
-    return (target[:, :, None] - confusable[:, None, :]).sigmoid_()
+    return (own[:, :, None] - other[:, None, :]).sigmoid_()
+
+
+def _shares_of_exponentials(own: Tensor, other: Tensor) -> Tensor:
+    """Return ``e^x / (e^x + e^y)`` of all pairs, from ``e^x`` and ``e^y``, in the same shape."""
+    both = own[:, :, None] + other[:, None, :]
+    return torch.div(own[:, :, None], both, out=both)
 
 
 def _weights(images: int, resamples: int, generator: torch.Generator) -> Tensor:

@@ -43,7 +43,7 @@ def export_images(
     root = Path(folder)
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
-    files: list[tuple[Path, bytes]] = []
+    files: list[tuple[str, bytes]] = []
     unique = shard_tasks(tasks)
     called = {task.pair.pair_id: (pair_ids or {}).get(task.pair.pair_id, task.pair.pair_id) for task in unique}
     features: list[dict[str, Any]] = []
@@ -64,21 +64,14 @@ def export_images(
                     problems.append(f"image {index} of {concept.name} against {other.name} is not what was made")
                     continue
                 name = f"{safe_name(concept.name)}/{pair.pair_id}-{int(index)}.png"
-                files.append((root / "train" / name, data))
+                files.append((name, data))
                 facts = store.read_json([*place, "images", f"{index}.json"]) or {}
                 rows.append(_row(name, concept, called[pair.pair_id], kind, facts))
             features.append({"target": concept.name, "confusable": other.name, "features": record["attributes"]})
     if problems:
         raise ValueError(f"The images cannot be exported: {'; '.join(problems)}.")
-    for path, data in files:
-        if not path.is_file() or path.read_bytes() != data:
-            write_whole(path, data)
     concepts = {concept.name: concept for task in unique for concept in (task.pair.target, task.pair.confusable)}
-    _write_lines(root / "train" / "metadata.jsonl", rows)
-    _write_lines(
-        root / "concepts.jsonl",
-        [{**concept.record(), "dir": safe_name(name)} for name, concept in sorted(concepts.items())],
-    )
+    write_training_folder(root, rows, files, concepts)
     pairs = [
         {
             "pair_id": called[task.pair.pair_id],
@@ -93,6 +86,30 @@ def export_images(
     write_whole(root / "pairs.json", json.dumps(pairs, indent=1) + "\n")
     write_whole(root / "features.json", json.dumps(features, indent=1) + "\n")
     return len(rows)
+
+
+def write_training_folder(
+    folder: str | Path,
+    rows: Sequence[dict[str, Any]],
+    files: Sequence[tuple[str, bytes]],
+    concepts: Mapping[str, Concept],
+) -> None:
+    """Write images and what is known of them as ``train/metadata.jsonl``, ``train/CLASS/*`` and ``concepts.jsonl``.
+
+    Args:
+        folder: Folder to write; files that are there already and fit are left alone.
+        rows: What is known of each image.
+        files: Path below ``train`` and content of each image.
+        concepts: Concepts by name.
+    """
+    root = Path(folder)
+    for name, data in files:
+        path = root / "train" / name
+        if not path.is_file() or path.read_bytes() != data:
+            write_whole(path, data)
+    _write_lines(root / "train" / "metadata.jsonl", rows)
+    listed = [{**concept.record(), "dir": safe_name(name)} for name, concept in sorted(concepts.items())]
+    _write_lines(root / "concepts.jsonl", listed)
 
 
 def _row(name: str, concept: Concept, pair_id: str, kind: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LONGEST = 100_000
+_LONGEST = 40_000
 _MOST_STARTS = 64
-_BULLET = re.compile(r"^\s*(?:[-*\u2022\u2013\u2014\u00b7+]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])\s+(\S.*)$", re.MULTILINE)
+_MOST_STEPS = 100_000  # letters looked at for closing brackets, so that a hostile answer takes no long time
+_BULLET = re.compile(
+    r"^[^\S\n]*(?:[-*\u2022\u2013\u2014\u00b7+]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])(?:[^\S\n]+|[^\S\n]*\n[^\S\n]*)(\S.*)$",
+    re.MULTILINE,
+)
 _UNKNOWN = {"", "unknown", "none", "n a", "na", "null", "nil", "no", "not known", "not applicable", "i do not know"}
 
 
@@ -179,16 +183,18 @@ def _items(text: str) -> tuple[list[str], bool]:
 def _literals(text: str) -> Iterable[Any]:
     """Yield the JSON and Python lists in a text, and the lists that stand in JSON objects."""
     decoder = json.JSONDecoder()
-    position, starts = 0, 0
+    position, starts, steps = 0, 0, _MOST_STEPS
     while starts < _MOST_STARTS and (found := re.compile(r"[\[{]").search(text, position)):
         starts += 1
         position = found.start()
         try:
             value, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
-            closing = _closing(text, position)
+            closing = _closing(text, position, steps) if text[position] == "[" else None
             value, end = None, position + 1
-            if closing is not None and text[position] == "[":
+            if text[position] == "[":
+                steps -= (closing or len(text)) - position
+            if closing is not None:
                 try:
                     value, end = ast.literal_eval(text[position:closing]), closing
                 except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
@@ -200,10 +206,10 @@ def _literals(text: str) -> Iterable[Any]:
         position = end
 
 
-def _closing(text: str, start: int) -> int | None:
+def _closing(text: str, start: int, steps: int) -> int | None:
     """Return the place after the bracket that closes the one at ``start``; quoted brackets do not count."""
     depth, quote, place = 0, "", start
-    while place < len(text):
+    while place < min(len(text), start + steps):
         letter = text[place]
         if quote:
             if letter == "\\":
@@ -225,11 +231,11 @@ def _closing(text: str, start: int) -> int | None:
 def _flat(value: Any) -> list[Any]:
     """Return the items of a list and of lists in it; of mappings in it the texts."""
     flat: list[Any] = []
-    waiting = [value]
+    waiting = [value]  # the next one is the last
     while waiting:
-        one = waiting.pop(0)
+        one = waiting.pop()
         if isinstance(one, list | tuple):
-            waiting = [*one, *waiting]
+            waiting.extend(reversed(one))
         elif isinstance(one, dict):
             texts = [inner for inner in one.values() if isinstance(inner, str)]
             flat += texts[:1]

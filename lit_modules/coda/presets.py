@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from lit_modules.coda.features import KINDS, FeatureKind
+from lit_modules.coda.features import KINDS, PROMPTS, FeatureKind
 from lit_modules.coda.generation import PROMPT
 from lit_modules.coda.verification import VerificationForm
 
@@ -44,7 +44,7 @@ class CoDASettings:
         num_images: Accepted images wanted of each concept, direction and kind.
         prompt: Prompt of images.
         name_in_prompt: Whether it names the concept.
-        negative: Negative prompt in place of that of the kind; ``None`` takes that one.
+        negative: Negative prompt in place of that of the kind, refused where guidance is off; ``None`` takes that one.
         width: Width of images, in pixels.
         height: Height of images, in pixels.
         steps: Denoising steps.
@@ -117,6 +117,14 @@ class CoDASettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}.")
+        if self.negative and self.guidance <= 1:
+            raise ValueError(
+                f"The negative prompt {self.negative!r} has no effect with guidance {self.guidance:g}; leave negative "
+                "out, or give guidance above 1."
+            )
+        unknown = [kind for kind, _ in self.feature_prompts if kind not in PROMPTS]
+        if unknown:
+            raise ValueError(f"feature_prompts may be of {', '.join(PROMPTS)}, got {', '.join(unknown)}.")
         if self.verification not in ("questions", "batch", "clip", "none"):
             raise ValueError(f"verification must be 'questions', 'batch', 'clip' or 'none', got {self.verification!r}.")
 

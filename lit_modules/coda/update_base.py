@@ -25,72 +25,26 @@ def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
     return AdamW(parameters, weight_decay=0.0)
 
 
-class UpdateModule(LightningModule, ABC):
-    """Train ``model`` on a loss and score answers to questions with options; the base of the modules here.
+class QuestionModule(LightningModule, ABC):
+    """Score answers to questions with options.
 
     Args:
-        warmup_ratio: Share of the steps in which the learning rate rises, in [0, 1]; then it falls by a cosine.
         metric: PairAccuracy, or NWayAccuracy for more than two options.
         retention_metric: The same for the data's ``retention_pairs``.
-        optimizer: Builds the optimizer from groups of parameters that have their learning rates.
-        seed: Seed of dropout.
-
-    Raises:
-        ValueError: If ``warmup_ratio`` is out of its range.
     """
 
-    strict_loading: bool
-    model: Any
-
-    def __init__(
-        self,
-        warmup_ratio: float,
-        metric: Metric | None,
-        retention_metric: Metric | None,
-        optimizer: OptimizerCallable,
-        seed: int,
-    ) -> None:
+    def __init__(self, metric: Metric | None, retention_metric: Metric | None) -> None:
         super().__init__()
-        if not 0 <= warmup_ratio <= 1:
-            raise ValueError(f"warmup_ratio must lie in [0, 1], got {warmup_ratio}.")
-        self.warmup_ratio = warmup_ratio
         self.metric, self.retention_metric = metric, retention_metric
         self.scores = PairScores(metric, retention_metric)
-        self.optimizer = optimizer
-        self.strict_loading = False
         self._results: dict[str, float] | None = None
-        self.seed = seed
-
-    @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch."""
 
     @abstractmethod
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, list[Any]]:
         """Answer a batch of questions; ``option`` is the place of the option answered, -1 for none."""
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        # dropout depends on the step alone, so that a resumed run is equal to one that was never stopped
-        key = (self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(stable_seed(*key))
-            loss = self.loss(batch)
-        value: Any = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
-        check_finite(self, {"training": float(value)}, {"training": list(map(str, batch.get("path", [])))})
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["prompt"]))
-        return loss
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the loss of right answers on pairs that are updated on, and hand the model's answers to the metric."""
-        parts: list[str] = batch["part"] if "part" in batch else batch["prompt"]
-        rows = [row for row, part in enumerate(parts) if part != "retention"]
-        if rows:
-            updated = {
-                name: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
-                for name, value in batch.items()
-            }
-            self.log("val/loss", self.loss(updated), prog_bar=True, batch_size=len(rows), sync_dist=True)
+        """Hand the model's answers to the metric."""
         self._score(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -115,6 +69,77 @@ class UpdateModule(LightningModule, ABC):
         if self._results is None:
             raise RuntimeError(f"{type(self).__name__} has no results yet: run `test` with a `metric` first.")
         return self._results
+
+    def _score(self, batch: Batch) -> None:
+        if self.scores.wanted:
+            self.scores.add(batch, self.predict_step(batch)["option"], pair_numbers(self))
+
+    def _log_scores(self, stage: str) -> dict[str, float]:
+        numbers = self.scores.compute(everywhere=self.trainer.world_size > 1)
+        self.log_dict({f"{stage}/{name}": value for name, value in numbers.items()}, sync_dist=False)
+        return numbers
+
+
+class UpdateModule(QuestionModule):
+    """Train ``model`` on a loss and score answers to questions with options; the base of the modules that learn.
+
+    Args:
+        warmup_ratio: Share of the steps in which the learning rate rises, in [0, 1]; then it falls by a cosine.
+        metric: PairAccuracy, or NWayAccuracy for more than two options.
+        retention_metric: The same for the data's ``retention_pairs``.
+        optimizer: Builds the optimizer from groups of parameters that have their learning rates.
+        seed: Seed of dropout.
+
+    Raises:
+        ValueError: If ``warmup_ratio`` is out of its range.
+    """
+
+    strict_loading: bool
+    model: Any
+
+    def __init__(
+        self,
+        warmup_ratio: float,
+        metric: Metric | None,
+        retention_metric: Metric | None,
+        optimizer: OptimizerCallable,
+        seed: int,
+    ) -> None:
+        super().__init__(metric, retention_metric)
+        if not 0 <= warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio must lie in [0, 1], got {warmup_ratio}.")
+        self.warmup_ratio = warmup_ratio
+        self.optimizer = optimizer
+        self.strict_loading = False
+        self.seed = seed
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        # dropout depends on the step alone, so that a resumed run is equal to one that was never stopped
+        key = (self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(stable_seed(*key))
+            loss = self.loss(batch)
+        value: Any = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
+        check_finite(self, {"training": float(value)}, {"training": list(map(str, batch.get("path", [])))})
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["prompt"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the loss of right answers on pairs that are updated on, and hand the model's answers to the metric."""
+        parts: list[str] = batch["part"] if "part" in batch else batch["prompt"]
+        rows = [row for row, part in enumerate(parts) if part != "retention"]
+        if rows:
+            updated = {
+                name: value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
+                for name, value in batch.items()
+            }
+            self.log("val/loss", self.loss(updated), prog_bar=True, batch_size=len(rows), sync_dist=True)
+        super().validation_step(batch, batch_idx)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that train."""
@@ -155,12 +180,3 @@ class UpdateModule(LightningModule, ABC):
                 f"The checkpoint and this module train different weights, such as {lost[0]!r}; give the arguments "
                 "that say what trains as they were."
             )
-
-    def _score(self, batch: Batch) -> None:
-        if self.scores.wanted:
-            self.scores.add(batch, self.predict_step(batch)["option"], pair_numbers(self))
-
-    def _log_scores(self, stage: str) -> dict[str, float]:
-        numbers = self.scores.compute(everywhere=self.trainer.world_size > 1)
-        self.log_dict({f"{stage}/{name}": value for name, value in numbers.items()}, sync_dist=False)
-        return numbers

@@ -248,7 +248,7 @@ def _four_bits(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise ImportError("load_in_4bit needs bitsandbytes: pip install bitsandbytes.")
+        raise ImportError('load_in_4bit needs bitsandbytes: pip install "lit-modules[quantization]".')
     if not torch.cuda.is_available():
         raise ValueError("load_in_4bit needs a CUDA device; leave it out.")
     settings: Any = BitsAndBytesConfig

@@ -46,9 +46,10 @@ def pair_tasks(data: Any, folder: str | Path) -> list[PairTask]:
     shots = max(given["n_real"], given["n_source"] or 0)
     if shots < 1:
         raise ValueError(f"The stages look at real images: n_real must be at least 1, got {given['n_real']}.")
+    pairs = data.pairs  # says it if there is no pair file, or no folder
     rates = _error_rates(data)
     tasks, short = [], {}
-    for pair in data.pairs:
+    for pair in pairs:
         both = []
         for concept in (pair.target, pair.confusable):
             pool = data.support(concept)[:shots]

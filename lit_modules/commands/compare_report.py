@@ -191,7 +191,8 @@ def write(folder: Path, comparison: Comparison) -> list[Path]:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ModuleNotFoundError:
-        print("results.parquet needs pyarrow, which is not installed: pip install pyarrow. results.csv holds the same.")
+        needed = 'results.parquet needs pyarrow, which is not installed: pip install "lit-modules[parquet]".'
+        print(f"{needed} results.csv holds the same.")
         return files
     path = folder / "results.parquet"
     with whole_file(path) as part:

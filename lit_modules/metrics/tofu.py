@@ -138,6 +138,24 @@ class TOFUScore(Metric):
         for name in self._state_shapes:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
+    def check_rows(self, numbers: Mapping[str, int]) -> None:
+        """Check, before a test, that the retain log is of as many forget rows as the test will have.
+
+        Args:
+            numbers: Number of rows of each evaluated set.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        wanted = numbers.get("forget")
+        if self.retain_log is not None and wanted is not None:
+            held = len(self.retain_log["forget"]["avg_gt_loss"])
+            if held != wanted:
+                raise ValueError(
+                    f"The retain log is of another split or number of rows: it holds {held} forget rows, and the test "
+                    f"has {wanted}; evaluate the same split and as many rows (eval_rows)."
+                )
+
     def update(
         self,
         batch: Mapping[str, Any],

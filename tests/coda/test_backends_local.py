@@ -258,7 +258,7 @@ def test_the_chat_is_of_the_protocols(chat: LocalChat) -> None:
 @pytest.mark.slow
 def test_a_served_model_answers_as_the_local_one(llava: str, chat: LocalChat, tmp_path: Path) -> None:
     if not is_serve_available():
-        pytest.skip("transformers serve needs transformers[serving]")
+        pytest.skip('transformers serve needs transformers[serving]: pip install "lit-modules[serving]"')
     folder = shutil.copytree(llava, tmp_path / "model")
     settings = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1.0}))

@@ -58,6 +58,22 @@ def test_all_pairs_of_many_images_go_through_pieces() -> None:
     torch.testing.assert_close(found[some], discriminability_values(target[:, some], confusable[:, some]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.02, 3.0])  # with exponentials, and with differences too large for them
+def test_more_images_than_a_block_holds(spread: float, dtype: torch.dtype) -> None:
+    target, confusable = (
+        (spread * torch.randn(number, 3, generator=torch.Generator().manual_seed(number))).to(dtype)
+        for number in (700, 300)
+    )
+    shares = (100 * (target.double()[:, None] - confusable.double()[None])).sigmoid()
+    found = discriminability_values(target, confusable)
+    assert found.dtype == torch.float64
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-7
+    torch.testing.assert_close(found, shares.mean((0, 1)), rtol=tolerance, atol=0)
+    values = discriminability_scores(target[:20], confusable, resamples=2).values
+    assert values == pytest.approx(shares[:20].mean((0, 1)).tolist(), rel=1e-12)
+
+
 def test_intervals_hold_the_value_and_shrink_with_more_images() -> None:
     few = discriminability_scores(cosines(5, 8, 0), cosines(5, 8, 1), resamples=200)
     many = discriminability_scores(cosines(40, 8, 0), cosines(40, 8, 1), resamples=200)

@@ -275,3 +275,12 @@ def test_all_known_concepts_of_a_super_category_may_be_options() -> None:
     assert {names for names, _ in both} == {("c", "d"), ("a", "b", "new")}
     with pytest.raises(ValueError, match=r"confusions.num_options must be at least 2, got 1"):
         Confusions(num_options=1)
+
+
+def test_missing_pictures_and_pairs_are_told(recipe: str, tmp_path: Path) -> None:
+    line = ["coda", "augment", "-c", recipe, "--data", "FewShotPairs", "--data.root", str(tmp_path / "none")]
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        main(line)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"There is no .*pairs\.json; give `pairs`, or find the pairs"):
+        main(line)

@@ -258,7 +258,7 @@ def test_without_pyarrow_a_sentence_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert main(["-c", config, "--folder=out"], MadeUpLauncher()) == 0
-    assert "results.parquet needs pyarrow, which is not installed: pip install pyarrow." in capsys.readouterr().out
+    assert 'needs pyarrow, which is not installed: pip install "lit-modules[parquet]".' in capsys.readouterr().out
     assert Path("out/results.csv").exists()
     assert not Path("out/results.parquet").exists()
 

@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -259,3 +260,12 @@ def test_the_three_datasets_have_their_own_folders() -> None:
     assert roots == ["novel_species", "inaturalist_pairs", "sun_pairs"]
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*novel_species; it must hold train/CLASS"):
         ready(NovelSpecies())
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ImportError, match=r'holds Parquet files, .* pip install "lit-modules\[parquet\]"'):
+        read_folder(tmp_path)

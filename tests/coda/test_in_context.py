@@ -1,0 +1,203 @@
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.few_shot import FewShotPairs
+from lit_modules.cli import main
+from lit_modules.coda.backends_remote import BoundedEndpoint, RemoteChat
+from lit_modules.coda.in_context import InContext
+from lit_modules.coda.protocols import BackendError, Capabilities, Message, Reply
+from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
+from tests.coda.test_updating import trainer
+from tests.scripted_server import ScriptedServer
+from tests.scripted_server import chat as said
+
+SHADES = {"Puff Adder": (190, 40, 40), "Adder": (40, 40, 190), "Horned Adder": (40, 190, 40), "Mole": (190, 190, 40)}
+
+
+def picture(name: str, seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(-40, 40, (6, 5, 3))
+    return Image.fromarray((np.array(SHADES[name]) + noise).astype(np.uint8)).resize((30, 24))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Pictures of four species, which their colours tell apart, and a pair of two of them."""
+    folder = tmp_path / "species"
+    for place, name in enumerate(SHADES):
+        for split, number in (("train", 3), ("test", 2)):
+            inner = folder / split / name.replace(" ", "_")
+            inner.mkdir(parents=True)
+            for index in range(number):
+                picture(name, 100 * place + 10 * number + index).save(inner / f"{index}.png")
+    (folder / "pairs.json").write_text(json.dumps([{"target": "Puff Adder", "confusable": "Adder"}]))
+    features = [{"target": "Puff Adder", "confusable": "Adder", "features": ["a broad head"]}]
+    (folder / "features.json").write_text(json.dumps(features))
+    return folder
+
+
+def species(root: Path, **more: Any) -> FewShotPairs:
+    return FewShotPairs(str(root), **{"n_real": 2, "eval_batch_size": 3, **more})
+
+
+class Nearest:
+    """Answers with the name of the example that is nearest in colour, and without examples with the first option."""
+
+    def __init__(self, images_per_message: int = 9, fail_from: int = 10**9) -> None:
+        self.identity = "nearest 1"
+        self.capabilities = Capabilities(images_per_message)
+        self.fail_from = fail_from
+        self.asked: list[tuple[Sequence[Message], Sequence[Image.Image]]] = []
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Image.Image],
+        max_new_tokens: int,
+        temperature: float,
+        schema: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> Reply:
+        if len(self.asked) >= self.fail_from:
+            raise BackendError("the model is away")
+        self.asked.append((messages, images))
+        names = [turn["content"][0]["text"] for turn in messages if turn["role"] == "assistant"]
+        if not names:
+            listed = messages[0]["content"][1]["text"].partition("categories: ")[2]
+            return Reply(listed.partition(" or ")[0].partition(",")[0], self.identity)
+        colours = [np.asarray(image).mean((0, 1)) for image in images]
+        distances = [np.abs(colour - colours[-1]).sum() for colour in colours[:-1]]
+        return Reply(f"It is the {names[int(np.argmin(distances))]}.", self.identity)
+
+
+def test_examples_are_seen_in_turns_of_one_picture_each(root: Path, tmp_path: Path) -> None:
+    chat = Nearest()
+    module = InContext(chat, metric=PairAccuracy(resamples=0))
+    data = species(root, n_context=2, features=str(root / "features.json"), feature_context=True)
+    trainer(tmp_path).test(module, data, verbose=False)
+    assert module.results()["acc_macro"] == 1
+    assert module.results()["position_bias"] == 0.5
+    assert len(chat.asked) == 2 * 2 * 2
+    for messages, images in chat.asked:
+        assert [turn["role"] for turn in messages] == ["user", "assistant"] * 4 + ["user"]
+        asked = [turn["content"] for turn in messages if turn["role"] == "user"]
+        assert all([part["type"] for part in parts] == ["image", "text"] for parts in asked)
+        assert len({parts[1]["text"] for parts in asked}) == 1
+        assert asked[0][1]["text"].startswith("Puff Adder: a broad head.")
+        assert len(images) == 5
+
+
+def test_without_examples_nothing_is_known(root: Path, tmp_path: Path) -> None:
+    module = InContext(Nearest(images_per_message=1), metric=PairAccuracy(resamples=0))
+    trainer(tmp_path).test(module, species(root), verbose=False)
+    assert (module.results()["acc_macro"], module.results()["position_bias"]) == (0.5, 1)
+    assert module.results()["invalid"] == 0
+
+
+def test_examples_are_the_supports_and_the_same_for_both_orders(root: Path) -> None:
+    data = species(root, n_context=2)
+    batches = list(data.test_dataloader())
+    supports = {
+        picture.name: picture.load().tobytes()
+        for key in data.concepts
+        for picture in data.support(data.concepts[key])[:2]
+    }
+    asked = {image.tobytes() for batch in batches for image in batch["image"]}
+    rows = [row for batch in batches for row in zip(batch["query"].tolist(), batch["context"], strict=True)]
+    seen: dict[int, list[Any]] = {}
+    for query, examples in rows:
+        assert sorted(name for _, name in examples) == ["Adder"] * 2 + ["Puff Adder"] * 2
+        assert {image.tobytes() for image, _ in examples} == set(supports.values())
+        assert not {image.tobytes() for image, _ in examples} & asked
+        seen.setdefault(query, []).append([(image.tobytes(), name) for image, name in examples])
+    assert all(orders[0] == orders[1] for orders in seen.values())
+    assert len({str([name for _, name in orders[0]]) for orders in seen.values()}) > 1  # an order of each query's own
+    assert "context" not in next(iter(data.train_dataloader()))
+
+
+def test_many_options_and_known_pairs_have_their_examples_too(root: Path, tmp_path: Path) -> None:
+    (root / "known.json").write_text(json.dumps([{"target": "Horned Adder", "confusable": "Mole"}]))
+    known = InContext(Nearest(), metric=PairAccuracy(resamples=0), retention_metric=PairAccuracy(resamples=0))
+    trainer(tmp_path).test(known, species(root, n_context=1, retention_pairs=str(root / "known.json")), verbose=False)
+    assert (known.results()["acc_macro"], known.results()["retention/acc_macro"]) == (1, 1)
+    for place in (1, 2):
+        (root / "train" / "Mole" / f"{place}.png").unlink()
+    with pytest.raises(ValueError, match="Mole has 1 training pictures, and n_context is 2; lower it or add some"):
+        species(root, n_context=2, retention_pairs=str(root / "known.json")).setup("test")
+    pairs = [{"target": "Puff Adder", "confusable": "Adder"}, {"target": "Horned Adder", "confusable": "Adder"}]
+    module = InContext(Nearest(), metric=NWayAccuracy())
+    data = species(root, n_context=1, n_way=3, pairs=pairs, n_orders=3)
+    trainer(tmp_path).test(module, data, verbose=False)
+    assert module.results()["acc_macro"] == 1
+
+
+def test_answers_are_kept_and_a_question_that_fails_loses_no_other(root: Path, tmp_path: Path) -> None:
+    given = {"store": str(tmp_path / "answers")}
+    for first, message in ((4, "2 of 3 questions"), (3, "1 of 2 questions")):
+        module = InContext(Nearest(fail_from=first), metric=PairAccuracy(), **given)  # type: ignore[arg-type]
+        with pytest.raises(
+            BackendError, match=message + r" were not answered \(the model is away\); the others are kept"
+        ):
+            trainer(tmp_path).test(module, species(root, n_context=1), verbose=False)
+    last = Nearest()
+    module = InContext(last, metric=PairAccuracy(resamples=0), **given)  # type: ignore[arg-type]
+    for _ in range(2):
+        trainer(tmp_path).test(module, species(root, n_context=1), verbose=False)
+        assert module.results()["acc_macro"] == 1
+    assert len(last.asked) == 8 - 4 - 3
+    module = InContext(Nearest(fail_from=5), metric=PairAccuracy())
+    with pytest.raises(BackendError, match=r"1 of 3 questions were not answered .*; set store to keep the others"):
+        trainer(tmp_path).test(module, species(root, n_context=1), verbose=False)
+
+
+def test_drawn_answers_depend_on_the_place_of_the_question(root: Path) -> None:
+    module = InContext(Nearest(), temperature=0.7)
+    seeds = [module.request(picture("Adder", 1), "Which?", place=place).seed for place in (0, 1, 0)]
+    assert seeds[0] == seeds[2] != seeds[1]
+    assert InContext(Nearest()).request(picture("Adder", 1), "Which?").seed is None
+    marked = InContext(Nearest()).request(picture("Adder", 1), "<image> or b?\nWhich?")
+    assert marked.messages[0]["content"][1]["text"] == "\u2039image\u203a or b?\nWhich?"
+
+
+def test_what_cannot_be_is_refused(root: Path, tmp_path: Path) -> None:
+    module = InContext(Nearest(images_per_message=2), metric=PairAccuracy())
+    with pytest.raises(ValueError, match="A question has 3 pictures, 2 of them examples, and nearest 1 takes 2: lower"):
+        trainer(tmp_path).test(module, species(root, n_context=1), verbose=False)
+    with pytest.raises(TypeError, match="InContext learns nothing, so `fit` has nothing to do: run `test`"):
+        trainer(tmp_path).fit(InContext(Nearest()), species(root))
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1 and temperature not negative, got 0 and 0"):
+        InContext(Nearest(), max_new_tokens=0)
+    for given, message in (
+        ({"n_context": 3}, "n_context must be at most n_real, 2, as examples are supports; got 3"),
+        ({"n_context": -1}, "n_context must be at least 0, got -1"),
+        ({"n_context": 1, "image_size": 8}, "n_context is for models that read texts: leave image_size out, got 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            species(root, **given)
+
+
+def test_an_endpoint_gets_the_pictures_in_their_turns(root: Path) -> None:
+    batch = next(iter(species(root, n_context=1).test_dataloader()))
+    with ScriptedServer(lambda request, number: said("Puff Adder")) as server:
+        chat = RemoteChat(BoundedEndpoint(server.url, "m", attempts=1), images_per_message=3)
+        found = InContext(chat).predict_step(batch)
+    assert found["name"] == ["Puff Adder"] * 3
+    turns = server.requests[0]["messages"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant", "user"]
+    assert [part["type"] for turn in turns[::2] for part in turn["content"]] == ["image_url", "text"] * 3
+
+
+def test_the_command_line_asks_a_local_model(tiny_llava: str, root: Path, tmp_path: Path, quiet: list[str]) -> None:
+    line = ["test", "--model=InContext", "--model.chat=lit_modules.coda.LocalChat", f"--model.chat.model={tiny_llava}"]
+    line += ["--model.chat.images_per_message=3", "--model.chat.device=cpu", f"--model.store={tmp_path / 'answers'}"]
+    line += ["--model.max_new_tokens=2", "--model.metric=lit_modules.metrics.PairAccuracy", "--data=FewShotPairs"]
+    line += [f"--data.root={root}", "--data.n_real=1", "--data.n_context=1", "--data.n_query=1", *quiet]
+    line += [f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
+    cli: Any = main(line)
+    assert cli.model.results()["invalid"] >= 0
+    assert len(list((tmp_path / "answers" / "calls").glob("*.json"))) == 4
