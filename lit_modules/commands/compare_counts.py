@@ -58,7 +58,13 @@ class CountSpending(Callback):
         self._forget_handle()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count what comes."""
+        """Count what comes.
+
+        Raises:
+            ValueError: If a batch has other tasks than a forget and a retain one, as with LUME's ``by_task``.
+        """
+        if not {"forget", "retain"} <= set(batch):
+            raise ValueError(f"A comparison counts the tasks forget and retain, got {', '.join(sorted(batch))}.")
         for name in ("forget", "retain"):
             labels = batch[name]["labels"]
             tokens = int(labels[:, 1:].ne(IGNORED).sum())
