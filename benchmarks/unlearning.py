@@ -1,23 +1,33 @@
 """Cost of unlearning steps and of evaluation, as ratios against a floor in the same run.
 
-    python benchmarks/unlearning.py
+    python benchmarks/unlearning.py                   # all parts
+    python benchmarks/unlearning.py --part methods
 
 Prints one line per figure: the NGDiff step against the same two forward and backward passes without combination;
 AdaptiveLR against NGDiff without it; the memory of a step, tensor by tensor; rows per second of batched generation
-against one row at a time. Runs on the GPU if there is one.
+against one row at a time. Then a table: step time and peak memory of every method against its floor and against the
+same loss in open-unlearning's form, see `unlearning_methods.py`. Runs on the GPU if there is one.
 """
 
 import argparse
+import logging
+import os
 import platform
 import statistics
 import time
 import warnings
+from datetime import date
 from typing import Any
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler reports each start and end
+
 import torch
+import transformers
 from lightning.pytorch import Callback, Trainer, seed_everything
+from timing import show
 from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM
+from unlearning_methods import PASSES, methods
 
 from callbacks import AdaptiveLR
 from lit_modules import NGDiff
@@ -219,28 +229,44 @@ def _tie(model: LlamaForCausalLM, prompt: torch.Tensor, first: list[int], second
 
 def main() -> None:
     """Run all comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="times each comparison of steps is repeated (default: %(default)s)"
-    )
-    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of a round (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=500, help="rows to generate (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("all", "steps", "generation", "methods")
+    parser.add_argument("--part", choices=parts, default="all", help="what to time")
+    numbers = {
+        "rounds": (5, "repetitions of the steps and of their methods, of which the median counts"),
+        "steps": (24, "optimizer steps of a round"),
+        "rows": (500, "rows to generate"),
+        "method-steps": (6, "optimizer steps of a round of the methods"),
+        "method-rows": (4, "rows of each task in a step of the methods"),
+        "method-tokens": (64, "tokens of such a row"),
+        "hidden-size": (192, "width of the network of the methods"),
+        "threads": (1, "threads of torch on the CPU"),
+    }
+    for name, (usual, what) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=usual, help=f"{what} (default: {usual})")
+    parser.add_argument("--only", nargs="*", choices=sorted(PASSES), default=[], help="methods (default: all)")
     options = parser.parse_args()
     if options.steps < 14:
         parser.error(f"--steps must be at least 14 (three to warm up, then whole periods of 10), got {options.steps}")
+    if options.method_steps < 4:
+        parser.error(f"--method-steps must be at least 4, of which two warm up, got {options.method_steps}")
+    torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    )
-    print(
-        f"{device}, torch {torch.__version__}, {network().num_parameters() / 1e6:.1f} M parameters, "
-        f"{ROWS} x {TOKENS} tokens per task"
-    )
-    memory()
-    steps(options.rounds, options.steps)
-    generation(options.rows)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{date.today()}, {device}, {torch.get_num_threads()} threads, {versions}", flush=True)
+    if options.part in ("all", "steps"):
+        print(f"{network().num_parameters() / 1e6:.1f} M parameters, {ROWS} x {TOKENS} tokens per task")
+        memory()
+        steps(options.rounds, options.steps)
+    if options.part in ("all", "generation"):
+        generation(options.rows)
+    if options.part in ("all", "methods"):
+        sizes = options.method_rows, options.method_tokens, options.hidden_size
+        for row in methods(options.only, *sizes, options.method_steps, options.rounds):
+            show([row])
 
 
 if __name__ == "__main__":
