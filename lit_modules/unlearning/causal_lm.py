@@ -20,7 +20,7 @@ from lit_modules.unlearning.generation import greedy_generate
 from lit_modules.unlearning.losses import sequence_nll
 from lit_modules.unlearning.own_tokenizer import check_same_tokens
 from lit_modules.unlearning.saving import write_pretrained
-from lit_modules.unlearning.sharding import in_step, shard
+from lit_modules.unlearning.sharding import check_mesh, in_step, shard
 from lit_modules.unlearning.token_scores import token_scores
 
 Batch = dict[str, Any]
@@ -147,7 +147,7 @@ class CausalLM(LightningModule):
         Under Lightning's ``ModelParallelStrategy`` the weights are then sharded over its processes.
         """
         if not self._configured:
-            self._check_mesh()
+            check_mesh(self)
             self._build_network()
             if self.device_mesh is not None:
                 # autocast alone would keep a copy of all weights in bfloat16 until the backward pass
@@ -383,25 +383,6 @@ class CausalLM(LightningModule):
         if self.compile_network:
             self._compiled = [torch.compile(self.model)]
         self._configured = True
-
-    def _check_mesh(self) -> None:
-        """Refuse a ``ModelParallelStrategy`` that the method was not made for."""
-        if self.device_mesh is None:
-            return
-        name = type(self).__name__
-        if not self.shardable:
-            raise ValueError(f"{name} needs its weights whole, which ModelParallelStrategy shards; use strategy 'ddp'.")
-        tensor, data = (self.device_mesh[part].size() for part in ("tensor_parallel", "data_parallel"))
-        if tensor > 1:
-            raise ValueError(
-                f"{name} shards its weights over data_parallel_size processes, and has no tensor parallelism, got "
-                f"tensor_parallel_size {tensor}; give ModelParallelStrategy(data_parallel_size={tensor * data}, "
-                "tensor_parallel_size=1)."
-            )
-        if self.compile_network:
-            raise ValueError(
-                f"{name}(compile=True) was not tried under ModelParallelStrategy; leave one of the two out."
-            )
 
     @property
     def _pad_token_id(self) -> int:

@@ -63,6 +63,31 @@ def sum_over(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
     return values
 
 
+def check_mesh(module: Any) -> None:
+    """Refuse a ``ModelParallelStrategy`` that an unlearning module was not made for.
+
+    Args:
+        module: Module with ``device_mesh``, ``shardable`` and ``compile_network``.
+
+    Raises:
+        ValueError: If its weights cannot be sharded, or not so.
+    """
+    if module.device_mesh is None:
+        return
+    name = type(module).__name__
+    if not module.shardable:
+        raise ValueError(f"{name} needs its weights whole, which ModelParallelStrategy shards; use strategy 'ddp'.")
+    tensor, data = (module.device_mesh[part].size() for part in ("tensor_parallel", "data_parallel"))
+    if tensor > 1:
+        raise ValueError(
+            f"{name} shards its weights over data_parallel_size processes, and has no tensor parallelism, got "
+            f"tensor_parallel_size {tensor}; give ModelParallelStrategy(data_parallel_size={tensor * data}, "
+            "tensor_parallel_size=1)."
+        )
+    if module.compile_network:
+        raise ValueError(f"{name}(compile=True) was not tried under ModelParallelStrategy; leave one of the two out.")
+
+
 def shard(network: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> None:
     """Shard the weights of a network in place with FSDP2: each of its blocks, then what is left.
 
