@@ -114,10 +114,9 @@ def test_the_table_has_the_rows_and_columns_of_the_paper() -> None:
     found = list(cells(Path("drawn")))
     assert len({cell.name for cell in found}) == len(found) == 2 + 2 * 3 + 6 * 3
     assert {cell.synthetic for cell in found} == {None, 0, *AMOUNTS}
-    kinds = {
-        cell.data["synthetic_kind"]: (cell.method, cell.feature) for cell in found if "synthetic_kind" in cell.data
-    }
-    assert set(kinds) == set(demo_coda.KINDS)
+    made = [cell for cell in found if "synthetic_root" in cell.data]
+    kinds = {Path(cell.data["synthetic_root"]).name: (cell.method, cell.feature) for cell in made}
+    assert set(kinds) == {f"{source}_{form}" for source in demo_coda.SOURCES for form in demo_coda.FORMS}
     assert kinds["both_contrastive"] == ("CoDA", "T+V")
 
 
