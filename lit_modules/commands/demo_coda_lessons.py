@@ -14,15 +14,13 @@ from torch import Tensor
 from lit_modules.coda.concepts import Concept
 from lit_modules.coda.confusable_pairs import options_question
 from lit_modules.coda.features import FeatureKind, feature_request
-from lit_modules.coda.verification import verification_requests
 from lit_modules.networks.tiny_llava import Lesson
 
 _BLANK = Image.new("RGB", (16, 16))
-_TALKS = {"name": 3, "name_many": 2, "look": 7, "list": 2, "tell": 5, "recall": 2, "compare": 3}
+_TALKS = {"name": 3, "name_many": 2, "list": 2, "tell": 5, "recall": 2, "compare": 3}
 """How often each kind of lesson is given."""
 _MOST_OPTIONS = 20
 _STRANGE = 0.25  # share of questions for a name that show a creature like no known one
-_LOOKS = 12  # questions about one picture
 TOLD = 8
 """Attributes in a passage of a field guide."""
 
@@ -99,10 +97,9 @@ def draw_world(data: Any, num_images: int, image_size: int, seed: int) -> World:
 class Lessons:
     """Draws questions of all kinds that the stages and the update will ask, with the right answers.
 
-    Whether a picture shows an attribute is answered by what it shows, and then yes or no: comparing both at once is
-    hard to learn. An unknown name is the right answer to the question for a name if the creature is like none that is
-    known, but never for a relative of a known one. Lists of features of unknown creatures have what is seen, or what a
-    passage says of them, and ``["unknown"]`` if there is neither.
+    An unknown name is the right answer to the question for a name if the creature is like none that is known, but never
+    for a relative of a known one. Lists of features of unknown creatures have what is seen, or what a passage says of
+    them, and ``["unknown"]`` if there is neither.
 
     Args:
         world: The world.
@@ -132,7 +129,7 @@ class Lessons:
         bare = [Concept(concept.name) for concept in (first, second)]
         kinds: list[FeatureKind] = ["textual_plain", "textual_contrastive", "visual_plain", "visual_contrastive"]
         asked = [self.world.question.replace("{options}", marks[0])]
-        asked += [options_question(["Aaaa", "Bbbb"]), _look("Aaaa")]
+        asked += [options_question(["Aaaa", "Bbbb"])]
         asked += [_features(kind, *both) for kind in kinds for both in ((first, second), tuple(bare))]
         parts = []
         for text in asked:
@@ -168,16 +165,6 @@ class Lessons:
         place, name = self._shown(random)
         number = random.randint(2, min(_MOST_OPTIONS, len(self.world.species)))
         return Lesson(options_question(self._options(random, name, number)), name, place)
-
-    def _look(self, random: Random) -> Lesson:
-        place = random.randrange(len(self.world.looks))
-        turns = []
-        for attribute in random.sample(list(self.world.phrases), _LOOKS):
-            values = self.world.phrases[attribute]
-            right = self.world.looks[place][attribute]
-            value = right if random.random() < 0.5 else random.choice([other for other in values if other != right])
-            turns.append((_look(values[value]), f"{values[right]}: {'yes' if value == right else 'no'}"))
-        return Lesson(*turns[0], place, tuple(turns[1:]))
 
     def _list(self, random: Random) -> Lesson:
         place = random.randrange(len(self.world.looks))
@@ -231,10 +218,6 @@ def passage(name: str, look: Mapping[str, str]) -> str:
     """Return what a field guide says of a creature."""
     told: str = import_module("datamodules.drawn_species_files").caption(name, look)
     return told
-
-
-def _look(phrase: str) -> str:
-    return _text(verification_requests(_BLANK, [phrase])[0])
 
 
 def _features(kind: FeatureKind, concept: Concept, other: Concept) -> str:

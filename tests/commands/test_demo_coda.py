@@ -9,7 +9,6 @@ from rich.console import Console
 
 from datamodules import DrawnSpecies
 from datamodules.drawn_species_renderer import PHRASES, attributes_in
-from lit_modules.coda import parse_yes_no
 from lit_modules.commands import demo_coda, demo_coda_update
 from lit_modules.commands.demo_coda_lessons import TOLD, Lessons, World, draw_world
 from lit_modules.commands.demo_coda_update import AMOUNTS, Cell, cells, print_table, run_updates
@@ -67,15 +66,6 @@ def test_questions_for_names_have_the_right_one_and_an_unknown_one_only_for_what
             assert lesson.answer == world.names[place]
         answers.append(lesson.answer in world.strangers)
     assert 0.1 < sum(answers) / len(answers) < 0.5
-
-
-def test_looking_is_answered_by_what_is_there(world: World) -> None:
-    for lesson in drawn(world, "look"):
-        for question, answer in ((lesson.question, lesson.answer), *lesson.more):
-            ((name, value),) = attributes_in(question).items()
-            right = world.looks[lesson.image or 0][name]
-            assert attributes_in(answer) == {name: right}
-            assert parse_yes_no(answer) is (right == value)
 
 
 def test_lists_hold_what_is_seen_and_the_other_has_not(world: World) -> None:
