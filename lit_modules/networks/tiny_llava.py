@@ -25,19 +25,17 @@ _RISE, _FALL = 0.05, 0.5  # shares of the updates in which the learning rate ris
 
 @dataclass(frozen=True)
 class Lesson:
-    """A question and its answer, and perhaps further ones about the same picture.
+    """One question and its answer.
 
     Args:
         question: Text of the user's turn.
         answer: Text of the answer.
         image: Place of the picture that is asked about; ``None`` for a question without one.
-        more: Further questions and answers.
     """
 
     question: str
     answer: str
     image: int | None = None
-    more: tuple[tuple[str, str], ...] = ()
 
 
 def build_llava(
@@ -218,17 +216,13 @@ def encode_lessons(processor: Any, lessons: Sequence[Lesson], images: Tensor) ->
     parts = (processor.image_processor.size["shortest_edge"] // processor.patch_size) ** 2
     side = int(parts**0.5)
     places = "<image>" * (parts + parts + side)  # the whole picture, its one tile, and the ends of the tile's lines
-    rows: list[tuple[list[int], list[int]]] = []
-    for one in lessons:
-        turns = [(one.question, one.answer), *one.more]
-        asked = [f"<|user|>{question}<|assistant|>" for question, _ in turns]
-        asked[0] = "<s><|user|>" + (places if one.image is not None else "") + asked[0].removeprefix("<|user|>")
-        read = tokenizer([*asked, *(answer for _, answer in turns)])["input_ids"]
-        own, right = [], []
-        for question, answer in zip(read[: len(turns)], read[len(turns) :], strict=True):
-            own += [*question, *answer, end]
-            right += [*[_IGNORED] * len(question), *answer, end]
-        rows.append((own, right))
+    start = "<s><|user|>" + (places if lessons[0].image is not None else "")
+    asked = tokenizer([f"{start}{one.question}<|assistant|>" for one in lessons])["input_ids"]
+    answered = tokenizer([one.answer for one in lessons])["input_ids"]
+    rows = [
+        ([*question, *answer, end], [*[_IGNORED] * len(question), *answer, end])
+        for question, answer in zip(asked, answered, strict=True)
+    ]
     width = max(len(own) for own, _ in rows)
     tokens = torch.tensor([own + [pad] * (width - len(own)) for own, _ in rows])
     labels = torch.tensor([right + [_IGNORED] * (width - len(right)) for _, right in rows])

@@ -12,8 +12,8 @@ from lit_modules.networks import Lesson, build_clip, build_llava, train_llava
 from lit_modules.networks.tiny_llava import encode_lessons
 
 LESSONS = [
-    Lesson("Which colour?", "light", 0, (("Is it dark?", "no"),)),
-    Lesson("Which colour?", "dark", 1, (("Is it dark?", "yes"),)),
+    Lesson("Which colour?", "light", 0),
+    Lesson("Which colour?", "dark", 1),
     Lesson("Name it.", '["unknown"]'),
 ]
 
