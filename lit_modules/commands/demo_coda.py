@@ -63,9 +63,9 @@ def new_creatures(folder: Path, seed: int) -> None:
             if say_and_run(console, ["coda", "augment", *line]):
                 console.print("Too few pictures passed for some species: the least score is lowered.")
                 line.append(RELAXED)
-                _run(console, ["coda", "augment", *line])
+                say_and_run(console, ["coda", "augment", *line])
             for kind in kinds:
-                _run(console, ["coda", "export", *line, f"--kind={kind}", f"--output={folder / 'drawn' / kind}"])
+                _export(console, line, kind, folder / "drawn" / kind)
     console.rule("5 of 5: update the model, and ask it about other pictures")
     rows = run_updates(console, folder, models / "llava", seed)
     write_whole(folder / "results.json", json.dumps(rows, indent=1) + "\n")
@@ -92,6 +92,14 @@ def _options(data: Path, models: Path, seed: int) -> list[str]:
         "--settings.guards=false",  # random but for a few attributes, a picture is rarely like its concept to CLIP
         "--settings.max_attempts=10",
     ]
+
+
+def _export(console: Any, line: list[str], kind: str, folder: Path) -> None:
+    """Write the accepted pictures of a kind, or say why it has no place in the table."""
+    try:
+        say_and_run(console, ["coda", "export", *line, f"--kind={kind}", f"--output={folder}"])
+    except ValueError as error:
+        console.print(f"{kind} is left out of the table. {error}", markup=False)
 
 
 def _run(console: Any, arguments: list[str]) -> None:

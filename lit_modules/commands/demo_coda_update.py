@@ -39,6 +39,11 @@ class Cell:
         """Name of the cell's records."""
         return f"{self.method} {self.feature} {self.synthetic}".replace(" ", "-").replace("+", "")
 
+    @property
+    def drawn(self) -> bool:
+        """Whether its synthetic pictures are there, if it needs any."""
+        return "synthetic_root" not in self.data or (Path(self.data["synthetic_root"]) / "features.json").is_file()
+
 
 def cells(drawn: Path) -> Iterator[Cell]:
     """Yield the cells of the table.
@@ -59,7 +64,7 @@ def cells(drawn: Path) -> Iterator[Cell]:
 
 
 def run_updates(console: Any, folder: Path, model: Path, seed: int) -> list[dict[str, Any]]:
-    """Run all updates whose records are not there; return the rows of the table.
+    """Run all updates whose records are not there; return the rows of the table, without those that lack pictures.
 
     Args:
         console: Where to say what is done.
@@ -72,6 +77,7 @@ def run_updates(console: Any, folder: Path, model: Path, seed: int) -> list[dict
     planned = [
         (cell, seed + number)
         for cell in cells(folder / "drawn")
+        if cell.drawn
         for number in range(SEEDS if cell.synthetic is not None else 1)
     ]
     place = folder / "updates"

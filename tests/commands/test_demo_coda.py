@@ -119,6 +119,7 @@ def test_updates_are_run_once_and_make_the_table(
     (tmp_path / "store" / "pairs.json").write_bytes((data.root / "pairs.json").read_bytes())
     (tmp_path / "data").symlink_to(data.root)
     few = [Cell("zero-shot", "-", None, {}), Cell("real", "-", 0, {}), Cell("crop", "-", 1, {"method": "crop"})]
+    few.append(Cell("CoDA", "T", 1, {"method": "synthetic", "synthetic_root": str(tmp_path / "left_out")}))
     monkeypatch.setattr(demo_coda_update, "cells", lambda drawn: iter(few))
     monkeypatch.setattr(demo_coda_update, "EPOCHS", 1)
     monkeypatch.setattr(demo_coda_update, "WORLD", SMALL)
