@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.drawn_species_files import Species, caption, differences, invent_species, write_species
+from datamodules.drawn_species_files import Species, caption, invent_species, write_species
 from datamodules.drawn_species_renderer import ATTRIBUTES, PHRASES, draw, random_attributes, render_creatures
 from datamodules.few_shot import FewShotPairs
 from datamodules.few_shot_samples import Method
@@ -192,8 +192,9 @@ class DrawnSpecies(FewShotPairs):
     def known_drawings(self, num_images: int, image_size: int = 64, seed: int = 0) -> dict[str, Any]:
         """Draw known species and other creatures with captions, to train the models on that are to be taught.
 
-        Half of the creatures are of known species and named in the caption; the others have attributes at random and
-        are called ``creature``. None has all attributes of a novel species, and none is in the files.
+        Half of the creatures are of known species and named in the caption. The others are called ``creature``: a
+        fourth resemble a known species but for one to three attributes, and a fourth have attributes at random. None
+        has all attributes of a novel species, and none is in the files.
 
         Args:
             num_images: Number of pictures.
@@ -201,8 +202,9 @@ class DrawnSpecies(FewShotPairs):
             seed: Seed.
 
         Returns:
-            ``image`` (uint8, ``(n, 3, size, size)``), ``prompt`` (captions with three attributes), ``name`` and
-            ``attributes`` (lists), and ``values`` (place of each attribute's value, int64, ``(n, attributes)``).
+            ``image`` (uint8, ``(n, 3, size, size)``), ``prompt`` (captions with three attributes), ``name``,
+            ``parent`` (the known species that a creature without a name resembles, else ``None``) and ``attributes``
+            (lists), and ``values`` (place of each attribute's value, int64, ``(n, attributes)``).
 
         Raises:
             ValueError: If ``num_images`` is below 1.
@@ -212,24 +214,27 @@ class DrawnSpecies(FewShotPairs):
         known = [kind for kind in self.species if kind.known]
         novel = [kind.attributes for kind in self.species if not kind.known]
         looks: list[Mapping[str, str]] = []
-        names, prompts, keys = [], [], []
+        names, parents, prompts = [], [], []
         for place in range(num_images):
-            key = f"{self.hparams['world_seed']}/{seed}/known/{place}"
-            random = Random(key)
-            kind = known[place // 2 % len(known)] if place % 2 == 0 else None
-            look = random_attributes(random) if kind is None else dict(kind.attributes)
-            while kind is None and not all(differences(look, other) for other in novel):
+            random, sort = Random(f"{seed}/lessons/{place}"), place % 4
+            kind = known[place // 4 % len(known)]
+            look = dict(kind.attributes)
+            while sort > 1 and (look == kind.attributes or look in novel):
                 look = random_attributes(random)
-            name = "creature" if kind is None else kind.name
-            told = sorted(random.sample(list(ATTRIBUTES), 3))
+                if sort == 2:
+                    changed = random.sample(list(look), random.choice((1, 1, 2, 2, 3)))
+                    look = {**kind.attributes, **{attribute: look[attribute] for attribute in changed}}
             looks.append(look)
-            names.append(name)
-            prompts.append(caption(name, {attribute: look[attribute] for attribute in told}))
-            keys.append(key)
+            names.append(kind.name if sort < 2 else "creature")
+            parents.append(kind.name if sort == 2 else None)
+            told = sorted(random.sample(list(ATTRIBUTES), 3))
+            prompts.append(caption(names[-1], {attribute: look[attribute] for attribute in told}))
+        keys = [f"{seed}/lessons/{place}/drawn" for place in range(num_images)]
         return {
             "image": torch.from_numpy(render_creatures(looks, keys, image_size)),
             "prompt": prompts,
             "name": names,
+            "parent": parents,
             "attributes": looks,
             "values": values_of(looks),
         }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.coda.protocols import ChatRequest
-from lit_modules.key_values import cache_argument
+from lit_modules.kv_cache import cache_argument
 
 _COMPACT = 0.9
 """Answers that ended leave the batch when at most this share of it goes on: each time costs a copy of the cache."""

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def run_probes(
         Results by probe: ``as it is``, ``8 bits``, ``relearned 5`` and so on.
 
     Raises:
-        ValueError: If a number is out of its range, or the model is not given by its folder.
+        ValueError: If a number is out of its range, or the folder holds the probes of other arguments.
     """
     from lit_modules.cli import main as run
     from lit_modules.files import write_whole
@@ -81,8 +82,16 @@ def run_probes(
 
     if any(step < 1 for step in steps) or any(bit not in (4, 8) for bit in bits):
         raise ValueError(f"Steps must be at least 1 and bits 4 or 8, got {steps} and {bits}.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"The learning rate must be positive and finite, got {learning_rate}.")
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    asked = {"arguments": arguments, "learning_rate": learning_rate}
+    if (place / "probes.json").is_file():
+        before = json.loads((place / "probes.json").read_text(encoding="utf-8"))
+        if before != asked:
+            raise ValueError(f"{folder} holds the probes of {before}, not of {asked}; give another folder.")
+    else:
+        write_whole(place / "probes.json", json.dumps(asked))
     records: dict[str, dict[str, Any]] = {}
 
     def test(name: str, *more: str) -> None:
@@ -100,7 +109,7 @@ def run_probes(
     model = json.loads((place / "model.json").read_text(encoding="utf-8"))
     for bit in bits:
         target = place / f"{bit}_bits" / "model"
-        if not (target / "config.json").is_file():
+        if not (place / f"{bit}_bits" / "results.json").is_file():
             write_quantised(model, str(target), 8 if bit == 8 else 4)
         test(f"{bit} bits", f"--model.model={target}")
     missing = sorted({step for step in steps if not (place / f"relearned_{step}" / "results.json").is_file()})

@@ -7,7 +7,6 @@ from importlib import import_module
 from random import Random
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -53,7 +52,7 @@ class World:
 
 
 def draw_world(data: Any, num_images: int, image_size: int, seed: int) -> World:
-    """Draw what the models are trained on: a fourth each of relatives and strangers, else known species.
+    """Draw what the models are trained on, see :meth:`datamodules.DrawnSpecies.known_drawings`.
 
     Args:
         data: The drawn species; none of the novel ones is drawn.
@@ -61,35 +60,18 @@ def draw_world(data: Any, num_images: int, image_size: int, seed: int) -> World:
         image_size: Side in pixels.
         seed: Seed.
     """
-    renderer, files = (import_module(f"datamodules.drawn_species_{name}") for name in ("renderer", "files"))
+    drawn = data.known_drawings(num_images, image_size, seed)
     known = {kind.name: kind.attributes for kind in data.species if kind.known}
-    novel = [kind.attributes for kind in data.species if not kind.known]
-    looks: list[Mapping[str, str]] = []
-    names: list[str | None] = []
-    parents: list[str | None] = []
-    for place in range(num_images):
-        random = Random(f"{seed}/lessons/{place}")
-        name = list(known)[place // 4 % len(known)]
-        look = dict(known[name])
-        while place % 4 > 1 and (look == known[name] or look in novel):
-            look = renderer.random_attributes(random)
-            if place % 4 == 2:
-                changed = random.sample(list(look), random.choice((1, 1, 2, 2, 3)))
-                look = {**known[name], **{attribute: look[attribute] for attribute in changed}}
-        looks.append(look)
-        names.append(name if place % 4 < 2 else None)
-        parents.append(name if place % 4 == 2 else None)
-    keys = [f"{seed}/lessons/{place}/drawn" for place in range(num_images)]
     taken = {kind.name for kind in data.species}
     return World(
-        torch.from_numpy(renderer.render_creatures(looks, keys, image_size)),
-        looks,
-        names,
-        parents,
-        import_module("datamodules.drawn_species").values_of(looks),
+        drawn["image"],
+        drawn["attributes"],
+        [name if name in known else None for name in drawn["name"]],
+        drawn["parent"],
+        drawn["values"],
         known,
-        [name for name in files.every_name() if name not in taken],
-        renderer.PHRASES,
+        [name for name in import_module("datamodules.drawn_species_files").every_name() if name not in taken],
+        import_module("datamodules.drawn_species_renderer").PHRASES,
         data.hparams["question"],
     )
 
@@ -108,8 +90,8 @@ class Lessons:
     def __init__(self, world: World) -> None:
         self.world = world
         self.named = [place for place, name in enumerate(world.names) if name is not None]
-        self.alone = [place for place in range(len(world.names)) if world.names[place] is world.parents[place] is None]
         self.unnamed = [place for place, name in enumerate(world.names) if name is None]
+        self.alone = [place for place in self.unnamed if world.parents[place] is None]
 
     def __call__(self, random: Random) -> Lesson:
         """Draw a lesson."""
@@ -124,18 +106,15 @@ class Lessons:
 
     def fixed_texts(self) -> list[str]:
         """Return the phrases of attributes, and the parts of questions that are always the same."""
-        marks = ("\u0001", "\u0002")
-        first, second = (Concept(mark, knowledge_text=mark) for mark in ("Aaaa", "Bbbb"))
-        bare = [Concept(concept.name) for concept in (first, second)]
+        first, second = "Aaaa", "Bbbb"
+        bare = [Concept(first), Concept(second)]
+        described = [Concept(name, knowledge_text=first) for name in (first, second)]
         kinds: list[FeatureKind] = ["textual_plain", "textual_contrastive", "visual_plain", "visual_contrastive"]
-        asked = [self.world.question.replace("{options}", marks[0])]
-        asked += [options_question(["Aaaa", "Bbbb"])]
-        asked += [_features(kind, *both) for kind in kinds for both in ((first, second), tuple(bare))]
+        asked = [self.world.question.replace("{options}", first), options_question([first, second])]
+        asked += [_features(kind, *both) for kind in kinds for both in (described, bare)]
         parts = []
         for text in asked:
-            for name in ("Aaaa", "Bbbb", *marks):
-                text = text.replace(name, marks[0])
-            parts += [part for part in text.split(marks[0]) if len(part) > 12]
+            parts += [part for part in text.replace(second, first).split(first) if len(part) > 12]
         return [phrase for values in self.world.phrases.values() for phrase in values.values()] + parts
 
     def _stranger(self, random: Random) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_modules.networks.tiny_clip import normalised
+from lit_modules.networks.tiny_clip import byte_level_bpe, normalised
 
 _TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>"
@@ -52,7 +52,7 @@ def build_llava(
         whole: Texts that are one token each wherever they stand, such as phrases and fixed parts of questions.
         vocab_size: Most tokens, beside those of ``whole``.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken
     from transformers import (
         LlavaNextConfig,
         LlavaNextForConditionalGeneration,
@@ -61,16 +61,7 @@ def build_llava(
         PreTrainedTokenizerFast,
     )
 
-    fast = Tokenizer(models.BPE())
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    fast.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(_SPECIAL), initial_alphabet=alphabet, show_progress=False
-        ),
-    )
+    fast = byte_level_bpe(texts, _SPECIAL, vocab_size, add_prefix_space=False)
     fast.add_special_tokens([AddedToken(token, normalized=False) for token in _SPECIAL])
     fast.add_tokens([AddedToken(text, normalized=False) for text in sorted(set(whole))])
     make: Any = PreTrainedTokenizerFast

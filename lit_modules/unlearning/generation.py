@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lit_modules.key_values import cache_argument
+from lit_modules.kv_cache import cache_argument
 
 __all__ = ["greedy_generate"]
 

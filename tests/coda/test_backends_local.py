@@ -41,7 +41,7 @@ from lit_modules.coda.protocols import (
     user_message,
 )
 from lit_modules.coda.store import Store
-from lit_modules.key_values import cache_argument
+from lit_modules.kv_cache import cache_argument
 from tests.coda.fakes import FakeChat, discs, tiny
 
 WORDS = ["[PAD]", "[BOS]", "[UNK]", "[EOS]", "<image>", "user", "assistant", "[UNUSED]"]

@@ -34,6 +34,8 @@ def test_probes_are_tested_once_each(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "after").rglob("*/results.json")}
     assert aftercare.main(line) == 0  # what is finished is not run again
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.parent.name != "after")
+    with pytest.raises(ValueError, match=r"after holds the probes of .*; give another folder"):
+        aftercare.main([*line, "--model.max_new_tokens=3"])
 
 
 def test_what_is_missing_is_told(ngdiff: list[str]) -> None:
@@ -41,3 +43,5 @@ def test_what_is_missing_is_told(ngdiff: list[str]) -> None:
         aftercare.main(["--folder", "after"])
     with pytest.raises(ValueError, match=r"Steps must be at least 1 and bits 4 or 8, got \[0\] and \[4\]"):
         aftercare.main(["--folder", "after", "--steps", "0", "--bits", "4", *ngdiff])
+    with pytest.raises(ValueError, match="The learning rate must be positive and finite, got nan"):
+        aftercare.main(["--folder", "after", "--learning-rate", "nan", *ngdiff])

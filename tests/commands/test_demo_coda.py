@@ -122,7 +122,6 @@ def test_updates_are_run_once_and_make_the_table(
     few.append(Cell("CoDA", "T", 1, {"method": "synthetic", "synthetic_root": str(tmp_path / "left_out")}))
     monkeypatch.setattr(demo_coda_update, "cells", lambda drawn: iter(few))
     monkeypatch.setattr(demo_coda_update, "EPOCHS", 1)
-    monkeypatch.setattr(demo_coda_update, "WORLD", SMALL)
     console = Console(width=120)
     rows = run_updates(console, tmp_path, model, seed=0)
     assert [(row["method"], row["real"], row["synthetic"], row["seeds"]) for row in rows] == [
