@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lit_modules.unlearning.causal_lm import check_folder, load_causal_lm
+from lit_modules.unlearning.loading import check_folder, load_causal_lm
 from lit_modules.unlearning.losses import summed_nll, target_tokens
 from lit_modules.unlearning.reference import evaluation
 

@@ -1,8 +1,7 @@
-"""What every module around a causal language model shares: loading, scoring, generation, saving."""
+"""What every module around a causal language model shares: scoring, generation, saving."""
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -12,11 +11,11 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric, Metric
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.checkpoints import without_frozen
 from lit_modules.unlearning.generation import greedy_generate
+from lit_modules.unlearning.loading import check_folder, load_causal_lm
 from lit_modules.unlearning.losses import sequence_nll
 from lit_modules.unlearning.own_tokenizer import check_same_tokens
 from lit_modules.unlearning.saving import write_pretrained
@@ -24,50 +23,11 @@ from lit_modules.unlearning.sharding import check_mesh, in_step, shard
 from lit_modules.unlearning.token_scores import token_scores
 
 Batch = dict[str, Any]
-REMEDY = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Build AdamW at a learning rate of 1e-5 without weight decay."""
     return AdamW(parameters, lr=1e-5, weight_decay=0.0)
-
-
-def check_folder(name: str) -> None:
-    """Check that a model exists, if its name can only be that of a folder.
-
-    Raises:
-        ValueError: If there is no such folder.
-    """
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ValueError(f"There is no model folder {name!r}. {REMEDY}")
-
-
-def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load the weights of a causal language model from a folder or a hub, on the CPU.
-
-    Args:
-        name: Name of the model, or a folder that ``save_pretrained`` wrote.
-        dtype: Type of the weights.
-
-    Raises:
-        ValueError: If ``name`` cannot be read, is no causal language model, or lacks weights.
-    """
-    check_folder(name)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name!r} does not load as a causal language model: {reason} {REMEDY}") from error
-    model, report = loaded
-    architectures = model.config.architectures or []
-    if architectures and not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        raise ValueError(f"{name!r} holds {architectures[0]}, which is no causal language model. {REMEDY}")
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}. {REMEDY}"
-        )
-    return cast("PreTrainedModel", model)
 
 
 class CausalLM(LightningModule):

@@ -9,7 +9,7 @@ import torch
 from lit_modules.cli import main
 from lit_modules.commands import aftercare
 from lit_modules.errors import UsageError
-from lit_modules.unlearning.causal_lm import load_causal_lm
+from lit_modules.unlearning.loading import load_causal_lm
 
 
 def weights(folder: Path) -> torch.Tensor:

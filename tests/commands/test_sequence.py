@@ -9,7 +9,7 @@ import torch
 from lit_modules.cli import main
 from lit_modules.commands.sequence import main as sequence
 from lit_modules.errors import UsageError
-from lit_modules.unlearning.causal_lm import load_causal_lm
+from lit_modules.unlearning.loading import load_causal_lm
 
 TEXT = "The harbour of Lirra froze in the winter of the long bell."
 

@@ -17,7 +17,7 @@ from lit_modules.unlearning.after_care import (
     simulate_quantisation_,
     write_quantised,
 )
-from lit_modules.unlearning.causal_lm import load_causal_lm
+from lit_modules.unlearning.loading import load_causal_lm
 from lit_modules.unlearning.losses import summed_nll, target_tokens
 
 

@@ -14,7 +14,7 @@ from datamodules import SyntheticLUME
 from lit_modules import CausalLMFineTuning, NGDiff
 from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.causal_lm import load_causal_lm
+from lit_modules.unlearning.loading import load_causal_lm
 
 
 def quiet(folder: Path, **arguments: Any) -> Trainer:

@@ -14,11 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 
 from lit_modules.unlearning.base import Unlearning
-from lit_modules.unlearning.causal_lm import CausalLM, load_causal_lm
+from lit_modules.unlearning.causal_lm import CausalLM
 from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
 from lit_modules.unlearning.gradient_ascent import GradientAscent
 from lit_modules.unlearning.gradient_difference import GradientDifference
 from lit_modules.unlearning.gradients import normalised_difference
+from lit_modules.unlearning.loading import load_causal_lm
 from lit_modules.unlearning.losses import summed_nll, target_tokens
 from lit_modules.unlearning.ngdiff import NGDiff
 
