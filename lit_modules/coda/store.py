@@ -60,7 +60,9 @@ class Store:
         self._number = 0
         if not writable:
             if not self.folder.is_dir():
-                raise FileNotFoundError(f"There is no store {self.folder}; a run with `Store(folder)` makes it.")
+                raise FileNotFoundError(
+                    f"There is no store {self.folder}; `lit-modules coda augment`, or `Store(folder)`, makes it."
+                )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_locks()

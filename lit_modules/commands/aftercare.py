@@ -90,8 +90,6 @@ def run_probes(
         before = json.loads((place / "probes.json").read_text(encoding="utf-8"))
         if before != asked:
             raise ValueError(f"{folder} holds the probes of {before}, not of {asked}; give another folder.")
-    else:
-        write_whole(place / "probes.json", json.dumps(asked))
     records: dict[str, dict[str, Any]] = {}
 
     def test(name: str, *more: str) -> None:
@@ -106,6 +104,7 @@ def run_probes(
         records[name] = json.loads(path.read_text(encoding="utf-8"))
 
     test("as it is")
+    write_whole(place / "probes.json", json.dumps(asked))  # now that the arguments are known to be right
     model = json.loads((place / "model.json").read_text(encoding="utf-8"))
     for bit in bits:
         target = place / f"{bit}_bits" / "model"

@@ -21,6 +21,8 @@ def test_probes_are_tested_once_each(
 ) -> None:
     scored = ["--model.metric=LUMEScore", "--trainer.logger=false", "--trainer.limit_test_batches=2"]
     line = ["--folder", "after", "--steps", "1", "3", "--learning-rate", "0.01", "--bits", "4", *ngdiff, *scored]
+    with pytest.raises(ValueError, match="There is no model folder"):  # a mistake does not bind the folder
+        main(["aftercare", *line, "--model.model=/nowhere/at/all"])
     assert main(["aftercare", *line]) == 0
     records = json.loads((tmp_path / "after" / "results.json").read_text(encoding="utf-8"))
     assert list(records) == ["as it is", "4 bits", "relearned 1", "relearned 3"]
