@@ -48,11 +48,11 @@ if TYPE_CHECKING:
     )
     from lit_modules.coda.ranking import rank_references, reference_scores, similarities
     from lit_modules.coda.report import write_report
-    from lit_modules.coda.seeds import stable_hash, stable_seed
     from lit_modules.coda.selection import Selection, select_discriminative, select_generable
     from lit_modules.coda.store import Store, StoreInUse
     from lit_modules.coda.updating import CoDA
     from lit_modules.coda.verification import accept_images, image_score, verification_requests
+    from lit_modules.utils.hashing import stable_hash, stable_seed
 
 _MODULES = {
     "answers": ("normalise_answer", "read_answer"),

@@ -18,7 +18,7 @@ from lit_modules.coda.features import FeatureKind
 from lit_modules.coda.inputs import PairTask, shard_tasks
 from lit_modules.coda.pictures import read_picture
 from lit_modules.coda.store import Store
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
 
 Group = Literal["real target", "real misidentified", "synthetic"]
 _ANSWERS = {"yes": 1, "y": 1, "1": 1, "no": 0, "n": 0, "0": 0}

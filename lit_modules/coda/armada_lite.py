@@ -19,8 +19,8 @@ from lit_modules.coda.inputs import PairTask, SupportImage
 from lit_modules.coda.parsing import MalformedAnswer, parse_features
 from lit_modules.coda.pictures import picture_problem, png_bytes, read_picture
 from lit_modules.coda.protocols import BudgetExhausted, ChatModel, Counts
-from lit_modules.coda.seeds import stable_seed
 from lit_modules.coda.store import Store, StoreInUse, stage_key
+from lit_modules.utils.hashing import stable_seed
 
 KIND = "armada_lite"
 """What these images are called everywhere; ``method`` of the datamodules."""

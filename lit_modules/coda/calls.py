@@ -13,8 +13,8 @@ from lit_modules.coda.protocols import (
     Reply,
     Usage,
 )
-from lit_modules.coda.seeds import stable_hash
 from lit_modules.coda.store import Store
+from lit_modules.utils.hashing import stable_hash
 
 
 def answers(model: ChatModel, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:

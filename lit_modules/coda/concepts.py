@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_modules.coda.seeds import stable_hash
+from lit_modules.utils.hashing import stable_hash
 
 _KINDS_WITH_TEXT = {"animal": "an animal", "scene": "a scene", "object": "an object"}
 # characters that chat templates, tokenizers and list formats give a meaning to

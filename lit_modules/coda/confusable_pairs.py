@@ -12,8 +12,8 @@ from PIL.Image import Image
 from lit_modules.coda.answers import read_answer
 from lit_modules.coda.concepts import Concept, ConfusablePair, prompt_text
 from lit_modules.coda.protocols import ChatRequest, user_message
-from lit_modules.coda.seeds import stable_seed
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
+from lit_modules.utils.hashing import stable_seed
 
 
 @dataclass(frozen=True)

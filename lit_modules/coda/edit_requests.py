@@ -9,7 +9,7 @@ from PIL import Image
 
 from lit_modules.coda.concepts import Concept, prompt_text
 from lit_modules.coda.protocols import ChatRequest, user_message
-from lit_modules.coda.seeds import stable_seed
+from lit_modules.utils.hashing import stable_seed
 
 PROMPT = (
     "The picture shows {target}. Propose {count} different edits of it, each of one attribute that may vary while it "

@@ -9,7 +9,7 @@ from lit_modules.coda.concepts import Concept, safe_name
 from lit_modules.coda.features import FeatureKind
 from lit_modules.coda.inputs import PairTask, shard_tasks
 from lit_modules.coda.store import Store
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
 
 
 def export_images(

@@ -9,7 +9,7 @@ from PIL.Image import Image
 from lit_modules.coda.concepts import Concept, prompt_text
 from lit_modules.coda.parsing import MalformedAnswer, ParsedFeatures, join_features, parse_features
 from lit_modules.coda.protocols import Capabilities, ChatRequest, Reply, user_message
-from lit_modules.coda.seeds import stable_seed
+from lit_modules.utils.hashing import stable_seed
 
 FeatureKind = Literal[
     "textual_plain", "visual_plain", "both_plain", "textual_contrastive", "visual_contrastive", "both_contrastive"

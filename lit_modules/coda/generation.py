@@ -5,7 +5,7 @@ from string import Formatter
 
 from lit_modules.coda.concepts import Concept, prompt_text, with_article
 from lit_modules.coda.protocols import ImageRequest
-from lit_modules.coda.seeds import stable_seed
+from lit_modules.utils.hashing import stable_seed
 
 PROMPT = "A realistic 4K photograph of {subject} with {attributes}"
 """Prompt of an image; a run may give its own, with these places."""

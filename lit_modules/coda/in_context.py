@@ -10,10 +10,10 @@ from lit_modules.coda.calls import RecordedChat, answers
 from lit_modules.coda.concepts import prompt_text
 from lit_modules.coda.conversations import check_conversation, conversation
 from lit_modules.coda.protocols import BackendError, ChatModel, ChatRequest, Reply
-from lit_modules.coda.seeds import stable_seed
 from lit_modules.coda.store import Store
 from lit_modules.coda.update_base import Batch, QuestionModule
 from lit_modules.coda.update_scores import read_answers
+from lit_modules.utils.hashing import stable_seed
 
 Example = tuple[Image, str]
 

@@ -17,8 +17,8 @@ from lit_modules.coda.report_pictures import Thumbnail, share_places, thumbnail
 from lit_modules.coda.report_records import STAGES, MadeImage, PairRecord, UnitRecord, read_failures, read_pair
 from lit_modules.coda.report_results import ResultRow, read_results, result_tables
 from lit_modules.coda.store import Store
-from lit_modules.files import write_whole
 from lit_modules.pages import read_part, render_page, script_source
+from lit_modules.utils.files import write_whole
 
 _PACKAGE, _TEMPLATE, _SCRIPT = "lit_modules.coda", "data/report.html.j2", "data/report_script.js.j2"
 Confusions = dict[frozenset[str], list[dict[str, Any]]]

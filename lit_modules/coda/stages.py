@@ -20,9 +20,9 @@ from lit_modules.coda.pictures import png_bytes, png_key, read_picture
 from lit_modules.coda.presets import CoDASettings
 from lit_modules.coda.protocols import ChatRequest, Counts, ImageGenerator, ImageRequest
 from lit_modules.coda.ranking import rank_references, similarities
-from lit_modules.coda.seeds import stable_hash, stable_seed
 from lit_modules.coda.selection import Selection, select_discriminative, select_generable
 from lit_modules.coda.store import Store, stage_key
+from lit_modules.utils.hashing import stable_hash, stable_seed
 
 _FEATURE_SETTINGS = ("seed", "feature_temperature", "feature_tokens", "max_features", "max_words", "retries")
 _SCORE_SETTINGS = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from lit_modules.coda.seeds import stable_hash
+from lit_modules.utils.hashing import stable_hash
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 _RESERVED = ("tmp", "events", "locks")

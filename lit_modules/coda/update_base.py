@@ -14,8 +14,8 @@ from torchmetrics import Metric
 from transformers import get_cosine_schedule_with_warmup
 
 from lit_modules.checkpoints import check_finite, without_frozen
-from lit_modules.coda.seeds import stable_seed
 from lit_modules.coda.update_scores import PairScores, pair_numbers
+from lit_modules.utils.hashing import stable_seed
 
 Batch = dict[str, Any]
 

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule
 from torchmetrics import Metric
 
 from lit_modules.coda.answers import read_answer
-from lit_modules.coda.seeds import stable_seed
 from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
+from lit_modules.utils.hashing import stable_seed
 
 Batch = Mapping[str, Any]
 

@@ -15,7 +15,6 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lit_modules.coda.conversations import check_processor, encode
-from lit_modules.coda.seeds import stable_seed
 from lit_modules.coda.update_base import Batch, UpdateModule, default_optimizer
 from lit_modules.coda.update_models import (
     LANGUAGE_MODEL,
@@ -32,6 +31,7 @@ from lit_modules.coda.update_models import (
 )
 from lit_modules.coda.update_presets import PresetName, update_preset
 from lit_modules.coda.update_scores import read_answers
+from lit_modules.utils.hashing import stable_seed
 
 
 class CoDA(UpdateModule):

@@ -76,9 +76,9 @@ def run_probes(
         ValueError: If a number is out of its range, or the folder holds the probes of other arguments.
     """
     from lit_modules.cli import main as run
-    from lit_modules.files import write_whole
     from lit_modules.lightning_cli import ProjectCLI
     from lit_modules.unlearning.after_care import relearn, write_quantised
+    from lit_modules.utils.files import write_whole
 
     if any(step < 1 for step in steps) or any(bit not in (4, 8) for bit in bits):
         raise ValueError(f"Steps must be at least 1 and bits 4 or 8, got {steps} and {bits}.")

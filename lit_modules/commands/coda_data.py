@@ -6,8 +6,8 @@ from typing import Any
 
 from lit_modules.coda.concepts import Concept, ConfusablePair
 from lit_modules.coda.inputs import PairTask
-from lit_modules.coda.seeds import stable_hash
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
+from lit_modules.utils.hashing import stable_hash
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

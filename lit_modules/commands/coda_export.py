@@ -16,7 +16,7 @@ from lit_modules.coda.store import Store
 from lit_modules.commands.coda_data import pair_tasks
 from lit_modules.commands.coda_options import Plan, coda_parser, read_plan
 from lit_modules.errors import UsageError, closest
-from lit_modules.files import whole_file
+from lit_modules.utils.files import whole_file
 
 
 def main(action: str, args: list[str]) -> int:

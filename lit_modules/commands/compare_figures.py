@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_modules.commands.compare_report import SCORE, Comparison
-from lit_modules.files import whole_file
+from lit_modules.utils.files import whole_file
 
 MARKERS = "osD^v<>PXph*d"
 FORMATS = ("png", "svg")

@@ -17,7 +17,7 @@ from lit_modules.commands.points import LOG, RESULTS
 from lit_modules.commands.sweep_check import load_public
 from lit_modules.commands.sweep_grid import write_json
 from lit_modules.commands.sweep_point import PointCLI, plain, say, train
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
 
 RECORD = "point.json"
 """File of a run's folder that says what to do: ``config``, ``train``, ``test``, ``count`` and ``values``."""

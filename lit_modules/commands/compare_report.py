@@ -14,7 +14,7 @@ from lit_modules.commands.compare_counts import check_spending
 from lit_modules.commands.compare_grid import Run
 from lit_modules.commands.compare_runs import REFERENCES
 from lit_modules.errors import UsageError, closest
-from lit_modules.files import whole_file, write_whole
+from lit_modules.utils.files import whole_file, write_whole
 
 SCORE, FORGOTTEN, KEPT = "score", "forgotten", "kept"
 RULE = """\

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_modules.commands.demo_stages import say_and_run
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
 
 PICTURES, IMAGE_SIZE = 24_000, 64
 CLIP_STEPS, LLAVA_STEPS = 1000, 650

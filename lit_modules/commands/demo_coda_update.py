@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
 
 AMOUNTS = (1, 3, 5)
 SEEDS = 2

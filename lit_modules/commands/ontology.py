@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_modules.files import whole_file
+from lit_modules.utils.files import whole_file
 
 if TYPE_CHECKING:
     from lit_modules.synthia.distance import AffordancePair, AffordanceTable

@@ -62,8 +62,8 @@ def run_sequence(
         The results of each number.
     """
     from lit_modules.cli import main as run
-    from lit_modules.files import write_whole
     from lit_modules.lightning_cli import ProjectCLI
+    from lit_modules.utils.files import write_whole
 
     records: dict[int, dict[str, Any]] = {}
     start: list[str] = []

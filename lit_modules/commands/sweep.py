@@ -10,9 +10,9 @@ from typing import Any
 from lit_modules.commands.points import LOG, RESULTS, add_launcher_options, make_launcher, run_points, stoppable
 from lit_modules.commands.sweep_grid import SEED, Axis, Point, check_axes, grid, read_axis, write_json
 from lit_modules.errors import UsageError
-from lit_modules.files import write_whole
 from lit_modules.launchers import Launcher, Task
 from lit_modules.recipes import find_recipe
+from lit_modules.utils.files import write_whole
 
 DESCRIPTION = """\
 Run fit, and test on the checkpoint that it chose, at every point of a grid. Each point is a fresh process with a folder

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lit_modules.errors import UsageError
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
 
 SEED = "seed_everything"
 """The axis over which tables give mean and spread."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lit_modules.files import write_whole
 from lit_modules.metrics.membership import attack_auc, min_k_attack
+from lit_modules.utils.files import write_whole
 
 __all__ = ["MUSEScore", "first_answer", "privacy_leakage", "read_retrained_auc", "rouge_l_f1"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_modules.files import write_whole
 from lit_modules.metrics.tofu_scores import CHOICES, choice_probability, log_truth_ratio
+from lit_modules.utils.files import write_whole
 
 __all__ = ["build_log", "read_log", "write_log"]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_modules.files import whole_file
+from lit_modules.utils.files import whole_file
 
 _GRID = 4
 _FORMAT = 1

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_modules.files import write_whole
 from lit_modules.synthia.distance import TOLERANCE, AffordanceDistance, AffordancePair
 from lit_modules.synthia.ontology import Ontology
+from lit_modules.utils.files import write_whole
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]

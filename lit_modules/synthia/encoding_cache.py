@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
 
 Encoding = dict[str, Tensor]
 _KEY = re.compile(r"[0-9a-f]{64}")

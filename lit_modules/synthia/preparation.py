@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image
 
 from lit_modules.endpoints import RefusedError
-from lit_modules.files import write_whole
 from lit_modules.synthia.captions import caption_request, read_captions, template_captions
 from lit_modules.synthia.curriculum import Curriculum, CurriculumPair, build_curriculum
 from lit_modules.synthia.image_filter import ClipFilter, best
@@ -30,6 +29,7 @@ from lit_modules.synthia.preparation_sources import (
     read_curriculum,
 )
 from lit_modules.synthia.preparation_work import Item, Result, Work
+from lit_modules.utils.files import write_whole
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Takes a title and a number of items; within its context, call what it returns after each item."""

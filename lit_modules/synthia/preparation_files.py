@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lit_modules.files import write_whole
+from lit_modules.utils.files import write_whole
 
 FORMAT = 1
 

@@ -9,9 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_modules.files import whole_file, write_whole
 from lit_modules.pages import render_page
 from lit_modules.synthia.pictures import as_array, data_uri
+from lit_modules.utils.files import whole_file, write_whole
 
 _TEMPLATE = "data/report.html.j2"
 _SMALL = 128

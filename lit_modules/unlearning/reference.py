@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from lit_modules.files import write_whole
 from lit_modules.unlearning.losses import IGNORED, sequence_nll
+from lit_modules.utils.files import write_whole
 
 _PIECE = 2**24
 _UNHASHED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")

@@ -1,8 +1,13 @@
-"""Hashes and seeds that are the same in every process, on every machine: never Python's ``hash``."""
+"""Hashes of content, and seeds made of them, that are the same in every process and on every machine."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def stable_hash(*parts: object) -> str:
@@ -42,6 +47,54 @@ def stable_seed(*parts: object) -> int:
         343857759
     """
     return int(stable_hash(*parts)[:8], 16) >> 1
+
+
+def hash_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's whole content, as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: str | Path) -> str:
+    """Return the SHA-256 of the names and whole contents of a folder's files, hidden ones left out.
+
+    Moving the folder does not change it.
+
+    Args:
+        folder: Folder, read with all that lies below it.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    root, total = Path(folder), hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = path.relative_to(root)
+        if not any(part.startswith(".") for part in name.parts):
+            total.update(f"{name.as_posix()}\0{hash_file(path)}\n".encode())
+    return total.hexdigest()
+
+
+def hash_tensors(tensors: Mapping[str, "Tensor"] | Iterable[tuple[str, "Tensor"]]) -> str:
+    """Return the SHA-256 of named tensors: their names, types, shapes and values.
+
+    Args:
+        tensors: Tensors by name, such as a ``state_dict``; the order counts.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> import torch
+        >>> hash_tensors({"x": torch.zeros(2)}) == hash_tensors({"x": torch.zeros(2, 1)})
+        False
+    """
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _plain(value: object) -> object:

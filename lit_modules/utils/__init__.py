@@ -1,0 +1,1 @@
+"""Helpers that several families share; nothing of ours is imported here."""
