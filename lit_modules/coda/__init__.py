@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from lit_modules.coda.store import Store, StoreInUse
     from lit_modules.coda.updating import CoDA
     from lit_modules.coda.verification import accept_images, image_score, verification_requests
-    from lit_modules.utils.hashing import stable_hash, stable_seed
 
 _MODULES = {
     "answers": ("normalise_answer", "read_answer"),
@@ -99,7 +98,6 @@ _MODULES = {
     ),
     "ranking": ("rank_references", "reference_scores", "similarities"),
     "report": ("write_report",),
-    "seeds": ("stable_hash", "stable_seed"),
     "selection": ("Selection", "select_discriminative", "select_generable"),
     "store": ("Store", "StoreInUse"),
     "verification": ("accept_images", "image_score", "verification_requests"),
@@ -182,8 +180,6 @@ __all__ = [
     "select_discriminative",
     "select_generable",
     "similarities",
-    "stable_hash",
-    "stable_seed",
     "store_counts",
     "trial_count",
     "unique_pairs",
