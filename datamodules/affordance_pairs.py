@@ -10,10 +10,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.affordance_files import ImagePair, ImageStore, Resize, listing, read_image_pairs
-from datamodules.affordance_loaders import TEMPLATE, curriculum_loader, evaluation_loader, pixels
-from datamodules.affordance_sampling import Mode
-from datamodules.sampling import ResumableLoader
+from .affordance_files import ImagePair, ImageStore, Resize, listing, read_image_pairs
+from .affordance_loaders import TEMPLATE, curriculum_loader, evaluation_loader, pixels
+from .affordance_sampling import Mode
+from .sampling import ResumableLoader
 
 
 class AffordancePairs(LightningDataModule):

@@ -8,13 +8,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.affordance_loaders import CHOICES, TEMPLATE, curriculum_loader, evaluation_loader
-from datamodules.affordance_sampling import Mode
-from datamodules.drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, SEEN_BY, ontology
-from datamodules.drawn_renderer import existing_design, render
-from datamodules.drawn_sets import ConceptSet, PairSet, read_pairs, shown
-from datamodules.images import AugmentedSampler
-from datamodules.sampling import ResumableLoader, place_of, training_loader
+from .affordance_loaders import CHOICES, TEMPLATE, curriculum_loader, evaluation_loader
+from .affordance_sampling import Mode
+from .drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, SEEN_BY, ontology
+from .drawn_renderer import existing_design, render
+from .drawn_sets import ConceptSet, PairSet, read_pairs, shown
+from .images import AugmentedSampler
+from .sampling import ResumableLoader, place_of, training_loader
 
 
 class DrawnObjects(LightningDataModule):

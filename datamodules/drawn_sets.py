@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.affordance_loaders import pixels
-from datamodules.drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, known_affordances, owners
-from datamodules.drawn_renderer import Design, composed_design, existing_design, random_design, render
+from .affordance_loaders import pixels
+from .drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, known_affordances, owners
+from .drawn_renderer import Design, composed_design, existing_design, random_design, render
 
 
 def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.few_shot_concepts import SOURCES
-from datamodules.few_shot_images import Picture
+from .few_shot_concepts import SOURCES
+from .few_shot_images import Picture
 
 LABELS = ("class_name", "label", "species", "class")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}

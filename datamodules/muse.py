@@ -9,10 +9,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.batches import Column, PairBatches, PromptBatches, TaskBatches
-from datamodules.muse_rows import ENDINGS, encode_blocks, find_file, question_prompt, read_records, read_texts
-from datamodules.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
-from datamodules.text import Encoded, encode_document, pad_id
+from .batches import Column, PairBatches, PromptBatches, TaskBatches
+from .muse_rows import ENDINGS, encode_blocks, find_file, question_prompt, read_records, read_texts
+from .sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .text import Encoded, encode_document, pad_id
 
 SETS = ("forget", "retain")
 SUBSETS = ("unlearn", "all", "forget", "retain")

@@ -10,12 +10,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.batches import Column, PairBatches, PromptBatches, TaskBatches
-from datamodules.download import download as download_file
-from datamodules.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
-from datamodules.text import Encoded, pad_id
-from datamodules.tofu_rows import Question, check_disjoint, check_same, read_questions, read_refusals
-from datamodules.tofu_templates import Template, check_template
+from .batches import Column, PairBatches, PromptBatches, TaskBatches
+from .download import download as download_file
+from .sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .text import Encoded, pad_id
+from .tofu_rows import Question, check_disjoint, check_same, read_questions, read_refusals
+from .tofu_templates import Template, check_template
 
 HOME = "https://raw.githubusercontent.com/OPTML-Group/Unlearn-Simple/f1a355d3cb16cdaa2dfbda163a2e954c67886a4c"
 REFUSALS_HOME = "https://raw.githubusercontent.com/locuslab/tofu/bdc209ea7c6cc2e7079ea1afb6468d3ddcc65f8e"

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.text import Encoded, encode_row
+from .text import Encoded, encode_row
 
 TEMPLATES = {
     "plain": ("Question: {}\nAnswer:", " {}"),

@@ -21,7 +21,6 @@ _VALUE = re.compile(r"Given value: (?:NestedArg\(key='[^']*', val=(.*)\)|(.*))$"
 _SUBCLASS = re.compile(r"Import path (?:\S+ )?does not correspond to a subclass of (\S+)")
 
 
-PACKAGES = ("lit_modules", "datamodules", "callbacks")
 _BASES = ("Callback", "LightningDataModule", "LightningModule", "Union")
 """Names that a parser gives to a class that was not chosen."""
 _TOLD = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
@@ -34,7 +33,7 @@ class UsageError(ValueError):
 def is_told(error: BaseException) -> bool:
     """Return whether the message of an error is for the user, who needs no traceback.
 
-    It is so if a ``raise`` statement in one of the three packages raised it; if a ``raise`` statement anywhere refused
+    It is so if a ``raise`` statement of this project raised it; if a ``raise`` statement anywhere refused
     an argument while classes were built from the configuration; if Lightning refuses a setting, or the operating system
     a file. All else, such as a wrong index or an error deep in a library, is a defect to be traced.
 
@@ -49,7 +48,7 @@ def is_told(error: BaseException) -> bool:
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, _TOLD) and not isinstance(error, NotImplementedError) and frames:
-        ours = str(frames[-1].f_globals.get("__name__")).partition(".")[0] in PACKAGES
+        ours = str(frames[-1].f_globals.get("__name__")).partition(".")[0] == "lit_modules"
         building = any(frame.f_code.co_name == "instantiate_classes" for frame in frames)
         if (ours or building) and _raised_by_statement(error):
             return True

@@ -250,13 +250,13 @@ def _caught(code: str, module: str) -> Exception:
 @pytest.mark.parametrize(
     ("code", "module", "told"),
     [
-        ("raise ValueError('rate must be positive')", "callbacks.adaptive_lr", True),
+        ("raise ValueError('rate must be positive')", "lit_modules.callbacks.adaptive_lr", True),
         (
             "try:\n    {}['a']\nexcept KeyError as error:\n    raise RuntimeError('no a') from error",
-            "datamodules",
+            "lit_modules.datamodules",
             True,
         ),
-        ("from pathlib import Path\nPath('nowhere').read_text()", "datamodules.lume", True),
+        ("from pathlib import Path\nPath('nowhere').read_text()", "lit_modules.datamodules.lume", True),
         ("raise Misconfigured('no loop')", "lightning.pytorch.trainer", True),
         (
             "def instantiate_classes():\n    raise ValueError('n must be positive')\ninstantiate_classes()",
@@ -265,12 +265,12 @@ def _caught(code: str, module: str) -> Exception:
         ),
         ("raise ValueError('deep')", "torch.nn.functional", False),
         ("raise ValueError('deep')", "callbacks_of_a_user", False),
-        ("int('a')", "callbacks.adaptive_lr", False),
+        ("int('a')", "lit_modules.callbacks.adaptive_lr", False),
         ("len(3)", "lit_modules.unlearning", False),
         ("[][1]", "lit_modules.unlearning", False),
         ("assert 1 == 2, 'never'", "lit_modules.unlearning", False),
         ("raise NotImplementedError", "lit_modules.unlearning", False),
-        ("import json\njson.loads('{')", "datamodules.lume", False),
+        ("import json\njson.loads('{')", "lit_modules.datamodules.lume", False),
     ],
 )
 def test_only_sentences_for_the_user_are_told(code: str, module: str, told: bool) -> None:
@@ -305,24 +305,6 @@ def test_python_m(tmp_path: Path, repository: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "error: There is no command 'fitt'; did you mean 'fit'?\n"
     assert done.stdout == ""
-
-
-@pytest.mark.parametrize("package", ["callbacks", "datamodules"])
-def test_package_that_hides_ours_is_named(package: str, tmp_path: Path, repository: Path) -> None:
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
-    done = _python_m(["fit", "--help"], tmp_path, repository)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: The folder {tmp_path / package} hides the package {package} of lit-modules")
-
-
-def test_module_that_hides_ours_is_named(tmp_path: Path, repository: Path) -> None:
-    (tmp_path / "callbacks.py").write_text("", encoding="utf-8")
-    done = _python_m(["fit", "--help"], tmp_path, repository)
-    assert done.returncode == 2
-    assert done.stderr.startswith(
-        f"error: The file {tmp_path / 'callbacks.py'} hides the package callbacks of lit-modules"
-    )
 
 
 def _python_m(args: list[str], folder: Path, repository: Path) -> "subprocess.CompletedProcess[str]":

@@ -10,8 +10,8 @@ from lit_modules.commands.demo_stages import log_to, say_and_run
 EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3)
 VARIANTS = {
     "as they are": None,
-    "saturated, p = 8": {"class_path": "datamodules.variants.Saturate", "init_args": {"p": 8.0}},
-    "smoothed, kernel 2": {"class_path": "datamodules.variants.Smooth", "init_args": {"kernel_size": 2}},
+    "saturated, p = 8": {"class_path": "lit_modules.datamodules.variants.Saturate", "init_args": {"p": 8.0}},
+    "smoothed, kernel 2": {"class_path": "lit_modules.datamodules.variants.Smooth", "init_args": {"kernel_size": 2}},
 }
 STANDARD, ROBUST = "pgd/digits_standard.yaml", "pgd/digits.yaml"
 
@@ -74,14 +74,13 @@ def _methods() -> tuple[tuple[str, str], ...]:
 
 def _curve(checkpoint: Path) -> tuple[list[float], dict[str, Any]]:
     """Return the accuracy under PGD at each epsilon, and a few images with their adversarial ones at 0.15."""
-    from importlib import import_module
-
     import torch
 
     from lit_modules.attacks import LinfPGD
+    from lit_modules.datamodules import Digits
     from lit_modules.networks import LeNet5
 
-    data = import_module("datamodules").Digits()  # packages meet in commands by class path
+    data = Digits()
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]

@@ -96,11 +96,10 @@ def run_study(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _data(folder: Path, asked: dict[str, Any], **arguments: Any) -> Any:
-    from importlib import import_module
-
     from transformers import AutoTokenizer
 
-    # the packages meet in commands as they meet in a config: by class path
+    from lit_modules.datamodules import LUME
+
     settings = {
         "root": asked["data"],
         "max_documents": asked["documents"],
@@ -109,7 +108,7 @@ def _data(folder: Path, asked: dict[str, Any], **arguments: Any) -> Any:
         "document_seed": 0,  # every run has the documents that were memorised, whatever its order
     }
     tokenizer = AutoTokenizer.from_pretrained(folder / "start") if (folder / "start").is_dir() else None
-    return import_module("datamodules").LUME(**{**settings, "tokenizer": tokenizer, **arguments})
+    return LUME(**{**settings, "tokenizer": tokenizer, **arguments})
 
 
 def _trainer(folder: Path, name: str, **arguments: Any) -> Any:
@@ -137,11 +136,10 @@ def memorise(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The LUME record of the memorised model.
     """
-    from importlib import import_module
-
     import torch
     from lightning.pytorch import seed_everything
 
+    from lit_modules.datamodules import bpe
     from lit_modules.metrics import LUMEScore
     from lit_modules.networks import small_llama
     from lit_modules.unlearning import CausalLMFineTuning
@@ -153,7 +151,7 @@ def memorise(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
         for line in (Path(asked["data"]) / f"{name}.jsonl").read_text().splitlines()
     ]
     texts = ["{input} {output}".format(**json.loads(line)) for line in lines]
-    tokenizer = import_module("datamodules.bpe").train_bpe(texts, 2048)
+    tokenizer = bpe.train_bpe(texts, 2048)
     data = _data(folder, asked, tokenizer=tokenizer, subset="all", batch_size=8)
     data.prepare_data()
     data.setup("fit")
@@ -186,18 +184,17 @@ def unlearn(folder: Path, asked: dict[str, Any], method: str, rate: float, seed:
     Returns:
         Method, rate, seed, LUME record, losses of both sets, and what the steps and probes did.
     """
-    from importlib import import_module
-
     import torch
     from lightning.pytorch import seed_everything
 
     import lit_modules
+    from lit_modules.callbacks import AdaptiveLR
     from lit_modules.metrics import LUMEScore
     from lit_modules.unlearning.report import read_metrics
 
     seed_everything(seed, verbose=False)
     name = method.split(" ")[0]
-    probe = import_module("callbacks").AdaptiveLR(period=asked["period"]) if "AdaptiveLR" in method else None
+    probe = AdaptiveLR(period=asked["period"]) if "AdaptiveLR" in method else None
     module = getattr(lit_modules, name)(
         str(folder / "start"),
         metric=LUMEScore(),

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_modules.commands.sweep_check import load_public
+from lit_modules.cli import load_public
 from lit_modules.commands.sweep_grid import write_json
 from lit_modules.lightning_cli import ProjectCLI
 
