@@ -95,3 +95,21 @@ def test_lazy_names_are_the_public_ones(path: Path) -> None:
     assert seen == set(module.__all__)
     assert set(module.__all__) <= set(dir(module))
     assert all(getattr(module, name) is not None for name in module.__all__)
+
+
+def test_type_checker_refuses_misspelt_names(tmp_path: Path) -> None:
+    long = [ROOT / f"{name.replace('.', '/')}.py" for name in LONG]
+    packages = [*LAZY, *long, *(ROOT / name / "__init__.py" for name in SHORT)]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in packages]
+    public = {name: import_module(name).__all__[0] for name in names}
+    lines = [f"from {name} import {right} as a{i}" for i, (name, right) in enumerate(public.items())]
+    lines += [f"from {name} import {right}x as b{i}" for i, (name, right) in enumerate(public.items())]
+    (tmp_path / "user.py").write_text("\n".join(lines), encoding="utf-8")
+    options = ["--strict", "--follow-imports=skip", "--ignore-missing-imports", f"--cache-dir={tmp_path}"]
+    options += ["--explicit-package-bases", "--no-pretty"]
+    command = [sys.executable, "-m", "mypy", *options, str(tmp_path / "user.py"), *map(str, packages)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    refused = [line for line in done.stdout.splitlines() if "user.py" in line and "error" in line]
+    assert len(refused) == len(names), done.stdout + done.stderr
+    for line, (name, right) in zip(refused, public.items(), strict=True):
+        assert f'Module "{name}" has no attribute "{right}x"' in line

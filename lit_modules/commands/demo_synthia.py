@@ -188,7 +188,8 @@ def _pictures(
 
     data = DrawnObjects(str(pairs), task="pairs")
     data.setup("test")
-    held, seen = data.split("test"), load_recogniser(recogniser)
+    held: Any = data.split("test")  # of pairs, as the task says
+    seen = load_recogniser(recogniser)
     order = sorted(range(len(held)), key=lambda place: held.rows[place]["tdistance"])
     places = order[:: max(1, len(order) // number)][:number]
     modules = {}
