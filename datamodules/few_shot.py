@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.few_shot_arguments import check_arguments
 from datamodules.few_shot_concepts import Concept, ConceptFolder
-from datamodules.few_shot_images import MAX_PIXELS, Picture
+from datamodules.few_shot_images import Picture
 from datamodules.few_shot_layouts import Layout, read_folder
 from datamodules.few_shot_pairs import official_folders, read_pairs
 from datamodules.few_shot_samples import (
@@ -31,6 +31,7 @@ from datamodules.few_shot_sets import (
 )
 from datamodules.images import AugmentedSampler
 from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from lit_modules.utils.images import MAX_PIXELS
 
 _CHOICES = 2**31
 

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from datamodules.few_shot_concepts import SOURCES, Concept, ConceptFolder
-from datamodules.few_shot_images import FORMATS, NOT_READ, Picture
+from datamodules.few_shot_images import Picture
 from datamodules.few_shot_pairs import is_inside, name_problem, read_lines
+from lit_modules.utils.images import FORMATS, NOT_READ
 
 Layout = Literal["auto", "imagefolder", "readme", "inaturalist", "sun"]
 SPLITS = {

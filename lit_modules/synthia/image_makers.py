@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from lit_modules.endpoints import Endpoint, RefusedError
+from lit_modules.utils.images import read_picture
 
 PHOTO = "A photo of one object, without any lettering. {caption}"
 """What a caption is put into."""
@@ -142,12 +143,6 @@ def reread(data: bytes) -> bytes:
     """Return an image file of some kind as a PNG file.
 
     Raises:
-        ValueError: If it cannot be decoded or is too large.
+        ValueError: If it is none that is accepted, see :func:`lit_modules.utils.images.read_picture`.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > 2**26:
-                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {2**26}")
-            return as_png(image)
-    except Exception as error:  # decoders of damaged files raise anything
-        raise ValueError(f"what came is no image: {error}") from error
+    return as_png(read_picture(data, "what came"))

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lit_modules.endpoints import RefusedError
 from lit_modules.synthia.captions import caption_request, read_captions, template_captions
 from lit_modules.synthia.curriculum import Curriculum, CurriculumPair, build_curriculum
@@ -21,7 +19,6 @@ from lit_modules.synthia.preparation_files import Journal, Manifest, digest, onl
 from lit_modules.synthia.preparation_sources import (
     BUILT_ON,
     STEPS,
-    SUFFIXES,
     Amounts,
     Sources,
     Step,
@@ -30,6 +27,7 @@ from lit_modules.synthia.preparation_sources import (
 )
 from lit_modules.synthia.preparation_work import Item, Result, Work
 from lit_modules.utils.files import write_whole
+from lit_modules.utils.images import FORMATS, read_picture_file
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Takes a title and a number of items; within its context, call what it returns after each item."""
@@ -295,10 +293,7 @@ class Preparation:
             numbers = there[pair.pair_id]
             if clip is None or pair.stage is None:
                 return [0.0] * len(numbers)
-            images = []
-            for number in numbers:
-                with Image.open(self._image(pair.pair_id, number), formats=("PNG",)) as image:
-                    images.append(image.convert("RGB"))
+            images = [read_picture_file(self._image(pair.pair_id, number)) for number in numbers]
             return clip.scores(images, pair.pos_prompts, pair.neg_prompts)
 
         def keep(pair: CurriculumPair, scores: list[float]) -> None:
@@ -371,7 +366,7 @@ class Preparation:
 
     def _negatives_of(self, place: int) -> list[Path]:
         folder = self.folder / "negatives" / f"{place:04d}"
-        return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+        return sorted(path for path in folder.glob("*") if path.suffix in FORMATS)
 
     def _negative_files(self) -> dict[str, list[Path]]:
         root = self.sources.negative_images
