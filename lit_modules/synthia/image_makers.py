@@ -79,7 +79,7 @@ class PipelineImages:
         with torch.no_grad():
             output = pipeline(prompt, generator=generator, **self._options)
         if any(getattr(output, "nsfw_content_detected", None) or ()):
-            raise RefusedError("the pipeline's own safety checker took the image out")
+            raise RefusedError("the pipeline's own safety checker took the image out", content=True)
         return as_png(output.images[0])
 
     def stop(self) -> None:

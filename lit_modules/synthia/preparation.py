@@ -238,7 +238,7 @@ class Preparation:
             write_whole(self._image(item[0], item[1]), data)
 
         def record(item: tuple[int, int, str], error: ValueError) -> None:
-            if isinstance(error, RefusedError):  # it would be refused again
+            if isinstance(error, RefusedError) and error.content:  # it would be refused again
                 self._skipped.append({"pair_id": item[0], "number": item[1], "reason": str(error)})
 
         stop = maker.stop if maker is not None and maker.concurrent else None

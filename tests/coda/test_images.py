@@ -88,14 +88,12 @@ def test_pictures_that_lie_are_cut_off_or_are_bombs_are_refused_by_name() -> Non
         read_picture(encoded(picture, "JPEG"), "a.png")
     for kind in ("PNG", "JPEG"):
         data = encoded(picture, kind)
-        with pytest.raises(ValueError, match="cut (is truncated|cannot be decoded)"):
+        with pytest.raises(ValueError, match=r"cut (is truncated|cannot be decoded)"):
             read_picture(data[: len(data) // 2], "cut")
     for junk in (b"", b"<svg/>", b"GIF8"):
         with pytest.raises(ValueError, match=r"junk (is no picture|is empty|cannot be decoded)"):
             read_picture(junk, "junk")
-    with pytest.raises(
-        ValueError, match=r"big\.png is a decompression bomb: it has 64 x 64 pixels, and may have at most 100"
-    ):
+    with pytest.raises(ValueError, match=r"big\.png is a decompression bomb: it has 64 x 64 pixels, .* at most 100"):
         read_picture(encoded(picture, "PNG"), "big.png", max_pixels=100)
 
     def chunk(name: bytes, data: bytes) -> bytes:
