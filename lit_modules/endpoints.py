@@ -52,9 +52,9 @@ class Endpoint:
     """An OpenAI-compatible endpoint.
 
     A request that fails for a while (HTTP 429 and 5xx, no connection, no answer in time) is sent again after a pause
-    that doubles, or the one that ``Retry-After`` asks for; so is one whose answer cannot be used, but not one for which the
-    account has nothing left. Redirections are not
-    followed, as they could lead the key elsewhere.
+    that doubles, or the one that ``Retry-After`` asks for; so is one whose answer cannot be used, but not one for which
+    the account has nothing left. Redirections are not followed, as they could lead the key elsewhere. What a model
+    thinks before it answers is no part of the answer, and an answer that was cut off is none.
 
     Args:
         url: Address up to the version, such as ``"http://127.0.0.1:8000/v1"``.
@@ -111,9 +111,7 @@ class Endpoint:
         def text(data: Any) -> Answer:
             told, cut_off = read_chat(data)
             if cut_off:
-                raise AnswerError(
-                    f"the answer was cut off at the longest length that the endpoint gives: {told[-80:]!r}"
-                )
+                raise AnswerError(f"the answer was cut off at the longest length that there is: {told[-80:]!r}")
             return read(told)
 
         return self._ask("chat/completions", {"messages": messages, **options}, text)
@@ -131,7 +129,6 @@ class Endpoint:
             AnswerError: If the last answer could not be read.
             EndpointError: If the endpoint cannot be used.
         """
-
         fields = {"prompt": prompt, "n": 1, "size": f"{size}x{size}", "response_format": "b64_json"}
         return self._ask("images/generations", fields, lambda data: read(read_image(data)))
 

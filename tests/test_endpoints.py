@@ -113,7 +113,7 @@ def test_an_account_that_is_used_up_is_not_asked_again() -> None:
 def test_an_answer_that_is_cut_off_is_none() -> None:
     cut = (200, {"choices": [{"message": {"content": "A wide dome"}, "finish_reason": "length"}]})
     with ScriptedServer(script(cut)) as server:
-        with pytest.raises(AnswerError, match="cut off at the longest length that the endpoint gives: 'A wide dome'"):
+        with pytest.raises(AnswerError, match="cut off at the longest length that there is: 'A wide dome'"):
             ask(server)
         assert len(server.requests) == 1
 

@@ -16,10 +16,10 @@ _THOUGHTS = (
 
 
 def without_thoughts(text: str) -> str:
-    """Return an answer without the thoughts in it; nothing of one that was never closed.
+    r"""Return an answer without the thoughts in it; nothing of one that was never closed.
 
     Example:
-        >>> without_thoughts("<think>Adder? No.</think>\\n\\nPuff Adder"), without_thoughts("<think>Adder? Or")
+        >>> without_thoughts("<think>Adder? No.</think>\n\nPuff Adder"), without_thoughts("<think>Adder? Or")
         ('Puff Adder', '')
     """
     for begin, end in _THOUGHTS:
@@ -33,21 +33,21 @@ def without_thoughts(text: str) -> str:
 
 
 def opened_thought(question: str) -> tuple[str, str] | None:
-    """Return what opened, and what would close, the thought that a question leaves open at its end, or ``None``.
+    r"""Return what opened, and what would close, the thought that a question leaves open at its end, or ``None``.
 
     Example:
-        >>> opened_thought("Which is it?\\nassistant: <think>\\n")
+        >>> opened_thought("Which is it?\nassistant: <think>\n")
         ('<think>', '</think>')
     """
     return next((marks for marks in _THOUGHTS if question.rstrip().endswith(marks[0])), None)
 
 
 def close_thought(question: str) -> str:
-    """Return a question so that the model answers at once: a thought that it leaves open is closed empty.
+    r"""Return a question so that the model answers at once: a thought that it leaves open is closed empty.
 
     Example:
-        >>> close_thought("assistant: <think>\\n")
-        'assistant: <think>\\n\\n</think>\\n\\n'
+        >>> close_thought("assistant: <think>\n")
+        'assistant: <think>\n\n</think>\n\n'
     """
     marks = opened_thought(question)
     return question if marks is None else f"{question.rstrip()}\n\n{marks[1]}\n\n"
