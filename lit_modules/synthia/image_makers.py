@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+from functools import cached_property
 from typing import Any, Protocol
 
 from PIL import Image
 
 from lit_modules.endpoints import Endpoint, RefusedError
 from lit_modules.utils.images import read_picture
+from lit_modules.utils.model_versions import model_version
 
 PHOTO = "A photo of one object, without any lettering. {caption}"
 """What a caption is put into."""
@@ -23,6 +25,11 @@ class ImageMaker(Protocol):
     """
 
     concurrent: bool
+
+    @property
+    def version(self) -> str | None:
+        """What tells the weights from others under the same name; ``None`` where nothing does."""
+        ...
 
     def __call__(self, prompt: str, seed: int) -> bytes:
         """Return a PNG file.
@@ -70,6 +77,11 @@ class PipelineImages:
         self._options = {name: value for name, value in given.items() if value is not None}
         self._pipeline: Any = None
 
+    @cached_property
+    def version(self) -> str:
+        """What tells the weights from others under the same name."""
+        return model_version(self.model, None, "model_index.json")
+
     def __call__(self, prompt: str, seed: int) -> bytes:
         """Return a PNG file; a seed gives the same image."""
         import torch
@@ -106,6 +118,7 @@ class EndpointImages:
     """
 
     concurrent = True
+    version = None
 
     def __init__(self, endpoint: Endpoint, size: int = 1024) -> None:
         self.endpoint, self.size = endpoint, size

@@ -28,6 +28,7 @@ from lit_modules.synthia.preparation_sources import (
 from lit_modules.synthia.preparation_work import Item, Result, Work
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.images import FORMATS, read_picture_file
+from lit_modules.utils.model_versions import model_version
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Takes a title and a number of items; within its context, call what it returns after each item."""
@@ -107,14 +108,20 @@ class Preparation:
             own = {"captions": given.captions, "source": source, "model": None if endpoint is None else endpoint.model}
             return {**own, "seed": given.seed}
         if step == "images":
-            return {**dict(sources.image_facts), "seed": given.seed}
+            return {**self._maker_facts(), "seed": given.seed}
         if step == "filter":
-            return {"CLIP model": sources.clip_model, "keep": given.keep}
+            clip = sources.clip_model
+            version = None if clip is None else model_version(clip, None, "config.json")
+            return {"CLIP model": clip, "CLIP version": version, "keep": given.keep}
         if sources.negative_images is None:
-            return {**dict(sources.image_facts), "negatives": given.negatives, "seed": given.seed}
+            return {**self._maker_facts(), "negatives": given.negatives, "seed": given.seed}
         found = self._negative_files()
         contents = {name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in found[name]] for name in found}
         return {"negatives": given.negatives, "images of concepts": digest(contents)}
+
+    def _maker_facts(self) -> dict[str, Any]:
+        maker = self.sources.image_maker
+        return {**dict(self.sources.image_facts), "version": None if maker is None else maker.version}
 
     def counts(self) -> dict[Step, tuple[int, int]]:
         """Return, for each step, how many items there are and how many of them are finished; nothing is written."""
