@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from lit_modules.unlearning.losses import IGNORED, sequence_nll
 from lit_modules.utils.files import write_whole
+from lit_modules.utils.hashing import hash_tensors, stable_hash
 
-_PIECE = 2**24
 _UNHASHED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 def model_hash(model: nn.Module, precision: str = "") -> str:
-    """Return what tells two references apart: a hash of the configuration and of every weight, adapters left out.
+    """Return what tells two references apart: a hash of the configuration and of all weights, adapters left out.
 
     Args:
         model: Model of transformers, with adapters of peft or without.
@@ -32,22 +32,19 @@ def model_hash(model: nn.Module, precision: str = "") -> str:
     config = getattr(model, "config", None)
     values = config.to_diff_dict() if config is not None else {}
     described = {key: value for key, value in values.items() if key not in _UNHASHED}
-    digest = hashlib.sha256(json.dumps([described, precision], sort_keys=True, default=str).encode())
     base: Any = model
     marks: tuple[str, ...] = ()
     if isinstance(model, PeftModel):
         tuned: Any = model
         base, marks = tuned.get_base_model(), (tuned.base_model.prefix, "modules_to_save.")
-    for name, parameter in base.named_parameters():
-        if any(mark in name for mark in marks):
-            continue
-        clean = name.replace(".base_layer", "").replace(".original_module", "")
-        digest.update(f"{clean} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        flat = parameter.detach().reshape(-1)
-        for start in range(0, len(flat), _PIECE):
-            piece = flat[start : start + _PIECE].contiguous().cpu()
-            digest.update(piece.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    # buffers too, such as the scales of quantised weights
+    state = {
+        name.replace(".base_layer", "").replace(".original_module", ""): tensor
+        for name, tensor in base.state_dict().items()
+        if isinstance(tensor, Tensor) and not any(mark in name for mark in marks)
+    }
+    text = json.dumps([described, precision], sort_keys=True, default=str)
+    return stable_hash(text, hash_tensors(state))
 
 
 def row_hashes(batch: Mapping[str, Any]) -> list[str]:

@@ -264,6 +264,11 @@ class Kandinsky3Flash(Kandinsky3):
             return True
         return False
 
+    @property
+    def hub_file(self) -> str:
+        """A file that the model has on the Hub."""
+        return "weights/movq.pt" if self.published else super().hub_file
+
     def file(self, name: str) -> str:
         """Return the path of one of the published files.
 

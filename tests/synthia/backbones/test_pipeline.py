@@ -256,7 +256,8 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> N
 def test_encodings_are_kept_by_what_they_depend_on(stable_diffusion: str) -> None:
     one, other = StableDiffusion(stable_diffusion), StableDiffusion(stable_diffusion, encoder_precision="float32")
     assert one.identity("text") != other.identity("text")
-    assert StableDiffusion3(prompt_length=64).identity("text") != StableDiffusion3().identity("text")
+    longer = StableDiffusion3(stable_diffusion, prompt_length=64)
+    assert longer.identity("text") != StableDiffusion3(stable_diffusion).identity("text")
 
 
 def test_guidance_without_a_loaded_text_encoder_loads_it_for_a_moment(stable_diffusion: str) -> None:
