@@ -1,5 +1,6 @@
 """What the modules around a text-to-image model share: loading, adapters, encodings, generation, saving."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -191,10 +192,20 @@ class TextToImage(LightningModule):
         return min_snr_weights(schedule.snr(timesteps), schedule.prediction, self.min_snr_gamma).float()
 
     def row_generators(self, batch: Mapping[str, Any], *key: object) -> list[torch.Generator]:
-        """Return a source of randomness for each row, which depends on the row, the seed and the key alone."""
+        """Return a source of randomness for each row, which depends on the row, the seed and the key alone.
+
+        A row is told by its ``pair_id`` or ``index`` and its ``draw``. Rows of a batch that share these are numbered,
+        so that no two have the same noise.
+        """
         names = batch["pair_id"] if "pair_id" in batch else batch.get("index")
-        rows = range(len(batch["prompt"])) if names is None else names.tolist()
-        return [generator_of(self.seed, *key, row) for row in rows]
+        rows = list(range(len(batch["prompt"]))) if names is None else names.tolist()
+        draws = batch["draw"].tolist() if "draw" in batch else [0] * len(rows)
+        met: Counter[tuple[int, int]] = Counter()
+        generators = []
+        for row in zip(rows, draws, strict=True):
+            generators.append(generator_of(self.seed, *key, *row, met[row]))
+            met[row] += 1
+        return generators
 
     def check(self, losses: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
         """Stop with the rows' names if the loss is not finite on any process."""

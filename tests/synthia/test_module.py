@@ -103,6 +103,52 @@ def test_denoise_is_the_formula(synthia: Make, pairs: Make) -> None:
     torch.testing.assert_close(losses["loss"].detach(), errors[0] + 0.5 * hinge)
 
 
+def test_rows_of_one_pair_have_noise_of_their_own(synthia: Make) -> None:
+    module = synthia()
+    module.configure_model()
+
+    def draws(**batch: Any) -> list[list[float]]:
+        rows = {"prompt": ["a cup"] * 4, "pair_id": torch.tensor([7, 7, 7, 8])} | batch
+        generators = module.row_generators(rows, "train", 0, 0)
+        times = module.backbone.draw_timesteps(generators)
+        return [
+            [float(time), *torch.randn(3, generator=each).tolist()]
+            for time, each in zip(times, generators, strict=True)
+        ]
+
+    plain = draws()
+    numbered = draws(draw=torch.tensor([5, 6, 5, 5]))
+    assert len({tuple(row) for row in (*plain, *numbered)}) == 8
+    assert draws() == plain
+
+
+def test_noise_of_numbered_rows_does_not_depend_on_their_batch(synthia: Make) -> None:
+    module = synthia()
+
+    def noise(pairs: list[int], draws: list[int]) -> list[float]:
+        batch = {"prompt": [""] * len(pairs), "pair_id": torch.tensor(pairs), "draw": torch.tensor(draws)}
+        return [float(torch.randn((), generator=each)) for each in module.row_generators(batch, "train", 0, 0)]
+
+    assert noise([7, 8, 7], [5, 5, 6]) == noise([7], [5]) + noise([8, 7], [5, 6])
+
+
+def test_a_pair_that_is_tested_twice_is_drawn_twice(synthia: Make, pairs: Make, trainer: Make) -> None:
+    class Seen(Metric):
+        """Keeps the pictures."""
+
+        def update(self, images: Tensor, batch: Any) -> None:
+            self.images = images
+
+        def compute(self) -> dict[str, float]:
+            return {"count": float(len(self.images))}
+
+    seen = Seen()
+    trainer(limit_test_batches=1).test(
+        synthia(metric=seen, images_per_prompt=1), pairs(samples_per_pair=2, eval_batch_size=2), verbose=False
+    )
+    assert not torch.equal(seen.images[0], seen.images[1])
+
+
 def test_preference_is_log_2_before_the_first_step(synthia: Make, pairs: Make) -> None:
     module = synthia(objective=DenoiseDPO(), peft_config=lora())
     losses = losses_of(module, first_batch(pairs()))
