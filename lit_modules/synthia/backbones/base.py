@@ -1,6 +1,5 @@
 """What text-to-image models have in common: a network that trains, frozen encoders around it, a noise schedule."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
+from lit_modules.utils.hashing import hash_folder
 
 Part = Literal["text", "images", "network"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -107,13 +107,22 @@ class Backbone(ABC):
 
     @property
     def version(self) -> str:
-        """What tells a folder from what it was before it was written to: its files' sizes and times."""
+        """What tells the weights from others of the same name: the hash of a folder, or the commit on the hub."""
         if self._version is None:
-            files = sorted(path for path in Path(self.model).rglob("*") if path.is_file())
-            facts = [(path.relative_to(self.model), path.stat()) for path in files]
-            state = [f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in facts]
-            self._version = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16] if state else "hub"
+            self._version = hash_folder(self.model) if Path(self.model).is_dir() else self._commit()
         return self._version
+
+    def _commit(self) -> str:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(self.model, self.hub_file())).parents[self.hub_file().count("/")].name
+        except (OSError, ValueError):  # nothing of it can be loaded, and so nothing is encoded
+            return "hub"
+
+    def hub_file(self) -> str:
+        """Return a file that every such model on the hub has."""
+        return "model_index.json"
 
     @abstractmethod
     def load_text(self) -> None:
