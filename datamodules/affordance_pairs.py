@@ -157,6 +157,10 @@ class AffordancePairs(LightningDataModule):
         """Return the test pairs in order; each comes ``samples_per_pair`` times."""
         return evaluation_loader(self, self.split("test"), self.hparams["samples_per_pair"])
 
+    def predict_dataloader(self) -> ResumableLoader:
+        """Return what is tested."""
+        return self.test_dataloader()
+
     def _read(self, name: str) -> list[ImagePair]:
         if not self._rows:
             self._rows["train"], self._rows["test"] = read_image_pairs(self.hparams["root"])

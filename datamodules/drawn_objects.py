@@ -180,6 +180,10 @@ class DrawnObjects(LightningDataModule):
         times = self.hparams["samples_per_pair"] if self.hparams["task"] == "pairs" else 1
         return evaluation_loader(self, self.split("test"), times)
 
+    def predict_dataloader(self) -> ResumableLoader:
+        """Return what is tested."""
+        return self.test_dataloader()
+
     def _concepts(self, name: str) -> ConceptSet:
         given = self.hparams
         number = given["num_images"] if name == "train" else given["validation_size"]

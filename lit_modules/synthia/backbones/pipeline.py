@@ -229,8 +229,8 @@ class PipelineBackbone(Backbone):
             raise FileNotFoundError(f"The {name} of {place!r} cannot be loaded: {reason}") from error
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f"The {name} of {place!r} cannot be loaded: its weights are a pickle of more than tensors, which could run "
-                "anything, or are damaged; take a model whose weights are safetensors."
+                f"The {name} of {place!r} cannot be loaded: its weights are damaged, or a pickle of more than tensors, "
+                "which could run anything; take a model whose weights are safetensors."
             ) from error
 
     def pipeline(self, **components: Any) -> Any:
