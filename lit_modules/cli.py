@@ -27,7 +27,7 @@ STAGES = {
     "fit": "Train.",
     "validate": "Score the validation data.",
     "test": "Compute the benchmark's numbers.",
-    "predict": "Answer the prediction data.",
+    "predict": "Answer the prediction data, and write the answers.",
 }
 TRACEBACK = "LIT_MODULES_TRACEBACK"
 

@@ -177,17 +177,22 @@ class ProjectCLI(LightningCLI):
             raise _as_raised(error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, which says what was held back when it starts."""
+        """Build the trainer, which says what was held back when it starts, and writes what it predicts."""
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        record = import_module("callbacks").PredictionRecord  # packages meet in commands by class path
+        if self.config["subcommand"] == "predict" and not any(isinstance(each, record) for each in callbacks):
+            callbacks.append(record())
         # after the last that may fail, and before the summary of the model is printed
         saving = [number for number, callback in enumerate(callbacks) if isinstance(callback, SaveConfig)]
         callbacks.insert(saving[0] + 1 if saving else 0, SaySetupMessages())
         return trainer
 
     def before_instantiate_classes(self) -> None:
-        """Give the data the tokenizer of the model, if the data takes one and none was given."""
+        """Keep no predictions; give the data the tokenizer of the model, if it takes one and none was given."""
         config = self.config[self.config["subcommand"]]
+        if self.config["subcommand"] == "predict" and config.get("return_predictions") is None:
+            config["return_predictions"] = False  # they are written, and would fill the memory
         model, data = config.get("model"), config.get("data")
         if model is None or data is None:
             return

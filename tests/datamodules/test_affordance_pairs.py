@@ -54,7 +54,7 @@ def made(root: Path, **more: Any) -> AffordancePairs:
 def test_batches(root: Path) -> None:
     batch = next(iter(made(root, negatives=3, seed=1).train_dataloader()))
     assert set(batch) == {
-        "prompt", "affordances", "pos", "neg", "neg_mask", "neg_prompts", "tdistance", "stage", "pair_id"
+        "prompt", "affordances", "pos", "neg", "neg_mask", "neg_prompts", "tdistance", "stage", "pair_id", "draw"
     }  # fmt: skip
     assert sorted(batch["prompt"]) == [
         "a new design that has functions of hold, sit", "a new design that has functions of pour, ride"

@@ -39,7 +39,7 @@ class Kandinsky3(PipelineBackbone):
         guidance: Usual scale of classifier-free guidance in the usual notation, 1 for none, otherwise more than 2; the
             pipeline's ``guidance_scale`` is one less.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``.
+        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
