@@ -200,11 +200,6 @@ class Unlearning(CausalLM, ABC):
                 f"Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) has no effect on {name}, which optimizes "
                 f"by itself; give {name}(clip_norm={self.trainer.gradient_clip_val}) instead."
             )
-        if str(self.trainer.precision) == "16-mixed":
-            raise ValueError(
-                f"{name} takes the norms of unscaled gradients, which precision '16-mixed' scales; use 'bf16-mixed' or "
-                "'32-true'."
-            )
 
 
 class TwoTaskUnlearning(Unlearning):
