@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from callbacks.ema import EMA
     from callbacks.forget_stopping import ForgetStopping
     from callbacks.generation_log import GenerationLog
+    from callbacks.last_checkpoint import LastCheckpoint
     from callbacks.result_record import ResultRecord
     from callbacks.robustness_record import RobustnessRecord
     from callbacks.sample_grid import SampleGrid
@@ -23,6 +24,7 @@ __all__ = [
     "Curriculum",
     "ForgetStopping",
     "GenerationLog",
+    "LastCheckpoint",
     "ResultRecord",
     "RobustnessRecord",
     "SampleGrid",
@@ -37,6 +39,7 @@ _MODULES = {
     "EMA": "ema",
     "ForgetStopping": "forget_stopping",
     "GenerationLog": "generation_log",
+    "LastCheckpoint": "last_checkpoint",
     "ResultRecord": "result_record",
     "RobustnessRecord": "robustness_record",
     "SampleGrid": "sample_grid",

@@ -24,6 +24,7 @@ from torchmetrics import Metric
 from lit_modules.errors import UsageError, condense, unknown_key
 from lit_modules.messages import SETUP
 from lit_modules.recipes import find_recipe
+from lit_modules.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
 
 _BASES: dict[str, type] = {
     "model": LightningModule,
@@ -176,14 +177,49 @@ class ProjectCLI(LightningCLI):
         except ValueError as error:
             raise _as_raised(error) from None
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the folder of the run whose checkpoint is meant."""
+        parser.add_argument(
+            "--run", type=str | None, help="Folder of the run that --ckpt_path last or best is of; else the newest."
+        )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, which says what was held back when it starts."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """Build the trainer, which keeps the last state of a run, and says what was held back when it starts."""
+        trainer = super().instantiate_trainer(**self._with_last_checkpoint(kwargs))
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # after the last that may fail, and before the summary of the model is printed
         saving = [number for number, callback in enumerate(callbacks) if isinstance(callback, SaveConfig)]
         callbacks.insert(saving[0] + 1 if saving else 0, SaySetupMessages())
         return trainer
+
+    def _with_last_checkpoint(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Add what keeps the last state to the callbacks, if the run has checkpoints and none of them is that."""
+        kind = import_module("callbacks").LastCheckpoint  # packages meet in the command line by name
+        config = {**self._get(self.config_init, "trainer"), **arguments}
+        if config["enable_checkpointing"] is False or config["barebones"]:
+            return arguments
+        given = config["callbacks"] or []
+        callbacks = list(given) if isinstance(given, list) else [given]
+        if not any(isinstance(callback, kind) for callback in callbacks):
+            callbacks.append(kind())
+        return {**arguments, "callbacks": callbacks}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Give the command the checkpoint that is meant, and let it load tensors and plain values alone."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        name = arguments.get("ckpt_path")
+        if name is not None:
+            config = self.config[subcommand]
+            arguments["ckpt_path"] = find_checkpoint(
+                str(name), subcommand, self.trainer, config["model"]["class_path"], config["run"]
+            )
+            arguments["weights_only"] = True
+        return arguments
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; Ctrl-C is raised as such, and a checkpoint that does not fit is named."""
+        with raised_as_interrupt(), loading(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def before_instantiate_classes(self) -> None:
         """Give the data the tokenizer of the model, if the data takes one and none was given."""
