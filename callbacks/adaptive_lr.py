@@ -196,11 +196,14 @@ class AdaptiveLR(Callback):
         self.passes = 0  # over the loader of fresh batches
         self.drawn = 0  # fresh batches of this pass
         self.width = 1.0  # of the next probe, in updates
-        self._batches: list[Any] = []
+        self._batches: list[Any] = []  # earlier ones of the step to come
+        self._batch: list[Any] = []  # the one under way
         self._fresh: Iterator[Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module offers the probed loss."""
+        if stage == "fit":
+            self.forget_batches()
         if stage == "fit" and not callable(getattr(pl_module, "probe_loss", None)):
             raise TypeError(
                 f"AdaptiveLR needs {type(pl_module).__name__}.probe_loss(batch), which returns the summed loss of a "
@@ -225,14 +228,20 @@ class AdaptiveLR(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batches of the step to come, if it is to be probed."""
-        if self.steps % self.period == 0:
-            self._batches.append(batch)
+        self._batch = [batch] if self.steps % self.period == 0 else []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch among those of the step to come, if none was made with it."""
+        self._batches += self._batch
+        self._batch = []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Probe along the update that is about to be made, and set the rate it will use."""
         due = self.steps % self.period == 0
         self.steps += 1
-        batches, self._batches = self._batches, []
+        batches, self._batches, self._batch = [*self._batches, *self._batch], [], []
         if not due:
             return
         if self.probe_batch == "fresh":
@@ -269,6 +278,10 @@ class AdaptiveLR(Callback):
         pl_module.log_dict(
             {f"adaptive_lr/{name}": value for name, value in numbers.items()}, on_step=True, on_epoch=False
         )
+
+    def forget_batches(self) -> None:
+        """Forget the batches of a step that was not made."""
+        self._batches, self._batch = [], []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, and the batches of a step that is not complete."""
@@ -351,9 +364,16 @@ class AdaptiveLR(Callback):
             self.drawn = 0
 
     def _horizon(self, trainer: Trainer) -> float:
+        """Return the factor of the minimiser, by the share of the training's batches or steps that is done."""
         if self.scale is None:
             return 1.0
-        done = min(1.0, (self.steps - 1) / max(1, float(trainer.estimated_stepping_batches)))
+        shares = [0.0]
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            place = trainer.current_epoch + trainer.fit_loop.batch_idx / trainer.num_training_batches
+            shares.append(place / trainer.max_epochs)
+        if trainer.max_steps > 0:
+            shares.append(trainer.global_step / trainer.max_steps)
+        done = min(1.0, max(shares))
         return 1 - done if self.scale == "linear" else (1 + math.cos(math.pi * done)) / 2
 
 

@@ -23,6 +23,8 @@ PUBLIC = (
     "lit_modules.callbacks",
 )
 """Modules whose public classes the command line knows by their short names."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 STAGES = {
     "fit": "Train.",
     "validate": "Score the validation data.",
@@ -79,6 +81,9 @@ def run() -> None:
     os.environ.setdefault("TQDM_DELAY", "2")  # a bar that lives shorter, such as that of a small model, is not drawn
     try:
         result = main()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not is_told(error):
             raise

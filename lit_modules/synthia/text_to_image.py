@@ -19,6 +19,7 @@ from lit_modules.synthia.guards import min_snr_weights
 from lit_modules.synthia.objectives import prediction_error
 from lit_modules.synthia.ontology import nearest
 from lit_modules.synthia.randomness import generator_of, row_noise
+from lit_modules.utils.resuming import bring
 
 TEMPLATE = "a new design that has functions of {affordances}"
 Batch = dict[str, Any]
@@ -98,6 +99,10 @@ class TextToImage(LightningModule):
         self.strict_loading = False
         self.network = None
         self._results: dict[str, float] | None = None
+
+    def configure_callbacks(self) -> list[Any]:
+        """Bring what lets a run stop and go on at any batch."""
+        return bring(self.trainer)
 
     def setup(self, stage: str) -> None:
         """Encode the prompts that the data names, before the network takes the memory."""

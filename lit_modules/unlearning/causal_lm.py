@@ -23,6 +23,7 @@ from lit_modules.unlearning.sharding import check_mesh, in_step, shard
 from lit_modules.unlearning.token_scores import token_scores
 from lit_modules.utils import adapters
 from lit_modules.utils.precision import check_precision
+from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Any]
 
@@ -99,13 +100,13 @@ class CausalLM(LightningModule):
         self._rng_state: dict[str, Any] | None = None
 
     def configure_callbacks(self) -> list[Any]:
-        """Check the trainer's settings and the model's folder before anything runs; add no callback."""
+        """Check the trainer's settings and the model's folder; bring what lets a run stop and go on at any batch."""
         check_precision(self)
         if self.trainer.state.fn == "fit":
             self._check_trainer()
         if self.model is None and self.model_name is not None:
             check_folder(self.model_name)
-        return []
+        return bring(self.trainer)
 
     def configure_model(self) -> None:
         """Load the weights and add the adapters, once, in training mode; check that the tokenizer belongs to them.
