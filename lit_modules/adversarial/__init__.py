@@ -1,9 +1,10 @@
-"""Adversarial training of classifiers: a file per method, and what they share."""
+"""Adversarial training of classifiers, a file per method, and attacks on whole sets of data."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_modules.adversarial.adversarial_set import AdversarialSet, attack_dataset
     from lit_modules.adversarial.fast import FastTraining
     from lit_modules.adversarial.free import FreeTraining
     from lit_modules.adversarial.mart import MART
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from lit_modules.adversarial.trades import KLPGD, TRADES
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
+    "AdversarialSet",
     "FastTraining",
     "FreeTraining",
     "KLPGD",
@@ -19,9 +21,11 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "PGDTraining",
     "StandardTraining",
     "TRADES",
+    "attack_dataset",
 ]
 
 _MODULES = {
+    "AdversarialSet": "adversarial_set",
     "FastTraining": "fast",
     "FreeTraining": "free",
     "KLPGD": "trades",
@@ -29,6 +33,7 @@ _MODULES = {
     "PGDTraining": "pgd",
     "StandardTraining": "standard",
     "TRADES": "trades",
+    "attack_dataset": "adversarial_set",
 }
 
 

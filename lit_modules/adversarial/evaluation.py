@@ -2,7 +2,6 @@
 
 import random
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,14 +172,9 @@ def classify(classifier: nn.Module, images: Tensor, runs: Sequence[AttackRun]) -
         before = _random_state(images.device)
         logits: Tensor = classifier(images)
         same = _random_state(images.device) == before and bool(same_answers(classifier(images), logits).all())
-    kept = [run for run in runs if run.folder is not None]
-    if not same and kept:
-        warnings.warn(
-            "The classifier answers at random: what is finished is not kept, and a run broken off begins anew.",
-            stacklevel=2,
-        )
-        for run in kept:
-            run.forget()
+    for run in runs:
+        if not same and run.repeatable:
+            run.forget("the classifier answers at random.")
     return logits
 
 

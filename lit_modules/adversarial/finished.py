@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class AttackRun:
     outcome depends on: the attack with all its arguments, and the classifier with its weights, its structure, its
     plain attributes and the code of its functions (:func:`lit_modules.utils.identity.identify`). What these leave open
     the answers decide: an outcome counts only if the classifier answers the clean sample as it did. An attack or a
-    classifier that cannot be told from another is said in a warning, and nothing of it is kept.
+    classifier that cannot be told from another is named in a warning, and nothing of it is taken up again.
 
     Args:
         name: Name of the attack.
@@ -89,15 +90,15 @@ class AttackRun:
         self.attack = attack
         self.classifier = classifier
         self.keep_adversarial = keep_adversarial
+        self.root = folder
         self.folder: Path | None = None
+        self.repeatable = folder is not None
         self._found: dict[str, list[Outcome]] = {}
         if folder is not None:
             try:
                 key = identify_run(attack, classifier)
             except UnidentifiableError as error:
-                warnings.warn(
-                    f"What {name!r} finishes is not kept, and if it is broken off it begins anew: {error}", stacklevel=3
-                )
+                self.forget(str(error))
             else:
                 self.folder = folder / f"{name}-{key[:16]}"
                 for path in sorted(self.folder.glob("*.pt")):
@@ -107,10 +108,20 @@ class AttackRun:
         """Return the number of samples that are finished."""
         return len(self._found)
 
-    def forget(self) -> None:
-        """Neither take nor keep anything on disk from now on."""
-        self.folder = None
+    def forget(self, reason: str) -> None:
+        """Take nothing for finished that another process has done, and leave nothing that another could take.
+
+        Args:
+            reason: Sentence that says why, for a warning.
+        """
+        warnings.warn(
+            f"What {self.name!r} finishes is not taken up again, and if it is broken off it begins anew: {reason}",
+            stacklevel=3,
+        )
+        self.repeatable = False
         self._found = {}
+        # adversarial samples need a place, but one that nobody finds again
+        self.folder = self.root / f"{self.name}-{uuid4().hex[:16]}" if self.root and self.keep_adversarial else None
 
     def finish(self, samples: Sequence[Sample], images: Tensor, labels: Tensor, answers: Tensor) -> list[Outcome]:
         """Return the outcome of each sample, after attacking those that are not finished.
@@ -154,7 +165,8 @@ class AttackRun:
         )
         with torch.no_grad(), evaluation_mode(self.classifier):
             after = self.classifier(result.adversarial).argmax(1).tolist()
-        shown = success.int().argsort(descending=True, stable=True)[:_EXAMPLES].tolist()
+        count = 0 if self.keep_adversarial else _EXAMPLES
+        shown = success.int().argsort(descending=True, stable=True)[:count].tolist()
         examples = [
             Example(
                 index=samples[row].place,

@@ -247,7 +247,7 @@ def test_nothing_is_kept_of_a_classifier_that_answers_at_random(
     source: str, spy: Spy, bench: Any, tmp_path: Path
 ) -> None:
     model, batch = Noisy(trained(bench), source), bench.batch(12)
-    message = "is a random generator" if source == "own" else "answers at random: what is finished is not kept"
+    message = "is a random generator" if source == "own" else "finishes is not taken up again.*answers at random"
 
     def run() -> Any:
         evaluation = RobustEvaluation(model, {"pgd": LinfPGD(eps=0.1, steps=2)}, tmp_path)
@@ -271,7 +271,9 @@ def test_an_attack_that_cannot_be_told_from_another_is_named(spy: Spy, bench: An
             return nn.functional.cross_entropy(logits, label, reduction="none")
 
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"'pgd' finishes is not kept.*lock in attack\._?loss is of _thread\.lock"):
+        with pytest.warns(
+            UserWarning, match=r"'pgd' finishes is not taken up again.*lock in attack\._?loss is of _thread\.lock"
+        ):
             evaluation = RobustEvaluation(network, {"pgd": LinfPGD(eps=0.1, steps=2, loss=locked)}, tmp_path)
         evaluation.update(batch["image"], batch["label"], batch["index"])
     assert len(spy.seen) == 2
