@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .ema import EMA
     from .forget_stopping import ForgetStopping
     from .generation_log import GenerationLog
+    from .last_checkpoint import LastCheckpoint
+    from .prediction_record import PredictionRecord
     from .result_record import ResultRecord
     from .robustness_record import RobustnessRecord
     from .sample_grid import SampleGrid
@@ -29,6 +31,8 @@ __all__ = [
     "Curriculum",
     "ForgetStopping",
     "GenerationLog",
+    "LastCheckpoint",
+    "PredictionRecord",
     "ResultRecord",
     "RobustnessRecord",
     "SampleGrid",

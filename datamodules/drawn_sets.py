@@ -103,6 +103,7 @@ class ConceptSet(Dataset[dict[str, Any]]):
             "concept": torch.tensor([list(CONCEPTS).index(name) for name in names]),
             "parts": torch.stack([shown(CONCEPTS[name].parts) for name in names]),
             "index": index,
+            "draw": torch.tensor([draw for _, draw in pairs]),
         }
 
 
@@ -171,6 +172,7 @@ class PairSet(Dataset[dict[str, Any]]):
             "tdistance": torch.tensor([row["tdistance"] for row in rows], dtype=torch.float32),
             "stage": torch.tensor([row["stage"] for row in rows]),
             "pair_id": torch.tensor([row["pair_id"] for row in rows]),
+            "draw": torch.tensor([draw for _, draw in pairs]),
         }
 
 

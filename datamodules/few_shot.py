@@ -6,9 +6,11 @@ from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
+from lit_modules.utils.images import MAX_PIXELS
+
 from .few_shot_arguments import check_arguments
 from .few_shot_concepts import Concept, ConceptFolder
-from .few_shot_images import MAX_PIXELS, Picture
+from .few_shot_images import Picture
 from .few_shot_layouts import Layout, read_folder
 from .few_shot_pairs import official_folders, read_pairs
 from .few_shot_samples import (

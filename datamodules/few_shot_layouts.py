@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from lit_modules.utils.images import FORMATS, NOT_READ
+
 from .few_shot_concepts import SOURCES, Concept, ConceptFolder
-from .few_shot_images import FORMATS, NOT_READ, Picture
+from .few_shot_images import Picture
 from .few_shot_pairs import is_inside, name_problem, read_lines
 
 Layout = Literal["auto", "imagefolder", "readme", "inaturalist", "sun"]

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from lit_modules.utils.images import FORMATS
+
 from .few_shot_concepts import Concept, ConceptFolder
-from .few_shot_images import FORMATS, Look, Picture, inspect, same_pictures
+from .few_shot_images import Look, Picture, inspect, same_pictures
 from .few_shot_layouts import read_folder
 from .few_shot_pairs import ConfusablePair, plain_name, read_lines
 

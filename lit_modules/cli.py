@@ -24,11 +24,13 @@ PUBLIC = (
     "lit_modules.callbacks",
 )
 """Modules whose public classes the command line knows by their short names."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 STAGES = {
     "fit": "Train.",
     "validate": "Score the validation data.",
     "test": "Compute the benchmark's numbers.",
-    "predict": "Answer the prediction data.",
+    "predict": "Answer the prediction data, and write the answers.",
 }
 TRACEBACK = "LIT_MODULES_TRACEBACK"
 
@@ -80,6 +82,9 @@ def run() -> None:
     os.environ.setdefault("TQDM_DELAY", "2")  # a bar that lives shorter, such as that of a small model, is not drawn
     try:
         result = main()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not is_told(error):
             raise

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -22,9 +23,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from lit_modules.callbacks import LastCheckpoint, PredictionRecord
 from lit_modules.errors import UsageError, condense, unknown_key
 from lit_modules.messages import SETUP
 from lit_modules.recipes import find_recipe
+from lit_modules.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
 
 _BASES: dict[str, type] = {
     "model": LightningModule,
@@ -205,19 +208,58 @@ class ProjectCLI(LightningCLI):
         except ValueError as error:
             raise _as_raised(error) from None
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the folder of the run whose checkpoint is meant."""
+        parser.add_argument(
+            "--run", type=str | None, help="Folder of the run that --ckpt_path last or best is of; else the newest."
+        )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, which says what was held back when it starts."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """Build the trainer; it keeps the last state, writes what it predicts, and says what was held back."""
+        trainer = super().instantiate_trainer(**self._with_last_checkpoint(kwargs))
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        predicts = self.config["subcommand"] == "predict"
+        if predicts and not any(isinstance(callback, PredictionRecord) for callback in callbacks):
+            callbacks.append(PredictionRecord())
         # after the last that may fail, and before the summary of the model is printed
         saving = [number for number, callback in enumerate(callbacks) if isinstance(callback, SaveConfig)]
         callbacks.insert(saving[0] + 1 if saving else 0, SaySetupMessages())
         return trainer
 
+    def _with_last_checkpoint(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Add what keeps the last state to the callbacks, if the run has checkpoints and none of them is that."""
+        config = {**self._get(self.config_init, "trainer"), **arguments}
+        if config["enable_checkpointing"] is False or config["barebones"]:
+            return arguments
+        given = config["callbacks"] or []
+        callbacks = list(given) if isinstance(given, list) else [given]
+        if not any(isinstance(callback, LastCheckpoint) for callback in callbacks):
+            callbacks.append(LastCheckpoint())
+        return {**arguments, "callbacks": callbacks}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Give the command the checkpoint that is meant, and let it load tensors and plain values alone."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        name = arguments.get("ckpt_path")
+        if name is not None:
+            config = self.config[subcommand]
+            arguments["ckpt_path"] = find_checkpoint(
+                str(name), subcommand, self.trainer, config["model"]["class_path"], config["run"]
+            )
+            arguments["weights_only"] = True
+        return arguments
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; Ctrl-C is raised as such, and a checkpoint that does not fit is named."""
+        with raised_as_interrupt(), loading(self.trainer):
+            super()._run_subcommand(subcommand)
+
     def before_instantiate_classes(self) -> None:
-        """Give the data the tokenizer of the model, if the data takes one and none was given."""
+        """Keep no predictions; give the data the tokenizer of the model, if it takes one and none was given."""
         config = self.config[self.config["subcommand"]]
         _check_ckpt_path(config.get("ckpt_path"))
+        if self.config["subcommand"] == "predict" and config.get("return_predictions") is None:
+            config["return_predictions"] = False  # they are written, and would fill the memory
         model, data = config.get("model"), config.get("data")
         if model is None or data is None:
             return
@@ -236,9 +278,10 @@ def _check_ckpt_path(path: str | None) -> None:
     Raises:
         UsageError: If it does not.
     """
-    if path is None or path in CKPT_WORDS or "://" in path or (path and os.path.exists(path)):
+    if path is None or path in (*CKPT_WORDS, "hpc") or re.match(r"\w+://|registry", path):
         return
-    raise UsageError(f"There is no checkpoint {path!r} for ckpt_path; it takes a file, or {' or '.join(CKPT_WORDS)}.")
+    if not path or not os.path.exists(path):
+        raise UsageError(f"There is no checkpoint {path!r} for ckpt_path; it takes a file or {', '.join(CKPT_WORDS)}.")
 
 
 def _as_raised(error: BaseException) -> BaseException:

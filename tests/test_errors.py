@@ -182,7 +182,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "checkpoint": (
         [*NGDIFF, "--ckpt_path=nope.ckpt"],
-        "There is no checkpoint 'nope.ckpt' for ckpt_path; it takes a file, or last or best.",
+        "There is no checkpoint 'nope.ckpt' for ckpt_path; it takes a file or last, best.",
     ),
     "file like none": (
         ["fit", "-c", "nothere.yaml"],

@@ -41,7 +41,7 @@ def test_packages_meet_in_config_batch_and_hooks() -> None:
         if own != "lit_modules":
             foreign = [name for name in imported(path) if is_within(name, *PACKAGES)]
             foreign = [name for name in foreign if not name.startswith("lit_modules.utils") and name != "lit_modules"]
-        elif inner[0] in ("cli", "commands"):
+        elif inner[0] in ("cli", "lightning_cli", "commands"):
             foreign = [name for name in imported(path) if is_within(name, *SHORT)]
         elif inner[0] not in SHORT:  # else it is the long name of one of the two
             foreign = [name for name in imported(path) if is_within(name, *SHORT, *LONG)]

@@ -1,10 +1,11 @@
-"""Adversarial training of classifiers: a file per method, and what they share."""
+"""Adversarial training of classifiers, a file per method, and attacks on whole sets of data."""
 
 from typing import TYPE_CHECKING
 
 from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lit_modules.adversarial.adversarial_set import AdversarialSet, attack_dataset
     from lit_modules.adversarial.fast import FastTraining
     from lit_modules.adversarial.free import FreeTraining
     from lit_modules.adversarial.mart import MART
@@ -15,6 +16,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
+    "AdversarialSet",
     "FastTraining",
     "FreeTraining",
     "KLPGD",
@@ -22,4 +24,5 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "PGDTraining",
     "StandardTraining",
     "TRADES",
+    "attack_dataset",
 ]

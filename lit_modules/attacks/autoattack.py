@@ -20,7 +20,7 @@ from lit_modules.attacks.fab import FAB, FABT
 from lit_modules.attacks.fixed_radius import BestSoFar
 from lit_modules.attacks.losses import cross_entropy
 from lit_modules.attacks.norms import check_norm, lp_norm
-from lit_modules.attacks.problem import Model, Outcome, Problem, audit
+from lit_modules.attacks.problem import Model, Outcome, Problem
 from lit_modules.attacks.square import Square
 
 Version = Literal["standard", "plus", "rand", "custom"]
@@ -111,7 +111,7 @@ class AutoAttack(Attack):
             robust = {"clean": int((~already).sum())}
             outcome = self.solve(problem, already, robust)
             flags += self._square_flag(robust, len(x))
-            distance = audit(problem, outcome.adversarial, self.norm)
+            distance = problem.audit(outcome.adversarial, self.norm)
         for flag in flags:
             warnings.warn(flag, stacklevel=2)
         adversarial = outcome.adversarial.to(x.dtype)

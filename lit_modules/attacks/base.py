@@ -22,7 +22,7 @@ from lit_modules.attacks.checks import (
     check_samples,
 )
 from lit_modules.attacks.contexts import evaluation_mode, no_parameter_gradients
-from lit_modules.attacks.problem import Model, Outcome, Problem, audit, check_repeatable
+from lit_modules.attacks.problem import Model, Outcome, Problem, check_repeatable
 from lit_modules.attacks.random import SampleRandom
 from lit_modules.attacks.wrappers import EOT
 
@@ -135,7 +135,7 @@ class Attack(ABC):
             assert problem.clean_logits is not None
             already = problem.fooled(problem.clean_logits)
             outcome = self.solve(problem, already)
-            distance = audit(problem, outcome.adversarial, self.norm)
+            distance = problem.audit(outcome.adversarial, self.norm)
         return AttackResult(outcome.adversarial.to(x.dtype), outcome.success, distance, problem.spent, already)
 
     def solve(self, problem: Problem, already: Tensor) -> Outcome:

@@ -14,7 +14,7 @@ from lit_modules.attacks.base import Attack, AttackArguments
 from lit_modules.attacks.checks import Radius, check_radius
 from lit_modules.attacks.losses import margin
 from lit_modules.attacks.norms import lp_norm
-from lit_modules.attacks.problem import Outcome, Problem, audit
+from lit_modules.attacks.problem import Outcome, Problem
 
 
 class BestOf(Attack):
@@ -103,7 +103,7 @@ class BestOf(Attack):
             random = part.random.fork(number).fork(attack.seed)
             part = replace(part, radius=_radius(attack.eps, part), random=random)
             found = attack.solve(part, torch.zeros_like(best.success[place]))
-            audit(part, found.adversarial, attack.norm)
+            part.audit(found.adversarial, attack.norm)
             score = self._score(part, found)
             better = (found.success & ~best.success[place]) | (
                 (found.success == best.success[place]) & (score > best.score[place])

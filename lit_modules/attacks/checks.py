@@ -63,6 +63,25 @@ def check_samples(x: Tensor) -> None:
         )
 
 
+def place_bounds(bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bounds as tensors that broadcast against the samples, in their precision but at least float32.
+
+    Raises:
+        ValueError: If they do not broadcast.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    sides = []
+    for side in (torch.as_tensor(b, dtype=dtype, device=x.device) for b in bounds):
+        if side.ndim == 1 and len(side) == len(x):
+            side = per_sample(side, x)
+        try:
+            torch.broadcast_to(side, x.shape)
+        except RuntimeError:
+            raise ValueError(f"bounds of shape {tuple(side.shape)} do not broadcast to x, {tuple(x.shape)}.") from None
+        sides.append(side if side.ndim in (0, x.ndim) else side.expand(1, *x.shape[1:]))
+    return sides[0], sides[1]
+
+
 def check_bounds(bounds: Bounds | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Return the bounds as tensors that broadcast against the samples.
 
@@ -71,18 +90,7 @@ def check_bounds(bounds: Bounds | None, x: Tensor) -> tuple[Tensor | None, Tenso
     """
     if bounds is None:
         return None, None
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    lower, upper = (torch.as_tensor(b, dtype=dtype, device=x.device) for b in bounds)
-    sides = []
-    for side in (lower, upper):
-        if side.ndim == 1 and len(side) == len(x):
-            side = per_sample(side, x)
-        try:
-            torch.broadcast_to(side, x.shape)
-        except RuntimeError:
-            raise ValueError(f"bounds of shape {tuple(side.shape)} do not broadcast to x, {tuple(x.shape)}.") from None
-        sides.append(side if side.ndim in (0, x.ndim) else side.expand(1, *x.shape[1:]))
-    lower, upper = sides
+    lower, upper = place_bounds(bounds, x)
     if bool((lower > upper).any()):
         raise ValueError(f"The lower bound must not be above the upper one, got {bounds!r}.")
     if bool(((x < lower) | (x > upper)).any()):

@@ -14,7 +14,7 @@ from lit_modules.attacks.base import Attack, AttackArguments, AttackResult, warn
 from lit_modules.attacks.checks import Radius, check_count, check_eps, check_positive, check_samples
 from lit_modules.attacks.norms import random_in_ball
 from lit_modules.attacks.pgd import step_length
-from lit_modules.attacks.problem import Model, Outcome, Problem, audit
+from lit_modules.attacks.problem import Model, Outcome, Problem
 
 
 @dataclass
@@ -164,7 +164,7 @@ class FastFeature(Attack):
             problem.label = logits.argmax(1)
             already = torch.zeros(len(x), dtype=torch.bool, device=x.device)
             outcome = self.solve(problem, already)
-            distance = audit(problem, outcome.adversarial, self.norm)
+            distance = problem.audit(outcome.adversarial, self.norm)
         return AttackResult(outcome.adversarial.to(x.dtype), outcome.success, distance, problem.spent, already)
 
     def attack(self, problem: Problem) -> Outcome:

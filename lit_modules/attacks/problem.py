@@ -9,13 +9,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_modules.attacks.audit import audit_perturbation
 from lit_modules.attacks.checks import check_classes, check_logits
 from lit_modules.attacks.losses import Loss, check_per_sample
-from lit_modules.attacks.norms import lp_norm
 from lit_modules.attacks.random import SampleRandom
 
 Model = Callable[[Tensor], Tensor]
-_AUDIT = 1e-6
 
 
 class Outcome(NamedTuple):
@@ -120,6 +119,12 @@ class Problem:
             )
         return logits.view(*x.shape[:2], -1) if several else logits
 
+    def audit(self, adversarial: Tensor, norm: str | None) -> Tensor:
+        """Return the distances of adversarial samples in float64; see :func:`audit_perturbation`."""
+        eps = None if self.radius is None else self.radius.flatten()
+        bounds = None if self.lower is None or self.upper is None else (self.lower, self.upper)
+        return audit_perturbation(self.x, adversarial, norm=norm, eps=eps, bounds=bounds)
+
     def fooled(self, logits: Tensor) -> Tensor:
         """Return where the logits mean success, shape of the logits less the classes."""
         answer = logits.detach().argmax(-1)
@@ -168,36 +173,6 @@ def fast_layout(x: Tensor) -> Tensor:
     _, channels, height, width = x.shape
     strides = height * width * channels, 1, width * channels, channels
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
-
-
-def audit(problem: Problem, adversarial: Tensor, norm: str | None) -> Tensor:
-    """Return the distances in float64, after holding radius and bounds against them.
-
-    Raises:
-        RuntimeError: If a sample lies outside its ball or its bounds by more than one part in a million and what
-            rounding of its values to their own precision can add.
-    """
-    delta = adversarial.double() - problem.x.double()
-    distance = lp_norm(delta, norm or "l2")
-    if not bool(torch.isfinite(delta).all()):
-        raise RuntimeError("The attack gave values that are not finite.")
-    if problem.radius is not None:
-        radius = problem.radius.double().flatten()
-        size = problem.x[0].numel()
-        values = {"linf": 1.0, "l2": size**0.5, "l1": float(size)}.get(norm or "", 0.0)
-        rounding = torch.finfo(problem.x.dtype).eps * problem.x.abs().flatten(1).amax(1).double() * values
-        over = distance - radius * (1 + _AUDIT) - _AUDIT - rounding
-        if bool((over > 0).any()):
-            worst = int(over.argmax())
-            raise RuntimeError(
-                f"The attack broke its own radius: {norm} distance {float(distance[worst]):.8g} of sample {worst}, "
-                f"allowed {float(radius.expand_as(distance)[worst]):.8g}."
-            )
-    if not torch.equal(adversarial, problem.clamp(adversarial)):
-        raise RuntimeError(
-            f"The attack left the bounds: values from {float(adversarial.min()):.8g} to {float(adversarial.max()):.8g}."
-        )
-    return distance
 
 
 def check_repeatable(problem: Problem) -> None:

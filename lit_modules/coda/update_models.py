@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lit_modules.coda.conversations import IGNORED
+from lit_modules.utils.thoughts import decode_answer
 
 LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """Linear layers of the language model; names of leaves alone would find those of the vision tower too."""
@@ -187,7 +188,7 @@ def generate(model: Any, tokenizer: Any, batch: Mapping[str, Tensor], max_new_to
         temperature: 0 takes the likeliest token; above it tokens are drawn.
 
     Returns:
-        List of answers without special tokens.
+        List of answers without thoughts and special tokens.
     """
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -203,7 +204,7 @@ def generate(model: Any, tokenizer: Any, batch: Mapping[str, Tensor], max_new_to
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
-    return tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [decode_answer(tokenizer, row) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
 
 
 def write_model(model: Any, processor: Any, folder: str, merge: bool, dtype: torch.dtype) -> None:

@@ -8,8 +8,7 @@ from lit_modules.coda.inputs import PairTask
 from lit_modules.datamodules import few_shot_pairs
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.hashing import stable_hash
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from lit_modules.utils.images import FORMATS
 
 
 def concept_of(found: Any, kind: str | None) -> Concept:
@@ -77,7 +76,7 @@ def _path(picture: Any, folder: Path) -> str:
     if picture.read is None:
         return str(picture.path)
     suffix = PurePosixPath(picture.name).suffix.lower()
-    place = folder / f"{stable_hash(picture.name)[:16]}{suffix if suffix in _SUFFIXES else ''}"
+    place = folder / f"{stable_hash(picture.name)[:16]}{suffix if suffix in FORMATS else ''}"
     data = picture.data()
     if not place.is_file() or place.read_bytes() != data:
         write_whole(place, data)

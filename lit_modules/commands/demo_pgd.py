@@ -79,11 +79,12 @@ def _curve(checkpoint: Path) -> tuple[list[float], dict[str, Any]]:
     from lit_modules.attacks import LinfPGD
     from lit_modules.datamodules import Digits
     from lit_modules.networks import LeNet5
+    from lit_modules.utils.checkpoints import open_checkpoint
 
     data = Digits()
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    weights = open_checkpoint(checkpoint)["state_dict"]
     model = LeNet5("small", image_size=8)
     model.load_state_dict({k.removeprefix("classifier."): v for k, v in weights.items() if k.startswith("classifier.")})
     model.eval()

@@ -223,10 +223,9 @@ def _pictures(
 
 def _load_average(module: Any, checkpoint: Path) -> None:
     """Give a module the averaged weights of a checkpoint."""
-    import torch
-
     from lit_modules.callbacks import EMA
+    from lit_modules.utils.checkpoints import open_checkpoint
 
     ema = EMA()
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"][ema.state_key]
+    state = open_checkpoint(checkpoint)["callbacks"][ema.state_key]
     module.load_state_dict(state["averages"], strict=False)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lit_modules.synthia.ontology_files import Concept
     from lit_modules.synthia.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
     from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
+    from lit_modules.synthia.schedule import StagedLR
     from lit_modules.synthia.text_encoders import TextEncoder
     from lit_modules.synthia.text_to_image import TextToImage
     from lit_modules.synthia.training import TextToImageTraining
@@ -68,6 +69,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "SDXL",
     "StableDiffusion",
     "StableDiffusion3",
+    "StagedLR",
     "Synthia",
     "TableRow",
     "TextEncoder",

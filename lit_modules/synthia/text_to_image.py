@@ -1,5 +1,6 @@
 """What the modules around a text-to-image model share: loading, adapters, encodings, generation, saving."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from lit_modules.synthia.guards import min_snr_weights
 from lit_modules.synthia.objectives import prediction_error
 from lit_modules.synthia.ontology import nearest
 from lit_modules.synthia.randomness import generator_of, row_noise
+from lit_modules.utils.resuming import bring
 
 TEMPLATE = "a new design that has functions of {affordances}"
 Batch = dict[str, Any]
@@ -37,7 +39,7 @@ class TextToImage(LightningModule):
 
     Test generates ``images_per_prompt`` images for each row of a batch and hands them to ``metric.update(images,
     batch)``, images as floats in [0, 1], ``(n, 3, height, width)``, and the batch with each row as often; it logs what
-    ``metric.compute()`` names as ``test/<name>``. Tried on one device and with DDP.
+    ``metric.compute()`` names as ``test/<name>``. Prediction returns the same images. Tried on one device and with DDP.
 
     Args:
         backbone: Text-to-image model.
@@ -98,6 +100,10 @@ class TextToImage(LightningModule):
         self.network = None
         self._results: dict[str, float] | None = None
 
+    def configure_callbacks(self) -> list[Any]:
+        """Bring what lets a run stop and go on at any batch."""
+        return bring(self.trainer)
+
     def setup(self, stage: str) -> None:
         """Encode the prompts that the data names, before the network takes the memory."""
         self.backbone.to(self.trainer.strategy.root_device)
@@ -138,6 +144,25 @@ class TextToImage(LightningModule):
         if self.compile_network:
             self.backbone.compile()
         self.network = network.train()
+
+    def forward(self, prompts: Sequence[str], seed: int = 0) -> Tensor:
+        """Draw an image for each prompt.
+
+        Args:
+            prompts: Whole prompts, without the template.
+            seed: Seed; an image also depends on its place.
+
+        Returns:
+            Floats in [0, 1], ``(prompts, 3, height, width)``.
+
+        Raises:
+            TypeError: If the prompts are no sequence of texts.
+        """
+        if isinstance(prompts, str | Tensor) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError(
+                f"{type(self).__name__} draws a sequence of prompts, such as ['a cup'], got {type(prompts).__name__}."
+            )
+        return self.draw(prompts, [generator_of(seed, "image", place) for place in range(len(prompts))])
 
     def conditions(self, batch: Mapping[str, Any]) -> Condition:
         """Return what the network is conditioned on for each row of a batch, by its ``prompt``."""
@@ -191,10 +216,20 @@ class TextToImage(LightningModule):
         return min_snr_weights(schedule.snr(timesteps), schedule.prediction, self.min_snr_gamma).float()
 
     def row_generators(self, batch: Mapping[str, Any], *key: object) -> list[torch.Generator]:
-        """Return a source of randomness for each row, which depends on the row, the seed and the key alone."""
+        """Return a source of randomness for each row, which depends on the row, the seed and the key alone.
+
+        A row is told by its ``pair_id`` or ``index`` and its ``draw``. Rows of a batch that share these are numbered,
+        so that no two have the same noise.
+        """
         names = batch["pair_id"] if "pair_id" in batch else batch.get("index")
-        rows = range(len(batch["prompt"])) if names is None else names.tolist()
-        return [generator_of(self.seed, *key, row) for row in rows]
+        rows = list(range(len(batch["prompt"]))) if names is None else names.tolist()
+        draws = batch["draw"].tolist() if "draw" in batch else [0] * len(rows)
+        met: Counter[tuple[int, int]] = Counter()
+        generators = []
+        for row in zip(rows, draws, strict=True):
+            generators.append(generator_of(self.seed, *key, *row, met[row]))
+            met[row] += 1
+        return generators
 
     def check(self, losses: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
         """Stop with the rows' names if the loss is not finite on any process."""
@@ -266,6 +301,35 @@ class TextToImage(LightningModule):
         """Log the metric's numbers."""
         if self.metric is not None:
             self._results = self.log_metric("test")
+
+    def predict_step(self, batch: Batch | Sequence[str], batch_idx: int = 0) -> dict[str, Any]:
+        """Draw images for each row, the same as a test draws for it; the seed is the module's.
+
+        Args:
+            batch: Batch with ``prompt``, or prompts alone.
+            batch_idx: Number of the batch, by which rows without ``pair_id`` or ``index`` differ.
+
+        Returns:
+            ``prompt``, and ``affordances``, ``pair_id`` and ``index`` where the batch has them; ``image``: floats in
+            [0, 1], ``(batch, images_per_prompt, 3, height, width)``, on the CPU.
+
+        Raises:
+            ValueError: If there are no prompts.
+        """
+        rows: Batch = dict(batch) if isinstance(batch, Mapping) else {"prompt": batch}
+        prompts = rows.get("prompt")
+        if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
+            keys = ", ".join(map(str, rows)) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f"{type(self).__name__} draws what batch['prompt'] says, a list of texts, got {keys}; give it prompts."
+            )
+        handed = {name: rows[name] for name in ("prompt", "affordances", "pair_id", "index") if name in rows}
+        key = () if "pair_id" in rows or "index" in rows else (batch_idx,)
+        drawn = [
+            self.draw(prompts, self.row_generators(rows, "image", number, *key)).cpu()
+            for number in range(self.images_per_prompt)
+        ]
+        return {**handed, "image": torch.stack(drawn, 1)}
 
     def score(self, batch: Batch, images_per_prompt: int) -> None:
         """Generate images for each row of a batch, and hand them to the metric."""

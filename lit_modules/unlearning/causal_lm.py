@@ -7,7 +7,7 @@ from typing import Any, Literal, cast, overload
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric, Metric
@@ -15,12 +15,15 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.checkpoints import without_frozen
 from lit_modules.unlearning.generation import greedy_generate
-from lit_modules.unlearning.loading import check_folder, load_causal_lm
+from lit_modules.unlearning.loading import check_folder, load_adapter, load_causal_lm
 from lit_modules.unlearning.losses import sequence_nll
 from lit_modules.unlearning.own_tokenizer import check_same_tokens
-from lit_modules.unlearning.saving import write_pretrained
+from lit_modules.unlearning.saving import check_write, write_pretrained
 from lit_modules.unlearning.sharding import check_mesh, in_step, shard
 from lit_modules.unlearning.token_scores import token_scores
+from lit_modules.utils import adapters
+from lit_modules.utils.precision import check_precision
+from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Any]
 
@@ -88,18 +91,22 @@ class CausalLM(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.val_losses = nn.ModuleDict({f"{split}_loss": MeanMetric() for split in ("forget", "retain", "other")})
+        # until it is known what trains; `load_from_checkpoint` asks before, and `on_load_checkpoint` checks
+        self.strict_loading = False
         self._configured = False
+        self._continued = False
         self._compiled: list[Any] = []  # a list keeps the compiled network out of the module tree
         self._results: dict[str, Any] | None = None
         self._rng_state: dict[str, Any] | None = None
 
     def configure_callbacks(self) -> list[Any]:
-        """Check the trainer's settings and the model's folder before anything runs; add no callback."""
+        """Check the trainer's settings and the model's folder; bring what lets a run stop and go on at any batch."""
+        check_precision(self)
         if self.trainer.state.fn == "fit":
             self._check_trainer()
         if self.model is None and self.model_name is not None:
             check_folder(self.model_name)
-        return []
+        return bring(self.trainer)
 
     def configure_model(self) -> None:
         """Load the weights and add the adapters, once, in training mode; check that the tokenizer belongs to them.
@@ -283,6 +290,14 @@ class CausalLM(LightningModule):
         self.configure_model()
         write_pretrained(self.model, folder, merge)
 
+    def check_save_pretrained(self, folder: str, merge: bool = False) -> None:
+        """Check, before training, that :meth:`save_pretrained` will be able to write.
+
+        Raises:
+            ValueError: If the adapters cannot be merged, or the folder holds what would be loaded instead.
+        """
+        check_write(self.model, folder, merge)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
         try:
@@ -305,12 +320,19 @@ class CausalLM(LightningModule):
         # the loader of sharded checkpoints asks for every weight
         if not self.strict_loading and not getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
             checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self.model, "model.")
+        config = adapters.own_config(self.model)
+        if config is not None:
+            checkpoint[adapters.KEY] = adapters.describe(config)
         checkpoint["lit_modules_method"] = type(self).__name__
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["lit_modules_rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume the training of another method."""
+        """Refuse to resume the training of another method; put the checkpoint's adapter on a model that has none.
+
+        Raises:
+            ValueError: If it is of another method, has another adapter, or other weights train.
+        """
         method = checkpoint.get("lit_modules_method")
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if fitting and method != type(self).__name__:
@@ -321,6 +343,19 @@ class CausalLM(LightningModule):
             )
         if fitting:
             self._rng_state = checkpoint.get("lit_modules_rng")
+        self.configure_model()
+        lacking = adapters.adapter_to_restore(checkpoint, adapters.own_config(self.model))
+        if lacking is not None:
+            if self.device_mesh is not None:
+                raise ValueError(
+                    "The checkpoint holds an adapter, which cannot be put on weights that are sharded already; give "
+                    "the peft_config that it was trained with."
+                )
+            self.peft_config = lacking
+            self._build_network()
+        # strategies that shard weights have read them already
+        if "state_dict" in checkpoint:
+            adapters.check_restored(checkpoint["state_dict"], self.model, "model.")
 
     @staticmethod
     def _injected(model: Any, tokenizer: Any) -> list[str]:
@@ -332,9 +367,16 @@ class CausalLM(LightningModule):
     def _build_network(self) -> None:
         if self.model is None:
             assert self.model_name is not None
-            self.model = load_causal_lm(self.model_name, getattr(torch, self.dtype_name))
-        if self.peft_config is not None:
-            self.model = get_peft_model(self.model, self.peft_config)
+            dtype = getattr(torch, self.dtype_name)
+            self.model = load_adapter(self.model_name, self.peft_config, dtype)
+            self._continued = self.model is not None
+            if not self._continued:
+                self.model = load_causal_lm(self.model_name, dtype)
+        else:
+            self.model = adapters.take_over(self.model)
+            self._continued = self.peft_config is None and adapters.own_config(self.model) is not None
+        if self.peft_config is not None and not self._continued:
+            self.model = adapters.start_adapter(self.model, self.peft_config)
         if self.gradient_checkpointing:
             self.model.enable_input_require_grads()
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

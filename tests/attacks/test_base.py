@@ -160,7 +160,7 @@ def test_model_without_gradient_points_to_bpda() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shift", "message"), [(0.5, "The attack broke its own radius: linf distance"), (float("nan"), "not finite")]
+    ("shift", "message"), [(0.5, "The attack broke its radius: linf distance"), (float("nan"), "not finite")]
 )
 def test_an_attack_that_cheats_is_caught(shift: float, message: str) -> None:
     class Cheat(Attack):
@@ -177,7 +177,7 @@ def test_an_attack_that_cheats_is_caught(shift: float, message: str) -> None:
         norm, eps = None, None
 
     if shift == shift:
-        with pytest.raises(RuntimeError, match="The attack left the bounds: values from"):
+        with pytest.raises(RuntimeError, match=r"The attack left the bounds by .* on sample \d, with values from"):
             Leave()(linear(), X)
 
 

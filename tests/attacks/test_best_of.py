@@ -136,7 +136,7 @@ def test_holds_each_member_to_its_radius() -> None:
         def step(self, problem: Problem, x: Tensor, gradient: Tensor, step: int, state: dict[str, Tensor]) -> Tensor:
             return problem.clamp(x + 2 * problem.radius * gradient.sign())
 
-    with pytest.raises(RuntimeError, match="The attack broke its own radius"):
+    with pytest.raises(RuntimeError, match="The attack broke its radius"):
         BestOf(attacks=[LinfPGD(eps=1e-4, steps=1), Cheat(eps=0.01)])(linear(), torch.rand(4, 16))
 
 

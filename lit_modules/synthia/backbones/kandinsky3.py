@@ -39,7 +39,7 @@ class Kandinsky3(PipelineBackbone):
         guidance: Usual scale of classifier-free guidance in the usual notation, 1 for none, otherwise more than 2; the
             pipeline's ``guidance_scale`` is one less.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``.
+        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
@@ -263,6 +263,11 @@ class Kandinsky3Flash(Kandinsky3):
         except FileNotFoundError:
             return True
         return False
+
+    @property
+    def hub_file(self) -> str:
+        """A file that the model has on the Hub."""
+        return "weights/movq.pt" if self.published else super().hub_file
 
     def file(self, name: str) -> str:
         """Return the path of one of the published files.

@@ -100,6 +100,11 @@ class PixelDiffusion(Backbone):
         self.num_steps, self.guidance, self.seed = num_steps, guidance, seed
         self.basis = frequencies(block_size, brightness, colour)
 
+    @property
+    def version(self) -> str:
+        """What tells the weights of a folder from others; a new network's are told by its arguments."""
+        return "new" if self.folder is None else super().version
+
     def load_text(self) -> None:
         """Take note that words are vectors already."""
         self.hold("text")
