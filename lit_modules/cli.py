@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PUBLIC = (
     "lit_modules",
+    "lit_modules.attacks",
     "lit_modules.metrics",
     "lit_modules.networks",
     "lit_modules.synthia",

@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,11 +40,18 @@ _BASES: dict[str, type] = {
 }
 
 
+MAX_SEED = 2**32 - 1
+"""Largest seed that NumPy takes."""
+CKPT_WORDS = ("last", "best")
+
+
 class ProjectParser(LightningArgumentParser):
     """Parser that answers a mistake with one sentence, and takes no abbreviations."""
 
     stage: str | None = None
     """Command that was given to the parser of all commands."""
+    words: Sequence[str] = ()
+    """Arguments that were given to the parser of a command."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
@@ -58,13 +67,29 @@ class ProjectParser(LightningArgumentParser):
         if isinstance(ex, UsageError):
             raise ex
         command = self.prog.replace(" [options]", "") + (f" {self.stage}" if self.stage else "")
-        raise UsageError(condense(message, command, self.option_names(), _class_names())) from None
+        names = self.option_names() + self._nested_names(message)
+        raise UsageError(condense(message, command, names, _class_names())) from None
 
     def option_names(self) -> list[str]:
         """Return the long options of this command; for the parser of all commands, those of the one given."""
         choices = next((action.choices for action in self._actions if isinstance(action.choices, dict)), {})
         parser = choices.get(self.stage or "fit", self)
         return [name for name in parser._option_string_actions if name.startswith("--")]
+
+    def _nested_names(self, message: str) -> list[str]:
+        """Return the options of the classes that were chosen, where a message says that there is no such option."""
+        start = "unrecognized arguments: "
+        if not message.startswith(start) or not self.words:
+            return []
+        unknown = message.removeprefix(start).split(" ")
+        words = [word for word in self.words if word not in unknown and not word.startswith("--print_config")]
+        self.words = ()  # what follows may fail likewise
+        try:
+            config = self.parse_args(words)
+        except UsageError:
+            return []
+        keys = (key.replace(".init_args", "") for key in config.keys(branches=True) if not key.endswith("class_path"))
+        return [f"--{key}" for key in keys]
 
 
 class RecipeFile(ActionConfigFile):
@@ -163,7 +188,12 @@ class ProjectCLI(LightningCLI):
         """Parse the arguments."""
         if isinstance(args, list) and isinstance(parser, ProjectParser):
             parser.stage = next((word for word in args if word in self.subcommands()), None)
+            for stage, commanded in self._subcommand_parsers.items():
+                commanded.words = args[args.index(stage) + 1 :] if stage == parser.stage else ()
         self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"seed_everything must be from 0 to {MAX_SEED}, or false for none, got {seed}.")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint gives weights and state, and ``-c`` gives the arguments.
@@ -227,6 +257,7 @@ class ProjectCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Keep no predictions; give the data the tokenizer of the model, if it takes one and none was given."""
         config = self.config[self.config["subcommand"]]
+        _check_ckpt_path(config.get("ckpt_path"))
         if self.config["subcommand"] == "predict" and config.get("return_predictions") is None:
             config["return_predictions"] = False  # they are written, and would fill the memory
         model, data = config.get("model"), config.get("data")
@@ -239,6 +270,18 @@ class ProjectCLI(LightningCLI):
         module, _, class_name = data["class_path"].rpartition(".")
         if "tokenizer" in inspect.signature(getattr(import_module(module), class_name)).parameters:
             arguments["tokenizer"] = name
+
+
+def _check_ckpt_path(path: str | None) -> None:
+    """Check that a checkpoint that is named by its path exists, before anything is built.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    if path is None or path in (*CKPT_WORDS, "hpc") or re.match(r"\w+://|registry", path):
+        return
+    if not path or not os.path.exists(path):
+        raise UsageError(f"There is no checkpoint {path!r} for ckpt_path; it takes a file or {', '.join(CKPT_WORDS)}.")
 
 
 def _as_raised(error: BaseException) -> BaseException:

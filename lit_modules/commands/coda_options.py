@@ -212,6 +212,7 @@ def read_plan(parser: ProjectParser, action: str, args: list[str]) -> Plan:
         ValueError: If a value is out of its range.
     """
     load_public("lit_modules.datamodules", "lit_modules.coda")
+    parser.words = args
     config = parser.parse_args(args)
     if config["preset"] != "default":
         parser.set_defaults({"settings": preset(config["preset"]).record()})
