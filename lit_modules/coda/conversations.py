@@ -190,8 +190,8 @@ def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, confi
         ValueError: If the numbers differ; the message says what to set.
     """
     for name in ("image_sizes", "image_grid_thw", "pixel_values"):
-        # Qwen puts the patches of all images into one row of pixel_values, but counts images in image_grid_thw; InternVL
-        # gives a row to each tile of an image, and counts them nowhere
+        # Qwen puts the patches of all images into one row of pixel_values, but counts images in image_grid_thw;
+        # InternVL gives a row to each tile of an image, and counts them nowhere
         if name in batch:
             found = len(batch[name])
             if found < images or (found > images and name != "pixel_values"):
