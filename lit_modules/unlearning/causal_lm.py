@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -294,7 +295,13 @@ class CausalLM(LightningModule):
                 raise ValueError(f"The learning rate must be finite and not negative, got {float(group['lr'])}.")
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                f"{type(self).__name__} moves its scheduler after each step and without a metric, and "
+                "ReduceLROnPlateau needs one; give a scheduler that counts steps, or callbacks.AdaptiveLR."
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training changes: all of them, or the adapters."""
