@@ -7,6 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from lit_modules.utils.weights import only_tensors
+
 _REMEDY = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
 
 
@@ -32,7 +34,8 @@ def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedM
     """
     check_folder(name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        with only_tensors(name):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{name!r} does not load as a causal language model: {reason} {_REMEDY}") from error

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_modules.utils.weights import only_tensors
+
 Weights = dict[str, Tensor]
 
 _U_NET = (
@@ -64,7 +66,8 @@ def read_weights(path: str) -> Weights:
     Raises:
         ValueError: If it holds something else.
     """
-    found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with only_tensors(path):
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     found = found.get("unet", found) if isinstance(found, Mapping) else found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path} must hold tensors by name, got {type(found).__name__}.")
