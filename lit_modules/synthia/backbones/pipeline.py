@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
 from lit_modules.synthia.sampling import NoiseSchedule
+from lit_modules.utils.adapters import without_dropout
 from lit_modules.utils.weights import only_tensors
 
 _OWNERS = {
@@ -422,7 +423,7 @@ class PipelineBackbone(Backbone):
             **{
                 f"{part}_lora_layers": weights,
                 # without it the scale of an adapter would be guessed
-                f"{part}_lora_adapter_metadata": self.network.peft_config["default"].to_dict(),
+                f"{part}_lora_adapter_metadata": without_dropout(self.network.peft_config["default"]).to_dict(),
             },
         )
 
