@@ -193,7 +193,7 @@ class Unlearning(CausalLM, ABC):
         self.forget_batches()
 
     def forget_batches(self) -> None:
-        """Forget the batches of a step that was not made, and its gradients, so that the next training is free of them."""
+        """Forget the batches and gradients of a step that was not made, so that the next training is free of them."""
         self._group = []
         self.zero_grad()
 
