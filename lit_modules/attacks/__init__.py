@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lit_modules.attacks.gen_attack import GenAttack
     from lit_modules.attacks.jsma import JSMA
     from lit_modules.attacks.lbfgs import LBFGS
+    from lit_modules.attacks.losses import SoftLogitMarginLoss, ZeroOneLoss
     from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
     from lit_modules.attacks.nattack import NAttack
     from lit_modules.attacks.nes import NES
@@ -48,6 +49,7 @@ _MODULES = {
     "gen_attack": ("GenAttack",),
     "jsma": ("JSMA",),
     "lbfgs": ("LBFGS",),
+    "losses": ("SoftLogitMarginLoss", "ZeroOneLoss"),
     "momentum": ("L2Momentum", "LinfMomentum"),
     "nattack": ("NAttack",),
     "nes": ("NES",),
@@ -99,9 +101,11 @@ __all__ = [
     "NESGradient",
     "RotationTranslation",
     "SinglePixel",
+    "SoftLogitMarginLoss",
     "SparseL1Descent",
     "SpatialTransform",
     "Square",
+    "ZeroOneLoss",
     "evaluation_mode",
     "no_parameter_gradients",
 ]
