@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         BoundaryDistance,
         RobustAccuracy,
         distance_statistics,
+        median_distance,
         perturbation_norm,
         wilson_interval,
     )
@@ -97,6 +98,7 @@ __all__ = [
     "intra_class_distance",
     "log_volume",
     "loss_attack",
+    "median_distance",
     "min_k_attack",
     "min_k_plus_plus_attack",
     "nearest_concept",
@@ -152,6 +154,7 @@ _MODULES = {
     "intra_class_distance": "data_statistics",
     "log_volume": "data_statistics",
     "loss_attack": "membership",
+    "median_distance": "robustness",
     "min_k_attack": "membership",
     "min_k_plus_plus_attack": "membership",
     "nearest_concept": "affordances",
