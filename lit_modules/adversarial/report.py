@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.base import Attack
-from lit_modules.metrics.robustness import distance_statistics, wilson_interval
+from lit_modules.metrics.robustness import distance_statistics, median_distance, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ def summarise(
 
     Returns:
         ``weights``, ``samples``, ``clean`` (``accuracy``, ``interval``), ``attacks`` (by name: ``attack``, ``norm``,
-        ``eps``, ``robust_accuracy``, its Wilson ``interval`` of 95 per cent, ``attacked``, ``successes``, ``distance``
-        over the successes with ``min``, ``median``, ``mean``, ``max``, ``forward_passes`` with ``total`` and ``mean``
-        per attacked sample, ``seconds``, ``flags``) and ``worst_case`` (``robust_accuracy``, ``interval``,
-        ``attacks``), ``None`` where there is nothing to tell.
+        ``eps``, ``robust_accuracy``, its Wilson ``interval`` of 95 per cent, ``attacked``, ``successes``,
+        ``success_rate``, ``distance`` over the successes with ``min``, ``median`` (of attacks for the smallest
+        perturbation over all attacked samples, failures as infinite), ``mean``, ``max``, ``forward_passes`` with
+        ``total`` and ``mean`` per attacked sample, ``seconds``, ``flags``) and ``worst_case`` (``robust_accuracy``,
+        ``interval``, ``attacks``), ``None`` where there is nothing to tell or the median is infinite.
 
     Raises:
         ValueError: If there are no samples.
@@ -96,7 +97,10 @@ def summarise(
             counted.append(title)
             survivors -= fooled
         chosen = torch.tensor([finished.success for finished in found], dtype=torch.bool)
-        sizes = distance_statistics(torch.tensor([finished.distance for finished in found]).double(), chosen)
+        distance = torch.tensor([finished.distance for finished in found], dtype=torch.float64)
+        sizes = distance_statistics(distance, chosen)
+        if attack.minimal:
+            sizes["median"] = median_distance(distance, chosen)
         passes = sum(finished.forward_passes for finished in found)
         rows[title] = {
             "attack": repr(attack),
@@ -105,6 +109,7 @@ def summarise(
             **_share("robust_accuracy", len(right) - len(fooled), len(clean)),
             "attacked": len(found),
             "successes": len(fooled),
+            "success_rate": len(fooled) / len(found) if found else None,
             "distance": {key: _finite(sizes[key]) for key in ("min", "median", "mean", "max")},
             "forward_passes": {"total": passes, "mean": passes / len(found) if found else None},
             "seconds": round(sum(finished.seconds for finished in found), 3),
@@ -140,6 +145,8 @@ def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
     for name, numbers in record["attacks"].items():
         sizes = [_short(numbers["distance"][key]) for key in ("min", "median", "mean", "max")]
         cost = [_short(numbers["forward_passes"]["mean"]), f"{numbers['seconds']:.1f}"]
+        if numbers["eps"] is None and numbers["attacked"] and numbers["distance"]["median"] is None:
+            sizes[1] = "inf"
         hit = f"{numbers['successes']}/{numbers['attacked']}"
         accuracy = _accuracy(numbers, "robust_accuracy")
         rows.append([name, numbers["norm"] or "", _short(numbers["eps"]), *accuracy, hit, *sizes, *cost])
@@ -154,9 +161,9 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *rows)]
     lines += [
         "",
-        f"{record['samples']} samples; min to max are norms of the successful perturbations, passes are forward",
+        f"{record['samples']} samples; min to max are norms of the successful perturbations (the median of attacks for",
+        "the smallest one is over all samples attacked); passes are forward passes per attacked sample, s is seconds.",
     ]
-    lines += ["passes per attacked sample, s is seconds."]
     doubts = [f"- {name}: {flag}" for name, numbers in record["attacks"].items() for flag in numbers["flags"]]
     return "\n".join([*lines, *(["", *doubts] if doubts else [])]) + "\n"
 

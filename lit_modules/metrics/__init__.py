@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         BoundaryDistance,
         RobustAccuracy,
         distance_statistics,
+        median_distance,
         perturbation_norm,
         wilson_interval,
     )
@@ -97,6 +98,7 @@ __all__ = [
     "intra_class_distance",
     "log_volume",
     "loss_attack",
+    "median_distance",
     "min_k_attack",
     "min_k_plus_plus_attack",
     "nearest_concept",
@@ -144,6 +146,7 @@ _MODULES = {
     "attack_auc": "membership",
     "cleanness": "gibberish",
     "distance_statistics": "robustness",
+    "median_distance": "robustness",
     "edge_fraction": "data_statistics",
     "evaluate_mmlu": "mmlu",
     "forget_quality": "tofu_scores",

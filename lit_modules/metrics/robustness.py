@@ -15,6 +15,7 @@ __all__ = [
     "BoundaryDistance",
     "RobustAccuracy",
     "distance_statistics",
+    "median_distance",
     "perturbation_norm",
     "wilson_interval",
 ]
@@ -116,14 +117,38 @@ def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[
     if not bool((counted.isfinite() & (counted >= 0)).all()):
         raise ValueError("Distances that count must be finite and not negative; leave failures out by `chosen`.")
     ordered = counted.sort().values
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return {
         "min": float(ordered[0]),
-        "median": float(middle),
+        "median": median_distance(counted, torch.ones_like(counted)),
         "mean": float(ordered.mean()),
         "max": float(ordered[-1]),
         "std": float(ordered.std(correction=0)),
     }
+
+
+def median_distance(distance: Tensor, success: Tensor) -> float:
+    """Return the median distance of all samples, those of failures infinite.
+
+    Over the successes alone a weak attack would look like a weak model or the contrary; so the median is infinite
+    unless more than half of the samples were fooled.
+
+    Args:
+        distance: Distances, ``(n,)``; those of failures are not looked at.
+        success: Whether the attack succeeded, ``(n,)``.
+
+    Returns:
+        The middle distance, or the mean of the two in the middle; NaN without samples.
+
+    Example:
+        >>> median_distance(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
+        3.0
+        >>> median_distance(torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
+        inf
+    """
+    if not len(distance):
+        return math.nan
+    ordered = distance.detach().double().masked_fill(~success.bool(), math.inf).sort().values
+    return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
 
 
 class _PerSample(Metric):
@@ -236,16 +261,15 @@ class RobustAccuracy(_PerSample):
 class BoundaryDistance(_PerSample):
     """Distance of samples to the decision boundary, as an attack of minimal norm finds it.
 
-    Only samples count that are classified right without an attack. The statistics are over those where the attack
-    succeeded; ``success_rate`` says how many these are, so that failures are not mixed into a mean. Of a sample that
-    comes several times under one ``index`` the smallest distance counts. For attacks of a fixed radius these are the
-    norms of the successful perturbations.
+    Only samples count that are classified right without an attack. The median is over all of these, with failures as
+    infinite; the other statistics are over those where the attack succeeded, and ``success_rate`` says how many these
+    are. Of a sample that comes several times under one ``index`` the smallest distance counts.
 
     Example:
         >>> distance = BoundaryDistance()
         >>> distance.update(torch.tensor([1.0, 3.0, 9.0]), success=torch.tensor([True, True, False]))
         >>> {name: round(float(value), 3) for name, value in distance.compute().items()}
-        {'min': 1.0, 'median': 2.0, 'mean': 2.0, 'max': 3.0, 'std': 1.0, 'success_rate': 0.667}
+        {'min': 1.0, 'median': 3.0, 'mean': 2.0, 'max': 3.0, 'std': 1.0, 'success_rate': 0.667}
     """
 
     def __init__(self) -> None:
@@ -283,4 +307,5 @@ class BoundaryDistance(_PerSample):
         distance = distance[correct > 0]
         success = distance.isfinite()
         rate = float(success.double().mean()) if len(success) else math.nan
-        return self._scalars({**distance_statistics(distance, success), "success_rate": rate})
+        numbers = distance_statistics(distance, success) | {"median": median_distance(distance, success)}
+        return self._scalars({**numbers, "success_rate": rate})

@@ -17,6 +17,7 @@ from lit_modules.metrics import (
     BoundaryDistance,
     RobustAccuracy,
     distance_statistics,
+    median_distance,
     perturbation_norm,
     wilson_interval,
 )
@@ -77,6 +78,14 @@ def test_distance_statistics() -> None:
         distance_statistics(distance, chosen[:4])
 
 
+def test_median_distance() -> None:
+    distance = torch.tensor([0.0, 5.0, 1.0, 2.0])
+    assert median_distance(distance, torch.tensor([True, True, True, True])) == 1.5
+    assert median_distance(distance, torch.tensor([False, True, True, True])) == 3.5
+    assert median_distance(distance, torch.tensor([False, True, True, False])) == math.inf
+    assert math.isnan(median_distance(torch.zeros(0), torch.zeros(0)))
+
+
 def test_robust_accuracy_counts_samples_once() -> None:
     accuracy = RobustAccuracy()
     accuracy.update(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 2, 3]))
@@ -117,7 +126,7 @@ def test_confidence_is_checked() -> None:
         RobustAccuracy(confidence=95)
 
 
-def test_boundary_distance_leaves_failures_and_wrong_samples_out() -> None:
+def test_boundary_distance_takes_failures_for_infinite_and_leaves_wrong_samples_out() -> None:
     distance = BoundaryDistance()
     distance.update(
         torch.tensor([1.0, 3.0, math.nan, 0.0]),
@@ -127,7 +136,7 @@ def test_boundary_distance_leaves_failures_and_wrong_samples_out() -> None:
     )
     numbers = {name: float(value) for name, value in distance.compute().items()}
     assert numbers == pytest.approx(
-        {"min": 1, "median": 2, "mean": 2, "max": 3, "std": 1, "success_rate": 2 / 3}, abs=1e-12
+        {"min": 1, "median": 3, "mean": 2, "max": 3, "std": 1, "success_rate": 2 / 3}, abs=1e-12
     )
     # a second attack succeeds on sample 2 and comes closer on sample 1
     distance.update(torch.tensor([2.0, 5.0]), torch.tensor([True, True]), index=torch.tensor([1, 2]))
@@ -141,6 +150,7 @@ def test_boundary_distance_at_its_limits() -> None:
     numbers = distance.compute()
     assert float(numbers["success_rate"]) == 0
     assert math.isnan(float(numbers["mean"]))
+    assert float(numbers["median"]) == math.inf
     with pytest.raises(ValueError, match=r"must be of the same shape \(n,\), got \(1,\), \(2,\) and \(2,\)"):
         distance.update(torch.tensor([1.0]), torch.tensor([True, False]))
     with pytest.raises(ValueError, match="must be finite and not negative"):
