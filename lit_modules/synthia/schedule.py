@@ -89,7 +89,7 @@ class StagedLR(LRScheduler):
                 group["lr"] = rate
         self._last_lr = rates
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         """Return the rate of each group for the coming step."""
         factor = self.factor(self.last_epoch)
         return [float(rate) * factor for rate in self.base_lrs]

@@ -349,7 +349,9 @@ class TextToImage(LightningModule):
             raise ValueError(
                 f"{type(self).__name__} draws what batch['prompt'] says, a list of texts, got {keys}; give it prompts."
             )
-        handed = {name: rows[name] for name in ("prompt", "affordances", "pair_id", "index") if name in rows}
+        handed: dict[str, Any] = {
+            name: rows[name] for name in ("prompt", "affordances", "pair_id", "index") if name in rows
+        }
         key = () if "pair_id" in rows or "index" in rows else (batch_idx,)
         drawn = [
             self.draw(prompts, self.row_generators(rows, "image", number, *key)).cpu()
