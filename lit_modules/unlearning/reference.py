@@ -43,11 +43,20 @@ def model_hash(model: nn.Module, precision: str = "") -> str:
             continue
         clean = name.replace(".base_layer", "").replace(".original_module", "")
         digest.update(f"{clean} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        flat = parameter.detach().reshape(-1)
-        for start in range(0, len(flat), _PIECE):
-            piece = flat[start : start + _PIECE].contiguous().cpu()
-            digest.update(piece.view(torch.uint8).numpy().tobytes())
+        for tensor in _stored(parameter.detach()):
+            flat = tensor.reshape(-1)
+            for start in range(0, len(flat), _PIECE):
+                piece = flat[start : start + _PIECE].contiguous().cpu()
+                digest.update(piece.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _stored(tensor: Any) -> list[Tensor]:
+    """Return the tensors that a tensor is made of: itself, or those of a quantised one, such as values and scales."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _stored(getattr(tensor, name))]
 
 
 def row_hashes(batch: Mapping[str, Any]) -> list[str]:
