@@ -380,6 +380,8 @@ class AdaptiveLR(Callback):
 def _computed_in(trainer: Trainer, module: LightningModule) -> torch.dtype:
     """Return the least precise type that a probe's forward pass computes in."""
     kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    if any(not parameter.is_floating_point() for parameter in module.parameters()):
+        kinds.add(torch.float16)  # quantised weights are at least rounded, and inputs beside them
     plugin = trainer.precision_plugin
     # FSDP2 casts what it gathers, whatever autocast does
     if isinstance(plugin, MixedPrecision) and any(isinstance(part, FSDPModule) for part in module.modules()):

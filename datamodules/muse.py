@@ -44,7 +44,7 @@ class MUSE(LightningDataModule):
     - Validation, a loader of each set: a task with ``split``.
     - Test, first loader, and predict: ``input_ids`` and ``attention_mask`` of prompts, padded on the left, with ``id``,
       ``split``, ``kind`` (``"verbmem"`` or ``"knowmem"``), ``row`` and ``max_new_tokens`` (int64, ``(batch,)``),
-      ``prompt`` and ``target``, of ``verbmem`` the first 128 tokens.
+      ``prompt`` and ``target``, of ``verbmem`` the first 128 tokens, a beginning of sequence counted.
     - Test, second loader: texts of ``privleak`` as tasks with every token labelled, ``split`` (``"forget"``,
       ``"retain"`` or ``"holdout"``) and ``row``.
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast, overload
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -343,6 +343,12 @@ class CausalLM(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
+        # only an adapter of peft trains beside quantised weights; alone they leave norms and embeddings to train
+        if getattr(self.model, "is_quantized", False) and not isinstance(self.model, PeftModel):
+            raise ValueError(
+                f"The weights of the model are quantised, so {type(self).__name__} cannot train them; give a "
+                "peft_config, such as peft.LoraConfig(), or a model that is not quantised."
+            )
         try:
             optimizer = self.optimizer(self.trainable_parameters())
         except ValueError as error:

@@ -168,7 +168,7 @@ def logit_margin_loss(logits: Tensor) -> Tensor:
     """Return ``(max - mean)^2`` of the logits of each position, 0 for a uniform distribution.
 
     Args:
-        logits: Logits of the model, of shape ``(positions, vocabulary)``.
+        logits: Logits of the model, of shape ``(..., vocabulary)``.
 
     Example:
         >>> logit_margin_loss(torch.tensor([[3.0, 0.0, 0.0]]))
@@ -214,6 +214,11 @@ def scored_logits(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, T
     labels = batch["labels"][:, 1:]
     scored = labels.ne(IGNORED)
     return _wide(logits[:, :-1][scored]), labels[scored], scored.nonzero()[:, 0]
+
+
+def every_logit(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return the logits of all positions, padding too, float32 or float64, ``(batch, tokens, vocabulary)``."""
+    return _wide(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits)
 
 
 def attended_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

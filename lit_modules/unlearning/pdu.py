@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.unlearning.causal_lm import Batch, default_optimizer
 from lit_modules.unlearning.combiners import GradientCombiner
-from lit_modules.unlearning.objectives import logit_margin_loss, scored_logits
+from lit_modules.unlearning.losses import IGNORED
+from lit_modules.unlearning.objectives import every_logit, logit_margin_loss, scored_logits
 from lit_modules.unlearning.two_objectives import TwoObjectives
 
 
@@ -20,9 +21,9 @@ class PDU(TwoObjectives):
     """Unlearn by flattening the forget rows' logits, under a bound on the retain loss that dual ascent enforces.
 
     The forget objective is ``(max logit - mean logit)^2`` at the positions that predict the forget rows' target tokens,
-    averaged over these. The Lagrangian adds ``lambda (NLL(retain) - level)``; after ``warm_up_epochs`` each step sets
-    ``lambda <- max(0, lambda + dual_step (NLL(retain) - level))`` from its own retain rows. ``lambda`` begins at
-    ``retain_weight``, stands in the checkpoint and is logged as ``train/dual``.
+    or at all, averaged over these. The Lagrangian adds ``lambda (NLL(retain) - level)``; after ``warm_up_epochs`` each
+    step sets ``lambda <- max(0, lambda + dual_step (NLL(retain) - level))`` from its own retain rows. ``lambda`` begins
+    at ``retain_weight``, stands in the checkpoint and is logged as ``train/dual``.
 
     The level is ``(1 + tolerance)`` times the retain NLL before unlearning, here that of the first step's rows, unless
     it is given. Batch and logged names are those of :class:`~lit_modules.NGDiff`, and ``train/forget_objective``; see
@@ -41,6 +42,8 @@ class PDU(TwoObjectives):
         tolerance: Share by which the retain NLL may rise above that of the first step; used without a ``retain_level``.
             The paper leaves it to the user; 0.1 is a choice of this module.
         dual_step: Step size of the dual ascent.
+        positions: Where logits are to be flat: ``"targets"``, or ``"all"`` as in the reference code, prompts and
+            padding included, so that the loss depends on how wide a batch is padded.
         warm_up_epochs: Epochs before the dual variable moves.
         forget_weight: Factor of the forget objective, ``gamma``.
         retain_weight: Factor of the retain objective, ``alpha``.
@@ -73,6 +76,7 @@ class PDU(TwoObjectives):
         retain_level: float | None = None,
         tolerance: float = 0.1,
         dual_step: float = 1.0,
+        positions: Literal["targets", "all"] = "targets",
         warm_up_epochs: int = 5,
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
@@ -108,6 +112,8 @@ class PDU(TwoObjectives):
             raise ValueError(f"tolerance must be finite and not negative, got {tolerance}.")
         if not 0 <= dual_step < math.inf:
             raise ValueError(f"dual_step must be finite and not negative, got {dual_step}.")
+        if positions not in ("targets", "all"):
+            raise ValueError(f"positions must be 'targets' or 'all', got {positions!r}.")
         if warm_up_epochs < 0:
             raise ValueError(f"warm_up_epochs must not be negative, got {warm_up_epochs}.")
         if not retain_weight > 0:
@@ -115,6 +121,7 @@ class PDU(TwoObjectives):
         self.save_hyperparameters(ignore=self._hyperparameters_left_out(model, tokenizer))
         self.tolerance = tolerance
         self.dual_step = dual_step
+        self.positions = positions
         self.warm_up_epochs = warm_up_epochs
         self.level = retain_level
         self.dual = retain_weight
@@ -134,10 +141,23 @@ class PDU(TwoObjectives):
         return self.dual, self.forget_weight
 
     def forget_objective(self, batch: Batch) -> Tensor:
-        """Return the margin loss, summed over target tokens."""
-        logits, labels, _ = scored_logits(self.network, batch["forget"])
-        self.note_nll("forget", cross_entropy(logits.detach(), labels, reduction="sum"), len(labels))
-        return logit_margin_loss(logits).sum()
+        """Return the margin loss, summed over the positions."""
+        task = batch["forget"]
+        if self.positions == "targets":
+            chosen, labels, _ = scored_logits(self.network, task)
+            margins = logit_margin_loss(chosen)
+        else:
+            logits = every_logit(self.network, task)
+            scored = task["labels"][:, 1:].ne(IGNORED)
+            chosen, labels = logits[:, :-1][scored], task["labels"][:, 1:][scored]
+            margins = logit_margin_loss(logits)
+        self.note_nll("forget", cross_entropy(chosen.detach(), labels, reduction="sum"), len(labels))
+        return margins.sum()
+
+    def forget_count(self, batch: Batch) -> Tensor:
+        """Return the number of the positions."""
+        labels: Tensor = batch["forget"]["labels"]
+        return super().forget_count(batch) if self.positions == "targets" else labels.new_tensor(labels.numel())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the dual variable and the level."""

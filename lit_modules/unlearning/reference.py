@@ -43,13 +43,22 @@ def model_hash(model: nn.Module, precision: str = "", continued: bool = False) -
         tuned: Any = model
         base, marks = tuned.get_base_model(), (tuned.base_model.prefix, "modules_to_save.")
     # buffers too, such as the scales of quantised weights
-    state = {
-        name.replace(".base_layer", "").replace(".original_module", ""): tensor
+    state = [
+        (name.replace(".base_layer", "").replace(".original_module", ""), part)
         for name, tensor in base.state_dict().items()
         if isinstance(tensor, Tensor) and not any(mark in name for mark in marks)
-    }
+        for part in _stored(tensor)
+    ]
     text = json.dumps([described, precision, adapter], sort_keys=True, default=str)
     return stable_hash(text, hash_tensors(state))
+
+
+def _stored(tensor: Any) -> list[Tensor]:
+    """Return the tensors that a tensor is made of: itself, or those of a quantised one, such as values and scales."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _stored(getattr(tensor, name))]
 
 
 def row_hashes(batch: Mapping[str, Any]) -> list[str]:

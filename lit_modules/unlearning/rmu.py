@@ -25,9 +25,9 @@ class RMU(TwoObjectives):
     r"""Unlearn by steering the hidden states of the forget rows to a fixed random direction.
 
     The forget objective is ``|h_l - c u|^2`` and the retain objective ``|h_l - h_l,ref|^2``, each a mean over the
-    hidden size and over the rows' scored tokens, with ``h_l`` the output of block ``l`` and ``u`` a random vector of
-    length 1 with entries of one sign. Only the blocks up to ``l`` are run, and only what the objectives reach is
-    trained; what lies above stays frozen and is no part of the checkpoint.
+    hidden size and over the rows' scored tokens, or over rows of each row's mean, with ``h_l`` the output of block
+    ``l`` and ``u`` a random vector of length 1 with entries of one sign. Only the blocks up to ``l`` are run, and only
+    what the objectives reach is trained; what lies above stays frozen and is no part of the checkpoint.
 
     The reference is the network with its adapters off, else a frozen copy of the lower blocks that is made once and is
     no part of the checkpoint. No NLL is computed, so neither ``train/forget_loss`` nor ``train/retain_loss`` is logged,
@@ -49,6 +49,9 @@ class RMU(TwoObjectives):
         train_only: Regular expressions of the names of the parameters to train, such as
             ``layers\.(5|6|7)\.mlp\.down_proj``; ``None`` trains all that the objectives reach.
         direction_seed: Seed of the direction ``u``.
+        average: Whether a long row weighs more: ``"tokens"`` takes one mean over all scored tokens, ``"rows"`` the mean
+            over rows of each row's mean. The reference framework's loss is the latter where all rows are equally long;
+            else it is the mean of the rows' sums times the mean of one over their lengths.
         forget_weight: Factor of the forget objective, ``gamma``.
         retain_weight: Factor of the retain objective, ``alpha``.
         combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.combiners.Normalised``; ``None``
@@ -81,6 +84,7 @@ class RMU(TwoObjectives):
         coefficient: float = 2.0,
         train_only: tuple[str, ...] | None = None,
         direction_seed: int = 0,
+        average: Literal["tokens", "rows"] = "tokens",
         forget_weight: float = 1.0,
         retain_weight: float = 1.0,
         combine: GradientCombiner | None = None,
@@ -113,32 +117,45 @@ class RMU(TwoObjectives):
             raise ValueError(f"layer must not be negative, got {layer}.")
         if not 0 < coefficient < math.inf:
             raise ValueError(f"coefficient must be positive and finite, got {coefficient}.")
+        if average not in ("tokens", "rows"):
+            raise ValueError(f"average must be 'tokens' or 'rows', got {average!r}.")
         self.save_hyperparameters(ignore=self._hyperparameters_left_out(model, tokenizer))
         self.layer = layer
         self.coefficient = coefficient
         self.train_only = train_only
         self.direction_seed = direction_seed
+        self.average = average
 
     def forget_objective(self, batch: Batch) -> Tensor:
-        """Return the squared distance to the target, summed over scored tokens."""
+        """Return the squared distance to the target, summed over scored tokens, or over rows."""
         hidden = self._hidden(self.model, batch["forget"])
         drawn = torch.rand(hidden.shape[-1], generator=torch.Generator().manual_seed(self.direction_seed))
         target = (self.coefficient * drawn / drawn.norm()).to(hidden)
-        return activation_loss(hidden, target).sum()
+        return self._summed(activation_loss(hidden, target), batch["forget"])
 
     def forget_count(self, batch: Batch) -> Tensor:
-        """Return the number of scored tokens of the forget rows."""
-        return _scored(batch["forget"]).sum()
+        """Return the number of scored tokens of the forget rows, or of the rows that have some."""
+        return self._count(batch["forget"])
 
     def retain_objective(self, batch: Batch) -> Tensor:
-        """Return the squared distance to the reference, summed over scored tokens."""
+        """Return the squared distance to the reference, summed over scored tokens, or over rows."""
         with self.reference_network() as reference:
             before = self._hidden(reference, batch["retain"])
-        return activation_loss(self._hidden(self.model, batch["retain"]), before).sum()
+        return self._summed(activation_loss(self._hidden(self.model, batch["retain"]), before), batch["retain"])
 
     def retain_count(self, batch: Batch) -> Tensor:
-        """Return the number of scored tokens of the retain rows."""
-        return _scored(batch["retain"]).sum()
+        """Return the number of scored tokens of the retain rows, or of the rows that have some."""
+        return self._count(batch["retain"])
+
+    def _summed(self, losses: Tensor, task: Batch) -> Tensor:
+        if self.average == "tokens":
+            return losses.sum()
+        scored = _scored(task)
+        return (losses / scored.sum(1)[scored.nonzero()[:, 0]]).sum()
+
+    def _count(self, task: Batch) -> Tensor:
+        scored = _scored(task)
+        return scored.sum() if self.average == "tokens" else scored.any(1).sum()
 
     @property
     def _retains_nll(self) -> bool:

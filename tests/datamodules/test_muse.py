@@ -122,6 +122,20 @@ def test_evaluation_asks_and_attacks(muse: Make, tokenizer: PreTrainedTokenizerB
     assert texts["labels"][texts["attention_mask"].bool()].ne(-100).all()
 
 
+def test_a_beginning_of_sequence_counts_among_the_first_tokens(muse: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    """As in the official code, which cuts what the tokenizer gives, special tokens included."""
+    end: Any = tokenizer.eos_token
+    backend: Any = tokenizer._tokenizer
+    backend.post_processor = TemplateProcessing(single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)])
+    try:
+        prompts = next(iter(muse("test", max_length=400).predict_dataloader()))
+        (target,) = (t for t, kind in zip(prompts["target"], prompts["kind"], strict=True) if kind == "verbmem")
+        assert target == tokenizer.decode(tokenizer(TEXT[30:] * 9)["input_ids"][1:128])
+        assert end not in target
+    finally:
+        backend.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+
+
 def test_parquet_and_json_lines(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -31,3 +31,20 @@ def test_logits_of_the_forget_rows_become_flat(bench: Any) -> None:
     first = bench.fit(PDU(bench.network()), bench.pairs(24)).callback_metrics["train/forget_objective"]
     last = bench.fit(module, bench.pairs(24) * 30).callback_metrics["train/forget_objective"]
     assert float(last) < float(first)
+
+
+def test_all_positions_as_in_the_reference_code(bench: Any) -> None:
+    still: Any = lambda p: torch.optim.SGD(p, lr=0.0)  # noqa: E731
+    network, task = bench.network(), bench.pairs(24)[0]["forget"]
+    logits = network(input_ids=task["input_ids"], attention_mask=task["attention_mask"]).logits.reshape(-1, 64)
+    expected = float(((logits.max(-1).values - logits.mean(-1)) ** 2).mean())
+    losses = []
+    for positions in ("targets", "all"):
+        trainer = bench.fit(PDU(bench.network(), positions=positions, optimizer=still), bench.pairs(24))
+        numbers = trainer.callback_metrics
+        losses.append((float(numbers["train/forget_objective"]), float(numbers["train/forget_loss"])))
+    assert losses[1][0] == pytest.approx(expected, rel=1e-5)
+    assert losses[0][0] != pytest.approx(expected, rel=1e-4)
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
+    with pytest.raises(ValueError, match="positions must be 'targets' or 'all', got 'every'"):
+        PDU(bench.network(), positions="every")  # type: ignore[arg-type]

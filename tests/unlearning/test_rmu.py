@@ -79,3 +79,21 @@ def test_absurd_blocks_are_refused(bench: Any) -> None:
         ValueError, match="No parameter up to block 1 is left to train with train_only=\\('nothing',\\)"
     ):
         bench.fit(RMU(network(), layer=1, train_only=("nothing",)), bench.pairs(24))
+
+
+def test_average_over_rows(bench: Any, sgd: Optimizer) -> None:
+    """A row counts as much as another, however long; an accumulated group gives the same."""
+    model, pair = network(), bench.pairs(24)[0]
+    hidden = model(input_ids=pair["forget"]["input_ids"], output_hidden_states=True).hidden_states[2]
+    drawn = torch.rand(16, generator=torch.Generator().manual_seed(0))
+    distances = ((hidden - 2.0 * drawn / drawn.norm()) ** 2).mean(-1)
+    scored = pair["forget"]["labels"].ne(-100)
+    means = [float(row[mask].mean()) for row, mask in zip(distances, scored, strict=True)]
+    expected = sum(means) / len(means)
+    assert expected != pytest.approx(float(distances[scored].mean()), rel=1e-4)
+    for size in (24, 6):
+        module = RMU(network(), layer=1, average="rows", accumulate=24 // size, optimizer=sgd)
+        trainer = bench.fit(module, bench.pairs(size))
+        assert float(trainer.callback_metrics["train/forget_objective"]) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="average must be 'tokens' or 'rows', got 'row'"):
+        RMU(network(), average="row")  # type: ignore[arg-type]
