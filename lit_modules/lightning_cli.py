@@ -28,6 +28,7 @@ from lit_modules.errors import UsageError, condense, unknown_key
 from lit_modules.messages import SETUP
 from lit_modules.recipes import find_recipe
 from lit_modules.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
+from lit_modules.run_names import name_wandb_runs
 
 _BASES: dict[str, type] = {
     "model": LightningModule,
@@ -258,6 +259,7 @@ class ProjectCLI(LightningCLI):
         """Keep no predictions; give the data the tokenizer of the model, if it takes one and none was given."""
         config = self.config[self.config["subcommand"]]
         _check_ckpt_path(config.get("ckpt_path"))
+        name_wandb_runs(config, self.config["subcommand"])
         if self.config["subcommand"] == "predict" and config.get("return_predictions") is None:
             config["return_predictions"] = False  # they are written, and would fill the memory
         model, data = config.get("model"), config.get("data")
