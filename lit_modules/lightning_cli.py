@@ -189,8 +189,9 @@ class ProjectCLI(LightningCLI):
         """Parse the arguments."""
         if isinstance(args, list) and isinstance(parser, ProjectParser):
             parser.stage = next((word for word in args if word in self.subcommands()), None)
-            for stage, commanded in self._subcommand_parsers.items():
-                commanded.words = args[args.index(stage) + 1 :] if stage == parser.stage else ()
+            if parser.stage is not None:
+                commanded: Any = self._subcommand_parsers[parser.stage]  # a ProjectParser, declared as its base
+                commanded.words = args[args.index(parser.stage) + 1 :]
         self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
         seed = self.config[self.config["subcommand"]]["seed_everything"]
         if not isinstance(seed, bool) and not 0 <= seed <= MAX_SEED:
