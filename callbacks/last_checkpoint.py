@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keep the state of a run in ``last.ckpt``: of each epoch, and of the step at which a signal or an error stopped it.
+    """Keep the state of a run in ``last.ckpt``: of each epoch, and of the step at which a signal or error stopped it.
 
     The command line adds it to every run with checkpoints; ``fit --ckpt_path last`` goes on from it. Lightning's own
     ``ModelCheckpoint(save_on_exception=True)`` would write over the best checkpoint, and one with ``save_top_k=0``

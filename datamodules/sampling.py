@@ -269,7 +269,7 @@ def place_of(module: LightningDataModule) -> tuple[int, int]:
 def training_loader(
     module: LightningDataModule, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int
 ) -> ResumableLoader:
-    """Return :func:`batch_loader` with the limit of a datamodule's trainer, if it has one, and mend how that resumes."""
+    """Return :func:`batch_loader` with the limit of a datamodule's trainer, and mend how that resumes."""
     limit = 1.0 if module.trainer is None else module.trainer.limit_train_batches
     loader = batch_loader(dataset, sampler, num_workers, 1.0 if limit is None else limit)
     loader.trainer = module.trainer

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .batches import Column, PairBatches, PromptBatches, TaskBatches
 from .download import download as download_file
 from .sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
-from .text import Encoded, pad_id
+from .text import Encoded, longest, pad_id
 from .tofu_rows import Question, check_disjoint, check_same, read_questions, read_refusals
 from .tofu_templates import Template, check_template
 
@@ -241,6 +241,11 @@ class TOFU(LightningDataModule):
         columns |= {"row": torch.tensor([fact["row"] for _, fact in items])}
         columns |= {"prompt": [template.prompt(question) for question in questions]}
         return self._evaluation(PromptBatches([row for row, _ in items], self._pad, columns))
+
+    def longest_row(self) -> tuple[str, int]:
+        """Return name and tokens of the longest row that was set up, for a model to compare with its positions."""
+        scored = [row for row, _ in self._answers]
+        return longest([*(row for rows in self._encoded.values() for row in rows), *self._refused, *scored])
 
     def _make_template(self) -> Template:
         return Template(self.template, self.tokenizer, self.max_length, self.system_prompt, self.template_arguments)

@@ -24,6 +24,7 @@ _MOST_BYTES = 2**26
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 _STOP = frozenset({401, 403, 404, 405})
 _UNPAID = frozenset({"insufficient_quota", "billing_hard_limit_reached", "402"})
+_THINKING = frozenset({"thinking", "reasoning"})
 _CONTENT = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 
 
@@ -269,7 +270,7 @@ def read_chat(data: Any) -> tuple[str, bool]:
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict)]
         refusal = refusal or next((part["refusal"] for part in parts if part.get("refusal")), None)
-        content = "".join(str(part.get("text", "")) for part in parts)
+        content = "".join(str(part.get("text", "")) for part in parts if part.get("type") not in _THINKING)
     if refusal:
         raise RefusedError(f"it says {' '.join(str(refusal).split())[:200]!r}", content=True)
     if reason == "content_filter":

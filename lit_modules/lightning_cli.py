@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -229,13 +230,14 @@ class ProjectCLI(LightningCLI):
         return trainer
 
     def _with_last_checkpoint(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Add what keeps the last state to the callbacks, if the run has checkpoints and none of them is that."""
+        """Add what keeps the last state to the callbacks, unless the run has none or says which that is."""
         config = {**self._get(self.config_init, "trainer"), **arguments}
         if config["enable_checkpointing"] is False or config["barebones"]:
             return arguments
         given = config["callbacks"] or []
         callbacks = list(given) if isinstance(given, list) else [given]
-        if not any(isinstance(callback, LastCheckpoint) for callback in callbacks):
+        savers = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        if not any(isinstance(saver, LastCheckpoint) or saver.save_last is not None for saver in savers):
             callbacks.append(LastCheckpoint())
         return {**arguments, "callbacks": callbacks}
 

@@ -36,6 +36,7 @@ def find_checkpoint(name: str, command: str, trainer: Trainer, model: str | None
         ValueError: If it is no checkpoint, or cannot be used.
     """
     connector: Any = trainer._checkpoint_connector
+    path: str | Path
     if name in ("last", "best"):
         last = _last_of_run(trainer, model, run)
         path = last if name == "last" else _best_beside(last)
@@ -49,8 +50,8 @@ def find_checkpoint(name: str, command: str, trainer: Trainer, model: str | None
     elif "://" in name and not name.startswith(("http://", "https://")):
         return name  # a bucket, which Lightning reads, and with weights_only
     else:
-        path = Path(name)
-    if path.is_dir() and (path / ".metadata").exists():
+        path = name
+    if (Path(path) / ".metadata").exists():
         return str(path)  # the shards of a distributed strategy
     content = open_checkpoint(path)
     if command == "fit" and "optimizer_states" not in content:
@@ -105,7 +106,7 @@ def _last_of_run(trainer: Trainer, model: str | None, run: str | None) -> Path:
         where = " and ".join(map(str, places))
         other = f" of {model}; those there are of {_model_of(next(iter(found)))}" if found else ""
         raise UsageError(
-            f"There is no last{SUFFIX} in {where}{other}. Give --run with the folder of a run, or --ckpt_path with a file."
+            f"There is no last{SUFFIX} in {where}{other}. Give the folder of a run as --run, or a file as --ckpt_path."
         )
     return max(fitting, key=lambda path: path.stat().st_mtime_ns)
 
@@ -125,13 +126,14 @@ def _best_beside(last: Path) -> Path:
     """Return the checkpoint that scored best in the run of a last one."""
     states = open_checkpoint(last).get("callbacks", {}).values()
     best = [state for state in states if isinstance(state, dict) and state.get("monitor") is not None]
-    names = [Path(state["best_model_path"]).name for state in best if state.get("best_model_path")]
-    if not names:
+    paths = [Path(state["best_model_path"]) for state in best if state.get("best_model_path")]
+    if not paths:
         raise UsageError(
-            f"The run of {last} kept no best checkpoint: it has no ModelCheckpoint with a monitor. Give --ckpt_path "
+            f"The run of {last} kept no best checkpoint: no ModelCheckpoint with a monitor has saved one. Give --ckpt_path "
             "last, or a file."
         )
-    return last.with_name(names[0])
+    moved = last.with_name(paths[0].name)  # the folder of the run may have another name than then
+    return moved if moved.exists() else paths[0]
 
 
 def _model_of(path: Path) -> str | None:

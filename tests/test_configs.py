@@ -206,6 +206,28 @@ def test_recipe_trains(
     assert cli.trainer.fit_loop.total_batch_idx + 1 == batches
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ngdiff/lume", "coda/drawn", "coda/vit", "synthia/drawn", "synthia/drawn_pretrain", "synthia/sdxl_lora"],
+)
+def test_recipe_predicts(
+    name: str,
+    tiny_causal_lm: Path,
+    lume_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = CONFIGS / f"{name}.yaml"
+    changes = small(config, tiny_causal_lm, lume_folder, tmp_path, request)
+    changes += ["--trainer.limit_predict_batches=1", "--trainer.logger=false"]
+    main(["predict", "-c", str(config), *changes])
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines
+    assert all(json.loads(line) for line in lines)
+
+
 @pytest.mark.parametrize("config", NAMED, ids=name_of)
 def test_recipe_begins_with_what_it_is(config: Path) -> None:
     assert config.read_text(encoding="utf-8").startswith("# ")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.base import Attack
-from lit_modules.metrics.robustness import distance_statistics, wilson_interval
+from lit_modules.metrics.robustness import distance_statistics, median_distance, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ def summarise(
 
     Returns:
         ``weights``, ``samples``, ``clean`` (``accuracy``, ``interval``), ``attacks`` (by name: ``attack``, ``norm``,
-        ``eps``, ``robust_accuracy``, its Wilson ``interval`` of 95 per cent, ``attacked``, ``successes``, ``distance``
-        over the successes with ``min``, ``median``, ``mean``, ``max``, ``forward_passes`` with ``total`` and ``mean``
-        per attacked sample, ``seconds``, ``flags``) and ``worst_case`` (``robust_accuracy``, ``interval``,
-        ``attacks``), ``None`` where there is nothing to tell.
+        ``eps``, ``robust_accuracy``, its Wilson ``interval`` of 95 per cent, ``attacked``, ``successes``,
+        ``success_rate``, ``distance`` over the successes with ``min``, ``median``, ``mean``, ``max`` (the median of an
+        attack for the smallest perturbation is over all that were attacked, a failure being ``"inf"``),
+        ``forward_passes`` with ``total`` and ``mean`` per attacked sample, ``seconds``, ``flags``) and ``worst_case``
+        (``robust_accuracy``, ``interval``, ``attacks``), ``None`` where there is nothing to tell.
 
     Raises:
         ValueError: If there are no samples.
@@ -96,7 +97,10 @@ def summarise(
             counted.append(title)
             survivors -= fooled
         chosen = torch.tensor([finished.success for finished in found], dtype=torch.bool)
-        sizes = distance_statistics(torch.tensor([finished.distance for finished in found]).double(), chosen)
+        distance = torch.tensor([finished.distance for finished in found], dtype=torch.float64)
+        sizes = distance_statistics(distance, chosen)
+        if attack.minimal:
+            sizes["median"] = median_distance(distance, chosen)
         passes = sum(finished.forward_passes for finished in found)
         rows[title] = {
             "attack": repr(attack),
@@ -105,7 +109,8 @@ def summarise(
             **_share("robust_accuracy", len(right) - len(fooled), len(clean)),
             "attacked": len(found),
             "successes": len(fooled),
-            "distance": {key: _finite(sizes[key]) for key in ("min", "median", "mean", "max")},
+            "success_rate": len(fooled) / len(found) if found else None,
+            "distance": {key: _jsonable(sizes[key]) for key in ("min", "median", "mean", "max")},
             "forward_passes": {"total": passes, "mean": passes / len(found) if found else None},
             "seconds": round(sum(finished.seconds for finished in found), 3),
             "flags": list((flags or {}).get(title, ())),
@@ -154,9 +159,10 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *rows)]
     lines += [
         "",
-        f"{record['samples']} samples; min to max are norms of the successful perturbations, passes are forward",
+        f"{record['samples']} samples; successes are of those attacked; min to max are norms of the successful",
+        "perturbations (where the smallest is looked for, without eps, the median is of all attacked, failures inf);",
+        "passes are forward passes per attacked sample, s is seconds.",
     ]
-    lines += ["passes per attacked sample, s is seconds."]
     doubts = [f"- {name}: {flag}" for name, numbers in record["attacks"].items() for flag in numbers["flags"]]
     return "\n".join([*lines, *(["", *doubts] if doubts else [])]) + "\n"
 
@@ -230,9 +236,10 @@ def _accuracy(numbers: Mapping[str, Any], name: str) -> list[str]:
     return [f"{100 * numbers[name]:.2f} %", f"{100 * lower:.2f} to {100 * upper:.2f}"]
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _jsonable(value: float) -> float | str | None:
+    """Return a number, ``inf`` as a text, which JSON has no number for, or ``None`` where there is nothing."""
+    return None if math.isnan(value) else value if math.isfinite(value) else "inf"
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _short(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"

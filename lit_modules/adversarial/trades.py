@@ -35,6 +35,8 @@ class KLPGD(LinfPGD):
         Zhang et al. (arXiv 1901.08573), algorithm 1.
     """
 
+    fixed = ("keep",)
+
     def __init__(
         self,
         *,

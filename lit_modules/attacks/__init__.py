@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lit_modules.attacks.gen_attack import GenAttack
     from lit_modules.attacks.jsma import JSMA
     from lit_modules.attacks.lbfgs import LBFGS
+    from lit_modules.attacks.losses import SoftLogitMarginLoss, ZeroOneLoss
     from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
     from lit_modules.attacks.nattack import NAttack
     from lit_modules.attacks.nes import NES
@@ -72,9 +73,11 @@ __all__ = [
     "NESGradient",
     "RotationTranslation",
     "SinglePixel",
+    "SoftLogitMarginLoss",
     "SparseL1Descent",
     "SpatialTransform",
     "Square",
+    "ZeroOneLoss",
     "evaluation_mode",
     "no_parameter_gradients",
 ]

@@ -25,7 +25,7 @@ class LinfPGD(FixedRadiusAttack):
         steps: Number of steps.
         step_size: Step in units of the samples, a number or one per sample.
         random_start: Start uniformly in the ball.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.
@@ -79,7 +79,7 @@ class L2PGD(FixedRadiusAttack):
         steps: Number of steps.
         step_size: L2 length of a step, a number or one per sample.
         random_start: Start uniformly in the ball.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.
@@ -127,7 +127,7 @@ class L1PGD(FixedRadiusAttack):
         step_size: L1 length of a step, a number or one per sample.
         sparsity: Share of the coordinates that stay in a step, from 0 to 1; at 1 a single one moves.
         random_start: Start at a Laplace direction of uniform length.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.
@@ -186,6 +186,8 @@ class SparseL1Descent(L1PGD):
         Tramer, Boneh (arXiv 1904.13000), section 3.
     """
 
+    fixed = ("random_start",)
+
     def __init__(
         self,
         *,
@@ -216,13 +218,15 @@ class LinfBIM(LinfPGD):
         eps: Linf radius in units of the samples, a number or one per sample.
         steps: Number of steps.
         step_size: Step in units of the samples.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first``, ``best`` or ``last``.
         arguments: Arguments of :class:`Attack`, by name.
 
     References:
         Kurakin, Goodfellow, Bengio, "Adversarial examples in the physical world" (arXiv 1607.02533), section 2.2.
     """
+
+    fixed = ("random_start",)
 
     def __init__(
         self,
@@ -246,13 +250,15 @@ class L2BIM(L2PGD):
         eps: L2 radius in units of the samples, a number or one per sample.
         steps: Number of steps.
         step_size: L2 length of a step.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first``, ``best`` or ``last``.
         arguments: Arguments of :class:`Attack`, by name.
 
     References:
         Kurakin, Goodfellow, Bengio (arXiv 1607.02533), section 2.2.
     """
+
+    fixed = ("random_start",)
 
     def __init__(
         self,
@@ -274,19 +280,23 @@ class FGSM(LinfPGD):
 
     Args:
         eps: Linf radius in units of the samples, a number or one per sample.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
+        keep: ``first`` returns the sample itself where it is misclassified or the step lowers the loss without fooling;
+            ``last`` always the step, from a single pass when the attack is called.
         arguments: Arguments of :class:`Attack`, by name.
 
     References:
         Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples" (arXiv 1412.6572), section 4.
     """
 
+    fixed = ("steps", "step_size", "random_start")
+
     def __init__(
         self,
         *,
         eps: Radius = 0.3,
         loss: LossName | Loss = "cross_entropy",
-        keep: Keep = "last",
+        keep: Keep = "first",
         **arguments: Unpack[AttackArguments],
     ) -> None:
         super().__init__(eps=eps, steps=1, step_size=1.0, random_start=False, loss=loss, keep=keep, **arguments)
@@ -302,19 +312,23 @@ class FGM(L2PGD):
 
     Args:
         eps: L2 radius in units of the samples, a number or one per sample.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
+        keep: ``first`` returns the sample itself where it is misclassified or the step lowers the loss without fooling;
+            ``last`` always the step, from a single pass when the attack is called.
         arguments: Arguments of :class:`Attack`, by name.
 
     References:
         Goodfellow, Shlens, Szegedy (arXiv 1412.6572), section 4, with the L2 norm.
     """
 
+    fixed = ("steps", "step_size", "random_start")
+
     def __init__(
         self,
         *,
         eps: Radius = 0.3,
         loss: LossName | Loss = "cross_entropy",
-        keep: Keep = "last",
+        keep: Keep = "first",
         **arguments: Unpack[AttackArguments],
     ) -> None:
         super().__init__(eps=eps, steps=1, step_size=1.0, random_start=False, loss=loss, keep=keep, **arguments)

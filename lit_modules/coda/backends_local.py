@@ -169,6 +169,10 @@ class LocalChat:
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in question:
                 given[name] = torch.cat([question[name], torch.zeros_like(tokens)], dim=1)
+        if "cross_attention_mask" in question:  # the text sees the images that the question's last token sees
+            seen = question["cross_attention_mask"]
+            last = seen[:, -1:].expand(-1, tokens.shape[1], *seen.shape[2:])
+            given["cross_attention_mask"] = torch.cat([seen, last], dim=1)
         return given
 
     @property

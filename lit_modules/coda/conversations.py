@@ -190,10 +190,12 @@ def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, confi
         ValueError: If the numbers differ; the message says what to set.
     """
     for name in ("image_sizes", "image_grid_thw", "pixel_values"):
-        # Qwen puts the patches of all images into one row of pixel_values, but counts images in image_grid_thw
+        # Qwen puts the patches of all images into one row of pixel_values, but counts images in image_grid_thw;
+        # InternVL gives a row to each tile of an image, and counts them nowhere
         if name in batch:
-            if len(batch[name]) != images:
-                raise ValueError(f"The processor made {len(batch[name])} images of {images}; see its {name}.")
+            found = len(batch[name])
+            if found < images or (found > images and name != "pixel_values"):
+                raise ValueError(f"The processor made {found} images of {images}; see its {name}.")
             break
     token = getattr(processor, "image_token_id", None)
     if token is None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lit_modules.coda.conversations import IGNORED
 from lit_modules.utils.thoughts import decode_answer
+from lit_modules.utils.weights import only_tensors
 
 LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """Linear layers of the language model; names of leaves alone would find those of the vision tower too."""
@@ -45,9 +46,10 @@ def load_model(name: str, dtype: torch.dtype, revision: str | None = None, load_
     if load_in_4bit:
         more = {"quantization_config": _four_bits(dtype), "device_map": {"": torch.cuda.current_device()}}
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, revision=revision, output_loading_info=True, **more
-        )
+        with only_tensors(name):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, revision=revision, output_loading_info=True, **more
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name!r} does not load as an image-text model: {reason} {_REMEDY}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_modules.commands.demo_stages import log_to, say_and_run
+from lit_modules.utils.files import write_whole
 
 EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3)
 VARIANTS = {
@@ -42,9 +43,12 @@ def adversarial(folder: Path, seed: int) -> None:
         change = VARIANTS[variant]
         common = ["-c", recipe, f"--seed_everything={seed}"]
         common += [] if change is None else [f"--data.variant={json.dumps(change)}"]
-        checkpoint = run / "fit" / "checkpoints" / "best.ckpt"
-        if not checkpoint.exists():
-            say_and_run(console, ["fit", *common, *log_to(run / "fit")])
+        checkpoint, finished = run / "fit" / "checkpoints" / "best.ckpt", run / "fit" / "finished"
+        if not finished.exists():
+            last = checkpoint.with_name("last.ckpt")
+            resume = [f"--ckpt_path={last}"] if last.exists() else []
+            say_and_run(console, ["fit", *common, *log_to(run / "fit"), *resume])
+            write_whole(finished, "")
         if not record.exists():
             say_and_run(console, ["test", *common, *log_to(run / "test"), f"--ckpt_path={checkpoint}"])
         records[name] = json.loads(record.read_text(encoding="utf-8"))

@@ -109,7 +109,7 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
 def _print_problems(problems: list[str]) -> None:
     if not problems:
         return
-    print(f"{len(problems)} items could not be made; the same line tries again those that were not refused:")
+    print(f"{len(problems)} items could not be made; the same line tries again those whose content was not refused:")
     for problem in problems[:_SHOWN]:
         print(f"  {problem if problem.isprintable() else ascii(problem)}")
     if len(problems) > _SHOWN:

@@ -271,9 +271,9 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
     lines = [
         f"Start: forget {first['forget']:.3f}, retain {first['retain']:.3f}, task aggregate {first['aggregate']:.3f}.",
         "",
-        "| method | rate | forget (low) | retain (high) | aggregate | NLL forget | NLL retain "
+        "| method | rate | runs | forget (low) | retain (high) | aggregate | NLL forget | NLL retain "
         "| g_R.d<0 | probes that fall | last rate |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
 
     def cell(value: Any, form: str = ".3f") -> str:
@@ -282,7 +282,14 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
         return f"{value[0]:{form}} +- {value[1]:{form}}" if isinstance(value, tuple) else f"{value:{form}}"
 
     for row in rows:
-        cells = [row["method"], f"{row['rate']:g}", *(cell(row[name]) for name in ("forget", "retain", "aggregate"))]
+        finished = row["runs"] - row["failed"]
+        runs = f"{finished} of {row['runs']}" if row["failed"] else str(finished)
+        cells = [
+            row["method"],
+            f"{row['rate']:g}",
+            runs,
+            *(cell(row[name]) for name in ("forget", "retain", "aggregate")),
+        ]
         cells += [
             cell(row["forget_loss"], ".2f"),
             cell(row["retain_loss"], ".2f"),
@@ -293,7 +300,12 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| method | task aggregate over the rates: lowest | highest | spread |", "| --- | --- | --- | --- |"]
     for method in METHODS:
-        values = [row["aggregate"][0] for row in rows if row["method"] == method and row["aggregate"]]
+        # a run that failed has forgotten nothing and kept nothing
+        values = [
+            row["aggregate"][0] * (1 - row["failed"] / row["runs"]) if row["aggregate"] else 0.0
+            for row in rows
+            if row["method"] == method
+        ]
         if values:
             lines.append(f"| {method} | {min(values):.3f} | {max(values):.3f} | {max(values) - min(values):.3f} |")
     return "\n".join(lines) + "\n"

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         BoundaryDistance,
         RobustAccuracy,
         distance_statistics,
+        median_distance,
         perturbation_norm,
         wilson_interval,
     )
@@ -100,6 +101,7 @@ __all__ = [
     "intra_class_distance",
     "log_volume",
     "loss_attack",
+    "median_distance",
     "min_k_attack",
     "min_k_plus_plus_attack",
     "nearest_concept",

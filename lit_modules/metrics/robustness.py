@@ -15,6 +15,7 @@ __all__ = [
     "BoundaryDistance",
     "RobustAccuracy",
     "distance_statistics",
+    "median_distance",
     "perturbation_norm",
     "wilson_interval",
 ]
@@ -124,6 +125,28 @@ def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[
         "max": float(ordered[-1]),
         "std": float(ordered.std(correction=0)),
     }
+
+
+def median_distance(distance: Tensor, success: Tensor) -> float:
+    """Return the median distance to the boundary, failures counted as infinitely far.
+
+    Left out, the samples that withstand most would make a model look weaker than it is.
+
+    Args:
+        distance: Distances, ``(n,)``; that of a failure is not looked at.
+        success: Whether the attack succeeded, ``(n,)``.
+
+    Returns:
+        The median, infinite if more than half are failures; NaN without samples.
+
+    Example:
+        >>> median_distance(torch.tensor([1.0, 3.0, 0.0]), torch.tensor([True, True, False]))
+        3.0
+    """
+    if not len(distance):
+        return math.nan
+    ordered = distance.detach().double().masked_fill(~success.bool(), math.inf).sort().values
+    return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
 
 
 class _PerSample(Metric):
@@ -236,16 +259,16 @@ class RobustAccuracy(_PerSample):
 class BoundaryDistance(_PerSample):
     """Distance of samples to the decision boundary, as an attack of minimal norm finds it.
 
-    Only samples count that are classified right without an attack. The statistics are over those where the attack
-    succeeded; ``success_rate`` says how many these are, so that failures are not mixed into a mean. Of a sample that
-    comes several times under one ``index`` the smallest distance counts. For attacks of a fixed radius these are the
-    norms of the successful perturbations.
+    Only samples count that are classified right without an attack. ``median`` is over all of them, with a failure of
+    the attack as infinitely far (:func:`median_distance`); the other statistics are over the successes, so that
+    failures are not mixed into a mean, and ``success_rate`` says how many these are. Of a sample that comes several
+    times under one ``index`` the smallest distance counts.
 
     Example:
         >>> distance = BoundaryDistance()
         >>> distance.update(torch.tensor([1.0, 3.0, 9.0]), success=torch.tensor([True, True, False]))
         >>> {name: round(float(value), 3) for name, value in distance.compute().items()}
-        {'min': 1.0, 'median': 2.0, 'mean': 2.0, 'max': 3.0, 'std': 1.0, 'success_rate': 0.667}
+        {'min': 1.0, 'median': 3.0, 'mean': 2.0, 'max': 3.0, 'std': 1.0, 'success_rate': 0.667}
     """
 
     def __init__(self) -> None:
@@ -283,4 +306,5 @@ class BoundaryDistance(_PerSample):
         distance = distance[correct > 0]
         success = distance.isfinite()
         rate = float(success.double().mean()) if len(success) else math.nan
-        return self._scalars({**distance_statistics(distance, success), "success_rate": rate})
+        sizes = distance_statistics(distance, success) | {"median": median_distance(distance, success)}
+        return self._scalars({**sizes, "success_rate": rate})

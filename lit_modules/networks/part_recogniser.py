@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_modules.utils.checkpoints import load_plain
+from lit_modules.utils.checkpoints import DamagedFile, load_plain
 from lit_modules.utils.files import whole_file
 
 _GRID = 4
@@ -261,7 +261,10 @@ def load_recogniser(path: str | Path) -> SavedRecogniser:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no recogniser {path}; save_recogniser writes one.")
-    content = load_plain(path)
+    try:
+        content = load_plain(path)
+    except DamagedFile:
+        content = None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a file of save_recogniser in format {_FORMAT}, or it is damaged.")
     recogniser = PartRecogniser(*content["settings"])

@@ -257,7 +257,8 @@ class Synthia(TextToImage):
         checkpoint["synthia"] = {"rising": self.rising.state_dict(), "warned": self._warned}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on watching the error on the positives."""
+        """Take up the adapter, and go on watching the error on the positives."""
+        super().on_load_checkpoint(checkpoint)
         if "synthia" in checkpoint:
             self.rising.load_state_dict(checkpoint["synthia"]["rising"])
             self._warned = checkpoint["synthia"]["warned"]

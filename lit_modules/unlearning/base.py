@@ -76,6 +76,9 @@ class Unlearning(CausalLM, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect a group of batches and take one optimizer step with it."""
         self.check_batch(batch)
+        for task in batch.values():
+            if isinstance(task, dict):
+                self.check_rows(task)
         group = [*self._group, batch]
         if len(group) < self.accumulate and not self.trainer.is_last_batch:
             self._group = group
@@ -190,7 +193,7 @@ class Unlearning(CausalLM, ABC):
         self.forget_batches()
 
     def forget_batches(self) -> None:
-        """Forget the batches of a step that was not made, and its gradients, so that the next training is free of them."""
+        """Forget the batches and gradients of a step that was not made, so that the next training is free of them."""
         self._group = []
         self.zero_grad()
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lit_modules.utils import adapters
+from lit_modules.utils.weights import only_tensors
 
 _REMEDY = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
 
@@ -69,7 +70,8 @@ def _load_whole(name: str, dtype: torch.dtype, revision: str | None = None) -> P
     check_folder(name)
     more = {} if revision is None else {"revision": revision}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **more)
+        with only_tensors(name):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **more)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(name, error) from error
     model, report = loaded

@@ -172,6 +172,8 @@ class ReferencedObjectives(TwoObjectives):
                 before = new
                 for batch in batches:
                     moved = self.trainer.strategy.batch_to_device(batch)
+                    for task in self.compared(moved):
+                        self.check_rows(task)
                     new += sum(self._compute(cache, task, row_hashes(task)) for task in self.compared(moved))
                 if new == before and not self._limited:
                     break

@@ -121,7 +121,7 @@ def continue_adapter(model: Any, name: str, given: PeftConfig | None = None) -> 
     _check_start(saved, *_DATA_STARTS)
     holder = f"The folder {name!r}"
     if given is not None:
-        check_same(given, saved, holder)
+        check_same(given, saved, holder, _ANEW)
         given = copy.deepcopy(given)
         given.revision = saved.revision
         if hasattr(saved, "init_lora_weights"):  # of a start that changed the base, as when it was trained
@@ -184,13 +184,14 @@ def rebuild(described: Mapping[str, Any]) -> PeftConfig:
     return config
 
 
-def check_same(own: PeftConfig, saved: PeftConfig, holder: str) -> None:
+def check_same(own: PeftConfig, saved: PeftConfig, holder: str, remedy: str = "") -> None:
     """Check that two configurations describe one adapter, but for its layers and how it is trained.
 
     Args:
         own: Configuration that is asked for.
         saved: Configuration of the saved adapter.
         holder: What holds the saved adapter, as the beginning of a sentence.
+        remedy: Another way out, as a sentence.
 
     Raises:
         ValueError: If they do not; names the first difference.
@@ -200,7 +201,7 @@ def check_same(own: PeftConfig, saved: PeftConfig, holder: str) -> None:
         if asked.get(name) != there.get(name):
             raise ValueError(
                 f"{holder} holds an adapter with {name}={there.get(name)!r}, and peft_config asks for "
-                f"{name}={asked.get(name)!r}; leave peft_config out to go on with the saved one. {_ANEW}"
+                f"{name}={asked.get(name)!r}; leave peft_config out to go on with the saved one. {remedy}".strip()
             )
 
 

@@ -137,7 +137,10 @@ def _decoded(image: Image.Image) -> Image.Image | str:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I;16"):
-        return _scaled(np.asarray(image, dtype=np.float64), 1 if image.mode == "F" else 65535)
+        values, full = np.array(image, dtype=np.float64), 1 if image.mode == "F" else 65535
+        if "transparency" in image.info:  # the one grey that is
+            values[values == image.info["transparency"]] = full
+        return _scaled(values, full)
     if image.mode not in _COLOURS:
         return f"must have 8 bits per channel, 16 of grey, or floats, got mode {image.mode!r}"
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

@@ -1,13 +1,17 @@
 """The test under attack: the record, the resume, the audit."""
 
 import json
+import math
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -125,6 +129,30 @@ def test_a_broken_test_goes_on_where_it_was(spy: Spy, bench: Any, tmp_path: Path
     whole = run(default_root_dir=tmp_path / "elsewhere")
     assert without_seconds(whole) == without_seconds(half)
     assert not list((tmp_path / "evaluation").rglob("*part*"))
+
+
+def test_a_test_that_goes_on_says_so_and_shows_how_it_stands(
+    bench: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    class Progress(ProgressBar):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shown: list[float] = []
+
+        def on_test_batch_end(self, trainer: Trainer, pl_module: Any, *arguments: Any, **more: Any) -> None:
+            self.shown.append(float(trainer.progress_bar_metrics["robust"]))
+
+    module = PGDTraining(trained(bench), bench.attack(), test_attacks=attacks())
+    progress = Progress()
+    logged = bench.trainer([progress], enable_progress_bar=True).test(module, bench.loader(24, 8), verbose=False)[0]
+    assert len(progress.shown) == 3
+    assert progress.shown[-1] == pytest.approx(module.results()["worst_case"]["robust_accuracy"])
+    assert set(logged) == {"test/accuracy", "test/robust_accuracy", *(f"test/robust_accuracy/{k}" for k in attacks())}
+    assert "The test goes on" not in caplog.text
+    with caplog.at_level("INFO"):
+        bench.trainer().test(module, bench.loader(24, 8), verbose=False)
+    attacked = module.results()["attacks"]["pgd"]["attacked"]
+    assert f"The test goes on: {attacked} samples under 'pgd' are finished in {tmp_path}" in caplog.text
 
 
 def test_other_weights_attacks_or_images_are_not_taken_for_finished(spy: Spy, bench: Any, tmp_path: Path) -> None:
@@ -356,6 +384,34 @@ def test_attacks_for_the_smallest_perturbation_stay_out_of_the_worst_case(bench:
     assert record["attacks"]["smallest"]["eps"] is None
     assert record["worst_case"]["attacks"] == ["pgd"]
     assert record["worst_case"]["robust_accuracy"] == record["attacks"]["pgd"]["robust_accuracy"] > 0
+
+
+def test_failures_for_the_smallest_perturbation_are_infinitely_far(bench: Any) -> None:
+    class Sometimes(L2PGD):
+        minimal = True
+
+        def run(self, model: Any, x: Any, y: Any = None, *, seed: Any = None) -> AttackResult:
+            found = super().run(model, x, y, seed=seed)
+            success = torch.arange(len(x)) < share * len(x)
+            return replace(found, success=success, distance=found.distance.where(success, self.failed))
+
+        failed = 0.0
+
+    network, batch = trained(bench), bench.batch(12)
+    for share, failed in ((0.7, 0.0), (0.3, 0.0), (0.3, math.inf)):
+        attack = Sometimes(eps=1.0, steps=2, step_size=0.3, keep="last")
+        attack.failed = failed
+        evaluation = RobustEvaluation(network, {"smallest": attack}, None)
+        evaluation.update(batch["image"], batch["label"], batch["index"])
+        record = evaluation.finish()
+        numbers = record["attacks"]["smallest"]
+        assert numbers["success_rate"] == numbers["successes"] / numbers["attacked"] == pytest.approx(share, abs=0.1)
+        sizes = numbers["distance"]
+        assert 0 < sizes["min"] <= sizes["mean"] <= sizes["max"] < 10
+        assert sizes["median"] == "inf" if share < 0.5 else 0 < sizes["median"] < 10
+        assert json.loads(json.dumps(record, allow_nan=False)) == record
+        row = next(line for line in markdown(record).splitlines() if line.startswith("| smallest"))
+        assert ("| inf |" in row) == (share < 0.5)
 
 
 def test_repeated_samples_count_once_and_other_samples_of_one_index_are_refused(spy: Spy, bench: Any) -> None:

@@ -299,6 +299,7 @@ THOUGHT = "<think>The options are Adder or Puff Adder; no horn, [0, 0].</think>\
         told("[THINK]Puff Adder?[/THINK]Adder"),
         told("<|channel|>analysis<|message|>Puff Adder?<|end|><|channel|>final<|message|>Adder"),
         told([{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "Adder"}]),
+        told([{"type": "reasoning", "text": "Puff Adder?"}, {"type": "text", "text": "Adder"}]),
         (200, {"choices": [{"message": {"content": "Adder", "reasoning_content": "Puff Adder?"}}]}),
     ],
 )

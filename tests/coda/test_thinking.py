@@ -118,3 +118,15 @@ def test_a_judge_on_this_machine_does_not_think_aloud(folder: str, tmp_path: Pat
     network.generate = answer
     assert judge.answer("?", [torch.rand(3, 30, 30)]) == "{}"
     assert asked[0].endswith(CLOSED)
+
+
+def test_text_behind_a_question_sees_the_images_that_the_question_sees(folder: str) -> None:
+    question = {
+        "input_ids": torch.ones(1, 3, dtype=torch.long),
+        "attention_mask": torch.ones(1, 3, dtype=torch.long),
+        "cross_attention_mask": torch.tensor([0, 1, 1]).reshape(1, 3, 1, 1).expand(1, 3, 1, 4),
+    }
+    found = LocalChat(folder, device="cpu")._continued(question, "Adder")
+    assert found["input_ids"].shape == found["attention_mask"].shape
+    assert found["cross_attention_mask"].shape == (1, found["input_ids"].shape[1], 1, 4)
+    assert bool(found["cross_attention_mask"][:, 1:].all())

@@ -49,7 +49,7 @@ def test_problems_are_printed(mini: str, tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "4 items could not be made; the same line tries again" in said
     assert "captions of pair 0 (" in said
-    assert "the answer has no text" in said
+    assert "the answer has no message" in said
 
 
 def test_templates_and_a_changed_seed(mini: str, tmp_path: Path) -> None:

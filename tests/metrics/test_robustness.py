@@ -17,6 +17,7 @@ from lit_modules.metrics import (
     BoundaryDistance,
     RobustAccuracy,
     distance_statistics,
+    median_distance,
     perturbation_norm,
     wilson_interval,
 )
@@ -77,6 +78,16 @@ def test_distance_statistics() -> None:
         distance_statistics(distance, chosen[:4])
 
 
+def test_failures_are_infinitely_far_in_the_median() -> None:
+    distance = torch.tensor([4.0, 0.0, 1.0, math.inf, 2.0])
+    success = torch.tensor([True, False, True, False, True])
+    assert median_distance(distance, success) == 4.0
+    assert median_distance(distance[:4], success[:4]) == math.inf
+    assert median_distance(distance, torch.zeros(5).bool()) == math.inf
+    assert median_distance(distance[[0, 2]], success[[0, 2]]) == 2.5
+    assert math.isnan(median_distance(distance[:0], success[:0]))
+
+
 def test_robust_accuracy_counts_samples_once() -> None:
     accuracy = RobustAccuracy()
     accuracy.update(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 2, 3]))
@@ -127,7 +138,7 @@ def test_boundary_distance_leaves_failures_and_wrong_samples_out() -> None:
     )
     numbers = {name: float(value) for name, value in distance.compute().items()}
     assert numbers == pytest.approx(
-        {"min": 1, "median": 2, "mean": 2, "max": 3, "std": 1, "success_rate": 2 / 3}, abs=1e-12
+        {"min": 1, "median": 3, "mean": 2, "max": 3, "std": 1, "success_rate": 2 / 3}, abs=1e-12
     )
     # a second attack succeeds on sample 2 and comes closer on sample 1
     distance.update(torch.tensor([2.0, 5.0]), torch.tensor([True, True]), index=torch.tensor([1, 2]))
@@ -141,6 +152,7 @@ def test_boundary_distance_at_its_limits() -> None:
     numbers = distance.compute()
     assert float(numbers["success_rate"]) == 0
     assert math.isnan(float(numbers["mean"]))
+    assert float(numbers["median"]) == math.inf  # none within reach: far, and not 0
     with pytest.raises(ValueError, match=r"must be of the same shape \(n,\), got \(1,\), \(2,\) and \(2,\)"):
         distance.update(torch.tensor([1.0]), torch.tensor([True, False]))
     with pytest.raises(ValueError, match="must be finite and not negative"):

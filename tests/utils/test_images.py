@@ -116,6 +116,8 @@ def test_pixels_are_those_that_a_person_sees() -> None:
         values = np.asarray(read_picture(GOOD[name], name))
         assert (values.min(), values.max()) == (0, 255), name
         assert values.mean() == pytest.approx(127.5, abs=0.5), name
+    hole = encoded(grey(np.uint16, 65535), "PNG", transparency=0)
+    assert read_picture(hole, "hole.png").getpixel((0, 0)) == (255, 255, 255)
     assert read_picture(GOOD["phone.jpg"], "phone.jpg").size == (80, 40)
     assert read_picture(encoded(Image.new("I;16", (4, 4)), "PNG"), "night.png").getpixel((0, 0)) == (0, 0, 0)
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 
 from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
+from lit_modules.utils.adapters import own_config
 from lit_modules.utils.hashing import hash_folder
 from lit_modules.utils.model_versions import hub_commit
 
@@ -190,6 +192,11 @@ class Backbone(ABC):
             adapter: Whether an adapter was trained, which is written as ``load_lora_weights`` reads it; otherwise the
                 whole network is.
         """
+
+    @property
+    def adapter(self) -> PeftConfig | None:
+        """Configuration of the adapter that the network carries, if it does."""
+        return own_config(self.network)
 
     def add_adapter(self, config: Any) -> None:
         """Put an adapter of peft on the network."""

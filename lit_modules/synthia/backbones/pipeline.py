@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import pickle
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
 from lit_modules.synthia.sampling import NoiseSchedule
+from lit_modules.utils.adapters import without_dropout
+from lit_modules.utils.weights import only_tensors
 
 _OWNERS = {
     "StableDiffusionPipeline": "StableDiffusion",
@@ -223,15 +224,11 @@ class PipelineBackbone(Backbone):
             ValueError: If its weights are a pickle of more than tensors.
         """
         try:
-            return kind.from_pretrained(place, **options)
+            with only_tensors(place):
+                return kind.from_pretrained(place, **options)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(f"The {name} of {place!r} cannot be loaded: {reason}") from error
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"The {name} of {place!r} cannot be loaded: its weights are damaged, or a pickle of more than tensors, "
-                "which could run anything; take a model whose weights are safetensors."
-            ) from error
 
     def pipeline(self, **components: Any) -> Any:
         """Return the pipeline around some of its parts, without the others and without a progress bar."""
@@ -426,7 +423,7 @@ class PipelineBackbone(Backbone):
             **{
                 f"{part}_lora_layers": weights,
                 # without it the scale of an adapter would be guessed
-                f"{part}_lora_adapter_metadata": self.network.peft_config["default"].to_dict(),
+                f"{part}_lora_adapter_metadata": without_dropout(self.network.peft_config["default"]).to_dict(),
             },
         )
 

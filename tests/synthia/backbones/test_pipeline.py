@@ -401,6 +401,9 @@ def test_no_pickle_of_weights_is_executed(case: Case, tmp_path: Path) -> None:
             path.unlink()
         for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
             torch.save({"weight": Bomb(tmp_path / "executed")}, folder / part / name)
-        with pytest.raises((FileNotFoundError, ValueError), match=f"The {part} of .* cannot be loaded"):
+        with pytest.raises(
+            (FileNotFoundError, ValueError),
+            match=rf"The {part} of .* cannot be|The weights of .* of more than",
+        ):
             case.kind(str(folder), image_size=case.size, precision="float32").load(loaded)
     assert not (tmp_path / "executed").exists()
