@@ -24,17 +24,25 @@ class PredictionRecord(Callback):
     The lines go to ``predictions.jsonl`` in the folder of the run, the pictures to ``predictions`` beside it. What is
     there is kept: a second prediction writes ``predictions-1``. Lines are written as they come, to a name that ends in
     ``.part`` until the prediction has ended. With several processes each has files of its own, with its number in the
-    name. ``fast_dev_run`` writes nothing. ``lit-modules predict`` has this callback always.
+    name. ``fast_dev_run`` writes nothing. ``lit-modules predict`` has this callback always. Loggers with ``log_table``
+    and ``log_image``, as W&B's, get the first rows of the first process and their pictures.
 
     Args:
         folder: Folder to write to; by default that of the run.
+        table_rows: Most rows to send, 0 for none.
 
     Raises:
         TypeError: In a prediction, if ``predict_step`` returns something else.
+        ValueError: If ``table_rows`` is negative.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, table_rows: int = 200) -> None:
+        if table_rows < 0:
+            raise ValueError(f"table_rows must not be negative, got {table_rows}.")
         self.folder = folder
+        self.table_rows = table_rows
+        self._sent: list[dict[str, Any]] = []
+        self._pictures: list[Path] = []
         self._path: Path | None = None
         self._file: TextIO | None = None
         self._rows = 0
@@ -51,6 +59,7 @@ class PredictionRecord(Callback):
             number += 1
             path = folder / f"{stem}-{number}.jsonl"
         self._path, self._file, self._rows = path, _part(path).open("w", encoding="utf-8"), 0
+        self._sent, self._pictures = [], []
 
     def on_predict_batch_end(
         self,
@@ -75,20 +84,34 @@ class PredictionRecord(Callback):
             )
         for place in range(sizes.pop()):
             row = {name: self._plain(value[place], name) for name, value in columns.items()}
-            self._file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            line = json.dumps(row, ensure_ascii=False, default=str)
+            self._file.write(line + "\n")
+            if self._rows < self.table_rows:
+                self._sent.append(json.loads(line))
             self._rows += 1
         self._file.flush()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the file its name."""
+        """Give the file its name; send the first rows."""
         if self._path is not None and self._file is not None:
             self._close()
             _part(self._path).replace(self._path)
             rank_zero_info(f"The predictions are in {self._path}.")
+            self._send(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the lines so far."""
         self._close()
+
+    def _send(self, trainer: Trainer) -> None:
+        columns = list(dict.fromkeys(name for row in self._sent for name in row))
+        data = [[_cell(row.get(name)) for name in columns] for row in self._sent]
+        for logger in trainer.loggers if data and trainer.is_global_zero else ():
+            if hasattr(logger, "log_table"):
+                logger.log_table("predict/predictions", columns=columns, data=data)
+            if hasattr(logger, "log_image") and self._pictures:
+                captions = [path.name for path in self._pictures]
+                logger.log_image("predict/pictures", [str(path) for path in self._pictures], caption=captions)
 
     def _close(self) -> None:
         if self._file is not None:
@@ -114,7 +137,14 @@ class PredictionRecord(Callback):
         path = folder / f"{self._rows:05d}-{name}.png"
         whole = image.detach().float().cpu().nan_to_num(0, 0, 0).clamp(0, 1)
         to_pil_image((whole * 255).round().to(torch.uint8)).save(path)
+        if self._rows < self.table_rows:
+            self._pictures.append(path)
         return f"{folder.name}/{path.name}"
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a cell of a table, whose columns are of one type: lists as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def _part(path: Path) -> Path:

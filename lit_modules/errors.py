@@ -223,7 +223,7 @@ def _findings(message: str) -> list[_Finding]:
             context.append((indent, "class", path[1]))
             continue
         keys = tuple(name for _, kind, name in context if kind == "key")
-        owners = [name for _, kind, name in context if kind == "class"]
+        owners: list[str | None] = [name for _, kind, name in context if kind == "class"] or [None]
         types = _DECLARED.match(text)
         if types:
             declared[keys] = types[1]
@@ -254,8 +254,8 @@ def _findings(message: str) -> list[_Finding]:
                 got = match[2] if kind == "type" else None
                 if kind == "path" and match[1]:  # of an option that asks for help on a class
                     keys, words = (*keys, match[1]), words[1:]
-                finding = _Finding(kind, words[:1] if kind == "type" else words, keys, (owners or [None])[-1], got)
-                finding.outer, finding.declared = (owners or [None])[0], declared.get(keys, "")
+                finding = _Finding(kind, words[:1] if kind == "type" else words, keys, owners[-1], got)
+                finding.outer, finding.declared = owners[0], declared.get(keys, "")
                 found.append(finding)
                 break
     return found

@@ -29,6 +29,7 @@ from lit_modules.errors import UsageError, condense, unknown_key
 from lit_modules.messages import SETUP
 from lit_modules.recipes import find_recipe
 from lit_modules.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
+from lit_modules.run_names import name_wandb_runs
 
 _BASES: dict[str, type] = {
     "model": LightningModule,
@@ -189,8 +190,9 @@ class ProjectCLI(LightningCLI):
         """Parse the arguments."""
         if isinstance(args, list) and isinstance(parser, ProjectParser):
             parser.stage = next((word for word in args if word in self.subcommands()), None)
-            for stage, commanded in self._subcommand_parsers.items():
-                commanded.words = args[args.index(stage) + 1 :] if stage == parser.stage else ()
+            if parser.stage is not None:
+                commanded: Any = self._subcommand_parsers[parser.stage]  # a ProjectParser, declared as its base
+                commanded.words = args[args.index(parser.stage) + 1 :]
         self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
         seed = self.config[self.config["subcommand"]]["seed_everything"]
         if not isinstance(seed, bool) and not 0 <= seed <= MAX_SEED:
@@ -260,6 +262,7 @@ class ProjectCLI(LightningCLI):
         """Keep no predictions; give the data the tokenizer of the model, if it takes one and none was given."""
         config = self.config[self.config["subcommand"]]
         _check_ckpt_path(config.get("ckpt_path"))
+        name_wandb_runs(config, self.config["subcommand"])
         if self.config["subcommand"] == "predict" and config.get("return_predictions") is None:
             config["return_predictions"] = False  # they are written, and would fill the memory
         model, data = config.get("model"), config.get("data")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -23,11 +24,26 @@ class Module(LightningModule):
         return self.answer(batch)
 
 
-def predict(folder: Path, answer: Any, **arguments: Any) -> None:
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+class Sent(CSVLogger):
+    """A logger that takes tables and pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="")
+        self.tables: list[tuple[str, list[str], list[list[Any]]]] = []
+        self.images: list[tuple[str, list[str], list[str]]] = []
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
+        self.tables.append((key, columns, data))
+
+    def log_image(self, key: str, images: list[str], caption: list[str]) -> None:
+        self.images.append((key, images, caption))
+
+
+def predict(folder: Path, answer: Any, logger: Any = False, table_rows: int = 200, **arguments: Any) -> None:
+    quiet: dict[str, Any] = {"logger": logger, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         accelerator="cpu",
-        callbacks=[PredictionRecord()],
+        callbacks=[PredictionRecord(table_rows=table_rows)],
         default_root_dir=folder,
         enable_checkpointing=False,
         **quiet,
@@ -67,6 +83,31 @@ def test_rows_become_lines_and_pictures_files(tmp_path: Path) -> None:
         assert (image.size, image.getpixel((0, 0))) == ((5, 4), (64, 64, 64))
     assert len(list((tmp_path / "predictions").iterdir())) == 9
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_first_rows_and_their_pictures_are_sent(tmp_path: Path) -> None:
+    logger = Sent(tmp_path)
+    predict(tmp_path, everything, logger, table_rows=2)
+    ((key, columns, data),) = logger.tables
+    assert (key, len(data)) == ("predict/predictions", 2)
+    row = dict(zip(columns, data[1], strict=True))
+    drawn = '["predictions/00001-drawn-0.png", "predictions/00001-drawn-1.png"]'
+    assert row == {
+        "text": "2 café",
+        "score": "[2.0, null]",
+        "place": 2,
+        "image": "predictions/00001-image.png",
+        "drawn": drawn,
+        "path": "x",
+    }
+    ((key, images, captions),) = logger.images
+    assert key == "predict/pictures"
+    assert len(images) == 6
+    assert all(Path(image).is_file() and Path(image).name == name for image, name in zip(images, captions, strict=True))
+
+    none = Sent(tmp_path)
+    predict(tmp_path, everything, none, table_rows=0)
+    assert (none.tables, none.images) == ([], [])
 
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
