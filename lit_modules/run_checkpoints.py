@@ -129,8 +129,8 @@ def _best_beside(last: Path) -> Path:
     paths = [Path(state["best_model_path"]) for state in best if state.get("best_model_path")]
     if not paths:
         raise UsageError(
-            f"The run of {last} kept no best checkpoint: no ModelCheckpoint with a monitor has saved one. Give --ckpt_path "
-            "last, or a file."
+            f"The run of {last} kept no best checkpoint: no ModelCheckpoint with a monitor has saved one. Give "
+            "--ckpt_path last, or a file."
         )
     moved = last.with_name(paths[0].name)  # the folder of the run may have another name than then
     return moved if moved.exists() else paths[0]
