@@ -1,11 +1,13 @@
 """Opening checkpoints: one sentence for what is wrong, nothing hostile is run, and `last` and `best` are found."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_modules.cli import main
@@ -14,7 +16,7 @@ from lit_modules.errors import UsageError
 from lit_modules.networks.part_recogniser import load_recogniser
 from lit_modules.run_checkpoints import raised_as_interrupt
 from lit_modules.synthia.backbones.kandinsky3_weights import read_weights
-from lit_modules.utils.checkpoints import DamagedFile, open_checkpoint
+from lit_modules.utils.checkpoints import DamagedFile, check_shards, open_checkpoint
 
 GOOD = {"state_dict": {"weight": torch.zeros(200)}, "pytorch-lightning_version": "2.6.0"}
 
@@ -86,6 +88,26 @@ def test_a_hostile_file_runs_nothing_wherever_it_is_opened(legacy: bool, ngdiff:
                 main([command, *ngdiff, f"--ckpt_path={name}", f"--run={tmp_path / 'point' / 'fit'}"])
     with pytest.raises(ValueError, match="is an address; download"):
         main(["test", *ngdiff, "--ckpt_path=http://localhost:9/last.ckpt"])
+    assert not mark.exists()
+
+
+def test_shards_are_looked_at_before_torch_unpickles_their_metadata(ngdiff: list[str], tmp_path: Path) -> None:
+    weights = {"weight": torch.zeros(2, dtype=torch.bfloat16), "list": [1, {"a": 2}]}
+    dcp.save(weights, checkpoint_id=tmp_path / "good", no_dist=True)
+    check_shards(tmp_path / "good")
+    folder, mark = tmp_path / "point" / "bad.ckpt", tmp_path / "mark"
+    folder.mkdir(parents=True)
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile(mark)))
+    with pytest.raises(ValueError, match=r"\.metadata holds an object of \S+mkdir, whose loading could run code"):
+        main(["test", *ngdiff, f"--ckpt_path={folder}"])
+    with pytest.raises(ValueError, match="whose loading could run code"):
+        last_checkpoint(tmp_path / "point")
+    (folder / ".metadata").write_bytes(b"ctorch.distributed.checkpoint.filesystem\nos.mkdir\n(Vmark\ntR.")
+    with pytest.raises(ValueError, match=r"filesystem.os.mkdir, whose loading could run code"):
+        check_shards(folder)
+    (folder / ".metadata").write_bytes(b"")
+    with pytest.raises(DamagedFile, match=r"\.metadata is damaged"):
+        check_shards(folder)
     assert not mark.exists()
 
 

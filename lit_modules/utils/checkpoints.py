@@ -12,6 +12,11 @@ import torch
 from packaging.version import Version
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+METADATA = ".metadata"
+"""File in a folder of shards that tells what is where; torch unpickles it."""
+_SHARD_TYPES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_PLAIN_TYPES = {("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("torch", "Size")}
+_PLAIN_TYPES |= {("torch.serialization", "_get_layout")}
 _KEYS = ("state_dict", "pytorch-lightning_version")
 
 
@@ -84,6 +89,42 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{Version(written).major}, or train anew."
         )
     return content
+
+
+def check_shards(folder: str | Path) -> None:
+    """Check that what tells the places of a distributed checkpoint's shards holds no object that could run code.
+
+    Args:
+        folder: Folder that a distributed strategy wrote.
+
+    Raises:
+        ValueError: If it does, or is damaged.
+    """
+    path = Path(folder) / METADATA
+    try:
+        with path.open("rb") as file:
+            _ShardsUnpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} {error}; nothing was loaded.") from None
+    except Exception as error:  # a broken stream raises many kinds
+        raise DamagedFile(f"{path} is damaged ({type(error).__name__}); use another checkpoint.") from error
+
+
+class _ShardsUnpickler(pickle.Unpickler):
+    """Unpickler of the types alone that torch writes into the metadata of shards."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = (module, name) in _PLAIN_TYPES
+        if (
+            not known and module in (*_SHARD_TYPES, "torch") and "." not in name
+        ):  # a dot would reach into what the module imports
+            value = super().find_class(module, name)
+            known = isinstance(value, torch.dtype) or (
+                isinstance(value, type) and value.__module__ == module != "torch"
+            )
+        if known:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"holds an object of {module}.{name}, whose loading could run code")
 
 
 def _beside(folder: Path) -> str:
