@@ -24,6 +24,10 @@ class DamagedFile(ValueError):
     """A file that is empty, cut off, or not one of torch."""
 
 
+class UnsafeFile(ValueError):
+    """A file that holds an object whose loading could run code."""
+
+
 def load_plain(path: str | Path) -> Any:
     """Read a file that ``torch.save`` wrote, of tensors and plain values alone; nothing in it is run.
 
@@ -33,7 +37,8 @@ def load_plain(path: str | Path) -> Any:
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFile: If it is empty, cut off, or not a file of torch.
-        ValueError: If it is an address or a folder, or holds an object whose loading could run code.
+        UnsafeFile: If it holds an object whose loading could run code.
+        ValueError: If it is an address or a folder.
     """
     if str(path).startswith(("http://", "https://")):
         raise ValueError(f"{path} is an address; download the file and give its path.")
@@ -53,7 +58,7 @@ def load_plain(path: str | Path) -> Any:
         if found is None and not zipfile.is_zipfile(file) and start[:1] != b"\x80":
             raise DamagedFile(f"{file} is not a file of torch; use another file.") from None
         what = f"an object of {found[1]}" if found else "objects"
-        raise ValueError(
+        raise UnsafeFile(
             f"{file} holds {what}, whose loading could run code of whoever wrote the file, so nothing was loaded; save "
             "tensors and plain values alone."
         ) from None
@@ -71,8 +76,8 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFile: If it is empty, cut off, or not a file of torch.
-        ValueError: If it is no checkpoint, one of another major version of Lightning, or holds an object whose loading
-            could run code.
+        UnsafeFile: If it holds an object whose loading could run code.
+        ValueError: If it is no checkpoint, or one of another major version of Lightning.
     """
     content = load_plain(path)
     if not isinstance(content, dict) or any(key not in content for key in _KEYS):
@@ -98,14 +103,15 @@ def check_shards(folder: str | Path) -> None:
         folder: Folder that a distributed strategy wrote.
 
     Raises:
-        ValueError: If it does, or is damaged.
+        UnsafeFile: If it does.
+        DamagedFile: If it cannot be read.
     """
     path = Path(folder) / METADATA
     try:
         with path.open("rb") as file:
             _ShardsUnpickler(file).load()
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} {error}; nothing was loaded.") from None
+        raise UnsafeFile(f"{path} {error}; nothing was loaded.") from None
     except Exception as error:  # a broken stream raises many kinds
         raise DamagedFile(f"{path} is damaged ({type(error).__name__}); use another checkpoint.") from error
 
