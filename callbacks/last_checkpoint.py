@@ -1,5 +1,7 @@
 """The state of a run, to go on from."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -29,6 +31,10 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._training = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a resumed run writes its own file."""
+        return {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch, at the step that is written already."""

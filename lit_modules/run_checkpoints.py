@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_modules.errors import UsageError
-from lit_modules.utils.checkpoints import open_checkpoint
+from lit_modules.utils.checkpoints import METADATA, check_shards, open_checkpoint
 from lit_modules.utils.resuming import INTERRUPTED
 
 SUFFIX = ".ckpt"
@@ -51,8 +51,9 @@ def find_checkpoint(name: str, command: str, trainer: Trainer, model: str | None
         return name  # a bucket, which Lightning reads, and with weights_only
     else:
         path = name
-    if (Path(path) / ".metadata").exists():
-        return str(path)  # the shards of a distributed strategy
+    if (Path(path) / METADATA).exists():  # the shards of a distributed strategy
+        check_shards(path)
+        return str(path)
     content = open_checkpoint(path)
     if command == "fit" and "optimizer_states" not in content:
         raise ValueError(f"{path} holds weights alone, and no training can go on from it; give one with all states.")
@@ -129,8 +130,8 @@ def _best_beside(last: Path) -> Path:
     paths = [Path(state["best_model_path"]) for state in best if state.get("best_model_path")]
     if not paths:
         raise UsageError(
-            f"The run of {last} kept no best checkpoint: no ModelCheckpoint with a monitor has saved one. Give --ckpt_path "
-            "last, or a file."
+            f"The run of {last} kept no best checkpoint: no ModelCheckpoint with a monitor has saved one. Give "
+            "--ckpt_path last, or a file."
         )
     moved = last.with_name(paths[0].name)  # the folder of the run may have another name than then
     return moved if moved.exists() else paths[0]

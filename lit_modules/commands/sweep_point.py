@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_modules.cli import load_public
 from lit_modules.commands.sweep_grid import write_json
 from lit_modules.lightning_cli import ProjectCLI
-from lit_modules.utils.checkpoints import DamagedFile, open_checkpoint
+from lit_modules.utils.checkpoints import UnsafeFile, check_shards, open_checkpoint
 
 METRICS = "sweep_metrics"
 """Key of a checkpoint that holds the numbers logged when it was saved."""
@@ -148,14 +148,17 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint from which a training can go on; passes over what a kill left unreadable.
 
     Raises:
-        ValueError: If one holds more than tensors and plain values, which is not loaded.
+        UnsafeFile: If one holds more than tensors and plain values, which is not loaded.
     """
     for path in sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if path.is_dir():
-            return path
         try:
+            if path.is_dir():
+                check_shards(path)
+                return path
             content = open_checkpoint(path)
-        except DamagedFile as error:
+        except UnsafeFile:
+            raise
+        except ValueError as error:
             print(f"{path} cannot be read and is passed over: {error}")
             continue
         if "optimizer_states" in content:

@@ -140,9 +140,14 @@ class TaskVector(Unlearning):
         checkpoint["lit_modules_task_vector"] = {"negated": self._negated, "model": self._reference_hash}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to train on from weights that are the opposite already, or with another start."""
+        """Refuse to train on from weights that are the opposite already, or with another start, and to test others."""
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("lit_modules_task_vector", {})
+        if self._trainer is not None and self._trainer.state.fn in ("test", "predict") and not saved.get("negated"):
+            raise ValueError(
+                "The checkpoint was written during training, and TaskVector negates what was learned at the end; give "
+                "the folder that callbacks.SavePretrained wrote as the model, without a checkpoint."
+            )
         if self._reference_hash is None:
             return
         if saved.get("negated"):
@@ -154,6 +159,15 @@ class TaskVector(Unlearning):
             raise ValueError(
                 f"The checkpoint was written by a run that began with the model {saved['model'][:12]}, and this run "
                 f"begins with {self._reference_hash[:12]}; give the model that the first run began with."
+            )
+
+    def on_fit_end(self) -> None:
+        """Refuse a run that was resumed after its last step, where nothing calls the end of training."""
+        super().on_fit_end()
+        if not self._negated:
+            raise ValueError(
+                "There was nothing left to train, so TaskVector has not negated the weights, and what callbacks have "
+                "saved is the fine-tuned model; resume with more epochs, or from an earlier checkpoint."
             )
 
     def on_fit_start(self) -> None:

@@ -12,11 +12,20 @@ import torch
 from packaging.version import Version
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+METADATA = ".metadata"
+"""File in a folder of shards that tells what is where; torch unpickles it."""
+_SHARD_TYPES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_PLAIN_TYPES = {("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("torch", "Size")}
+_PLAIN_TYPES |= {("torch.serialization", "_get_layout")}
 _KEYS = ("state_dict", "pytorch-lightning_version")
 
 
 class DamagedFile(ValueError):
     """A file that is empty, cut off, or not one of torch."""
+
+
+class UnsafeFile(ValueError):
+    """A file that holds an object whose loading could run code."""
 
 
 def load_plain(path: str | Path) -> Any:
@@ -28,7 +37,8 @@ def load_plain(path: str | Path) -> Any:
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFile: If it is empty, cut off, or not a file of torch.
-        ValueError: If it is an address or a folder, or holds an object whose loading could run code.
+        UnsafeFile: If it holds an object whose loading could run code.
+        ValueError: If it is an address or a folder.
     """
     if str(path).startswith(("http://", "https://")):
         raise ValueError(f"{path} is an address; download the file and give its path.")
@@ -48,7 +58,7 @@ def load_plain(path: str | Path) -> Any:
         if found is None and not zipfile.is_zipfile(file) and start[:1] != b"\x80":
             raise DamagedFile(f"{file} is not a file of torch; use another file.") from None
         what = f"an object of {found[1]}" if found else "objects"
-        raise ValueError(
+        raise UnsafeFile(
             f"{file} holds {what}, whose loading could run code of whoever wrote the file, so nothing was loaded; save "
             "tensors and plain values alone."
         ) from None
@@ -66,8 +76,8 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         DamagedFile: If it is empty, cut off, or not a file of torch.
-        ValueError: If it is no checkpoint, one of another major version of Lightning, or holds an object whose loading
-            could run code.
+        UnsafeFile: If it holds an object whose loading could run code.
+        ValueError: If it is no checkpoint, or one of another major version of Lightning.
     """
     content = load_plain(path)
     if not isinstance(content, dict) or any(key not in content for key in _KEYS):
@@ -84,6 +94,43 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{Version(written).major}, or train anew."
         )
     return content
+
+
+def check_shards(folder: str | Path) -> None:
+    """Check that what tells the places of a distributed checkpoint's shards holds no object that could run code.
+
+    Args:
+        folder: Folder that a distributed strategy wrote.
+
+    Raises:
+        UnsafeFile: If it does.
+        DamagedFile: If it cannot be read.
+    """
+    path = Path(folder) / METADATA
+    try:
+        with path.open("rb") as file:
+            _ShardsUnpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise UnsafeFile(f"{path} {error}; nothing was loaded.") from None
+    except Exception as error:  # a broken stream raises many kinds
+        raise DamagedFile(f"{path} is damaged ({type(error).__name__}); use another checkpoint.") from error
+
+
+class _ShardsUnpickler(pickle.Unpickler):
+    """Unpickler of the types alone that torch writes into the metadata of shards."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = (module, name) in _PLAIN_TYPES
+        if (
+            not known and module in (*_SHARD_TYPES, "torch") and "." not in name
+        ):  # a dot would reach into what the module imports
+            value = super().find_class(module, name)
+            known = isinstance(value, torch.dtype) or (
+                isinstance(value, type) and value.__module__ == module != "torch"
+            )
+        if known:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"holds an object of {module}.{name}, whose loading could run code")
 
 
 def _beside(folder: Path) -> str:

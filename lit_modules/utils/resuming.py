@@ -51,8 +51,8 @@ class ExactResume(Callback):
     out, and the next epoch would begin again when it is stopped in turn; written during a validation, the validation
     would go through a part of its data only; written when a batch had broken off, that batch would be counted.
 
-    A batch that broke off comes again, with the weights as they were; what its forward pass has changed already, such as
-    running statistics and the random state, stays changed.
+    A batch that broke off comes again, with the weights as they were; what its forward pass has changed already, such
+    as running statistics and the random state, stays changed.
 
     The first Ctrl-C lets the batch end, so that weights, optimizer and data agree; a second one, or one in a
     validation, stops at once. A run that was stopped by a signal exits with 128 and the signal's number.

@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -302,7 +303,7 @@ def test_failed_point_is_told_and_goes_on_from_its_checkpoint(recipe: str, capsy
     again = HereLauncher()
     assert main(line, again) == 0
     assert again.names == ["obstacle=rock"]
-    assert results("obstacle=rock")["resumed"] == "fit/checkpoints/epoch=0-step=4.ckpt"
+    assert results("obstacle=rock")["resumed"] == "fit/checkpoints/last.ckpt"
     assert results("obstacle=rock")["steps"] == 8
     assert metrics("obstacle=rock") == metrics("obstacle=air")
 
@@ -326,8 +327,10 @@ def test_unknown_metric_is_told_with_those_that_are_there(recipe: str) -> None:
 
 def test_checkpoints_that_cannot_be_resumed_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert last_checkpoint(tmp_path) is None
+    weights = {"state_dict": {}, "pytorch-lightning_version": lightning.__version__}
+    good = weights | {"optimizer_states": []}
     for age, (name, content) in enumerate(
-        [("good", {"optimizer_states": []}), ("weights", {"state_dict": {}}), ("broken", None)]
+        [("good", good), ("weights", weights), ("bare", {"state_dict": {}}), ("broken", None)]
     ):
         path = tmp_path / f"{name}.ckpt"
         if content is None:
@@ -361,7 +364,7 @@ def test_interrupted_sweep_goes_on(recipe: str, capsys: pytest.CaptureFixture[st
     assert not Path("out/pause=0.3/fit.json").exists()
 
     assert main(line, HereLauncher()) == 0
-    assert str(results("pause=0.3")["resumed"]).startswith("fit/checkpoints/epoch=")
+    assert results("pause=0.3")["resumed"] == "fit/checkpoints/last.ckpt"
     assert metrics("pause=0.3") == {"val/level": 12.0, "test/level": 12.0, "test/data_level": 3.0}
 
 

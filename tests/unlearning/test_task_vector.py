@@ -69,3 +69,16 @@ def test_what_cannot_be_negated_or_resumed_is_refused(bench: Any, tmp_path: Path
         )
     with pytest.raises(ValueError, match="has ended its training; make a new one"):
         bench.fit(module, bench.pairs(24))
+
+
+def test_a_model_that_is_only_fine_tuned_is_neither_tested_nor_saved_in_silence(
+    bench: Any, tmp_path: Path, sgd: Optimizer
+) -> None:
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    bench.fit(TaskVector(bench.network(), optimizer=sgd), bench.pairs(24), [saver], enable_checkpointing=True)
+    path = str(tmp_path / "epoch=0.ckpt")
+    asked = bench.loader([{**bench.forget, "split": ["forget"] * 24}])
+    with pytest.raises(ValueError, match="was written during training, and TaskVector negates"):
+        bench.trainer().test(TaskVector(bench.network()), asked, ckpt_path=path, verbose=False)
+    with pytest.raises(ValueError, match="nothing left to train, so TaskVector has not negated"):
+        bench.trainer().fit(TaskVector(bench.network()), bench.loader(bench.pairs(24)), ckpt_path=path)
