@@ -42,6 +42,7 @@ _FREE = {
 # starts that load again from the saved adapter and the base model: the last two change the base, always alike
 _STARTS = (True, False, "gaussian", "orthogonal", "mica", "pissa", "olora")
 _DATA_STARTS = ("eva",)  # asks for data, but only to begin with
+_GO_ON = "leave peft_config out to take the saved one"
 _ANEW = (
     "To start a new adapter from the tuned model, merge it, save_pretrained(folder, merge=True), and give that folder."
 )
@@ -121,7 +122,7 @@ def continue_adapter(model: Any, name: str, given: PeftConfig | None = None) -> 
     _check_start(saved, *_DATA_STARTS)
     holder = f"The folder {name!r}"
     if given is not None:
-        check_same(given, saved, holder, _ANEW)
+        check_same(given, saved, holder, f"{_GO_ON}. {_ANEW}")
         given = copy.deepcopy(given)
         given.revision = saved.revision
         if hasattr(saved, "init_lora_weights"):  # of a start that changed the base, as when it was trained
@@ -184,44 +185,47 @@ def rebuild(described: Mapping[str, Any]) -> PeftConfig:
     return config
 
 
-def check_same(own: PeftConfig, saved: PeftConfig, holder: str, remedy: str = "") -> None:
+def check_same(own: PeftConfig, saved: PeftConfig, holder: str, remedy: str) -> None:
     """Check that two configurations describe one adapter, but for its layers and how it is trained.
 
     Args:
         own: Configuration that is asked for.
         saved: Configuration of the saved adapter.
         holder: What holds the saved adapter, as the beginning of a sentence.
-        remedy: Another way out, as a sentence.
+        remedy: Ways out, as the end of a sentence.
 
     Raises:
         ValueError: If they do not; names the first difference.
     """
     asked, there = essence(own), essence(saved)
-    for name in sorted({*asked, *there}):
-        if asked.get(name) != there.get(name):
+    for name in ["peft_type", *sorted({*asked, *there})]:
+        value, wanted = there.get(name), asked.get(name)
+        if value != wanted:
             raise ValueError(
-                f"{holder} holds an adapter with {name}={there.get(name)!r}, and peft_config asks for "
-                f"{name}={asked.get(name)!r}; leave peft_config out to go on with the saved one. {remedy}".strip()
+                f"{holder} holds an adapter with {name}={value!r}, and {name}={wanted!r} is asked for; {remedy}"
             )
 
 
-def adapter_to_restore(checkpoint: Mapping[str, Any], own: PeftConfig | None) -> PeftConfig | None:
+def adapter_to_restore(
+    checkpoint: Mapping[str, Any], own: PeftConfig | None, remedy: str = _GO_ON
+) -> PeftConfig | None:
     """Return the configuration of the adapter that a module lacks and a checkpoint holds; ``None`` if it lacks none.
 
     Args:
         checkpoint: Checkpoint.
         own: Configuration of the adapter that the module carries.
+        remedy: Way out if the two are others, as the end of a sentence.
 
     Raises:
         ValueError: If the two have different adapters, or only the module has one.
     """
     saved = None if checkpoint.get(KEY) is None else rebuild(checkpoint[KEY])
     if saved is not None and own is not None:
-        check_same(own, saved, "The checkpoint")
+        check_same(own, saved, "The checkpoint", f"{remedy}.")
     if saved is None and own is not None:
         raise ValueError(
             "The checkpoint holds the weights of a whole model, and this module carries an adapter, which it would "
-            "leave as it is; leave peft_config out."
+            f"leave as it is; {remedy}."
         )
     return saved if own is None else None
 
