@@ -44,3 +44,10 @@ def test_half_weights_are_refused_before_anything_runs(name: str, precision: str
     data = DataLoader(torch.zeros(2, 1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"^{name} .*precision '{precision}'.*use 'bf16-mixed' or '32-true'\.$"):
         getattr(trainer, stage)(build(name), data)
+
+
+def test_weights_of_float16_are_not_trained() -> None:
+    trainer: Any = Trainer(accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False)
+    network = small_llama(64, 16, num_layers=1, num_heads=2).half()
+    with pytest.raises(ValueError, match=r"NGDiff does not train weights of float16; give the model in float32"):
+        trainer.fit(lit_modules.NGDiff(network), DataLoader(torch.zeros(2, 1)))  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ from lit_modules.coda.update_presets import PresetName, update_preset
 from lit_modules.coda.update_scores import read_answers
 from lit_modules.utils import adapters
 from lit_modules.utils.hashing import stable_seed
+from lit_modules.utils.precision import check_trained
 
 
 class CoDA(UpdateModule):
@@ -185,6 +186,8 @@ class CoDA(UpdateModule):
             self.model = load_model(self.model_name, dtype, self.revision, self.load_in_4bit)
         self.model = adapters.take_over(self.model)
         self._compute_dtype: torch.dtype = self.model.dtype
+        if self.tuning != "none":  # adapters are float32 and computed with in this type
+            check_trained(self.model.parameters(), type(self).__name__)
         if self.load_in_4bit:
             self._compute_dtype = getattr(torch, self.dtype_name)
         if self.image_grid_pinpoints is not None:

@@ -22,7 +22,7 @@ from lit_modules.unlearning.saving import check_write, write_pretrained
 from lit_modules.unlearning.sharding import check_mesh, in_step, shard
 from lit_modules.unlearning.token_scores import token_scores
 from lit_modules.utils import adapters
-from lit_modules.utils.precision import check_precision
+from lit_modules.utils.precision import check_precision, check_trained
 
 Batch = dict[str, Any]
 
@@ -40,11 +40,14 @@ class CausalLM(LightningModule):
     by greedy generation, those with ``labels`` are scored by their mean token NLL per row; ``metric`` turns both into
     numbers. A metric with a true ``needs_tokens`` also gets the scores of each token as ``tokens``.
 
+    A checkpoint holds what trains, and the configuration of the adapters, which are put on a module that has none.
+
     Args:
         model: Causal language model, or the name or folder to load it from.
         tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
-        peft_config: Adapters to train instead of the model's own weights.
-        dtype: Type in which named weights are loaded.
+        peft_config: Adapters to train instead of the model's own weights. The adapter that a folder holds is gone on
+            with; one that is given beside it must be the same, but for its dropout.
+        dtype: Type in which named weights are loaded; the trainer's precision is ``32-true`` or ``bf16-mixed``.
         gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
         compile: Whether training steps run the network through ``torch.compile``.
         metric: Turns test answers into numbers.
@@ -299,6 +302,7 @@ class CausalLM(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
+        check_trained(self.trainable_parameters(), type(self).__name__)
         try:
             optimizer = self.optimizer(self.trainable_parameters())
         except ValueError as error:

@@ -59,7 +59,8 @@ def saved_config(name: str, revision: str | None = None) -> PeftConfig | None:
         found = None
     if found is None:
         return None
-    return PeftConfig.from_pretrained(name, revision=revision)
+    config: PeftConfig = PeftConfig.from_pretrained(name, revision=revision)
+    return config
 
 
 def base_of(config: PeftConfig, name: str) -> str:
@@ -118,16 +119,15 @@ def continue_adapter(model: Any, name: str, given: PeftConfig | None = None) -> 
     Raises:
         ValueError: If it is another one, or the saved weights do not fit the model.
     """
-    saved = PeftConfig.from_pretrained(name)
+    saved: Any = PeftConfig.from_pretrained(name)
     _check_start(saved, *_DATA_STARTS)
     holder = f"The folder {name!r}"
+    config: Any = saved if given is None else copy.deepcopy(given)
     if given is not None:
         check_same(given, saved, holder, f"{_GO_ON}. {_ANEW}")
-        given = copy.deepcopy(given)
-        given.revision = saved.revision
-        if hasattr(saved, "init_lora_weights"):  # of a start that changed the base, as when it was trained
-            given.init_lora_weights = saved.init_lora_weights
-    config = given or saved
+        config.revision = saved.revision
+        if hasattr(saved, "init_lora_weights"):  # a start that changed the base changes it again
+            config.init_lora_weights = saved.init_lora_weights
     config.inference_mode = False
     adapted: Any = get_peft_model(model, config)
     result = adapted.load_adapter(name, "default", is_trainable=True)
@@ -181,7 +181,8 @@ def essence(config: PeftConfig) -> dict[str, Any]:
 
 def rebuild(described: Mapping[str, Any]) -> PeftConfig:
     """Return the configuration that :func:`describe` described."""
-    config: PeftConfig = PeftConfig.from_peft_type(**described)
+    kinds: Any = PeftConfig
+    config: PeftConfig = kinds.from_peft_type(**described)
     return config
 
 
@@ -275,7 +276,9 @@ def check_merge(model: Any) -> None:
     elif getattr(config, "ensure_weight_tying", False) and _tied(base):
         reason = "ensure_weight_tying ties the adapters of two layers"
     elif getattr(config, "lora_bias", False) and any(
-        layer.get_base_layer().bias is None for layer in base.modules() if isinstance(layer, BaseTunerLayer)
+        getattr(layer.get_base_layer(), "bias", None) is None
+        for layer in base.modules()
+        if isinstance(layer, BaseTunerLayer)
     ):
         reason = "lora_bias needs a bias in the layer that it is merged into"
     if reason is not None:
@@ -293,7 +296,7 @@ def merged(model: Any) -> Any:
     check_merge(model)
     whole = copy.deepcopy(model)
     base = whole.get_base_model()
-    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    ends: list[Any] = [base.get_input_embeddings(), base.get_output_embeddings()]
     if _tied(base) and any(isinstance(layer, BaseTunerLayer) for layer in ends):
         out = ends[1].get_base_layer() if isinstance(ends[1], BaseTunerLayer) else ends[1]
         out.weight = nn.Parameter(out.weight.detach().clone())

@@ -283,6 +283,13 @@ def test_a_revision_is_kept_by_the_adapters(tiny_llava: str, tmp_path: Path) -> 
     assert PeftConfig.from_pretrained(tmp_path / "adapters").revision == "main"
 
 
+def test_a_model_of_float16_does_not_train(tiny_llava: str) -> None:
+    model: Any = AutoModelForImageTextToText.from_pretrained(tiny_llava, dtype=torch.float16)
+    for tuning in ("lora", "full"):
+        with pytest.raises(ValueError, match="CoDA does not train weights of float16"):
+            make(model, processor=tiny_llava, tuning=tuning).configure_model()
+
+
 # --- answers
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from callbacks import SavePretrained
+from lit_modules.cli import main
 from lit_modules.unlearning.after_care import lm_eval_command, load_quantised, relearn, simulate_quantisation_
 from lit_modules.unlearning.ceu import CEU
 from lit_modules.unlearning.dpo import DPO
@@ -103,6 +104,25 @@ def test_saved_adapter_is_gone_on_with(method: Any, bench: Any, saved: Path) -> 
     again = of(NGDiff(str(saved / "two"), peft_config=lora()), bench)
     torch.testing.assert_close(again, of(module, bench), atol=1e-6, rtol=0)
     assert not torch.allclose(again, expected, atol=1e-4)
+
+
+def test_the_runs_own_recipe_scores_the_unlearned_model(ngdiff: list[str], tmp_path: Path) -> None:
+    adapter = ["--model.peft_config=peft.LoraConfig", "--model.peft_config.r=4"]
+    adapter += ["--model.peft_config.target_modules=[q_proj,v_proj]", "--model.optimizer=torch.optim.AdamW"]
+    adapter += ["--model.optimizer.lr=0.05", "--trainer.callbacks=callbacks.SavePretrained"]
+    fitted: Any = main(
+        ["fit", *ngdiff, *adapter, "--trainer.max_epochs=2", f"--trainer.callbacks.folder={tmp_path / 'one'}"]
+    )
+    recipe = next(tmp_path.rglob("config.yaml"))
+    trained = fitted.model.model.eval()
+    ids = torch.arange(8)[None]
+    for given in ([f"--model.model={tmp_path / 'one'}"], ["--ckpt_path", str(next(tmp_path.rglob("*.ckpt")))]):
+        tested: Any = main(["test", "-c", str(recipe), *given])
+        with torch.no_grad():
+            found = tested.model.model.eval()(input_ids=ids).logits
+            torch.testing.assert_close(found, trained(input_ids=ids).logits, atol=1e-6, rtol=0)
+            with trained.disable_adapter():
+                assert not torch.allclose(found, trained(input_ids=ids).logits, atol=1e-3)
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
