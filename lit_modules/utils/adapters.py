@@ -296,9 +296,10 @@ def merged(model: Any) -> Any:
     check_merge(model)
     whole = copy.deepcopy(model)
     base = whole.get_base_model()
-    ends: list[Any] = [base.get_input_embeddings(), base.get_output_embeddings()]
-    if _tied(base) and any(isinstance(layer, BaseTunerLayer) for layer in ends):
-        out = ends[1].get_base_layer() if isinstance(ends[1], BaseTunerLayer) else ends[1]
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    adapted = [isinstance(layer, BaseTunerLayer) for layer in ends]
+    if _tied(base) and any(adapted):
+        out = ends[1].get_base_layer() if adapted[1] else ends[1]
         out.weight = nn.Parameter(out.weight.detach().clone())
         for config in (base.config, base.config.get_text_config()):
             config.tie_word_embeddings = False
