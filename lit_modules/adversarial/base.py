@@ -21,6 +21,7 @@ from lit_modules.attacks.base import Attack
 from lit_modules.attacks.checks import check_classes
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
+from lit_modules.utils.precision import check_precision
 from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Tensor]
@@ -123,11 +124,7 @@ class AdversarialTraining(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that the weights stay in float32, in which the attacks work."""
-        if str(self.trainer.precision) in ("16-true", "bf16-true"):
-            raise ValueError(
-                f"{type(self).__name__} attacks in float32, and precision {str(self.trainer.precision)!r} has other "
-                "weights; use 'bf16-mixed' or '32-true'."
-            )
+        check_precision(self)
 
     def on_train_start(self) -> None:
         """Give a resumed run the random state that it was stopped with."""

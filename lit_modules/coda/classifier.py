@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from lit_modules.coda.update_base import Batch, UpdateModule, default_optimizer
+from lit_modules.utils.adapters import own_config
 from lit_modules.utils.weights import only_tensors
 
 
@@ -101,7 +102,12 @@ class ClassifierUpdate(UpdateModule):
             except (OSError, ValueError, KeyError) as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ValueError(f"{self.model_name!r} does not load as an image classifier: {reason}") from error
-        elif number is not None and self.model.config.num_labels != number:
+        if own_config(self.model) is not None:
+            raise ValueError(
+                "ClassifierUpdate trains weights of the model itself, and this one carries an adapter; give the merged "
+                "model, `peft.PeftModel.from_pretrained(base, folder).merge_and_unload()`."
+            )
+        if number is not None and self.model.config.num_labels != number:
             raise ValueError(f"The model has {self.model.config.num_labels} classes and the data {number}.")
         mean, std = self._normalisation()
         self.register_buffer("_mean", torch.tensor(mean)[:, None, None], persistent=False)

@@ -15,7 +15,9 @@ from transformers import get_cosine_schedule_with_warmup
 
 from lit_modules.checkpoints import check_finite, without_frozen
 from lit_modules.coda.update_scores import PairScores, pair_numbers
+from lit_modules.utils.adapters import check_restored
 from lit_modules.utils.hashing import stable_seed
+from lit_modules.utils.precision import check_precision
 from lit_modules.utils.resuming import bring, stepping_batches
 
 Batch = dict[str, Any]
@@ -118,6 +120,10 @@ class UpdateModule(QuestionModule):
         """Bring what lets a run stop and go on at any batch."""
         return bring(self.trainer)
 
+    def setup(self, stage: str) -> None:
+        """Check that the trainer leaves the weights in float32."""
+        check_precision(self)
+
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch."""
@@ -177,11 +183,4 @@ class UpdateModule(QuestionModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other weights, which would be left out without a word."""
         self.configure_model()
-        own = {f"model.{name}" for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        kept = set(checkpoint["state_dict"])
-        lost = sorted((own - kept) | (kept - set(self.state_dict())))
-        if lost:
-            raise ValueError(
-                f"The checkpoint and this module train different weights, such as {lost[0]!r}; give the arguments "
-                "that say what trains as they were."
-            )
+        check_restored(checkpoint["state_dict"], self.model, "model.")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lit_modules.coda.conversations import IGNORED
+from lit_modules.utils import adapters
 from lit_modules.utils.thoughts import decode_answer
 from lit_modules.utils.weights import only_tensors
 
@@ -37,11 +38,10 @@ def load_model(name: str, dtype: torch.dtype, revision: str | None = None, load_
     """
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ValueError(f"There is no model folder {name!r}. {_REMEDY}")
-    if (Path(name) / "adapter_config.json").is_file():
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-        if not base:
-            raise ValueError(f"The adapters in {name!r} do not say of which model they are; save them merged instead.")
-        return PeftModel.from_pretrained(load_model(base, dtype, None, load_in_4bit), name, is_trainable=True)
+    saved = adapters.saved_config(name, revision)
+    if saved is not None:
+        base = adapters.base_of(saved, name)
+        return adapters.continue_adapter(load_model(base, dtype, saved.revision, load_in_4bit), name)
     more: dict[str, Any] = {}
     if load_in_4bit:
         more = {"quantization_config": _four_bits(dtype), "device_map": {"": torch.cuda.current_device()}}
@@ -92,29 +92,54 @@ def set_pinpoints(model: Any, processor: Any, pinpoints: list[list[int]]) -> Non
     processor.image_processor.image_grid_pinpoints = pinpoints
 
 
-def add_adapters(model: Any, config: LoraConfig, projector: str | None) -> Any:
+def add_adapters(model: Any, config: LoraConfig, projector: str | None, revision: str | None = None) -> Any:
     """Return the model with adapters, which train, and all else frozen but perhaps the projector.
 
     Args:
-        model: Model; one that has adapters keeps them.
+        model: Model without adapters.
         config: Adapters.
         projector: Name of the projector if it trains.
+        revision: Revision of the model on the hub.
 
     Raises:
         ValueError: If no layer has the names, or there is no projector of the name.
     """
-    if isinstance(model, PeftModel):
-        return model
     if projector is not None:
         _check_projector(model, projector)
         config = copy.copy(config)
         config.modules_to_save = [projector]
     try:
-        return get_peft_model(model, config)
+        return adapters.start_adapter(model, config, revision)
     except ValueError as error:
         raise ValueError(
             f"target_modules {config.target_modules!r} finds no layer of {type(model).__name__}."
         ) from error
+
+
+def check_continued(model: PeftModel, asked: Mapping[str, Any], projector: str | None) -> None:
+    """Check that the adapters that a model carries are those that are asked for.
+
+    Args:
+        model: Model with adapters.
+        asked: Settings of :class:`peft.LoraConfig`; ``None`` takes what is there.
+        projector: Name of the projector if it is to train.
+
+    Raises:
+        ValueError: If they are others, or the projector is not among what they train.
+    """
+    config: Any = adapters.own_config(model)
+    for name, value in asked.items():
+        there = getattr(config, name)
+        if value is not None and value != there:
+            raise ValueError(
+                f"The model carries adapters with {name}={there!r}, got {value!r}; leave it out to go on with them, or "
+                "merge them first, save_pretrained(folder, merge=True), and start new ones from that folder."
+            )
+    if projector is not None and projector not in (config.modules_to_save or ()):
+        raise ValueError(
+            f"The adapters that the model carries leave {projector!r} frozen; set projector_learning_rate to 0, or "
+            "merge them first, save_pretrained(folder, merge=True), and start from that folder."
+        )
 
 
 def train_all(model: Any, projector: str, with_projector: bool) -> None:
@@ -209,6 +234,17 @@ def generate(model: Any, tokenizer: Any, batch: Mapping[str, Tensor], max_new_to
     return [decode_answer(tokenizer, row) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
 
 
+def check_write(model: Any, folder: str, merge: bool) -> None:
+    """Check that :func:`write_model` can write a model.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if merge:
+        adapters.check_merge(model)
+    adapters.check_folder(model, folder, merge)
+
+
 def write_model(model: Any, processor: Any, folder: str, merge: bool, dtype: torch.dtype) -> None:
     """Write a model and its processor as the Auto classes and peft load them.
 
@@ -220,17 +256,14 @@ def write_model(model: Any, processor: Any, folder: str, merge: bool, dtype: tor
         dtype: Type of the weights that are written, but for adapters alone.
 
     Raises:
-        ValueError: If weights of 4 bits are to be merged.
+        ValueError: If the adapters cannot be merged, or the folder holds what would be loaded in place of the model.
     """
+    check_write(model, folder, merge)
     adapted = isinstance(model, PeftModel)
-    if merge and adapted and getattr(model.get_base_model(), "is_quantized", False):
-        raise ValueError(
-            "Adapters do not merge into weights of 4 bits; load the adapters on the whole model and merge."
-        )
     if adapted and not merge:
         model.save_pretrained(folder)
     else:
-        written = copy.deepcopy(model).merge_and_unload() if adapted else model
+        written = adapters.merged(model) if adapted else model
         written.save_pretrained(
             folder, state_dict={name: value.to(dtype) for name, value in written.state_dict().items()}
         )

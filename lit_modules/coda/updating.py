@@ -21,6 +21,8 @@ from lit_modules.coda.update_models import (
     add_adapters,
     answer_log_probs,
     autocast,
+    check_continued,
+    check_write,
     generate,
     load_model,
     load_processor,
@@ -31,7 +33,9 @@ from lit_modules.coda.update_models import (
 )
 from lit_modules.coda.update_presets import PresetName, update_preset
 from lit_modules.coda.update_scores import read_answers
+from lit_modules.utils import adapters
 from lit_modules.utils.hashing import stable_seed
+from lit_modules.utils.precision import check_trained
 
 
 class CoDA(UpdateModule):
@@ -64,6 +68,9 @@ class CoDA(UpdateModule):
     batch_size (data)       5            2
     accumulate (trainer)    1            8
     ======================  ===========  =========
+
+    Adapters that a folder holds are gone on with; ``rank``, ``alpha``, ``dropout`` and ``target_modules``, if given,
+    must be theirs. Precisions of the trainer are ``32-true`` and ``bf16-mixed``.
 
     Tried on one device; other shardings of 34B models are not tried.
 
@@ -164,6 +171,8 @@ class CoDA(UpdateModule):
         self.revision = revision
         self.scoring = scoring
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        own_layers = None if target_modules == LANGUAGE_MODEL else target_modules
+        self._asked = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": own_layers}
         self._configured = False
         self._check_arguments()
 
@@ -175,18 +184,29 @@ class CoDA(UpdateModule):
             assert self.model_name is not None
             dtype = getattr(torch, self.dtype_name)
             self.model = load_model(self.model_name, dtype, self.revision, self.load_in_4bit)
+        self.model = adapters.take_over(self.model)
         self._compute_dtype: torch.dtype = self.model.dtype
+        if self.tuning != "none":  # adapters are float32 and computed with in this type
+            check_trained(self.model.parameters(), type(self).__name__)
         if self.load_in_4bit:
             self._compute_dtype = getattr(torch, self.dtype_name)
         if self.image_grid_pinpoints is not None:
             set_pinpoints(self.model, self.processor, self.image_grid_pinpoints)
         check_processor(self.processor, self.model.config)
         with_projector = self.projector_learning_rate > 0
-        if self.tuning == "lora":
+        continued = adapters.own_config(self.model) is not None
+        if continued and self.tuning == "full":
+            raise ValueError(
+                "tuning='full' trains a whole model, and this one carries adapters; set tuning to 'lora' to go on with "
+                "them, or merge them first, save_pretrained(folder, merge=True), and give that folder."
+            )
+        if self.tuning == "lora" and continued:
+            check_continued(self.model, self._asked, self.projector if with_projector else None)
+        elif self.tuning == "lora":
             config = LoraConfig(
                 r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_modules
             )
-            self.model = add_adapters(self.model, config, self.projector if with_projector else None)
+            self.model = add_adapters(self.model, config, self.projector if with_projector else None, self.revision)
         elif self.tuning == "full":
             train_all(self.model, self.projector, with_projector)
         else:
@@ -323,6 +343,14 @@ class CoDA(UpdateModule):
         self.configure_model()
         write_model(self.model, self.processor, folder, merge, self._compute_dtype)
 
+    def check_save_pretrained(self, folder: str, merge: bool = False) -> None:
+        """Check, before training, that :meth:`save_pretrained` will be able to write.
+
+        Raises:
+            ValueError: If the adapters cannot be merged, or the folder holds what would be loaded instead.
+        """
+        check_write(self.model, folder, merge)
+
     def trainable_parts(self) -> dict[str, int]:
         """Return how many parameters train in ``language model``, ``projector`` and ``vision tower``."""
         self.configure_model()
@@ -346,9 +374,23 @@ class CoDA(UpdateModule):
         rank_zero_info(f"Trainable parameters: {parts}.")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what trains, and the name of the base."""
+        """Keep only what trains, the configuration of the adapters, and the name of the base."""
         super().on_save_checkpoint(checkpoint)
+        config = adapters.own_config(self.model)
+        if config is not None:
+            checkpoint[adapters.KEY] = adapters.describe(config)
         checkpoint["lit_modules_base"] = {"model": self.model_name, "revision": self.revision}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other adapters."""
+        self.configure_model()
+        remedy = "give the arguments that say what trains as they were"
+        if adapters.adapter_to_restore(checkpoint, adapters.own_config(self.model), remedy) is not None:
+            raise ValueError(
+                f"The checkpoint holds adapters, and tuning={self.tuning!r} has none to load them into; set tuning to "
+                "'lora'."
+            )
+        super().on_load_checkpoint(checkpoint)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

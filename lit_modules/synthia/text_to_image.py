@@ -64,8 +64,9 @@ class TextToImage(LightningModule):
     """Train the network of a text-to-image model, generate with it and save it; the base of the modules here.
 
     Only the network is part of the module. The frozen encoders stay outside it, are loaded when something must be
-    encoded that the cache does not hold, and are in no checkpoint; of the network a checkpoint holds what trains.
-    Trained weights are float32, frozen ones of the backbone's precision.
+    encoded that the cache does not hold, and are in no checkpoint; of the network a checkpoint holds what trains, and
+    the adapter's configuration, so that it loads without ``peft_config``. Trained weights are float32, frozen ones of
+    the backbone's precision; the trainer's is ``32-true`` or ``bf16-mixed``.
 
     Test generates ``images_per_prompt`` images for each row of a batch and hands them to ``metric.update(images,
     batch)``, images as floats in [0, 1], ``(n, 3, height, width)``, and the batch with each row as often; it logs what
@@ -73,7 +74,8 @@ class TextToImage(LightningModule):
 
     Args:
         backbone: Text-to-image model.
-        peft_config: Adapter to train instead of the network's own weights.
+        peft_config: Adapter to train instead of the network's own weights; settings that diffusers do not load are
+            refused before training.
         gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
         compile: Whether to compile the network's blocks.
         cache: Folder in which encodings of prompts and images are kept between runs, by their content; ``None`` keeps

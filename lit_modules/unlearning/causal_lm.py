@@ -23,7 +23,7 @@ from lit_modules.unlearning.saving import check_write, write_pretrained
 from lit_modules.unlearning.sharding import check_mesh, in_step, shard
 from lit_modules.unlearning.token_scores import token_scores
 from lit_modules.utils import adapters
-from lit_modules.utils.precision import check_precision
+from lit_modules.utils.precision import check_precision, check_trained
 from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Any]
@@ -49,11 +49,14 @@ class CausalLM(LightningModule):
     ``metric`` turns both into numbers, and may need an ``id`` for each row. A metric with a true ``needs_tokens`` also
     gets the scores of each token as ``tokens``.
 
+    A checkpoint holds what trains, and the configuration of the adapters, which are put on a module that has none.
+
     Args:
         model: Causal language model, or the name or folder to load it from.
         tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
-        peft_config: Adapters to train instead of the model's own weights.
-        dtype: Type in which named weights are loaded.
+        peft_config: Adapters to train instead of the model's own weights. The adapter that a folder holds is gone on
+            with; one that is given beside it must be the same, but for its dropout.
+        dtype: Type in which named weights are loaded; the trainer's precision is ``32-true`` or ``bf16-mixed``.
         gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
         compile: Whether training steps run the network through ``torch.compile``.
         metric: Turns test answers into numbers.
@@ -349,6 +352,7 @@ class CausalLM(LightningModule):
                 f"The weights of the model are quantised, so {type(self).__name__} cannot train them; give a "
                 "peft_config, such as peft.LoraConfig(), or a model that is not quantised."
             )
+        check_trained(self.trainable_parameters(), type(self).__name__)
         try:
             optimizer = self.optimizer(self.trainable_parameters())
         except ValueError as error:

@@ -42,6 +42,7 @@ _FREE = {
 # starts that load again from the saved adapter and the base model: the last two change the base, always alike
 _STARTS = (True, False, "gaussian", "orthogonal", "mica", "pissa", "olora")
 _DATA_STARTS = ("eva",)  # asks for data, but only to begin with
+_GO_ON = "leave peft_config out to take the saved one"
 _ANEW = (
     "To start a new adapter from the tuned model, merge it, save_pretrained(folder, merge=True), and give that folder."
 )
@@ -58,7 +59,8 @@ def saved_config(name: str, revision: str | None = None) -> PeftConfig | None:
         found = None
     if found is None:
         return None
-    return PeftConfig.from_pretrained(name, revision=revision)
+    config: PeftConfig = PeftConfig.from_pretrained(name, revision=revision)
+    return config
 
 
 def base_of(config: PeftConfig, name: str) -> str:
@@ -117,16 +119,15 @@ def continue_adapter(model: Any, name: str, given: PeftConfig | None = None) -> 
     Raises:
         ValueError: If it is another one, or the saved weights do not fit the model.
     """
-    saved = PeftConfig.from_pretrained(name)
+    saved: Any = PeftConfig.from_pretrained(name)
     _check_start(saved, *_DATA_STARTS)
     holder = f"The folder {name!r}"
+    config: Any = saved if given is None else copy.deepcopy(given)
     if given is not None:
-        check_same(given, saved, holder, _ANEW)
-        given = copy.deepcopy(given)
-        given.revision = saved.revision
-        if hasattr(saved, "init_lora_weights"):  # of a start that changed the base, as when it was trained
-            given.init_lora_weights = saved.init_lora_weights
-    config = given or saved
+        check_same(given, saved, holder, f"{_GO_ON}. {_ANEW}")
+        config.revision = saved.revision
+        if hasattr(saved, "init_lora_weights"):  # a start that changed the base changes it again
+            config.init_lora_weights = saved.init_lora_weights
     config.inference_mode = False
     adapted: Any = get_peft_model(model, config)
     result = adapted.load_adapter(name, "default", is_trainable=True)
@@ -180,48 +181,52 @@ def essence(config: PeftConfig) -> dict[str, Any]:
 
 def rebuild(described: Mapping[str, Any]) -> PeftConfig:
     """Return the configuration that :func:`describe` described."""
-    config: PeftConfig = PeftConfig.from_peft_type(**described)
+    kinds: Any = PeftConfig
+    config: PeftConfig = kinds.from_peft_type(**described)
     return config
 
 
-def check_same(own: PeftConfig, saved: PeftConfig, holder: str, remedy: str = "") -> None:
+def check_same(own: PeftConfig, saved: PeftConfig, holder: str, remedy: str) -> None:
     """Check that two configurations describe one adapter, but for its layers and how it is trained.
 
     Args:
         own: Configuration that is asked for.
         saved: Configuration of the saved adapter.
         holder: What holds the saved adapter, as the beginning of a sentence.
-        remedy: Another way out, as a sentence.
+        remedy: Ways out, as the end of a sentence.
 
     Raises:
         ValueError: If they do not; names the first difference.
     """
     asked, there = essence(own), essence(saved)
-    for name in sorted({*asked, *there}):
-        if asked.get(name) != there.get(name):
+    for name in ["peft_type", *sorted({*asked, *there})]:
+        value, wanted = there.get(name), asked.get(name)
+        if value != wanted:
             raise ValueError(
-                f"{holder} holds an adapter with {name}={there.get(name)!r}, and peft_config asks for "
-                f"{name}={asked.get(name)!r}; leave peft_config out to go on with the saved one. {remedy}".strip()
+                f"{holder} holds an adapter with {name}={value!r}, and {name}={wanted!r} is asked for; {remedy}"
             )
 
 
-def adapter_to_restore(checkpoint: Mapping[str, Any], own: PeftConfig | None) -> PeftConfig | None:
+def adapter_to_restore(
+    checkpoint: Mapping[str, Any], own: PeftConfig | None, remedy: str = _GO_ON
+) -> PeftConfig | None:
     """Return the configuration of the adapter that a module lacks and a checkpoint holds; ``None`` if it lacks none.
 
     Args:
         checkpoint: Checkpoint.
         own: Configuration of the adapter that the module carries.
+        remedy: Way out if the two are others, as the end of a sentence.
 
     Raises:
         ValueError: If the two have different adapters, or only the module has one.
     """
     saved = None if checkpoint.get(KEY) is None else rebuild(checkpoint[KEY])
     if saved is not None and own is not None:
-        check_same(own, saved, "The checkpoint")
+        check_same(own, saved, "The checkpoint", f"{remedy}.")
     if saved is None and own is not None:
         raise ValueError(
             "The checkpoint holds the weights of a whole model, and this module carries an adapter, which it would "
-            "leave as it is; leave peft_config out."
+            f"leave as it is; {remedy}."
         )
     return saved if own is None else None
 
@@ -271,7 +276,9 @@ def check_merge(model: Any) -> None:
     elif getattr(config, "ensure_weight_tying", False) and _tied(base):
         reason = "ensure_weight_tying ties the adapters of two layers"
     elif getattr(config, "lora_bias", False) and any(
-        layer.get_base_layer().bias is None for layer in base.modules() if isinstance(layer, BaseTunerLayer)
+        getattr(layer.get_base_layer(), "bias", None) is None
+        for layer in base.modules()
+        if isinstance(layer, BaseTunerLayer)
     ):
         reason = "lora_bias needs a bias in the layer that it is merged into"
     if reason is not None:
@@ -290,8 +297,9 @@ def merged(model: Any) -> Any:
     whole = copy.deepcopy(model)
     base = whole.get_base_model()
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
-    if _tied(base) and any(isinstance(layer, BaseTunerLayer) for layer in ends):
-        out = ends[1].get_base_layer() if isinstance(ends[1], BaseTunerLayer) else ends[1]
+    adapted = [isinstance(layer, BaseTunerLayer) for layer in ends]
+    if _tied(base) and any(adapted):
+        out = ends[1].get_base_layer() if adapted[1] else ends[1]
         out.weight = nn.Parameter(out.weight.detach().clone())
         for config in (base.config, base.config.get_text_config()):
             config.tie_word_embeddings = False

@@ -1,6 +1,10 @@
 """The precisions of a trainer in which the modules here train."""
 
+from collections.abc import Iterable
+
+import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 
 def check_precision(module: LightningModule) -> None:
@@ -27,3 +31,17 @@ def check_precision(module: LightningModule) -> None:
             f"{name} takes unscaled gradients, which precision {precision!r} scales, and float16 overflows; use "
             "'bf16-mixed' or '32-true'."
         )
+
+
+def check_trained(parameters: Iterable[Tensor], name: str) -> None:
+    """Refuse to train weights of float16, in which gradients vanish and weights turn into NaN.
+
+    Args:
+        parameters: Parameters that train.
+        name: Name of the module.
+
+    Raises:
+        ValueError: If one is of float16.
+    """
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        raise ValueError(f"{name} does not train weights of float16; give the model in float32, `model.float()`.")

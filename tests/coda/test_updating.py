@@ -6,10 +6,11 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from peft import PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor, ViTConfig, ViTForImageClassification
 
+from callbacks import SavePretrained
 from datamodules.few_shot import FewShotPairs
 from lit_modules.coda.classifier import ClassifierUpdate
 from lit_modules.coda.update_presets import update_preset
@@ -200,8 +201,93 @@ def test_a_checkpoint_holds_what_trains_and_goes_on_as_if_never_stopped(tiny_lla
     trainer(tmp_path, max_epochs=4).fit(again, Data(), ckpt_path=path)
     for one, other in zip(whole.trainable_parameters(), again.trainable_parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(ValueError, match="train different weights"):
+    with pytest.raises(
+        ValueError, match=r"modules_to_save=None, and modules_to_save=\['multi_modal_projector'\] is asked"
+    ):
         trainer(tmp_path).fit(make(tiny_llava, projector_learning_rate=1e-4), Data(), ckpt_path=path)
+
+
+# --- adapters that are gone on with
+
+
+def logits(module: CoDA) -> torch.Tensor:
+    module.configure_model()
+    module.model.eval()
+    with torch.no_grad():
+        found: torch.Tensor = module.model(**module.encode(rows()["image"], rows()["prompt"])).logits
+    return found
+
+
+@pytest.fixture
+def adapted(tiny_llava: str, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """Folder of trained adapters, `adapters`, and of the merged model, `merged`; and what they say."""
+    module = make(tiny_llava, rank=2, alpha=6, learning_rate=1e-2)
+    trainer(tmp_path).fit(module, Data())
+    module.save_pretrained(str(tmp_path / "adapters"))
+    module.save_pretrained(str(tmp_path / "merged"), merge=True)
+    found = logits(module)
+    assert not torch.allclose(found, logits(make(tiny_llava, tuning="none")), atol=1e-3)
+    return tmp_path, found
+
+
+def test_saved_adapters_are_gone_on_with(adapted: tuple[Path, torch.Tensor]) -> None:
+    folder, said = adapted
+    name = str(folder / "adapters")
+    for given in ({}, {"rank": 2, "alpha": 6}, {"tuning": "none"}):
+        torch.testing.assert_close(logits(make(name, **given)), said, atol=1e-5, rtol=0)
+    module = make(name, learning_rate=1e-2)
+    trainer(folder, callbacks=[SavePretrained(str(folder / "end"), merge=True)]).fit(module, Data())
+    assert all("lora_" in parameter for parameter in names_that_train(module))
+    again = logits(module)
+    assert not torch.allclose(again, said, atol=1e-4)
+    torch.testing.assert_close(logits(make(str(folder / "end"), tuning="none")), again, atol=1e-4, rtol=0)
+    for given, message in (
+        ({"rank": 4}, "carries adapters with r=2, got 4"),
+        ({"alpha": 8}, "carries adapters with lora_alpha=6, got 8"),
+        ({"target_modules": "q_proj"}, "carries adapters with target_modules=.*, got 'q_proj'"),
+        ({"projector_learning_rate": 1e-4}, "leave 'multi_modal_projector' frozen"),
+        ({"tuning": "full"}, "tuning='full' trains a whole model, and this one carries adapters"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(name, **given).configure_model()
+
+
+def test_a_checkpoint_is_not_loaded_under_other_adapters(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(tiny_llava, rank=2, alpha=6, learning_rate=1e-2)
+    run = trainer(tmp_path)
+    run.fit(module, Data())
+    path = tmp_path / "tuned.ckpt"
+    run.save_checkpoint(path)
+    again = CoDA.load_from_checkpoint(path, weights_only=True)
+    assert torch.equal(logits(again), logits(module))
+    for given, message in (
+        ({"rank": 2, "alpha": 4}, "lora_alpha=6, and lora_alpha=4 is asked for; give the arguments"),
+        ({"rank": 4, "alpha": 6}, "holds an adapter with r=2"),
+        ({"tuning": "none"}, "holds adapters, and tuning='none' has none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path).test(make(tiny_llava, **given), Data(), ckpt_path=path, verbose=False)
+
+
+def test_what_would_load_as_something_else_is_refused_before_training(
+    tiny_llava: str, adapted: tuple[Path, torch.Tensor]
+) -> None:
+    folder = str(adapted[0] / "adapters")
+    with pytest.raises(ValueError, match="holds an adapter, which would be loaded in place of the model"):
+        trainer(adapted[0], callbacks=[SavePretrained(folder, merge=True)]).fit(make(tiny_llava), Data())
+
+
+def test_a_revision_is_kept_by_the_adapters(tiny_llava: str, tmp_path: Path) -> None:
+    module = make(tiny_llava, revision="main")
+    module.save_pretrained(str(tmp_path / "adapters"))
+    assert PeftConfig.from_pretrained(tmp_path / "adapters").revision == "main"
+
+
+def test_a_model_of_float16_does_not_train(tiny_llava: str) -> None:
+    model: Any = AutoModelForImageTextToText.from_pretrained(tiny_llava, dtype=torch.float16)
+    for tuning in ("lora", "full"):
+        with pytest.raises(ValueError, match="CoDA does not train weights of float16"):
+            make(model, processor=tiny_llava, tuning=tuning).configure_model()
 
 
 # --- answers
@@ -384,6 +470,13 @@ def test_a_classifier_is_updated_saved_and_asked_again(tmp_path: Path) -> None:
     trainer(tmp_path).test(again, Data(asked=[batch]), verbose=False)
     assert again.results()["acc_macro"] == 1
     assert again.results()["position_bias"] == 0.5
+    with pytest.raises(ValueError, match="keeps its weights in float32, and precision 'bf16-true' has other"):
+        trainer(tmp_path, precision="bf16-true").test(again, Data(asked=[batch]))
+    carrying: Any = get_peft_model(
+        ViTForImageClassification(ViTConfig(**sizes)), LoraConfig(target_modules="all-linear")
+    )
+    with pytest.raises(ValueError, match="trains weights of the model itself, and this one carries an adapter"):
+        ClassifierUpdate(carrying, mean=[0.5] * 3, std=[0.5] * 3).configure_model()
     with pytest.raises(TypeError, match="set image_size of the datamodule"):
         again.forward([picture("red")])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_classes must be given"):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 
@@ -71,8 +70,8 @@ def test_checkpoint_brings_its_adapter(kind: Any, trainer: Make, tmp_path: Path)
     plain.network.load_lora_adapter(str(tmp_path / "adapter"), prefix=None, weight_name=FILE)
     torch.testing.assert_close(draw(plain), tuned, atol=1e-6, rtol=0)
     for change, message in (
-        ({"lora_alpha": 8}, "The checkpoint holds an adapter with lora_alpha=6, and peft_config asks for lora_alpha=8"),
-        ({"r": 4}, "The checkpoint holds an adapter with r=2, and peft_config asks for r=4"),
+        ({"lora_alpha": 8}, "The checkpoint holds an adapter with lora_alpha=6, and lora_alpha=8 is asked for"),
+        ({"r": 4}, "The checkpoint holds an adapter with r=2, and r=4 is asked for"),
         ({"target_modules": ["to_k"]}, "train different weights: the checkpoint holds 'network.*to_"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -99,15 +98,6 @@ def test_checkpoint_of_a_whole_network_is_not_loaded_under_an_adapter(kind: Any,
     torch.save(checkpoint, tmp_path / "broken.ckpt")
     with pytest.raises(ValueError, match=f"train different weights: the checkpoint lacks '{name}'"):
         trainer().validate(make(kind), batches(), ckpt_path=tmp_path / "broken.ckpt")
-
-
-@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("kind", MODULES)
-def test_half_weights_are_refused(kind: Any, whole: bool, precision: str, trainer: Make) -> None:
-    module: LightningModule = make(kind, peft_config=None if whole else lora())
-    with pytest.raises(ValueError, match=f"keeps its weights in float32, and precision '{precision}' has other"):
-        trainer(max_epochs=1, precision=precision).fit(module, batches())
 
 
 @pytest.mark.parametrize(

@@ -417,13 +417,14 @@ class PipelineBackbone(Backbone):
         from peft import get_peft_model_state_dict
 
         part = self.network_part
+        config: Any = without_dropout(self.network.peft_config["default"])
         weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(self.network).items()}
         getattr(diffusers, self.pipeline_name).save_lora_weights(
             folder,
             **{
                 f"{part}_lora_layers": weights,
                 # without it the scale of an adapter would be guessed
-                f"{part}_lora_adapter_metadata": without_dropout(self.network.peft_config["default"]).to_dict(),
+                f"{part}_lora_adapter_metadata": config.to_dict(),
             },
         )
 
