@@ -35,6 +35,8 @@ class KLPGD(LinfPGD):
         Zhang et al. (arXiv 1901.08573), algorithm 1.
     """
 
+    fixed = ("keep",)
+
     def __init__(
         self,
         *,
@@ -140,6 +142,6 @@ class TRADES(AdversarialTraining):
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of TRADES."""
-        clean, adversarial = self.classifier(batch["image"]), self.classifier(batch["adversarial"])
+        clean, adversarial = self(batch["image"]), self(batch["adversarial"])
         loss = trades_loss(clean, adversarial, batch["label"], self.beta)
         return loss, {"accuracy": clean, "robust_accuracy": adversarial}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.base import Attack, AttackArguments, warn_zero_gradient
-from lit_modules.attacks.checks import Radius, check_count, check_eps
+from lit_modules.attacks.checks import Radius, check_count
 from lit_modules.attacks.fixed_radius import BestSoFar
 from lit_modules.attacks.losses import Loss, LossName, resolve_loss, targeted_dlr
 from lit_modules.attacks.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box, steepest
@@ -69,7 +69,7 @@ class APGD(Attack):
         if keep not in ("first", "best"):
             raise ValueError(f"keep must be 'first' or 'best', got {keep!r}.")
         self.norm = norm
-        self.eps = check_eps(eps)
+        self.eps = self.checked_eps(eps)
         self.steps = steps
         self.loss = loss
         self.rho = rho

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from lit_modules.attacks.apgd import APGD, APGDT
 from lit_modules.attacks.base import Attack, AttackArguments, AttackResult
-from lit_modules.attacks.checks import Radius, check_eps
+from lit_modules.attacks.checks import Radius, check_samples
 from lit_modules.attacks.fab import FAB, FABT
 from lit_modules.attacks.fixed_radius import BestSoFar
 from lit_modules.attacks.losses import cross_entropy
 from lit_modules.attacks.norms import check_norm, lp_norm
-from lit_modules.attacks.problem import Model, Outcome, Problem
+from lit_modules.attacks.oracle import Model
+from lit_modules.attacks.problem import Outcome, Problem
 from lit_modules.attacks.square import Square
 
 Version = Literal["standard", "plus", "rand", "custom"]
@@ -92,7 +93,7 @@ class AutoAttack(Attack):
         if self.targeted:
             raise ValueError("AutoAttack chooses its targets itself; for a target of yours use APGD(targeted=True).")
         self.norm = norm
-        self.eps = check_eps(eps)
+        self.eps = self.checked_eps(eps)
         self.version = version
         self.attacks = None if attacks is None else list(attacks)
         self.check = check
@@ -102,22 +103,23 @@ class AutoAttack(Attack):
         self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: int | torch.Generator | None = None
     ) -> AutoAttackResult:
         """Return the adversarial samples with the count of robust samples after each attack; see the base class."""
+        check_samples(x)
+        if not len(x):
+            robust = dict.fromkeys(["clean", *self._members], 0)
+            return AutoAttackResult(**vars(self.result_of_none(x)), robust=robust)
         with self.session(model):
             problem = self.problem(model, x, y, seed)
             assert problem.clean_logits is not None
-            already = problem.fooled(problem.clean_logits)
+            already = problem.already()
             flags = self._flags(problem) if self.check else []
             self._need_classes(problem.clean_logits.shape[1])
             robust = {"clean": int((~already).sum())}
             outcome = self.solve(problem, already, robust)
             flags += self._square_flag(robust, len(x))
-            distance = problem.audit(outcome.adversarial, self.norm)
+            result = self.result(problem, x, outcome, already)
         for flag in flags:
             warnings.warn(flag, stacklevel=2)
-        adversarial = outcome.adversarial.to(x.dtype)
-        return AutoAttackResult(
-            adversarial, outcome.success, distance, problem.spent, already, robust=robust, flags=tuple(flags)
-        )
+        return AutoAttackResult(**vars(result), robust=robust, flags=tuple(flags))
 
     def solve(self, problem: Problem, already: Tensor, robust: dict[str, int] | None = None) -> Outcome:
         """Run the attacks in turn, each with its restarts, on the samples that are left."""

@@ -17,14 +17,19 @@ from lit_modules.attacks.checks import (
     Radius,
     check_bounds,
     check_count,
+    check_eps,
     check_labels,
     check_radius,
     check_samples,
 )
-from lit_modules.attacks.contexts import evaluation_mode, no_parameter_gradients
-from lit_modules.attacks.problem import Model, Outcome, Problem, check_repeatable
+from lit_modules.attacks.contexts import evaluation_mode, modules_of, no_parameter_gradients
+from lit_modules.attacks.norms import lp_norm
+from lit_modules.attacks.oracle import Model, Oracle
+from lit_modules.attacks.problem import Outcome, Problem, check_repeatable
 from lit_modules.attacks.random import SampleRandom
-from lit_modules.attacks.wrappers import EOT
+from lit_modules.attacks.wrappers import EOT, EstimatedGradient
+from lit_modules.utils.fingerprint import UnidentifiableError, identify
+from lit_modules.utils.identity import Description, describe
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class AttackResult:
     Attributes:
         adversarial: Adversarial samples, shape and dtype of the input.
         success: Whether the model is fooled (targeted: answers the target), ``(batch,)``.
-        distance: Norm of the perturbation in the attack's norm, float64, ``(batch,)``; L2 for attacks without one.
+        distance: Norm of the perturbation in the attack's norm, float64, ``(batch,)``; L2 for attacks without one;
+            infinite where an attack for the smallest perturbation found none.
         forward_passes: Forward passes spent on each sample, ``(batch,)``.
         already: Samples that needed no attack, ``(batch,)``; they come back unchanged.
     """
@@ -70,7 +76,8 @@ class Attack(ABC):
         bounds: Least and largest value of a sample, numbers or tensors that broadcast; ``None`` for no bounds.
         restarts: Independent runs; the best result of each sample is kept.
         seed: Seed of the random numbers.
-        precision: ``bf16`` runs the model's forward pass under autocast; perturbation and projection stay in float32.
+        precision: ``bf16`` runs the model's forward pass under autocast; perturbation and projection stay in float32
+            (float64 if the samples or the model are).
         model_mode: ``eval`` puts the model in evaluation mode during the attack; ``keep`` leaves its mode.
 
     Raises:
@@ -104,6 +111,21 @@ class Attack(ABC):
         self.precision = precision
         self.model_mode = model_mode
 
+    def checked_eps(self, eps: Radius) -> Radius:
+        """Return a radius that is not negative, and warn of one that bounds of two numbers cannot need.
+
+        Raises:
+            ValueError: If it is negative or no radius.
+        """
+        check_eps(eps)
+        if self.norm == "linf" and self._has_plain_bounds():
+            assert self.bounds is not None
+            warn_wide("linf", torch.as_tensor(eps), torch.as_tensor(self.bounds[1] - self.bounds[0]))
+        return eps
+
+    def _has_plain_bounds(self) -> bool:
+        return self.bounds is not None and not any(isinstance(side, Tensor) for side in self.bounds)
+
     @abstractmethod
     def attack(self, problem: Problem) -> Outcome:
         """Attack samples that the model still classifies as it should: the method proper, one restart."""
@@ -130,13 +152,33 @@ class Attack(ABC):
             ValueError: If an argument is malformed.
             RuntimeError: If the attack passed its own radius or bounds.
         """
+        check_samples(x)
+        if not len(x):
+            return self.result_of_none(x)
         with self.session(model):
             problem = self.problem(model, x, y, seed)
-            assert problem.clean_logits is not None
-            already = problem.fooled(problem.clean_logits)
-            outcome = self.solve(problem, already)
-            distance = problem.audit(outcome.adversarial, self.norm)
-        return AttackResult(outcome.adversarial.to(x.dtype), outcome.success, distance, problem.spent, already)
+            already = problem.already()
+            return self.result(problem, x, self.solve(problem, already), already)
+
+    def result(self, problem: Problem, x: Tensor, outcome: Outcome, already: Tensor) -> AttackResult:
+        """Return the record of a run, after the audit of what is returned.
+
+        Args:
+            problem: All samples.
+            x: The samples as they were given.
+            outcome: What the run found.
+            already: Samples that needed no attack.
+        """
+        adversarial = problem.returned(outcome.adversarial, x)
+        distance = problem.audit(adversarial, self.norm)
+        if self.minimal:
+            distance = distance.masked_fill(~outcome.success, float("inf"))
+        return AttackResult(adversarial, outcome.success, distance, problem.spent, already)
+
+    def result_of_none(self, x: Tensor) -> AttackResult:
+        """Return the record of an empty batch."""
+        none = torch.zeros(0, dtype=torch.bool, device=x.device)
+        return AttackResult(x.clone(), none, none.double(), none.long(), none)
 
     def solve(self, problem: Problem, already: Tensor) -> Outcome:
         """Run the attack with its restarts on the samples that are not misclassified yet."""
@@ -183,40 +225,101 @@ class Attack(ABC):
         lower, upper = check_bounds(self.bounds, x)
         if self.targeted and y is None:
             raise ValueError("A targeted attack needs y, the class that each sample shall be taken for.")
-        x = x.detach().clone()
-        work = x if x.dtype == torch.float64 else x.float()
+        asks = any(isinstance(module, EstimatedGradient) for module in modules_of(model))
+        oracle = Oracle(model, x, probe=not asks)
+        dtype = torch.promote_types(torch.promote_types(x.dtype, oracle.own_dtype), torch.float32)
+        # a copy of its own: contiguous, whatever layout was given, and no tensor of an inference mode
+        work = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x.detach())
         problem = Problem(
-            model=model,
+            oracle=oracle,
             x=work,
             label=torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else check_labels(y, x),
             radius=None if self.eps is None else check_radius(self.eps, work),
-            lower=lower,
-            upper=upper,
+            lower=None if lower is None else lower.to(dtype),
+            upper=None if upper is None else upper.to(dtype),
             random=SampleRandom.of(work, resolve_seed(self.seed if seed is None else seed)),
             clean_logits=None,
             targeted=self.targeted,
             spent=torch.zeros(len(x), dtype=torch.int64, device=x.device),
             index=torch.arange(len(x), device=x.device),
             precision=self.precision,
+            dtype=x.dtype,
         )
+        if self.norm == "linf" and self._has_plain_bounds():
+            pass  # checked when the attack was made
+        elif problem.radius is not None and lower is not None and upper is not None and self.norm != "l0":
+            width = (upper - lower).expand_as(work)
+            warn_wide(self.norm or "l2", problem.radius.flatten(), lp_norm(width, self.norm or "l2"))
         if clean or y is None:
             with torch.no_grad():
                 problem.clean_logits = problem.logits(work)
-                if self.model_mode == "keep" and getattr(model, "training", False) and not isinstance(model, EOT):
+                training = any(module.training for module in modules_of(model))
+                if self.model_mode == "keep" and training and not isinstance(model, EOT):
                     check_repeatable(problem)
             if y is None:
                 problem.label = problem.clean_logits.argmax(1)
         return problem
 
+    def arguments(self) -> dict[str, object]:
+        """Return the arguments of the class, and those of its bases that are not the default, by name."""
+        found: dict[str, object] = {}
+        seen = {"self", *self.fixed}
+        for kind in type(self).__mro__:
+            for name, parameter in inspect.signature(kind.__init__).parameters.items() if kind is not object else ():
+                if name in seen or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                    continue
+                seen.add(name)
+                if not hasattr(self, name):
+                    continue
+                value = getattr(self, name)
+                differs = parameter.default is not parameter.empty and describe(value) != describe(parameter.default)
+                if kind is type(self) or differs:  # what a base needs and the class does not take, it sets itself
+                    found[name] = value
+        return found
+
+    def description(self) -> Description:
+        """Return what the attack is; see ``lit_modules.utils.identity.describe``."""
+        kind, state = describe(type(self)), describe(vars(self))
+        ours = type(self).__module__.startswith("lit_modules.")
+        text = ("" if ours else f"{kind.text}: ") + repr(self)
+        return Description(text, kind.complete and state.complete)
+
+    def fingerprint(self) -> str | None:
+        """Return a hash of all that decides what the attack does, the same in every process.
+
+        Tensors are told by their values, losses and other callables by their code, settings and weights, and an attack
+        of another package by its source.
+
+        Returns:
+            64 hexadecimal digits; ``None`` if a part cannot be told apart, so that nothing may be reused.
+        """
+        try:
+            return identify(self, "attack")
+        except UnidentifiableError:
+            return None
+
     def __repr__(self) -> str:
-        """Return the class with its own arguments, and with those of the base that are not the default."""
-        own = inspect.signature(type(self).__init__).parameters
-        base = inspect.signature(Attack.__init__).parameters
-        names = [name for name in own if name not in ("self", "arguments")]
-        names += [
-            k for k, p in base.items() if k not in (*names, "self", *self.fixed) and getattr(self, k) != p.default
-        ]
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+        """Return the class with its arguments; attacks that differ in one differ in this."""
+        return f"{type(self).__name__}({', '.join(f'{k}={describe(v).text}' for k, v in self.arguments().items())})"
+
+
+def warn_wide(norm: str, radius: Tensor, width: Tensor) -> None:
+    """Warn of a radius beyond the largest distance within the bounds.
+
+    Args:
+        norm: Norm.
+        radius: Radii.
+        width: Norm of the difference of the bounds, one or as many.
+    """
+    wide = (radius > width.to(radius)) & (width.to(radius) > 0)
+    if bool(wide.any()):
+        eps, most = float(radius.max()), float(width.max())
+        levels = f" Did you mean {eps:g}/255?" if norm == "linf" and most <= 2 and eps <= 255 else ""
+        warnings.warn(
+            f"eps={eps:g} is larger than any {norm} distance within the bounds, {most:g}; give it in units of the "
+            f"samples.{levels}",
+            stacklevel=4,
+        )
 
 
 def warn_zero_gradient(gradient: Tensor) -> None:

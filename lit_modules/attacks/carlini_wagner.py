@@ -68,7 +68,7 @@ def class_scales(problem: Problem, classes: int = 9) -> Tensor:
     Returns:
         The stretches, ``(batch, classes)``.
     """
-    point = problem.x.detach().requires_grad_()
+    point = problem.point(problem.x)
     logits = problem.logits(point)
     scale = torch.ones_like(logits.detach())
     own = logits.gather(1, problem.label[:, None])

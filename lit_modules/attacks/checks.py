@@ -44,19 +44,19 @@ def check_radius(eps: Radius, x: Tensor) -> Tensor:
     Raises:
         ValueError: If there is neither one radius nor one for each sample.
     """
-    values = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
+    values = torch.as_tensor(eps, dtype=x.dtype, device=x.device).clone()
     if values.ndim and len(values) not in (1, len(x)):
         raise ValueError(f"eps has {len(values)} values for a batch of {len(x)}; give one number, or one per sample.")
     return per_sample(values.expand(len(x)), x)
 
 
 def check_samples(x: Tensor) -> None:
-    """Raise a sentence if samples are no finite floating-point batch."""
+    """Raise a sentence if samples are no finite floating-point batch; it may be empty."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating-point tensor, got {got}; divide 8-bit images by 255.")
-    if x.ndim < 2 or not x.numel():
-        raise ValueError(f"x must hold at least one sample, shape (batch, ...), got {tuple(x.shape)}.")
+    if x.ndim < 2 or not all(x.shape[1:]):
+        raise ValueError(f"x must be a batch of samples, shape (batch, ...), got {tuple(x.shape)}.")
     if not bool(torch.isfinite(x).all()):
         raise ValueError(
             f"x holds NaN or infinite values in {int((~torch.isfinite(x)).flatten(1).any(1).sum())} samples."
@@ -71,7 +71,7 @@ def place_bounds(bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sides = []
-    for side in (torch.as_tensor(b, dtype=dtype, device=x.device) for b in bounds):
+    for side in (torch.as_tensor(b, dtype=dtype, device=x.device).clone() for b in bounds):
         if side.ndim == 1 and len(side) == len(x):
             side = per_sample(side, x)
         try:
@@ -110,7 +110,7 @@ def check_labels(y: Tensor, x: Tensor) -> Tensor:
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool or y.shape != x.shape[:1]:
         got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y must hold one integer class per sample, shape ({len(x)},), got {got}.")
-    return y.detach().to(x.device, torch.int64)
+    return y.detach().to(x.device, torch.int64, copy=True)  # no tensor of an inference mode
 
 
 def check_classes(y: Tensor, classes: int) -> None:
@@ -127,7 +127,8 @@ def check_logits(logits: Tensor, batch: int) -> None:
         raise ValueError(
             f"The model must give logits of shape ({batch}, classes), at least 2 classes, got {tuple(logits.shape)}."
         )
-    if bool(((logits >= 0) & (logits <= 1)).all() & ((logits.sum(1) - 1).abs() < 1e-4).all()):
+    rounding = max(1e-4, torch.finfo(logits.dtype).eps / 2) if logits.is_floating_point() else 0.0
+    if bool(((logits >= 0) & (logits <= 1)).all() & ((logits.double().sum(1) - 1).abs() <= rounding).all()):
         raise ValueError(
             "The model gives probabilities (each row is in [0, 1] and sums to 1); attacks need logits: leave out the "
             "softmax, or wrap the model to return its logarithm."

@@ -1,23 +1,79 @@
-"""Context managers that leave a model as they found it."""
+"""The modules of a model, and context managers that leave a model as they found it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
 
 from torch import nn
+
+from lit_modules.utils.identity import references
+
+_LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
+
+
+def modules_of(model: object) -> list[nn.Module]:
+    """Return the modules that a model calls, each once, those inside others included.
+
+    A model that is no module itself may call some: the owner of a bound method, what a function closes over, takes as
+    a default or finds among the globals of its file, the parts of a ``functools.partial``, the attributes of an object.
+    A module's attributes that are functions are searched too.
+
+    Args:
+        model: Module, or any callable.
+
+    Example:
+        >>> net = nn.Linear(4, 3)
+        >>> modules_of(lambda x: net(x / 255))
+        [Linear(in_features=4, out_features=3, bias=True)]
+    """
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, nn.Module):
+            for module in part.modules():
+                found.setdefault(id(module), module)
+                seen.add(id(module))
+                waiting += [value for value in vars(module).values() if _is_plain_callable(value)]
+        elif isinstance(part, MethodType):
+            waiting += [part.__self__, part.__func__]
+        elif isinstance(part, functools.partial):
+            waiting += [part.func, *part.args, *part.keywords.values()]
+        elif isinstance(part, FunctionType):
+            if str(part.__module__).partition(".")[0] not in _LIBRARIES:
+                waiting += references(part).values()
+        elif isinstance(part, Mapping):
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+        elif not isinstance(part, type | ModuleType):
+            values = getattr(part, "__dict__", {}).values()
+            waiting += values if callable(part) else [value for value in values if isinstance(value, nn.Module)]
+    return list(found.values())
+
+
+def _is_plain_callable(value: object) -> bool:
+    return callable(value) and not isinstance(value, type | nn.Module)
 
 
 @contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
-    """Put a module in evaluation mode; on exit give each submodule the mode it had.
+    """Put a model in evaluation mode; on exit give each of its modules the mode it had.
 
-    A frozen batch normalisation inside a training network stays frozen. Anything that is no module is left alone.
+    A frozen batch normalisation inside a training network stays frozen.
 
     Args:
-        model: Module, or any callable.
+        model: Module, or any callable; see :func:`modules_of`.
     """
-    modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
+    modes = [(module, module.training) for module in modules_of(model)]
     try:
         for module, _ in modes:
             module.training = False
@@ -32,9 +88,9 @@ def no_parameter_gradients(model: object) -> Iterator[None]:
     """Let no parameter ask for a gradient; on exit give each parameter the flag it had.
 
     Args:
-        model: Module, or any callable.
+        model: Module, or any callable; see :func:`modules_of`.
     """
-    flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, nn.Module) else []
+    flags = [(p, p.requires_grad) for module in modules_of(model) for p in module.parameters(recurse=False)]
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)

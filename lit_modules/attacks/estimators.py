@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import Radius, check_count, check_eps
+from lit_modules.attacks.checks import Radius, check_count
 from lit_modules.attacks.fixed_radius import BestSoFar
 from lit_modules.attacks.losses import Loss, LossName, check_per_sample, resolve_loss
 from lit_modules.attacks.norms import check_norm, project
@@ -206,7 +206,7 @@ class EstimatedGradientAttack(Attack):
         check_count("steps", steps)
         check_count("max_batch", max_batch)
         self.norm = norm
-        self.eps = check_eps(eps)
+        self.eps = self.checked_eps(eps)
         self.steps = steps
         self.loss = loss
         self.max_batch = max_batch

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.base import Attack, AttackArguments, AttackResult, warn_zero_gradient
-from lit_modules.attacks.checks import Radius, check_count, check_eps, check_positive, check_samples
+from lit_modules.attacks.checks import Radius, check_count, check_positive, check_samples
 from lit_modules.attacks.norms import random_in_ball
+from lit_modules.attacks.oracle import Model
 from lit_modules.attacks.pgd import step_length
-from lit_modules.attacks.problem import Model, Outcome, Problem
+from lit_modules.attacks.problem import Outcome, Problem
 
 
 @dataclass
@@ -122,7 +123,7 @@ class FastFeature(Attack):
         self.targeted = True  # the guide's class is what is to be reached
         check_count("steps", steps)
         check_positive("step_size", step_size)
-        self.eps = check_eps(eps)
+        self.eps = self.checked_eps(eps)
         self.steps = steps
         self.step_size = step_size
         self.random_start = random_start
@@ -156,6 +157,8 @@ class FastFeature(Attack):
         check_samples(guide)
         if guide.shape != x.shape:
             raise ValueError(f"guide must have the shape of x, {tuple(x.shape)}, got {tuple(guide.shape)}.")
+        if not len(x):
+            return self.result_of_none(x)
         with self.session(model), watch(model, self.layer) as tap:
             plain = self.problem(model, x, torch.zeros(len(x), dtype=torch.int64), seed, clean=False)
             problem = FeatureProblem(**vars(plain), tap=tap)
@@ -163,9 +166,7 @@ class FastFeature(Attack):
                 logits, problem.wanted = problem.features(guide.detach().to(problem.x))
             problem.label = logits.argmax(1)
             already = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-            outcome = self.solve(problem, already)
-            distance = problem.audit(outcome.adversarial, self.norm)
-        return AttackResult(outcome.adversarial.to(x.dtype), outcome.success, distance, problem.spent, already)
+            return self.result(problem, x, self.solve(problem, already), already)
 
     def attack(self, problem: Problem) -> Outcome:
         """Take the steps and keep the iterate nearest to the guide in features."""
@@ -177,7 +178,7 @@ class FastFeature(Attack):
         best, success = problem.x.clone(), torch.zeros_like(problem.label, dtype=torch.bool)
         score = torch.full_like(success, float("-inf"), dtype=problem.x.dtype)
         for step in range(self.steps + 1):
-            point = x.detach().requires_grad_()
+            point = problem.point(x)
             with torch.set_grad_enabled(step < self.steps):
                 logits, features = problem.features(point)
                 distance = (features - problem.wanted).square().sum(1)

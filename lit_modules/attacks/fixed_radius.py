@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.base import Attack, AttackArguments, warn_zero_gradient
-from lit_modules.attacks.checks import Radius, check_count, check_eps
+from lit_modules.attacks.checks import Radius, check_count
 from lit_modules.attacks.losses import Loss, LossName, resolve_loss
 from lit_modules.attacks.norms import random_in_ball
-from lit_modules.attacks.problem import Model, Outcome, Problem
+from lit_modules.attacks.oracle import Model
+from lit_modules.attacks.problem import Outcome, Problem
 
 Keep = Literal["first", "best", "last"]
 
@@ -63,8 +64,9 @@ class FixedRadiusAttack(Attack):
         loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: ``first``: a sample leaves with the first iterate that fools the model, and otherwise with the iterate of
             the largest loss. ``best``: all steps, then the iterate of the largest loss among those that fool, else
-            among all. ``last``: all steps for every sample and the last iterate unseen, which costs exactly ``steps``
-            passes when the attack is called; what adversarial training asks for.
+            among all. ``last``: all steps and the last iterate. Called with it, the attack moves misclassified samples
+            too and costs exactly ``steps`` passes, what adversarial training asks for; :meth:`run`, which tells
+            successes, leaves them as they are.
         passes: Passes whose gradients are averaged (EOT), for a model that answers at random.
         arguments: Arguments of the base class, by name: targeted, bounds, restarts, seed, precision, model_mode.
     """
@@ -85,7 +87,7 @@ class FixedRadiusAttack(Attack):
         check_count("passes", passes)
         if keep not in ("first", "best", "last"):
             raise ValueError(f"keep must be 'first', 'best' or 'last', got {keep!r}.")
-        self.eps = check_eps(eps)
+        self.eps = self.checked_eps(eps)
         self.steps = steps
         self.random_start = random_start
         self.loss = loss
@@ -98,13 +100,13 @@ class FixedRadiusAttack(Attack):
     ) -> Tensor:
         """Return adversarial samples; see the base class.
 
-        With ``keep="last"`` and one restart nothing but the steps is computed.
+        With ``keep="last"`` and one restart nothing but the steps is computed, for misclassified samples too.
         """
-        if self.keep != "last" or self.restarts > 1:
+        if self.keep != "last" or self.restarts > 1 or not len(x):
             return super().__call__(model, x, y, seed=seed)
         with self.session(model):
             problem = self.problem(model, x, y, seed, clean=False)
-            return self.iterate(problem).to(x.dtype)
+            return problem.returned(self.iterate(problem), x)
 
     def attack(self, problem: Problem) -> Outcome:
         """Take the steps; see ``keep``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import Radius, check_count, check_eps, check_positive
+from lit_modules.attacks.checks import Radius, check_count, check_positive
 from lit_modules.attacks.estimators import ask, best_version, chunks, into_ball
 from lit_modules.attacks.fixed_radius import BestSoFar
 from lit_modules.attacks.losses import Loss, LossName, resolve_loss
@@ -90,7 +90,7 @@ class GenAttack(Attack):
             if not 0 < share <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {share}.")
         self.norm = norm
-        self.eps = check_eps(eps)
+        self.eps = self.checked_eps(eps)
         self.steps = steps
         self.population = population
         self.temperature = temperature

@@ -69,14 +69,13 @@ class JSMA(Attack):
             target = problem.clean_logits.scatter(1, problem.label[:, None], float("-inf")).argmax(1)
         x, steps = problem.x.clone(), int(self.gamma * problem.x[0].numel() / 2 + 1e-6)
         for step in range(steps + 1):
-            point = x.requires_grad_()
+            point = part.point(x)
             logits = part.logits(point)
             fooled = part.fooled(logits)
-            adversarial[place[fooled]], success[place[fooled]] = x.detach()[fooled], True
+            adversarial[place[fooled]], success[place[fooled]] = x[fooled], True
             if step == steps or bool(fooled.all()):
                 break
             gain, loss = jacobian_sums(point, logits, target)
-            x = x.detach()
             room = torch.ones_like(x, dtype=torch.bool)
             if part.lower is not None and part.upper is not None:
                 room = x < part.upper if self.theta > 0 else x > part.lower

@@ -186,6 +186,8 @@ class SparseL1Descent(L1PGD):
         Tramer, Boneh (arXiv 1904.13000), section 3.
     """
 
+    fixed = ("random_start",)
+
     def __init__(
         self,
         *,
@@ -224,6 +226,8 @@ class LinfBIM(LinfPGD):
         Kurakin, Goodfellow, Bengio, "Adversarial examples in the physical world" (arXiv 1607.02533), section 2.2.
     """
 
+    fixed = ("random_start",)
+
     def __init__(
         self,
         *,
@@ -254,6 +258,8 @@ class L2BIM(L2PGD):
         Kurakin, Goodfellow, Bengio (arXiv 1607.02533), section 2.2.
     """
 
+    fixed = ("random_start",)
+
     def __init__(
         self,
         *,
@@ -275,18 +281,22 @@ class FGSM(LinfPGD):
     Args:
         eps: Linf radius in units of the samples, a number or one per sample.
         loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
+        keep: ``first`` returns the sample itself where it is misclassified or the step lowers the loss without fooling;
+            ``last`` always the step, from a single pass when the attack is called.
         arguments: Arguments of :class:`Attack`, by name.
 
     References:
         Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples" (arXiv 1412.6572), section 4.
     """
 
+    fixed = ("steps", "step_size", "random_start")
+
     def __init__(
         self,
         *,
         eps: Radius = 0.3,
         loss: LossName | Loss = "cross_entropy",
-        keep: Keep = "last",
+        keep: Keep = "first",
         **arguments: Unpack[AttackArguments],
     ) -> None:
         super().__init__(eps=eps, steps=1, step_size=1.0, random_start=False, loss=loss, keep=keep, **arguments)
@@ -303,18 +313,22 @@ class FGM(L2PGD):
     Args:
         eps: L2 radius in units of the samples, a number or one per sample.
         loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
+        keep: ``first`` returns the sample itself where it is misclassified or the step lowers the loss without fooling;
+            ``last`` always the step, from a single pass when the attack is called.
         arguments: Arguments of :class:`Attack`, by name.
 
     References:
         Goodfellow, Shlens, Szegedy (arXiv 1412.6572), section 4, with the L2 norm.
     """
 
+    fixed = ("steps", "step_size", "random_start")
+
     def __init__(
         self,
         *,
         eps: Radius = 0.3,
         loss: LossName | Loss = "cross_entropy",
-        keep: Keep = "last",
+        keep: Keep = "first",
         **arguments: Unpack[AttackArguments],
     ) -> None:
         super().__init__(eps=eps, steps=1, step_size=1.0, random_start=False, loss=loss, keep=keep, **arguments)

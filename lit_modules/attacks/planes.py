@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.norms import check_norm, lp_norm
-from lit_modules.attacks.problem import Problem, fast_layout
+from lit_modules.attacks.problem import Problem
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
@@ -28,7 +28,7 @@ def differences(problem: Problem, x: Tensor, classes: Tensor, reference: Tensor)
     Raises:
         ValueError: If the answer does not depend on the samples in a way that has a gradient.
     """
-    point = fast_layout(x.detach()).requires_grad_()
+    point = problem.point(x)
     logits = problem.logits(point)
     if not logits.requires_grad:
         raise ValueError(

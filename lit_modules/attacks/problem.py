@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -12,9 +11,8 @@ from torch import Tensor
 from lit_modules.attacks.audit import audit_perturbation
 from lit_modules.attacks.checks import check_classes, check_logits
 from lit_modules.attacks.losses import Loss, check_per_sample
+from lit_modules.attacks.oracle import Oracle
 from lit_modules.attacks.random import SampleRandom
-
-Model = Callable[[Tensor], Tensor]
 
 
 class Outcome(NamedTuple):
@@ -36,7 +34,7 @@ class Problem:
     """Samples under attack, the model, and what the attack may do.
 
     Attributes:
-        model: Gives logits ``(batch, classes)``.
+        oracle: The model, which gives logits ``(batch, classes)``.
         x: Clean samples, float32 or float64, ``(batch, *)``.
         label: True labels, or the targets of a targeted attack, ``(batch,)``.
         radius: Largest norm of the perturbation, ``(batch, 1, ..., 1)``; ``None`` if the attack looks for the smallest.
@@ -48,10 +46,11 @@ class Problem:
         spent: Forward passes of each sample of the whole batch; shared by all selections.
         index: Places of these samples in the whole batch.
         precision: Type of the model's forward pass.
+        dtype: Type of the samples as they were given.
         checked: Whether the first logits were looked at.
     """
 
-    model: Model
+    oracle: Oracle
     x: Tensor
     label: Tensor
     radius: Tensor | None
@@ -63,6 +62,7 @@ class Problem:
     spent: Tensor
     index: Tensor
     precision: Literal["32", "bf16"] = "32"
+    dtype: torch.dtype = torch.float32
     checked: bool = False
 
     def __len__(self) -> int:
@@ -91,26 +91,46 @@ class Problem:
         """Return the samples moved into the bounds."""
         return x if self.lower is None and self.upper is None else x.clamp(self.lower, self.upper)
 
+    def stored(self, x: Tensor) -> Tensor:
+        """Return points as they can be returned: with values that the samples' own type has.
+
+        Each value is rounded toward that of the clean sample if rounding to the nearest would move it away. So no norm
+        grows, and no bound is passed. The model is asked about these points alone.
+
+        Args:
+            x: One version of each sample, ``(batch, *)``, or several, ``(versions, batch, *)``.
+        """
+        if self.dtype == x.dtype:
+            return x
+        nearest, clean = x.to(self.dtype), self.x.to(self.dtype)
+        away = (nearest.double() - self.x.double()).abs() > (x.double() - self.x.double()).abs()
+        return torch.where(away, torch.nextafter(nearest, clean.expand_as(nearest)), nearest).to(x.dtype)
+
+    def point(self, x: Tensor) -> Tensor:
+        """Return points to be differentiated at, as the model is asked about them: a leaf that asks for a gradient."""
+        return self.stored(x.detach()).requires_grad_()
+
     def logits(self, x: Tensor) -> Tensor:
         """Return the model's logits in at least float32, and count the pass.
 
         Args:
-            x: One version of each sample, ``(batch, *)``, or several, ``(versions, batch, *)``.
+            x: One version of each sample, ``(batch, *)``, or several, ``(versions, batch, *)``; what comes from
+                :meth:`point` can be differentiated.
 
         Raises:
             ValueError: If the logits are not finite.
         """
+        if not x.requires_grad:
+            x = self.stored(x)
         several = x.ndim == self.x.ndim + 1
         batch = x.flatten(0, 1) if several else x
-        if not torch.is_grad_enabled():
-            batch = fast_layout(batch)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(batch)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+            logits = self.oracle(batch)
         if not self.checked:
             check_logits(logits.detach(), len(batch))
             check_classes(self.label, logits.shape[1])
             self.checked = True
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         self.spent.index_add_(0, self.index, torch.full_like(self.index, len(x) if several else 1))
         if not bool(torch.isfinite(logits.detach()).all()):
             bad = int((~torch.isfinite(logits.detach())).any(1).sum())
@@ -118,6 +138,20 @@ class Problem:
                 f"The model answers NaN or infinite logits for {bad} of {len(logits)} samples; check its weights."
             )
         return logits.view(*x.shape[:2], -1) if several else logits
+
+    def already(self) -> Tensor:
+        """Return the samples that need no attack, by the clean logits, ``(batch,)``."""
+        assert self.clean_logits is not None
+        return self.fooled(self.clean_logits)
+
+    def returned(self, adversarial: Tensor, x: Tensor) -> Tensor:
+        """Return adversarial samples in the type and the memory layout of the samples that were given.
+
+        Args:
+            adversarial: What an attack found.
+            x: The samples as they were given.
+        """
+        return torch.empty_like(x).copy_(self.stored(adversarial))
 
     def audit(self, adversarial: Tensor, norm: str | None) -> Tensor:
         """Return the distances of adversarial samples in float64; see :func:`audit_perturbation`."""
@@ -148,7 +182,7 @@ class Problem:
         """
         total: tuple[Tensor, Tensor, Tensor] | None = None
         for _ in range(passes):
-            point = fast_layout(x.detach()).requires_grad_()
+            point = self.point(x)
             logits = self.logits(point)
             if not logits.requires_grad:
                 raise ValueError(
@@ -161,18 +195,6 @@ class Problem:
             total = part if total is None else (total[0] + part[0], total[1] + part[1], total[2] + part[2])
         assert total is not None
         return total if passes == 1 else (total[0] / passes, total[1] / passes, total[2] / passes)
-
-
-def fast_layout(x: Tensor) -> Tensor:
-    """Return a copy of images on the CPU with the channels innermost in memory, and anything else as it is.
-
-    Convolutions and pooling are up to several times faster so; the strides say it even for one channel.
-    """
-    if x.ndim != 4 or x.device.type != "cpu":
-        return x
-    _, channels, height, width = x.shape
-    strides = height * width * channels, 1, width * channels, channels
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def check_repeatable(problem: Problem) -> None:

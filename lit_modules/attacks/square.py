@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import Radius, check_count, check_eps
+from lit_modules.attacks.checks import Radius, check_count
 from lit_modules.attacks.fixed_radius import BestSoFar
 from lit_modules.attacks.losses import Loss, LossName, resolve_loss
 from lit_modules.attacks.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
@@ -72,7 +72,7 @@ class Square(Attack):
         if not 0 < start_area <= 1:
             raise ValueError(f"start_area must be above 0 and at most 1, got {start_area}.")
         self.norm = norm
-        self.eps = check_eps(eps)
+        self.eps = self.checked_eps(eps)
         self.queries = queries
         self.start_area = start_area
         self.rescale = rescale

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.checks import check_count, check_positive
-from lit_modules.attacks.problem import Model
+from lit_modules.attacks.oracle import Model, take_logits
 from lit_modules.attacks.random import SampleRandom
 
 
@@ -43,9 +43,9 @@ class EOT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean logits, ``(batch, classes)``."""
-        total = self.model(x)
+        total = take_logits(self.model(x))
         for _ in range(self.passes - 1):
-            total = total + self.model(x)
+            total = total + take_logits(self.model(x))
         return total / self.passes
 
     def extra_repr(self) -> str:
@@ -109,7 +109,7 @@ class EstimatedGradient(nn.Module):
         for start in range(0, number, several):
             directions = self.directions(x, start, min(several, number - start))
             points = torch.stack([x + self.step * directions, x - self.step * directions])
-            logits = self.model(points.flatten(0, 2))
+            logits = take_logits(self.model(points.flatten(0, 2)))
             values = (logits.view(*points.shape[:3], -1) * weight).sum(-1)
             slopes = (values[0] - values[1]) / (2 * self.step)
             total += (slopes.reshape(*slopes.shape, *(1,) * (x.ndim - 1)).to(x.dtype) * directions).sum(0)
@@ -208,7 +208,7 @@ class _Estimated(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, module: EstimatedGradient) -> Tensor:
         ctx.module = module
         ctx.save_for_backward(x)
-        return module.model(x).detach()
+        return take_logits(module.model(x)).detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -18,11 +18,14 @@ _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
 class ImageProcessor(nn.Module):
     """Base of the processors: checks the images and applies :meth:`process` to a batch of them."""
 
+    pointwise = False  # values are processed one by one, so samples of any shape will do
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the processed images.
 
         Args:
-            images: Floats of shape ``(..., channel, height, width)``.
+            images: Floats of shape ``(..., channel, height, width)``; of any shape, as ``(batch, features)``, for a
+                processor of single values.
 
         Raises:
             TypeError: If the images are not floating-point numbers.
@@ -31,6 +34,8 @@ class ImageProcessor(nn.Module):
         name = type(self).__name__
         if not images.is_floating_point():
             raise TypeError(f"{name} takes floating-point images, got {images.dtype}; divide 8-bit images by 255.")
+        if self.pointwise:
+            return self.process(images)
         if images.ndim < 3:
             raise ValueError(f"{name} takes images of shape (..., channel, height, width), got {tuple(images.shape)}.")
         processed = self.process(images.reshape(-1, *images.shape[-3:]))
@@ -75,6 +80,8 @@ class BitSqueezing(ImageProcessor):
     Values outside the range are moved to its ends first; halves go to the even level. There is no gradient: wrap it
     in :class:`BPDA` to attack through it.
 
+    Samples may have any shape.
+
     Args:
         bit_depth: Bits of a value, 1 to 16.
         lower: Value of the lowest level.
@@ -91,6 +98,8 @@ class BitSqueezing(ImageProcessor):
         Xu, Evans, Qi, "Feature squeezing: detecting adversarial examples in deep neural networks" (arXiv 1704.01155),
         section 3.1.
     """
+
+    pointwise = True
 
     def __init__(self, bit_depth: int, lower: float = 0.0, upper: float = 1.0) -> None:
         super().__init__()

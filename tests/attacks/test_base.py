@@ -64,7 +64,7 @@ def test_sparsity() -> None:
         ),
         (X.numpy(), Y, {}, TypeError, "got ndarray"),
         (X[0], Y, {}, ValueError, r"shape \(batch, \.\.\.\), got \(8,\)"),
-        (X[:0], Y[:0], {}, ValueError, r"at least one sample.*got \(0, 8\)"),
+        (X[:, :0], Y, {}, ValueError, r"a batch of samples.*got \(4, 0\)"),
         (X * float("nan"), Y, {}, ValueError, "x holds NaN or infinite values in 4 samples"),
         (
             X * 2 - 1,

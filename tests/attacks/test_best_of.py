@@ -56,7 +56,7 @@ def test_first_stops_each_sample_at_its_first_success() -> None:
     assert first.seen == [0, 1, 2]
     assert second.seen == [2]
     assert result.success.tolist() == [True, True, False, True]
-    assert result.distance.tolist() == pytest.approx([0.4, 0.4, 0, 0], abs=1e-6)
+    assert result.distance.tolist() == pytest.approx([0.4, 0.4, float("inf"), 0], abs=1e-6)
 
 
 def test_best_keeps_the_smallest_distance_and_never_zeros() -> None:
@@ -64,7 +64,7 @@ def test_best_keeps_the_smallest_distance_and_never_zeros() -> None:
     attacks = [Push(0.4, bounds=BOX), Push(0.2, bounds=BOX), Push(0.35, bounds=BOX)]
     result = BestOf(attacks=attacks, keep="best").run(Sum(), case.x, case.y)
     assert result.success.tolist() == [True, True, False, True]
-    assert result.distance.tolist() == pytest.approx([0.2, 0.35, 0, 0], abs=1e-6)
+    assert result.distance.tolist() == pytest.approx([0.2, 0.35, float("inf"), 0], abs=1e-6)
     assert torch.equal(result.adversarial[2], case.x[2])
     assert all(attack.seen == [0, 1, 2] for attack in attacks)
 

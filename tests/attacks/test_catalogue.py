@@ -148,7 +148,9 @@ def test_record(name: str, norm: str) -> None:
     assert float(adversarial.min()) >= 0
     assert float(adversarial.max()) <= 1
     assert result.success.shape == result.distance.shape == result.forward_passes.shape == (6,)
-    assert torch.equal(result.distance, lp_norm(adversarial.double() - x.double(), attack.norm or "l2"))
+    size = lp_norm(adversarial.double() - x.double(), attack.norm or "l2")
+    found = result.success if attack.minimal else torch.ones_like(result.success)
+    assert torch.equal(result.distance, torch.where(found, size, float("inf")))
     if attack.eps is not None:
         assert bool((result.distance <= attack.eps * (1 + 1e-6) + 1e-6).all())
     if attack.minimal:
@@ -261,6 +263,146 @@ def test_constant_model_breaks_nothing(name: str, norm: str) -> None:
     assert bool(torch.isfinite(result.adversarial).all())
     if name != "FastFeature":
         assert not bool(result.success.any())
+
+
+class Viewing(nn.Module):
+    """Convolutions of one to three dimensions before a ``.view``, which needs the channels outermost in memory."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+        self.convolution, self.last = kind(2, 3, 3, padding=1), nn.LazyLinear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.convolution(x).relu()
+        logits: Tensor = 3 * self.last(features.view(len(x), -1))
+        return logits
+
+
+@case
+@pytest.mark.parametrize("shape", [(2, 12), (2, 4, 6), (2, 3, 2, 3)])
+def test_memory_layout_is_invisible(name: str, norm: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 and name in ("SpatialTransform", "RotationTranslation", "LocalSearch"):
+        pytest.skip("moves pixels of images")
+    if len(shape) == 4 and name in ("Square", "BestOf"):
+        pytest.skip("changes squares")
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(3))
+    model = Viewing(len(shape) - 1).eval()
+    with torch.no_grad():
+        model(x)
+    expected = run(make(name, norm), model, x)
+    assert expected.adversarial.stride() == x.stride()
+    spread = torch.stack([x, x + 1], -1)[..., 0]  # strided
+    inner = x.transpose(1, -1).contiguous().transpose(1, -1)  # channels innermost in memory
+    strides = set()
+
+    def reshaping(z: Tensor) -> Any:
+        strides.add(z.stride())
+        return model.last(model.convolution(z).relu().reshape(len(z), -1)) * 3
+
+    for given in (spread, inner):
+        found = run(make(name, norm), reshaping, given)
+        assert torch.allclose(found.adversarial, expected.adversarial, atol=1e-5)
+        assert found.adversarial.stride() == torch.empty_like(given).stride()
+        assert {stride[1:] for stride in strides} == {torch.empty_like(given).stride()[1:]}
+        strides.clear()
+
+
+@case
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_samples_get_what_is_claimed(name: str, norm: str, dtype: torch.dtype) -> None:
+    model, x = network(), images().to(dtype)
+    y = model(x.float()).argmax(1)
+    attack = make(name, norm)
+    result = run(attack, model, x, y)
+    assert result.adversarial.dtype == dtype
+    if name != "FastFeature":
+        assert torch.equal(model(result.adversarial.float()).argmax(1) != y, result.success)
+    size = lp_norm(result.adversarial.double() - x.double(), attack.norm or "l2")
+    found = result.success if attack.minimal else torch.ones_like(result.success)
+    assert torch.equal(result.distance, torch.where(found, size, float("inf")))
+    if attack.eps is not None:
+        assert bool((size <= attack.eps * (1 + 1e-6) + 1e-7 * size.new_tensor(x[0].numel())).all())
+    assert bool(((result.adversarial >= 0) & (result.adversarial <= 1)).all())
+
+
+@case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_type_is_asked_in_its_own(name: str, norm: str, dtype: torch.dtype) -> None:
+    model, x = network().to(dtype), images()
+    y = model(x.to(dtype)).argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of answers in bfloat16 that stay the same
+        result = run(make(name, norm), model, x, y)
+    assert result.adversarial.dtype == x.dtype
+    if name != "FastFeature":
+        assert torch.equal(model(result.adversarial.to(dtype)).argmax(1) != y, result.success)
+
+
+@case
+def test_inference_mode_and_tensor_bounds(name: str, norm: str) -> None:
+    model, x = network(), images(3)
+    y = model(x).argmax(1)
+    expected = run(make(name, norm), model, x, y)
+    with torch.inference_mode():
+        bounds = torch.zeros(2, 1, 1), torch.ones(2, 1, 1)
+        attack = make(name, norm, bounds=bounds)
+        assert "bounds=(tensor(" in repr(attack)
+        result = run(attack, model, x.clone(), y.clone())
+        called = attack(model, x.clone(), x.flip(0) if name == "FastFeature" else y.clone())
+    assert torch.equal(result.adversarial, expected.adversarial)
+    assert torch.equal(called, expected.adversarial)
+
+
+@case
+def test_a_call_gives_what_the_record_holds(name: str, norm: str) -> None:
+    model, x = network(), images(4)
+    y = model(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 5
+    second = x.flip(0) if name == "FastFeature" else y
+    attack = make(name, norm)
+    adversarial = attack(model, x, second)
+    assert torch.equal(adversarial, attack.run(model, x, second).adversarial)
+    if name != "FastFeature":
+        assert torch.equal(adversarial[:2], x[:2])
+
+
+@case
+def test_an_empty_batch_comes_back(name: str, norm: str) -> None:
+    x = images(3)[:0]
+    result = run(make(name, norm), network(), x, torch.zeros(0, dtype=torch.int64))
+    assert result.adversarial.shape == x.shape
+    assert [len(values) for values in (result.success, result.distance, result.forward_passes, result.already)] == [
+        0
+    ] * 4
+    assert len(make(name, norm)(network(), x, x if name == "FastFeature" else None)) == 0
+
+
+class Answer(dict[str, Tensor]):
+    """An answer in the manner of transformers."""
+
+
+@case
+def test_logits_are_taken_from_answers(name: str, norm: str) -> None:
+    model, x = network(), images(3)
+    expected = run(make(name, norm), lambda z: model(z), x).adversarial
+    found = run(make(name, norm), lambda z: Answer(logits=model(z)), x).adversarial
+    assert torch.equal(found, expected)
+
+
+@case
+def test_fingerprint_is_complete(name: str, norm: str) -> None:
+    attack = make(name, norm)
+    fingerprint = attack.fingerprint()
+    assert fingerprint is not None
+    assert copy.deepcopy(attack).fingerprint() == fingerprint
+    others = [make(name, norm, **{key: value}) for key, value in (("seed", 3), ("restarts", 2))]
+    if name not in ("AutoAttack", "BestOf"):  # which take these of their members
+        others += [make(name, norm, bounds=(0.0, torch.tensor(value))) for value in (1.0, 1.5)]
+        others.append(make(name, norm, bounds=(0.0, torch.linspace(1, 1.5, 72).view(2, 6, 6))))
+    assert len({fingerprint, *(other.fingerprint() for other in others)}) == 1 + len(others)
+    assert len({repr(attack), *map(repr, others)}) == 1 + len(others)
 
 
 @case

@@ -337,7 +337,7 @@ def test_steps_equal_those_of_torchattacks(steps: int) -> None:
         L2PGD(eps=0.6, steps=steps, step_size=0.2, random_start=False, keep="last"): torchattacks.PGDL2(
             model, eps=0.6, alpha=0.2, steps=steps, random_start=False
         ),
-        FGSM(eps=0.06): torchattacks.FGSM(model, eps=0.06),
+        FGSM(eps=0.06, keep="last"): torchattacks.FGSM(model, eps=0.06),
     }
     for attack, peer in peers.items():
         assert torch.allclose(attack(model, x, label), peer(x, label), atol=1e-5)

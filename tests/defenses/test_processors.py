@@ -57,8 +57,17 @@ def test_batches_channels_and_sizes(processor: ImageProcessor) -> None:
 def test_refuses_what_is_no_image(processor: ImageProcessor) -> None:
     with pytest.raises(TypeError, match=r"got torch\.uint8; divide 8-bit images by 255"):
         processor(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    if processor.pointwise:
+        return
     with pytest.raises(ValueError, match=r"\(\.\.\., channel, height, width\), got \(8, 8\)"):
         processor(torch.zeros(8, 8))
+
+
+@pytest.mark.parametrize("processor", [BitSqueezing(3), BinaryFilter()], ids=repr)
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 4), (2, 3, 4, 5), (2, 1, 3, 4, 5)])
+def test_single_values_may_have_any_shape(processor: ImageProcessor, shape: tuple[int, ...]) -> None:
+    x = images(*shape)
+    assert torch.equal(processor(x), processor(x.reshape(1, 1, 1, -1)).reshape(shape))
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])
