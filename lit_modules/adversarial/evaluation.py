@@ -198,9 +198,9 @@ def two_samples(place: int) -> str:
 
 def _random_state(device: torch.device) -> tuple[object, ...]:
     """Return the states of the global random generators, to be compared."""
-    drawn = np.random.get_state()[1:]
+    legacy: Any = np.random.get_state()
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    numbers = (np.asarray(drawn[0]).tobytes(), *drawn[1:])
+    numbers = (legacy[1].tobytes(), *legacy[2:])
     return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), numbers
 
 
