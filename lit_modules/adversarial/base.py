@@ -10,16 +10,18 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_modules.adversarial.defaults import pgd_like
 from lit_modules.adversarial.evaluation import RobustEvaluation, name_attacks
-from lit_modules.adversarial.report import markdown, plot_examples
+from lit_modules.adversarial.report import markdown, plot_examples, table_rows
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.checks import check_classes
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
+from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Tensor]
 INJECTED = ("classifier", "attack", "guard_attack", "validation_attack", "test_attacks", "optimizer", "scheduler")
@@ -38,11 +40,16 @@ class AdversarialTraining(LightningModule):
     random numbers that depend on ``seed``, on the step and on the sample alone; so a resumed run, and one on several
     processes, meets the same ones. The step then follows in training mode.
 
+    The module called with images gives logits. ``predict`` gives for each batch a dict of ``prediction``, the class
+    ``(batch,)``, and ``probability``, ``(batch, classes)``, with ``index`` where the batch has it; a batch of images
+    alone will do.
+
     ``validate`` logs ``val/accuracy`` and ``val/robust_accuracy``, the accuracy under ``validation_attack``; select
     checkpoints by the second. ``test`` runs every one of ``test_attacks`` on every sample that is classified correctly,
     audits each perturbation in float64, logs ``test/accuracy``, ``test/robust_accuracy`` (worst case over the attacks)
-    and ``test/robust_accuracy/<name>``, and leaves its record in :meth:`results`. Finished samples are kept on disk, so
-    a test that is broken off goes on where it was. Tried on one device and with DDP.
+    and ``test/robust_accuracy/<name>``, and leaves its record in :meth:`results`. Finished samples are kept on
+    disk, so a test that is broken off goes on where it was; the progress bar shows the robust accuracy so far. Tried on
+    one device and with DDP.
 
     Subclasses write ``objective``.
 
@@ -109,6 +116,10 @@ class AdversarialTraining(LightningModule):
         """Return the logits of images."""
         logits: Tensor = self.classifier(image)
         return logits
+
+    def configure_callbacks(self) -> list[Any]:
+        """Bring what lets a run stop and go on at any batch."""
+        return bring(self.trainer)
 
     def setup(self, stage: str) -> None:
         """Check that the weights stay in float32, in which the attacks work."""
@@ -191,12 +202,39 @@ class AdversarialTraining(LightningModule):
         folder = self.evaluation_folder or os.path.join(self.trainer.default_root_dir, "evaluation")
         keep = not getattr(self.trainer, "fast_dev_run", False)
         self._evaluation = RobustEvaluation(self.classifier, self.test_attacks, Path(folder) if keep else None)
+        for name, run in self._evaluation.runs.items():
+            if len(run):
+                rank_zero_info(f"The test goes on: {len(run)} samples under {name!r} are finished in {run.folder}.")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Run every attack on the samples of the batch that are not finished."""
         images, labels = self.unpack(batch, index=True)
         assert self._evaluation is not None
         self._evaluation.update(images, labels, batch["index"])
+        so_far = self._evaluation.robust_accuracy()
+        self.log("robust", so_far, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=len(labels))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Batch:
+        """Classify the images of a batch.
+
+        Args:
+            batch: Dict with ``image``, or images alone, or images with something after them.
+            batch_idx: Number of the batch.
+
+        Returns:
+            ``prediction``, ``probability``, and the batch's ``index`` if it has one.
+
+        Raises:
+            ValueError: If the batch holds no images.
+        """
+        named = isinstance(batch, dict)
+        images = batch.get("image") if named else batch[0] if isinstance(batch, list | tuple) else batch
+        if not isinstance(images, Tensor):
+            found = sorted(batch) if named else type(images).__name__
+            raise ValueError(f"{type(self).__name__} predicts for batches with the key image, got {found}.")
+        probability = self(images).float().softmax(1)
+        known = {"index": batch["index"]} if named and "index" in batch else {}
+        return {**known, "prediction": probability.argmax(1), "probability": probability}
 
     def on_test_epoch_end(self) -> None:
         """Gather the samples of all processes and log the accuracies."""
@@ -219,6 +257,10 @@ class AdversarialTraining(LightningModule):
     def results_table(self) -> str:
         """Return the record of the last test as a Markdown table."""
         return markdown(self.results())
+
+    def results_rows(self) -> list[list[str]]:
+        """Return the rows of that table, the first of them its titles."""
+        return table_rows(self.results())
 
     def draw_results(self, path: str | Path) -> None:
         """Draw samples of the last test beside their adversarial ones.

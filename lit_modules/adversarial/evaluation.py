@@ -1,27 +1,24 @@
 """A test under several attacks that can be broken off, resumed, and spread over processes."""
 
-import hashlib
-import json
-import os
+import random
 import re
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from lit_modules.adversarial.finished import AttackRun, Sample, same_answers
 from lit_modules.adversarial.report import Example, Finished, summarise
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.checks import check_classes
 from lit_modules.attacks.contexts import evaluation_mode
-from lit_modules.attacks.norms import lp_norm
+from lit_modules.utils.hashing import hash_tensors, stable_hash
 
-_EXAMPLES = 8  # samples per attack whose images are kept
-_AUDIT = 1e-6
+_EXAMPLES = 8  # samples of a test whose images are drawn
 
 
 def name_attacks(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Attack]:
@@ -58,9 +55,11 @@ class RobustEvaluation:
     """Run every attack on every sample that a classifier gets right, once.
 
     What is finished is written after each batch and attack, in one step, into a folder named by the attack and a hash
-    of weights, architecture and attack; a later run with the same ones reads it and attacks only the rest. A sample is
-    known by its index and a hash of image and label. Everything is computed in float32, and every perturbation is held
-    against radius and bounds in float64.
+    of all that the outcome depends on (:class:`lit_modules.adversarial.finished.AttackRun`); a later run with the same
+    reads it and attacks only the rest. A sample is known by its index and a hash of image and label, and its outcome
+    counts only for the answer that the classifier gives to it now. A classifier that answers at random is attacked
+    anew, and nothing of it is kept. Everything is computed in float32, and every perturbation is held against radius
+    and bounds in float64.
 
     Args:
         classifier: Gives logits.
@@ -74,15 +73,11 @@ class RobustEvaluation:
         self.weights = hash_weights(classifier)
         self.record: dict[str, Any] | None = None
         self.examples: list[Example] = []
+        self.runs = {name: AttackRun(name, attack, classifier, folder) for name, attack in attacks.items()}
         self._clean: dict[int, tuple[str, bool]] = {}
         self._done: dict[str, dict[str, Finished]] = {name: {} for name in attacks}
         self._kept: dict[str, dict[str, Example]] = {name: {} for name in attacks}
         self._flags: dict[str, list[str]] = {name: [] for name in attacks}
-        self._folders: dict[str, Path] = {}
-        for name, attack in attacks.items() if folder is not None else ():
-            key = hashlib.blake2b(f"{self.weights} {attack!r}".encode(), digest_size=8).hexdigest()
-            self._folders[name] = Path(str(folder)) / f"{name}-{key}"
-            self._read(name)
 
     def update(self, images: Tensor, labels: Tensor, index: Tensor) -> None:
         """Classify a batch, and attack the samples that are right and not finished.
@@ -98,36 +93,38 @@ class RobustEvaluation:
         """
         with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False):
             # tensors made in inference mode could not take part in the attack's gradients
-            images, labels = images.clone(), labels.clone()
-            with torch.no_grad(), evaluation_mode(self.classifier):
-                logits = self.classifier(images)
-            check_classes(labels, logits.shape[1])
-            answer = logits.argmax(1)
+            images, labels = images.to(torch.promote_types(images.dtype, torch.float32), copy=True), labels.clone()
+            answers = classify(self.classifier, images, list(self.runs.values()))
+            check_classes(labels, answers.shape[1])
             places = index.tolist()
-            names = _name_samples(images, labels, places)
-            right = (answer == labels).tolist()
+            names = name_samples(images, labels, places)
+            right = (answers.argmax(1) == labels).tolist()
             new: dict[str, int] = {}
             for row, (place, name) in enumerate(zip(places, names, strict=True)):
                 if self._clean.setdefault(place, (name, right[row]))[0] != name:
-                    raise ValueError(_two_samples(place))
+                    raise ValueError(two_samples(place))
                 if right[row]:
                     new.setdefault(name, row)
-            for attack in self.attacks:
+            for attack, run in self.runs.items():
                 rows = [row for name, row in new.items() if name not in self._done[attack]]
                 if rows:
-                    self._run(
-                        attack, [names[row] for row in rows], [places[row] for row in rows], images[rows], labels[rows]
-                    )
+                    samples = [Sample(names[row], places[row]) for row in rows]
+                    for outcome in run.finish(samples, images[rows], labels[rows], answers[rows]):
+                        self._done[attack][outcome.name] = outcome.finished
+                        if outcome.example is not None:
+                            self._kept[attack][outcome.name] = outcome.example
+                        self._flags[attack] += [flag for flag in outcome.flags if flag not in self._flags[attack]]
+
+    def robust_accuracy(self) -> float:
+        """Return the share of this process's samples so far that no attack of a radius fools."""
+        counted = [name for name, attack in self.attacks.items() if not attack.minimal]
+        right = [name for name, correct in self._clean.values() if correct]
+        held = sum(not any(self._done[attack][name].success for attack in counted) for name in right)
+        return held / max(1, len(self._clean))
 
     def finish(self) -> dict[str, Any]:
         """Gather the samples of all processes and return the record; see ``report.summarise``."""
-        own = {name for name, _ in self._clean.values()}
-        part = {
-            "clean": self._clean,
-            "done": {a: {name: done[name] for name in done.keys() & own} for a, done in self._done.items()},
-            "kept": {a: {name: kept[name] for name in kept.keys() & own} for a, kept in self._kept.items()},
-            "flags": self._flags,
-        }
+        part = {"clean": self._clean, "done": self._done, "kept": self._kept, "flags": self._flags}
         parts: list[Any] = [part]
         if dist.is_available() and dist.is_initialized():
             parts = [None] * dist.get_world_size()
@@ -139,7 +136,7 @@ class RobustEvaluation:
         for part in parts:
             for place, sample in part["clean"].items():
                 if clean.setdefault(place, sample)[0] != sample[0]:
-                    raise ValueError(_two_samples(place))
+                    raise ValueError(two_samples(place))
             for name in self.attacks:
                 for sample_name, finished in part["done"][name].items():
                     done[name].setdefault(sample_name, finished)
@@ -160,125 +157,51 @@ class RobustEvaluation:
             raise RuntimeError("There are no results before a test is finished.")
         return self.record
 
-    def _run(self, name: str, names: list[str], places: list[int], images: Tensor, labels: Tensor) -> None:
-        attack = self.attacks[name]
-        start = time.perf_counter()
-        result = attack.run(self.classifier, images, labels)
-        success = result.success.cpu()  # waits for the device
-        seconds = (time.perf_counter() - start) / len(names)
-        audit_perturbation(name, attack, images, result.adversarial, places)
-        shown = success.int().argsort(descending=True, stable=True)[:_EXAMPLES]
-        with torch.no_grad(), evaluation_mode(self.classifier):
-            after = self.classifier(result.adversarial[shown.to(images.device)]).argmax(1)
-        content = {
-            "samples": names,
-            "success": success.tolist(),
-            "distance": result.distance.double().tolist(),
-            "forward_passes": result.forward_passes.tolist(),
-            "seconds": [seconds] * len(names),
-            "flags": list(getattr(result, "flags", ())),
-            "examples": [
-                {
-                    "index": places[row],
-                    "image": images[row].float().cpu().clone(),
-                    "adversarial": result.adversarial[row].float().cpu().clone(),
-                    "label": int(labels[row]),
-                    "before": int(labels[row]),  # only samples that are right are attacked
-                    "after": int(after[number]),
-                    "success": bool(success[row]),
-                    "attack": name,
-                }
-                for number, row in enumerate(shown.tolist())
-            ],
-        }
-        self._take(name, content)
-        if name in self._folders:
-            self._write(name, content)
 
-    def _take(self, name: str, content: dict[str, Any]) -> None:
-        columns = zip(*(content[field.name] for field in fields(Finished)), strict=True)
-        for sample, values in zip(content["samples"], columns, strict=True):
-            self._done[name].setdefault(sample, Finished(*values))
-        place = {sample.split("-")[0]: sample for sample in content["samples"]}
-        for values in content["examples"]:
-            self._kept[name][place[str(values["index"])]] = Example(**values)
-        self._flags[name] += [flag for flag in content["flags"] if flag not in self._flags[name]]
+def classify(classifier: nn.Module, images: Tensor, runs: Sequence[AttackRun]) -> Tensor:
+    """Return a classifier's logits in evaluation mode, and let nothing be kept of one that answers at random.
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        folder = self._folders[name]
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            about = {"attack": repr(self.attacks[name]), "weights": self.weights}
-            (folder / "attack.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        digest = hashlib.blake2b(" ".join(content["samples"]).encode(), digest_size=8).hexdigest()
-        part = folder / f"{digest}.part-{os.getpid()}"
-        torch.save(content, part)
-        part.replace(folder / f"{digest}.pt")
-
-    def _read(self, name: str) -> None:
-        for path in sorted(self._folders[name].glob("*.pt")):
-            try:
-                self._take(name, torch.load(path, map_location="cpu", weights_only=True))
-            except Exception as error:
-                raise ValueError(
-                    f"{path} is no record of finished samples ({error}); delete it to run them again."
-                ) from error
-
-
-def audit_perturbation(name: str, attack: Attack, images: Tensor, adversarial: Tensor, places: list[int]) -> None:
-    """Hold adversarial samples against the attack's radius and bounds, in float64.
+    Random is one that draws from a global generator, or that answers the same images differently the second time.
 
     Args:
-        name: Name of the attack, for the error.
-        attack: Attack that made them.
-        images: Clean samples.
-        adversarial: Adversarial samples.
-        places: Index of each sample, for the error.
-
-    Raises:
-        RuntimeError: If a sample is outside by more than one part in a million.
+        classifier: Gives logits.
+        images: Samples, ``(batch, *)``.
+        runs: Attacks on it.
     """
-    delta = adversarial.double() - images.double()
-    if adversarial.shape != images.shape or not bool(delta.isfinite().all()):
-        raise RuntimeError(f"The attack {name!r} gave samples of another shape, or values that are not finite.")
-    if attack.eps is not None and attack.norm is not None and not attack.minimal:
-        distance, eps = lp_norm(delta, attack.norm), float(attack.eps)
-        worst = int(distance.argmax())
-        if float(distance[worst]) > eps * (1 + _AUDIT) + _AUDIT:
-            raise RuntimeError(
-                f"The attack {name!r} broke its radius: {attack.norm} distance {float(distance[worst]):.8g} of sample "
-                f"{places[worst]}, allowed {eps:.8g}."
-            )
-    if attack.bounds is not None:
-        lower, upper = (torch.as_tensor(side, dtype=torch.float64, device=delta.device) for side in attack.bounds)
-        outside = torch.maximum(lower - adversarial.double(), adversarial.double() - upper).flatten(1).amax(1)
-        worst = int(outside.argmax())
-        if float(outside[worst]) > _AUDIT:
-            raise RuntimeError(
-                f"The attack {name!r} left the bounds by {float(outside[worst]):.8g} on sample {places[worst]}."
-            )
+    with torch.no_grad(), evaluation_mode(classifier):
+        before = _random_state(images.device)
+        logits: Tensor = classifier(images)
+        same = _random_state(images.device) == before and bool(same_answers(classifier(images), logits).all())
+    for run in runs:
+        if not same and run.repeatable:
+            run.forget("the classifier answers at random.")
+    return logits
 
 
 def hash_weights(classifier: nn.Module) -> str:
     """Return a hash of a classifier's architecture, parameters and buffers."""
-    digest = hashlib.blake2b(str(classifier).encode(), digest_size=16)
-    for name, value in classifier.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return stable_hash(str(classifier), hash_tensors(classifier.state_dict()))[:32]
 
 
-def _name_samples(images: Tensor, labels: Tensor, places: list[int]) -> list[str]:
-    values = images.detach().float().cpu().contiguous().flatten(1).numpy()
-    names = []
-    for place, label, row in zip(places, labels.tolist(), values, strict=True):
-        digest = hashlib.blake2b(row.tobytes() + str(label).encode(), digest_size=8).hexdigest()
-        names.append(f"{place}-{digest}")
-    return names
+def name_samples(images: Tensor, labels: Tensor, places: Sequence[int]) -> list[str]:
+    """Return a name for each sample, made of its place and a hash of image and label."""
+    return [
+        f"{place}-{hash_tensors([('image', image), ('label', label)])[:16]}"
+        for place, image, label in zip(places, images.cpu(), labels.cpu(), strict=True)
+    ]
 
 
-def _two_samples(place: int) -> str:
+def two_samples(place: int) -> str:
+    """Return the sentence for an index that two samples share."""
     return f"The index {place} stands for two different samples; index must be the place of a sample in its split."
+
+
+def _random_state(device: torch.device) -> tuple[object, ...]:
+    """Return the states of the global random generators, to be compared."""
+    drawn = np.random.get_state()[1:]
+    cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    numbers = (np.asarray(drawn[0]).tobytes(), *drawn[1:])
+    return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), numbers
 
 
 def _choose(kept: dict[str, dict[str, Example]]) -> list[Example]:

@@ -77,10 +77,10 @@ def summarise(
     Returns:
         ``weights``, ``samples``, ``clean`` (``accuracy``, ``interval``), ``attacks`` (by name: ``attack``, ``norm``,
         ``eps``, ``robust_accuracy``, its Wilson ``interval`` of 95 per cent, ``attacked``, ``successes``,
-        ``success_rate``, ``distance`` over the successes with ``min``, ``median`` (of attacks for the smallest
-        perturbation over all attacked samples, failures as infinite), ``mean``, ``max``, ``forward_passes`` with
-        ``total`` and ``mean`` per attacked sample, ``seconds``, ``flags``) and ``worst_case`` (``robust_accuracy``,
-        ``interval``, ``attacks``), ``None`` where there is nothing to tell or the median is infinite.
+        ``success_rate``, ``distance`` over the successes with ``min``, ``median``, ``mean``, ``max`` (the median of an
+        attack for the smallest perturbation is over all that were attacked, a failure being ``"inf"``),
+        ``forward_passes`` with ``total`` and ``mean`` per attacked sample, ``seconds``, ``flags``) and ``worst_case``
+        (``robust_accuracy``, ``interval``, ``attacks``), ``None`` where there is nothing to tell.
 
     Raises:
         ValueError: If there are no samples.
@@ -110,7 +110,7 @@ def summarise(
             "attacked": len(found),
             "successes": len(fooled),
             "success_rate": len(fooled) / len(found) if found else None,
-            "distance": {key: _finite(sizes[key]) for key in ("min", "median", "mean", "max")},
+            "distance": {key: _jsonable(sizes[key]) for key in ("min", "median", "mean", "max")},
             "forward_passes": {"total": passes, "mean": passes / len(found) if found else None},
             "seconds": round(sum(finished.seconds for finished in found), 3),
             "flags": list((flags or {}).get(title, ())),
@@ -145,8 +145,6 @@ def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
     for name, numbers in record["attacks"].items():
         sizes = [_short(numbers["distance"][key]) for key in ("min", "median", "mean", "max")]
         cost = [_short(numbers["forward_passes"]["mean"]), f"{numbers['seconds']:.1f}"]
-        if numbers["eps"] is None and numbers["attacked"] and numbers["distance"]["median"] is None:
-            sizes[1] = "inf"
         hit = f"{numbers['successes']}/{numbers['attacked']}"
         accuracy = _accuracy(numbers, "robust_accuracy")
         rows.append([name, numbers["norm"] or "", _short(numbers["eps"]), *accuracy, hit, *sizes, *cost])
@@ -161,8 +159,9 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *rows)]
     lines += [
         "",
-        f"{record['samples']} samples; min to max are norms of the successful perturbations (the median of attacks for",
-        "the smallest one is over all samples attacked); passes are forward passes per attacked sample, s is seconds.",
+        f"{record['samples']} samples; successes are of those attacked; min to max are norms of the successful",
+        "perturbations (where the smallest is looked for, without eps, the median is of all attacked, failures inf);",
+        "passes are forward passes per attacked sample, s is seconds.",
     ]
     doubts = [f"- {name}: {flag}" for name, numbers in record["attacks"].items() for flag in numbers["flags"]]
     return "\n".join([*lines, *(["", *doubts] if doubts else [])]) + "\n"
@@ -237,9 +236,10 @@ def _accuracy(numbers: Mapping[str, Any], name: str) -> list[str]:
     return [f"{100 * numbers[name]:.2f} %", f"{100 * lower:.2f} to {100 * upper:.2f}"]
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _jsonable(value: float) -> float | str | None:
+    """Return a number, ``inf`` as a text, which JSON has no number for, or ``None`` where there is nothing."""
+    return None if math.isnan(value) else value if math.isfinite(value) else "inf"
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _short(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.4g}"

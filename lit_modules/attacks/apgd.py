@@ -31,7 +31,7 @@ class APGD(Attack):
         norm: ``linf``, ``l2`` or ``l1``.
         eps: Radius in units of the samples, a number or one per sample.
         steps: Number of steps.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         rho: Share of steps that must raise the loss for the step size to stay.
         larger_eps: In L1, begin in larger balls.
         keep: ``first``: a sample leaves once fooled; ``best``: it takes all steps and the largest loss is returned.

@@ -45,8 +45,8 @@ class AutoAttackResult(AttackResult):
 class AutoAttack(Attack):
     """AutoAttack, with all attacks sharing the clean logits and the set of samples that are left.
 
-    ``standard``: APGD-CE, APGD-T and FAB-T with 9 targets, Square with 5000 queries; in L1 APGD-CE has 5 restarts,
-    APGD-T 5 targets, and there is no Square. ``plus``: APGD-CE, APGD-DLR and FAB with 5 restarts, Square, APGD-T,
+    ``standard``: APGD-CE, APGD-T and FAB-T with 9 targets, Square with 5000 queries; in L1 APGD-CE has 5 restarts and
+    APGD-T 5 targets. ``plus``: APGD-CE, APGD-DLR and FAB with 5 restarts, Square, APGD-T,
     FAB-T. ``rand``: APGD-CE and APGD-DLR with gradients averaged over 20 passes, for a model that answers at random.
     ``custom``: the attacks given.
 
@@ -227,19 +227,16 @@ def _members(norm: AttackNorm, version: Version) -> dict[str, Attack]:
             "apgd-ce": APGD(norm=norm, loss="cross_entropy", passes=20),
             "apgd-dlr": APGD(norm=norm, loss="dlr", passes=20),
         }
-    square = {} if norm == "l1" else {"square": Square(norm=norm)}
-    few = norm == "l1"
-    members: dict[str, Attack] = {}
+    square = Square(norm=norm)
+    targeted = APGDT(norm=norm, targets=5 if norm == "l1" else 9)
     if version == "standard":
-        members |= {
-            "apgd-ce": APGD(norm=norm, restarts=5 if few else 1),
-            "apgd-t": APGDT(norm=norm, targets=5 if few else 9),
-            "fab-t": FABT(norm=norm),
-        }
-        return members | square
-    members |= {
+        ascent = APGD(norm=norm, restarts=5 if norm == "l1" else 1)
+        return {"apgd-ce": ascent, "apgd-t": targeted, "fab-t": FABT(norm=norm), "square": square}
+    return {
         "apgd-ce": APGD(norm=norm, restarts=5),
         "apgd-dlr": APGD(norm=norm, loss="dlr", restarts=5),
         "fab": FAB(norm=norm, restarts=5),
+        "square": square,
+        "apgd-t": targeted,
+        "fab-t": FABT(norm=norm),
     }
-    return members | square | {"apgd-t": APGDT(norm=norm, targets=5 if few else 9), "fab-t": FABT(norm=norm)}

@@ -32,7 +32,7 @@ class DDN(MinimalAttack):
         init_norm: First radius, in units of the samples.
         levels: Round iterates to this many equally spaced values between the bounds, as 256 for 8-bit images; ``None``
             for no rounding.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         start_radius: Restarts after the first begin within half the smaller of this and the best distance; ``None``
             takes 1.
         search_steps: Forward passes of a last search between the sample and the best iterate; there is none with

@@ -61,7 +61,7 @@ class FixedRadiusAttack(Attack):
         eps: Radius in units of the samples, a number or one per sample.
         steps: Number of steps.
         random_start: Start at a random point of the ball instead of the sample.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable of logits and labels giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: ``first``: a sample leaves with the first iterate that fools the model, and otherwise with the iterate of
             the largest loss. ``best``: all steps, then the iterate of the largest loss among those that fool, else
             among all. ``last``: all steps and the last iterate. Called with it, the attack moves misclassified samples

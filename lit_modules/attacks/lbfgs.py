@@ -43,7 +43,7 @@ class LBFGS(Attack):
         initial_const: First c.
         refine_steps: Bisections of the segment at the end, one forward pass each.
         loss: ``nearest`` for the lead of the class whose boundary is nearest (targeted: of the target over the others),
-            ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+            ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         max_batch_size: Most optimisers at work side by side, each in a thread.
         arguments: Arguments of :class:`Attack`, by name.
 

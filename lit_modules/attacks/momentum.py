@@ -25,7 +25,7 @@ class Momentum(FixedRadiusAttack):
         step_size: Length of a step in the attack's norm, a number or one per sample.
         decay: Share of the momentum that stays, at least 0; at 0 the basic iterative method.
         random_start: Start uniformly in the ball.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.
@@ -73,7 +73,7 @@ class LinfMomentum(Momentum):
         step_size: Step in units of the samples, a number or one per sample.
         decay: Share of the momentum that stays, at least 0.
         random_start: Start uniformly in the ball.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.
@@ -110,7 +110,7 @@ class L2Momentum(Momentum):
         step_size: L2 length of a step, a number or one per sample.
         decay: Share of the momentum that stays, at least 0.
         random_start: Start uniformly in the ball.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.

@@ -25,7 +25,7 @@ class LinfPGD(FixedRadiusAttack):
         steps: Number of steps.
         step_size: Step in units of the samples, a number or one per sample.
         random_start: Start uniformly in the ball.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.
@@ -79,7 +79,7 @@ class L2PGD(FixedRadiusAttack):
         steps: Number of steps.
         step_size: L2 length of a step, a number or one per sample.
         random_start: Start uniformly in the ball.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.
@@ -127,7 +127,7 @@ class L1PGD(FixedRadiusAttack):
         step_size: L1 length of a step, a number or one per sample.
         sparsity: Share of the coordinates that stay in a step, from 0 to 1; at 1 a single one moves.
         random_start: Start at a Laplace direction of uniform length.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first`` to fool, ``best`` of all steps, ``last``; see :class:`FixedRadiusAttack`.
         passes: Passes whose gradients are averaged (EOT).
         arguments: Arguments of :class:`Attack`, by name.
@@ -218,7 +218,7 @@ class LinfBIM(LinfPGD):
         eps: Linf radius in units of the samples, a number or one per sample.
         steps: Number of steps.
         step_size: Step in units of the samples.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first``, ``best`` or ``last``.
         arguments: Arguments of :class:`Attack`, by name.
 
@@ -250,7 +250,7 @@ class L2BIM(L2PGD):
         eps: L2 radius in units of the samples, a number or one per sample.
         steps: Number of steps.
         step_size: L2 length of a step.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: What is returned: ``first``, ``best`` or ``last``.
         arguments: Arguments of :class:`Attack`, by name.
 
@@ -280,7 +280,7 @@ class FGSM(LinfPGD):
 
     Args:
         eps: Linf radius in units of the samples, a number or one per sample.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: ``first`` returns the sample itself where it is misclassified or the step lowers the loss without fooling;
             ``last`` always the step, from a single pass when the attack is called.
         arguments: Arguments of :class:`Attack`, by name.
@@ -312,7 +312,7 @@ class FGM(L2PGD):
 
     Args:
         eps: L2 radius in units of the samples, a number or one per sample.
-        loss: ``cross_entropy``, ``margin``, ``dlr``, or a callable giving one value per sample.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         keep: ``first`` returns the sample itself where it is misclassified or the step lowers the loss without fooling;
             ``last`` always the step, from a single pass when the attack is called.
         arguments: Arguments of :class:`Attack`, by name.

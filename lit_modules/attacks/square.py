@@ -12,7 +12,7 @@ from lit_modules.attacks.base import Attack, AttackArguments
 from lit_modules.attacks.checks import Radius, check_count
 from lit_modules.attacks.fixed_radius import BestSoFar
 from lit_modules.attacks.losses import Loss, LossName, resolve_loss
-from lit_modules.attacks.norms import check_norm, normalise, per_sample, project
+from lit_modules.attacks.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
 from lit_modules.attacks.problem import Outcome, Problem
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, of 10 000, after which the area halves
@@ -32,17 +32,18 @@ def square_area(query: int, start: float) -> float:
 class Square(Attack):
     """Random search that changes a square at a time and keeps what lowers the margin.
 
-    Linf: a square becomes the sample plus or minus eps, one sign for each channel. L2: the perturbation of one window
-        moves
-    to another. Vectors and signals are taken as images of one row. A fooled sample leaves at once.
+    Linf: a square becomes the sample plus or minus eps, one sign for each channel. L2 and L1: the perturbation of one
+    window moves to another; in L1 the nearest point of both ball and bounds is taken then, which leaves it sparse.
+    Vectors and signals are taken as images of one row. A fooled sample leaves at once.
 
     Args:
-        norm: ``linf`` or ``l2``.
+        norm: ``linf``, ``l2`` or ``l1``.
         eps: Radius in units of the samples, a number or one per sample.
         queries: Forward passes of each sample.
         start_area: Share of the image that the first squares cover, above 0 to 1.
         rescale: Stretch the schedule of areas from 10 000 queries to ``queries``; AutoAttack does not.
-        loss: ``margin``, ``cross_entropy``, ``dlr``, or a callable giving one value per sample.
+        loss: ``margin``, ``cross_entropy``, ``dlr``, ``soft_margin``, ``zero_one`` (the answer alone), or a callable
+            giving one value per sample.
         arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
@@ -50,13 +51,14 @@ class Square(Attack):
 
     References:
         Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search"
-        (arXiv 1912.00049), algorithms 1 to 3.
+        (arXiv 1912.00049), algorithms 1 to 3; Croce, Hein, "Mind the box: l1-APGD for sparse adversarial attacks on
+        image classifiers" (arXiv 2103.01208), section 4, for L1.
     """
 
     def __init__(
         self,
         *,
-        norm: Literal["linf", "l2"] = "linf",
+        norm: Literal["linf", "l2", "l1"] = "linf",
         eps: Radius = 0.3,
         queries: int = 5000,
         start_area: float = 0.8,
@@ -65,7 +67,7 @@ class Square(Attack):
         **arguments: Unpack[AttackArguments],
     ) -> None:
         super().__init__(**arguments)
-        check_norm(norm, ("linf", "l2"))
+        check_norm(norm, ("linf", "l2", "l1"))
         check_count("queries", queries)
         if not 0 < start_area <= 1:
             raise ValueError(f"start_area must be above 0 and at most 1, got {start_area}.")
@@ -114,7 +116,7 @@ class Square(Attack):
         scaled = int(query / self.queries * 10_000) if self.rescale else query
         area = square_area(scaled, self.start_area) * height * width
         side = max(1, round(math.sqrt(area)))
-        if self.norm == "l2":
+        if self.norm != "linf":
             side = max(side, 3) | 1
         tall = min(side, height)
         wide = min(width, max(1, round(area / tall)) if tall < side else side)
@@ -144,22 +146,45 @@ class Square(Attack):
         return part.clamp(image.view_as(part.x))
 
     def _bumps(self, part: Problem) -> Tensor:
-        """Return the samples plus a grid of five by five bumps of random sign, on the sphere of the radius."""
+        """Return the samples plus a grid of five by five bumps of random sign, at the radius."""
         channels, height, width = _shape(part.x)
         side = max(1, min(height, width) // 5)
         rows, columns = max(1, height // side), max(1, width // side)
-        tile = _bump(min(side, height), side, part.x)
+        tile = self._bump(min(side, height), side, part.x)
         sign = part.random.sign(channels, rows, columns).to(part.x.dtype)
         grid = (sign[:, :, :, None, :, None] * tile[:, None, :]).reshape(len(part), channels, rows * len(tile), -1)
         delta = torch.zeros(len(part), channels, height, width, dtype=part.x.dtype, device=part.x.device)
         delta[:, :, : grid.shape[2], : grid.shape[3]] = grid[:, :, :height, :width]
-        return self._on_sphere(part, delta)
+        return self._at_radius(part, delta)
 
-    def _on_sphere(self, part: Problem, delta: Tensor) -> Tensor:
-        """Return the samples plus the perturbation scaled to the radius, moved into the bounds."""
+    def _at_radius(self, part: Problem, delta: Tensor) -> Tensor:
+        """Return the samples plus the perturbation brought to the radius, within the bounds."""
         assert part.radius is not None
-        scaled = part.radius * normalise(delta.view_as(part.x), "l2")
-        return part.clamp(part.x + project(scaled, part.radius, "l2"))
+        delta = delta.view_as(part.x)
+        if self.norm == "l2":
+            return part.clamp(part.x + project(part.radius * normalise(delta, "l2"), part.radius, "l2"))
+        # what is larger is not scaled down: the projection takes the same off every value, and the small ones vanish
+        short = part.radius / per_sample(lp_norm(delta, "l1"), delta).clamp_min(torch.finfo(delta.dtype).tiny)
+        lower = None if part.lower is None else part.lower - part.x
+        upper = None if part.upper is None else part.upper - part.x
+        return part.clamp(part.x + project_l1_box(delta * short.clamp_min(1), part.radius, lower, upper))
+
+    def _bump(self, tall: int, wide: int, like: Tensor) -> Tensor:
+        """Return a window whose upper half is a peak and whose lower half is its negative, of unit norm."""
+        power = 2 if self.norm == "l2" else 4
+        upper, lower = _pyramid(tall // 2, wide, power, like), _pyramid(tall - tall // 2, wide, power, like)
+        if self.norm == "l1":
+            upper, lower = self._unit(upper), self._unit(lower)
+        return self._unit(torch.cat([upper, -lower]))
+
+    def _unit(self, windows: Tensor) -> Tensor:
+        """Return windows of unit norm, ``(..., height, width)``."""
+        return windows / self._size(windows, (-2, -1)).clamp_min(1e-12)
+
+    def _size(self, delta: Tensor, over: tuple[int, ...]) -> Tensor:
+        """Return the norm of a perturbation over some of its dimensions."""
+        size: Tensor = torch.linalg.vector_norm(delta, 2 if self.norm == "l2" else 1, dim=over, keepdim=True)
+        return size
 
     def _move(
         self,
@@ -175,12 +200,7 @@ class Square(Attack):
         shape = _shape(x)
         delta = (x - part.x).view(-1, *shape)
         into, out = _window(x, *first, *sides), _window(x, *second, *sides)
-        assert part.radius is not None
-        total = delta.square().sum((1, 2, 3), keepdim=True)
-        both = (delta.square() * (into | out)).sum((1, 2, 3), keepdim=True)
-        free = (part.radius.view(-1, 1, 1, 1).square() - total).clamp_min(0)
-        budget = (free / shape[0] + both).sqrt()
-        tile = _bump(*sides, x)
+        tile = self._bump(*sides, x)
         if sides[0] == sides[1]:
             pattern = torch.where(turned[:, None, None], tile.T, tile)
         else:
@@ -190,12 +210,21 @@ class Square(Attack):
         batch = torch.arange(len(x), device=x.device)[:, None, None, None]
         channel = torch.arange(shape[0], device=x.device)[None, :, None, None]
         at = batch, channel, rows[:, None, :, None], columns[:, None, None, :]
-        old = delta[at]
-        fresh = sign * pattern[:, None] + old / old.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-        fresh = fresh / fresh.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12) * budget
+        fresh = self._unit(sign * pattern[:, None] + self._unit(delta[at]))
         moved = delta.masked_fill(out, 0.0)
-        moved[at] = fresh
-        return self._on_sphere(part, moved)
+        moved[at] = fresh * self._budget(part, delta, into | out)
+        return self._at_radius(part, moved)
+
+    def _budget(self, part: Problem, delta: Tensor, windows: Tensor) -> Tensor:
+        """Return the norm that each channel of the first window gets: what both held and what the radius has left."""
+        assert part.radius is not None
+        radius, channels = part.radius.view(-1, 1, 1, 1), delta.shape[1]
+        if self.norm == "l2":
+            free = (radius.square() - self._size(delta, (1, 2, 3)).square()).clamp_min(0)
+            return (free / channels + self._size(delta * windows, (1, 2, 3)).square()).sqrt()
+        # more than there is, for the projection to take from: the published attack has this factor too
+        free = (radius - self._size(delta, (1, 2, 3))).clamp_min(0)
+        return free + channels * self._size(delta * windows, (2, 3))
 
 
 def _shape(x: Tensor) -> tuple[int, int, int]:
@@ -220,18 +249,11 @@ def _window(x: Tensor, top: Tensor, left: Tensor, tall: int, wide: int) -> Tenso
     return rows[:, None, :, None] & columns[:, None, None, :]
 
 
-def _pyramid(tall: int, wide: int, like: Tensor) -> Tensor:
-    """Return a peak in the middle: ring ``r`` from the outside of the last has the sum of ``1 / k^2`` from ``r``."""
+def _pyramid(tall: int, wide: int, power: int, like: Tensor) -> Tensor:
+    """Return a peak in the middle: ring ``r`` from the outside of the last sums ``1 / k^power`` from ``r``."""
     row = (torch.arange(tall, device=like.device) - tall // 2).abs()
     column = (torch.arange(wide, device=like.device) - wide // 2).abs()
     ring = torch.maximum(row[:, None], column[None, :])
     rings = max(tall, wide) // 2 + 1
-    heights = (1 / torch.arange(1, rings + 1, device=like.device, dtype=like.dtype) ** 2).flip(0).cumsum(0).flip(0)
+    heights = (1 / torch.arange(1, rings + 1, device=like.device, dtype=like.dtype) ** power).flip(0).cumsum(0).flip(0)
     return heights[ring.clamp_max(rings - 1)]
-
-
-def _bump(tall: int, wide: int, like: Tensor) -> Tensor:
-    """Return a window whose upper half is a peak and whose lower half is its negative, of unit L2 norm."""
-    upper = _pyramid(tall // 2, wide, like)
-    bump = torch.cat([upper, -_pyramid(tall - tall // 2, wide, like)])
-    return bump / bump.square().sum().sqrt().clamp_min(1e-12)

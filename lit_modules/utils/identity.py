@@ -1,211 +1,315 @@
-"""Texts that tell values apart by what they are, and say when they cannot."""
+"""Hashes of what an object will do: its class and code, its attributes, its tensors."""
 
-from __future__ import annotations
-
+import copyreg
+import enum
 import functools
 import hashlib
-import inspect
+import logging
+import random
+import site
+import struct
 import sys
-from collections.abc import Mapping
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import NamedTuple, Protocol, runtime_checkable
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+from typing import Any
 
-_OURS = {"lit_modules", "callbacks", "datamodules"}
-_LIBRARIES = {"torch", "torchvision", "torchmetrics", "lightning", "transformers", "numpy", *sys.stdlib_module_names}
-_SHOWN = 16  # most numbers of a tensor that are written out
-
-
-class Description(NamedTuple):
-    """What a value is.
-
-    Attributes:
-        text: Text; of two values that differ in what is known of them, it differs.
-        complete: Whether it says all that decides what the value does, in every process.
-    """
-
-    text: str
-    complete: bool
+_OWN = ("lit_modules", "datamodules", "callbacks")
+_LIBRARIES = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {*site.getsitepackages()}
+)
+_PLAIN = (type(None), bool, int, complex, str, bytes, bytearray, type(Ellipsis), type(NotImplemented))
+_CLASS_BOOKKEEPING = {"__dict__", "__doc__", "__module__", "__weakref__", "__firstlineno__", "__static_attributes__"}
 
 
-@runtime_checkable
-class Described(Protocol):
-    """A value that describes itself."""
-
-    def description(self) -> Description:
-        """Return what the value is."""
-        ...
+class UnidentifiableError(ValueError):
+    """An object that cannot be told from another one, with where it stands and why."""
 
 
-def describe(value: object) -> Description:
-    """Return what a value is: numbers, texts, containers, tensors, functions, modules, and objects made of these.
+def identify(value: object, name: str = "value") -> str:
+    """Return a hash of what an object will do, the same in every process.
 
-    Large tensors and weights are hashed. A function is told by its code and by what it finds outside itself (closure,
-    defaults, globals), a class by its source; those of libraries by their names. What is built in C, open files,
-    generators and the like are not told apart completely.
+    Plain values and tensors count by value, containers by their items, other objects by their class and all their
+    attributes. Functions and classes of the user count by their code, with defaults, closures and the global names
+    that they use; those of an installed library by name and version, those of this project by the sources of their
+    package. Modules of torch count by parameters, buffers (also those that a checkpoint leaves out), submodules, hooks
+    and plain attributes, not by mode, device, or whether a parameter is trained.
 
     Args:
-        value: Any value.
+        value: Object, such as a model or an attack.
+        name: What errors call it.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        UnidentifiableError: If something in it cannot be told from another: a random generator, an open file or
+            connection, an object of a compiled library that does not say what it is made of.
 
     Example:
-        >>> describe({"eps": 0.1, "bounds": (0, 1)})
-        Description(text="{'eps': 0.1, 'bounds': (0, 1)}", complete=True)
-        >>> describe(iter([])).complete
+        >>> first, second = (lambda x, k=k: x * k for k in (1, 2))
+        >>> identify(first) == identify(second)
         False
     """
-    return _Describer().describe(value)
+    try:
+        return _Walk().digest(value, name).hex()
+    except RecursionError:
+        raise UnidentifiableError(f"{name} is nested too deeply to be told from another.") from None
 
 
-def references(function: FunctionType) -> dict[str, object]:
-    """Return by name what a function finds outside itself: closure, defaults, and globals, those of inner ones too.
-
-    A global counts whose name stands in the code, be it as that of an attribute.
-    """
-    found: dict[str, object] = {}
-    codes = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-        found |= {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:  # not set yet
-            continue
-    found |= {f"default {number}": value for number, value in enumerate(function.__defaults__ or ())}
-    return found | (function.__kwdefaults__ or {})
-
-
-class _Describer:
-    """One description; remembers what it is within, so that circles end."""
+class _Walk:
+    """One walk through an object; what was met before is not walked again."""
 
     def __init__(self) -> None:
-        self.within: dict[int, object] = {}
+        self.done: dict[int, tuple[object, bytes]] = {}  # the object is kept, so that its id stays its own
+        self.open: dict[int, int] = {}
 
-    def describe(self, value: object) -> Description:
-        if value is None or value is Ellipsis or isinstance(value, bool | int | float | complex | str | bytes):
-            return Description(repr(value), True)
-        if id(value) in self.within:
-            return Description("<again>", True)
-        self.within[id(value)] = value
-        try:
-            return self._describe(value)
-        finally:
-            del self.within[id(value)]
+    def digest(self, value: object, path: str) -> bytes:
+        """Return the hash of an object."""
+        if isinstance(value, _PLAIN) or type(value) is float:
+            text = struct.pack("d", value) if type(value) is float else repr(value).encode()
+            return _hash(type(value).__qualname__, text)
+        key = id(value)
+        if key in self.done:
+            return self.done[key][1]
+        if key in self.open:
+            return _hash("above", str(len(self.open) - self.open[key]))
+        self.open[key] = len(self.open)
+        found = _hash(*self.parts(value, path))
+        del self.open[key]
+        self.done[key] = (value, found)
+        return found
 
-    def _describe(self, value: object) -> Description:
+    def parts(self, value: Any, path: str) -> Iterator[str | bytes]:
+        """Yield what an object is made of."""
         import torch
 
-        if isinstance(value, Described) and not isinstance(value, type):
-            return value.description()
         if isinstance(value, torch.Tensor):
-            return Description(_tensor(value), True)
-        if isinstance(value, torch.dtype | torch.device | torch.Size):
-            return Description(str(value), True)
-        if isinstance(value, list | tuple | set | frozenset):
-            parts = [self.describe(part) for part in value]
-            texts = [part.text for part in parts]
-            if isinstance(value, list | tuple):
-                left, right = "[]" if isinstance(value, list) else "()"
-                inner = ", ".join(texts) + ("," if isinstance(value, tuple) and len(texts) == 1 else "")
-            else:
-                left, right, inner = "{", "}", ", ".join(sorted(texts))
-            return Description(left + inner + right, all(part.complete for part in parts))
-        if isinstance(value, Mapping):
-            pairs = [(self.describe(key), self.describe(inner)) for key, inner in value.items()]
-            text = ", ".join(f"{key.text}: {inner.text}" for key, inner in pairs)
-            return Description(f"{{{text}}}", all(key.complete and inner.complete for key, inner in pairs))
-        if isinstance(value, functools.partial):
-            return self._call("partial", {"func": value.func, "args": value.args, "keywords": value.keywords})
-        if isinstance(value, MethodType):
-            owner = self.describe(value.__self__)
-            return Description(f"{owner.text}.{value.__name__}", owner.complete)
-        if isinstance(value, FunctionType):
-            return self._function(value)
-        if isinstance(value, BuiltinFunctionType):
-            known = isinstance(value.__self__, ModuleType | None)
-            return Description(f"{value.__module__}.{value.__qualname__}", known)
-        if isinstance(value, ModuleType):
-            return Description(
-                f"{value.__name__} {getattr(value, '__version__', '')}".strip(), _is_known(value.__name__)
-            )
-        if isinstance(value, type):
-            return self._class(value)
-        if isinstance(value, torch.nn.Module):
-            return self._module(value)
-        return self._object(value)
+            yield from _tensor(value, path)
+        elif isinstance(value, (torch.Generator, random.Random)):
+            raise UnidentifiableError(f"{path} is a random generator, whose next numbers depend on what was drawn.")
+        elif isinstance(value, torch.nn.Module):
+            yield from self.module(value, path)
+        elif isinstance(value, types.ModuleType):
+            yield value.__name__
+        elif isinstance(value, logging.Logger):
+            yield value.name
+        elif isinstance(value, PurePath):
+            yield str(value)
+        elif isinstance(value, enum.Enum):
+            yield from (self.digest(type(value), path), value.name)
+        elif isinstance(value, type):
+            yield from self.type(value, path)
+        elif isinstance(value, types.FunctionType):
+            yield from self.function(value, path)
+        elif isinstance(value, types.MethodType):
+            yield from (self.digest(value.__func__, path), self.digest(value.__self__, path))
+        elif isinstance(value, (staticmethod, classmethod)):
+            yield from (type(value).__name__, self.digest(value.__func__, path))
+        elif isinstance(value, property):
+            yield from ("property", *(self.digest(part, path) for part in (value.fget, value.fset, value.fdel)))
+        elif isinstance(value, functools.partial):
+            yield from ("partial", self.digest((value.func, value.args, value.keywords), path))
+        elif isinstance(value, types.CodeType):
+            yield from self.code(value, path)
+        elif isinstance(value, types.BuiltinFunctionType):
+            owner = value.__self__
+            yield from (str(value.__module__), value.__qualname__)
+            yield b"" if owner is None or isinstance(owner, types.ModuleType) else self.digest(owner, path)
+        elif isinstance(value, dict):
+            yield from self.object_of(value, path)
+            for number, (key, item) in enumerate(value.items()):
+                yield self.digest(key, f"{path} key {number}")
+                yield self.digest(item, f"{path}[{key!r}]")
+        elif isinstance(value, (list, tuple)):
+            yield from self.object_of(value, path)
+            yield from (self.digest(item, f"{path}[{number}]") for number, item in enumerate(value))
+        elif isinstance(value, (set, frozenset)):
+            yield from self.object_of(value, path)
+            yield from sorted(self.digest(item, f"item of {path}") for item in value)
+        else:
+            yield from self.object(value, path)
 
-    def _call(self, name: str, parts: Mapping[str, object], known: bool = True) -> Description:
-        described = {key: self.describe(part) for key, part in parts.items()}
-        text = ", ".join(f"{key}={part.text}" for key, part in described.items())
-        return Description(f"{name}({text})", known and all(part.complete for part in described.values()))
-
-    def _function(self, function: FunctionType) -> Description:
-        name = f"{function.__module__}.{function.__qualname__}"
-        if _is_known(function.__module__) and "<" not in function.__qualname__:
-            return Description(name, True)
-        outside = self.describe(references(function))
-        digest = hashlib.sha256(f"{_code(function.__code__)} {outside.text}".encode()).hexdigest()
-        return Description(f"{name}#{digest[:16]}", outside.complete)
-
-    def _class(self, kind: type) -> Description:
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        texts, complete = [], True
-        for base in kind.__mro__:
-            if _is_known(base.__module__):
-                continue
-            try:
-                texts.append(inspect.getsource(base))
-            except (OSError, TypeError):  # typed in, or built in C
-                complete = False
-            methods = [part for part in vars(base).values() if isinstance(part, FunctionType)]
-            for part in (self.describe(references(method)) for method in methods):
-                texts.append(part.text)
-                complete &= part.complete
-        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-        return Description(f"{name}#{digest[:16]}" if texts else name, complete)
-
-    def _module(self, module: object) -> Description:
+    def module(self, value: Any, path: str) -> Iterator[str | bytes]:
+        """Yield what a module of torch is made of."""
         import torch
 
-        assert isinstance(module, torch.nn.Module)
-        kind = self.describe(type(module))
-        own = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
-        own |= dict(module.named_children())
-        if not module.training:
-            own["training"] = False
-        own |= dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        hooks = any(vars(module).get(name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
-        return self._call(kind.text.removeprefix("torch.nn.modules."), own, known=kind.complete and not hooks)
+        if isinstance(value, torch.jit.ScriptModule):
+            raise UnidentifiableError(f"{path} is compiled by TorchScript, whose code is not looked at.")
+        inner = value._modules.get("_orig_mod")
+        if inner is not None and type(value).__module__.startswith("torch."):
+            yield from ("compiled", self.digest(inner, path))  # torch.compile keeps what the module computes
+            return
+        yield self.digest(type(value), path)
+        for kind in ("_parameters", "_buffers", "_modules"):
+            for name, item in getattr(value, kind).items():
+                yield from (name, self.digest(item, f"{path}.{name}"))
+        for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+            for number, hook in enumerate(getattr(value, kind).values()):
+                yield from (kind, self.digest(hook, f"{path}.{kind}[{number}]"))
+        lightning: Any = sys.modules.get("lightning.pytorch")
+        is_lightning = lightning is not None and isinstance(value, lightning.LightningModule)
+        yield from self.attributes(value, path, _bookkeeping(is_lightning))
 
-    def _object(self, value: object) -> Description:
-        kind = self.describe(type(value))
-        ours = type(value).__module__.partition(".")[0]
-        if not hasattr(value, "__dict__") or (_is_known(type(value).__module__) and ours not in _OURS):
-            return Description(repr(value), False)
-        return self._call(kind.text, vars(value), known=kind.complete)
+    def object_of(self, value: object, path: str) -> Iterator[str | bytes]:
+        """Yield class and attributes of a container."""
+        yield self.digest(type(value), path)
+        yield from self.attributes(value, path)
+
+    def object(self, value: Any, path: str) -> Iterator[str | bytes]:
+        """Yield what any other object is made of."""
+        kind = type(value)
+        if isinstance(value, types.GenericAlias) or kind.__module__ == "typing":
+            yield repr(value)
+        elif isinstance(value, types.MappingProxyType):
+            yield self.digest(dict(value), path)
+        elif isinstance(value, Iterator) or kind.__module__.startswith("numpy.random"):
+            raise UnidentifiableError(f"{path} is a {kind.__qualname__}, which gives something else each time.")
+        elif hasattr(value, "__dict__") and _written_in_python(kind):
+            yield self.digest(kind, path)
+            yield from self.attributes(value, path)
+        elif hasattr(value, "__wrapped__"):  # functools.cache
+            yield from (kind.__qualname__, self.digest(value.__wrapped__, path))
+        else:
+            yield from self.reduced(value, path)
+
+    def reduced(self, value: Any, path: str) -> Iterator[str | bytes]:
+        """Yield what an object of a compiled class says it is made of, as for a copy."""
+        kind = type(value)
+        try:
+            registered = copyreg.dispatch_table.get(kind)
+            reduced = registered(value) if registered is not None else value.__reduce_ex__(2)
+        except Exception:  # whatever a foreign class raises where it cannot be copied
+            raise UnidentifiableError(
+                f"{path} is of {kind.__module__}.{kind.__qualname__}, which does not say what it is made of."
+            ) from None
+        if isinstance(reduced, str):
+            yield from (str(getattr(value, "__module__", None) or kind.__module__), reduced)
+            return
+        for part in reduced:
+            whole = tuple(part) if isinstance(part, Iterator) else part
+            yield self.digest(whole, f"{path} ({kind.__name__})")
+
+    def attributes(self, value: object, path: str, without: Iterable[str] = ()) -> Iterator[str | bytes]:
+        """Yield names and values of an object's attributes, in the order of their names."""
+        found = dict(getattr(value, "__dict__", {}))
+        for base in type(value).__mro__:
+            slots = base.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                    found[name] = getattr(value, name)
+        for name in sorted(found.keys() - set(without)):
+            yield from (name, self.digest(found[name], f"{path}.{name}"))
+
+    def type(self, value: type, path: str) -> Iterator[str | bytes]:
+        """Yield what a class is made of."""
+        yield from (value.__module__, value.__qualname__)
+        version = _version(value.__module__)
+        if version is not None:
+            yield version
+            return
+        yield from (self.digest(base, path) for base in value.__bases__)
+        for name, item in sorted(value.__dict__.items()):
+            if (
+                name in _CLASS_BOOKKEEPING
+                or name.startswith("_abc_")
+                or isinstance(item, (types.MemberDescriptorType, types.GetSetDescriptorType))
+            ):
+                continue
+            yield from (name, self.digest(item, f"{value.__qualname__}.{name}"))
+
+    def function(self, value: types.FunctionType, path: str) -> Iterator[str | bytes]:
+        """Yield what a function is made of, with what it uses from around it."""
+        yield from (str(value.__module__), value.__qualname__)
+        version = _version(str(value.__module__))
+        if version is None:
+            yield self.digest(value.__code__, path)
+            yield from self.globals(value)
+        else:
+            yield version
+        yield self.digest((value.__defaults__, value.__kwdefaults__), f"defaults of {path}")
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                content = cell.cell_contents
+            except ValueError:  # not bound yet
+                continue
+            yield from (name, self.digest(content, f"{name} in {path}"))
+        yield from self.attributes(value, path)
+
+    def globals(self, value: types.FunctionType) -> Iterator[str | bytes]:
+        """Yield the global values that the code of a function names, also those of the user's modules."""
+        names = _names(value.__code__)
+        for name in sorted(names & value.__globals__.keys()):
+            item = value.__globals__[name]
+            yield from (name, self.digest(item, name))
+            if isinstance(item, types.ModuleType) and _version(item.__name__) is None:
+                inner = vars(item)
+                yield from (self.digest(inner[part], f"{name}.{part}") for part in sorted(names & inner.keys()))
+
+    def code(self, value: types.CodeType, path: str) -> Iterator[str | bytes]:
+        """Yield what compiled code is made of."""
+        yield from (str(sys.implementation.cache_tag), value.co_code, value.co_exceptiontable)
+        yield from (" ".join(value.co_names), " ".join(value.co_varnames))
+        yield from (self.digest(constant, path) for constant in value.co_consts)
 
 
-def _is_known(module: str | None) -> bool:
-    """Return whether a module's code belongs to a library, whose version decides it."""
-    return str(module).partition(".")[0] in _LIBRARIES | _OURS and module != "__main__"
+def _hash(*parts: str | bytes) -> bytes:
+    total = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        total.update(len(content).to_bytes(8, "big"))
+        total.update(content)
+    return total.digest()
 
 
-def _tensor(tensor: object) -> str:
+def _tensor(value: Any, path: str) -> Iterator[str | bytes]:
     import torch
 
-    from lit_modules.utils.hashing import hash_tensors
+    tensor = value.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise UnidentifiableError(f"{path} is a tensor without plain values, {tensor.layout} {tensor.dtype}.")
+    yield from (str(tensor.dtype), str(tuple(tensor.shape)))
+    plain = tensor.cpu().resolve_conj().resolve_neg().contiguous().flatten()
+    yield memoryview(plain.view(torch.uint8).numpy())  # type: ignore[misc]
 
-    assert isinstance(tensor, torch.Tensor)
-    if tensor.numel() <= _SHOWN:
-        return f"tensor({tensor.tolist()!r}, dtype={tensor.dtype})"
-    return f"tensor(shape={tuple(tensor.shape)}, dtype={tensor.dtype}, sha256={hash_tensors({'': tensor})[:16]})"
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return the global and attribute names of code and of the functions within it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
 
 
-def _code(code: CodeType) -> str:
-    """Return what code does, without the places where it stands in a file."""
-    constants = []
-    for part in code.co_consts:
-        if isinstance(part, CodeType):
-            constants.append(_code(part))
-        else:
-            constants.append(repr(sorted(map(repr, part)) if isinstance(part, frozenset) else part))
-    return " ".join([code.co_code.hex(), *code.co_names, *code.co_varnames, *code.co_freevars, *constants])
+def _written_in_python(kind: type) -> bool:
+    """Return whether all that objects of a class hold lies in their attributes."""
+    for base in kind.__mro__[:-1]:
+        if not base.__flags__ & (1 << 9) or isinstance(base.__dict__.get("__new__"), types.BuiltinFunctionType):
+            return False
+    return True
+
+
+@functools.cache
+def _bookkeeping(lightning: bool) -> frozenset[str]:
+    """Return the names of what every module has and what says nothing of what it computes."""
+    import torch
+
+    base: Any = torch.nn.Module
+    if lightning:
+        from lightning.pytorch import LightningModule
+
+        base = LightningModule
+    return frozenset(vars(base()))
+
+
+@functools.cache
+def _version(module: str) -> str | None:
+    """Return what tells the code of a module from another, or ``None`` for the user's, whose code is looked at."""
+    top = module.partition(".")[0]
+    if top in _OWN and module in sys.modules:
+        folder = Path(str(sys.modules[module].__file__)).parent
+        return _hash(*(path.read_bytes() for path in sorted(folder.rglob("*.py")))).hex()
+    loaded = sys.modules.get(top)
+    file = getattr(loaded, "__file__", None) or next(iter(getattr(loaded, "__path__", ())), None)
+    if file is None:
+        return sys.version if top in sys.stdlib_module_names else None
+    return str(getattr(loaded, "__version__", sys.version)) if file.startswith(_LIBRARIES) else None

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from lit_modules import PGDTraining
@@ -64,6 +65,19 @@ def test_fit_and_test(tmp_path: Path) -> None:
     assert record["samples"] == 50
     assert {path.suffix for path in tmp_path.rglob("robustness.*")} == {".json", ".md", ".png"}
     assert len(list((tmp_path / "evaluation").iterdir())) == 2
+
+
+def test_predict(tmp_path: Path) -> None:
+    config = tmp_path / "pgd.yaml"
+    trainer = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    config.write_text(yaml.safe_dump(CONFIG | {"trainer": trainer}, sort_keys=False), encoding="utf-8")
+    cli: Any = main(["predict", "-c", str(config), f"--trainer.default_root_dir={tmp_path}"])
+    (found,) = cli.trainer.predict_loop.predictions
+    batch = next(iter(cli.datamodule.predict_dataloader()))
+    probability = cli.model.eval()(batch["image"]).softmax(1)
+    assert found["index"].tolist() == list(range(50))
+    assert torch.allclose(found["probability"], probability, atol=1e-6)
+    assert torch.equal(found["prediction"], probability.argmax(1))
 
 
 def test_a_list_of_attacks_and_every_method(tmp_path: Path) -> None:

@@ -269,3 +269,23 @@ def test_validation_works_in_inference_mode_and_without(bench: Any) -> None:
         trainer = bench.trainer(inference_mode=inference_mode)
         numbers.append(trainer.validate(module, bench.loader(), verbose=False)[0])
     assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predict_and_forward(method: Any, bench: Any) -> None:
+    network, data = bench.network(dropout=0.5), bench.loader(20, 8)
+    module = make(method, network)
+    found = bench.trainer().predict(module, data)
+    images = data.dataset.image
+    probability = network.eval()(images).softmax(1)
+    assert [set(batch) for batch in found] == [{"index", "prediction", "probability"}] * 3
+    assert torch.cat([batch["index"] for batch in found]).tolist() == list(range(20))
+    assert torch.allclose(torch.cat([batch["probability"] for batch in found]), probability, atol=1e-6)
+    assert torch.equal(torch.cat([batch["prediction"] for batch in found]), probability.argmax(1))
+    assert torch.equal(module(images), network(images))
+    for loader in (DataLoader(images, 20), DataLoader(torch.utils.data.TensorDataset(images), 20)):  # type: ignore[arg-type]
+        (alone,) = bench.trainer().predict(module, loader)
+        assert set(alone) == {"prediction", "probability"}
+        assert torch.allclose(alone["probability"], probability, atol=1e-6)
+    with pytest.raises(ValueError, match=r"predicts for batches with the key image, got \['picture'\]"):
+        bench.trainer().predict(module, DataLoader([{"picture": torch.zeros(1)}]))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from lit_modules.attacks.square import Square
 NAMES = {
     ("linf", "standard"): ["clean", "apgd-ce", "apgd-t", "fab-t", "square"],
     ("l2", "standard"): ["clean", "apgd-ce", "apgd-t", "fab-t", "square"],
-    ("l1", "standard"): ["clean", "apgd-ce", "apgd-t", "fab-t"],
+    ("l1", "standard"): ["clean", "apgd-ce", "apgd-t", "fab-t", "square"],
     ("linf", "plus"): ["clean", "apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
     ("linf", "rand"): ["clean", "apgd-ce", "apgd-dlr"],
 }
@@ -79,6 +79,8 @@ def test_settings_of_the_versions() -> None:
     assert [facts(attack, "passes", "loss") for attack in rand.values()] == [[20, "cross_entropy"], [20, "dlr"]]
     assert facts(l1["apgd-ce"], "restarts", "larger_eps", "norm") == [5, True, "l1"]
     assert facts(l1["apgd-t"], "targets", "larger_eps") == [5, True]
+    assert facts(l1["fab-t"], "steps", "n_targets", "norm") == [100, 9, "l1"]
+    assert facts(l1["square"], "queries", "start_area", "rescale", "norm") == [5000, 0.8, False, "l1"]
 
 
 def test_counts_record_and_log(caplog: pytest.LogCaptureFixture) -> None:

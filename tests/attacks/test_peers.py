@@ -202,7 +202,8 @@ def test_apgd_of_art(digits: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("norm", "package"), [("linf", "pyautoattack"), ("l2", "pyautoattack"), ("linf", "torchattacks")]
+    ("norm", "package"),
+    [("linf", "pyautoattack"), ("l2", "pyautoattack"), ("l1", "pyautoattack"), ("linf", "torchattacks")],
 )
 def test_square(digits: Any, norm: Any, package: str) -> None:
     """The peers' windows never reach the last row and column, which matters in so small images; here they do."""
@@ -227,7 +228,7 @@ def test_square(digits: Any, norm: Any, package: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_autoattack_of_pyautoattack(digits: Any, norm: Any) -> None:
     pyautoattack = pytest.importorskip("pyautoattack")
     model, x, y = digits

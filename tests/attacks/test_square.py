@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_modules.attacks.norms import lp_norm
 from lit_modules.attacks.square import Square, square_area
 
-EPS: dict[str, float] = {"linf": 0.1, "l2": 0.6}
+EPS: dict[str, float] = {"linf": 0.1, "l2": 0.6, "l1": 3.0}
 SHAPES = [(6, 48), (6, 2, 24), (6, 2, 4, 6), (6, 3, 8, 2), (6, 1, 1, 48)]
 
 
@@ -69,6 +69,30 @@ def test_starts_on_the_l2_sphere() -> None:
     move = model.tries[1] - x
     assert torch.allclose(lp_norm(move, "l2"), torch.full((5,), 0.7), atol=1e-5)
     assert float((move != 0).float().mean()) > 0.7
+
+
+@pytest.mark.parametrize("eps", [0.7, 4.0, 200.0])
+def test_starts_on_the_l1_sphere(eps: float) -> None:
+    model, x = Stubborn(), torch.rand(5, 3, 40, 39)
+    Square(norm="l1", eps=eps, queries=1, bounds=None)(model, x, torch.zeros(5, dtype=torch.int64))
+    move = model.tries[1] - x
+    assert torch.allclose(lp_norm(move, "l1"), torch.full((5,), eps), rtol=1e-4)
+    moved = float((move != 0).float().mean())
+    assert moved > 0.7 if eps == 200 else 0 < moved < 0.2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_l1_tries_are_at_the_radius_within_the_bounds(channels: int) -> None:
+    """The box takes from the perturbation while the projection gives nothing back, so a try may be a little inside."""
+    model, x = Stubborn(), torch.rand(8, channels, 12, 12, generator=torch.Generator().manual_seed(0))
+    Square(norm="l1", eps=6.0, queries=80)(model, x, torch.zeros(8, dtype=torch.int64))
+    for tried in model.tries[1:]:
+        sizes = lp_norm((tried - x).double(), "l1")
+        assert bool((sizes <= 6 * (1 + 1e-6)).all())
+        assert bool((sizes > 3).all())
+        assert bool(((tried >= 0) & (tried <= 1)).all())
+    start, last = model.tries[1], model.tries[-1]
+    assert not torch.equal(start, last)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
@@ -159,6 +183,8 @@ def test_failures_are_the_best_try(norm: str) -> None:
 @pytest.mark.parametrize("norm", EPS)
 def test_batch_and_order_do_not_matter(norm: str) -> None:
     model, x = network(), images(6)
+    if norm == "l1":  # where two tries are equal but for rounding, that of float32 decides between them
+        model, x = model.double(), x.double()
     attack = make(norm, eps=EPS[norm] / 6, queries=70, restarts=2)
     together = attack(model, x)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
@@ -220,7 +246,7 @@ def test_five_dimensions_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "l1"}, "norm must be 'linf' or 'l2', got 'l1'"),
+        ({"norm": "l0"}, "norm must be 'linf' or 'l2' or 'l1', got 'l0'"),
         ({"queries": 0}, "queries must be an integer of at least 1, got 0"),
         ({"start_area": 0.0}, r"start_area must be above 0 and at most 1, got 0\.0"),
         ({"start_area": 1.5}, r"start_area must be above 0 and at most 1, got 1\.5"),

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from callbacks import RobustnessRecord
@@ -24,8 +25,39 @@ class Attacked(LightningModule):
     def results_table(self) -> str:
         return f"| samples |\n| --- |\n| {self.record['samples']} |\n"
 
+    def results_rows(self) -> list[list[str]]:
+        return [["", "accuracy"], ["clean", "98.00 %"], ["pgd", "51.00 %"]]
+
     def draw_results(self, path: Path) -> None:
         path.write_bytes(b"picture")
+
+
+class Drawn(Attacked):
+    """Draws a picture that can be read."""
+
+    def draw_results(self, path: Path) -> None:
+        Image.new("RGB", (6, 4), (255, 0, 0)).save(path)
+
+
+class Fake(Logger):
+    """Takes tables and pictures, as W&B's logger does."""
+
+    name, version, experiment = "fake", 0, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, Any] = {}
+        self.pictures: dict[str, Any] = {}
+
+    def log_hyperparams(self, *arguments: Any, **more: Any) -> None: ...
+
+    def log_metrics(self, *arguments: Any, **more: Any) -> None: ...
+
+    def log_table(self, key: str, columns: list[str], data: list[list[str]]) -> None:
+        self.tables[key] = [columns, *data]
+
+    def log_image(self, key: str, images: list[str]) -> None:
+        self.pictures[key] = [Path(image).read_bytes() for image in images]
 
 
 def run(folder: Path, callback: RobustnessRecord, module: Any = None, logger: Any = False) -> None:
@@ -65,7 +97,50 @@ def test_another_record_is_kept_with_its_table_and_picture(tmp_path: Path) -> No
     assert "| 2 |" in found["robustness-1.md"]
 
 
-@pytest.mark.parametrize("missing", ["results", "results_table", "draw_results"])
+def test_table_and_picture_go_to_every_logger_that_takes_them(tmp_path: Path) -> None:
+    fakes = Fake(), Fake()
+    run(tmp_path, RobustnessRecord(), logger=[fakes[0], CSVLogger(tmp_path), fakes[1]])
+    for fake in fakes:
+        assert fake.tables == {"test/robustness": [["attack", "accuracy"], ["clean", "98.00 %"], ["pgd", "51.00 %"]]}
+        assert fake.pictures == {"test/examples": [b"picture"]}
+
+
+def test_tensorboard_shows_table_and_picture(tmp_path: Path) -> None:
+    class Board:
+        def __init__(self) -> None:
+            self.seen: dict[str, Any] = {}
+
+        def add_text(self, key: str, text: str, step: int) -> None:
+            self.seen[key] = text
+
+        def add_image(self, key: str, image: torch.Tensor, step: int) -> None:
+            self.seen[key] = image
+
+    class Boarded(Fake):
+        experiment = Board()
+        log_table = log_image = property()  # type: ignore[assignment]
+
+    logger = Boarded()
+    run(tmp_path, RobustnessRecord(), Drawn(), logger)
+    assert logger.experiment.seen["test/robustness"] == Attacked().results_table()
+    assert logger.experiment.seen["test/examples"].shape == (3, 4, 6)
+
+
+def test_wandb_gets_table_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandbLogger(project="robust", save_dir=str(tmp_path), offline=True)
+    run(tmp_path, RobustnessRecord(str(tmp_path / "mine")), Drawn(), logger)
+    logger.experiment.finish()
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/test/robustness*.table.json")
+    found = json.loads(table.read_text(encoding="utf-8"))
+    assert found["columns"] == ["attack", "accuracy"]
+    assert found["data"] == [["clean", "98.00 %"], ["pgd", "51.00 %"]]
+    (picture,) = tmp_path.glob("wandb/offline-run-*/files/media/images/test/examples*.png")
+    with Image.open(picture) as image:
+        assert image.size == (6, 4)
+
+
+@pytest.mark.parametrize("missing", ["results", "results_table", "results_rows", "draw_results"])
 def test_a_module_without_what_is_asked_for_is_refused(missing: str, tmp_path: Path) -> None:
     mute = type("Mute", (Attacked,), {missing: None})()
     with pytest.raises(TypeError, match=rf"asks for Mute\.{missing}\(\), which is missing"):
