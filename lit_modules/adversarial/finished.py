@@ -18,7 +18,7 @@ from lit_modules.attacks.base import Attack
 from lit_modules.attacks.contexts import evaluation_mode
 from lit_modules.utils.files import whole_file, write_whole
 from lit_modules.utils.hashing import stable_hash
-from lit_modules.utils.identity import UnidentifiableError, identify
+from lit_modules.utils.fingerprint import UnidentifiableError, identify
 
 _EXAMPLES = 8  # samples of each batch whose images are kept
 _ALIKE = 1e-4  # of the largest logit: what the order of sums and another batch can change
@@ -63,7 +63,7 @@ class AttackRun:
 
     They lie in ``<folder>/<name>-<hash>``, a file for each call, written in one step. The hash is that of all which an
     outcome depends on: the attack with all its arguments, and the classifier with its weights, its structure, its
-    plain attributes and the code of its functions (:func:`lit_modules.utils.identity.identify`). What these leave open
+    plain attributes and the code of its functions (:func:`lit_modules.utils.fingerprint.identify`). What these leave open
     the answers decide: an outcome counts only if the classifier answers the clean sample as it did. An attack or a
     classifier that cannot be told from another is named in a warning, and nothing of it is taken up again.
 
