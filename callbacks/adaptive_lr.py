@@ -4,18 +4,23 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
-_COUNTS = ("steps", "probes", "accepted", "passes", "drawn")
+_COUNTS = ("steps", "probes", "accepted", "passes", "drawn", "width")
+_ROUNDING = 8.0
+"""Rounding errors of a mean loss, in units of its precision, that a second difference must exceed; 3 were measured."""
+_WIDER, _WIDEST = 4.0, 1024.0
 
 
 @dataclass(frozen=True)
@@ -96,20 +101,26 @@ class AdaptiveLR(Callback):
     any optimizer with its momentum, preconditioning and weight decay; evaluates the loss at ``theta - m * lr * d`` for
     each ``m`` in ``factors``; fits ``a x^2 / 2 - b x``; and moves the rate towards the minimiser ``b / a``. It then
     puts everything back, bit for bit: weights, gradients, optimizer state, modes, random state. The real step follows
-    with the new rate. Losses are summed in the precision the module returns them in, at least float32, and over ranks.
-    A probe with three factors costs three forward passes.
+    with the new rate. A probe costs a forward pass for each factor.
+
+    At small rates the curvature drowns in rounding, and its sign with it. Under mixed precision the probe is therefore
+    taken in float32, outside of autocast; not so where weights are in half precision themselves or sharded, which the
+    log says at the start. A probe whose second difference is still within rounding is taken again at four times the
+    distance, and so on up to 1024 times the update, and rejected if that does not help. The next probe begins at the
+    distance that did, or, well above rounding, at a fourth of it.
 
     Asks of the module ``probe_loss(batch) -> (sum, weight)``: the summed loss of a training batch and its weight, such
     as its number of target tokens, both scalar tensors; called without gradient and in evaluation mode. Works with
     automatic and manual optimization, one optimizer, and no learning-rate scheduler; on one device, with DDP, and on
     weights that FSDP2 shards. State is kept in the checkpoint. Logs ``adaptive_lr/probe`` (its number: Lightning
     repeats logged values until the next probe), ``adaptive_lr/lr``, ``adaptive_lr/change`` (what the fit says that the
-    update does to the loss at the rate before the probe), ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2`` and
-    ``adaptive_lr/accepted`` (0 or 1) at each probe.
+    update does to the loss at the rate before the probe), ``adaptive_lr/a``, ``adaptive_lr/b``, ``adaptive_lr/r2``,
+    ``adaptive_lr/width`` (the distance, in updates) and ``adaptive_lr/accepted`` (0 or 1) at each probe.
 
     Args:
         period: Optimizer steps from one probe to the next; the first step is probed.
-        factors: Multiples of the current update to evaluate; 0 and two others at least.
+        factors: Multiples of the current update to evaluate; 0 and two others at least. The official code has
+            ``(-1, 0, 1)``, through which a parabola always goes, so ``r2_min`` rejects nothing.
         r2_min: Smallest R^2 of an accepted fit.
         clip: Largest factor by which the minimiser may differ from the current rate.
         smooth: Share of the current rate in the new one.
@@ -133,7 +144,7 @@ class AdaptiveLR(Callback):
     def __init__(
         self,
         period: int = 10,
-        factors: tuple[float, ...] = (-1.0, 0.0, 1.0),
+        factors: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0),
         r2_min: float = 0.99,
         clip: float = 2.0,
         smooth: float = 0.9,
@@ -184,11 +195,15 @@ class AdaptiveLR(Callback):
         self.accepted = 0
         self.passes = 0  # over the loader of fresh batches
         self.drawn = 0  # fresh batches of this pass
-        self._batches: list[Any] = []
+        self.width = 1.0  # of the next probe, in updates
+        self._batches: list[Any] = []  # earlier ones of the step to come
+        self._batch: list[Any] = []  # the one under way
         self._fresh: Iterator[Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module offers the probed loss."""
+        if stage == "fit":
+            self.forget_batches()
         if stage == "fit" and not callable(getattr(pl_module, "probe_loss", None)):
             raise TypeError(
                 f"AdaptiveLR needs {type(pl_module).__name__}.probe_loss(batch), which returns the summed loss of a "
@@ -204,30 +219,39 @@ class AdaptiveLR(Callback):
         if trainer.lr_scheduler_configs:
             name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
             raise ValueError(f"AdaptiveLR sets the learning rate, and so does {name}; leave one of the two out.")
+        dtype = _computed_in(trainer, pl_module)
+        if trainer.precision != "32-true" or dtype != torch.float32:
+            rank_zero_info(
+                f"AdaptiveLR probes in {str(dtype).removeprefix('torch.')} at precision {trainer.precision}, and wider "
+                "than the update where the curvature is within rounding."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batches of the step to come, if it is to be probed."""
-        if self.steps % self.period == 0:
-            self._batches.append(batch)
+        self._batch = [batch] if self.steps % self.period == 0 else []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch among those of the step to come, if none was made with it."""
+        self._batches += self._batch
+        self._batch = []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Probe along the update that is about to be made, and set the rate it will use."""
         due = self.steps % self.period == 0
         self.steps += 1
-        batches, self._batches = self._batches, []
+        batches, self._batches, self._batch = [*self._batches, *self._batch], [], []
         if not due:
             return
         if self.probe_batch == "fresh":
             batches = [self._next_fresh(trainer, pl_module) for _ in batches]
-        losses = self._probe(trainer, pl_module, optimizer, batches)
-        if losses is None:
+        rate = float(optimizer.param_groups[0]["lr"])
+        if rate == 0:  # there is no direction
             return
         self.probes += 1
-        rate = float(optimizer.param_groups[0]["lr"])
-        fit = fit_parabola(
-            [factor * rate for factor in self.factors], [losses[factor] - losses[0.0] for factor in self.factors]
-        )
-        new = next_rate(rate, fit, self.r2_min, self.clip, self.smooth, self._horizon(trainer))
+        fit, width, visible = self._probe(trainer, pl_module, optimizer, batches)
+        new = next_rate(rate, fit, self.r2_min, self.clip, self.smooth, self._horizon(trainer)) if visible else None
         accepted = new is not None
         self.accepted += accepted
         if new is None:
@@ -248,11 +272,16 @@ class AdaptiveLR(Callback):
             "a": fit.a,
             "b": fit.b,
             "r2": fit.r2,
+            "width": width,
             "accepted": float(accepted),
         }
         pl_module.log_dict(
             {f"adaptive_lr/{name}": value for name, value in numbers.items()}, on_step=True, on_epoch=False
         )
+
+    def forget_batches(self) -> None:
+        """Forget the batches of a step that was not made."""
+        self._batches, self._batch = [], []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, and the batches of a step that is not complete."""
@@ -266,36 +295,52 @@ class AdaptiveLR(Callback):
 
     def _probe(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, batches: list[Any]
-    ) -> dict[float, float] | None:
-        """Return the mean loss at each factor, or ``None`` when the rate is 0 and there is no direction."""
-        if float(optimizer.param_groups[0]["lr"]) == 0:
-            return None
+    ) -> tuple[Parabola, float, bool]:
+        """Return the fit, the width it was taken at, and whether its curvature stands out from rounding."""
+        rate = float(optimizer.param_groups[0]["lr"])
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        losses: dict[float, float] = {}
+        precision = torch.finfo(_computed_in(trainer, pl_module)).eps
+        others = sorted((factor for factor in self.factors if factor), key=lambda factor: (factor != 1, factor))
         with torch.no_grad(), _evaluation(pl_module), _undone(optimizer, parameters, self.offload) as start:
+            here = self._mean_loss(trainer, pl_module, batches)
             optimizer.step()
             position = 1.0
-            for factor in sorted(self.factors, key=lambda factor: (factor == 0, factor != 1, factor)):
-                if factor == 0:
-                    for parameter, origin in zip(parameters, start, strict=True):
-                        parameter.copy_(origin)
-                elif factor != position:
-                    for parameter, origin in zip(parameters, start, strict=True):
-                        # origin + (parameter - origin) * factor / position
-                        parameter.lerp_(origin.to(parameter.device), 1 - factor / position)
-                    position = factor
-                losses[factor] = self._mean_loss(trainer, pl_module, batches)
-                for module in pl_module.modules():
-                    if isinstance(module, FSDPModule):
-                        module.reshard()  # what it still holds of this pass would be the weights of the next
-        return losses
+            while True:
+                width = self.width
+                changes = {0.0: 0.0}
+                for factor in others:
+                    if factor * width != position:
+                        for parameter, origin in zip(parameters, start, strict=True):
+                            # origin + (parameter - origin) * factor * width / position
+                            parameter.lerp_(origin.to(parameter.device), 1 - factor * width / position)
+                        position = factor * width
+                    changes[factor] = self._mean_loss(trainer, pl_module, batches) - here
+                fit = fit_parabola([factor * width * rate for factor in changes], list(changes.values()))
+                second = abs(fit.a) * (width * rate) ** 2
+                rounding = _ROUNDING * precision * max(1.0, *(abs(here + change) for change in changes.values()))
+                if not second <= rounding or width >= _WIDEST:
+                    break
+                self.width *= _WIDER
+        if width > 1 and second > _WIDER**2 * 2 * rounding:
+            self.width /= _WIDER
+        return fit, width, second > rounding
 
     def _mean_loss(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float:
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), trainer.precision_plugin.forward_context():
+        kind = pl_module.device.type
+        devices = [pl_module.device] if kind == "cuda" else []
+        mixed = isinstance(trainer.precision_plugin, MixedPrecision)
+        whole = mixed and _computed_in(trainer, pl_module) == torch.float32
+        with (
+            torch.random.fork_rng(devices=devices),
+            trainer.precision_plugin.forward_context(),
+            torch.autocast(kind, enabled=False) if whole else nullcontext(),
+        ):
             parts = [pl_module.probe_loss(batch) for batch in batches]  # type: ignore[operator]
         pairs = torch.stack([torch.stack([loss.double(), weight.to(loss.device).double()]) for loss, weight in parts])
         total, weight = trainer.strategy.reduce(pairs.sum(0), reduce_op="sum").tolist()
+        for module in pl_module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what it still holds of this pass would be the weights of the next
         return total / weight if weight else math.nan
 
     def _next_fresh(self, trainer: Trainer, pl_module: LightningModule) -> Any:
@@ -319,10 +364,27 @@ class AdaptiveLR(Callback):
             self.drawn = 0
 
     def _horizon(self, trainer: Trainer) -> float:
+        """Return the factor of the minimiser, by the share of the training's batches or steps that is done."""
         if self.scale is None:
             return 1.0
-        done = min(1.0, (self.steps - 1) / max(1, float(trainer.estimated_stepping_batches)))
+        shares = [0.0]
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            place = trainer.current_epoch + trainer.fit_loop.batch_idx / trainer.num_training_batches
+            shares.append(place / trainer.max_epochs)
+        if trainer.max_steps > 0:
+            shares.append(trainer.global_step / trainer.max_steps)
+        done = min(1.0, max(shares))
         return 1 - done if self.scale == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def _computed_in(trainer: Trainer, module: LightningModule) -> torch.dtype:
+    """Return the least precise type that a probe's forward pass computes in."""
+    kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    plugin = trainer.precision_plugin
+    # FSDP2 casts what it gathers, whatever autocast does
+    if isinstance(plugin, MixedPrecision) and any(isinstance(part, FSDPModule) for part in module.modules()):
+        kinds.add(torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16)
+    return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,11 @@ class Curriculum(Callback):
     with ``monitor`` also ``starts``, the first epoch of each stage, and ``promote()``, which brings the next stage
     forward; ``datamodules.affordance_sampling.CurriculumSampler`` has them. Asks of the batch the distances under
     ``distance_key``. Processes compare the mean of their metrics. State is kept in the checkpoint.
+
+    A learning-rate scheduler with ``set_stages(steps)``, as :class:`~lit_modules.synthia.StagedLR` has it, is given the
+    optimizer steps of each stage at the start of the run and of each epoch, from ``starts`` and ``epochs`` of the
+    sampler, or of the whole run where the sampler has no stages. ``accumulate_grad_batches`` must then be the same in
+    all epochs.
 
     Logs, once an epoch, ``curriculum/stage`` from 0, and ``curriculum/<distance_key>``, the mean over the pairs that
     the epoch met.
@@ -77,10 +83,13 @@ class Curriculum(Callback):
                 f"{type(sampler).__name__} has none; choose one of its modes with stages, or leave monitor out."
             )
         self._restore(sampler)
+        self._give_stages(trainer, sampler)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the stages to a sampler that was made anew."""
-        self._restore(self._sampler(trainer))
+        """Give the stages to a sampler that was made anew, and to the scheduler, as they are now."""
+        sampler = self._sampler(trainer)
+        self._restore(sampler)
+        self._give_stages(trainer, sampler)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the stage at the first batch, and the distances of each batch."""
@@ -165,6 +174,25 @@ class Curriculum(Callback):
                 f"{len(sampler.starts)}; resume with the same pairs and mode."
             )
         sampler.starts = list(self._starts)
+
+    def _give_stages(self, trainer: Trainer, sampler: Any) -> None:
+        """Give the lengths of the stages to schedulers that ask for them."""
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        asking = [scheduler for scheduler in schedulers if hasattr(scheduler, "set_stages")]
+        if not asking:
+            return
+        if not hasattr(sampler, "epochs"):
+            raise TypeError(
+                f"{type(asking[0]).__name__} asks for the lengths of the stages, and {type(sampler).__name__} has no "
+                "epochs, the number of epochs of the curriculum; give the scheduler the steps of each stage instead."
+            )
+        steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        end = max(sampler.epochs, trainer.max_epochs or 0)  # the last stage goes on as long as the run
+        lengths = [steps * (later - first) for first, later in pairwise([*(sampler.starts or [0]), end])]
+        if trainer.max_epochs == -1:
+            lengths[-1] = max(lengths[-1], trainer.max_steps - sum(lengths[:-1]))
+        for scheduler in asking:
+            scheduler.set_stages(lengths)
 
     def _log_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stage = self._sampler(trainer).stage

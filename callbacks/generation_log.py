@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from callbacks._files import run_folder, write_new
+from ._files import run_folder, write_new
 
 
 class GenerationLog(Callback):

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks._files import run_folder, write_new
+from ._files import run_folder, write_new
 
 _VALIDATION = "validation.json"
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from callbacks._files import run_folder, write_new
+from ._files import run_folder, write_new
 
 _ASKED = ("results", "results_table", "results_rows", "draw_results")
 

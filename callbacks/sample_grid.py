@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from callbacks._files import is_dev_run, run_folder
+from ._files import is_dev_run, run_folder
 
 
 class SampleGrid(Callback):

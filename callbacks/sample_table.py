@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from callbacks._files import is_dev_run
+from ._files import is_dev_run
 
 
 class SampleTable(Callback):

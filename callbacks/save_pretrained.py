@@ -8,13 +8,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from callbacks._files import is_dev_run, run_folder
+from ._files import is_dev_run, run_folder
 
 
 class SavePretrained(Callback):
     """Save the weights at the end of training as a folder that transformers or peft loads, the tokenizer beside them.
 
-    Asks of the module ``save_pretrained(folder)``, and to merge, ``save_pretrained(folder, merge=True)``. The tokenizer
+    Asks of the module ``save_pretrained(folder)``, and to merge, ``save_pretrained(folder, merge=True)``; a module that
+    has ``check_save_pretrained`` is asked with the same arguments before training whether it can. The tokenizer
     is the ``tokenizer`` of the datamodule, else of the module; without one a warning says so. Only the first process
     writes; under ``ModelParallelStrategy``, where all of them gather the weights, all call the module, which is to let
     the first one write. A run with ``fast_dev_run`` saves nothing, as Lightning saves no checkpoint then.
@@ -38,11 +39,17 @@ class SavePretrained(Callback):
         if self.merge and "merge" not in inspect.signature(save).parameters:
             raise TypeError(f"SavePretrained(merge=True) asks {name}.save_pretrained for an argument merge.")
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the module check, now that its weights are there, that it will be able to save."""
+        check = getattr(pl_module, "check_save_pretrained", None)
+        if check is not None and not is_dev_run(trainer):
+            check(str(self._folder(trainer)), **({"merge": True} if self.merge else {}))
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save weights and tokenizer."""
         if is_dev_run(trainer):
             return
-        folder = Path(self.folder) if self.folder else run_folder(trainer) / "pretrained"
+        folder = self._folder(trainer)
         module: Any = pl_module
         sharded = isinstance(trainer.strategy, ModelParallelStrategy)  # weights that all processes gather
         if trainer.is_global_zero:
@@ -58,6 +65,9 @@ class SavePretrained(Callback):
         else:
             tokenizer.save_pretrained(str(folder))
         rank_zero_info(f"The model is in {folder}.")
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.folder) if self.folder else run_folder(trainer) / "pretrained"
 
 
 def _tokenizer(trainer: Trainer, pl_module: LightningModule) -> Any:

@@ -1,42 +1,30 @@
 """The data: a module per dataset, a LightningDataModule each; ``datamodules.variants`` changes images."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.aliases import use_long_name
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from datamodules.affordance_pairs import AffordancePairs
-    from datamodules.cifar10 import CIFAR10
-    from datamodules.digits import Digits
-    from datamodules.drawn_objects import DrawnObjects
-    from datamodules.drawn_species import DrawnSpecies
-    from datamodules.fashion_mnist import FashionMNIST
-    from datamodules.few_shot import FewShotPairs
-    from datamodules.inaturalist_pairs import INaturalistPairs
-    from datamodules.lume import LUME
-    from datamodules.mnist import MNIST
-    from datamodules.muse import MUSE
-    from datamodules.novel_species import NovelSpecies
-    from datamodules.sun_pairs import SUNPairs
-    from datamodules.synthetic_lume import SyntheticLUME
-    from datamodules.tofu import TOFU
-
-_MODULES = {
-    "AffordancePairs": "affordance_pairs",
-    "CIFAR10": "cifar10",
-    "Digits": "digits",
-    "DrawnObjects": "drawn_objects",
-    "DrawnSpecies": "drawn_species",
-    "FashionMNIST": "fashion_mnist",
-    "FewShotPairs": "few_shot",
-    "INaturalistPairs": "inaturalist_pairs",
-    "LUME": "lume",
-    "MNIST": "mnist",
-    "MUSE": "muse",
-    "NovelSpecies": "novel_species",
-    "SUNPairs": "sun_pairs",
-    "SyntheticLUME": "synthetic_lume",
-    "TOFU": "tofu",
-}
+    from .affordance_pairs import AffordancePairs
+    from .cifar10 import CIFAR10
+    from .digits import Digits
+    from .drawn_objects import DrawnObjects
+    from .drawn_species import DrawnSpecies
+    from .fashion_mnist import FashionMNIST
+    from .few_shot import FewShotPairs
+    from .inaturalist_pairs import INaturalistPairs
+    from .lume import LUME
+    from .mnist import MNIST
+    from .muse import MUSE
+    from .novel_species import NovelSpecies
+    from .sun_pairs import SUNPairs
+    from .synthetic_lume import SyntheticLUME
+    from .tofu import TOFU
+elif __name__ == "datamodules":
+    use_long_name(__name__)
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
     "CIFAR10",
@@ -55,13 +43,3 @@ __all__ = [
     "SUNPairs",
     "SyntheticLUME",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,14 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from lit_modules.utils.images import read_picture_file
+
 Resize = Literal["crop", "squash"]
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""Formats of images that are read, as Pillow names them."""
-MAX_PIXELS = 89_478_485
-"""Most pixels of an image: 256 MiB of colours, Pillow's own bound."""
 _LISTED = 20
 
 
@@ -126,17 +123,17 @@ class ImageStore:
         """Decode each image once, to check it, and keep what fits.
 
         Raises:
-            ValueError: If images are missing, cannot be decoded, are cut off or are too large; lists them all.
+            ValueError: If images are missing or not accepted, see :func:`lit_modules.utils.images.read_picture`; lists
+                them all.
         """
         paths = [path for path in dict.fromkeys(paths) if path not in self._kept]
         size = self._crops * 3 * self.image_size**2
         room = self.memory_bytes // size - len(self._kept)
         problems = []
-        with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused below
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for number, (path, found) in enumerate(zip(paths, pool.map(self._try, paths), strict=True)):
                 if isinstance(found, str):
-                    problems.append(f"{path}: {found}")
+                    problems.append(found)
                 elif number < room:
                     self._kept[path] = found
         if problems:
@@ -156,19 +153,11 @@ class ImageStore:
     def _try(self, path: Path) -> list[Tensor] | str:
         try:
             return self._decode(path, range(self._crops))
-        except FileNotFoundError:
-            return "is missing"
-        except Image.DecompressionBombError:
-            return f"has more than {2 * MAX_PIXELS} pixels"
-        except Exception as error:  # decoders of damaged files raise anything
-            return " ".join(str(error).split())[:200] or type(error).__name__
+        except ValueError as error:
+            return str(error).rstrip(".")
 
     def _decode(self, path: Path, crops: Sequence[int]) -> list[Tensor]:
-        with Image.open(path, formats=FORMATS) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"has {file.width} x {file.height} pixels, more than {MAX_PIXELS}")
-            file.load()
-            image = _colours(ImageOps.exif_transpose(file))
+        image = read_picture_file(path)
         found = []
         for number in crops:
             box = self._box(image.width, image.height, path, number)
@@ -184,16 +173,6 @@ class ImageStore:
         wide, high = (width, height) if self.resize == "squash" else (min(width, height),) * 2
         left, top = (width - wide * share) * across, (height - high * share) * down
         return left, top, left + wide * share, top + high * share
-
-
-def _colours(image: Image.Image) -> Image.Image:
-    """Return an image in 8-bit colours, transparent parts white."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
 
 
 def _rows(path: Path, stage: int, first: int, problems: list[str]) -> list[ImagePair]:

@@ -7,8 +7,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.affordance_sampling import CurriculumSampler
-from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .affordance_sampling import CurriculumSampler
+from .sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
 
 TEMPLATE = "a new design that has functions of {affordances}"
 """Prompt of a pair, for training and inference."""

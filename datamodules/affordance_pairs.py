@@ -10,10 +10,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.affordance_files import ImagePair, ImageStore, Resize, listing, read_image_pairs
-from datamodules.affordance_loaders import TEMPLATE, curriculum_loader, evaluation_loader, pixels
-from datamodules.affordance_sampling import Mode
-from datamodules.sampling import ResumableLoader
+from .affordance_files import ImagePair, ImageStore, Resize, listing, read_image_pairs
+from .affordance_loaders import TEMPLATE, curriculum_loader, evaluation_loader, pixels
+from .affordance_sampling import Mode
+from .sampling import ResumableLoader
 
 
 class AffordancePairs(LightningDataModule):
@@ -22,7 +22,8 @@ class AffordancePairs(LightningDataModule):
     A batch is ``prompt`` (list of str) and ``affordances`` (list of tuples), ``pos``, an image of a new design (float32
     in [-1, 1], ``(batch, 3, size, size)``), ``neg``, images of existing concepts (``(batch, negatives, 3, size,
     size)``), with ``neg_mask`` (bool, ``(batch, negatives)``), ``neg_prompts``, the names of these concepts (list of
-    tuples), ``tdistance`` (float32 in [0, 1], ``(batch,)``), ``stage`` and ``pair_id`` (int64, ``(batch,)``).
+    tuples), ``tdistance`` (float32 in [0, 1], ``(batch,)``), ``stage``, ``pair_id`` and ``draw``, which numbers the
+    choice of images (int64, ``(batch,)``).
 
     In training each item draws one of its positive images and ``negatives`` of all its negative ones, each in one of
     ``variants``; what is drawn depends on the seed, the pair and the draw that the sampler numbers. Validation and test
@@ -156,6 +157,10 @@ class AffordancePairs(LightningDataModule):
         """Return the test pairs in order; each comes ``samples_per_pair`` times."""
         return evaluation_loader(self, self.split("test"), self.hparams["samples_per_pair"])
 
+    def predict_dataloader(self) -> ResumableLoader:
+        """Return what is tested."""
+        return self.test_dataloader()
+
     def _read(self, name: str) -> list[ImagePair]:
         if not self._rows:
             self._rows["train"], self._rows["test"] = read_image_pairs(self.hparams["root"])
@@ -194,6 +199,7 @@ class ImagePairSet(Dataset[dict[str, Any]]):
             "tdistance": torch.tensor([row.tdistance for row in rows], dtype=torch.float32),
             "stage": torch.tensor([row.stage for row in rows]),
             "pair_id": torch.tensor([row.pair_id for row in rows]),
+            "draw": torch.tensor([draw for _, draw in pairs]),
         }
         chosen = [
             self._chosen(row, Random(f"{self.key}/{row.pair_id}/{draw}"))

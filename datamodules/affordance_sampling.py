@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from datamodules.sampling import BatchSampler, permutation
+from .sampling import BatchSampler, permutation
 
 Mode = Literal["staged", "cumulative", "competence", "random"]
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.text import Encoded, pad_left, pad_right
+from .text import Encoded, pad_left, pad_right
 
 Column = Sequence[str] | Tensor
 

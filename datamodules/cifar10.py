@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.images import ImageDataModule
-from datamodules.variants import Variant
+from .images import ImageDataModule
+from .variants import Variant
 
 BATCHES = "cifar-10-batches-py"
 

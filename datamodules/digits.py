@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datamodules.images import ImageDataModule
-from datamodules.sampling import permutation
-from datamodules.variants import Variant
+from .images import ImageDataModule
+from .sampling import permutation
+from .variants import Variant
 
 TEST_IMAGES = 397
 

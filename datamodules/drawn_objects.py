@@ -8,13 +8,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.affordance_loaders import CHOICES, TEMPLATE, curriculum_loader, evaluation_loader
-from datamodules.affordance_sampling import Mode
-from datamodules.drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, SEEN_BY, ontology
-from datamodules.drawn_renderer import existing_design, render
-from datamodules.drawn_sets import ConceptSet, PairSet, read_pairs, shown
-from datamodules.images import AugmentedSampler
-from datamodules.sampling import ResumableLoader, place_of, training_loader
+from .affordance_loaders import CHOICES, TEMPLATE, curriculum_loader, evaluation_loader
+from .affordance_sampling import Mode
+from .drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, SEEN_BY, ontology
+from .drawn_renderer import existing_design, render
+from .drawn_sets import ConceptSet, PairSet, read_pairs, shown
+from .images import AugmentedSampler
+from .sampling import ResumableLoader, place_of, training_loader
 
 
 class DrawnObjects(LightningDataModule):
@@ -25,17 +25,17 @@ class DrawnObjects(LightningDataModule):
     and arrangement too. Everything is a function of the seed.
 
     ``task="concepts"`` teaches a model to draw existing concepts. A batch is ``prompt`` (captions, list of str),
-    ``image`` (float32 in [-1, 1], ``(batch, 3, size, size)``), ``concept`` and ``index`` (int64, ``(batch,)``) and
-    ``parts`` (bool, ``(batch, parts)``). A caption names the concept, what it is used for, its parts, or only some of
-    its affordances by the template.
+    ``image`` (float32 in [-1, 1], ``(batch, 3, size, size)``), ``concept``, ``index`` and ``draw``, which numbers
+    the choice of a caption (int64, ``(batch,)``), and ``parts`` (bool, ``(batch, parts)``). A caption names the
+    concept, what it is used for, its parts, or only some of its affordances by the template.
 
     ``task="pairs"`` teaches it to compose affordances, in the order of a curriculum. A batch is ``prompt`` and
     ``affordances`` (lists), ``pos``, pictures of new designs that offer them (float32 in [-1, 1], ``(batch, 3, size,
     size)``), ``neg``, pictures of existing concepts that have one of them (``(batch, negatives, 3, size, size)``), with
     ``neg_mask`` (bool, ``(batch, negatives)``), ``requested`` (bool, ``(batch, affordances)``), ``owners``, the
     concepts that have one of them (bool, ``(batch, concepts)``), ``tdistance`` (float32 in [0, 1], ``(batch,)``),
-    ``stage`` and ``pair_id`` (int64, ``(batch,)``). Validation and test have the same batches, of the test pairs, whose
-    stage is the one their distance falls into.
+    ``stage``, ``pair_id`` and ``draw``, which numbers the choice of pictures (int64, ``(batch,)``). Validation and test
+    have the same batches, of the test pairs, whose stage is the one their distance falls into.
 
     Args:
         curriculum: Folder of ``stage0.jsonl`` and so on and ``test.jsonl``, a pair a line; needed for
@@ -179,6 +179,10 @@ class DrawnObjects(LightningDataModule):
         """Return the test set in order; each pair comes ``samples_per_pair`` times."""
         times = self.hparams["samples_per_pair"] if self.hparams["task"] == "pairs" else 1
         return evaluation_loader(self, self.split("test"), times)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Return what is tested."""
+        return self.test_dataloader()
 
     def _concepts(self, name: str) -> ConceptSet:
         given = self.hparams

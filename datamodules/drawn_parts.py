@@ -7,7 +7,7 @@ about 1.
 import math
 from collections.abc import Callable
 
-from datamodules.drawn_strokes import (
+from .drawn_strokes import (
     DARK,
     GLASS,
     GLOW,

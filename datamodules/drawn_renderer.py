@@ -9,9 +9,9 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.drawn_ontology import CONCEPTS, PARTS, composed_parts
-from datamodules.drawn_parts import BODIES, PART_SHAPES, body_strokes
-from datamodules.drawn_strokes import Box, Colour, Paint, Stroke
+from .drawn_ontology import CONCEPTS, PARTS, composed_parts
+from .drawn_parts import BODIES, PART_SHAPES, body_strokes
+from .drawn_strokes import Box, Colour, Paint, Stroke
 
 PLACES: dict[str, tuple[str, ...]] = {
     "backrest": ("right", "left"),

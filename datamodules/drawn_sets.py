@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.affordance_loaders import pixels
-from datamodules.drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, known_affordances, owners
-from datamodules.drawn_renderer import Design, composed_design, existing_design, random_design, render
+from .affordance_loaders import pixels
+from .drawn_ontology import AFFORDANCES, CONCEPTS, PARTS, known_affordances, owners
+from .drawn_renderer import Design, composed_design, existing_design, random_design, render
 
 
 def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
@@ -103,6 +103,7 @@ class ConceptSet(Dataset[dict[str, Any]]):
             "concept": torch.tensor([list(CONCEPTS).index(name) for name in names]),
             "parts": torch.stack([shown(CONCEPTS[name].parts) for name in names]),
             "index": index,
+            "draw": torch.tensor([draw for _, draw in pairs]),
         }
 
 
@@ -171,6 +172,7 @@ class PairSet(Dataset[dict[str, Any]]):
             "tdistance": torch.tensor([row["tdistance"] for row in rows], dtype=torch.float32),
             "stage": torch.tensor([row["stage"] for row in rows]),
             "pair_id": torch.tensor([row["pair_id"] for row in rows]),
+            "draw": torch.tensor([draw for _, draw in pairs]),
         }
 
 

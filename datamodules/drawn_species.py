@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.drawn_species_files import Species, caption, invent_species, write_species
-from datamodules.drawn_species_renderer import ATTRIBUTES, PHRASES, draw, random_attributes, render_creatures
-from datamodules.few_shot import FewShotPairs
-from datamodules.few_shot_samples import Method
-from datamodules.few_shot_sets import OFFICIAL_EVALUATION_QUESTION, QUESTION, Mix
+from .drawn_species_files import Species, caption, invent_species, write_species
+from .drawn_species_renderer import ATTRIBUTES, PHRASES, draw, random_attributes, render_creatures
+from .few_shot import FewShotPairs
+from .few_shot_samples import Method
+from .few_shot_sets import OFFICIAL_EVALUATION_QUESTION, QUESTION, Mix
 
 
 class DrawnSpecies(FewShotPairs):

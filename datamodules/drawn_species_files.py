@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from datamodules.drawn_species_renderer import ATTRIBUTES, draw, phrases, random_attributes
-from datamodules.few_shot_pairs import ConfusablePair, write_json, write_pairs
+from .drawn_species_renderer import ATTRIBUTES, draw, phrases, random_attributes
+from .few_shot_pairs import ConfusablePair, write_json, write_pairs
 
 MANIFEST = "drawn_species.json"
 VERSION = 1

@@ -7,7 +7,7 @@ from random import Random
 
 from PIL import Image
 
-from datamodules.drawn_species_renderer import ATTRIBUTES, attributes_in, check_attributes, draw
+from .drawn_species_renderer import ATTRIBUTES, attributes_in, check_attributes, draw
 
 
 class DrawnCreatures:

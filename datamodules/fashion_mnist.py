@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from datamodules.mnist import MNIST
+from .mnist import MNIST
 
 
 class FashionMNIST(MNIST):

@@ -6,12 +6,14 @@ from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
-from datamodules.few_shot_arguments import check_arguments
-from datamodules.few_shot_concepts import Concept, ConceptFolder
-from datamodules.few_shot_images import MAX_PIXELS, Picture
-from datamodules.few_shot_layouts import Layout, read_folder
-from datamodules.few_shot_pairs import official_folders, read_pairs
-from datamodules.few_shot_samples import (
+from lit_modules.utils.images import MAX_PIXELS
+
+from .few_shot_arguments import check_arguments
+from .few_shot_concepts import Concept, ConceptFolder
+from .few_shot_images import Picture
+from .few_shot_layouts import Layout, read_folder
+from .few_shot_pairs import official_folders, read_pairs
+from .few_shot_samples import (
     ROLES,
     Method,
     Pair,
@@ -20,8 +22,8 @@ from datamodules.few_shot_samples import (
     read_features,
     resolve,
 )
-from datamodules.few_shot_selection import Selection
-from datamodules.few_shot_sets import (
+from .few_shot_selection import Selection
+from .few_shot_sets import (
     OFFICIAL_EVALUATION_QUESTION,
     QUESTION,
     Asking,
@@ -29,8 +31,8 @@ from datamodules.few_shot_sets import (
     QuerySet,
     UpdateSet,
 )
-from datamodules.images import AugmentedSampler
-from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .images import AugmentedSampler
+from .sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
 
 _CHOICES = 2**31
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from datamodules.few_shot_layouts import Layout
-from datamodules.few_shot_samples import METHODS, READ_METHODS
-from datamodules.few_shot_sets import Mix
+from .few_shot_layouts import Layout
+from .few_shot_samples import METHODS, READ_METHODS
+from .few_shot_sets import Mix
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:

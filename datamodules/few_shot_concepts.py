@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.few_shot_images import Picture
-from datamodules.few_shot_pairs import plain_name
+from .few_shot_images import Picture
+from .few_shot_pairs import plain_name
 
 SOURCES = {
     "inaturalist": "inat",

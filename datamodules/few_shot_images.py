@@ -1,25 +1,19 @@
 """Pictures in files that are not trusted: what is wrong with one, its hash, and whether two are the same picture."""
 
 import hashlib
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
-"""What a file must hold, by its suffix."""
-NOT_READ = (".avif", ".gif", ".heic", ".heif", ".jp2", ".svg", ".tif", ".tiff")
-MAX_PIXELS = 64_000_000
-MAX_BYTES = 256 * 2**20
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+from lit_modules.utils.images import MAX_PIXELS, picture_bytes
+from lit_modules.utils.images import read_picture as decode
+
 _SIDE = 16
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8")
 
 
 @dataclass(frozen=True)
@@ -46,18 +40,10 @@ class Picture:
         """
         if self.read is not None:
             return self.read()
-        try:
-            size = self.path.stat().st_size
-            if size > MAX_BYTES:
-                raise ValueError(f"{self.name} is too large: {size} bytes, and at most {MAX_BYTES} are read.")
-            return self.path.read_bytes()
-        except FileNotFoundError as error:
-            raise ValueError(f"{self.name} is missing.") from error
-        except OSError as error:
-            raise ValueError(f"{self.name} cannot be read: {error.strerror or error}.") from error
+        return picture_bytes(self.path, self.name)
 
     def load(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """Return the picture in RGB, see :func:`decode`."""
+        """Return the picture in RGB, see :func:`lit_modules.utils.images.read_picture`."""
         return decode(self.data(), self.name, max_pixels)
 
 
@@ -76,78 +62,11 @@ class Look:
     colours: NDArray[np.int16]
 
 
-def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture that may be damaged or hostile.
-
-    The size is checked before anything is decoded. The turn that a camera has noted is carried out, and transparent
-    places become white.
-
-    Args:
-        data: Bytes of the file.
-        name: Name of the file; its suffix, if it has one of a picture, must be true.
-        max_pixels: Most pixels that a picture may have.
-
-    Returns:
-        The picture in mode RGB.
-
-    Raises:
-        ValueError: If the file is empty, no picture, cut off, damaged, of another kind than its suffix says,
-            animated, or a decompression bomb.
-
-    Example:
-        >>> decode(b"<html>", "adder.jpg")
-        Traceback (most recent call last):
-        ...
-        ValueError: adder.jpg is no picture: it is named .jpg and begins with b'<html>'.
-    """
-    suffix = PurePosixPath(name).suffix.lower()
-    expected = FORMATS.get(suffix)
-    if not data:
-        raise ValueError(f"{name} is empty.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked below
-            image = Image.open(io.BytesIO(data), formats=[*dict.fromkeys(FORMATS.values()), "GIF"])
-    except UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES):
-            raise ValueError(f"{name} cannot be decoded: its header is damaged or cut off.") from error
-        named = f"it is named {suffix} and " if suffix else "it "
-        raise ValueError(f"{name} is no picture: {named}begins with {data[:12]!r}.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is a decompression bomb: it may have at most {max_pixels} pixels.") from error
-    except Exception as error:  # decoders raise whatever a hostile header provokes
-        raise ValueError(f"{name} cannot be decoded: {error}.") from error
-    kind = "JPEG" if image.format == "MPO" else image.format  # several JPEG pictures in one file, as cameras write
-    if kind not in FORMATS.values() or (expected is not None and kind != expected):
-        named = f"is named {suffix} and " if suffix else ""
-        raise ValueError(f"{name} lies about its type: it {named}holds {kind}.")
-    if image.width * image.height > max_pixels:
-        raise ValueError(
-            f"{name} is a decompression bomb: it has {image.width} x {image.height} pixels, and may have at most "
-            f"{max_pixels}."
-        )
-    if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"{name} is animated: it holds {getattr(image, 'n_frames', 1)} pictures, and may hold one.")
-    if image.mode not in _MODES:
-        raise ValueError(f"{name} must have 8 bits per channel, got mode {image.mode!r}.")
-    try:
-        image.load()
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode in ("LA", "PA", "RGBA") or "transparency" in turned.info:
-            layer = turned.convert("RGBA")
-            turned = Image.new("RGBA", layer.size, "white")
-            turned.alpha_composite(layer)
-        return turned.convert("RGB")
-    except Exception as error:  # damaged data reaches every part of a decoder
-        what = "is truncated" if "truncated" in str(error) else "cannot be decoded"
-        raise ValueError(f"{name} {what}: {str(error).rstrip('.')}.") from error
-
-
 def inspect(picture: Picture, max_pixels: int = MAX_PIXELS) -> Look:
     """Read and decode a picture, and return what tells it from others.
 
     Raises:
-        ValueError: If something is wrong with it, see :func:`decode`.
+        ValueError: If something is wrong with it, see :func:`lit_modules.utils.images.read_picture`.
     """
     data = picture.data()
     image = decode(data, picture.name, max_pixels)

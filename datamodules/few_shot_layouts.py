@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from datamodules.few_shot_concepts import SOURCES, Concept, ConceptFolder
-from datamodules.few_shot_images import FORMATS, NOT_READ, Picture
-from datamodules.few_shot_pairs import is_inside, name_problem, read_lines
+from lit_modules.utils.images import FORMATS, NOT_READ
+
+from .few_shot_concepts import SOURCES, Concept, ConceptFolder
+from .few_shot_images import Picture
+from .few_shot_pairs import is_inside, name_problem, read_lines
 
 Layout = Literal["auto", "imagefolder", "readme", "inaturalist", "sun"]
 SPLITS = {
@@ -70,7 +72,7 @@ def read_folder(
     problems: list[str] = []
     places = _splits(root, folders, problems)
     if not places:
-        from datamodules.few_shot_parquet import parquet_rows  # needs pyarrow, which only such data does
+        from .few_shot_parquet import parquet_rows  # needs pyarrow, which only such data does
 
         concepts: dict[str, Concept] = {}
         for split, labels, picture in parquet_rows(root):

@@ -1,14 +1,17 @@
 """Pictures in Parquet files of Hugging Face datasets, where these say which class a picture is of."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.few_shot_concepts import SOURCES
-from datamodules.few_shot_images import Picture
+import yaml
+
+from .few_shot_concepts import SOURCES
+from .few_shot_images import Picture
 
 LABELS = ("class_name", "label", "species", "class")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
@@ -17,8 +20,8 @@ _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "v
 def parquet_rows(root: Path) -> Iterator[tuple[str, tuple[str, ...], Picture]]:
     """Yield split, label or folder of the class, and picture of each row of the Parquet files in a folder.
 
-    The class is in a column of labels, or in the path that is stored with each picture. The order of rows says
-    nothing about it.
+    The class is in a column of labels, whose names the file or the dataset's card ``README.md`` says, or in the path
+    that is stored with each picture. The order of rows says nothing about it.
 
     Args:
         root: Folder that holds ``*.parquet``, ``data/*.parquet``, or a folder per split of them.
@@ -50,7 +53,7 @@ def _rows(parquet: Any, path: Path, root: Path) -> Iterator[tuple[str, tuple[str
     if "image" not in schema.names:
         raise ValueError(f"{name} must have a column image, got {', '.join(schema.names)}.")
     column = next((label for label in LABELS if label in schema.names), None)
-    names = _label_names(schema.metadata, column)
+    names = _label_names(schema.metadata, column) or _card_names(root / "README.md", column)
     split = _split(PurePosixPath(name))
     number = 0
     for group in range(groups):
@@ -96,6 +99,36 @@ def _label_names(metadata: dict[bytes, bytes] | None, column: str | None) -> lis
     return [str(name) for name in names]
 
 
+def _card_names(card: Path, column: str | None) -> list[str] | None:
+    """Return the names of a column of labels in a dataset's card; ``None`` where it says none, or several lists.
+
+    Raises:
+        ValueError: If the card's head is no YAML.
+    """
+    if column is None or not card.is_file():
+        return None
+    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8-sig"), re.DOTALL)
+    try:
+        told = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"The head of {card} must be YAML, and is not: {' '.join(str(error).split())}.") from error
+    infos = told.get("dataset_info") if isinstance(told, dict) else None
+    found = []
+    for info in infos if isinstance(infos, list) else [infos]:
+        features = info.get("features") if isinstance(info, dict) else None
+        for feature in features if isinstance(features, list) else []:
+            try:
+                names = feature["dtype"]["class_label"]["names"] if feature["name"] == column else None
+            except (KeyError, TypeError):
+                continue
+            if isinstance(names, dict):
+                by_number = {str(number): name for number, name in names.items()}
+                names = [by_number.get(str(number)) for number in range(len(names))]
+            if isinstance(names, list) and None not in names and names not in found:
+                found.append(names)
+    return [str(name) for name in found[0]] if len(found) == 1 else None
+
+
 def _split(name: PurePosixPath) -> str:
     for word in (name.name.split("-")[0].split(".")[0], *name.parts[:-1]):
         if word.lower() in _SPLITS:
@@ -121,7 +154,9 @@ def _folder(stored: Any) -> tuple[str, ...]:
 
 
 def _reason(name: str, stored: Any, column: str | None, columns: list[str]) -> str:
-    why = f"no column of labels, only {', '.join(columns)}" if column is None else f"no names for its {column}"
+    why = f"no column of labels, only {', '.join(columns)}"
+    if column is not None:
+        why = f"no names for its {column}, nor has README.md one list of them"
     return (
         f"{name} cannot be read, as its pictures have no labels: it has {why}, and the stored path {stored!r} names no "
         "folder of a class. Labels are never guessed from the order of rows; give a folder tree "

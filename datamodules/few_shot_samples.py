@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from datamodules.few_shot_concepts import Concept, ConceptFolder
-from datamodules.few_shot_images import FORMATS, Look, Picture, inspect, same_pictures
-from datamodules.few_shot_layouts import read_folder
-from datamodules.few_shot_pairs import ConfusablePair, plain_name, read_lines
+from lit_modules.utils.images import FORMATS
+
+from .few_shot_concepts import Concept, ConceptFolder
+from .few_shot_images import Look, Picture, inspect, same_pictures
+from .few_shot_layouts import read_folder
+from .few_shot_pairs import ConfusablePair, plain_name, read_lines
 
 Method = Literal["real", "crop", "flip", "flip_horizontal", "synthetic", "armada_lite"]
 METHODS: tuple[Method, ...] = ("real", "crop", "flip", "flip_horizontal", "synthetic", "armada_lite")

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from datamodules.few_shot_concepts import Concept
-from datamodules.few_shot_images import Picture
-from datamodules.few_shot_samples import READ_METHODS, ROLES, Pair, Sample, queries, supports, synthetic_pictures
+from .few_shot_concepts import Concept
+from .few_shot_images import Picture
+from .few_shot_samples import READ_METHODS, ROLES, Pair, Sample, queries, supports, synthetic_pictures
 
 Update = tuple[Sample, list[Sample]]
 """A sample to update on, and those of which one may stand in for it."""

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.few_shot_concepts import Concept
-from datamodules.few_shot_images import Picture
-from datamodules.few_shot_pairs import plain_name
-from datamodules.few_shot_samples import Features, Sample
+from .few_shot_concepts import Concept
+from .few_shot_images import Picture
+from .few_shot_pairs import plain_name
+from .few_shot_samples import Features, Sample
 
 QUESTION = (
     "You are an expert in telling categories apart by their looks. The picture shows one of these categories: "

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
-from datamodules.variants import Variant
+from .sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .variants import Variant
 
 SPLITS = ("train", "validation", "test")
 

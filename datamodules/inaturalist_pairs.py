@@ -1,6 +1,6 @@
 """Pairs of iNaturalist's species that a model confuses."""
 
-from datamodules.few_shot import FewShotPairs
+from .few_shot import FewShotPairs
 
 
 class INaturalistPairs(FewShotPairs):

@@ -10,11 +10,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.batches import Column, GroupBatches, PairBatches, PromptBatches, TaskBatches
-from datamodules.download import download as download_file
-from datamodules.lume_generator import public_biographies
-from datamodules.lume_rows import KINDS, TASKS, Row, check_disjoint, read_documents, read_rows
-from datamodules.sampling import (
+from .batches import Column, GroupBatches, PairBatches, PromptBatches, TaskBatches
+from .download import download as download_file
+from .lume_generator import public_biographies
+from .lume_rows import KINDS, TASKS, Row, check_disjoint, read_documents, read_rows
+from .sampling import (
     BatchSampler,
     GroupSampler,
     PairSampler,
@@ -24,7 +24,7 @@ from datamodules.sampling import (
     place_of,
     training_loader,
 )
-from datamodules.text import Encoded, encode_document, encode_row, pad_id
+from .text import Encoded, encode_document, encode_row, longest, pad_id
 
 COMMIT = "b2fa8f9c567715f1e2c6d442213f33b2e9a28fe6"
 HOME = f"https://raw.githubusercontent.com/amazon-science/lume-llm-unlearning/{COMMIT}/data"
@@ -221,6 +221,12 @@ class LUME(LightningDataModule):
         columns = {name: [str(getattr(row, name)) for row in rows] for name in ("split", "task", "kind")}
         columns |= {"prompt": [row.input for row in rows], "target": [row.output for row in rows]}
         return self._evaluation(PromptBatches([encoded for _, encoded in items], self._pad, columns))
+
+    def longest_row(self) -> tuple[str, int]:
+        """Return name and tokens of the longest row, of which a test asks the prompt alone, for a model to compare."""
+        rows = [row for name in SETS for row in self._encoded[name]]
+        asked = self.trainer is not None and self.trainer.state.fn in ("test", "predict")
+        return longest([Encoded(row.id, row.prompt, []) for row in rows] if asked else rows)
 
     def documents(self) -> list[tuple[str, str, bool, str]]:
         """Return the documents of the membership attack.

@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from datamodules.download import checksum
-from datamodules.lume_generator import Inventor
+from .download import checksum
+from .lume_generator import Inventor
 
 FILES = ("forget.jsonl", "retain.jsonl", "nonmembers.jsonl", "semeval_mia_ids.json")
 MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from datamodules.images import ImageDataModule
+from .images import ImageDataModule
 
 UNSIGNED_BYTE = 8  # the only type of number in these files
 

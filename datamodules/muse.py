@@ -9,10 +9,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.batches import Column, PairBatches, PromptBatches, TaskBatches
-from datamodules.muse_rows import ENDINGS, encode_blocks, find_file, question_prompt, read_records, read_texts
-from datamodules.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
-from datamodules.text import Encoded, encode_document, pad_id
+from .batches import Column, PairBatches, PromptBatches, TaskBatches
+from .muse_rows import ENDINGS, encode_blocks, find_file, question_prompt, read_records, read_texts
+from .sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .text import Encoded, encode_document, longest, pad_id
 
 SETS = ("forget", "retain")
 SUBSETS = ("unlearn", "all", "forget", "retain")
@@ -188,6 +188,11 @@ class MUSE(LightningDataModule):
         columns |= {name: torch.tensor([fact[name] for fact in facts]) for name in ("row", "max_new_tokens")}
         return self._evaluation(PromptBatches([row for row, _ in self._prompts], self._pad, columns))
 
+    def longest_row(self) -> tuple[str, int]:
+        """Return name and tokens of the longest row that was set up, for a model to compare with its positions."""
+        evaluated = [row for row, _ in (*self._prompts, *self._documents)]
+        return longest([*(row for rows in self._encoded.values() for row in rows), *evaluated])
+
     def _set_up_prompts(self) -> None:
         asked = [("knowmem", f"{split}_qa{end}") for split in SETS for end in ("", "_icl")]
         files = self._files([("verbmem", "forget"), *asked], "A test")
@@ -204,10 +209,10 @@ class MUSE(LightningDataModule):
 
         passages = read_records(files["verbmem", "forget"], ("prompt", "gt"))
         for row, passage in enumerate(passages[: self.eval_rows]):
-            ids = self.tokenizer(passage["gt"], add_special_tokens=False, verbose=False)["input_ids"]
-            add(
-                "verbmem", "forget", row, passage["prompt"], self.tokenizer.decode(ids[:VERBMEM_TOKENS]), VERBMEM_TOKENS
-            )
+            # special tokens count among the first tokens, as in the official code, and are no part of the text
+            ids = self.tokenizer(passage["gt"], verbose=False)["input_ids"][:VERBMEM_TOKENS]
+            target = self.tokenizer.decode(ids, skip_special_tokens=True)
+            add("verbmem", "forget", row, passage["prompt"], target, VERBMEM_TOKENS)
         for split in SETS:
             fields = ("question", "answer")
             shown = read_records(files["knowmem", f"{split}_qa_icl"], fields)

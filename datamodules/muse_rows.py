@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.text import Encoded
+from .text import Encoded
 
 ENDINGS = (".txt", ".json", ".jsonl", ".parquet")
 ASKED = "Question: {}\nAnswer: "

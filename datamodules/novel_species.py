@@ -1,6 +1,6 @@
 """NovelSpecies: photographs of animal species that were described recently."""
 
-from datamodules.few_shot import FewShotPairs
+from .few_shot import FewShotPairs
 
 
 class NovelSpecies(FewShotPairs):

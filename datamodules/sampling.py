@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lit_modules.utils.resuming import batch_under_way, bring
 
 
 def permutation(length: int, seed: int, epoch: int, stream: int = 0) -> list[int]:
@@ -182,6 +184,7 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     limit: int | float = 1.0
+    trainer: Trainer | None = None
     _epoch = 0
     _batches = 0
     _resume: dict[str, Any] | None = None
@@ -201,9 +204,10 @@ class ResumableLoader(DataLoader[Any]):
                 break
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch of the data and the number of its batches that were handed out."""
+        """Return the epoch of the data and the number of its batches that were handed out, less one that broke off."""
         identity = self.sampler.identity() if isinstance(self.sampler, BatchSampler) else {}
-        return {"epoch": self._epoch, "batches": self._batches, "identity": identity}
+        broken = self.trainer is not None and batch_under_way(self.trainer)
+        return {"epoch": self._epoch, "batches": self._batches - broken, "identity": identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next pass go on where the state was taken."""
@@ -265,9 +269,13 @@ def place_of(module: LightningDataModule) -> tuple[int, int]:
 def training_loader(
     module: LightningDataModule, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int
 ) -> ResumableLoader:
-    """Return :func:`batch_loader` with the limit of a datamodule's trainer, if it has one."""
+    """Return :func:`batch_loader` with the limit of a datamodule's trainer, and mend how that resumes."""
     limit = 1.0 if module.trainer is None else module.trainer.limit_train_batches
-    return batch_loader(dataset, sampler, num_workers, 1.0 if limit is None else limit)
+    loader = batch_loader(dataset, sampler, num_workers, 1.0 if limit is None else limit)
+    loader.trainer = module.trainer
+    if module.trainer is not None:
+        module.trainer.callbacks += bring(module.trainer)  # type: ignore[attr-defined]
+    return loader
 
 
 def _unchanged(batch: Any) -> Any:

@@ -1,6 +1,6 @@
 """Pairs of SUN's scenes that a model confuses."""
 
-from datamodules.few_shot import FewShotPairs
+from .few_shot import FewShotPairs
 
 
 class SUNPairs(FewShotPairs):

@@ -8,11 +8,11 @@ from typing import Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.bpe import SMALLEST, train_bpe
-from datamodules.download import checksum
-from datamodules.lume import LUME, SETS
-from datamodules.lume_files import FILES, check_arguments, write_lume, write_whole
-from datamodules.lume_rows import KINDS, TASKS, read_documents, read_rows
+from .bpe import SMALLEST, train_bpe
+from .download import checksum
+from .lume import LUME, SETS
+from .lume_files import FILES, check_arguments, write_lume, write_whole
+from .lume_rows import KINDS, TASKS, read_documents, read_rows
 
 FINGERPRINT = "fingerprint.json"
 

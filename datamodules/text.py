@@ -141,6 +141,12 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id if pad is None else pad)
 
 
+def longest(rows: Sequence[Encoded]) -> tuple[str, int]:
+    """Return name and number of tokens of the longest of some rows."""
+    row = max(rows, key=len)
+    return row.id, len(row)
+
+
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 

@@ -10,12 +10,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.batches import Column, PairBatches, PromptBatches, TaskBatches
-from datamodules.download import download as download_file
-from datamodules.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
-from datamodules.text import Encoded, pad_id
-from datamodules.tofu_rows import Question, check_disjoint, check_same, read_questions, read_refusals
-from datamodules.tofu_templates import Template, check_template
+from .batches import Column, PairBatches, PromptBatches, TaskBatches
+from .download import download as download_file
+from .sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .text import Encoded, longest, pad_id
+from .tofu_rows import Question, check_disjoint, check_same, read_questions, read_refusals
+from .tofu_templates import Template, check_template
 
 HOME = "https://raw.githubusercontent.com/OPTML-Group/Unlearn-Simple/f1a355d3cb16cdaa2dfbda163a2e954c67886a4c"
 REFUSALS_HOME = "https://raw.githubusercontent.com/locuslab/tofu/bdc209ea7c6cc2e7079ea1afb6468d3ddcc65f8e"
@@ -71,7 +71,7 @@ class TOFU(LightningDataModule):
 
     Batches are dicts; a task has ``input_ids``, ``attention_mask`` and ``labels`` (-100 on prompts and padding), int64
     of shape ``(batch, tokens)``, padded on the right, and ``id``. All strings come in lists. Answers end with the end
-    of sequence.
+    of sequence, in a chat behind the end of the template's turn.
 
     - Training with ``subset="unlearn"``: ``{"forget": task, "retain": task}``, with ``refusals`` also ``"idk"``, the
       forget rows' questions with refusals as answers; otherwise a task.
@@ -95,6 +95,8 @@ class TOFU(LightningDataModule):
         template: Form of question and answer: ``"plain"``, ``"phi"`` and ``"llama2"`` as the official evaluation has
             them, or ``"chat"``, the tokenizer's own.
         system_prompt: First message of a chat.
+        template_arguments: Values that a chat template reads, such as ``{"enable_thinking": False}``; a template that
+            prints a date prints ``date_string``, by default 10 Apr 2025, that of open-unlearning's results.
         questions: Whether the test asks the questions or, where there are some, their paraphrases.
         refusals: Whether to add refusals; each forget row has one of ``idontknow.jsonl``, drawn with ``seed``.
         max_rows: Rows of the forget set and of the retain set to train on, the first ones; ``None`` takes all.
@@ -126,6 +128,7 @@ class TOFU(LightningDataModule):
         subset: Literal["unlearn", "all", "forget", "retain"] = "unlearn",
         template: Literal["plain", "phi", "llama2", "chat"] = "plain",
         system_prompt: str | None = None,
+        template_arguments: dict[str, Any] | None = None,
         questions: Literal["original", "paraphrased"] = "original",
         refusals: bool = False,
         max_rows: int | None = None,
@@ -154,12 +157,13 @@ class TOFU(LightningDataModule):
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise ValueError(f"{name} must be of {', '.join(map(repr, allowed))}, got {value!r}.")
-        check_template(template, system_prompt)
+        check_template(template, system_prompt, template_arguments)
         named = tokenizer is None or isinstance(tokenizer, str)
         self.save_hyperparameters(ignore=[] if named else ["tokenizer"])
         self.root, self.download = Path(root), download
         self.split, self.subset, self.anchor, self.refusals = split, subset, anchor, refusals
         self.template, self.system_prompt, self.questions = template, system_prompt, questions
+        self.template_arguments = template_arguments
         self.max_rows, self.eval_rows, self.max_length = max_rows, eval_rows, max_length
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.num_workers = seed, num_workers
@@ -192,7 +196,7 @@ class TOFU(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the rows that the stage needs, once."""
         self.tokenizer = self._load_tokenizer()
-        template = Template(self.template, self.tokenizer, self.max_length, self.system_prompt)
+        template = self._make_template()
         if stage in ("fit", "validate") and not self._encoded:
             self._set_up_training(template)
         if stage in ("test", "predict") and not self._answers:
@@ -228,7 +232,7 @@ class TOFU(LightningDataModule):
 
     def predict_dataloader(self) -> ResumableLoader:
         """Return prompts of the four evaluated sets, batched by length."""
-        template = Template(self.template, self.tokenizer, self.max_length, self.system_prompt)
+        template = self._make_template()
         # the rows of the answers, of which each question has one
         items = [(row, fact) for row, fact in self._answers if fact["role"] == "answer" and fact["split"] != "holdout"]
         items.sort(key=lambda item: len(item[0].prompt))
@@ -237,6 +241,14 @@ class TOFU(LightningDataModule):
         columns |= {"row": torch.tensor([fact["row"] for _, fact in items])}
         columns |= {"prompt": [template.prompt(question) for question in questions]}
         return self._evaluation(PromptBatches([row for row, _ in items], self._pad, columns))
+
+    def longest_row(self) -> tuple[str, int]:
+        """Return name and tokens of the longest row that was set up, for a model to compare with its positions."""
+        scored = [row for row, _ in self._answers]
+        return longest([*(row for rows in self._encoded.values() for row in rows), *self._refused, *scored])
+
+    def _make_template(self) -> Template:
+        return Template(self.template, self.tokenizer, self.max_length, self.system_prompt, self.template_arguments)
 
     def _set_up_training(self, template: Template) -> None:
         self._check_files(self.files, "Training")

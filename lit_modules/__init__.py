@@ -1,7 +1,8 @@
 """Methods of papers as Lightning modules: ``lit_modules.NGDiff`` and its kin, each imported when first used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.adversarial import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         SimNPO,
         TaskVector,
     )
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __version__ = "0.1.0"
 
@@ -60,44 +63,3 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "UNDIAL",
     "WGA",
 ]
-
-_MODULES = {
-    "CEU": "unlearning",
-    "CausalLMFineTuning": "unlearning",
-    "ClassifierUpdate": "coda",
-    "CoDA": "coda",
-    "DPO": "unlearning",
-    "FastTraining": "adversarial",
-    "FreeTraining": "adversarial",
-    "GradientAscent": "unlearning",
-    "GradientDifference": "unlearning",
-    "IDK": "unlearning",
-    "InContext": "coda",
-    "KLMinimisation": "unlearning",
-    "LossNorm": "unlearning",
-    "MART": "adversarial",
-    "NGDiff": "unlearning",
-    "NPO": "unlearning",
-    "PDU": "unlearning",
-    "PGDTraining": "adversarial",
-    "RMU": "unlearning",
-    "SatImp": "unlearning",
-    "SimNPO": "unlearning",
-    "StandardTraining": "adversarial",
-    "Synthia": "synthia",
-    "TRADES": "adversarial",
-    "TaskVector": "unlearning",
-    "TextToImageTraining": "synthia",
-    "UNDIAL": "unlearning",
-    "WGA": "unlearning",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -3,13 +3,11 @@
 import os
 import sys
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lit_modules
 from lit_modules.commands import COMMANDS
-from lit_modules.errors import PACKAGES, UsageError, closest, is_told
+from lit_modules.errors import UsageError, closest, is_told
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -18,18 +16,21 @@ if TYPE_CHECKING:
 
 PUBLIC = (
     "lit_modules",
+    "lit_modules.attacks",
     "lit_modules.metrics",
     "lit_modules.networks",
     "lit_modules.synthia",
-    "datamodules",
-    "callbacks",
+    "lit_modules.datamodules",
+    "lit_modules.callbacks",
 )
 """Modules whose public classes the command line knows by their short names."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 STAGES = {
     "fit": "Train.",
     "validate": "Score the validation data.",
     "test": "Compute the benchmark's numbers.",
-    "predict": "Answer the prediction data.",
+    "predict": "Answer the prediction data, and write the answers.",
 }
 TRACEBACK = "LIT_MODULES_TRACEBACK"
 
@@ -63,11 +64,7 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
             raise UsageError(f"A command must come first: one of {', '.join(commands)}; got {first!r}.")
         if not first.startswith("-") and first not in STAGES:
             raise UsageError(f"There is no command {first!r}{closest(first, commands)}")
-    check_packages()
-    for public in PUBLIC:
-        module = import_module(public)
-        for name in module.__all__:
-            getattr(module, name)  # imports the class, so that jsonargparse finds it
+    load_public()
     from lit_modules.lightning_cli import ProjectCLI
 
     return ProjectCLI.start(args)
@@ -76,11 +73,18 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
 def run() -> None:
     """Run the command line of this process; say what is wrong in one sentence, without a traceback.
 
-    Errors that are no such sentence (:func:`~lit_modules.errors.is_told`) keep their traceback.
+    Errors that are no such sentence (:func:`~lit_modules.errors.is_told`) keep their traceback. Classes are found in
+    the working folder first, as ``python -m`` finds them, unless Python is told to leave it out
+    (``PYTHONSAFEPATH``).
     """
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path[:1]):
+        sys.path.insert(0, os.getcwd())  # a console script has its own folder there
     os.environ.setdefault("TQDM_DELAY", "2")  # a bar that lives shorter, such as that of a small model, is not drawn
     try:
         result = main()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not is_told(error):
             raise
@@ -92,24 +96,15 @@ def run() -> None:
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def check_packages() -> None:
-    """Check that the three packages are those of this project.
+def load_public(*modules: str) -> None:
+    """Import the public classes of modules, so that the parser knows them by their short names.
 
-    Raises:
-        UsageError: If another folder comes before one of them; names it.
+    Args:
+        modules: Names of the modules; none takes those of the command line.
     """
-    home = Path(lit_modules.__file__).resolve().parent.parent
-    for package in PACKAGES:
-        spec = find_spec(package)
-        if spec is None:
-            raise UsageError(f"The package {package} of lit-modules is missing; it belongs in {home}.")
-        folders = list(spec.submodule_search_locations or [])
-        found = Path(folders[0] if folders else str(spec.origin)).resolve()
-        if found != home / package:
-            raise UsageError(
-                f"The {'folder' if folders else 'file'} {found} hides the package {package} of lit-modules, which is "
-                f"{home / package}. Rename it, or run from another folder."
-            )
+    for module in map(import_module, modules or PUBLIC):
+        for name in module.__all__:
+            getattr(module, name)
 
 
 def help_text() -> str:

@@ -10,24 +10,39 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 from email.message import Message
+from email.utils import parsedate_to_datetime
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 from lit_modules.keys import without_key
+from lit_modules.utils.thoughts import without_thoughts
 
 Answer = TypeVar("Answer")
 _MOST_BYTES = 2**26
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 _STOP = frozenset({401, 403, 404, 405})
+_UNPAID = frozenset({"insufficient_quota", "billing_hard_limit_reached", "402"})
+_THINKING = frozenset({"thinking", "reasoning"})
+_CONTENT = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 
 
 class RefusedError(ValueError):
-    """The endpoint refuses this one request, such as for what its prompt says."""
+    """The endpoint refuses this one request.
+
+    Args:
+        message: Its reason.
+        content: Whether the reason is what the request is about, so that it would be refused again.
+    """
+
+    def __init__(self, message: str, content: bool = False) -> None:
+        super().__init__(message)
+        self.content = content
 
 
 class AnswerError(ValueError):
-    """What the endpoint answered could not be used, each time that it was asked."""
+    """What the endpoint answered could not be used, and asking again in this run is of no use."""
 
 
 class EndpointError(OSError):
@@ -38,8 +53,9 @@ class Endpoint:
     """An OpenAI-compatible endpoint.
 
     A request that fails for a while (HTTP 429 and 5xx, no connection, no answer in time) is sent again after a pause
-    that doubles, or the one that ``Retry-After`` asks for; so is one whose answer cannot be used. Redirections are not
-    followed, as they could lead the key elsewhere.
+    that doubles, or the one that ``Retry-After`` asks for; so is one whose answer cannot be used, but not one for which
+    the account has nothing left. Redirections are not followed, as they could lead the key elsewhere. What a model
+    thinks before it answers is no part of the answer, and an answer that was cut off is none.
 
     Args:
         url: Address up to the version, such as ``"http://127.0.0.1:8000/v1"``.
@@ -94,10 +110,10 @@ class Endpoint:
         """
 
         def text(data: Any) -> Answer:
-            content = _entry(data, "choices", 0, "message", "content")
-            if not isinstance(content, str):
-                raise ValueError("the answer has no text")
-            return read(content)
+            told, cut_off = read_chat(data)
+            if cut_off:
+                raise AnswerError(f"the answer was cut off at the longest length that there is: {told[-80:]!r}")
+            return read(told)
 
         return self._ask("chat/completions", {"messages": messages, **options}, text)
 
@@ -114,18 +130,8 @@ class Endpoint:
             AnswerError: If the last answer could not be read.
             EndpointError: If the endpoint cannot be used.
         """
-
-        def file(data: Any) -> Answer:
-            coded = _entry(data, "data", 0, "b64_json")
-            if not isinstance(coded, str):
-                raise ValueError("the answer has no image as b64_json")
-            try:
-                return read(base64.b64decode(coded, validate=True))
-            except binascii.Error as error:
-                raise ValueError(f"the image is no base64: {error}") from error
-
         fields = {"prompt": prompt, "n": 1, "size": f"{size}x{size}", "response_format": "b64_json"}
-        return self._ask("images/generations", fields, file)
+        return self._ask("images/generations", fields, lambda data: read(read_image(data)))
 
     def stop(self) -> None:
         """Send nothing any more: requests that wait for their next attempt end at once."""
@@ -139,18 +145,20 @@ class Endpoint:
             last = attempt == self.attempts
             wait = min(self.longest_pause, self.pause * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0)
             try:
-                return read(json.loads(self._send(path, body)))
-            except EndpointError:
+                return read(self._data(self._send(path, body)))
+            except (EndpointError, RefusedError, AnswerError):
                 raise
             except urllib.error.HTTPError as error:
-                said = self._said(error)
+                said, codes = self._said(error)
+                if codes & _UNPAID:
+                    raise EndpointError(self._unpaid(f"answered HTTP {error.code}{said}")) from None
                 if error.code in _STOP or 300 <= error.code < 400:
                     raise EndpointError(
                         f"{self.url} answered HTTP {error.code}{said}. Check the address, the model {self.model!r} and "
                         f"the key, which is read from the environment variable {self.key_variable} alone."
                     ) from None
                 if error.code not in _AGAIN:
-                    raise RefusedError(f"HTTP {error.code}{said}") from None
+                    raise RefusedError(f"HTTP {error.code}{said}", bool(codes & _CONTENT)) from None
                 if last:
                     raise EndpointError(
                         f"{self.url} answered HTTP {error.code}{said}, {attempt} times; go on later with the same line."
@@ -168,6 +176,27 @@ class Endpoint:
                     ) from None
             self.stopped.wait(wait)
         raise EndpointError(f"{self.url} was not asked.")  # attempts is at least 1
+
+    def _data(self, body: bytes) -> Any:
+        """Return what an answer with HTTP 200 holds.
+
+        Raises:
+            EndpointError: If it says that the account is used up.
+            ValueError: If it is no JSON, or says that something went wrong.
+        """
+        try:
+            data = json.loads(body)
+        except ValueError as error:
+            raise ValueError(f"the answer is no JSON: it begins with {body[:80]!r}") from error
+        if isinstance(data, dict) and data.get("error"):
+            said, codes = _told(data["error"])
+            if codes & _UNPAID:
+                raise EndpointError(self._unpaid(f"answered: {said}"))
+            raise ValueError(f"the provider reports an error: {said}")
+        return data
+
+    def _unpaid(self, said: str) -> str:
+        return f"{self.url} {said}. The account has nothing left; pay, and go on with the same line."
 
     def _send(self, path: str, body: bytes) -> bytes:
         request = urllib.request.Request(f"{self.url}/{path}", body, {"Content-Type": "application/json"})
@@ -189,30 +218,108 @@ class Endpoint:
             )
         return key
 
-    def _said(self, error: urllib.error.HTTPError) -> str:
-        """Return what an answer says about its error, without the key."""
-        key = self._key()
+    def _said(self, error: urllib.error.HTTPError) -> tuple[str, set[str]]:
+        """Return what an answer says about its error, without the key, and the codes that it gives."""
+        key, codes = self._key(), {str(error.code)}
         try:
             # before it is decoded or cut off, either of which may hide the key from a search
             text = without_key(error.read(4096), key).decode(errors="replace")
         except (OSError, http.client.HTTPException):
-            return ""
+            return "", codes
         try:
-            data = json.loads(text)
-            text = data["error"]["message"] if isinstance(data["error"], dict) else data["error"]
+            text, more = _told(json.loads(text)["error"])
+            codes |= more
         except (ValueError, KeyError, TypeError):
             pass
-        text = " ".join(str(text).split())
+        text = " ".join(text.split())
         text = without_key(text.encode(errors="replace"), key).decode(errors="replace")
         text = text.replace(key, "***") if key else text  # a short one too, as nothing hangs on the words of an error
-        return f" ({text[:200]})" if text else ""
+        return (f" ({text[:200]})" if text else ""), codes
 
     def _asked_pause(self, error: urllib.error.HTTPError, wait: float) -> float:
+        milliseconds, given = (error.headers.get(name, "") for name in ("retry-after-ms", "Retry-After"))
         try:
-            asked = float(error.headers.get("Retry-After", ""))
+            asked = float(milliseconds) / 1000 if milliseconds else float(given)
         except ValueError:
-            return wait
+            try:
+                asked = max(0.0, (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds())
+            except (ValueError, TypeError):  # neither seconds nor a date
+                return wait
         return min(self.longest_pause, asked) if asked >= 0 else wait
+
+
+def read_chat(data: Any) -> tuple[str, bool]:
+    """Return the text that a chat model answered, without its thoughts, and whether it was cut off.
+
+    Args:
+        data: Decoded answer of ``chat/completions``.
+
+    Raises:
+        RefusedError: If the model refuses, or a content filter took the answer out.
+        AnswerError: If the answer was cut off before it said anything.
+        ValueError: If there is no text; says the provider's reason where it gives one.
+
+    Example:
+        >>> read_chat({"choices": [{"message": {"content": "<think>A tail?</think>yes"}, "finish_reason": "stop"}]})
+        ('yes', False)
+    """
+    choice, message = _entry(data, "choices", 0), _entry(data, "choices", 0, "message")
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise ValueError("the answer has no message")
+    reason, refusal, content = choice.get("finish_reason"), message.get("refusal"), message.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict)]
+        refusal = refusal or next((part["refusal"] for part in parts if part.get("refusal")), None)
+        content = "".join(str(part.get("text", "")) for part in parts if part.get("type") not in _THINKING)
+    if refusal:
+        raise RefusedError(f"it says {' '.join(str(refusal).split())[:200]!r}", content=True)
+    if reason == "content_filter":
+        raise RefusedError("its content filter took the answer out", content=True)
+    if reason == "error" or choice.get("error"):
+        raise ValueError(f"the provider reports an error: {_told(choice.get('error') or 'it does not say which')[0]}")
+    text = without_thoughts(content) if isinstance(content, str) else ""
+    if not text:
+        thoughts = " but thoughts" if content or message.get("reasoning_content") or message.get("reasoning") else ""
+        if reason == "length":
+            raise AnswerError(f"the answer was cut off when it had no text{thoughts}; allow it more tokens")
+        raise ValueError(f"the answer has no text{thoughts}")
+    return text, reason == "length"
+
+
+def read_image(data: Any) -> bytes:
+    """Return the file of the first image in an answer.
+
+    Args:
+        data: Decoded answer of ``images/generations``: a list ``data`` or ``images``, whose entries hold base64, with
+            line breaks or as a ``data:`` URL too.
+
+    Raises:
+        AnswerError: If there is the address of an image alone.
+        ValueError: If there is no image or no base64.
+    """
+    entry = _entry(data, "data", 0) or _entry(data, "images", 0)
+    coded = (entry.get("b64_json") or entry.get("url")) if isinstance(entry, dict) else entry
+    if not isinstance(coded, str):
+        raise ValueError("the answer has no image as b64_json")
+    if coded.startswith(("http://", "https://")):
+        raise AnswerError(
+            "it sends the address of an image and not the image; addresses are not followed, as an answer could name "
+            "any. Set the endpoint to answer with b64_json"
+        )
+    if coded.startswith("data:"):
+        coded = coded.partition(",")[2]
+    try:
+        return base64.b64decode("".join(coded.split()), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"the image is no base64: {error}") from error
+
+
+def _told(error: Any) -> tuple[str, set[str]]:
+    """Return the words and the codes of a provider's error."""
+    if not isinstance(error, dict):
+        return str(error), set()
+    codes = {str(error[name]) for name in ("code", "type") if error.get(name)}
+    return str(error.get("message") or json.dumps(error)), codes
 
 
 def checked_url(url: str) -> str:

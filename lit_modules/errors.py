@@ -3,26 +3,28 @@
 import dis
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS_PATH = re.compile(r"(?:class_path '|class_path=')([^']+)'")
-_OPTION = re.compile(r"Option '([^']+)' is not accepted")
+_OPTION = re.compile(r"(?:Option '|unrecognized arguments: --)([^'\s=]+)")
 _MODULE = re.compile(r"No module named '([^']+)'")
 _ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
-_NO_PATH = re.compile(r"Expected a dot import path string: (\S+)")
+_NO_PATH = re.compile(r"(?:(\S+)\.help: )?Expected a dot import path string: (\S+)")
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but (\S+) is abstract")
+_DECLARED = re.compile(r"Subtypes: \[(.*)\]$")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _TYPE = re.compile(r"Expected an? (<class '[^']+'>|typing\.Literal\[[^]]*\]|\S+?)(?:\. Got value: (.*))?$")
-_VALUE = re.compile(r"Given value: (?:NestedArg\(key='[^']*', val=(.*)\)|(.*))$")
+_VALUE = re.compile(r"Given value: (?:NestedArg\(key='([^']*)', val=(.*)\)|(.*))$")
 _SUBCLASS = re.compile(r"Import path (?:\S+ )?does not correspond to a subclass of (\S+)")
 
 
-PACKAGES = ("lit_modules", "datamodules", "callbacks")
-_BASES = ("Callback", "LightningDataModule", "LightningModule", "Union")
+_BASES = ("Callback", "LightningDataModule", "LightningModule", "LRScheduler", "Optimizer", "PeftConfig", "Union")
 """Names that a parser gives to a class that was not chosen."""
 _TOLD = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
 
@@ -34,7 +36,7 @@ class UsageError(ValueError):
 def is_told(error: BaseException) -> bool:
     """Return whether the message of an error is for the user, who needs no traceback.
 
-    It is so if a ``raise`` statement in one of the three packages raised it; if a ``raise`` statement anywhere refused
+    It is so if a ``raise`` statement of this project raised it; if a ``raise`` statement anywhere refused
     an argument while classes were built from the configuration; if Lightning refuses a setting, or the operating system
     a file. All else, such as a wrong index or an error deep in a library, is a defect to be traced.
 
@@ -49,7 +51,7 @@ def is_told(error: BaseException) -> bool:
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, _TOLD) and not isinstance(error, NotImplementedError) and frames:
-        ours = str(frames[-1].f_globals.get("__name__")).partition(".")[0] in PACKAGES
+        ours = str(frames[-1].f_globals.get("__name__")).partition(".")[0] == "lit_modules"
         building = any(frame.f_code.co_name == "instantiate_classes" for frame in frames)
         if (ours or building) and _raised_by_statement(error):
             return True
@@ -98,6 +100,12 @@ class _Finding:
     keys: tuple[str, ...]
     class_path: str | None
     value: str | None = None
+    outer: str | None = None
+    """Class of the first key."""
+    declared: str = ""
+    """Types that the key takes, as the parser writes them."""
+    nested: str | None = None
+    """Argument of the value that was given, where the value is no class."""
 
     @property
     def key(self) -> str:
@@ -122,7 +130,7 @@ def condense(message: str, command: str, options: Iterable[str], classes: dict[s
         name = unrecognised[1].partition("=")[0]
         if not name.startswith("-"):
             return f"There is no place for the argument {name!r}; options begin with --."
-        return f"There is no option {name!r}{closest(name, options)}"
+        return f"There is no option {name!r}{closest_option(name, options) or f'; `{command} --help` lists them.'}"
     refused = re.match(r"(?:Subcommand '\w+' does not accept option|Key) '([^']+)'", message)
     if refused:
         return unknown_key(refused[1], [option.removeprefix("--") for option in options])
@@ -142,6 +150,30 @@ def condense(message: str, command: str, options: Iterable[str], classes: dict[s
         text = " ".join(message.split())
         return text if len(text) <= 300 else text[:297] + "..."
     return _sentence(finding, command, classes)
+
+
+def closest_option(name: str, options: Iterable[str]) -> str:
+    """Return the end of a sentence on an option that does not exist: those that it may stand for, at most three.
+
+    Options come in groups, so an option also stands for those that end with it, or have it as a word of their name.
+
+    Args:
+        name: The option given.
+        options: The options that exist.
+
+    Example:
+        >>> closest_option("--epochs", ["--trainer.max_epochs", "--data.root"])
+        "; did you mean '--trainer.max_epochs'?"
+    """
+    options = list(dict.fromkeys(options))
+    close, wanted = get_close_matches(name, options, n=1, cutoff=0.8), name.lstrip("-")
+    if not close:
+        close = [option for option in options if f".{option.lstrip('-')}".endswith(f".{wanted}")]
+        close += [option for option in options if f"_{wanted}_" in f"_{option.lstrip('-').rpartition('.')[2]}_"]
+    if not close:
+        close = [option for option in options if get_close_matches(option.rpartition(".")[2], [wanted], cutoff=0.8)]
+    close = list(dict.fromkeys(close))
+    return f"; did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -169,6 +201,7 @@ def _findings(message: str) -> list[_Finding]:
     """Read the reasons in a parser's message, with the keys and classes that they are about."""
     context: list[tuple[int, str, str]] = []
     found: list[_Finding] = []
+    declared: dict[tuple[str, ...], str] = {}
     for line in message.splitlines():
         text = line.lstrip(" -")
         if not text:
@@ -190,12 +223,20 @@ def _findings(message: str) -> list[_Finding]:
             context.append((indent, "class", path[1]))
             continue
         keys = tuple(name for _, kind, name in context if kind == "key")
-        owner = next((name for _, kind, name in reversed(context) if kind == "class"), None)
+        owners = [name for _, kind, name in context if kind == "class"]
+        types = _DECLARED.match(text)
+        if types:
+            declared[keys] = types[1]
+            continue
         value = _VALUE.match(text)
         if value:
             for finding in found:
                 if finding.keys == keys and finding.value is None:
-                    finding.value = (value[1] or value[2] or "").partition(". Got value: ")[0].strip("'\"")
+                    finding.value = (value[2] or value[3] or "").partition(". Got value: ")[0].strip("'\"")
+                    finding.nested = value[1]
+                    built = _CLASS_PATH.search(finding.value)
+                    if finding.kind == "required" and built:  # a class that the parser was to call
+                        finding.class_path = built[1]
             continue
         for kind, pattern in (
             ("option", _OPTION),
@@ -203,6 +244,7 @@ def _findings(message: str) -> list[_Finding]:
             ("attribute", _ATTRIBUTE),
             ("subclass", _SUBCLASS),
             ("module", _MODULE),
+            ("abstract", _ABSTRACT),
             ("path", _NO_PATH),
             ("type", _TYPE),
         ):
@@ -210,7 +252,11 @@ def _findings(message: str) -> list[_Finding]:
             if match:
                 words = tuple(word for word in match.groups() if word)
                 got = match[2] if kind == "type" else None
-                found.append(_Finding(kind, words[:1] if kind == "type" else words, keys, owner, got))
+                if kind == "path" and match[1]:  # of an option that asks for help on a class
+                    keys, words = (*keys, match[1]), words[1:]
+                finding = _Finding(kind, words[:1] if kind == "type" else words, keys, (owners or [None])[-1], got)
+                finding.outer, finding.declared = (owners or [None])[0], declared.get(keys, "")
+                found.append(finding)
                 break
     return found
 
@@ -221,19 +267,23 @@ def _worst(found: list[_Finding]) -> _Finding | None:
         return None
     depth = max(len(finding.keys) for finding in found)
     deepest = [finding for finding in found if len(finding.keys) == depth]
-    for kind in ("option", "required", "attribute", "subclass", "module"):
+    for kind in ("option", "required", "attribute", "subclass", "module", "abstract"):
         for finding in deepest:
             if finding.kind == kind:
                 return finding
     types = [finding for finding in deepest if finding.kind == "type"]
     names = sorted(dict.fromkeys(_type_name(finding.words[0]) for finding in types), key=lambda name: name == "None")
     paths = [finding for finding in deepest if finding.kind == "path"]
-    if paths and set(names) <= {"None", "list"}:
+    if paths and (set(names) <= {"None", "list"} or ("str" not in names and _is_class_name(paths[0].words[0]))):
         return paths[0]
     if types:
-        value = next((finding.value for finding in types if finding.value is not None), None)
-        return _Finding("type", tuple(names), types[0].keys, types[0].class_path, value)
+        value = next((finding for finding in types if finding.value is not None), types[0])
+        return replace(value, words=tuple(names))
     return deepest[0]
+
+
+def _is_class_name(text: str) -> bool:
+    return text.rpartition(".")[2][:1].isupper()
 
 
 def _type_name(text: str) -> str:
@@ -248,10 +298,12 @@ def _sentence(finding: _Finding, command: str, classes: dict[str, list[str]]) ->
     words, key = finding.words, finding.key
     short = finding.class_path.rpartition(".")[2] if finding.class_path else ""
     argument = finding.keys[-1] if finding.keys else ""
-    listing = f"`{command} --{key}.help {short}` lists its arguments."
-    if finding.kind == "option":
-        name = words[0].removeprefix("init_args.")
-        if short in _BASES:
+    outer = (finding.outer or "").rpartition(".")[2]
+    given = f"--{finding.keys[0]} {outer} " if len(finding.keys) > 1 else ""
+    listing = f"`{command} {given}--{key}.help {short}` lists its arguments."
+    if finding.kind == "option" or (finding.kind == "abstract" and finding.nested):
+        name = (finding.nested or words[0]).removeprefix("init_args.").partition(".")[0]
+        if short in _BASES or finding.kind == "abstract":
             remedy = f"add --{key} with the name of a class, or -c with a configuration file."
             return f"{key} must be given before its argument {name!r}: {remedy}"
         return f"{short} has no argument {name!r}{closest(name, _arguments(finding.class_path))}\n{listing}"
@@ -261,16 +313,49 @@ def _sentence(finding: _Finding, command: str, classes: dict[str, list[str]]) ->
         wanted = finding.class_path or ".".join(words)
         if finding.kind == "module" and wanted.split(".")[0] != words[0].split(".")[0]:
             return f"{wanted} for {key} cannot be imported: no module named {words[0]!r}."
-        return f"There is no class {wanted!r} for {key}{closest(wanted, _beside(wanted))}"
+        return f"There is no class {wanted!r} for {key}{_closest_class(wanted, _subclasses(finding.declared))}"
+    if finding.kind == "abstract":
+        return f"{key} must be a class that can be built, and {words[0]} is abstract."
     if finding.kind == "subclass":
         return f"{key} must be a {words[0].rpartition('.')[2]}, got {finding.value!r}."
     if finding.kind == "path":
-        last = argument.rpartition(".")[2]
-        return f"There is no class {words[0]!r} for {key}{closest(words[0], classes.get(last, []))}"
+        known = list(_subclasses(finding.declared)) or classes.get(argument.rpartition(".")[2], [])
+        return f"There is no class {words[0]!r} for {key}{closest(words[0], known)}"
+    if finding.nested:
+        return f"{key} must be {' or '.join(words)}, so it has no argument {finding.nested.partition('.')[0]!r}."
     value = "" if finding.value is None else f", got {finding.value!r}"
     close = get_close_matches(finding.value or "", [word.strip("'") for word in " or ".join(words).split(" or ")], n=1)
     meant = f"; did you mean {close[0]!r}?" if close else "."
     return f"{key} must be {' or '.join(words)}{value}{meant}"
+
+
+def _subclasses(declared: str) -> dict[str, str]:
+    """Return the classes, as far as they are imported, that fit types as the parser writes them: paths by names."""
+    found: dict[str, str] = {}
+    for path in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", re.sub(r"\[\[.*?\]", "", declared)):
+        module, _, name = path.rpartition(".")
+        base = getattr(import_module(module), name, None)
+        waiting = [base] if isinstance(base, type) and module != "collections.abc" else []
+        while waiting:
+            kind = waiting.pop()
+            waiting += type.__subclasses__(kind)
+            if not kind.__name__.startswith("_") and kind is not base:
+                found[kind.__name__] = _public_path(kind)
+    return dict(sorted(found.items()))
+
+
+def _public_path(kind: type) -> str:
+    """Return the shortest class path."""
+    parts = kind.__module__.split(".")
+    modules = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    module = next((name for name in modules if getattr(sys.modules.get(name), kind.__name__, None) is kind), None)
+    return f"{module or kind.__module__}.{kind.__name__}"
+
+
+def _closest_class(path: str, classes: dict[str, str]) -> str:
+    """Return the end of a sentence on a class path that does not exist: a class of its name, else one beside it."""
+    same = classes.get(path.rpartition(".")[2])
+    return f"; did you mean {same!r}?" if same else closest(path, _beside(path))
 
 
 def _arguments(class_path: str | None) -> list[str]:

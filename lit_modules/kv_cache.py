@@ -18,5 +18,26 @@ def cache_argument(network: Any) -> str | None:
         >>> cache_argument(Old())
         'past_key_values'
     """
-    known = inspect.signature(network.forward).parameters
+    known = accepted_arguments(network)
     return next((name for name in ("cache", "past_key_values") if name in known), None)
+
+
+def accepted_arguments(network: Any) -> set[str]:
+    """Return the names that a model's ``forward`` takes, those that a subclass hands on as ``**kwargs`` too.
+
+    Example:
+        >>> class Model:
+        ...     def forward(self, input_ids, position_ids=None): ...
+        >>> class Mine(Model):
+        ...     def forward(self, *args, **kwargs): ...
+        >>> sorted(accepted_arguments(Mine()) & {"input_ids", "position_ids"})
+        ['input_ids', 'position_ids']
+    """
+    names: set[str] = set()
+    for kind in type(network).__mro__:
+        if "forward" in vars(kind):
+            parameters = inspect.signature(vars(kind)["forward"]).parameters.values()
+            names |= {parameter.name for parameter in parameters}
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return names

@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -21,9 +24,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from lit_modules.callbacks import LastCheckpoint, PredictionRecord
 from lit_modules.errors import UsageError, condense, unknown_key
 from lit_modules.messages import SETUP
 from lit_modules.recipes import find_recipe
+from lit_modules.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
 
 _BASES: dict[str, type] = {
     "model": LightningModule,
@@ -36,11 +41,18 @@ _BASES: dict[str, type] = {
 }
 
 
+MAX_SEED = 2**32 - 1
+"""Largest seed that NumPy takes."""
+CKPT_WORDS = ("last", "best")
+
+
 class ProjectParser(LightningArgumentParser):
     """Parser that answers a mistake with one sentence, and takes no abbreviations."""
 
     stage: str | None = None
     """Command that was given to the parser of all commands."""
+    words: Sequence[str] = ()
+    """Arguments that were given to the parser of a command."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
@@ -56,13 +68,29 @@ class ProjectParser(LightningArgumentParser):
         if isinstance(ex, UsageError):
             raise ex
         command = self.prog.replace(" [options]", "") + (f" {self.stage}" if self.stage else "")
-        raise UsageError(condense(message, command, self.option_names(), _class_names())) from None
+        names = self.option_names() + self._nested_names(message)
+        raise UsageError(condense(message, command, names, _class_names())) from None
 
     def option_names(self) -> list[str]:
         """Return the long options of this command; for the parser of all commands, those of the one given."""
         choices = next((action.choices for action in self._actions if isinstance(action.choices, dict)), {})
         parser = choices.get(self.stage or "fit", self)
         return [name for name in parser._option_string_actions if name.startswith("--")]
+
+    def _nested_names(self, message: str) -> list[str]:
+        """Return the options of the classes that were chosen, where a message says that there is no such option."""
+        start = "unrecognized arguments: "
+        if not message.startswith(start) or not self.words:
+            return []
+        unknown = message.removeprefix(start).split(" ")
+        words = [word for word in self.words if word not in unknown and not word.startswith("--print_config")]
+        self.words = ()  # what follows may fail likewise
+        try:
+            config = self.parse_args(words)
+        except UsageError:
+            return []
+        keys = (key.replace(".init_args", "") for key in config.keys(branches=True) if not key.endswith("class_path"))
+        return [f"--{key}" for key in keys]
 
 
 class RecipeFile(ActionConfigFile):
@@ -161,7 +189,12 @@ class ProjectCLI(LightningCLI):
         """Parse the arguments."""
         if isinstance(args, list) and isinstance(parser, ProjectParser):
             parser.stage = next((word for word in args if word in self.subcommands()), None)
+            for stage, commanded in self._subcommand_parsers.items():
+                commanded.words = args[args.index(stage) + 1 :] if stage == parser.stage else ()
         self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"seed_everything must be from 0 to {MAX_SEED}, or false for none, got {seed}.")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint gives weights and state, and ``-c`` gives the arguments.
@@ -176,18 +209,59 @@ class ProjectCLI(LightningCLI):
         except ValueError as error:
             raise _as_raised(error) from None
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the folder of the run whose checkpoint is meant."""
+        parser.add_argument(
+            "--run", type=str | None, help="Folder of the run that --ckpt_path last or best is of; else the newest."
+        )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, which says what was held back when it starts."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """Build the trainer; it keeps the last state, writes what it predicts, and says what was held back."""
+        trainer = super().instantiate_trainer(**self._with_last_checkpoint(kwargs))
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        predicts = self.config["subcommand"] == "predict"
+        if predicts and not any(isinstance(callback, PredictionRecord) for callback in callbacks):
+            callbacks.append(PredictionRecord())
         # after the last that may fail, and before the summary of the model is printed
         saving = [number for number, callback in enumerate(callbacks) if isinstance(callback, SaveConfig)]
         callbacks.insert(saving[0] + 1 if saving else 0, SaySetupMessages())
         return trainer
 
+    def _with_last_checkpoint(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Add what keeps the last state to the callbacks, unless the run has none or says which that is."""
+        config = {**self._get(self.config_init, "trainer"), **arguments}
+        if config["enable_checkpointing"] is False or config["barebones"]:
+            return arguments
+        given = config["callbacks"] or []
+        callbacks = list(given) if isinstance(given, list) else [given]
+        savers = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        if not any(isinstance(saver, LastCheckpoint) or saver.save_last is not None for saver in savers):
+            callbacks.append(LastCheckpoint())
+        return {**arguments, "callbacks": callbacks}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Give the command the checkpoint that is meant, and let it load tensors and plain values alone."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        name = arguments.get("ckpt_path")
+        if name is not None:
+            config = self.config[subcommand]
+            arguments["ckpt_path"] = find_checkpoint(
+                str(name), subcommand, self.trainer, config["model"]["class_path"], config["run"]
+            )
+            arguments["weights_only"] = True
+        return arguments
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; Ctrl-C is raised as such, and a checkpoint that does not fit is named."""
+        with raised_as_interrupt(), loading(self.trainer):
+            super()._run_subcommand(subcommand)
+
     def before_instantiate_classes(self) -> None:
-        """Give the data the tokenizer of the model, if the data takes one and none was given."""
+        """Keep no predictions; give the data the tokenizer of the model, if it takes one and none was given."""
         config = self.config[self.config["subcommand"]]
+        _check_ckpt_path(config.get("ckpt_path"))
+        if self.config["subcommand"] == "predict" and config.get("return_predictions") is None:
+            config["return_predictions"] = False  # they are written, and would fill the memory
         model, data = config.get("model"), config.get("data")
         if model is None or data is None:
             return
@@ -198,6 +272,18 @@ class ProjectCLI(LightningCLI):
         module, _, class_name = data["class_path"].rpartition(".")
         if "tokenizer" in inspect.signature(getattr(import_module(module), class_name)).parameters:
             arguments["tokenizer"] = name
+
+
+def _check_ckpt_path(path: str | None) -> None:
+    """Check that a checkpoint that is named by its path exists, before anything is built.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    if path is None or path in (*CKPT_WORDS, "hpc") or re.match(r"\w+://|registry", path):
+        return
+    if not path or not os.path.exists(path):
+        raise UsageError(f"There is no checkpoint {path!r} for ckpt_path; it takes a file or {', '.join(CKPT_WORDS)}.")
 
 
 def _as_raised(error: BaseException) -> BaseException:

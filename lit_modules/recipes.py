@@ -34,7 +34,7 @@ def find_recipe(name: str | Path) -> Path:
         The file of the working folder if there is one, else the shipped one.
 
     Raises:
-        FileNotFoundError: If there is neither; names the closest recipe.
+        FileNotFoundError: If there is neither; names the closest recipes.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -43,7 +43,12 @@ def find_recipe(name: str | Path) -> Path:
     wanted = path.as_posix().removeprefix("./").removeprefix("configs/")
     if wanted in names:
         return recipes_folder() / wanted
-    close = get_close_matches(wanted, names, n=1) or get_close_matches(path.stem, [Path(n).stem for n in names], n=1)
-    meant = next((n for n in names if close and close[0] in (n, Path(n).stem)), None)
-    remedy = f"did you mean {meant}?" if meant else "`lit-modules recipes` lists those that are shipped."
+    close = [recipe for recipe in names if wanted in (recipe.partition("/")[0], recipe.partition("/")[2])]
+    close = close or get_close_matches(wanted, names, 1, 0.8)
+    if not close:
+        stems = get_close_matches(path.stem, {Path(recipe).stem for recipe in names}, 1, 0.8)
+        close = [recipe for recipe in names if Path(recipe).stem in stems]
+    listing = "`lit-modules recipes` lists those that are shipped."
+    meant = f"did you mean {' or '.join(close[:3])}?" if close else ""
+    remedy = " ".join(filter(None, (meant, listing if len(close) > 3 or not close else "")))
     raise FileNotFoundError(f"There is no configuration file {str(name)!r}; {remedy}")

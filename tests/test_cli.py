@@ -82,7 +82,7 @@ def test_short_names_and_print_config(capsys: pytest.CaptureFixture[str]) -> Non
     config = printed_config([*NGDIFF, "--trainer.callbacks+=AdaptiveLR", "--model.metric=LUMEScore"], capsys)
     assert config["model"]["class_path"] == "lit_modules.NGDiff"
     assert config["model"]["init_args"]["metric"]["class_path"].endswith("LUMEScore")
-    assert config["data"]["class_path"] == "datamodules.LUME"
+    assert config["data"]["class_path"] == "lit_modules.datamodules.LUME"
     assert config["trainer"]["callbacks"][0]["class_path"].endswith("AdaptiveLR")
     assert config["seed_everything"] == 0
 

@@ -36,7 +36,7 @@ def write_images(data: str, folder: Path) -> Path:
     folder.mkdir()
     draw = np.random.default_rng(0)
     sizes = {"train": 30, "test": 12}
-    if data == "datamodules.CIFAR10":
+    if data == "lit_modules.datamodules.CIFAR10":
         arrays = {f"{k}_images": draw.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for k, n in sizes.items()}
         np.savez(folder / "images.npz", **arrays, **{f"{k}_labels": np.arange(n) % 10 for k, n in sizes.items()})
         return folder
@@ -128,7 +128,7 @@ def small_coda(recipe: dict[str, Any], folder: Path) -> list[str]:
     else:
         write_llava(model)
         arguments += ["--model.init_args.max_new_tokens=2"]
-    if recipe["data"]["class_path"] == "datamodules.DrawnSpecies":
+    if recipe["data"]["class_path"] == "lit_modules.datamodules.DrawnSpecies":
         images = {"train": 9, "validation": 2, "test": 2}
         sizes = {"num_known": 4, "num_novel": 1, "drawn_size": 24} | {f"{k}_images": n for k, n in images.items()}
         arguments += [f"--data.init_args.root={folder / 'drawn'}"]
@@ -159,15 +159,15 @@ def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.F
         arguments += [f"--model.init_args.model={model}"]
     if recipe["model"]["class_path"] == "lit_modules.RMU":
         arguments += ["--model.init_args.layer=0"]
-    if data == "datamodules.LUME":
+    if data == "lit_modules.datamodules.LUME":
         arguments += [f"--data.init_args.root={lume}"]
-    elif data == "datamodules.TOFU":
+    elif data == "lit_modules.datamodules.TOFU":
         arguments += [f"--data.init_args.root={lume.parent / 'tofu'}", "--data.init_args.batch_size=1"]
         arguments += ["--data.init_args.template=plain", "--data.init_args.system_prompt=null"]
         arguments += ["--data.init_args.batch_size=1"]
-    elif data in ("datamodules.MNIST", "datamodules.CIFAR10", "datamodules.Digits"):
+    elif data in ("lit_modules.datamodules.MNIST", "lit_modules.datamodules.CIFAR10", "lit_modules.datamodules.Digits"):
         arguments += ["--data.init_args.batch_size=4", "--data.init_args.validation_size=8"]
-        if data != "datamodules.Digits":
+        if data != "lit_modules.datamodules.Digits":
             arguments += [f"--data.init_args.root={write_images(data, folder / 'images')}"]
         network = recipe["model"]["init_args"]["classifier"]["class_path"].rpartition(".")[2]
         arguments += {
@@ -175,15 +175,15 @@ def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.F
             "PreActResNet18": ["--model.classifier.init_args.width=4"],
             "LeNet5": ["--model.classifier.init_args.width=0.1"],
         }[network]
-    elif data in ("datamodules.AffordancePairs", "datamodules.DrawnObjects"):
+    elif data in ("lit_modules.datamodules.AffordancePairs", "lit_modules.datamodules.DrawnObjects"):
         arguments += small_synthia(recipe, folder, request)
     elif config.parent.name == "coda":
         arguments += small_coda(recipe, folder)
-    elif data == "datamodules.MUSE":
+    elif data == "lit_modules.datamodules.MUSE":
         arguments += [f"--data.init_args.root={muse_texts(folder / 'muse')}", "--data.init_args.max_length=16"]
         arguments += ["--data.init_args.batch_size=1", "--data.init_args.eval_batch_size=2"]
         arguments += [f"--{part}.init_args.tokenizer={model}" for part in ("model", "data")]
-    elif data == "datamodules.SyntheticLUME":
+    elif data == "lit_modules.datamodules.SyntheticLUME":
         arguments += [f"--data.init_args.root={folder / 'data'}", "--data.init_args.num_documents=2"]
     return arguments
 
@@ -204,6 +204,28 @@ def test_recipe_trains(
     assert cli.trainer.global_step >= 1
     batches = 1 if config.parent.name == "free" else 2  # its replays count as steps, of which two are allowed
     assert cli.trainer.fit_loop.total_batch_idx + 1 == batches
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ngdiff/lume", "coda/drawn", "coda/vit", "synthia/drawn", "synthia/drawn_pretrain", "synthia/sdxl_lora"],
+)
+def test_recipe_predicts(
+    name: str,
+    tiny_causal_lm: Path,
+    lume_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = CONFIGS / f"{name}.yaml"
+    changes = small(config, tiny_causal_lm, lume_folder, tmp_path, request)
+    changes += ["--trainer.limit_predict_batches=1", "--trainer.logger=false"]
+    main(["predict", "-c", str(config), *changes])
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines
+    assert all(json.loads(line) for line in lines)
 
 
 @pytest.mark.parametrize("config", NAMED, ids=name_of)

@@ -1,6 +1,8 @@
 import threading
 import time
+from email.message import Message
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -99,6 +101,42 @@ def test_errors_that_will_not_go_away_and_the_key_is_not_shown(monkeypatch: pyte
     assert "lines" not in str(caught.value).replace("printable", "")
 
 
+def test_an_account_that_is_used_up_is_not_asked_again() -> None:
+    quota = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
+    for answer in ((429, quota), (402, {"error": {"message": "You exceeded your quota"}}), (200, quota)):
+        with ScriptedServer(script(answer)) as server:
+            with pytest.raises(EndpointError, match=r"You exceeded your quota.*The account has nothing left; pay"):
+                ask(server)
+            assert len(server.requests) == 1
+
+
+def test_an_answer_that_is_cut_off_is_none() -> None:
+    cut = (200, {"choices": [{"message": {"content": "A wide dome"}, "finish_reason": "length"}]})
+    with ScriptedServer(script(cut)) as server:
+        with pytest.raises(AnswerError, match="cut off at the longest length that there is: 'A wide dome'"):
+            ask(server)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({"Retry-After": "0.4"}, 0.4),
+        ({"retry-after-ms": "300"}, 0.3),
+        ({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({"Retry-After": "Thu, 01 Jan 2099 00:00:00 GMT"}, 0.5),
+        ({"Retry-After": "soon"}, 9.0),
+    ],
+)
+def test_a_pause_is_the_one_that_the_endpoint_asks_for(headers: dict[str, str], wanted: float) -> None:
+    message = Message()
+    for name, value in headers.items():
+        message[name] = value
+    error = HTTPError("http://127.0.0.1", 429, "busy", message, None)
+    found = Endpoint("http://127.0.0.1", "m", longest_pause=0.5)._asked_pause(error, 9.0)
+    assert found == pytest.approx(wanted)
+
+
 def test_redirections_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
     with (
@@ -122,14 +160,14 @@ def test_stopping_ends_a_pause() -> None:
 
 def test_images() -> None:
     no_image = (200, {"data": [{"b64_json": "aGVsbG8="}]})
-    link = (200, {"data": [{"url": "http://127.0.0.1/image.png"}]})
-    with ScriptedServer(script(no_image, link, (200, {"data": [{"b64_json": "?"}]}), image({}))) as server:
+    none = (200, {"data": [{"url": None}]})
+    with ScriptedServer(script(no_image, none, (200, {"data": [{"b64_json": "?"}]}), image({}))) as server:
         data = EndpointImages(endpoint(server), 64)("a ring", 5)
     assert data.startswith(b"\x89PNG")
     assert server.paths == ["/v1/images/generations"] * 4
     asked = {"model": "tiny", "prompt": "a ring", "n": 1, "size": "64x64", "response_format": "b64_json"}
     assert server.requests[0] == asked
-    with pytest.raises(ValueError, match="what came is no image"):
+    with pytest.raises(ValueError, match="what came cannot be decoded: its header is damaged or cut off"):
         reread(b"GIF89a")
 
 

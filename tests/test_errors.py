@@ -15,6 +15,7 @@ from lit_modules.commands import COMMANDS
 from lit_modules.errors import UsageError, is_told
 
 NGDIFF = ["fit", "--data", "LUME", "--model", "NGDiff", "--model.model", "x"]
+DIGITS = ["fit", "-c", "pgd/digits.yaml"]
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "argument of a class": (
@@ -98,6 +99,99 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["fit", "-c", "{trainer: [max_epochs: 3}"],
         "-c:1: not valid YAML: expected ',' or ']', but got '}'.",
     ),
+    "nested argument": (
+        [*DIGITS, "--model.atack.eps=1"],
+        "PGDTraining has no argument 'atack'; did you mean 'attack'?",
+    ),
+    "nested argument, long": (
+        [*DIGITS, "--model.init_args.classifer.init_args.width=1"],
+        "PGDTraining has no argument 'classifer'; did you mean 'classifier'?",
+    ),
+    "nested argument of a nested class": (
+        [*DIGITS, "--model.attack.epss=1"],
+        "LinfPGD has no argument 'epss'; did you mean 'eps'?",
+    ),
+    "nested class": (
+        [*DIGITS, "--model.attack=LinfPG"],
+        "There is no class 'LinfPG' for model.attack; did you mean 'LinfPGD'?",
+    ),
+    "nested class of the data": (
+        [*DIGITS, "--data.variant=Smoth"],
+        "There is no class 'Smoth' for data.variant; did you mean 'Smooth'?",
+    ),
+    "logger": (
+        [*NGDIFF, "--trainer.logger=WandbLoger"],
+        "There is no class 'WandbLoger' for trainer.logger; did you mean 'WandbLogger'?",
+    ),
+    "class of another package": (
+        [*NGDIFF, "--trainer.callbacks+=mine.EMA"],
+        "There is no class 'mine.EMA' for trainer.callbacks; did you mean 'lit_modules.callbacks.EMA'?",
+    ),
+    "adapter": (
+        [*NGDIFF, "--model.peft_config=LoraConfg"],
+        "There is no class 'LoraConfg' for model.peft_config; did you mean 'LoraConfig'?",
+    ),
+    "argument without a logger": (
+        [*NGDIFF, "--trainer.logger.project=x"],
+        "trainer.logger must be given before its argument 'project': add --trainer.logger with the name of a class, or "
+        "-c with a configuration file.",
+    ),
+    "argument without an optimizer": (
+        [*NGDIFF, "--model.optimizer.lr=1"],
+        "model.optimizer must be given before its argument 'lr': add --model.optimizer with the name of a class, or -c "
+        "with a configuration file.",
+    ),
+    "argument without a metric": (
+        [*NGDIFF, "--model.metric.mmlu=1"],
+        "model.metric must be given before its argument 'mmlu': add --model.metric with the name of a class, or -c "
+        "with a configuration file.",
+    ),
+    "argument of a value": (
+        [*NGDIFF, "--model.clip_norm.x=1"],
+        "model.clip_norm must be float or None, so it has no argument 'x'.",
+    ),
+    "missing argument of a scheduler": (
+        [*NGDIFF, "--model.scheduler=OneCycleLR"],
+        "OneCycleLR needs max_lr: add --model.scheduler.max_lr.",
+    ),
+    "help on a class": (
+        ["fit", "--model.help", "NGDif"],
+        "There is no class 'NGDif' for model; did you mean 'NGDiff'?",
+    ),
+    "help on a nested class": (
+        ["fit", "--model.attack.help", "LinfPGD"],
+        "model must be given before its argument 'attack': add --model with the name of a class, or -c with a "
+        "configuration file.",
+    ),
+    "option without its group": (
+        [*NGDIFF, "--optimizer", "AdamW"],
+        "There is no option '--optimizer'; did you mean '--model.optimizer'?",
+    ),
+    "option of the data without its group": (
+        [*NGDIFF, "--batch_size=3"],
+        "There is no option '--batch_size'; did you mean '--data.batch_size'?",
+    ),
+    "option of the trainer without its group": (
+        [*NGDIFF, "--max_steps=3"],
+        "There is no option '--max_steps'; did you mean '--trainer.max_steps'?",
+    ),
+    "option like none": ([*NGDIFF, "--gpus=1"], "There is no option '--gpus'; `lit-modules fit --help` lists them."),
+    "seed below its range": (
+        [*NGDIFF, "--seed_everything=-1"],
+        "seed_everything must be from 0 to 4294967295, or false for none, got -1.",
+    ),
+    "checkpoint": (
+        [*NGDIFF, "--ckpt_path=nope.ckpt"],
+        "There is no checkpoint 'nope.ckpt' for ckpt_path; it takes a file or last, best.",
+    ),
+    "file like none": (
+        ["fit", "-c", "nothere.yaml"],
+        "There is no configuration file 'nothere.yaml'; `lit-modules recipes` lists those that are shipped.",
+    ),
+    "folder of recipes": (
+        ["fit", "-c", "compare"],
+        "There is no configuration file 'compare'; did you mean compare/lume_tiny.yaml or compare/tofu_tiny.yaml?",
+    ),
     "command": (["fitt"], "There is no command 'fitt'; did you mean 'fit'?"),
     "no command": (
         ["--trainer.max_epochs", "3"],
@@ -165,6 +259,21 @@ def test_mistake_below_the_outer_keys(content: str, sentence: str, tmp_path: Pat
     with pytest.raises(UsageError) as raised:
         main([*NGDIFF, "-c", str(path)])
     assert str(raised.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        ([*DIGITS, "--model.attack.epss=1"], "--model PGDTraining --model.attack.help LinfPGD"),
+        ([*NGDIFF, "--model.scheduler=OneCycleLR"], "--model NGDiff --model.scheduler.help OneCycleLR"),
+    ],
+)
+def test_hint_on_a_nested_class_works(args: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=f"\n`lit-modules fit {hint}` lists its arguments.$"):
+        main(args)
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", *hint.split()])
+    assert hint.split()[-1] in capsys.readouterr().out
 
 
 def test_hint_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,13 +359,13 @@ def _caught(code: str, module: str) -> Exception:
 @pytest.mark.parametrize(
     ("code", "module", "told"),
     [
-        ("raise ValueError('rate must be positive')", "callbacks.adaptive_lr", True),
+        ("raise ValueError('rate must be positive')", "lit_modules.callbacks.adaptive_lr", True),
         (
             "try:\n    {}['a']\nexcept KeyError as error:\n    raise RuntimeError('no a') from error",
-            "datamodules",
+            "lit_modules.datamodules",
             True,
         ),
-        ("from pathlib import Path\nPath('nowhere').read_text()", "datamodules.lume", True),
+        ("from pathlib import Path\nPath('nowhere').read_text()", "lit_modules.datamodules.lume", True),
         ("raise Misconfigured('no loop')", "lightning.pytorch.trainer", True),
         (
             "def instantiate_classes():\n    raise ValueError('n must be positive')\ninstantiate_classes()",
@@ -265,12 +374,12 @@ def _caught(code: str, module: str) -> Exception:
         ),
         ("raise ValueError('deep')", "torch.nn.functional", False),
         ("raise ValueError('deep')", "callbacks_of_a_user", False),
-        ("int('a')", "callbacks.adaptive_lr", False),
+        ("int('a')", "lit_modules.callbacks.adaptive_lr", False),
         ("len(3)", "lit_modules.unlearning", False),
         ("[][1]", "lit_modules.unlearning", False),
         ("assert 1 == 2, 'never'", "lit_modules.unlearning", False),
         ("raise NotImplementedError", "lit_modules.unlearning", False),
-        ("import json\njson.loads('{')", "datamodules.lume", False),
+        ("import json\njson.loads('{')", "lit_modules.datamodules.lume", False),
     ],
 )
 def test_only_sentences_for_the_user_are_told(code: str, module: str, told: bool) -> None:
@@ -305,24 +414,6 @@ def test_python_m(tmp_path: Path, repository: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "error: There is no command 'fitt'; did you mean 'fit'?\n"
     assert done.stdout == ""
-
-
-@pytest.mark.parametrize("package", ["callbacks", "datamodules"])
-def test_package_that_hides_ours_is_named(package: str, tmp_path: Path, repository: Path) -> None:
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
-    done = _python_m(["fit", "--help"], tmp_path, repository)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: The folder {tmp_path / package} hides the package {package} of lit-modules")
-
-
-def test_module_that_hides_ours_is_named(tmp_path: Path, repository: Path) -> None:
-    (tmp_path / "callbacks.py").write_text("", encoding="utf-8")
-    done = _python_m(["fit", "--help"], tmp_path, repository)
-    assert done.returncode == 2
-    assert done.stderr.startswith(
-        f"error: The file {tmp_path / 'callbacks.py'} hides the package callbacks of lit-modules"
-    )
 
 
 def _python_m(args: list[str], folder: Path, repository: Path) -> "subprocess.CompletedProcess[str]":

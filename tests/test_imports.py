@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import lit_modules
 import lit_modules.unlearning
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("lit_modules", "datamodules", "callbacks")
+SHORT = ("datamodules", "callbacks")
+LONG = ("lit_modules.datamodules", "lit_modules.callbacks")
+PACKAGES = ("lit_modules", *SHORT)
+LAZY = sorted(path for path in (ROOT / "lit_modules").rglob("__init__.py") if "lazy_names" in path.read_text("utf-8"))
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -22,6 +26,7 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def is_within(name: str, *packages: str) -> bool:
@@ -32,12 +37,14 @@ def test_packages_meet_in_config_batch_and_hooks() -> None:
     crossing = []
     for path in FILES:
         own, *inner = path.relative_to(ROOT).with_suffix("").parts
-        if own == "lit_modules" and inner[0] in ("datamodules", "callbacks"):
-            continue  # the aliases of the two packages
-        others = set(PACKAGES) - {own}
-        foreign = [name for name in imported(path) if is_within(name, *others)]
+        foreign: list[str] = []
         if own != "lit_modules":
-            foreign = [name for name in foreign if not is_within(name, "lit_modules.utils")]
+            foreign = [name for name in imported(path) if is_within(name, *PACKAGES)]
+            foreign = [name for name in foreign if not name.startswith("lit_modules.utils") and name != "lit_modules"]
+        elif inner[0] in ("cli", "lightning_cli", "commands"):
+            foreign = [name for name in imported(path) if is_within(name, *SHORT)]
+        elif inner[0] not in SHORT:  # else it is the long name of one of the two
+            foreign = [name for name in imported(path) if is_within(name, *SHORT, *LONG)]
         crossing += [f"{path.relative_to(ROOT)} imports {name}" for name in foreign]
     assert not crossing
 
@@ -79,9 +86,30 @@ def test_public_names(module: object) -> None:
         module.NGDif  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_type_checkers_see_the_lazy_names() -> None:
-    for module in (lit_modules, lit_modules.unlearning):
-        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-        guarded = [node for node in tree.body if isinstance(node, ast.If)]
-        seen = {alias.name for node in ast.walk(guarded[0]) if isinstance(node, ast.ImportFrom) for alias in node.names}
-        assert seen == set(module.__all__)
+@pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
+def test_lazy_names_are_the_public_ones(path: Path) -> None:
+    module = import_module(".".join(path.parent.relative_to(ROOT).parts))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name for node in ast.walk(guarded) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == set(module.__all__)
+    assert set(module.__all__) <= set(dir(module))
+    assert all(getattr(module, name) is not None for name in module.__all__)
+
+
+def test_type_checker_refuses_misspelt_names(tmp_path: Path) -> None:
+    long = [ROOT / f"{name.replace('.', '/')}.py" for name in LONG]
+    packages = [*LAZY, *long, *(ROOT / name / "__init__.py" for name in SHORT)]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in packages]
+    public = {name: import_module(name).__all__[0] for name in names}
+    lines = [f"from {name} import {right} as a{i}" for i, (name, right) in enumerate(public.items())]
+    lines += [f"from {name} import {right}x as b{i}" for i, (name, right) in enumerate(public.items())]
+    (tmp_path / "user.py").write_text("\n".join(lines), encoding="utf-8")
+    options = ["--strict", "--follow-imports=skip", "--ignore-missing-imports", f"--cache-dir={tmp_path}"]
+    options += ["--explicit-package-bases", "--no-pretty"]
+    command = [sys.executable, "-m", "mypy", *options, str(tmp_path / "user.py"), *map(str, packages)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    refused = [line for line in done.stdout.splitlines() if "user.py" in line and "error" in line]
+    assert len(refused) == len(names), done.stdout + done.stderr
+    for line, (name, right) in zip(refused, public.items(), strict=True):
+        assert f'Module "{name}" has no attribute "{right}x"' in line

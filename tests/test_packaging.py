@@ -26,6 +26,17 @@ print(find_recipe("ngdiff/lume.yaml"))
 print(len(list_recipes()))
 print([name for name in ("configs", "tests", "benchmarks") if importlib.util.find_spec(name)])
 """
+AMONG_OWN = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import callbacks.mine, datamodules
+import lit_modules.callbacks, lit_modules.datamodules.few_shot_pairs as ours
+print(callbacks.mine.NAME, datamodules.NAME, "EMA" in dir(lit_modules.callbacks), ours.ConfusablePair.__module__)
+sys.path.remove(os.getcwd())
+del sys.modules["datamodules"]
+import datamodules.few_shot_pairs
+print(datamodules.few_shot_pairs is ours)
+"""
 
 
 def setuptools(hook: str, source: Path, target: Path) -> Path:
@@ -109,6 +120,21 @@ def test_editable_install_reads_the_repository(source: Path, tmp_path: Path) -> 
     configs = source / "configs"
     assert found == [str(configs), str(configs / "ngdiff" / "lume.yaml"), str(len(list_recipes())), "[]"]
     assert not (source / "lit_modules" / "configs").exists()
+
+
+@pytest.mark.parametrize("installed", ["wheel", "editable"])
+@pytest.mark.parametrize("kind", ["package", "folder"])
+def test_both_names_among_own_files(installed: str, kind: str, wheel: Path, source: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "work"
+    (folder / "callbacks").mkdir(parents=True)
+    (folder / "callbacks" / "mine.py").write_text("NAME = 'my callback'\n", encoding="utf-8")
+    if kind == "package":
+        (folder / "callbacks" / "__init__.py").touch()
+    (folder / "datamodules.py").write_text("NAME = 'my data'\n", encoding="utf-8")
+    archive = wheel if installed == "wheel" else setuptools("build_editable", source, tmp_path / "out")
+    zipfile.ZipFile(archive).extractall(site)
+    printed = bare_python(AMONG_OWN, site, folder)
+    assert printed == ["my callback my data True lit_modules.datamodules.few_shot_pairs", "True"]
 
 
 def test_source_distribution_holds_all_that_the_repository_holds(source: Path, tmp_path: Path) -> None:

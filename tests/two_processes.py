@@ -135,6 +135,19 @@ class Numbers(LightningModule):
         return {"id": [f"id{n // 2}" for n in numbers], "split": split, "generation": [f"answer {n}" for n in numbers]}
 
 
+def validate(devices: int, rank: int) -> dict[str, float]:
+    """Validate loaders of which each process sees another set."""
+    generator = torch.Generator().manual_seed(0)
+    tasks = {}
+    for name in ("forget", "retain"):
+        ids = torch.randint(1, 300, (3, 8), generator=generator)
+        tasks[name] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "split": [name] * 3}
+    seen = [list(tasks)[rank]] if devices > 1 else list(tasks)
+    module, runner = lit_modules.NGDiff(tiny()), trainer(Path("."), devices, use_distributed_sampler=False)
+    loader = DataLoader([tasks[name] for name in seen], batch_size=None)  # type: ignore[arg-type]
+    return dict(runner.validate(module, loader, verbose=False)[0])
+
+
 def answer(folder: Path) -> None:
     """Write the answers to five rows, of which each process is handed some twice."""
     runner = trainer(folder, 2, callbacks=[GenerationLog(str(folder))])
@@ -147,6 +160,7 @@ def main() -> None:
     results: dict[str, Any] = {method: unlearn(folder, 2, method) for method in METHODS}
     results |= {case: train(folder, 2, case) for case in TRAINED}
     results["stopped"] = stop(folder)
+    results["lopsided"] = validate(2, torch.distributed.get_rank())
     answer(folder)
     torch.save(results, folder / f"{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()  # otherwise gloo's threads may abort the process as it ends

@@ -1,7 +1,8 @@
 """Adversarial training of classifiers, a file per method, and attacks on whole sets of data."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.adversarial.adversarial_set import AdversarialSet, attack_dataset
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from lit_modules.adversarial.pgd import PGDTraining
     from lit_modules.adversarial.standard import StandardTraining
     from lit_modules.adversarial.trades import KLPGD, TRADES
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
     "AdversarialSet",
@@ -23,25 +26,3 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "TRADES",
     "attack_dataset",
 ]
-
-_MODULES = {
-    "AdversarialSet": "adversarial_set",
-    "FastTraining": "fast",
-    "FreeTraining": "free",
-    "KLPGD": "trades",
-    "MART": "mart",
-    "PGDTraining": "pgd",
-    "StandardTraining": "standard",
-    "TRADES": "trades",
-    "attack_dataset": "adversarial_set",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

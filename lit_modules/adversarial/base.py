@@ -22,6 +22,7 @@ from lit_modules.attacks.checks import check_classes
 from lit_modules.attacks.oracle import take_logits
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
+from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Tensor]
 INJECTED = ("classifier", "attack", "guard_attack", "validation_attack", "test_attacks", "optimizer", "scheduler")
@@ -115,6 +116,10 @@ class AdversarialTraining(LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of images."""
         return take_logits(self.classifier(image))
+
+    def configure_callbacks(self) -> list[Any]:
+        """Bring what lets a run stop and go on at any batch."""
+        return bring(self.trainer)
 
     def setup(self, stage: str) -> None:
         """Check that the weights stay in float32, in which the attacks work."""

@@ -14,6 +14,7 @@ from lit_modules.adversarial.defaults import pgd_like, triangle
 from lit_modules.adversarial.pgd import PGDTraining
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
+from lit_modules.utils.resuming import stepping_batches
 
 
 def fast_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -118,28 +119,30 @@ class FastTraining(PGDTraining):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Check for a collapse, before the validation sees the weights."""
-        if self.guard == "off":
-            return
-        if self.guard_interval is None:
-            due = self.trainer.is_last_batch
-        else:
-            # with accumulation several batches share a step
-            due = self.global_step % self.guard_interval == 0 and self.global_step != self._guard.get("step")
-        if due:
-            self._guard["step"] = self.global_step
+        if self._check_due():
+            self.log("train/guard_accuracy", self.check_collapse(), on_step=True, on_epoch=False)
+
+    def on_train_start(self) -> None:
+        """Make the check that was due where the run was stopped: checkpoints are written before it."""
+        super().on_train_start()
+        if self.global_step and self._check_due():
             self.check_collapse()
 
-    def check_collapse(self) -> None:
-        """Compare the accuracy under the guard's attack with that of the last check, and act on a fall."""
+    def check_collapse(self) -> float:
+        """Compare the accuracy under the guard's attack with that of the last check, and act on a fall.
+
+        Returns:
+            The accuracy.
+        """
+        self._guard["step"] = self.global_step
         images, labels = self._guard["image"].to(self.device), self._guard["label"].to(self.device)
         result = self.guard_attack.run(self.classifier, images, labels)
         accuracy = float(self.trainer.strategy.reduce((~result.success).double().mean(), reduce_op="mean"))
-        self.log("train/guard_accuracy", accuracy, on_step=True, on_epoch=False)
         before = self._guard.get("accuracy", -math.inf)
         if not before - accuracy > self.guard_drop:
             weights = {name: value.detach().clone() for name, value in self.classifier.state_dict().items()}
             self._guard |= {"accuracy": accuracy, "weights": weights}
-            return
+            return accuracy
         text = (
             f"Catastrophic overfitting at step {self.global_step}: the accuracy on a training batch under "
             f"{self.guard_attack!r} fell from {before:.3f} to {accuracy:.3f}"
@@ -147,10 +150,19 @@ class FastTraining(PGDTraining):
         if self.guard == "warn":
             warnings.warn(f"{text}; guard='stop' would put back the last good weights.", stacklevel=2)
             self._guard["accuracy"] = accuracy
-            return
+            return accuracy
         warnings.warn(f"{text}; the last good weights are put back and the training ends.", stacklevel=2)
         self.classifier.load_state_dict(self._guard["weights"])
         self.trainer.should_stop = True
+        return accuracy
+
+    def _check_due(self) -> bool:
+        # with accumulation several batches share a step
+        if self.guard == "off" or "image" not in self._guard or self.global_step == self._guard.get("step"):
+            return False
+        if self.guard_interval is None:
+            return self.trainer.is_last_batch
+        return self.global_step % self.guard_interval == 0
 
     def build_scheduler(self, optimizer: Any) -> Any:
         """Return the scheduler given, or the cycle over the training.
@@ -160,7 +172,7 @@ class FastTraining(PGDTraining):
         """
         if self.scheduler is not None or self.scheduler_interval == "epoch":
             return super().build_scheduler(optimizer)
-        steps = self.trainer.estimated_stepping_batches
+        steps = stepping_batches(self.trainer)
         if math.isinf(steps):
             raise ValueError(
                 "The default schedule needs an end of the training; give max_epochs, max_steps or scheduler."

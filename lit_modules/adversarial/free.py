@@ -15,6 +15,7 @@ from lit_modules.adversarial.base import INJECTED, AdversarialTraining, Batch
 from lit_modules.adversarial.defaults import pgd_like, triangle
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
+from lit_modules.utils.resuming import stepping_batches
 
 
 def free_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -152,7 +153,7 @@ class FreeTraining(AdversarialTraining):
         Raises:
             ValueError: If the training has no end.
         """
-        batches, limit = self.trainer.estimated_stepping_batches, self.trainer.max_steps
+        batches, limit = stepping_batches(self.trainer), self.trainer.max_steps
         if math.isinf(batches):
             raise ValueError(
                 "The default schedule needs an end of the training; give max_epochs, max_steps or scheduler."

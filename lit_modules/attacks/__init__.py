@@ -1,7 +1,8 @@
 """Adversarial attacks in plain torch: ``attack = LinfPGD(eps=8 / 255)``, then ``attack(model, images, labels)``."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.attacks.apgd import APGD, APGDT
@@ -31,37 +32,8 @@ if TYPE_CHECKING:
     from lit_modules.attacks.spsa import SPSA
     from lit_modules.attacks.square import Square
     from lit_modules.attacks.wrappers import EOT, FiniteDifference, NESGradient
-
-_MODULES = {
-    "apgd": ("APGD", "APGDT"),
-    "autoattack": ("AutoAttack", "AutoAttackResult"),
-    "bandits": ("Bandits",),
-    "base": ("Attack", "AttackResult"),
-    "best_of": ("BestOf",),
-    "carlini_wagner": ("CarliniWagner",),
-    "contexts": ("evaluation_mode", "no_parameter_gradients"),
-    "ddn": ("DDN",),
-    "deepfool": ("DeepFool",),
-    "elastic_net": ("ElasticNet",),
-    "fab": ("FAB", "FABT"),
-    "fast_feature": ("FastFeature",),
-    "fmn": ("FMN",),
-    "gen_attack": ("GenAttack",),
-    "jsma": ("JSMA",),
-    "lbfgs": ("LBFGS",),
-    "losses": ("SoftLogitMarginLoss", "ZeroOneLoss"),
-    "momentum": ("L2Momentum", "LinfMomentum"),
-    "nattack": ("NAttack",),
-    "nes": ("NES",),
-    "pgd": ("FGM", "FGSM", "L1PGD", "L2BIM", "L2PGD", "LinfBIM", "LinfPGD", "SparseL1Descent"),
-    "pixel": ("LocalSearch", "SinglePixel"),
-    "rotation_translation": ("RotationTranslation",),
-    "spatial": ("SpatialTransform",),
-    "spsa": ("SPSA",),
-    "square": ("Square",),
-    "wrappers": ("EOT", "FiniteDifference", "NESGradient"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
     "APGD",
@@ -109,13 +81,3 @@ __all__ = [
     "evaluation_mode",
     "no_parameter_gradients",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

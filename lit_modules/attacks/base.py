@@ -23,13 +23,12 @@ from lit_modules.attacks.checks import (
     check_samples,
 )
 from lit_modules.attacks.contexts import evaluation_mode, modules_of, no_parameter_gradients
+from lit_modules.attacks.describe import describe
 from lit_modules.attacks.norms import lp_norm
 from lit_modules.attacks.oracle import Model, Oracle
 from lit_modules.attacks.problem import Outcome, Problem, check_repeatable
 from lit_modules.attacks.random import SampleRandom
 from lit_modules.attacks.wrappers import EOT, EstimatedGradient
-from lit_modules.utils.fingerprint import UnidentifiableError, identify
-from lit_modules.utils.identity import Description, describe
 
 
 @dataclass(frozen=True)
@@ -277,30 +276,9 @@ class Attack(ABC):
                     found[name] = value
         return found
 
-    def description(self) -> Description:
-        """Return what the attack is; see ``lit_modules.utils.identity.describe``."""
-        kind, state = describe(type(self)), describe(vars(self))
-        ours = type(self).__module__.startswith("lit_modules.")
-        text = ("" if ours else f"{kind.text}: ") + repr(self)
-        return Description(text, kind.complete and state.complete)
-
-    def fingerprint(self) -> str | None:
-        """Return a hash of all that decides what the attack does, the same in every process.
-
-        Tensors are told by their values, losses and other callables by their code, settings and weights, and an attack
-        of another package by its source.
-
-        Returns:
-            64 hexadecimal digits; ``None`` if a part cannot be told apart, so that nothing may be reused.
-        """
-        try:
-            return identify(self, "attack")
-        except UnidentifiableError:
-            return None
-
     def __repr__(self) -> str:
         """Return the class with its arguments; attacks that differ in one differ in this."""
-        return f"{type(self).__name__}({', '.join(f'{k}={describe(v).text}' for k, v in self.arguments().items())})"
+        return f"{type(self).__name__}({', '.join(f'{k}={describe(v)}' for k, v in self.arguments().items())})"
 
 
 def warn_wide(norm: str, radius: Tensor, width: Tensor) -> None:

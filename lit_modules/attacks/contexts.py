@@ -6,11 +6,9 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 
 from torch import nn
-
-from lit_modules.utils.identity import references
 
 _LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
 
@@ -49,7 +47,7 @@ def modules_of(model: object) -> list[nn.Module]:
             waiting += [part.func, *part.args, *part.keywords.values()]
         elif isinstance(part, FunctionType):
             if str(part.__module__).partition(".")[0] not in _LIBRARIES:
-                waiting += references(part).values()
+                waiting += _references(part)
         elif isinstance(part, Mapping):
             waiting += part.values()
         elif isinstance(part, list | tuple):
@@ -58,6 +56,21 @@ def modules_of(model: object) -> list[nn.Module]:
             values = getattr(part, "__dict__", {}).values()
             waiting += values if callable(part) else [value for value in values if isinstance(value, nn.Module)]
     return list(found.values())
+
+
+def _references(function: FunctionType) -> Iterator[object]:
+    """Yield what a function finds outside itself: closure, defaults, and the globals that its code names."""
+    codes = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not set yet
+            continue
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
 
 
 def _is_plain_callable(value: object) -> bool:

@@ -1,7 +1,8 @@
 """CoDA: finding confused pairs, and contrastive synthetic images of them; each stage on tensors and lists, or all."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.coda.answers import normalise_answer, read_answer
@@ -52,58 +53,8 @@ if TYPE_CHECKING:
     from lit_modules.coda.store import Store, StoreInUse
     from lit_modules.coda.updating import CoDA
     from lit_modules.coda.verification import accept_images, image_score, verification_requests
-
-_MODULES = {
-    "answers": ("normalise_answer", "read_answer"),
-    "armada_lite": ("ArmadaLite", "EditResult", "ImageEditor"),
-    "backends_edit": ("DiffusersEdits",),
-    "backends_local": ("ClipEmbedder", "DiffusersImages", "LocalChat"),
-    "backends_remote": ("RemoteChat", "RemoteImages"),
-    "bounded_endpoint": ("BoundedEndpoint", "Budget"),
-    "classifier": ("ClassifierUpdate",),
-    "concepts": ("Concept", "ConfusablePair", "safe_name", "unique_pairs"),
-    "confusable_pairs": (
-        "ConfusionTable",
-        "confusion_questions",
-        "draw_subset",
-        "load_tables",
-        "merge_pairs",
-        "options_question",
-        "save_pairs",
-    ),
-    "discriminability": ("AttributeScores", "discriminability_scores", "discriminability_values"),
-    "edit_requests": ("EditSettings",),
-    "estimate": ("Estimate", "Prices"),
-    "export": ("export_images",),
-    "features": ("FeatureAnswer", "extract_features", "feature_request"),
-    "generability": ("attribute_groups", "generability_scores", "trial_count"),
-    "generation": ("image_prompt", "negative_prompt", "plan_images"),
-    "in_context": ("InContext",),
-    "inputs": ("PairTask",),
-    "parsing": ("MalformedAnswer", "parse_bits", "parse_features", "parse_yes_no"),
-    "pictures": ("perceptual_hash", "picture_problem", "read_picture"),
-    "pipeline": ("CoDAPipeline", "PipelineResult", "UnitResult", "store_counts"),
-    "presets": ("CoDASettings", "preset"),
-    "protocols": (
-        "BackendError",
-        "BudgetExhausted",
-        "Capabilities",
-        "ChatModel",
-        "ChatRequest",
-        "Embedder",
-        "ImageGenerator",
-        "ImageRequest",
-        "Reply",
-        "Usage",
-    ),
-    "ranking": ("rank_references", "reference_scores", "similarities"),
-    "report": ("write_report",),
-    "selection": ("Selection", "select_discriminative", "select_generable"),
-    "store": ("Store", "StoreInUse"),
-    "verification": ("accept_images", "image_score", "verification_requests"),
-    "updating": ("CoDA",),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
     "ArmadaLite",
@@ -186,13 +137,3 @@ __all__ = [
     "verification_requests",
     "write_report",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

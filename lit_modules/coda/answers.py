@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 _LEADING = re.compile(
@@ -13,6 +13,9 @@ _LEADING = re.compile(
     r"|a (?:picture|image|photo|photograph) of|an (?:picture|image|photo|photograph) of|of|a|an|the) "
 )
 _LONGEST = 10_000
+_SCRIPTS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_UNSPACED = re.compile(f"[{_SCRIPTS}]")  # Thai, Lao, Burmese, Khmer, kana, Han; Korean joins particles to a name
+_BEGIN, _END = (f"(?{side}[^\\W{_SCRIPTS}])" for side in ("<!", "!"))
 _CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 
@@ -38,9 +41,8 @@ def normalise_answer(text: str) -> str:
 def read_answer(text: str, options: Sequence[str], aliases: Sequence[Sequence[str]] | None = None) -> int | None:
     """Return the number of the option that an answer names, or ``None`` if it names none or several.
 
-    The whole answer may be a name or alias. Otherwise exactly one option must occur on word boundaries; an option that
-    is part of a longer one that occurs does not count, so "Puff Adder" is not "Adder". Both are tried with and then
-    without brackets and their content.
+    The whole answer may be a name or alias. Otherwise exactly one option must occur, see :func:`names_in`: "Puff Adder"
+    is not "Adder", and "Adder or Puff Adder" is both. Both are tried with and then without brackets and their content.
 
     Args:
         text: The model's answer.
@@ -54,6 +56,8 @@ def read_answer(text: str, options: Sequence[str], aliases: Sequence[Sequence[st
         >>> options = ["Adder", "Puff Adder"]
         >>> [read_answer(text, options) for text in ("Adder", "It is a puff adder.", "Adder?? Or a python", "a snake")]
         [0, 1, 0, None]
+        >>> read_answer("Adder or Puff Adder", options) is None
+        True
     """
     if not options:
         raise ValueError("There must be at least one option.")
@@ -72,17 +76,38 @@ def read_answer(text: str, options: Sequence[str], aliases: Sequence[Sequence[st
     for form in chain(map(_plain_words, whole), map(normalise_answer, whole)):
         if form in names:
             return names[form]
-    for form in map(_plain_words, whole):
-        found = _occurring(form, names)
+    for answer in whole:
+        found = {names[name] for name in names_in(answer, names)}
         if len(found) == 1:
             return found.pop()
     return None
 
 
-def _occurring(text: str, names: dict[str, int]) -> set[int]:
-    there = [name for name in names if f" {name} " in f" {text} "]
-    longest = [name for name in there if not any(name != other and f" {name} " in f" {other} " for other in there)]
-    return {names[name] for name in longest}
+def names_in(text: str, names: Iterable[str]) -> set[str]:
+    """Return the names that stand in a text, in any case and whatever the punctuation.
+
+    A name stands between the ends of words; in scripts that write no blanks between words, such as Chinese, it stands
+    anywhere. Where a longer name stands, the shorter ones in it do not count.
+
+    Args:
+        text: The text.
+        names: Names, of letters or digits.
+
+    Example:
+        >>> names_in("\u8fd9\u662f\u4e91\u8c79", ["Adder", "\u4e91\u8c79"])
+        {'\u4e91\u8c79'}
+        >>> names_in("a puff adder in adderland", ["Adder", "Puff Adder"])
+        {'Puff Adder'}
+    """
+    forms = {_plain_words(name): name for name in names}
+    rest, found = _plain_words(text), set()
+    for form in sorted(filter(None, forms), key=len, reverse=True):
+        begin = "" if _UNSPACED.match(form[0]) else _BEGIN
+        end = "" if _UNSPACED.match(form[-1]) else _END
+        rest, number = re.subn(f"{begin}{re.escape(form)}{end}", " \0 ", rest)
+        if number:
+            found.add(forms[form])
+    return found
 
 
 def _plain_words(text: str) -> str:

@@ -12,9 +12,12 @@ from PIL import Image
 
 from lit_modules.coda.model_versions import chosen_device, model_version
 from lit_modules.coda.protocols import BackendError, Capabilities, ChatRequest, Message, Reply, Usage
+from lit_modules.utils.thoughts import decode_answer, mentions_thoughts, opened_thought, template_options
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_QUESTION_END = 16  # tokens among which a template opens a thought
 
 
 class LocalChat:
@@ -25,7 +28,9 @@ class LocalChat:
     differ, and an answer that has ended leaves its batch. A temperature of 0 takes the likeliest token; above 0, each
     answer is drawn from its own seed by noise on its own scores (the Gumbel-max trick), which no neighbour in the batch
     changes. Two tokens that are equally likely within the precision may still fall either way. Nothing is ever cut off:
-    a question that is too long is an error. The model is loaded at the first question, frozen and in evaluation mode.
+    a question that is too long is an error. A template that can switch thinking off does so; where a model thinks all
+    the same, its thoughts are no part of the answer. The model is loaded at the first question, frozen and in
+    evaluation mode.
 
     Args:
         model: Name or folder of the model; its processor must have a chat template.
@@ -67,7 +72,8 @@ class LocalChat:
     @property
     def capabilities(self) -> Capabilities:
         """What the model can do."""
-        return Capabilities(self.images_per_message, option_scores=True, trainable=True)
+        thinks = mentions_thoughts(self._processor)
+        return Capabilities(self.images_per_message, option_scores=True, trainable=True, thinks=thinks)
 
     def chat(
         self,
@@ -137,30 +143,48 @@ class LocalChat:
         if not options or not all(options):
             raise ValueError(f"options must be texts that are not empty, at least one, got {list(options)}.")
         processor, network = self._loaded
-        question = self._inputs([ChatRequest(tuple(messages), tuple(images))])
+        question = dict(self._inputs([ChatRequest(tuple(messages), tuple(images))]))
+        marks = opened_thought(processor.tokenizer.decode(question["input_ids"][0, -_QUESTION_END:]))
+        if marks is not None:
+            question = self._continued(question, f"\n{marks[1]}\n\n")
         scores = []
         for option in options:
-            tokens = processor.tokenizer(option, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            tokens = tokens.to(network.device)
-            given = dict(question)
-            for name, fill in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens))):
-                given[name] = torch.cat([question[name], fill], dim=1)
-            for name in ("token_type_ids", "mm_token_type_ids"):
-                if name in question:
-                    given[name] = torch.cat([question[name], torch.zeros_like(tokens)], dim=1)
+            given = self._continued(question, option)
+            tokens = given["input_ids"][:, question["input_ids"].shape[1] :]
             with torch.no_grad():
                 logits = network(**given).logits[:, -tokens.shape[1] - 1 : -1].float()
             found = logits.log_softmax(-1).gather(-1, tokens[..., None])
             scores.append(float(found.mean()))
         return scores
 
+    def _continued(self, question: dict[str, Any], text: str) -> dict[str, Any]:
+        """Return the model's inputs with a text behind the question."""
+        import torch
+
+        tokens = self._processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        tokens = tokens.to(question["input_ids"].device)
+        given = dict(question)
+        for name, fill in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens))):
+            given[name] = torch.cat([question[name], fill], dim=1)
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in question:
+                given[name] = torch.cat([question[name], torch.zeros_like(tokens)], dim=1)
+        if "cross_attention_mask" in question:  # the text sees the images that the question's last token sees
+            seen = question["cross_attention_mask"]
+            last = seen[:, -1:].expand(-1, tokens.shape[1], *seen.shape[2:])
+            given["cross_attention_mask"] = torch.cat([seen, last], dim=1)
+        return given
+
+    @property
+    def _where(self) -> dict[str, str | None]:
+        return {} if Path(self.model).is_dir() else {"revision": self.revision}
+
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+    def _processor(self) -> Any:
+        from transformers import AutoProcessor
 
         loader: Any = AutoProcessor
-        where = {} if Path(self.model).is_dir() else {"revision": self.revision}
-        processor: Any = loader.from_pretrained(self.model, **where)
+        processor: Any = loader.from_pretrained(self.model, **self._where)
         if not getattr(processor, "chat_template", None):
             raise ValueError(f"The processor of {self.model} has no chat template; take an instruction-tuned model.")
         for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
@@ -169,10 +193,17 @@ class LocalChat:
                     f"The processor of {self.model} has no {name}, without which the places for an image are not as "
                     f"many as its features; add {name} to its processor_config.json."
                 )
-        network: Any = AutoModelForImageTextToText.from_pretrained(self.model, dtype=self.dtype, **where)
         processor.tokenizer.padding_side = "left"  # the answer follows the question at once
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        return processor
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        from transformers import AutoModelForImageTextToText
+
+        processor = self._processor
+        network: Any = AutoModelForImageTextToText.from_pretrained(self.model, dtype=self.dtype, **self._where)
         return processor, network.to(chosen_device(self.device)).requires_grad_(False).eval()
 
     @property
@@ -190,20 +221,29 @@ class LocalChat:
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True},
+            **template_options(processor),
         ).to(network.device, network.dtype)
 
-    def _answer(self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]]) -> list[Reply]:
+    def _answer(self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]]) -> list[Reply | BackendError]:
         processor, network = self._loaded
         ends = network.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         rows = self._answer_shared(requests, tokens, ends)
         if rows is None:
             rows = self._answer_plain(requests)
-        replies = []
+        replies: list[Reply | BackendError] = []
         for row, question in zip(rows, tokens, strict=True):
             end = next((place for place, token in enumerate(row) if token in ends), len(row))
-            text = processor.tokenizer.decode(row[:end], skip_special_tokens=True)
-            replies.append(Reply(text.strip(), self.identity, Usage(len(question), min(end + 1, len(row)))))
+            asked = str(processor.tokenizer.decode(question[-_QUESTION_END:]))
+            text = decode_answer(processor.tokenizer, row[:end], asked)
+            if text or not processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip():
+                replies.append(Reply(text, self.identity, Usage(len(question), min(end + 1, len(row)))))
+            else:
+                replies.append(
+                    BackendError(
+                        f"{self.model} thought for {len(row)} tokens and did not come to an answer; allow longer ones."
+                    )
+                )
         return replies
 
     def _answer_shared(

@@ -1,7 +1,6 @@
 """Chat models and image generators behind OpenAI-compatible endpoints; images travel in the requests."""
 
 import base64
-import binascii
 import io
 import json
 import queue
@@ -13,7 +12,6 @@ from typing import Any, Literal
 from PIL import Image
 
 from lit_modules.coda.bounded_endpoint import BoundedEndpoint, Budget
-from lit_modules.coda.pictures import read_picture
 from lit_modules.coda.protocols import (
     BackendError,
     BudgetExhausted,
@@ -23,6 +21,8 @@ from lit_modules.coda.protocols import (
     Reply,
     Usage,
 )
+from lit_modules.endpoints import read_chat, read_image
+from lit_modules.utils.images import read_picture
 
 __all__ = ["BoundedEndpoint", "Budget", "RemoteChat", "RemoteImages"]
 
@@ -98,7 +98,7 @@ class RemoteChat:
     @property
     def capabilities(self) -> Capabilities:
         """What the model can do."""
-        return Capabilities(self.images_per_message, structured_output=self.schema_field is not None)
+        return Capabilities(self.images_per_message, structured_output=self.schema_field is not None, thinks=True)
 
     def chat(
         self,
@@ -198,19 +198,10 @@ class RemoteChat:
 
     def _read(self, data: Any) -> Reply:
         usage = self._usage(data)
-        try:
-            choice = data["choices"][0]
-            content = choice["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            raise ValueError("the answer has no message") from None
-        if choice.get("finish_reason") == "content_filter":
-            raise BackendError(f"{self.endpoint.model} took its answer out, by its content filter.")
-        if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-        if not isinstance(content, str):
-            raise ValueError("the answer has no text")
+        text, cut_off = read_chat(data)
         name = data.get("model")
-        return Reply(content, name if isinstance(name, str) and name else self.endpoint.model, usage)
+        model = name if isinstance(name, str) and name else self.endpoint.model
+        return Reply(text, model, usage, cut_off=cut_off)
 
     def _usage(self, data: Any) -> Usage:
         told = data.get("usage") if isinstance(data, dict) else None
@@ -295,20 +286,9 @@ class RemoteImages:
         }
         for name in self.omit:
             request.pop(name, None)
-        return self.endpoint.request("images/generations", request, _read_image)
-
-
-def _read_image(data: Any) -> Image.Image:
-    try:
-        coded = data["data"][0]["b64_json"]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError("the answer has no image as b64_json") from None
-    if not isinstance(coded, str):
-        raise ValueError("the answer has no image as b64_json")
-    try:
-        return read_picture(base64.b64decode(coded, validate=True), "what came")
-    except binascii.Error as error:
-        raise ValueError(f"the image is no base64: {error}") from error
+        return self.endpoint.request(
+            "images/generations", request, lambda data: read_picture(read_image(data), "what came")
+        )
 
 
 def _omitted(omit: Collection[str], allowed: set[str]) -> list[str]:

@@ -42,6 +42,13 @@ def answers(model: ChatModel, requests: Sequence[ChatRequest]) -> Iterator[tuple
         yield number, reply
 
 
+def answered(reply: Reply | BackendError) -> Reply:
+    """Return a reply, or raise the error in its place."""
+    if isinstance(reply, BackendError):
+        raise reply
+    return reply
+
+
 class RecordedChat:
     """A chat model whose answers are kept in a store, a file each, under a hash of everything that shapes the answer.
 
@@ -67,10 +74,7 @@ class RecordedChat:
         Raises:
             BackendError: If the model could not answer.
         """
-        reply = self.ask_many([request])[0]
-        if isinstance(reply, BackendError):
-            raise reply
-        return reply
+        return answered(self.ask_many([request])[0])
 
     def ask_many(self, requests: Sequence[ChatRequest]) -> list[Reply | BackendError]:
         """Return the answer, or the error, of each question; those that are not kept are asked together, each once.
@@ -107,7 +111,8 @@ class RecordedChat:
             if isinstance(reply, BackendError):
                 self._failed[keys[place]] = reply
             else:
-                self._keep(keys[place], records[place], reply)
+                if not reply.cut_off:  # a later run asks again
+                    self._keep(keys[place], records[place], reply)
                 self.calls += 1
                 if self.report is not None:
                     now = time.perf_counter()

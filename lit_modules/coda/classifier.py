@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from lit_modules.coda.update_base import Batch, UpdateModule, default_optimizer
+from lit_modules.utils.weights import only_tensors
 
 
 class ClassifierUpdate(UpdateModule):
@@ -90,12 +91,13 @@ class ClassifierUpdate(UpdateModule):
             if len(names) != number:
                 raise ValueError(f"num_classes is {number} and the data have {len(names)} classes.")
             try:
-                self.model = AutoModelForImageClassification.from_pretrained(
-                    str(self.model_name),
-                    id2label=dict(enumerate(names)),
-                    label2id={name: place for place, name in enumerate(names)},
-                    ignore_mismatched_sizes=True,
-                )
+                with only_tensors(str(self.model_name)):
+                    self.model = AutoModelForImageClassification.from_pretrained(
+                        str(self.model_name),
+                        id2label=dict(enumerate(names)),
+                        label2id={name: place for place, name in enumerate(names)},
+                        ignore_mismatched_sizes=True,
+                    )
             except (OSError, ValueError, KeyError) as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ValueError(f"{self.model_name!r} does not load as an image classifier: {reason}") from error

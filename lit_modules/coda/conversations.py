@@ -7,6 +7,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from lit_modules.utils.thoughts import close_thought, template_options
+
 Message = dict[str, Any]
 IGNORED = -100
 """Label of tokens that are not in the loss."""
@@ -63,7 +65,8 @@ def end_token(processor: Any) -> str:
 def render(processor: Any, prompt: str, answer: str | None = None) -> tuple[str, str]:
     """Write a conversation by the chat template.
 
-    Training and evaluation both go through here, so that they cannot differ in template.
+    Training and evaluation both go through here, so that they cannot differ in template. Thinking is switched off where
+    the template can; a thought that it opens all the same is closed empty, so that an answer never stands inside one.
 
     Args:
         processor: Processor of the model, with a chat template.
@@ -82,7 +85,9 @@ def render(processor: Any, prompt: str, answer: str | None = None) -> tuple[str,
         raise ValueError(
             f"The {type(processor).__name__} has no chat template; put one beside the model as chat_template.jinja."
         )
-    question = processor.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
+    options = template_options(processor)
+    question = processor.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False, **options)
+    question = close_thought(question)
     placeholder = getattr(processor, "boi_token", None) or processor.image_token
     if question.count(placeholder) != 1:
         raise ValueError(
@@ -96,7 +101,7 @@ def render(processor: Any, prompt: str, answer: str | None = None) -> tuple[str,
     end = end_token(processor)
     if placeholder in answer or end in answer:
         raise ValueError(f"An answer must hold neither {placeholder!r} nor {end!r}, got {answer!r}.")
-    whole = processor.apply_chat_template(messages, tokenize=False)
+    whole = processor.apply_chat_template(messages, tokenize=False, **options)
     # a template may begin the answer with more than the text, such as an empty thought, where generation does not
     tail = whole[len(question) :] if whole.startswith(question) else answer
     if answer.strip() not in tail:
@@ -185,10 +190,12 @@ def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, confi
         ValueError: If the numbers differ; the message says what to set.
     """
     for name in ("image_sizes", "image_grid_thw", "pixel_values"):
-        # Qwen puts the patches of all images into one row of pixel_values, but counts images in image_grid_thw
+        # Qwen puts the patches of all images into one row of pixel_values, but counts images in image_grid_thw;
+        # InternVL gives a row to each tile of an image, and counts them nowhere
         if name in batch:
-            if len(batch[name]) != images:
-                raise ValueError(f"The processor made {len(batch[name])} images of {images}; see its {name}.")
+            found = len(batch[name])
+            if found < images or (found > images and name != "pixel_values"):
+                raise ValueError(f"The processor made {found} images of {images}; see its {name}.")
             break
     token = getattr(processor, "image_token_id", None)
     if token is None:

@@ -5,11 +5,11 @@ from typing import Any, Literal, cast
 
 from PIL.Image import Image
 
-from lit_modules.coda.calls import RecordedChat
+from lit_modules.coda.calls import RecordedChat, answered
 from lit_modules.coda.inputs import Side
 from lit_modules.coda.parsing import MalformedAnswer
 from lit_modules.coda.pictures import near_duplicate, perceptual_hash, picture_problem
-from lit_modules.coda.protocols import BackendError, Reply
+from lit_modules.coda.protocols import refuse_cut_off
 from lit_modules.coda.ranking import similarities
 from lit_modules.coda.stages import DRAWING_SETTINGS, Workshop
 from lit_modules.coda.store import stage_key
@@ -24,8 +24,8 @@ from lit_modules.coda.verification import (
 )
 
 _VERIFYING_SETTINGS = (
-    *("temperature", "retries", "num_images", "verification", "score_levels", "guards", "min_side"),
-    *("max_attempts", "allow_short"),
+    *("temperature", "retries", "thought_tokens", "num_images", "verification", "score_levels", "guards"),
+    *("min_side", "max_attempts", "allow_short"),
 )
 Verdict = dict[str, Any]
 
@@ -188,7 +188,11 @@ class Drawing:
         numbers: Sequence[int],
         verdicts: list[Verdict],
     ) -> None:
-        """Ask the verifier about images, all together, and again about those whose answers cannot be read."""
+        """Ask the verifier about images, all together, and again about those whose answers cannot be read.
+
+        Raises:
+            BackendError: If a question has no answer, or the last one was cut off before it could be read.
+        """
         settings = self.workshop.settings
         form = cast(Literal["questions", "batch"], settings.verification)
         if self.verifier is None:
@@ -196,16 +200,25 @@ class Drawing:
         waiting, reason = list(numbers), {}
         for attempt in range(1 + settings.retries):
             asked = [
-                verification_requests(batch[number][1], attributes, form, self.verifier.model.capabilities, attempt)
+                verification_requests(
+                    batch[number][1],
+                    attributes,
+                    form,
+                    self.verifier.model.capabilities,
+                    attempt,
+                    settings.thought_tokens,
+                )
                 for number in waiting
             ]
             replies = iter(self.verifier.ask_many([request for requests in asked for request in requests]))
             unread = []
             for number, requests in zip(waiting, asked, strict=True):
-                own = [next(replies) for _ in requests]
+                own = [answered(next(replies)) for _ in requests]
                 try:
-                    bits = read_verification([_text(reply) for reply in own], len(attributes), form)
+                    bits = read_verification([reply.text for reply in own], len(attributes), form)
                 except MalformedAnswer as error:
+                    if attempt == settings.retries:
+                        refuse_cut_off(own, "thought_tokens")
                     unread.append(number)
                     reason[number] = f"verdict cannot be read: {error}"
                     continue
@@ -217,9 +230,3 @@ class Drawing:
             # where nothing consumes the scores, an image stays whatever its verdict
             score = 0.0 if settings.score_levels is None else None
             verdicts[number] |= {"score": score, "reason": reason[number]}
-
-
-def _text(reply: Reply | BackendError) -> str:
-    if isinstance(reply, BackendError):
-        raise reply
-    return reply.text

@@ -9,6 +9,7 @@ from lit_modules.coda.generability import trial_count
 from lit_modules.coda.inputs import Side
 from lit_modules.coda.protocols import Counts
 from lit_modules.coda.stages import Workshop
+from lit_modules.coda.verification import SHORT_ANSWER
 
 Stage = Literal["features", "trials", "images", "verification"]
 
@@ -173,4 +174,6 @@ def estimate_unit(
         # images that the guards refuse are not asked about
         bound.least_calls += 0 if settings.guards else settings.num_images * (1 if batch else fewest)
         bound.most_calls += tries * (1 if batch else most)
-        bound.most_tokens += tries * (16 + 4 * most if batch else 16 * most)
+        able = drawing.verifier.model.capabilities
+        length = SHORT_ANSWER + (settings.thought_tokens if able.thinks else 0)
+        bound.most_tokens += tries * (length + 4 * most if batch else length * most)

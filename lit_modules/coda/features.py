@@ -8,7 +8,7 @@ from PIL.Image import Image
 
 from lit_modules.coda.concepts import Concept, prompt_text
 from lit_modules.coda.parsing import MalformedAnswer, ParsedFeatures, join_features, parse_features
-from lit_modules.coda.protocols import Capabilities, ChatRequest, Reply, user_message
+from lit_modules.coda.protocols import Capabilities, ChatRequest, Reply, refuse_cut_off, user_message
 from lit_modules.utils.hashing import stable_seed
 
 FeatureKind = Literal[
@@ -247,6 +247,7 @@ def extract_features(
 
     Raises:
         ValueError: If an argument is out of its range.
+        BackendError: If no answer could be read and one was cut off.
     """
     if retries < 0:
         raise ValueError(f"retries must not be negative, got {retries}.")
@@ -263,6 +264,8 @@ def extract_features(
             answer = read_features(base, replies, names, max_features, max_words)
             if answer.failure is None or len(replies) > retries:
                 break
+        if answer.failure is not None:
+            refuse_cut_off(replies, "feature_tokens")
         answers.append(answer)
     return join_answers(kind, answers, max_features)
 

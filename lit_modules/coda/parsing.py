@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lit_modules.coda.answers import names_in
+
 _LONGEST = 40_000
 _MOST_STARTS = 64
 _MOST_STEPS = 100_000  # letters looked at for closing brackets, so that a hostile answer takes no long time
@@ -61,7 +63,7 @@ def parse_features(text: str, names: Iterable[str] = (), max_features: int = 30,
     if min(max_features, max_words) < 1:
         raise ValueError(f"max_features and max_words must be at least 1, got {max_features} and {max_words}.")
     items, cut_off = _items(text[:_LONGEST])
-    forbidden = [form for form in map(_form, names) if form]
+    forbidden = tuple(names)
     kept: dict[str, str] = {}
     dropped: list[tuple[str, str]] = []
     for raw in items:
@@ -76,7 +78,7 @@ def parse_features(text: str, names: Iterable[str] = (), max_features: int = 30,
             reason = "duplicate"
         elif len(item.split()) > max_words:
             reason = f"more than {max_words} words"
-        elif any(f" {name} " in f" {form} " for name in forbidden):
+        elif names_in(item, forbidden):
             reason = "names a class"
         elif len(kept) >= max_features:
             reason = f"after the first {max_features}"

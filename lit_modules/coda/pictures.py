@@ -1,65 +1,17 @@
-"""Reading pictures that others made, and telling those that are no use."""
+"""Pictures that carry a key, and telling those that are no use."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+from lit_modules.utils.images import read_picture
+
+__all__ = ["near_duplicate", "perceptual_hash", "picture_problem", "png_bytes", "png_key", "read_picture"]
+
 _KEY = "coda-key"
-_ENDINGS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
-
-
-def read_picture(data: bytes, name: str, max_pixels: int = 50_000_000) -> Image.Image:
-    """Return the picture in a file's bytes as RGB, wholly decoded.
-
-    The size is looked at before anything is decoded.
-
-    Args:
-        data: Content of the file.
-        name: Name or path of the file, for messages; its ending must fit the content if it is one of a picture.
-        max_pixels: Largest number of pixels.
-
-    Raises:
-        ValueError: If it is no picture, is of another type than its name says, is too large or is cut off.
-    """
-    picture = _decoded(name, lambda: Image.open(BytesIO(data), formats=FORMATS))
-    if picture.width * picture.height > max_pixels:
-        raise ValueError(
-            f"{name} has {picture.width} x {picture.height} pixels, more than the {max_pixels} allowed; it may be a "
-            "decompression bomb."
-        )
-    said = _ENDINGS.get(Path(name).suffix.lower())
-    if said is not None and said != picture.format:
-        raise ValueError(f"{name} is a {picture.format} file and not the {said} that its name says; rename it.")
-    return _decoded(name, lambda: picture.convert("RGB"))
-
-
-def _decoded(name: str, decode: Callable[[], Image.Image]) -> Image.Image:
-    """Return what a decoder returns; whatever it raises becomes a sentence with the name of the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on sizes, for which max_pixels is stricter, and on damaged metadata
-            return decode()
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no picture of the types {', '.join(FORMATS)}.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has too many pixels; it may be a decompression bomb.") from error
-    except Exception as error:  # decoders raise whatever a hostile header provokes
-        raise ValueError(f"{name} is cut off or damaged: {str(error).rstrip('.')}.") from error
 
 
 def png_bytes(picture: Image.Image, key: str) -> bytes:

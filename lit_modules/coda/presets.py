@@ -10,8 +10,9 @@ from lit_modules.coda.verification import VerificationForm
 CONTRASTIVE: tuple[FeatureKind, ...] = ("textual_contrastive", "visual_contrastive", "both_contrastive")
 
 _COUNTS = (
-    *("num_references", "feature_tokens", "max_features", "max_words", "min_features", "group_size", "top_k"),
-    *("trials_per_group", "resamples", "num_images", "width", "height", "steps", "min_side", "max_attempts"),
+    *("num_references", "feature_tokens", "thought_tokens", "max_features", "max_words", "min_features"),
+    *("group_size", "top_k", "trials_per_group", "resamples", "num_images", "width", "height", "steps", "min_side"),
+    "max_attempts",
 )
 
 
@@ -27,7 +28,8 @@ class CoDASettings:
         num_references: Real images of either side that scores are computed with; the best of the support images.
         temperature: Factor of cosines (tau).
         feature_temperature: Temperature of sampling features.
-        feature_tokens: Longest answer with features, in tokens.
+        feature_tokens: Longest answer with features, in tokens, thoughts included.
+        thought_tokens: Tokens that a verifier which may think first gets beyond those of its short answer.
         max_features: Most features of an answer.
         max_words: Longest feature, in words.
         retries: Further tries after an answer that cannot be read.
@@ -67,6 +69,7 @@ class CoDASettings:
     temperature: float = 100.0
     feature_temperature: float = 0.5
     feature_tokens: int = 1000
+    thought_tokens: int = 1000
     max_features: int = 30
     max_words: int = 12
     retries: int = 3

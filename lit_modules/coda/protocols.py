@@ -44,12 +44,14 @@ class Reply:
         model: Name of the model that gave it.
         usage: Tokens that it took.
         cached: Whether it was read from a store and no model was asked.
+        cut_off: Whether the service ended it at its longest length; such an answer is not kept in a store.
     """
 
     text: str
     model: str
     usage: Usage = Usage()
     cached: bool = False
+    cut_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Capabilities:
         structured_output: Whether ``schema`` is obeyed.
         option_scores: Whether it has ``score_options``.
         trainable: Whether its weights can be updated here.
+        thinks: Whether it may think before it answers, so that short answers need room too.
     """
 
     images_per_message: int = 1
     structured_output: bool = False
     option_scores: bool = False
     trainable: bool = False
+    thinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,12 @@ class ChatModel(Protocol):
         schema: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> Reply:
-        """Answer; raise :class:`BackendError` for this question alone, :class:`BudgetExhausted` to stop the run."""
+        """Answer, without thoughts.
+
+        Raises:
+            BackendError: For this question alone, such as when there is no text in its answer.
+            BudgetExhausted: To stop the run.
+        """
         ...
 
 
@@ -271,6 +280,23 @@ def check_image_places(messages: Sequence[Message], num_images: int) -> None:
         raise ValueError(
             f"The messages have {places} places for images and {num_images} images were given; the model would not see "
             "what has no place."
+        )
+
+
+def refuse_cut_off(replies: Sequence[Reply], setting: str) -> None:
+    """Refuse answers that were cut off, where they could not be read: a later run asks again.
+
+    Args:
+        replies: Replies.
+        setting: Name of the setting of their longest length.
+
+    Raises:
+        BackendError: If one was cut off.
+    """
+    cut = next((reply for reply in replies if reply.cut_off), None)
+    if cut is not None:
+        raise BackendError(
+            f"The answer of {cut.model} was cut off before it could be read, at {cut.text[-80:]!r}; raise {setting}."
         )
 
 

@@ -16,6 +16,7 @@ from transformers import get_cosine_schedule_with_warmup
 from lit_modules.checkpoints import check_finite, without_frozen
 from lit_modules.coda.update_scores import PairScores, pair_numbers
 from lit_modules.utils.hashing import stable_seed
+from lit_modules.utils.resuming import bring, stepping_batches
 
 Batch = dict[str, Any]
 
@@ -113,6 +114,10 @@ class UpdateModule(QuestionModule):
         self.strict_loading = False
         self.seed = seed
 
+    def configure_callbacks(self) -> list[Any]:
+        """Bring what lets a run stop and go on at any batch."""
+        return bring(self.trainer)
+
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch."""
@@ -159,7 +164,7 @@ class UpdateModule(QuestionModule):
                 "Trained weights must be float32: set the trainer's precision to '32-true' or 'bf16-mixed'."
             )
         optimizer = self.optimizer([{"params": group, "lr": rate} for group, rate in groups])
-        steps = self.trainer.estimated_stepping_batches
+        steps = stepping_batches(self.trainer)
         if not math.isfinite(steps):
             raise ValueError("The learning rate falls until the end, so the trainer needs max_epochs or max_steps.")
         schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(self.warmup_ratio * steps), int(steps))

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lit_modules.coda.conversations import IGNORED
+from lit_modules.utils.thoughts import decode_answer
+from lit_modules.utils.weights import only_tensors
 
 LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """Linear layers of the language model; names of leaves alone would find those of the vision tower too."""
@@ -44,9 +46,10 @@ def load_model(name: str, dtype: torch.dtype, revision: str | None = None, load_
     if load_in_4bit:
         more = {"quantization_config": _four_bits(dtype), "device_map": {"": torch.cuda.current_device()}}
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, revision=revision, output_loading_info=True, **more
-        )
+        with only_tensors(name):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, revision=revision, output_loading_info=True, **more
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name!r} does not load as an image-text model: {reason} {_REMEDY}") from error
@@ -187,7 +190,7 @@ def generate(model: Any, tokenizer: Any, batch: Mapping[str, Tensor], max_new_to
         temperature: 0 takes the likeliest token; above it tokens are drawn.
 
     Returns:
-        List of answers without special tokens.
+        List of answers without thoughts and special tokens.
     """
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -203,7 +206,7 @@ def generate(model: Any, tokenizer: Any, batch: Mapping[str, Tensor], max_new_to
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
-    return tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [decode_answer(tokenizer, row) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
 
 
 def write_model(model: Any, processor: Any, folder: str, merge: bool, dtype: torch.dtype) -> None:

@@ -17,6 +17,8 @@ from lit_modules.coda.ranking import TEMPERATURE, unit_rows
 VerificationForm = Literal["questions", "batch", "clip", "none"]
 """A question per attribute, one question for all, the likeness of embeddings, or no check."""
 
+SHORT_ANSWER = 16
+"""Tokens for yes or no; a model that may think first gets more."""
 _BITS = {"type": "array", "items": {"type": "integer", "enum": [0, 1]}}
 
 
@@ -43,6 +45,7 @@ def verification_requests(
     form: Literal["questions", "batch"] = "questions",
     capabilities: Capabilities | None = None,
     attempt: int = 0,
+    thought_tokens: int = 1000,
 ) -> list[ChatRequest]:
     """Return the questions on an image: one per attribute to be answered yes or no, or one for all.
 
@@ -52,6 +55,7 @@ def verification_requests(
         form: Form of the questions; ``"batch"`` asks for a list of zeros and ones.
         capabilities: What the model can do.
         attempt: Number of the try from 0; later ones remind of the form.
+        thought_tokens: Tokens that a model which may think first gets beyond those of its short answer.
 
     Raises:
         ValueError: If there are no attributes or the form is unknown.
@@ -61,13 +65,14 @@ def verification_requests(
     if not attributes:
         raise ValueError("There must be at least one attribute to look for.")
     able = capabilities or Capabilities()
+    length = SHORT_ANSWER + (thought_tokens if able.thinks else 0)
     if form == "questions":
         reminder = " Your answer must be the word yes or the word no." if attempt else ""
         texts = [
             f'Does this picture show the attribute "{prompt_text(attribute)}"? Answer only yes or no.{reminder}'
             for attribute in attributes
         ]
-        return [ChatRequest((user_message(text, 1),), (image,), 16, seed=attempt) for text in texts]
+        return [ChatRequest((user_message(text, 1),), (image,), length, seed=attempt) for text in texts]
     listed = "; ".join(f'{number}. "{prompt_text(text)}"' for number, text in enumerate(attributes, 1))
     text = (
         f"Which of these attributes does this picture show? {listed}. Answer only with a JSON list of "
@@ -76,7 +81,7 @@ def verification_requests(
     if attempt:
         text += f" Your answer must be a list of exactly {len(attributes)} zeros and ones."
     schema = {**_BITS, "minItems": len(attributes), "maxItems": len(attributes)} if able.structured_output else None
-    return [ChatRequest((user_message(text, 1),), (image,), 16 + 4 * len(attributes), schema=schema, seed=attempt)]
+    return [ChatRequest((user_message(text, 1),), (image,), length + 4 * len(attributes), schema=schema, seed=attempt)]
 
 
 def read_verification(

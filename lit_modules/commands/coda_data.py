@@ -1,15 +1,14 @@
 """What a few-shot datamodule gives to CoDA: concepts, pairs, and the support images of each."""
 
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lit_modules.coda.concepts import Concept, ConfusablePair
 from lit_modules.coda.inputs import PairTask
+from lit_modules.datamodules import few_shot_pairs
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.hashing import stable_hash
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from lit_modules.utils.images import FORMATS
 
 
 def concept_of(found: Any, kind: str | None) -> Concept:
@@ -70,14 +69,14 @@ def _error_rates(data: Any) -> dict[str, float | None]:
     source = data.hparams["pairs"]
     if source is None:
         source = next(data.root / name for name in ("pairs.json", "config.json") if (data.root / name).is_file())
-    return {pair.pair_id: pair.error_rate for pair in import_module("datamodules.few_shot_pairs").read_pairs(source)}
+    return {pair.pair_id: pair.error_rate for pair in few_shot_pairs.read_pairs(source)}
 
 
 def _path(picture: Any, folder: Path) -> str:
     if picture.read is None:
         return str(picture.path)
     suffix = PurePosixPath(picture.name).suffix.lower()
-    place = folder / f"{stable_hash(picture.name)[:16]}{suffix if suffix in _SUFFIXES else ''}"
+    place = folder / f"{stable_hash(picture.name)[:16]}{suffix if suffix in FORMATS else ''}"
     data = picture.data()
     if not place.is_file() or place.read_bytes() != data:
         write_whole(place, data)

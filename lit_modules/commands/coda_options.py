@@ -2,16 +2,17 @@
 
 import re
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal, cast
 
 from jsonargparse import Namespace
 
+from lit_modules.cli import load_public
 from lit_modules.coda.bounded_endpoint import BoundedEndpoint, Budget
 from lit_modules.coda.estimate import Prices
 from lit_modules.coda.presets import CoDASettings, preset
 from lit_modules.coda.protocols import ChatModel, Embedder, ImageGenerator
 from lit_modules.commands.coda import ACTIONS
+from lit_modules.datamodules import FewShotPairs
 from lit_modules.errors import UsageError
 from lit_modules.lightning_cli import ProjectParser, RecipeFile
 
@@ -89,8 +90,7 @@ def coda_parser(action: str) -> ProjectParser:
     parser = ProjectParser(prog=f"lit-modules coda {action}", description=description)
     text = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
     parser.add_argument("-c", "--config", action=RecipeFile, help=text)
-    base = import_module("datamodules").FewShotPairs  # packages meet in commands by class path
-    parser.add_subclass_arguments(base, "data", required=False, help="pairs and their support images")
+    parser.add_subclass_arguments(FewShotPairs, "data", required=False, help="pairs and their support images")
     for model, kind, text in (
         ("chat", ChatModel, "model that is asked for features, and for pairs"),
         ("verifier", ChatModel, "model that is asked what images show; null takes chat"),
@@ -211,10 +211,8 @@ def read_plan(parser: ProjectParser, action: str, args: list[str]) -> Plan:
         UsageError: If they are wrong; the first line says what.
         ValueError: If a value is out of its range.
     """
-    for module in ("datamodules", "lit_modules.coda"):
-        public = import_module(module)
-        for name in public.__all__:
-            getattr(public, name)  # imports the class, so that jsonargparse finds it
+    load_public("lit_modules.datamodules", "lit_modules.coda")
+    parser.words = args
     config = parser.parse_args(args)
     if config["preset"] != "default":
         parser.set_defaults({"settings": preset(config["preset"]).record()})

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +18,7 @@ from lit_modules.commands.coda_data import concept_of
 from lit_modules.commands.coda_options import Confusions, Plan, coda_parser, read_plan
 from lit_modules.commands.coda_run import print_counts, progress_bar
 from lit_modules.commands.points import stoppable
+from lit_modules.datamodules import few_shot_layouts, few_shot_pairs
 from lit_modules.errors import UsageError
 
 _TOGETHER = 64  # questions asked at once, with their images in memory
@@ -125,9 +125,7 @@ def choose_subsets(concepts: Sequence[Concept], given: Confusions) -> list[Subse
 def _concepts(data: Any, given: Confusions) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Return the concepts of a datamodule's folder, whatever its pairs, and the pictures to ask about."""
     hints = data.hparams
-    folder = import_module("datamodules.few_shot_layouts").read_folder(
-        data.root, hints["layout"], hints["folders"], hints["annotations"]
-    )
+    folder = few_shot_layouts.read_folder(data.root, hints["layout"], hints["folders"], hints["annotations"])
     if folder.problems:
         raise ValueError("\n- ".join([f"{data.root} cannot be read:", *folder.problems]))
     pictures = {}
@@ -143,9 +141,8 @@ def _concepts(data: Any, given: Confusions) -> tuple[dict[str, Any], dict[str, l
 def _folder(concept: Any) -> str | None:
     """Return the folder of a concept, where its name alone may not find it."""
     folders = sorted(concept.dirs)
-    inside = import_module("datamodules.few_shot_pairs").is_inside
     found = str(folders[0] if folders else concept.key)
-    return found if inside(found) else None
+    return found if few_shot_pairs.is_inside(found) else None
 
 
 def _ask(

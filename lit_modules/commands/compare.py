@@ -283,7 +283,7 @@ def _launch(
 
 
 def _report(folder: Path, settings: Mapping[str, Any], runs: Mapping[str, Run]) -> None:
-    """Check that the finished runs spent the same, and write results, table and figures."""
+    """Check that the finished runs spent the same, and write results, table and figures; the others have failed."""
     from lit_modules.commands import compare_figures as figures
     from lit_modules.commands import compare_report as report
 
@@ -292,11 +292,10 @@ def _report(folder: Path, settings: Mapping[str, Any], runs: Mapping[str, Run]) 
         path = folder / "runs" / name / RESULTS
         if path.exists():
             found[name] = json.loads(path.read_text(encoding="utf-8"))
-    finished = [run for run in runs.values() if run.name in found]
-    if not finished or any(name not in found for name in REFERENCES):
+    if not any(name in found for name in runs) or any(name not in found for name in REFERENCES):
         print("No run has finished: there is no table.")
         return
-    comparison = report.compare(settings, finished, found)
+    comparison = report.compare(settings, list(runs.values()), found)
     for path in report.write(folder, comparison):
         print(f"Wrote {path}")
     for path in figures.draw(folder, comparison):

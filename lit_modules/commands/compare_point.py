@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import yaml
 
+from lit_modules.cli import load_public
 from lit_modules.commands.compare_counts import CountSpending
 from lit_modules.commands.points import LOG, RESULTS
-from lit_modules.commands.sweep_check import load_public
 from lit_modules.commands.sweep_grid import write_json
 from lit_modules.commands.sweep_point import PointCLI, plain, say, train
 from lit_modules.utils.files import write_whole

@@ -47,13 +47,13 @@ class Models:
 
 
 def find_class(path: str, where: str) -> type:
-    """Return a class by its path, or by its name if it is public in ``lit_modules`` or ``datamodules``.
+    """Return a class by its path, or by its name if it is public in ``lit_modules`` or its datamodules.
 
     Raises:
         UsageError: If there is none.
     """
     module_name, _, name = path.rpartition(".")
-    packages = [module_name] if module_name else ["lit_modules", "datamodules"]
+    packages = [module_name] if module_name else ["lit_modules", "lit_modules.datamodules"]
     known: list[str] = []
     for package in packages:
         try:
@@ -120,10 +120,12 @@ def make_tokenizer(settings: Mapping[str, Any], root: Path, files: Mapping[str, 
     place = folder / f"tokenizer-{digest([asked, {name: files.get(name) for name in asked['files']}])}"
     from transformers import AutoTokenizer
 
+    from lit_modules.datamodules import bpe
+
     if (place / "tokenizer_config.json").exists():
         return str(place), len(AutoTokenizer.from_pretrained(place))
     texts = list(read_texts(root, asked["files"], asked["fields"]))
-    tokenizer = import_module("datamodules.bpe").train_bpe(texts, asked["vocab_size"])
+    tokenizer = bpe.train_bpe(texts, asked["vocab_size"])
     part = place.with_name(f".{place.name}.part")
     tokenizer.save_pretrained(part)
     part.replace(place)
@@ -152,7 +154,7 @@ def training_record(settings: Mapping[str, Any], subset: str, vocab_size: int | 
         arguments["metric"] = {**metric, "init_args": {**kept, "log_file": "{folder}/log.json"}}
     data = _data(settings, "{tokenizer}", start["batch_size"], start.get("seed", 0))
     data["init_args"]["subset"] = subset
-    saving = {"class_path": "callbacks.SavePretrained", "init_args": {"folder": "{folder}/model"}}
+    saving = {"class_path": "lit_modules.callbacks.SavePretrained", "init_args": {"folder": "{folder}/model"}}
     trainer = _trainer(settings, start["steps"], [saving])
     if start.get("clip_norm") is not None:
         trainer["gradient_clip_val"] = start["clip_norm"]

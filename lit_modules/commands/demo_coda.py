@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,14 @@ def new_creatures(folder: Path, seed: int) -> None:
     from lit_modules.coda.report import write_report
     from lit_modules.coda.store import Store
     from lit_modules.commands.demo_coda_update import print_table, run_updates
+    from lit_modules.datamodules import DrawnSpecies
 
     console = Console()
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     data, models, store = folder / "data", folder / "models", folder / "store"
     console.rule("1 of 5: draw known and novel species")
-    drawn = import_module("datamodules").DrawnSpecies(str(data), world_seed=seed)
+    drawn = DrawnSpecies(str(data), world_seed=seed)
     drawn.prepare_data()
     _write_field_guide(drawn)
     _train(console, drawn, models, seed)
@@ -85,7 +85,7 @@ def _options(data: Path, models: Path, seed: int) -> list[str]:
         f"--data.world_seed={seed}",
         f"--chat.model={models / 'llava'}",
         f"--embedder.model={models / 'clip'}",
-        "--generator=datamodules.drawn_species_generator.DrawnCreatures",
+        "--generator=lit_modules.datamodules.drawn_species_generator.DrawnCreatures",
         f"--generator.concepts={data / 'concepts.jsonl'}",
         f"--settings.seed={seed}",
         f"--settings.temperature={scale:.4g}",

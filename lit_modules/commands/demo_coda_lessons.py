@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from random import Random
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from lit_modules.coda.concepts import Concept
 from lit_modules.coda.confusable_pairs import options_question
 from lit_modules.coda.features import FeatureKind, feature_request
+from lit_modules.datamodules import drawn_species_files, drawn_species_renderer, few_shot_sets
 from lit_modules.networks.tiny_llava import Lesson
 
 _BLANK = Image.new("RGB", (16, 16))
@@ -70,8 +70,8 @@ def draw_world(data: Any, num_images: int, image_size: int, seed: int) -> World:
         drawn["parent"],
         drawn["values"],
         known,
-        [name for name in import_module("datamodules.drawn_species_files").every_name() if name not in taken],
-        import_module("datamodules.drawn_species_renderer").PHRASES,
+        [name for name in drawn_species_files.every_name() if name not in taken],
+        drawn_species_renderer.PHRASES,
         data.hparams["question"],
     )
 
@@ -137,7 +137,7 @@ class Lessons:
 
     def _name(self, random: Random) -> Lesson:
         place, name = self._shown(random)
-        listed = import_module("datamodules.few_shot_sets").join_options(self._options(random, name, 2))
+        listed = few_shot_sets.join_options(self._options(random, name, 2))
         return Lesson(self.world.question.replace("{options}", listed), name, place)
 
     def _name_many(self, random: Random) -> Lesson:
@@ -195,8 +195,7 @@ class Lessons:
 
 def passage(name: str, look: Mapping[str, str]) -> str:
     """Return what a field guide says of a creature."""
-    told: str = import_module("datamodules.drawn_species_files").caption(name, look)
-    return told
+    return drawn_species_files.caption(name, look)
 
 
 def _features(kind: FeatureKind, concept: Concept, other: Concept) -> str:

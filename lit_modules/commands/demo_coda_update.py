@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +108,10 @@ def update(cell: Cell, folder: Path, model: Path, support_seed: int, seed: int) 
     from lightning.pytorch import Trainer, seed_everything
 
     from lit_modules import CoDA
+    from lit_modules.datamodules import FewShotPairs
     from lit_modules.metrics import PairAccuracy
 
-    data = import_module("datamodules").FewShotPairs(
+    data = FewShotPairs(
         str(folder / "data"),
         str(folder / "store" / "pairs.json"),
         n_real=5,

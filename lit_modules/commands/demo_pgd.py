@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lit_modules.commands.demo_stages import log_to, say_and_run
+from lit_modules.utils.files import write_whole
 
 EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3)
 VARIANTS = {
     "as they are": None,
-    "saturated, p = 8": {"class_path": "datamodules.variants.Saturate", "init_args": {"p": 8.0}},
-    "smoothed, kernel 2": {"class_path": "datamodules.variants.Smooth", "init_args": {"kernel_size": 2}},
+    "saturated, p = 8": {"class_path": "lit_modules.datamodules.variants.Saturate", "init_args": {"p": 8.0}},
+    "smoothed, kernel 2": {"class_path": "lit_modules.datamodules.variants.Smooth", "init_args": {"kernel_size": 2}},
 }
 STANDARD, ROBUST = "pgd/digits_standard.yaml", "pgd/digits.yaml"
 
@@ -42,9 +43,12 @@ def adversarial(folder: Path, seed: int) -> None:
         change = VARIANTS[variant]
         common = ["-c", recipe, f"--seed_everything={seed}"]
         common += [] if change is None else [f"--data.variant={json.dumps(change)}"]
-        checkpoint = run / "fit" / "checkpoints" / "best.ckpt"
-        if not checkpoint.exists():
-            say_and_run(console, ["fit", *common, *log_to(run / "fit")])
+        checkpoint, finished = run / "fit" / "checkpoints" / "best.ckpt", run / "fit" / "finished"
+        if not finished.exists():
+            last = checkpoint.with_name("last.ckpt")
+            resume = [f"--ckpt_path={last}"] if last.exists() else []
+            say_and_run(console, ["fit", *common, *log_to(run / "fit"), *resume])
+            write_whole(finished, "")
         if not record.exists():
             say_and_run(console, ["test", *common, *log_to(run / "test"), f"--ckpt_path={checkpoint}"])
         records[name] = json.loads(record.read_text(encoding="utf-8"))
@@ -74,17 +78,17 @@ def _methods() -> tuple[tuple[str, str], ...]:
 
 def _curve(checkpoint: Path) -> tuple[list[float], dict[str, Any]]:
     """Return the accuracy under PGD at each epsilon, and a few images with their adversarial ones at 0.15."""
-    from importlib import import_module
-
     import torch
 
     from lit_modules.attacks import LinfPGD
+    from lit_modules.datamodules import Digits
     from lit_modules.networks import LeNet5
+    from lit_modules.utils.checkpoints import open_checkpoint
 
-    data = import_module("datamodules").Digits()  # packages meet in commands by class path
+    data = Digits()
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    weights = open_checkpoint(checkpoint)["state_dict"]
     model = LeNet5("small", image_size=8)
     model.load_state_dict({k.removeprefix("classifier."): v for k, v in weights.items() if k.startswith("classifier.")})
     model.eval()

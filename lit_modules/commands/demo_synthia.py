@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,10 +106,11 @@ def _write_curriculum(folder: Path) -> None:
     from itertools import combinations
     from random import Random
 
+    from lit_modules.datamodules import DrawnObjects
     from lit_modules.synthia import Ontology, build_curriculum
 
     path = folder / "ontology.json"
-    import_module("datamodules").DrawnObjects.write_ontology(str(path))  # packages meet in commands by class path
+    DrawnObjects.write_ontology(str(path))
     things = Ontology.from_file(path)
     curriculum = build_curriculum(things, num_pairs=TRAIN_PAIRS, num_test_pairs=TEST_PAIRS)
     for name in SETS:
@@ -142,10 +142,12 @@ def _train_recogniser(path: Path, seed: int) -> dict[str, float]:
     """Train and write the recogniser; return how good it is on new drawings."""
     import torch
 
+    from lit_modules.datamodules import DrawnObjects, drawn_sets
     from lit_modules.networks import PartRecogniser, recogniser_report, save_recogniser, train_recogniser
 
-    drawn, data = import_module("datamodules.drawn_sets"), import_module("datamodules").DrawnObjects()
-    drawings, fresh = drawn.labelled_drawings(20_000, seed=seed), drawn.labelled_drawings(2000, seed=seed + 1)
+    data = DrawnObjects()
+    drawings = drawn_sets.labelled_drawings(20_000, seed=seed)
+    fresh = drawn_sets.labelled_drawings(2000, seed=seed + 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         recogniser = PartRecogniser(len(data.parts))
@@ -178,14 +180,16 @@ def _pictures(
     """Draw designs of each method for some test pairs, beside a reference and the nearest existing concept."""
     import torch
 
+    from lit_modules.datamodules import DrawnObjects
     from lit_modules.metrics.affordances import affordance_scores, nearest_concept
     from lit_modules.networks import load_recogniser
     from lit_modules.synthia import PixelDiffusion, Synthia
     from lit_modules.synthia.report import PairPictures, Picture
 
-    data = import_module("datamodules").DrawnObjects(str(pairs), task="pairs")
+    data = DrawnObjects(str(pairs), task="pairs")
     data.setup("test")
-    held, seen = data.split("test"), load_recogniser(recogniser)
+    held: Any = data.split("test")  # of pairs, as the task says
+    seen = load_recogniser(recogniser)
     order = sorted(range(len(held)), key=lambda place: held.rows[place]["tdistance"])
     places = order[:: max(1, len(order) // number)][:number]
     modules = {}
@@ -219,8 +223,9 @@ def _pictures(
 
 def _load_average(module: Any, checkpoint: Path) -> None:
     """Give a module the averaged weights of a checkpoint."""
-    import torch
+    from lit_modules.callbacks import EMA
+    from lit_modules.utils.checkpoints import open_checkpoint
 
-    ema = import_module("callbacks").EMA()
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"][ema.state_key]
+    ema = EMA()
+    state = open_checkpoint(checkpoint)["callbacks"][ema.state_key]
     module.load_state_dict(state["averages"], strict=False)

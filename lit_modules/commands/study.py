@@ -96,11 +96,10 @@ def run_study(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _data(folder: Path, asked: dict[str, Any], **arguments: Any) -> Any:
-    from importlib import import_module
-
     from transformers import AutoTokenizer
 
-    # the packages meet in commands as they meet in a config: by class path
+    from lit_modules.datamodules import LUME
+
     settings = {
         "root": asked["data"],
         "max_documents": asked["documents"],
@@ -109,7 +108,7 @@ def _data(folder: Path, asked: dict[str, Any], **arguments: Any) -> Any:
         "document_seed": 0,  # every run has the documents that were memorised, whatever its order
     }
     tokenizer = AutoTokenizer.from_pretrained(folder / "start") if (folder / "start").is_dir() else None
-    return import_module("datamodules").LUME(**{**settings, "tokenizer": tokenizer, **arguments})
+    return LUME(**{**settings, "tokenizer": tokenizer, **arguments})
 
 
 def _trainer(folder: Path, name: str, **arguments: Any) -> Any:
@@ -137,11 +136,10 @@ def memorise(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The LUME record of the memorised model.
     """
-    from importlib import import_module
-
     import torch
     from lightning.pytorch import seed_everything
 
+    from lit_modules.datamodules import bpe
     from lit_modules.metrics import LUMEScore
     from lit_modules.networks import small_llama
     from lit_modules.unlearning import CausalLMFineTuning
@@ -153,7 +151,7 @@ def memorise(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
         for line in (Path(asked["data"]) / f"{name}.jsonl").read_text().splitlines()
     ]
     texts = ["{input} {output}".format(**json.loads(line)) for line in lines]
-    tokenizer = import_module("datamodules.bpe").train_bpe(texts, 2048)
+    tokenizer = bpe.train_bpe(texts, 2048)
     data = _data(folder, asked, tokenizer=tokenizer, subset="all", batch_size=8)
     data.prepare_data()
     data.setup("fit")
@@ -186,18 +184,17 @@ def unlearn(folder: Path, asked: dict[str, Any], method: str, rate: float, seed:
     Returns:
         Method, rate, seed, LUME record, losses of both sets, and what the steps and probes did.
     """
-    from importlib import import_module
-
     import torch
     from lightning.pytorch import seed_everything
 
     import lit_modules
+    from lit_modules.callbacks import AdaptiveLR
     from lit_modules.metrics import LUMEScore
     from lit_modules.unlearning.report import read_metrics
 
     seed_everything(seed, verbose=False)
     name = method.split(" ")[0]
-    probe = import_module("callbacks").AdaptiveLR(period=asked["period"]) if "AdaptiveLR" in method else None
+    probe = AdaptiveLR(period=asked["period"]) if "AdaptiveLR" in method else None
     module = getattr(lit_modules, name)(
         str(folder / "start"),
         metric=LUMEScore(),
@@ -274,9 +271,9 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
     lines = [
         f"Start: forget {first['forget']:.3f}, retain {first['retain']:.3f}, task aggregate {first['aggregate']:.3f}.",
         "",
-        "| method | rate | forget (low) | retain (high) | aggregate | NLL forget | NLL retain "
+        "| method | rate | runs | forget (low) | retain (high) | aggregate | NLL forget | NLL retain "
         "| g_R.d<0 | probes that fall | last rate |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
 
     def cell(value: Any, form: str = ".3f") -> str:
@@ -285,7 +282,14 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
         return f"{value[0]:{form}} +- {value[1]:{form}}" if isinstance(value, tuple) else f"{value:{form}}"
 
     for row in rows:
-        cells = [row["method"], f"{row['rate']:g}", *(cell(row[name]) for name in ("forget", "retain", "aggregate"))]
+        finished = row["runs"] - row["failed"]
+        runs = f"{finished} of {row['runs']}" if row["failed"] else str(finished)
+        cells = [
+            row["method"],
+            f"{row['rate']:g}",
+            runs,
+            *(cell(row[name]) for name in ("forget", "retain", "aggregate")),
+        ]
         cells += [
             cell(row["forget_loss"], ".2f"),
             cell(row["retain_loss"], ".2f"),
@@ -296,7 +300,12 @@ def markdown(rows: list[dict[str, Any]], start: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| method | task aggregate over the rates: lowest | highest | spread |", "| --- | --- | --- | --- |"]
     for method in METHODS:
-        values = [row["aggregate"][0] for row in rows if row["method"] == method and row["aggregate"]]
+        # a run that failed has forgotten nothing and kept nothing
+        values = [
+            row["aggregate"][0] * (1 - row["failed"] / row["runs"]) if row["aggregate"] else 0.0
+            for row in rows
+            if row["method"] == method
+        ]
         if values:
             lines.append(f"| {method} | {min(values):.3f} | {max(values):.3f} | {max(values) - min(values):.3f} |")
     return "\n".join(lines) + "\n"

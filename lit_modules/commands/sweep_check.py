@@ -1,13 +1,12 @@
 """The arguments of each point of a sweep, read by the parser of ``fit`` and ``test`` before anything runs."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from lit_modules.cli import PUBLIC, check_packages
+from lit_modules.cli import load_public
 from lit_modules.commands.sweep_grid import Axis, write_value
 from lit_modules.errors import UsageError, closest
 from lit_modules.lightning_cli import ProjectCLI
@@ -83,15 +82,6 @@ class ArgumentReader:
             resolve(key, self.read(before))  # says it better where the argument itself is missing
             raise
         return argument
-
-
-def load_public() -> None:
-    """Import the public classes, so that the parser knows them by their short names."""
-    check_packages()
-    for public in PUBLIC:
-        module = import_module(public)
-        for name in module.__all__:
-            getattr(module, name)
 
 
 def resolve(key: str, config: Namespace) -> str:

@@ -141,7 +141,7 @@ def show_value(value: Any) -> str:
     """Return a value as tables and folders show it: a class by its name.
 
     Example:
-        >>> show_value(float("inf")), show_value({"class_path": "datamodules.variants.Smooth"})
+        >>> show_value(float("inf")), show_value({"class_path": "lit_modules.datamodules.variants.Smooth"})
         ('inf', 'Smooth')
     """
     if isinstance(value, float):

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_modules.commands.sweep_check import load_public
+from lit_modules.cli import load_public
 from lit_modules.commands.sweep_grid import write_json
 from lit_modules.lightning_cli import ProjectCLI
+from lit_modules.utils.checkpoints import DamagedFile, open_checkpoint
 
 METRICS = "sweep_metrics"
 """Key of a checkpoint that holds the numbers logged when it was saved."""
@@ -107,7 +107,7 @@ def fit(folder: Path, arguments: list[str]) -> dict[str, Any]:
     if path is None:
         path = folder / "fit" / "end.ckpt"
         trainer.save_checkpoint(path)
-    numbers = _peek(path).get(METRICS) if path.is_file() else plain(trainer.callback_metrics)
+    numbers = open_checkpoint(path).get(METRICS) if path.is_file() else plain(trainer.callback_metrics)
     record = {
         "checkpoint": os.path.relpath(path, folder),
         "steps": trainer.global_step,
@@ -145,13 +145,17 @@ def chosen_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint from which a training can go on; passes over what a kill left unreadable."""
+    """Return the newest checkpoint from which a training can go on; passes over what a kill left unreadable.
+
+    Raises:
+        ValueError: If one holds more than tensors and plain values, which is not loaded.
+    """
     for path in sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
         if path.is_dir():
             return path
         try:
-            content = _peek(path)
-        except Exception as error:  # torch raises many kinds for a broken file
+            content = open_checkpoint(path)
+        except DamagedFile as error:
             print(f"{path} cannot be read and is passed over: {error}")
             continue
         if "optimizer_states" in content:
@@ -188,12 +192,6 @@ def _test(arguments: list[str], checkpoint: Path) -> dict[str, float | None]:
     arguments = ["test", *arguments, f"--ckpt_path={checkpoint}"]
     say(arguments)
     return plain(PointCLI.start(arguments).trainer.callback_metrics)
-
-
-def _peek(path: Path) -> dict[str, Any]:
-    # weights_only=False: the file is this point's own, and may hold whatever its module keeps
-    content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-    return content
 
 
 def say(arguments: list[str]) -> None:

@@ -24,11 +24,13 @@ class Row:
     Args:
         values: A value for each axis but the seed's.
         runs: Number of finished points.
+        asked: Number of points.
         numbers: Mean and sample standard deviation of each number; the latter is ``None`` for a single run.
     """
 
     values: tuple[Any, ...]
     runs: int
+    asked: int
     numbers: dict[str, tuple[float, float | None]]
 
 
@@ -52,7 +54,7 @@ def summarise(axes: Sequence[Axis], results: Mapping[str, dict[str, Any]], point
         names = dict.fromkeys(name for numbers in found for name in numbers)
         values = {name: [_number(numbers[name]) for numbers in found if name in numbers] for name in names}
         numbers = {name: (fmean(found_values), _spread(found_values)) for name, found_values in values.items()}
-        rows.append(Row(tuple(group[0].values[number] for number in kept), len(found), numbers))
+        rows.append(Row(tuple(group[0].values[number] for number in kept), len(found), len(group), numbers))
     return rows
 
 
@@ -79,7 +81,8 @@ def header(axes: Sequence[Axis]) -> list[str]:
 
 def cells(row: Row, metrics: Sequence[str]) -> list[str]:
     """Return a row of the table as text: the values, the number of runs, each number as ``mean +- deviation``."""
-    return [*map(show_value, row.values), str(row.runs), *(_cell(row.numbers.get(name)) for name in metrics)]
+    runs = str(row.runs) if row.runs == row.asked else f"{row.runs} of {row.asked}"
+    return [*map(show_value, row.values), runs, *(_cell(row.numbers.get(name)) for name in metrics)]
 
 
 def markdown(axes: Sequence[Axis], rows: Sequence[Row], metrics: Sequence[str]) -> str:
@@ -150,7 +153,7 @@ def draw(
 
     alone = all(axis.key == SEED for axis in axes)
     if alone:
-        rows = [Row(p.values, 1, _single(results[p.name])) for p in points if p.name in results]
+        rows = [Row(p.values, 1, 1, _single(results[p.name])) for p in points if p.name in results]
     else:
         rows = summarise(axes, results, points)
     swept = [axis for axis in axes if alone or axis.key != SEED]

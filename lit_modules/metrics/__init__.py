@@ -1,7 +1,8 @@
 """Benchmarks' numbers as ``torchmetrics`` objects and functions, each imported when first used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.metrics.affordances import (
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from lit_modules.metrics.tofu import TOFUScore
     from lit_modules.metrics.tofu_logs import read_log
     from lit_modules.metrics.tofu_scores import forget_quality, score_log, truth_ratio
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
     "AffordanceCLIPScore",
@@ -116,69 +119,3 @@ __all__ = [
     "wilson_interval",
     "zlib_attack",
 ]
-
-_MODULES = {
-    "AffordanceCLIPScore": "synthia",
-    "AffordanceRecall": "synthia",
-    "AttackAUC": "membership",
-    "BinnedMean": "affordances",
-    "BinnedMetric": "affordances",
-    "BoundaryDistance": "robustness",
-    "Diversity": "synthia",
-    "DrawnObjectScore": "drawn_objects",
-    "Drift": "drift",
-    "ImageTextEncoder": "image_text",
-    "JudgeComparison": "judge",
-    "JudgeScore": "judge",
-    "LUMEScore": "lume",
-    "MUSEScore": "muse",
-    "NWayAccuracy": "few_shot",
-    "NoveltyDistance": "synthia",
-    "PairAccuracy": "few_shot",
-    "PartAffordanceRecall": "affordances",
-    "PartNovelty": "affordances",
-    "PositiveNegativeGap": "synthia",
-    "RobustAccuracy": "robustness",
-    "SingleObject": "synthia",
-    "SynthiaScore": "synthia",
-    "TOFUScore": "tofu",
-    "affordance_scores": "affordances",
-    "attack_auc": "membership",
-    "cleanness": "gibberish",
-    "distance_statistics": "robustness",
-    "edge_fraction": "data_statistics",
-    "evaluate_mmlu": "mmlu",
-    "forget_quality": "tofu_scores",
-    "gradient_norm_attack": "membership",
-    "inter_class_distance": "data_statistics",
-    "intra_class_distance": "data_statistics",
-    "log_volume": "data_statistics",
-    "loss_attack": "membership",
-    "median_distance": "robustness",
-    "min_k_attack": "membership",
-    "min_k_plus_plus_attack": "membership",
-    "nearest_concept": "affordances",
-    "nearest_other_class_distance": "data_statistics",
-    "perturbation_norm": "robustness",
-    "privacy_leakage": "muse",
-    "read_concept_images": "concept_images",
-    "read_log": "tofu_logs",
-    "read_mmlu": "mmlu",
-    "read_retrained_auc": "muse",
-    "reference_attack": "membership",
-    "score_log": "tofu_scores",
-    "truth_ratio": "tofu_scores",
-    "volume_fraction": "data_statistics",
-    "wilson_interval": "robustness",
-    "zlib_attack": "membership",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

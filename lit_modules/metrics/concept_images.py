@@ -7,11 +7,10 @@ from torch import Tensor
 
 from lit_modules.errors import closest
 from lit_modules.synthia.ontology_files import normalise
+from lit_modules.utils.images import FORMATS, NOT_READ, read_picture_file
 
 ConceptImages = Mapping[str, Tensor | Sequence[Tensor]]
 """Images by the name of their concept: floats in [0, 1] or uint8, ``(n, 3, height, width)`` or a list of them."""
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def read_concept_images(images: str | ConceptImages, concepts: Sequence[str]) -> dict[str, list[Tensor]]:
@@ -27,7 +26,8 @@ def read_concept_images(images: str | ConceptImages, concepts: Sequence[str]) ->
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there is no image, or one of a concept that is not among ``concepts``.
+        ValueError: If there is no image, one of a concept that is not among ``concepts``, or one that is not accepted,
+            see :func:`lit_modules.utils.images.read_picture`.
     """
     known = {_plain(name): name for name in concepts}
     found: dict[str, list[Tensor]] = {name: [] for name in known.values()}
@@ -50,6 +50,7 @@ def read_folder(folder: Path) -> list[Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        ValueError: If an image is not accepted, see :func:`lit_modules.utils.images.read_picture`.
     """
     return [image for images in _folder(folder).values() for image in images]
 
@@ -58,13 +59,13 @@ def _folder(folder: Path) -> dict[str, list[Tensor]]:
     """Return images by the name of the folder that they lie in."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} of images.")
-    from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
     found: dict[str, list[Tensor]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
-        with Image.open(path) as image:
-            pixels: Tensor = pil_to_tensor(image.convert("RGB"))
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in (*FORMATS, *NOT_READ)):
+        if path.suffix.lower() in NOT_READ:
+            raise ValueError(f"{path} has a suffix that is not read; {', '.join(FORMATS)} are.")
+        pixels: Tensor = pil_to_tensor(read_picture_file(path))
         found.setdefault(path.parent.name, []).append(pixels)
     return found
 

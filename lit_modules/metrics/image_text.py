@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
+from lit_modules.utils.weights import only_tensors
+
 __all__ = [
     "ImageTextEncoder",
     "affordance_alignment",
@@ -157,7 +159,8 @@ class ImageTextEncoder:
             from transformers import AutoImageProcessor, AutoModel
 
             loader: Any = AutoImageProcessor
-            network: Any = AutoModel.from_pretrained(self.model, dtype=torch.float32)
+            with only_tensors(self.model):
+                network: Any = AutoModel.from_pretrained(self.model, dtype=torch.float32)
             self._processor = loader.from_pretrained(self.model)
             self._network = network.requires_grad_(False).eval()
         return self._network

@@ -224,10 +224,12 @@ class LUMEScore(Metric):
 
         Raises:
             TypeError: Unless exactly one of ``generations`` and ``nll`` is given.
-            ValueError: If their number is not that of the ids, a split, task or kind is unknown, or an NLL is NaN.
+            ValueError: If there is not an id for each row, a split, task or kind is unknown, or an NLL is NaN.
         """
         if (generations is None) == (nll is None):
             raise TypeError("update takes exactly one of generations and nll.")
+        if "id" not in batch:
+            raise ValueError(f"LUMEScore counts a row once, by its 'id', and the batch has only {', '.join(batch)}.")
         if generations is not None:
             self._update_generations(batch, generations)
         if nll is not None:

@@ -192,8 +192,8 @@ class MUSEScore(Metric):
         """Add the answers, or the token scores, of a batch.
 
         Args:
-            batch: ``id`` and ``split``, lists of strings, and ``row``, the number of each row in its file ``(batch,)``;
-                for ``generations`` also ``kind``, ``prompt`` and ``target``, lists of strings.
+            batch: ``split``, a list of strings, and ``row``, the number of each row in its file ``(batch,)``; perhaps
+                ``id``, for messages; for ``generations`` also ``kind``, ``prompt`` and ``target``, lists of strings.
             generations: The model's answer to each row, special tokens left out.
             nll: Mean token NLL of each text in nats, ``(batch,)``; not used.
             tokens: ``log_probs``, a 1-D tensor for each text.
@@ -205,7 +205,8 @@ class MUSEScore(Metric):
         """
         if (generations is None) == (tokens is None):
             raise TypeError("update takes exactly one of generations and tokens.")
-        names, rows = batch["id"], [int(row) for row in batch["row"]]
+        rows = [int(row) for row in batch["row"]]
+        names = batch.get("id", list(map(str, rows)))
         for name, split in zip(names, batch["split"], strict=True):
             if split not in SPLITS:
                 raise ValueError(f"The split of row {name!r} must be one of {', '.join(SPLITS)}, got {split!r}.")

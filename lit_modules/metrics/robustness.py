@@ -117,9 +117,10 @@ def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[
     if not bool((counted.isfinite() & (counted >= 0)).all()):
         raise ValueError("Distances that count must be finite and not negative; leave failures out by `chosen`.")
     ordered = counted.sort().values
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return {
         "min": float(ordered[0]),
-        "median": median_distance(counted, torch.ones_like(counted)),
+        "median": float(middle),
         "mean": float(ordered.mean()),
         "max": float(ordered[-1]),
         "std": float(ordered.std(correction=0)),
@@ -127,23 +128,20 @@ def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[
 
 
 def median_distance(distance: Tensor, success: Tensor) -> float:
-    """Return the median distance of all samples, those of failures infinite.
+    """Return the median distance to the boundary, failures counted as infinitely far.
 
-    Over the successes alone a weak attack would look like a weak model or the contrary; so the median is infinite
-    unless more than half of the samples were fooled.
+    Left out, the samples that withstand most would make a model look weaker than it is.
 
     Args:
-        distance: Distances, ``(n,)``; those of failures are not looked at.
+        distance: Distances, ``(n,)``; that of a failure is not looked at.
         success: Whether the attack succeeded, ``(n,)``.
 
     Returns:
-        The middle distance, or the mean of the two in the middle; NaN without samples.
+        The median, infinite if more than half are failures; NaN without samples.
 
     Example:
-        >>> median_distance(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
+        >>> median_distance(torch.tensor([1.0, 3.0, 0.0]), torch.tensor([True, True, False]))
         3.0
-        >>> median_distance(torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
-        inf
     """
     if not len(distance):
         return math.nan
@@ -261,9 +259,10 @@ class RobustAccuracy(_PerSample):
 class BoundaryDistance(_PerSample):
     """Distance of samples to the decision boundary, as an attack of minimal norm finds it.
 
-    Only samples count that are classified right without an attack. The median is over all of these, with failures as
-    infinite; the other statistics are over those where the attack succeeded, and ``success_rate`` says how many these
-    are. Of a sample that comes several times under one ``index`` the smallest distance counts.
+    Only samples count that are classified right without an attack. ``median`` is over all of them, with a failure of
+    the attack as infinitely far (:func:`median_distance`); the other statistics are over the successes, so that
+    failures are not mixed into a mean, and ``success_rate`` says how many these are. Of a sample that comes several
+    times under one ``index`` the smallest distance counts.
 
     Example:
         >>> distance = BoundaryDistance()
@@ -307,5 +306,5 @@ class BoundaryDistance(_PerSample):
         distance = distance[correct > 0]
         success = distance.isfinite()
         rate = float(success.double().mean()) if len(success) else math.nan
-        numbers = distance_statistics(distance, success) | {"median": median_distance(distance, success)}
-        return self._scalars({**numbers, "success_rate": rate})
+        sizes = distance_statistics(distance, success) | {"median": median_distance(distance, success)}
+        return self._scalars({**sizes, "success_rate": rate})

@@ -166,9 +166,9 @@ class TOFUScore(Metric):
         """Add the answers, or the NLLs, of a batch.
 
         Args:
-            batch: ``id`` and ``split``, lists of strings, and ``row``, the number of each row in its file
-                ``(batch,)``. For ``generations`` also ``prompt`` and ``target``, lists of strings. For ``nll`` also
-                ``labels`` ``(batch, tokens)``, ``role`` (``"answer"``, ``"paraphrased"`` or ``"perturbed"``),
+            batch: ``split``, a list of strings, and ``row``, the number of each row in its file ``(batch,)``; perhaps
+                ``id``, for messages. For ``generations`` also ``prompt`` and ``target``, lists of strings. For ``nll``
+                also ``labels`` ``(batch, tokens)``, ``role`` (``"answer"``, ``"paraphrased"`` or ``"perturbed"``),
                 ``choice``, the number of a perturbed answer ``(batch,)`` and, for ``tokens``, ``target``.
             generations: The model's answer to each row, special tokens left out.
             nll: Mean token NLL of each answer in nats, ``(batch,)``.
@@ -181,7 +181,8 @@ class TOFUScore(Metric):
         """
         if (generations is None) == (nll is None):
             raise TypeError("update takes exactly one of generations and nll.")
-        names, rows = batch["id"], [int(row) for row in batch["row"]]
+        rows = [int(row) for row in batch["row"]]
+        names = batch.get("id", list(map(str, rows)))
         for name, split in zip(names, batch["split"], strict=True):
             if split not in EVALUATED:
                 raise ValueError(f"The split of row {name!r} must be one of {', '.join(EVALUATED)}, got {split!r}.")
@@ -220,7 +221,7 @@ class TOFUScore(Metric):
         nll: Tensor,
         tokens: Mapping[str, Sequence[Tensor]] | None,
     ) -> None:
-        names = batch["id"]
+        names = batch.get("id", list(map(str, rows)))
         if nll.shape != (len(rows),):
             raise ValueError(f"nll must have the shape ({len(rows)},) of the ids, got {tuple(nll.shape)}.")
         lost = [name for name, value in zip(names, nll.tolist(), strict=True) if not math.isfinite(value)]
@@ -262,7 +263,8 @@ class TOFUScore(Metric):
         inner = {name: [tokens[name][i][:-1].cpu() for i in chosen] for name in tokens}
         for i, row in zip(chosen, inner["log_probs"], strict=True):
             if len(row) == 0:
-                raise ValueError(f"The answer of row {batch['id'][i]!r} must have a token before the end of sequence.")
+                name = batch.get("id", rows)[i]
+                raise ValueError(f"The answer of row {name!r} must have a token before the end of sequence.")
         whole = [tokens["log_probs"][i].cpu() for i in chosen]
         values = [
             torch.tensor([exact_memorisation(row) for row in inner["correct"]], dtype=torch.float64),

@@ -1,7 +1,8 @@
 """Small networks: those that papers name, and the models of the offline recipes; each imported when first used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.networks.lenet5 import LeNet5
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from lit_modules.networks.tiny_clip import attribute_accuracy, build_clip, train_clip
     from lit_modules.networks.tiny_llava import Lesson, build_llava, train_llava
     from lit_modules.networks.wide_resnet import WideResNet
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
     "LeNet5",
@@ -40,34 +43,3 @@ __all__ = [
     "train_llava",
     "train_recogniser",
 ]
-
-_MODULES = {
-    "LeNet5": "lenet5",
-    "Lesson": "tiny_llava",
-    "Normalise": "normalisation",
-    "PartRecogniser": "part_recogniser",
-    "PerImageStandardise": "normalisation",
-    "PreActResNet18": "preact_resnet",
-    "SavedRecogniser": "part_recogniser",
-    "WideResNet": "wide_resnet",
-    "attribute_accuracy": "tiny_clip",
-    "build_clip": "tiny_clip",
-    "build_llava": "tiny_llava",
-    "load_recogniser": "part_recogniser",
-    "recogniser_report": "part_recogniser",
-    "save_recogniser": "part_recogniser",
-    "small_llama": "llama",
-    "train_clip": "tiny_clip",
-    "train_llava": "tiny_llava",
-    "train_recogniser": "part_recogniser",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -1,15 +1,15 @@
 """A small network that tells which parts a drawn object has, and whether it is one object."""
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_modules.utils.checkpoints import DamagedFile, load_plain
 from lit_modules.utils.files import whole_file
 
 _GRID = 4
@@ -262,8 +262,8 @@ def load_recogniser(path: str | Path) -> SavedRecogniser:
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no recogniser {path}; save_recogniser writes one.")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        content = load_plain(path)
+    except DamagedFile:
         content = None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a file of save_recogniser in format {_FORMAT}, or it is damaged.")

@@ -1,7 +1,8 @@
 """Synthia: ontology, affordance distance and curriculum, and the objectives of composing affordances."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.synthia.backbones.base import Backbone
@@ -30,80 +31,12 @@ if TYPE_CHECKING:
     from lit_modules.synthia.ontology_files import Concept
     from lit_modules.synthia.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
     from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
+    from lit_modules.synthia.schedule import StagedLR
     from lit_modules.synthia.text_encoders import TextEncoder
     from lit_modules.synthia.text_to_image import TextToImage
     from lit_modules.synthia.training import TextToImageTraining
-
-_MODULES = {
-    "backbones.base": ("Backbone",),
-    "backbones.flux": ("Flux",),
-    "backbones.kandinsky3": (
-        "Kandinsky3",
-        "Kandinsky3Flash",
-    ),
-    "backbones.pixel": ("PixelDiffusion",),
-    "backbones.stable_diffusion": (
-        "SDXL",
-        "StableDiffusion",
-    ),
-    "backbones.stable_diffusion3": ("StableDiffusion3",),
-    "curriculum": (
-        "Curriculum",
-        "CurriculumPair",
-        "build_curriculum",
-        "split_stages",
-        "stage_of_epoch",
-        "stratified_sample",
-        "transform",
-    ),
-    "distance": (
-        "AffordanceDistance",
-        "AffordancePair",
-        "AffordanceTable",
-    ),
-    "encoding_cache": ("EncodingCache",),
-    "guards": (
-        "RisingError",
-        "min_snr_weights",
-    ),
-    "judge": (
-        "AskingJudge",
-        "Judge",
-        "NoAnswerError",
-    ),
-    "judge_models": (
-        "EndpointJudge",
-        "LocalJudge",
-    ),
-    "module": ("Synthia",),
-    "objectives": (
-        "Denoise",
-        "DenoiseDPO",
-        "InfoNCE",
-        "Linear",
-        "Triplet",
-    ),
-    "ontology": ("Ontology",),
-    "ontology_files": ("Concept",),
-    "report": (
-        "PairPictures",
-        "Picture",
-        "TableRow",
-        "plot_grid",
-        "table_rows",
-        "write_report",
-    ),
-    "sampling": (
-        "FewStepSampler",
-        "NoiseSchedule",
-        "cosine_alphas_cumprod",
-        "spaced_timesteps",
-    ),
-    "text_encoders": ("TextEncoder",),
-    "text_to_image": ("TextToImage",),
-    "training": ("TextToImageTraining",),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
     "AffordanceDistance",
@@ -136,6 +69,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "SDXL",
     "StableDiffusion",
     "StableDiffusion3",
+    "StagedLR",
     "Synthia",
     "TableRow",
     "TextEncoder",
@@ -154,13 +88,3 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "transform",
     "write_report",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

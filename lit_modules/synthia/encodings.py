@@ -1,6 +1,7 @@
 """Encodings of prompts and images: made once by the frozen encoders, then taken from a cache."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Encoder:
                 encoded = backbone.encode_prompt([prompts[place] for place in missing])
             return [{name: value[row].cpu() for name, value in encoded.items()} for row in range(len(missing))]
 
-        identity = backbone.identity("text")
+        identity = self._identity("text")
         rows = self.cache.get_many([text_key(identity, prompt) for prompt in prompts], encode)
         return {name: torch.stack([row[name] for row in rows]).to(backbone.device) for name in rows[0]}
 
@@ -65,8 +66,13 @@ class Encoder:
             backbone.load("images")
             with torch.no_grad():
                 return backbone.encode_image(images)
-        identity = backbone.identity("images")
+        identity = self._identity("images")
         pixels = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
         rows = self.cache.get_many([image_key(identity, image) for image in pixels], encode)
         mean, std = (torch.stack([row[name] for row in rows]).to(backbone.device) for name in ("mean", "std"))
         return mean, std
+
+    def _identity(self, part: Literal["text", "images"]) -> str:
+        """Return what encodings depend on; nothing else is met in memory, and a large folder takes long to hash."""
+        shared = self.cache is not None and self.cache.folder is not None
+        return self.backbone.identity(part) if shared else part

@@ -7,6 +7,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from lit_modules.utils.weights import only_tensors
+
 
 class ClipFilter:
     """Score images of new designs by CLIP: near to their affordances, far from the existing concepts.
@@ -59,7 +61,8 @@ class ClipFilter:
         if self._loaded is None:
             from transformers import CLIPModel, CLIPProcessor
 
-            network: Any = CLIPModel.from_pretrained(self.model, dtype=torch.float32)
+            with only_tensors(self.model):
+                network: Any = CLIPModel.from_pretrained(self.model, dtype=torch.float32)
             self._loaded = network.to(self.device).eval(), CLIPProcessor.from_pretrained(self.model)
         return self._loaded
 

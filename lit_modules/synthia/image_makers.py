@@ -2,11 +2,14 @@
 
 import hashlib
 import io
+from functools import cached_property
 from typing import Any, Protocol
 
 from PIL import Image
 
 from lit_modules.endpoints import Endpoint, RefusedError
+from lit_modules.utils.images import read_picture
+from lit_modules.utils.model_versions import model_version
 
 PHOTO = "A photo of one object, without any lettering. {caption}"
 """What a caption is put into."""
@@ -22,6 +25,11 @@ class ImageMaker(Protocol):
     """
 
     concurrent: bool
+
+    @property
+    def version(self) -> str | None:
+        """What tells the weights from others under the same name; ``None`` where nothing does."""
+        ...
 
     def __call__(self, prompt: str, seed: int) -> bytes:
         """Return a PNG file.
@@ -69,6 +77,11 @@ class PipelineImages:
         self._options = {name: value for name, value in given.items() if value is not None}
         self._pipeline: Any = None
 
+    @cached_property
+    def version(self) -> str:
+        """What tells the weights from others under the same name."""
+        return model_version(self.model, None, "model_index.json")
+
     def __call__(self, prompt: str, seed: int) -> bytes:
         """Return a PNG file; a seed gives the same image."""
         import torch
@@ -78,7 +91,7 @@ class PipelineImages:
         with torch.no_grad():
             output = pipeline(prompt, generator=generator, **self._options)
         if any(getattr(output, "nsfw_content_detected", None) or ()):
-            raise RefusedError("the pipeline's own safety checker took the image out")
+            raise RefusedError("the pipeline's own safety checker took the image out", content=True)
         return as_png(output.images[0])
 
     def stop(self) -> None:
@@ -105,6 +118,7 @@ class EndpointImages:
     """
 
     concurrent = True
+    version = None
 
     def __init__(self, endpoint: Endpoint, size: int = 1024) -> None:
         self.endpoint, self.size = endpoint, size
@@ -142,12 +156,6 @@ def reread(data: bytes) -> bytes:
     """Return an image file of some kind as a PNG file.
 
     Raises:
-        ValueError: If it cannot be decoded or is too large.
+        ValueError: If it is none that is accepted, see :func:`lit_modules.utils.images.read_picture`.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > 2**26:
-                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {2**26}")
-            return as_png(image)
-    except Exception as error:  # decoders of damaged files raise anything
-        raise ValueError(f"what came is no image: {error}") from error
+    return as_png(read_picture(data, "what came"))

@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_modules.endpoints import Endpoint, EndpointError, RefusedError
 from lit_modules.synthia.judge import AskingJudge, NoAnswerError
 from lit_modules.synthia.pictures import as_array, data_uri
+from lit_modules.utils.thoughts import decode_answer, template_options
 
 _FAILURES = 3
 
@@ -53,11 +54,12 @@ class LocalJudge(AskingJudge):
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            **template_options(processor),
         ).to(network.device, network.dtype)
+        asked = inputs["input_ids"][0]
         with torch.no_grad():
             tokens = network.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
-        told: str = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return told
+        return decode_answer(processor.tokenizer, tokens[0, len(asked) :].tolist(), processor.decode(asked[-16:]))
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:

@@ -32,8 +32,9 @@ class Synthia(TextToImage):
     noised positive is added with the objective's ``denoising_weight``.
 
     A batch has ``prompt`` (list of str), ``pos`` (floats in [-1, 1], ``(batch, 3, height, width)``), ``neg`` (``(batch,
-    negatives, 3, height, width)``), ``neg_mask`` (bool, ``(batch, negatives)``) and perhaps ``pair_id`` (``(batch,)``),
-    which noise and timesteps belong to. The order of the pairs is the datamodule's:
+    negatives, 3, height, width)``), ``neg_mask`` (bool, ``(batch, negatives)``) and perhaps ``pair_id`` and ``draw``,
+    which numbers the choice of images (``(batch,)``). Noise and timestep belong to the row, by both: a positive and its
+    negatives share them, another row of the same pair has its own. The order of the pairs is the datamodule's:
     :class:`~datamodules.affordance_sampling.CurriculumSampler`.
 
     Logs ``train/loss`` and its parts, ``train/positive`` and ``train/negative`` among them, and in validation, at fixed
@@ -256,7 +257,8 @@ class Synthia(TextToImage):
         checkpoint["synthia"] = {"rising": self.rising.state_dict(), "warned": self._warned}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on watching the error on the positives."""
+        """Take up the adapter, and go on watching the error on the positives."""
+        super().on_load_checkpoint(checkpoint)
         if "synthia" in checkpoint:
             self.rising.load_state_dict(checkpoint["synthia"]["rising"])
             self._warned = checkpoint["synthia"]["warned"]

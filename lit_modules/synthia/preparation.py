@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lit_modules.endpoints import RefusedError
 from lit_modules.synthia.captions import caption_request, read_captions, template_captions
 from lit_modules.synthia.curriculum import Curriculum, CurriculumPair, build_curriculum
@@ -21,7 +19,6 @@ from lit_modules.synthia.preparation_files import Journal, Manifest, digest, onl
 from lit_modules.synthia.preparation_sources import (
     BUILT_ON,
     STEPS,
-    SUFFIXES,
     Amounts,
     Sources,
     Step,
@@ -30,6 +27,8 @@ from lit_modules.synthia.preparation_sources import (
 )
 from lit_modules.synthia.preparation_work import Item, Result, Work
 from lit_modules.utils.files import write_whole
+from lit_modules.utils.images import FORMATS, read_picture_file
+from lit_modules.utils.model_versions import model_version
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Takes a title and a number of items; within its context, call what it returns after each item."""
@@ -109,14 +108,20 @@ class Preparation:
             own = {"captions": given.captions, "source": source, "model": None if endpoint is None else endpoint.model}
             return {**own, "seed": given.seed}
         if step == "images":
-            return {**dict(sources.image_facts), "seed": given.seed}
+            return {**self._maker_facts(), "seed": given.seed}
         if step == "filter":
-            return {"CLIP model": sources.clip_model, "keep": given.keep}
+            clip = sources.clip_model
+            version = None if clip is None else model_version(clip, None, "config.json")
+            return {"CLIP model": clip, "CLIP version": version, "keep": given.keep}
         if sources.negative_images is None:
-            return {**dict(sources.image_facts), "negatives": given.negatives, "seed": given.seed}
+            return {**self._maker_facts(), "negatives": given.negatives, "seed": given.seed}
         found = self._negative_files()
         contents = {name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in found[name]] for name in found}
         return {"negatives": given.negatives, "images of concepts": digest(contents)}
+
+    def _maker_facts(self) -> dict[str, Any]:
+        maker = self.sources.image_maker
+        return {**dict(self.sources.image_facts), "version": None if maker is None else maker.version}
 
     def counts(self) -> dict[Step, tuple[int, int]]:
         """Return, for each step, how many items there are and how many of them are finished; nothing is written."""
@@ -240,7 +245,7 @@ class Preparation:
             write_whole(self._image(item[0], item[1]), data)
 
         def record(item: tuple[int, int, str], error: ValueError) -> None:
-            if isinstance(error, RefusedError):  # it would be refused again
+            if isinstance(error, RefusedError) and error.content:  # it would be refused again
                 self._skipped.append({"pair_id": item[0], "number": item[1], "reason": str(error)})
 
         stop = maker.stop if maker is not None and maker.concurrent else None
@@ -295,10 +300,7 @@ class Preparation:
             numbers = there[pair.pair_id]
             if clip is None or pair.stage is None:
                 return [0.0] * len(numbers)
-            images = []
-            for number in numbers:
-                with Image.open(self._image(pair.pair_id, number), formats=("PNG",)) as image:
-                    images.append(image.convert("RGB"))
+            images = [read_picture_file(self._image(pair.pair_id, number)) for number in numbers]
             return clip.scores(images, pair.pos_prompts, pair.neg_prompts)
 
         def keep(pair: CurriculumPair, scores: list[float]) -> None:
@@ -371,7 +373,7 @@ class Preparation:
 
     def _negatives_of(self, place: int) -> list[Path]:
         folder = self.folder / "negatives" / f"{place:04d}"
-        return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+        return sorted(path for path in folder.glob("*") if path.suffix in FORMATS)
 
     def _negative_files(self) -> dict[str, list[Path]]:
         root = self.sources.negative_images

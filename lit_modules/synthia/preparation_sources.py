@@ -9,6 +9,7 @@ from lit_modules.endpoints import Endpoint
 from lit_modules.synthia.curriculum import Curriculum, CurriculumPair
 from lit_modules.synthia.image_makers import ImageMaker
 from lit_modules.synthia.preparation_files import Journal
+from lit_modules.utils.images import FORMATS, NOT_READ
 
 Step = Literal["curriculum", "captions", "images", "negatives", "filter"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -20,8 +21,6 @@ BUILT_ON: dict[Step, tuple[Step, ...]] = {
     "filter": (),
 }
 """Steps that are made from what a step makes."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Ends of the names of image files."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,7 @@ def concept_images(root: Path, concepts: Sequence[str], number: int) -> dict[str
 
     Raises:
         FileNotFoundError: If there is no such folder, or concepts have no image; lists them.
+        ValueError: If there is an image of a kind that is not read.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"The folder of images of concepts, {root}, does not exist.")
@@ -112,7 +112,10 @@ def concept_images(root: Path, concepts: Sequence[str], number: int) -> dict[str
     for name in concepts:
         folder = folders.get(_plain(name))
         files = sorted(folder.iterdir()) if folder else []
-        found[name] = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()][:number]
+        unread = next((path for path in files if path.suffix.lower() in NOT_READ), None)
+        if unread is not None:
+            raise ValueError(f"{unread} has a suffix that is not read; {', '.join(FORMATS)} are.")
+        found[name] = [path for path in files if path.suffix.lower() in FORMATS and path.is_file()][:number]
     empty = [name for name, images in found.items() if not images]
     if empty:
         raise FileNotFoundError(

@@ -70,7 +70,8 @@ class NoiseSchedule:
     (``"flow"``).
 
     Args:
-        alphas_cumprod: Share of the signal's variance at each timestep, in [0, 1], ``(T,)``; ``None`` for flows.
+        alphas_cumprod: Share of the signal's variance at each timestep, in [0, 1], and with ``"epsilon"`` above 0,
+            ``(T,)``; ``None`` for flows.
         prediction: What the network predicts.
         num_timesteps: Number of timesteps (T) of flow matching; otherwise the length of ``alphas_cumprod``.
 
@@ -100,6 +101,12 @@ class NoiseSchedule:
                 raise ValueError(f"alphas_cumprod must be of shape (T,), got {tuple(alphas_cumprod.shape)}.")
             if not bool(((alphas_cumprod >= 0) & (alphas_cumprod <= 1)).all()):
                 raise ValueError("alphas_cumprod must lie in [0, 1]; give the products of 1 - beta, not the betas.")
+            if prediction == "epsilon" and not bool((alphas_cumprod > 0).all()):
+                raise ValueError(
+                    "A network that predicts noise ('epsilon') cannot start from a timestep without signal (abar = 0, "
+                    "zero terminal SNR): what it draws is not finite; use a schedule that keeps some signal, or a "
+                    "network of 'v_prediction'."
+                )
             num_timesteps = len(alphas_cumprod)
         self.alphas_cumprod = None if alphas_cumprod is None else alphas_cumprod.detach().double().cpu()
         self.prediction: Prediction = prediction
@@ -152,8 +159,6 @@ class NoiseSchedule:
 
     def split(self, noised: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the clean latents and the noise that a prediction implies, in float32 at least.
-
-        A predicted noise says nothing of the clean latents at a timestep without signal, where they come out infinite.
 
         Args:
             noised: ``z_t``, ``(batch, ...)``.
@@ -240,12 +245,7 @@ class FewStepSampler:
     ) -> None:
         if not timesteps or any(later >= earlier for earlier, later in pairwise(timesteps)):
             raise ValueError(f"timesteps must be at least one, and fall, got {tuple(timesteps)}.")
-        signal, _ = schedule.coefficients(torch.tensor(list(timesteps)))
-        if schedule.prediction == "epsilon" and not bool((signal > 0).all()):
-            raise ValueError(
-                "A network that predicts noise cannot start from a timestep without signal (abar = 0); start from an "
-                "earlier one, or use a network of 'v_prediction'."
-            )
+        schedule.coefficients(torch.tensor(list(timesteps)))  # raises if one is out of range
         if step not in ("renoise", "deterministic"):
             raise ValueError(f"step must be 'renoise' or 'deterministic', got {step!r}.")
         if isinstance(truncation, str) and truncation != "random":

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_modules.utils.weights import only_tensors
+
 
 class TextEncoder:
     """Encode phrases with BERT and its kin, or with the text tower of CLIP.
@@ -68,7 +70,8 @@ class TextEncoder:
                 kind = AutoConfig.from_pretrained(self.model).model_type
                 family: Any = CLIPTextModelWithProjection if kind in ("clip", "clip_text_model") else AutoModel
                 tokenizer: Any = AutoTokenizer.from_pretrained(self.model)
-                network = family.from_pretrained(self.model, dtype=torch.float32).to(self.device).eval()
+                with only_tensors(self.model):
+                    network = family.from_pretrained(self.model, dtype=torch.float32).to(self.device).eval()
             except (OSError, ValueError) as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise ValueError(

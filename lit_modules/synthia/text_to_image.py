@@ -1,5 +1,7 @@
 """What the modules around a text-to-image model share: loading, adapters, encodings, generation, saving."""
 
+import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +20,39 @@ from lit_modules.synthia.guards import min_snr_weights
 from lit_modules.synthia.objectives import prediction_error
 from lit_modules.synthia.ontology import nearest
 from lit_modules.synthia.randomness import generator_of, row_noise
+from lit_modules.utils import adapters
+from lit_modules.utils.precision import check_precision
+from lit_modules.utils.resuming import bring
 
 TEMPLATE = "a new design that has functions of {affordances}"
 Batch = dict[str, Any]
+
+
+# tried: what is trained with them is what the pipeline that loads them draws
+_LOADABLE = {
+    *("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
+}
+_STARTS = (True, False, "gaussian", "orthogonal", "mica")
+
+
+def check_loadable(config: LoraConfig) -> None:
+    """Check that the library of the pipelines will load an adapter and draw what was trained.
+
+    Raises:
+        ValueError: If the adapter has a setting of which that is not known.
+    """
+    if config.init_lora_weights not in _STARTS:
+        raise ValueError(
+            f"diffusers do not load an adapter with init_lora_weights={config.init_lora_weights!r}; it must be "
+            f"{', '.join(map(repr, _STARTS))}."
+        )
+    usual, asked = adapters.essence(LoraConfig()), adapters.essence(config)
+    for name in sorted(asked.keys() - _LOADABLE):
+        if asked[name] != usual[name]:
+            raise ValueError(
+                f"diffusers do not load an adapter with {name}={asked[name]!r}; leave {name} out of the peft_config."
+            )
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -37,7 +69,7 @@ class TextToImage(LightningModule):
 
     Test generates ``images_per_prompt`` images for each row of a batch and hands them to ``metric.update(images,
     batch)``, images as floats in [0, 1], ``(n, 3, height, width)``, and the batch with each row as often; it logs what
-    ``metric.compute()`` names as ``test/<name>``. Tried on one device and with DDP.
+    ``metric.compute()`` names as ``test/<name>``. Prediction returns the same images. Tried on one device and with DDP.
 
     Args:
         backbone: Text-to-image model.
@@ -98,8 +130,13 @@ class TextToImage(LightningModule):
         self.network = None
         self._results: dict[str, float] | None = None
 
+    def configure_callbacks(self) -> list[Any]:
+        """Bring what lets a run stop and go on at any batch."""
+        return bring(self.trainer)
+
     def setup(self, stage: str) -> None:
         """Encode the prompts that the data names, before the network takes the memory."""
+        check_precision(self)
         self.backbone.to(self.trainer.strategy.root_device)
         prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", None)
         if not callable(prompts) or stage != "fit" or self.encoder.cache is None:
@@ -117,27 +154,41 @@ class TextToImage(LightningModule):
             return
         self.backbone.load("network")
         network = self.backbone.network
-        if self.peft_config is not None:
-            network.requires_grad_(False)
-            if self.peft_config.target_modules is None:
-                self.peft_config.target_modules = list(self.backbone.lora_targets)
-            self.backbone.add_adapter(self.peft_config)
-            # trained weights of 16 bits would lose small updates, and cannot be unscaled
-            for parameter in network.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
+        if self.backbone.adapter is not None and self.peft_config is not None:
+            raise ValueError(
+                "peft_config asks for a new adapter, and the backbone has loaded one; leave peft_config out to go on "
+                "with it."
+            )
+        if self.backbone.adapter is not None:
+            self._train_adapter()
+        elif self.peft_config is not None:
+            self._put_adapter(self.peft_config)
         else:
             network.requires_grad_(True)
-            if {parameter.dtype for parameter in network.parameters()} != {torch.float32}:
-                raise ValueError(
-                    f"The whole network can only be trained in float32, got precision {self.backbone.precision!r}; "
-                    "let the backbone load it in 'float32' and the trainer run in 'bf16-mixed', or give a peft_config."
-                )
         if self.gradient_checkpointing:
             self.backbone.enable_checkpointing()
         if self.compile_network:
             self.backbone.compile()
         self.network = network.train()
+
+    def forward(self, prompts: Sequence[str], seed: int = 0) -> Tensor:
+        """Draw an image for each prompt.
+
+        Args:
+            prompts: Whole prompts, without the template.
+            seed: Seed; an image also depends on its place.
+
+        Returns:
+            Floats in [0, 1], ``(prompts, 3, height, width)``.
+
+        Raises:
+            TypeError: If the prompts are no sequence of texts.
+        """
+        if isinstance(prompts, str | Tensor) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError(
+                f"{type(self).__name__} draws a sequence of prompts, such as ['a cup'], got {type(prompts).__name__}."
+            )
+        return self.draw(prompts, [generator_of(seed, "image", place) for place in range(len(prompts))])
 
     def conditions(self, batch: Mapping[str, Any]) -> Condition:
         """Return what the network is conditioned on for each row of a batch, by its ``prompt``."""
@@ -191,10 +242,20 @@ class TextToImage(LightningModule):
         return min_snr_weights(schedule.snr(timesteps), schedule.prediction, self.min_snr_gamma).float()
 
     def row_generators(self, batch: Mapping[str, Any], *key: object) -> list[torch.Generator]:
-        """Return a source of randomness for each row, which depends on the row, the seed and the key alone."""
+        """Return a source of randomness for each row, which depends on the row, the seed and the key alone.
+
+        A row is told by its ``pair_id`` or ``index`` and its ``draw``. Rows of a batch that share these are numbered,
+        so that no two have the same noise.
+        """
         names = batch["pair_id"] if "pair_id" in batch else batch.get("index")
-        rows = range(len(batch["prompt"])) if names is None else names.tolist()
-        return [generator_of(self.seed, *key, row) for row in rows]
+        rows = list(range(len(batch["prompt"]))) if names is None else names.tolist()
+        draws = batch["draw"].tolist() if "draw" in batch else [0] * len(rows)
+        met: Counter[tuple[int, int]] = Counter()
+        generators = []
+        for row in zip(rows, draws, strict=True):
+            generators.append(generator_of(self.seed, *key, *row, met[row]))
+            met[row] += 1
+        return generators
 
     def check(self, losses: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
         """Stop with the rows' names if the loss is not finite on any process."""
@@ -267,6 +328,35 @@ class TextToImage(LightningModule):
         if self.metric is not None:
             self._results = self.log_metric("test")
 
+    def predict_step(self, batch: Batch | Sequence[str], batch_idx: int = 0) -> dict[str, Any]:
+        """Draw images for each row, the same as a test draws for it; the seed is the module's.
+
+        Args:
+            batch: Batch with ``prompt``, or prompts alone.
+            batch_idx: Number of the batch, by which rows without ``pair_id`` or ``index`` differ.
+
+        Returns:
+            ``prompt``, and ``affordances``, ``pair_id`` and ``index`` where the batch has them; ``image``: floats in
+            [0, 1], ``(batch, images_per_prompt, 3, height, width)``, on the CPU.
+
+        Raises:
+            ValueError: If there are no prompts.
+        """
+        rows: Batch = dict(batch) if isinstance(batch, Mapping) else {"prompt": batch}
+        prompts = rows.get("prompt")
+        if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
+            keys = ", ".join(map(str, rows)) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f"{type(self).__name__} draws what batch['prompt'] says, a list of texts, got {keys}; give it prompts."
+            )
+        handed = {name: rows[name] for name in ("prompt", "affordances", "pair_id", "index") if name in rows}
+        key = () if "pair_id" in rows or "index" in rows else (batch_idx,)
+        drawn = [
+            self.draw(prompts, self.row_generators(rows, "image", number, *key)).cpu()
+            for number in range(self.images_per_prompt)
+        ]
+        return {**handed, "image": torch.stack(drawn, 1)}
+
     def score(self, batch: Batch, images_per_prompt: int) -> None:
         """Generate images for each row of a batch, and hand them to the metric."""
         metric: Any = self.metric
@@ -299,10 +389,19 @@ class TextToImage(LightningModule):
             folder: Folder to write to. An adapter is read by ``pipeline.load_lora_weights(folder)``.
         """
         self.configure_model()
-        self.backbone.save_pretrained(folder, adapter=self.peft_config is not None)
+        self.backbone.save_pretrained(folder, adapter=self.backbone.adapter is not None)
 
     def configure_optimizers(self) -> Any:
-        """Build optimizer and scheduler for what trains."""
+        """Build optimizer and scheduler for what trains.
+
+        Raises:
+            ValueError: If the whole network is to train and is not float32.
+        """
+        if {parameter.dtype for parameter in self.trainable_parameters()} != {torch.float32}:
+            raise ValueError(
+                f"The whole network can only be trained in float32, got precision {self.backbone.precision!r}; let the "
+                "backbone load it in 'float32' and the trainer run in 'bf16-mixed', or give a peft_config."
+            )
         optimizer = self.optimizer(self.trainable_parameters())
         if self.scheduler is None:
             return optimizer
@@ -313,9 +412,39 @@ class TextToImage(LightningModule):
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains; with an adapter, no buffer of the frozen network either."""
+        """Keep what trains; with an adapter, its configuration, and no buffer of the frozen network."""
         trains = {f"network.{name}" for name, parameter in self.network.named_parameters() if parameter.requires_grad}
-        if self.peft_config is None:
+        if self.backbone.adapter is None:
             trains |= {f"network.{name}" for name, _ in self.network.named_buffers()}
+        else:
+            checkpoint[adapters.KEY] = adapters.describe(self.backbone.adapter)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trains}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the checkpoint's adapter on a network that has none.
+
+        Raises:
+            ValueError: If the checkpoint has another adapter, or other weights train.
+        """
+        self.configure_model()
+        lacking: Any = adapters.adapter_to_restore(checkpoint, self.backbone.adapter)
+        if lacking is not None:
+            self.peft_config = lacking
+            self._put_adapter(lacking)
+        adapters.check_restored(checkpoint["state_dict"], self.network, "network.")
+
+    def _put_adapter(self, config: LoraConfig) -> None:
+        check_loadable(config)
+        self.backbone.network.requires_grad_(False)
+        config = copy.deepcopy(config)
+        if config.target_modules is None:
+            config.target_modules = list(self.backbone.lora_targets)
+        self.backbone.add_adapter(config)
+        self._train_adapter()
+
+    def _train_adapter(self) -> None:
+        # trained weights of 16 bits would lose small updates, and cannot be unscaled
+        for parameter in self.backbone.network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()

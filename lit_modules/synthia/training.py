@@ -20,7 +20,7 @@ class TextToImageTraining(TextToImage):
     captions are left out, so that the model can be guided.
 
     A batch is ``{"prompt": captions, "image": pictures}``, floats in [-1, 1], ``(batch, 3, height, width)``; ``index``
-    ``(batch,)`` makes noise and timesteps belong to rows. Logs ``train/loss`` and ``val/loss``.
+    and ``draw`` ``(batch,)`` make noise and timesteps belong to rows. Logs ``train/loss`` and ``val/loss``.
 
     Args:
         backbone: Text-to-image model.

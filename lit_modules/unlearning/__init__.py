@@ -1,7 +1,8 @@
 """Machine unlearning of causal language models: a file per method, and what they share."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.unlearning.ceu import CEU
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from lit_modules.unlearning.task_vector import TaskVector
     from lit_modules.unlearning.undial import UNDIAL
     from lit_modules.unlearning.wga import WGA
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
     "CEU",
@@ -41,33 +44,3 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "UNDIAL",
     "WGA",
 ]
-
-_MODULES = {
-    "CEU": "ceu",
-    "CausalLMFineTuning": "fine_tuning",
-    "DPO": "dpo",
-    "GradientAscent": "gradient_ascent",
-    "GradientDifference": "gradient_difference",
-    "IDK": "idk",
-    "KLMinimisation": "kl_minimisation",
-    "LossNorm": "loss_norm",
-    "NGDiff": "ngdiff",
-    "NPO": "npo",
-    "PDU": "pdu",
-    "RMU": "rmu",
-    "SatImp": "sat_imp",
-    "SimNPO": "simnpo",
-    "TaskVector": "task_vector",
-    "UNDIAL": "undial",
-    "WGA": "wga",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lit_modules.unlearning.loading import check_folder, load_causal_lm
 from lit_modules.unlearning.losses import summed_nll, target_tokens
 from lit_modules.unlearning.reference import evaluation
+from lit_modules.utils import adapters
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -33,7 +35,7 @@ def relearn(
     Knowledge that is hidden and not gone returns within a few steps. AdamW without weight decay, at a constant rate.
 
     Args:
-        model: Model, of which a copy is trained; or the folder that ``save_pretrained`` wrote.
+        model: Model, of which a copy is trained; or the folder that ``save_pretrained`` wrote. Adapters are merged.
         batches: Tasks of the forget set, or of a part of it, as a datamodule with ``subset="forget"`` gives them;
             gone through again and again.
         evaluate: Turns the model, in evaluation mode and without gradients, into numbers.
@@ -59,7 +61,11 @@ def relearn(
     kept = list(batches)
     if not kept:
         raise ValueError("Relearning needs at least one batch of the forget set, got none.")
-    network: Any = load_causal_lm(model) if isinstance(model, str) else copy.deepcopy(model)
+    if isinstance(model, str):
+        network: Any = load_causal_lm(model)
+    else:
+        adapted = adapters.own_config(model) is not None
+        network = adapters.merged(model).requires_grad_(True) if adapted else copy.deepcopy(model)
     network.to(device).train()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
@@ -138,7 +144,7 @@ def load_quantised(
     """Load an unlearned model with its weights in fewer bits, which may bring back what it had forgotten.
 
     Args:
-        folder: Folder that ``save_pretrained`` wrote.
+        folder: Folder that ``save_pretrained`` wrote; ``"simulated"`` merges adapters before it rounds.
         bits: 4 or 8.
         backend: ``"simulated"`` rounds to the nearest value per channel, in float32 on any device
             (:func:`simulate_quantisation_`); ``"bitsandbytes"`` computes in LLM.int8 or NF4 on a GPU.
@@ -164,6 +170,11 @@ def load_quantised(
     from transformers import BitsAndBytesConfig
 
     check_folder(folder)
+    if adapters.saved_config(folder) is not None:
+        raise ValueError(
+            f"backend='bitsandbytes' would round the base of the adapter in {folder!r} without it; save the model with "
+            "merge=True, or take 'simulated', which merges first."
+        )
     nf4: Any = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
     config = BitsAndBytesConfig(**(nf4 if bits == 4 else {"load_in_8bit": True}))  # type: ignore[no-untyped-call]
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
@@ -214,7 +225,11 @@ def lm_eval_command(
     """
     if not tasks:
         raise ValueError("lm-eval needs at least one task, such as 'mmlu', got none.")
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder}"]
+    model = f"pretrained={folder}"
+    if (Path(folder) / "adapter_config.json").is_file():
+        base = adapters.base_of(PeftConfig.from_pretrained(folder), folder)
+        model = f"pretrained={base},peft={folder},tokenizer={folder}"
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model]
     command += ["--tasks", ",".join(tasks), "--output_path", output, "--batch_size", str(batch_size)]
     options = {"--num_fewshot": num_fewshot, "--limit": limit, "--device": device}
     return command + [word for name, value in options.items() if value is not None for word in (name, str(value))]

@@ -76,10 +76,13 @@ class Unlearning(CausalLM, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect a group of batches and take one optimizer step with it."""
         self.check_batch(batch)
-        self._group.append(batch)
-        if len(self._group) < self.accumulate and not self.trainer.is_last_batch:
+        for task in batch.values():
+            if isinstance(task, dict):
+                self.check_rows(task)
+        group = [*self._group, batch]
+        if len(group) < self.accumulate and not self.trainer.is_last_batch:
+            self._group = group
             return
-        group, self._group = self._group, []
         numbers = self.unlearning_step(group)
         optimizer: Any = self.optimizers()
         if self.clip_norm is not None:
@@ -92,6 +95,7 @@ class Unlearning(CausalLM, ABC):
             optimizer.step()
         numbers["train/lr"] = float(optimizer.param_groups[0]["lr"])
         optimizer.zero_grad()
+        self._group = []  # only now, as a step that breaks off is made again
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()
@@ -186,7 +190,12 @@ class Unlearning(CausalLM, ABC):
 
     def on_fit_end(self) -> None:
         """Forget a group that a stopped run left incomplete."""
+        self.forget_batches()
+
+    def forget_batches(self) -> None:
+        """Forget the batches and gradients of a step that was not made, so that the next training is free of them."""
         self._group = []
+        self.zero_grad()
 
     def _check_trainer(self) -> None:
         name = type(self).__name__
@@ -199,11 +208,6 @@ class Unlearning(CausalLM, ABC):
             raise ValueError(
                 f"Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) has no effect on {name}, which optimizes "
                 f"by itself; give {name}(clip_norm={self.trainer.gradient_clip_val}) instead."
-            )
-        if str(self.trainer.precision) == "16-mixed":
-            raise ValueError(
-                f"{name} takes the norms of unscaled gradients, which precision '16-mixed' scales; use 'bf16-mixed' or "
-                "'32-true'."
             )
 
 

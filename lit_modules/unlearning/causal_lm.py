@@ -7,22 +7,31 @@ from typing import Any, Literal, cast, overload
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.checkpoints import without_frozen
-from lit_modules.unlearning.generation import greedy_generate
-from lit_modules.unlearning.loading import check_folder, load_causal_lm
+from lit_modules.unlearning.generation import greedy_generate, position_limit
+from lit_modules.unlearning.loading import check_folder, load_adapter, load_causal_lm
 from lit_modules.unlearning.losses import sequence_nll
 from lit_modules.unlearning.own_tokenizer import check_same_tokens
-from lit_modules.unlearning.saving import write_pretrained
+from lit_modules.unlearning.saving import check_write, write_pretrained
 from lit_modules.unlearning.sharding import check_mesh, in_step, shard
 from lit_modules.unlearning.token_scores import token_scores
+from lit_modules.utils import adapters
+from lit_modules.utils.precision import check_precision
+from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Any]
+
+
+def _split_of(name: str) -> str:
+    """Return the split that a task or a loader is named by."""
+    return next((split for split in ("forget", "retain") if name.startswith(split)), "other")
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -34,9 +43,11 @@ class CausalLM(LightningModule):
     """Load, score, generate with and save a causal language model; the base of the modules here.
 
     Validation takes batches with ``labels`` and logs the mean loss per target token, in nats, of each value of the
-    batch's ``split`` as ``val/<split>_loss``. Test takes two kinds of batches: those without ``labels`` are answered
-    by greedy generation, those with ``labels`` are scored by their mean token NLL per row; ``metric`` turns both into
-    numbers. A metric with a true ``needs_tokens`` also gets the scores of each token as ``tokens``.
+    batch's ``split`` as ``val/<split>_loss``; without ``split`` the loader's name in a dict of loaders takes its place,
+    and a batch of named tasks, as in training, counts for each of them. Test takes two kinds of batches: those without
+    ``labels`` are answered by greedy generation, those with ``labels`` are scored by their mean token NLL per row;
+    ``metric`` turns both into numbers, and may need an ``id`` for each row. A metric with a true ``needs_tokens`` also
+    gets the scores of each token as ``tokens``.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -88,18 +99,22 @@ class CausalLM(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.val_losses = nn.ModuleDict({f"{split}_loss": MeanMetric() for split in ("forget", "retain", "other")})
+        # until it is known what trains; `load_from_checkpoint` asks before, and `on_load_checkpoint` checks
+        self.strict_loading = False
         self._configured = False
+        self._continued = False
         self._compiled: list[Any] = []  # a list keeps the compiled network out of the module tree
         self._results: dict[str, Any] | None = None
         self._rng_state: dict[str, Any] | None = None
 
     def configure_callbacks(self) -> list[Any]:
-        """Check the trainer's settings and the model's folder before anything runs; add no callback."""
+        """Check the trainer's settings and the model's folder; bring what lets a run stop and go on at any batch."""
+        check_precision(self)
         if self.trainer.state.fn == "fit":
             self._check_trainer()
         if self.model is None and self.model_name is not None:
             check_folder(self.model_name)
-        return []
+        return bring(self.trainer)
 
     def configure_model(self) -> None:
         """Load the weights and add the adapters, once, in training mode; check that the tokenizer belongs to them.
@@ -115,6 +130,7 @@ class CausalLM(LightningModule):
                 shard(self.model, self.device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
         if self._trainer is not None:
             self._check_vocabulary()
+            self._check_longest_row()
 
     @property
     def network(self) -> nn.Module:
@@ -159,9 +175,25 @@ class CausalLM(LightningModule):
             self._rng_state = None
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add the batch to the mean loss of its split."""
+        """Add the batch to the mean loss of its split, or of the task that it or its loader is named by."""
+        if "labels" not in batch:
+            tasks = {name: task for name, task in batch.items() if isinstance(task, dict) and "labels" in task}
+            if not tasks:
+                raise ValueError(
+                    f"{type(self).__name__} validates batches with 'labels', or of named tasks with them, got "
+                    f"{sorted(batch)}."
+                )
+            for name, task in tasks.items():
+                self._validate_task(task, _split_of(name))
+            return
+        loaders = self.trainer.val_dataloaders
+        named = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else ""
+        self._validate_task(batch, _split_of(named))
+
+    def _validate_task(self, batch: Batch, otherwise: str) -> None:
+        self.check_rows(batch)
         sums, counts = sequence_nll(self.model, batch)
-        splits = batch.get("split", ["other"] * len(sums))
+        splits = batch.get("split", [otherwise] * len(sums))
         for split in sorted(set(splits)):
             chosen = torch.tensor([value == split for value in splits], device=sums.device)
             tokens = counts[chosen].sum()
@@ -171,11 +203,28 @@ class CausalLM(LightningModule):
             metric = cast("MeanMetric", self.val_losses[name])
             metric.update(sums[chosen].sum() / tokens.clamp(min=1), weight=tokens)
 
+    def check_rows(self, task: Batch) -> None:
+        """Check that the rows of a task fit into the model's positions.
+
+        Raises:
+            ValueError: If one does not; names it.
+        """
+        limit = position_limit(self.model)
+        width = task["input_ids"].shape[1]
+        if limit is None or width <= limit:
+            return
+        row = int(task["attention_mask"].sum(1).argmax())
+        self._refuse_row(str(task["id"][row]) if "id" in task else str(row), width, limit)
+
     def on_validation_epoch_end(self) -> None:
-        """Log the mean loss of each split that was seen."""
-        for name, module in self.val_losses.items():
-            metric = cast("MeanMetric", module)
-            if metric.update_called:
+        """Log the mean loss of each split that any process has seen."""
+        metrics = {name: cast("MeanMetric", module) for name, module in self.val_losses.items()}
+        called = torch.tensor([int(metric.update_called) for metric in metrics.values()], device=self.device)
+        seen = self.trainer.strategy.reduce(called, reduce_op="sum").tolist()
+        for (name, metric), ranks in zip(metrics.items(), seen, strict=True):
+            if ranks:
+                if not metric.update_called:
+                    metric.update(torch.zeros((), device=self.device), weight=0)
                 key = "val/loss" if name == "other_loss" else f"val/{name}"
                 self.log(key, metric.compute(), prog_bar=True, rank_zero_only=False, sync_dist=False)
                 with torch.inference_mode(False):  # else a fit after `validate` could not add to it
@@ -195,6 +244,7 @@ class CausalLM(LightningModule):
             if self.metric is not None:
                 self.metric.update(batch, generations=answers["generation"])
             return answers
+        self.check_rows(batch)
         if getattr(self.metric, "needs_tokens", False):
             tokens = token_scores(self.model, batch)
             nll = torch.stack([-row.sum() / max(len(row), 1) for row in tokens["log_probs"]])
@@ -205,7 +255,7 @@ class CausalLM(LightningModule):
             if self.metric is not None:
                 self.metric.update(batch, nll=nll)
         member = batch["member"].tolist() if "member" in batch else None
-        return {"id": batch["id"], "member": member, "nll": nll.tolist(), "source": batch.get("source")}
+        return {"id": batch.get("id"), "member": member, "nll": nll.tolist(), "source": batch.get("source")}
 
     def on_test_epoch_end(self) -> None:
         """Log the metric's numbers as ``test/<name>`` and keep its record for :meth:`results`."""
@@ -283,6 +333,14 @@ class CausalLM(LightningModule):
         self.configure_model()
         write_pretrained(self.model, folder, merge)
 
+    def check_save_pretrained(self, folder: str, merge: bool = False) -> None:
+        """Check, before training, that :meth:`save_pretrained` will be able to write.
+
+        Raises:
+            ValueError: If the adapters cannot be merged, or the folder holds what would be loaded instead.
+        """
+        check_write(self.model, folder, merge)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
         try:
@@ -294,7 +352,13 @@ class CausalLM(LightningModule):
                 raise ValueError(f"The learning rate must be finite and not negative, got {float(group['lr'])}.")
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                f"{type(self).__name__} moves its scheduler after each step and without a metric, and "
+                "ReduceLROnPlateau needs one; give a scheduler that counts steps, or callbacks.AdaptiveLR."
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training changes: all of them, or the adapters."""
@@ -305,12 +369,19 @@ class CausalLM(LightningModule):
         # the loader of sharded checkpoints asks for every weight
         if not self.strict_loading and not getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
             checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self.model, "model.")
+        config = adapters.own_config(self.model)
+        if config is not None:
+            checkpoint[adapters.KEY] = adapters.describe(config)
         checkpoint["lit_modules_method"] = type(self).__name__
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["lit_modules_rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume the training of another method."""
+        """Refuse to resume the training of another method; put the checkpoint's adapter on a model that has none.
+
+        Raises:
+            ValueError: If it is of another method, has another adapter, or other weights train.
+        """
         method = checkpoint.get("lit_modules_method")
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if fitting and method != type(self).__name__:
@@ -321,6 +392,19 @@ class CausalLM(LightningModule):
             )
         if fitting:
             self._rng_state = checkpoint.get("lit_modules_rng")
+        self.configure_model()
+        lacking = adapters.adapter_to_restore(checkpoint, adapters.own_config(self.model))
+        if lacking is not None:
+            if self.device_mesh is not None:
+                raise ValueError(
+                    "The checkpoint holds an adapter, which cannot be put on weights that are sharded already; give "
+                    "the peft_config that it was trained with."
+                )
+            self.peft_config = lacking
+            self._build_network()
+        # strategies that shard weights have read them already
+        if "state_dict" in checkpoint:
+            adapters.check_restored(checkpoint["state_dict"], self.model, "model.")
 
     @staticmethod
     def _injected(model: Any, tokenizer: Any) -> list[str]:
@@ -332,9 +416,16 @@ class CausalLM(LightningModule):
     def _build_network(self) -> None:
         if self.model is None:
             assert self.model_name is not None
-            self.model = load_causal_lm(self.model_name, getattr(torch, self.dtype_name))
-        if self.peft_config is not None:
-            self.model = get_peft_model(self.model, self.peft_config)
+            dtype = getattr(torch, self.dtype_name)
+            self.model = load_adapter(self.model_name, self.peft_config, dtype)
+            self._continued = self.model is not None
+            if not self._continued:
+                self.model = load_causal_lm(self.model_name, dtype)
+        else:
+            self.model = adapters.take_over(self.model)
+            self._continued = self.peft_config is None and adapters.own_config(self.model) is not None
+        if self.peft_config is not None and not self._continued:
+            self.model = adapters.start_adapter(self.model, self.peft_config)
         if self.gradient_checkpointing:
             self.model.enable_input_require_grads()
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -363,6 +454,23 @@ class CausalLM(LightningModule):
 
     def _check_trainer(self) -> None:
         """Refuse settings of the trainer that the method does not obey."""
+
+    def _check_longest_row(self) -> None:
+        """Have a datamodule that knows its longest row compare it with the model's positions before anything runs."""
+        longest_row = getattr(getattr(self.trainer, "datamodule", None), "longest_row", None)
+        limit = position_limit(self.model)
+        if longest_row is None or limit is None:
+            return
+        name, tokens = longest_row()
+        if tokens > limit:
+            self._refuse_row(name, tokens, limit)
+
+    @staticmethod
+    def _refuse_row(name: str, tokens: int, limit: int) -> None:
+        raise ValueError(
+            f"The model has {limit} positions, and the row {name} has {tokens} tokens; give a smaller max_length, or a "
+            "model with more positions."
+        )
 
     def _check_vocabulary(self) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)

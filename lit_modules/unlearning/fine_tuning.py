@@ -76,6 +76,7 @@ class CausalLMFineTuning(CausalLM):
                 f"CausalLMFineTuning trains on batches with 'labels', got {sorted(batch)}; with datamodules.LUME give "
                 "subset='all', 'retain' or 'forget'."
             )
+        self.check_rows(batch)
         total, tokens = self.probe_loss(batch)
         loss = total / tokens
         check_finite(self, {"training": loss.item()}, {"training": batch.get("id", [])})

@@ -118,5 +118,5 @@ class IDK(TwoObjectives):
     def refused(self, batch: Batch) -> Batch:
         """Return the forget rows with refusals in the place of their answers: the data's own, or made here."""
         return refused_rows(
-            batch, self.tokenizer, self.refusals, self.refusal_seed, self.separator, own=not self.refusals_given
+            batch, lambda: self.tokenizer, self.refusals, self.refusal_seed, self.separator, own=not self.refusals_given
         )

@@ -13,41 +13,43 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lit_modules.unlearning.losses import IGNORED, sequence_nll
+from lit_modules.utils.adapters import essence, weights_swapped
 from lit_modules.utils.files import write_whole
+from lit_modules.utils.hashing import hash_tensors, stable_hash
 
-_PIECE = 2**24
 _UNHASHED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
-def model_hash(model: nn.Module, precision: str = "") -> str:
-    """Return what tells two references apart: a hash of the configuration and of every weight, adapters left out.
+def model_hash(model: nn.Module, precision: str = "", continued: bool = False) -> str:
+    """Return what tells two references apart: a hash of the configuration and of all weights.
 
     Args:
         model: Model of transformers, with adapters of peft or without.
         precision: Arithmetic that the model runs in, which changes its numbers.
+        continued: Whether the adapter belongs to the reference; otherwise it is left out.
 
     Returns:
-        64 hexadecimal digits, the same with an adapter as without.
+        64 hexadecimal digits, the same with a new adapter as without.
     """
     config = getattr(model, "config", None)
     values = config.to_diff_dict() if config is not None else {}
     described = {key: value for key, value in values.items() if key not in _UNHASHED}
-    digest = hashlib.sha256(json.dumps([described, precision], sort_keys=True, default=str).encode())
     base: Any = model
     marks: tuple[str, ...] = ()
-    if isinstance(model, PeftModel):
+    adapter = None
+    if continued:
+        adapter = essence(cast("PeftModel", model).peft_config["default"])
+    elif isinstance(model, PeftModel):
         tuned: Any = model
         base, marks = tuned.get_base_model(), (tuned.base_model.prefix, "modules_to_save.")
-    for name, parameter in base.named_parameters():
-        if any(mark in name for mark in marks):
-            continue
-        clean = name.replace(".base_layer", "").replace(".original_module", "")
-        digest.update(f"{clean} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        flat = parameter.detach().reshape(-1)
-        for start in range(0, len(flat), _PIECE):
-            piece = flat[start : start + _PIECE].contiguous().cpu()
-            digest.update(piece.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    # buffers too, such as the scales of quantised weights
+    state = {
+        name.replace(".base_layer", "").replace(".original_module", ""): tensor
+        for name, tensor in base.state_dict().items()
+        if isinstance(tensor, Tensor) and not any(mark in name for mark in marks)
+    }
+    text = json.dumps([described, precision, adapter], sort_keys=True, default=str)
+    return stable_hash(text, hash_tensors(state))
 
 
 def row_hashes(batch: Mapping[str, Any]) -> list[str]:
@@ -150,6 +152,13 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 def without_adapter(model: Any) -> Iterator[nn.Module]:
     """Give a model of peft with its adapters switched off, without gradient, in evaluation mode."""
     with torch.no_grad(), evaluation(model), model.disable_adapter():
+        yield cast("nn.Module", model)
+
+
+@contextmanager
+def with_weights(model: Any, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[nn.Module]:
+    """Give a model some of whose weights have other values, without gradient, in evaluation mode."""
+    with torch.no_grad(), evaluation(model), weights_swapped(parameters, values):
         yield cast("nn.Module", model)
 
 

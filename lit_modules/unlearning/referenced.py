@@ -24,7 +24,6 @@ from lit_modules.unlearning.reference import (
     row_hashes,
     sequence_log_probs,
     split_rows,
-    without_adapter,
 )
 from lit_modules.unlearning.two_objectives import RetainTerm, TwoObjectives
 
@@ -36,7 +35,7 @@ class ReferencedObjectives(TwoObjectives):
     log-probability of each is computed once and cached in ``cache_dir`` under the hash of the model and that of the
     row. Later runs from the same model read them there. They also stand in the checkpoint, so a resumed run needs
     neither the cache nor the model that it began with. No second model is held; with adapters a row that comes up later
-    is computed with these switched off, without them such a row is an error.
+    is computed with these as they were before training, without them such a row is an error.
 
     Subclasses write ``compared``.
 
@@ -151,7 +150,7 @@ class ReferencedObjectives(TwoObjectives):
             return 0
         rows = split_rows(task, missing)
         if self._adapted:
-            with without_adapter(self.model) as network:
+            with self.reference_network() as network:
                 values = sequence_log_probs(network, rows)
         elif not self._moved:
             values = sequence_log_probs(self.model, rows)
@@ -173,6 +172,8 @@ class ReferencedObjectives(TwoObjectives):
                 before = new
                 for batch in batches:
                     moved = self.trainer.strategy.batch_to_device(batch)
+                    for task in self.compared(moved):
+                        self.check_rows(task)
                     new += sum(self._compute(cache, task, row_hashes(task)) for task in self.compared(moved))
                 if new == before and not self._limited:
                     break

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def read_refusals(path: str | None) -> tuple[str, ...]:
 
 def refused_rows(
     batch: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
     refusals: Sequence[str],
     seed: int = 0,
     separator: str = " ",
@@ -67,7 +67,7 @@ def refused_rows(
 
     Args:
         batch: ``{"forget": task, ...}``, perhaps with ``"idk"``.
-        tokenizer: Tokenizer with an end of sequence, with which each refusal ends.
+        tokenizer: Gives the tokenizer, with an end of sequence, with which each refusal ends; not asked for ``"idk"``.
         refusals: Sentences to draw from.
         seed: Seed of the draw.
         separator: Text put before the refusal, and scored with it.
@@ -85,7 +85,7 @@ def refused_rows(
         given: dict[str, Any] = batch["idk"]
         return given
     if "refusal" not in batch:
-        batch["refusal"] = refusal_rows(batch["forget"], tokenizer, refusals, seed, separator)
+        batch["refusal"] = refusal_rows(batch["forget"], tokenizer(), refusals, seed, separator)
     made: dict[str, Any] = batch["refusal"]
     return made
 

@@ -105,8 +105,9 @@ class TaskVector(Unlearning):
         ends = [p for name, p in trained.items() if "lora_B" in name]
         if not ends or any("lora_A" not in n and "lora_B" not in n for n in trained) or any(p.any() for p in ends):
             raise ValueError(
-                "TaskVector takes LoRA adapters that begin at 0 (init_lora_weights=True, no bias, no modules_to_save), "
-                f"got {type(self.peft_config).__name__} that trains {next(iter(trained), 'nothing')!r}."
+                "TaskVector takes LoRA adapters that begin at 0 (init_lora_weights=True, no bias, no modules_to_save; "
+                "a saved one is to be merged first, save_pretrained(folder, merge=True)), got "
+                f"{type(self.model.peft_config['default']).__name__} that trains {next(iter(trained), 'nothing')!r}."
             )
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:

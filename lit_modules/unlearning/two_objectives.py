@@ -20,7 +20,8 @@ from lit_modules.unlearning.combiners import GradientCombiner, check_combiner
 from lit_modules.unlearning.gradients import PairStatistics, global_norm
 from lit_modules.unlearning.losses import summed_nll, target_tokens
 from lit_modules.unlearning.objectives import attended_logits, reference_kl
-from lit_modules.unlearning.reference import frozen_copy, model_hash, without_adapter
+from lit_modules.unlearning.reference import frozen_copy, model_hash, with_weights, without_adapter
+from lit_modules.utils.adapters import leaves_base
 
 RetainTerm = Literal["nll", "kl"]
 
@@ -36,8 +37,8 @@ class TwoObjectives(TwoTaskUnlearning):
     ``retain_weight`` 0 and no ``combine`` the retain rows are not touched.
 
     Subclasses write ``forget_objective`` and, if it is not a mean over target tokens, ``forget_count``. Where
-    ``needs_network`` is true the frozen reference is the network with its adapters off, else a copy that is made once,
-    before training, and is no part of the checkpoint.
+    ``needs_network`` is true the frozen reference is the network with a new adapter off or a continued one as it was
+    before training, else a copy that is made once, before training, and is no part of the checkpoint.
 
     Args:
         forget_weight: Factor of the forget objective, ``gamma``.
@@ -96,6 +97,7 @@ class TwoObjectives(TwoTaskUnlearning):
         self.retain_weight = retain_weight
         self.retain_term = retain_term
         self.combine = combine
+        self._start: list[Tensor] = []  # of adapters which, switched off, would not give the reference
         self._frozen: list[nn.Module] = []  # a list keeps the copy out of the module tree and so of the checkpoint
         self._reference_hash: str | None = None
         self._moved = False
@@ -107,13 +109,15 @@ class TwoObjectives(TwoTaskUnlearning):
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if not fitting or self._reference_hash is not None or not self._needs_reference:
             return
-        self._reference_hash = model_hash(self.model, str(self.trainer.precision))
+        self._reference_hash = model_hash(self.model, str(self.trainer.precision), self._continued)
+        self._keep_start()
         if self._needs_network and not self._adapted:
             self._frozen = [self._freeze()]
 
     def on_fit_start(self) -> None:
         """Put the reference where the network is."""
         self._frozen = [network.to(self.device) for network in self._frozen]
+        self._start = [tensor.to(self.device) for tensor in self._start]
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the direction into ``.grad``."""
@@ -185,6 +189,10 @@ class TwoObjectives(TwoTaskUnlearning):
     @contextmanager
     def reference_network(self) -> Iterator[nn.Module]:
         """Give the network as it was before unlearning, without gradient and in evaluation mode."""
+        if self._start:
+            with with_weights(self.model, self.trainable_parameters(), self._start) as network:
+                yield network
+            return
         if self._adapted:
             with without_adapter(self.model) as network:
                 yield network
@@ -201,6 +209,8 @@ class TwoObjectives(TwoTaskUnlearning):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with another reference."""
         super().on_load_checkpoint(checkpoint)
+        if self._reference_hash is not None:
+            self._keep_start()  # of an adapter that the checkpoint brought
         self._moved = True
         saved = checkpoint.get("lit_modules_reference", {}).get("model")
         if saved is not None and self._reference_hash not in (None, saved):
@@ -230,6 +240,15 @@ class TwoObjectives(TwoTaskUnlearning):
     @property
     def _adapted(self) -> bool:
         return isinstance(self.model, PeftModel)
+
+    def _keep_start(self) -> None:
+        """Keep the weights of an adapter that belongs to the reference, or changes it even when it is off."""
+        if (
+            self._adapted
+            and not self._start
+            and (self._continued or not leaves_base(self.model.peft_config["default"]))
+        ):
+            self._start = [parameter.detach().clone() for parameter in self.trainable_parameters()]
 
     def _freeze(self) -> nn.Module:
         return frozen_copy(self.model)

@@ -93,7 +93,7 @@ def hash_tensors(tensors: Mapping[str, "Tensor"] | Iterable[tuple[str, "Tensor"]
     total = hashlib.sha256()
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -230,6 +230,123 @@ def test_logged_numbers(tmp_path: Path) -> None:
     assert {"adaptive_lr/a", "adaptive_lr/b"} <= logged.keys()
 
 
+class Regression(LightningModule):
+    """A net whose matrix products autocast turns to bfloat16, at a rate whose curvature bfloat16 does not show."""
+
+    def __init__(self, lr: float, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1)).to(dtype)
+        self.lr = lr
+        self.rows = torch.randn(64, 8, generator=generator).to(dtype)
+        self.goals = torch.randn(64, 1, generator=generator)
+        self.types: set[torch.dtype] = set()
+        self.rates: list[float] = []
+
+    def loss(self) -> Tensor:
+        found = self.net(self.rows)
+        self.types.add(found.dtype)
+        return (found.float() - self.goals).square().mean()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss()
+
+    def probe_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        self.types.clear()
+        return self.loss(), torch.tensor(1)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        optimizer: Any = self.optimizers()
+        self.rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def curvature(module: Regression) -> float:
+    """``d' H d`` along the gradient, by automatic differentiation in float64."""
+    exact = copy.deepcopy(module).double()
+    exact.rows, exact.goals = exact.rows.double(), exact.goals.double()
+    parameters = list(exact.parameters())
+    loss = (exact.net(exact.rows) - exact.goals).square().mean()
+    slopes = torch.autograd.grad(loss, parameters, create_graph=True)
+    squares = [slope.square().sum() / 2 for slope in slopes]
+    products = torch.autograd.grad(torch.stack(squares).sum(), parameters)
+    return sum(float((one * two).sum().detach()) for one, two in zip(products, slopes, strict=True))
+
+
+def probed(module: LightningModule, folder: Path, precision: Any, **arguments: Any) -> dict[str, float]:
+    trainer = fit(module, AdaptiveLR(period=1, **arguments), 1, folder, precision=precision)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_mixed_precision_is_probed_in_float32(tmp_path: Path) -> None:
+    seed_everything(0, verbose=False)
+    module = Regression(1e-2)
+    true = curvature(module)
+    before = copy.deepcopy(module.state_dict())
+    found = probed(module, tmp_path, "bf16-mixed")
+    assert found["adaptive_lr/a"] == pytest.approx(true, rel=0.05)
+    assert found["adaptive_lr/accepted"] == 1
+    assert found["adaptive_lr/width"] == 1
+    assert module.types == {torch.float32}  # of the last pass, a probe's
+    again = Regression(1e-2)
+    again.load_state_dict(before)
+    assert probed(again, tmp_path, "32-true")["adaptive_lr/a"] == pytest.approx(true, rel=0.05)
+
+
+@pytest.mark.parametrize(("dtype", "lr"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_a_curvature_within_rounding_is_looked_for_further_out(dtype: torch.dtype, lr: float, tmp_path: Path) -> None:
+    seed_everything(0, verbose=False)
+    module = Regression(lr, dtype)
+    true = curvature(module)
+    found = probed(module, tmp_path, "32-true")
+    assert found["adaptive_lr/width"] > 1
+    assert found["adaptive_lr/a"] == pytest.approx(true, rel=0.3)
+
+
+def test_the_next_probe_begins_where_the_curvature_showed(tmp_path: Path) -> None:
+    seed_everything(0, verbose=False)
+    module, callback = Regression(1e-6), AdaptiveLR(period=1)
+    passes: list[float] = []
+    original = module.probe_loss
+    module.probe_loss = lambda batch: (passes.append(callback.width), original(batch))[1]  # type: ignore[method-assign]
+    fit(module, callback, 2, tmp_path)
+    wide = callback.width
+    assert wide > 1
+    # where the update begins and three points, three more at each further distance; then four at once
+    tried = [4.0**power for power in range(1, 6) if 4.0**power <= wide]
+    assert passes == [1.0] * 4 + [width for width in tried for _ in range(3)] + [wide] * 4
+    assert callback.state_dict()["width"] == wide
+
+
+def test_a_loss_without_curvature_is_rejected(tmp_path: Path) -> None:
+    module = Quadratic(torch.zeros(5, 5, dtype=torch.float64), torch.ones(5, dtype=torch.float64), lr=0.01)
+    callback = AdaptiveLR(period=1)
+    trainer = fit(module, callback, 2, tmp_path)
+    assert module.rates == [0.01] * 2
+    assert (callback.probes, callback.accepted) == (2, 0)
+    assert trainer.callback_metrics["adaptive_lr/width"] == 1024
+
+
+def test_the_fourth_point_lets_r2_min_reject(tmp_path: Path) -> None:
+    """Through three points a parabola always goes; a fourth one shows that the loss is none."""
+
+    class Kinked(Quadratic):
+        def probe_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+            moved = float((self.x.detach() - 1).sum())  # at the start all are 1, and an update lowers them
+            return torch.tensor({0: 3.0, 1: 5.0, -1: 2.0}.get(round(2 * moved) / 2, 9.0)), torch.tensor(1)
+
+    def rates(**arguments: Any) -> list[float]:
+        one = torch.ones(1, dtype=torch.float64)
+        module = Kinked(one.reshape(1, 1), torch.zeros(1, dtype=torch.float64), lr=1.0)
+        fit(module, AdaptiveLR(period=1, **arguments), 1, tmp_path)
+        return module.rates
+
+    assert rates(factors=(-1.0, 0.0, 1.0)) == [pytest.approx(1.05)]
+    assert rates() == [1.0]
+
+
 def test_wrong_companions_are_named_before_the_first_step(tmp_path: Path) -> None:
     class Silent(Quadratic):
         probe_loss = None  # type: ignore[assignment]

@@ -145,7 +145,7 @@ def test_a_question_without_an_answer_fails_alone() -> None:
     assert errors == [
         "llava refuses the request: HTTP 400 (not allowed).",
         "llava gave no answer that can be used: the answer has no message.",
-        "llava took its answer out, by its content filter.",
+        "llava refuses the request: its content filter took the answer out.",
     ]
     assert [replies[number].text for number in (0, 4)] == ["one", "two"]  # type: ignore[union-attr]
 
@@ -261,10 +261,10 @@ def test_a_budget_of_tokens_needs_a_server_that_tells_them() -> None:
 
 def test_images() -> None:
     picture = Image.new("RGB", (16, 8), "teal")
-    link = (200, {"data": [{"url": "http://127.0.0.1/image.png"}]})
+    none = (200, {"data": [{"b64_json": None}]})
     cut = base64.b64decode(painted(picture)[1]["data"][0]["b64_json"])[:-45]
     damaged = (200, {"data": [{"b64_json": base64.b64encode(cut).decode()}]})
-    answers = (link, (200, {"data": [{"b64_json": "?"}]}), damaged, CUT_OFF, painted(picture))
+    answers = (none, (200, {"data": [{"b64_json": "?"}]}), damaged, CUT_OFF, painted(picture))
     with ScriptedServer(script(*answers)) as server:
         budget = Budget(images=5, cost=10, prices=Prices(image=0.5))
         plain: ImageGenerator = RemoteImages(endpoint(server, attempts=5, budget=budget))
@@ -288,11 +288,150 @@ def test_images() -> None:
     assert server.requests[5:] == [{**own, "negative_prompt": "text"}, own]
 
 
+THOUGHT = "<think>The options are Adder or Puff Adder; no horn, [0, 0].</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        told(f"{THOUGHT}Adder"),
+        told("Adder or Puff Adder, I compare.</think>Adder"),  # the template opened the thought
+        told("[THINK]Puff Adder?[/THINK]Adder"),
+        told("<|channel|>analysis<|message|>Puff Adder?<|end|><|channel|>final<|message|>Adder"),
+        told([{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "Adder"}]),
+        told([{"type": "reasoning", "text": "Puff Adder?"}, {"type": "text", "text": "Adder"}]),
+        (200, {"choices": [{"message": {"content": "Adder", "reasoning_content": "Puff Adder?"}}]}),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(answer: Any) -> None:
+    with ScriptedServer(script(answer)) as server:
+        assert ask(RemoteChat(endpoint(server))).text == "Adder"
+
+
+def choice(message: dict[str, Any], **more: Any) -> tuple[int, Any]:
+    return 200, {"choices": [{"message": message, **more}]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message", "requests"),
+    [
+        (choice({"content": ""}, finish_reason="stop"), "the answer has no text", 4),
+        (choice({"content": None, "reasoning_content": "no no"}), "the answer has no text but thoughts", 4),
+        (choice({"content": ""}, error={"message": "Upstream"}), "the provider reports an error: Upstream", 4),
+        ((200, {"error": {"message": "Overloaded"}}), "the provider reports an error: Overloaded", 4),
+        ((200, b"<html>Bad gateway</html>"), "the answer is no JSON: it begins with b'<html>Bad gateway", 4),
+        (choice({"content": ""}, finish_reason="length"), "cut off when it had no text; allow it more tokens", 1),
+        (choice({"content": "<think>Is it"}, finish_reason="length"), "cut off when it had no text but thoughts", 1),
+        (
+            choice({"content": None, "refusal": "I can't\nhelp."}),
+            "llava refuses the request: it says \"I can't help",
+            1,
+        ),
+        (choice({"content": "par"}, finish_reason="content_filter"), "its content filter took the answer out", 1),
+    ],
+)
+def test_no_answer_is_said_in_the_words_of_the_provider_and_asked_for_anew(
+    answer: Any, message: str, requests: int, tmp_path: Path
+) -> None:
+    asked = [question()]
+    with ScriptedServer(script(answer)) as server, Store(tmp_path / "store") as store:
+        (reply,) = RecordedChat(RemoteChat(endpoint(server)), store).ask_many(asked)
+        assert isinstance(reply, BackendError)
+        assert message in str(reply)
+        assert len(server.requests) == requests
+    with ScriptedServer(script(told("yes"))) as server, Store(tmp_path / "store") as store:
+        (again,) = RecordedChat(RemoteChat(endpoint(server)), store).ask_many(asked)
+    assert isinstance(again, Reply)
+    assert again.text == "yes"
+
+
+def test_an_answer_that_was_cut_off_is_used_and_not_kept(tmp_path: Path) -> None:
+    with (
+        ScriptedServer(script(told('["red", "bl', finish_reason="length"))) as server,
+        Store(tmp_path / "store") as store,
+    ):
+        for run in range(2):
+            (reply,) = RecordedChat(RemoteChat(endpoint(server)), store).ask_many([question()])
+            assert isinstance(reply, Reply)
+            assert (reply.text, reply.cut_off, len(server.requests)) == ('["red", "bl', True, run + 1)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        choice({"content": ""}, finish_reason="error", error={"message": "Upstream"}),
+        choice({"content": ""}, finish_reason="length"),
+        choice({"content": "Let me see, is it a"}, finish_reason="length"),
+        choice({"content": ""}, finish_reason="content_filter"),
+    ],
+)
+@pytest.mark.parametrize("verifying", [False, True], ids=["features", "verification"])
+def test_the_same_line_asks_again_when_the_provider_is_well(bad: Any, verifying: bool, tmp_path: Path) -> None:
+    task, fake, settings = discs(tmp_path), FakeChat(), tiny(kinds=("textual_contrastive",), retries=1)
+
+    def ill(request: dict[str, Any], number: int) -> Any:
+        text = request["messages"][0]["content"][-1]["text"]
+        return bad if text.startswith("Does this picture") == verifying else well(request, number)
+
+    def well(request: dict[str, Any], number: int) -> Any:
+        images = [shown(part) for part in request["messages"][-1]["content"] if part["type"] == "image_url"]
+        return told(fake.chat(request["messages"], images, request["max_tokens"], 0.0).text)
+
+    results = []
+    for answer in (ill, well):
+        with ScriptedServer(answer) as server, Store(tmp_path / "store") as store:
+            chat = RemoteChat(endpoint(server, attempts=1), images_per_message=2)
+            results.append(CoDAPipeline(store, settings, chat, FakeGenerator(), FakeEmbedder()).run([task]))
+    assert [unit.accepted for unit in results[0].units] == [0, 0]
+    assert all(unit.failure for unit in results[0].units)
+    assert [unit.accepted for unit in results[1].units] == [2, 2]
+
+
+def test_a_verifier_that_thinks_first_has_room_to(tmp_path: Path) -> None:
+    task, fake = discs(tmp_path), FakeChat()
+
+    def answer(request: dict[str, Any], number: int) -> Any:
+        images = [shown(part) for part in request["messages"][-1]["content"] if part["type"] == "image_url"]
+        if request["max_tokens"] < 200:
+            return choice({"content": ""}, finish_reason="length")
+        return told(f"{THOUGHT}{fake.chat(request['messages'], images, 0, 0.0).text}")
+
+    settings = tiny(kinds=("textual_contrastive",))
+    with ScriptedServer(answer) as server, Store(tmp_path / "store") as store:
+        chat = RemoteChat(endpoint(server, attempts=1), images_per_message=2)
+        result = CoDAPipeline(store, settings, chat, FakeGenerator(), FakeEmbedder()).run([task])
+    assert [unit.accepted for unit in result.units] == [2, 2]
+    assert {request["max_tokens"] for request in server.requests} == {1000, 1016}
+
+
+def test_images_come_in_several_forms_and_addresses_are_not_followed() -> None:
+    picture = Image.new("RGB", (16, 8), "teal")
+    coded = painted(picture)[1]["data"][0]["b64_json"]
+    prefixed = f"data:image/png;base64,{coded}"
+    broken = "\n".join(coded[start : start + 20] for start in range(0, len(coded), 20))
+    forms: list[Any] = [
+        {"data": [{"url": prefixed}]},
+        {"data": [{"b64_json": prefixed}]},
+        {"data": [{"b64_json": broken}]},
+        {"images": [{"b64_json": coded}]},
+        {"images": [prefixed]},
+    ]
+    for form in forms:
+        with ScriptedServer(script((200, form))) as server:
+            made = RemoteImages(endpoint(server, attempts=1)).generate("a disc", None, 5, 16, 8, 4, 0.0)
+        assert np.array_equal(np.asarray(made), np.asarray(picture))
+    link = (200, {"data": [{"b64_json": None, "url": "http://127.0.0.1/image.png"}]})
+    with ScriptedServer(script(link)) as server:
+        with pytest.raises(BackendError, match="sends the address of an image and not the image; addresses are not"):
+            RemoteImages(endpoint(server)).generate("a disc", None, 5, 16, 8, 4, 0.0)
+        assert len(server.requests) == 1
+
+
 def test_an_image_that_is_a_decompression_bomb_is_refused() -> None:
-    bomb = painted(Image.new("1", (8000, 8000)))
+    bomb = painted(Image.new("1", (10000, 9000)))
     with (
         ScriptedServer(script(bomb)) as server,
-        pytest.raises(BackendError, match="8000 x 8000 pixels, more than the 50000000 allowed"),
+        pytest.raises(BackendError, match="what came is a decompression bomb: it has 10000 x 9000 pixels"),
     ):
         RemoteImages(endpoint(server, attempts=1)).generate("a disc", None, 5, 16, 8, 4, 0.0)
 

@@ -97,6 +97,9 @@ def test_a_batch_with_another_number_of_images_is_refused(tools: Any) -> None:
     batch = encode(tools, pictures(), PROMPTS)
     with pytest.raises(ValueError, match="made 1 images of 2; see its image_sizes"):
         check_images(tools, {**batch, "image_sizes": batch["image_sizes"][:1]}, 2)
+    with pytest.raises(ValueError, match="made 1 images of 2; see its pixel_values"):
+        check_images(tools, {"input_ids": batch["input_ids"], "pixel_values": torch.zeros(1, 3, 4, 4)}, 2)
+    check_images(tools, {"input_ids": batch["input_ids"], "pixel_values": torch.zeros(7, 3, 4, 4)}, 2)  # tiles
     blind = torch.where(batch["input_ids"] == tools.image_token_id, 5, batch["input_ids"])
     with pytest.raises(ValueError, match="Row 0 of the batch has no image token"):
         check_images(tools, {**batch, "input_ids": blind}, 2)

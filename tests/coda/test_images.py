@@ -84,16 +84,16 @@ def test_pictures_that_lie_are_cut_off_or_are_bombs_are_refused_by_name() -> Non
     picture = pattern(0)
     assert read_picture(encoded(picture, "JPEG"), "a.jpg").size == (64, 64)
     assert read_picture(encoded(picture.convert("P"), "PNG"), "a").mode == "RGB"
-    with pytest.raises(ValueError, match=r"a\.png is a JPEG file and not the PNG that its name says"):
+    with pytest.raises(ValueError, match=r"a\.png lies about its type: it is named \.png and holds JPEG"):
         read_picture(encoded(picture, "JPEG"), "a.png")
     for kind in ("PNG", "JPEG"):
         data = encoded(picture, kind)
-        with pytest.raises(ValueError, match="cut is cut off or damaged"):
+        with pytest.raises(ValueError, match=r"cut (is truncated|cannot be decoded)"):
             read_picture(data[: len(data) // 2], "cut")
     for junk in (b"", b"<svg/>", b"GIF8"):
-        with pytest.raises(ValueError, match=r"junk is (no picture|cut off)"):
+        with pytest.raises(ValueError, match=r"junk (is no picture|is empty|cannot be decoded)"):
             read_picture(junk, "junk")
-    with pytest.raises(ValueError, match=r"big\.png has 64 x 64 pixels, more than the 100 allowed"):
+    with pytest.raises(ValueError, match=r"big\.png is a decompression bomb: it has 64 x 64 pixels, .* at most 100"):
         read_picture(encoded(picture, "PNG"), "big.png", max_pixels=100)
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -101,7 +101,7 @@ def test_pictures_that_lie_are_cut_off_or_are_bombs_are_refused_by_name() -> Non
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
-    with pytest.raises(ValueError, match=r"bomb\.png has .*decompression bomb"):
+    with pytest.raises(ValueError, match=r"bomb\.png is a decompression bomb"):
         read_picture(bomb, "bomb.png")
 
 

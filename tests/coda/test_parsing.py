@@ -209,3 +209,42 @@ def test_a_pair_and_its_reverse_are_one_piece_of_work() -> None:
         ConfusablePair(first, second, 2)
     with pytest.raises(ValueError, match="name must not be empty"):
         Concept(" ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("Adder or Puff Adder", None),
+        ("Adder / Puff Adder", None),
+        ("Not an Adder but a Puff Adder", None),
+        ("Puff Adder, an adder of Africa", None),
+        ("The puff adder. Puff Adders are vipers, puff adder.", 1),
+        ("(B) Puff Adder", 1),
+        ("adderland", None),
+    ],
+)
+def test_an_answer_that_names_two_options_is_none(answer: str, number: int | None) -> None:
+    assert read_answer(answer, ["Adder", "Puff Adder"]) == number
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "number"),
+    [
+        ("这是云豹。", ["云豹", "雪豹"], 0),
+        ("图片显示的是雪豹、它有白色的皮毛。", ["云豹", "雪豹"], 1),
+        ("云豹或雪豹", ["云豹", "雪豹"], None),
+        ("这是云豹", ["豹", "云豹"], 1),
+        ("これはユキヒョウです。", ["ヒョウ", "ユキヒョウ"], 1),
+        ("퍼프애더입니다", ["애더", "퍼프애더"], 1),
+        ("这是Puff Adder。", ["Adder", "Puff Adder"], 1),
+        ("นี่คือเสือดาว", ["เสือดาว", "เสือโคร่ง"], 0),
+    ],
+)
+def test_names_are_found_where_words_have_no_blanks(answer: str, options: list[str], number: int | None) -> None:
+    assert read_answer(answer, options) == number
+
+
+def test_features_that_name_a_class_are_dropped_in_any_script() -> None:
+    found = parse_features('["云豹的斑纹", "白色的毛", "like a puff adder"]', ["云豹", "Puff Adder"])
+    assert found.features == ("白色的毛",)
+    assert [reason for _, reason in found.dropped] == ["names a class", "names a class"]

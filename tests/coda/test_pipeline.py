@@ -172,7 +172,7 @@ def test_defect_10_one_failed_pair_stops_no_other_and_models_are_given_once(tmp_
     run = Run(tmp_path / "store", tasks, tiny(kinds=("visual_contrastive",)), chat, generator)
     failures = {unit.concept: unit.failure for unit in run.result.failures}
     assert failures["Red Two"] == "ConnectionError: the generator is away"
-    assert "red0.png is cut off or damaged" in str(failures["Red Three"])
+    assert "red0.png is truncated" in str(failures["Red Three"])
     good = {unit.concept for unit in run.result.units if unit.failure is None}
     assert {"Red One", "Blue One", "Blue Two"} <= good
     generator.fail_on = ""

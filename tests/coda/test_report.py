@@ -195,7 +195,7 @@ def test_pictures_that_are_missing_damaged_or_others_are_named(copy: Path) -> No
     assert "6 pictures cannot be shown" in found.words
     for path, problem in (
         (final / "0.png", "is missing"),
-        (final / "1.png", "cannot be shown: the file is cut off or damaged"),
+        (final / "1.png", "cannot be shown: the file cannot be decoded"),
         (other / "0.png", "is not the picture that its record tells of"),
         (other / "1.png", "is not the picture that its record tells of"),
         (real[0], "is not the picture that its record tells of"),

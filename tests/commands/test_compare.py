@@ -227,8 +227,10 @@ def test_comparison_goes_on_and_grows(config: str, capsys: pytest.CaptureFixture
     assert main([*line, "--seeds=[0, 1]", "--only=NGDiff"], again) == 0
     assert again.names[1:] == [name.replace("seed=0", "seed=1") for name in NGDIFF]
     table = Path("out/table.md").read_text(encoding="utf-8")
-    assert "| NGDiff | 0.01 | 2 | " in table.partition("All rates")[0]  # the best rate alone
+    assert "| NGDiff | 0.01 | 1 | " in table.partition("All rates")[0]  # the best rate alone, of the other seed
+    assert "| NGDiff | 0.01 (best) | 2 | " in table.partition("All rates")[2]
     assert "| NGDiff | 0.001 | 2 | " in table.partition("All rates")[2]
+    assert "highest score on its first seed" in table
     assert "| (start) | - | - | - | - | - | 0.9 | 0.8 |" in table
     with Path("out/table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -246,6 +248,47 @@ def test_comparison_goes_on_and_grows(config: str, capsys: pytest.CaptureFixture
     ):
         with pytest.raises(UsageError, match=sentence):
             main([*line, *other], again)
+
+
+def test_a_lone_survivor_does_not_win(config: str) -> None:
+    """Two of three seeds of the faster rate fail, and the third would have the best score of all."""
+    survivor = NGDIFF[1].replace("seed=0", "seed=2")
+
+    class Fragile(MadeUpLauncher):
+        def write(self, folder: Path) -> None:
+            if "lr=0.01" not in folder.name or folder.name == survivor:
+                super().write(folder)
+
+    line = ["-c", config, "--folder=out", "--only=NGDiff", "--seeds=[0, 1, 2]"]
+    assert main(line, Fragile()) == 1
+    best, _, every = Path("out/table.md").read_text(encoding="utf-8").partition("All rates")
+    assert "| NGDiff | 0.001 | 2 | " in best
+    assert "| NGDiff | 0.01 | 1 of 3 | " in every
+    with Path("out/best.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["learning_rate"], row["runs"], row["failed"]) == ("0.001", "2", "0")
+    forgotten = [(0.01 + 0.01 * seed) / 0.8 for seed in (1, 2)]  # not of the seed that chose the rate
+    assert float(row["forgotten"]) == pytest.approx(sum(forgotten) / 2)
+    with Path("out/table.csv").open(newline="") as file:
+        rows = {row["learning_rate"]: row for row in csv.DictReader(file)}
+    survived = 0.12 / 0.8
+    assert float(rows["0.01"]["forgotten"]) == pytest.approx(survived)
+    assert float(rows["0.01"]["score"]) == pytest.approx(2 * survived / (survived + 1) / 3)
+    with Path("out/results.csv").open(newline="") as file:
+        assert [row["failed"] for row in csv.DictReader(file)].count("True") == 2
+
+
+def test_a_method_of_which_nothing_finished_is_in_the_table(config: str) -> None:
+    class Dead(MadeUpLauncher):
+        def write(self, folder: Path) -> None:
+            if not folder.name.startswith("NGDiff"):
+                super().write(folder)
+
+    assert main(["-c", config, "--folder=out"], Dead()) == 1
+    best, _, every = Path("out/table.md").read_text(encoding="utf-8").partition("All rates")
+    assert "| NGDiff | - | 0 of 2 | 0 +- 0 | - | - | - | - |" in best
+    assert "chosen and\nreported on the same run" in best
+    assert "| NGDiff | 0.001 | 0 of 1 | 0 | - | - | - | - |" in every
 
 
 def test_something_else_in_the_folder_is_refused(config: str) -> None:

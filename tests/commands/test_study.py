@@ -39,8 +39,11 @@ def test_means_and_deviations_over_seeds() -> None:
 
 def test_table_and_figure(tmp_path: Path) -> None:
     text = markdown(summarise(RUNS), RUNS[0]["record"])
-    assert "| NGDiff | 0.0001 | 0.250 +- 0.250 | 1.000 +- 0.000 | 0.750 +- 0.250 |" in text
+    assert "| NGDiff | 0.0001 | 2 | 0.250 +- 0.250 | 1.000 +- 0.000 | 0.750 +- 0.250 |" in text
     assert "| NGDiff | 0.250 | 0.750 | 0.500 |" in text
+    # a run that failed counts
+    assert "| GradientDifference | 0.001 | 0 of 1 | - |" in text
+    assert "| GradientDifference | 0.000 | 0.250 | 0.250 |" in text
     draw(RUNS, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 

@@ -295,7 +295,7 @@ def test_failed_point_is_told_and_goes_on_from_its_checkpoint(recipe: str, capsy
     log = "out/obstacle=rock/log.txt"
     assert printed[-2:] == [f"failed: obstacle=rock: RuntimeError: The obstacle stood in the way. (log: {log})", "out"]
     assert "Traceback" in Path(log).read_text(encoding="utf-8")
-    assert "| rock | 0 | - | - | - |" in Path("out/table.md").read_text(encoding="utf-8")
+    assert "| rock | 0 of 1 | - | - | - |" in Path("out/table.md").read_text(encoding="utf-8")
     assert metrics("obstacle=air")["test/level"] == 8.0
 
     Path("rock").unlink()

@@ -46,7 +46,7 @@ def test_tables() -> None:
     assert lines[0] == "| p | eps | runs | test/accuracy | test/robust_accuracy/linf |"
     assert lines[2:5] == [
         "| 1 | 0.1 | 3 | 11 +- 1 | nan +- nan |",
-        "| 1 | 0.2 | 0 | - | - |",
+        "| 1 | 0.2 | 0 of 3 | - | - |",
         "| inf | 0.1 | 3 | 21 +- 1 | nan +- nan |",
     ]
     assert comma_separated(AXES, rows, names[:1]).splitlines() == [

@@ -390,10 +390,10 @@ def test_all_problems_are_told_at_once(make: Callable[..., FewShotPairs], root: 
     (root / "validation" / "Puff_Adder" / "001.png").write_bytes((root / "train" / "Adder" / "005.png").read_bytes())
     for path in sorted((root / "train" / NAMES[2].replace(" ", "_")).iterdir())[5:]:
         path.unlink()
-    photo(1).save(root / "train" / "Puff_Adder" / "x.tif")
-    with pytest.raises(ValueError, match=r"train/Puff_Adder/x.tif has a suffix that is not read"):
+    (root / "train" / "Puff_Adder" / "x.heic").write_bytes(b"ftypheic")
+    with pytest.raises(ValueError, match=r"train/Puff_Adder/x.heic has a suffix that is not read"):
         make()
-    (root / "train" / "Puff_Adder" / "x.tif").unlink()
+    (root / "train" / "Puff_Adder" / "x.heic").unlink()
     with pytest.raises(ValueError, match="problems:") as error:
         make(n_real=8)
     for text in (

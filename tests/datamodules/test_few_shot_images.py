@@ -42,13 +42,12 @@ PNG = encoded(photo())
         ("a.png", PNG[:-300], "a.png (is truncated|cannot be decoded)"),
         ("a.jpg", encoded(photo(size=(200, 200)), "JPEG")[:-400], "a.jpg is truncated"),
         ("a.png", PNG[:40], "a.png (is truncated|cannot be decoded)"),
-        ("a.png", png_header(9000, 9000), "a.png is a decompression bomb: it has 9000 x 9000 pixels"),
+        ("a.png", png_header(9500, 9500), "a.png is a decompression bomb: it has 9500 x 9500 pixels"),
         ("a.png", png_header(60000, 60000), "a.png is a decompression bomb"),
-        ("a.png", encoded(Image.new("I;16", (4, 4))), "a.png must have 8 bits per channel, got mode 'I;16'"),
         (
             "a.webp",
             encoded(photo(), "WEBP", save_all=True, append_images=[photo(1)]),
-            "a.webp is animated: it holds 2 pictures",
+            "a.webp is animated or has pages: it holds 2 pictures",
         ),
     ],
     ids=[
@@ -61,7 +60,6 @@ PNG = encoded(photo())
         "header",
         "large",
         "huge",
-        "deep",
         "frames",
     ],
 )
@@ -78,7 +76,7 @@ def test_missing_large_and_tiny_files_are_refused_by_name(tmp_path: Path, monkey
         inspect(Picture(tmp_path / "1.png", "train/a/1.png"))
     with pytest.raises(ValueError, match=r"1.png cannot be read"):
         Picture(tmp_path, "1.png").load()
-    monkeypatch.setattr("datamodules.few_shot_images.MAX_BYTES", 10)
+    monkeypatch.setattr("lit_modules.utils.images.MAX_BYTES", 10)
     with pytest.raises(ValueError, match=r"a.png is too large"):
         Picture(tmp_path / "1.png", "a.png").load()
 

@@ -255,6 +255,43 @@ def test_parquet_with_labels_is_read(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+CARD = """---
+license: cc-by-4.0
+dataset_info:
+{lead}  features:
+    - name: image
+      dtype: image
+    - name: label
+      dtype:
+        class_label:
+          names:
+            '0': Adder
+            '1': {second}
+---
+# The dataset
+"""
+
+
+def test_parquet_whose_card_alone_names_the_labels_is_read(tmp_path: Path) -> None:
+    parquet(tmp_path / "data" / "train-00000-of-00001.parquet", ["a.png"] * 3, label=[0, 1, 0])
+    for card in (CARD.format(lead="", second="Ocelot"), CARD.format(lead="- config_name: a\n", second="Ocelot")):
+        (tmp_path / "README.md").write_text(card)
+        folder = read_folder(tmp_path)
+        assert {name: len(concept.pictures["train"]) for name, concept in folder.concepts.items()} == {
+            "Adder": 2,
+            "Ocelot": 1,
+        }
+    two = CARD.format(lead="- config_name: a\n", second="Ocelot").split("---\n")[1]
+    two += two.partition("dataset_info:\n")[2].replace("Ocelot", "Viper")
+    for card in ("# No head", CARD.format(lead="", second="[a]"), f"---\n{two}---\n", "---\n- a\n---\n"):
+        (tmp_path / "README.md").write_text(card.replace("'1': [a]", "'2': Ocelot"))
+        with pytest.raises(ValueError, match=r"no names for its label, nor has README\.md one list of them"):
+            read_folder(tmp_path)
+    (tmp_path / "README.md").write_text("---\na: [\n---\n")
+    with pytest.raises(ValueError, match=r"The head of .*README\.md must be YAML, and is not"):
+        read_folder(tmp_path)
+
+
 def test_the_three_datasets_have_their_own_folders() -> None:
     roots = [kind().root.name for kind in (NovelSpecies, INaturalistPairs, SUNPairs)]
     assert roots == ["novel_species", "inaturalist_pairs", "sun_pairs"]

@@ -18,7 +18,10 @@ from datamodules.tofu_rows import check_disjoint, parse_question, read_questions
 from datamodules.tofu_templates import Template
 
 Make = Callable[..., TOFU]
-CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<me>"
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -188,13 +191,15 @@ def test_chat_template(tokenizer: PreTrainedTokenizerBase, tofu: Make) -> None:
     data = tofu("test", tokenizer=fast, template="chat", system_prompt="Be brief.")
     batch = next(iter(data.predict_dataloader()))
     question = data.evaluated[batch["split"][0]][int(batch["row"][0])].question
-    expected = f"<system>Be brief.<user>{question}<me>"
+    expected = f"<system>Be brief.<user>{question}<assistant>"
     assert batch["prompt"][0] == expected
     assert fast.decode(batch["input_ids"][0][batch["attention_mask"][0] == 1]) == expected
     with pytest.raises(ValueError, match=r"max_length must be at least \d+ for the row forget10/\d, got 36"):
         tofu(tokenizer=fast, template="chat", max_length=36)
     with pytest.raises(ValueError, match="goes with template='chat' only, got template='plain'"):
         tofu(system_prompt="Be brief.")
+    with pytest.raises(ValueError, match="template_arguments go with template='chat' only, got template='plain'"):
+        tofu(template_arguments={"enable_thinking": False})
 
 
 @pytest.mark.parametrize(

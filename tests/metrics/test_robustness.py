@@ -78,12 +78,14 @@ def test_distance_statistics() -> None:
         distance_statistics(distance, chosen[:4])
 
 
-def test_median_distance() -> None:
-    distance = torch.tensor([0.0, 5.0, 1.0, 2.0])
-    assert median_distance(distance, torch.tensor([True, True, True, True])) == 1.5
-    assert median_distance(distance, torch.tensor([False, True, True, True])) == 3.5
-    assert median_distance(distance, torch.tensor([False, True, True, False])) == math.inf
-    assert math.isnan(median_distance(torch.zeros(0), torch.zeros(0)))
+def test_failures_are_infinitely_far_in_the_median() -> None:
+    distance = torch.tensor([4.0, 0.0, 1.0, math.inf, 2.0])
+    success = torch.tensor([True, False, True, False, True])
+    assert median_distance(distance, success) == 4.0
+    assert median_distance(distance[:4], success[:4]) == math.inf
+    assert median_distance(distance, torch.zeros(5).bool()) == math.inf
+    assert median_distance(distance[[0, 2]], success[[0, 2]]) == 2.5
+    assert math.isnan(median_distance(distance[:0], success[:0]))
 
 
 def test_robust_accuracy_counts_samples_once() -> None:
@@ -126,7 +128,7 @@ def test_confidence_is_checked() -> None:
         RobustAccuracy(confidence=95)
 
 
-def test_boundary_distance_takes_failures_for_infinite_and_leaves_wrong_samples_out() -> None:
+def test_boundary_distance_leaves_failures_and_wrong_samples_out() -> None:
     distance = BoundaryDistance()
     distance.update(
         torch.tensor([1.0, 3.0, math.nan, 0.0]),
@@ -150,7 +152,7 @@ def test_boundary_distance_at_its_limits() -> None:
     numbers = distance.compute()
     assert float(numbers["success_rate"]) == 0
     assert math.isnan(float(numbers["mean"]))
-    assert float(numbers["median"]) == math.inf
+    assert float(numbers["median"]) == math.inf  # none within reach: far, and not 0
     with pytest.raises(ValueError, match=r"must be of the same shape \(n,\), got \(1,\), \(2,\) and \(2,\)"):
         distance.update(torch.tensor([1.0]), torch.tensor([True, False]))
     with pytest.raises(ValueError, match="must be finite and not negative"):

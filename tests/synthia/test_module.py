@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from callbacks import Curriculum
@@ -101,6 +102,104 @@ def test_denoise_is_the_formula(synthia: Make, pairs: Make) -> None:
             errors.append((predicted - schedule.target(latent, noise, time)).square().mean())
     hinge = sum((0.1 + errors[0] - error).clamp(min=0) for error in errors[1:]) / 2
     torch.testing.assert_close(losses["loss"].detach(), errors[0] + 0.5 * hinge)
+
+
+def test_rows_of_one_pair_have_noise_of_their_own(synthia: Make) -> None:
+    module = synthia()
+    module.configure_model()
+
+    def draws(**batch: Any) -> list[list[float]]:
+        rows = {"prompt": ["a cup"] * 4, "pair_id": torch.tensor([7, 7, 7, 8])} | batch
+        generators = module.row_generators(rows, "train", 0, 0)
+        times = module.backbone.draw_timesteps(generators)
+        return [
+            [float(time), *torch.randn(3, generator=each).tolist()]
+            for time, each in zip(times, generators, strict=True)
+        ]
+
+    plain = draws()
+    numbered = draws(draw=torch.tensor([5, 6, 5, 5]))
+    assert len({tuple(row) for row in (*plain, *numbered)}) == 8
+    assert draws() == plain
+
+
+def test_noise_of_numbered_rows_does_not_depend_on_their_batch(synthia: Make) -> None:
+    module = synthia()
+
+    def noise(pairs: list[int], draws: list[int]) -> list[float]:
+        batch = {"prompt": [""] * len(pairs), "pair_id": torch.tensor(pairs), "draw": torch.tensor(draws)}
+        return [float(torch.randn((), generator=each)) for each in module.row_generators(batch, "train", 0, 0)]
+
+    assert noise([7, 8, 7], [5, 5, 6]) == noise([7], [5]) + noise([8, 7], [5, 6])
+
+
+def test_a_pair_that_is_tested_twice_is_drawn_twice(synthia: Make, pairs: Make, trainer: Make) -> None:
+    class Seen(Metric):
+        """Keeps the pictures."""
+
+        def update(self, images: Tensor, batch: Any) -> None:
+            self.images = images
+
+        def compute(self) -> dict[str, float]:
+            return {"count": float(len(self.images))}
+
+    seen = Seen()
+    trainer(limit_test_batches=1).test(
+        synthia(metric=seen, images_per_prompt=1), pairs(samples_per_pair=2, eval_batch_size=2), verbose=False
+    )
+    assert not torch.equal(seen.images[0], seen.images[1])
+
+
+def test_a_prediction_draws_what_a_test_draws(synthia: Make, pairs: Make, trainer: Make) -> None:
+    class Seen(Metric):
+        """Keeps the pictures."""
+
+        def update(self, images: Tensor, batch: Any) -> None:
+            self.images = [*getattr(self, "images", []), images]
+
+        def compute(self) -> dict[str, float]:
+            return {"count": float(len(self.images))}
+
+    seen, data = Seen(), pairs(eval_batch_size=2)
+    module, runner = synthia(metric=seen, images_per_prompt=2, seed=3), trainer(limit_test_batches=1)
+    predicted = runner.predict(module, data)
+    assert predicted is not None
+    assert sum(len(batch["prompt"]) for batch in predicted) == 4
+    first = predicted[0]
+    assert first["image"].shape == (2, 2, 3, 16, 16)
+    assert first["image"].min() >= 0
+    assert first["image"].max() <= 1
+    assert len(first["affordances"]) == len(first["pair_id"]) == 2
+    runner.test(module, data, verbose=False)
+    assert torch.equal(first["image"], torch.stack(seen.images, 1))
+
+
+def test_prompts_alone_are_drawn_by_the_seed(synthia: Make, trainer: Make) -> None:
+    prompts = DataLoader(["a cup", "a jug", "a cup"], batch_size=2)  # type: ignore[arg-type]
+    draw = lambda seed: trainer().predict(synthia(seed=seed, images_per_prompt=1), prompts)  # noqa: E731
+    one, again, other = draw(0), draw(0), draw(1)
+    assert [batch["prompt"] for batch in one] == [["a cup", "a jug"], ["a cup"]]
+    assert all(torch.equal(first["image"], second["image"]) for first, second in zip(one, again, strict=True))
+    assert not torch.equal(one[0]["image"], other[0]["image"])
+    assert not torch.equal(one[0]["image"][0], one[1]["image"][0])  # the same prompt in another row
+
+
+@pytest.mark.parametrize("module", [Synthia, TextToImageTraining])
+def test_forward_draws_an_image_for_each_prompt(module: Any) -> None:
+    made = module(PixelDiffusion(image_size=16, widths=(8, 16), num_steps=2), template="a {affordances}")
+    images = made(["a cup", "a jug"], seed=4)
+    torch.testing.assert_close(images[:1], made.generate(["cup"], seed=4))
+    assert images.shape == (2, 3, 16, 16)
+    assert not images.requires_grad
+
+
+def test_what_cannot_be_drawn_is_said(synthia: Make) -> None:
+    with pytest.raises(TypeError, match=r"Synthia draws a sequence of prompts, such as \['a cup'\], got str"):
+        synthia()("a cup")
+    with pytest.raises(ValueError, match=r"Synthia draws what batch\['prompt'\] says, a list of texts, got image;"):
+        synthia().predict_step({"image": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"got Tensor; give it prompts"):
+        synthia().predict_step(torch.zeros(1))
 
 
 def test_preference_is_log_2_before_the_first_step(synthia: Make, pairs: Make) -> None:

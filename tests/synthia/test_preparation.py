@@ -230,7 +230,7 @@ def test_refused_and_malformed_items_are_listed(ontology: Ontology, tmp_path: Pa
         if "messages" in request:
             return chat("Sorry!") if number == 1 else captions(request)
         if request["prompt"].endswith(f"disc made to {' and '.join(first)}."):
-            return 400, {"error": {"message": "not this"}}
+            return 400, {"error": {"message": "not this", "code": "moderation_blocked"}}
         return image(request)
 
     with ScriptedServer(answer) as server:
@@ -245,6 +245,34 @@ def test_refused_and_malformed_items_are_listed(ontology: Ontology, tmp_path: Pa
     assert again == []
     # the missing captions and their images, and not the image that was refused
     assert len(server.requests) == 2 + 3
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        (400, {"error": {"message": "Unknown parameter", "code": "unknown_parameter"}}),
+        (200, {"data": []}),
+        (200, {"error": {"message": "Overloaded"}}),
+        (200, {"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}),
+        (200, {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}),
+    ],
+)
+def test_what_is_no_refusal_of_the_content_is_asked_again(trouble: Any, ontology: Ontology, tmp_path: Path) -> None:
+    steps: Any = ["curriculum", "captions", "images"]
+
+    def ill(request: dict[str, Any], number: int) -> Any:
+        return trouble if number in (1, 5) else usual(request)
+
+    with ScriptedServer(ill) as server:
+        problems = Preparation(ontology, tmp_path, AMOUNTS, remote(server, attempts=1), workers=1).run(steps)
+    assert len(problems) == 2
+    assert not (tmp_path / "skipped.jsonl").exists()
+    with ScriptedServer() as server:
+        preparation = Preparation(ontology, tmp_path, AMOUNTS, remote(server), workers=1)
+        assert preparation.run(steps) == []
+    counts = preparation.counts()
+    assert counts["captions"][0] == counts["captions"][1]
+    assert counts["images"][0] == counts["images"][1]
 
 
 def test_a_wrong_request_is_not_repeated_for_all(ontology: Ontology, tmp_path: Path) -> None:

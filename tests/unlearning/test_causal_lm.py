@@ -7,11 +7,13 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from callbacks import AdaptiveLR
 from datamodules import SyntheticLUME
-from lit_modules import CausalLMFineTuning, NGDiff
+from lit_modules import NPO, CausalLMFineTuning, NGDiff
 from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
 from lit_modules.unlearning.loading import load_causal_lm
@@ -61,6 +63,77 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> Non
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match=r"lacks 1 weights of LlamaForCausalLM, such as .*q_proj"):
         load_causal_lm(str(tmp_path))
+
+
+def rows(seed: int, tokens: int = 8, **columns: Any) -> dict[str, Any]:
+    ids = torch.randint(1, 300, (3, tokens), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, **columns}
+
+
+def loader(*batches: Any) -> DataLoader[Any]:
+    return DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
+
+
+def test_validation_loaders_as_in_training_give_two_losses(tmp_path: Path) -> None:
+    """A loader of pairs, or a dict of loaders, says what a row is for as well as its ``split``."""
+    forget, retain = rows(1), rows(2)
+    given = loader({**forget, "split": ["forget"] * 3}, {**retain, "split": ["retain"] * 3})
+    expected = quiet(tmp_path).validate(NGDiff(llama()), given, verbose=False)[0]
+    assert set(expected) == {"val/forget_loss", "val/retain_loss"}
+    for loaders in (
+        {"forget": loader(forget), "retain": loader(retain)},
+        loader({"forget": forget, "retain": retain}),
+        CombinedLoader({"forget": loader(forget), "retain": loader(retain)}, "max_size"),
+        loader({"forget_task1": forget, "retain_task1": retain}),
+    ):
+        assert quiet(tmp_path).validate(NGDiff(llama()), loaders, verbose=False)[0] == pytest.approx(expected)
+    assert set(quiet(tmp_path).validate(NGDiff(llama()), loader(forget), verbose=False)[0]) == {"val/loss"}
+    with pytest.raises(ValueError, match=r"validates batches with 'labels', or of named tasks with them, got \['input"):
+        quiet(tmp_path).validate(NGDiff(llama()), loader({"input_ids": forget["input_ids"]}), verbose=False)
+
+
+def test_test_batches_need_no_id(tmp_path: Path) -> None:
+    scored, asked = rows(1), {name: value for name, value in rows(2).items() if name != "labels"}
+    tokenizer = data(tmp_path)
+    tokenizer.prepare_data()
+    tokenizer.setup("test")
+    module = NGDiff(llama(), tokenizer=tokenizer.tokenizer, max_new_tokens=2)
+    quiet(tmp_path).test(module, [loader(scored), loader(asked)], verbose=False)
+    module.metric = LUMEScore()
+    with pytest.raises(ValueError, match="LUMEScore counts a row once, by its 'id', and the batch has only input_ids"):
+        quiet(tmp_path).test(module, loader(scored), verbose=False)
+
+
+@pytest.mark.parametrize("method", [NGDiff, NPO, CausalLMFineTuning])
+def test_rows_beyond_the_positions_are_refused_before_training(method: Any, tmp_path: Path) -> None:
+    def gpt2() -> Any:
+        config = GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+        return GPT2LMHeadModel(config)
+
+    subset = {"subset": "all"} if method is CausalLMFineTuning else {}
+    own = data(tmp_path, **subset)
+    sentence = r"The model has 16 positions, and the row \S+ has \d\d+ tokens; give a smaller max_length, or a model"
+    with pytest.raises(ValueError, match=sentence):
+        quiet(tmp_path, max_epochs=1).fit(method(gpt2()), datamodule=own)
+    assert own.trainer.global_step == 0
+    # of a user's own data, before the step
+    short, long = rows(1, 16, id=["a", "b", "c"]), rows(2, 17, id=["d", "e", "f"])
+    long["attention_mask"][0, -1] = 0
+    batches = [short, long] if subset else [{"forget": short, "retain": one} for one in (short, long)]
+    with pytest.raises(ValueError, match="The model has 16 positions, and the row e has 17 tokens"):
+        quiet(tmp_path, max_epochs=1).fit(method(gpt2()), loader(*batches))
+    with pytest.raises(ValueError, match="the row e has 17 tokens"):
+        quiet(tmp_path).validate(method(gpt2()), loader(long), verbose=False)
+    with pytest.raises(ValueError, match="the row e has 17 tokens"):
+        quiet(tmp_path).test(method(gpt2()), loader(long), verbose=False)
+
+
+@pytest.mark.parametrize("method", [NGDiff, CausalLMFineTuning])
+def test_a_scheduler_that_wants_a_metric_is_refused(method: Any, tmp_path: Path) -> None:
+    module = method(llama(), scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    batch = rows(1) if method is CausalLMFineTuning else {"forget": rows(1), "retain": rows(2)}
+    with pytest.raises(ValueError, match="without a metric, and ReduceLROnPlateau needs one"):
+        quiet(tmp_path, max_epochs=1).fit(module, loader(batch))
 
 
 def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:

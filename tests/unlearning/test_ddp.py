@@ -35,3 +35,11 @@ def test_two_processes_equal_one(method: str, two_processes: Path) -> None:
     assert first["losses"] == pytest.approx(one["losses"], abs=1e-4)
     assert first["record"]["mia_loss_acc"] == one["record"]["mia_loss_acc"]
     assert first["record"]["forget-set"] == one["record"]["forget-set"]
+
+
+def test_validation_of_a_set_that_one_process_does_not_see(two_processes: Path) -> None:
+    one = SCRIPT["validate"](1, 0)
+    assert set(one) == {"val/forget_loss", "val/retain_loss"}
+    for rank in range(2):
+        found = torch.load(two_processes / f"{rank}.pt", weights_only=True)["lopsided"]
+        assert found == pytest.approx(one, rel=1e-6)

@@ -1,5 +1,6 @@
 """Batched greedy generation gives the ids of one row at a time."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -7,22 +8,34 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     OlmoConfig,
     OlmoForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
-from lit_modules.unlearning.generation import greedy_generate
+from lit_modules.unlearning.generation import _way, greedy_generate
 
 VOCAB, PAD, MAX = 97, 0, 24
 ENDS = [5, 11, 17, 23, 29]
@@ -52,6 +65,32 @@ def build(name: str) -> PreTrainedModel:
         "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
         "phi": lambda: PhiForCausalLM(PhiConfig(**SIZES)),
         "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8)),
+    }
+    small = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    bart = {**small, "vocab_size": VOCAB, "max_position_embeddings": 64, "is_decoder": True, "eos_token_id": None}
+    gemma = {**SIZES, "hidden_size": 32, "num_hidden_layers": 3, "num_key_value_heads": 1, "lru_width": 32}
+    rwkv = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}
+    mamba = {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1, "eos_token_id": None}
+    models |= {
+        "bart": lambda: BartForCausalLM(BartConfig(**bart, add_cross_attention=False)),
+        "roberta": lambda: RobertaForCausalLM(RobertaConfig(**{**SIZES, "pad_token_id": 1}, is_decoder=True)),
+        "opt": lambda: OPTForCausalLM(
+            OPTConfig(
+                vocab_size=VOCAB,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                ffn_dim=64,
+                word_embed_proj_dim=32,
+                max_position_embeddings=64,
+                eos_token_id=None,
+            )
+        ),
+        "recurrent_gemma": lambda: RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**gemma, attention_window_size=16)),
+        "rwkv": lambda: RwkvForCausalLM(RwkvConfig(**rwkv, intermediate_size=64, eos_token_id=None)),
+        "mamba2": lambda: Mamba2ForCausalLM(
+            Mamba2Config(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, **mamba)
+        ),
     }
     model: PreTrainedModel = models[name]()
     with torch.no_grad():
@@ -101,6 +140,45 @@ def test_ids_equal_one_row_at_a_time(name: str) -> None:
     assert len({len(answer) for answer in expected}) > 2
     answers = greedy_generate(model, *pad(rows), MAX, ends, PAD)
     assert [answer.tolist() for answer in answers] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("bart", "alone"),  # positions that count the padding
+        ("roberta", "alone"),  # positions that begin elsewhere
+        ("rwkv", "alone"),  # a state and no cache
+        ("recurrent_gemma", "alone"),  # a state within the network
+        ("mamba2", "batch"),  # a cache that cannot drop rows
+        ("opt", "compact"),
+        ("gpt2", "compact"),
+    ],
+)
+def test_an_unusual_model_answers_as_one_row_at_a_time(name: str, way: str) -> None:
+    """The reference reads each row anew for each token."""
+    model, rows = build(name).eval(), prompts([3, 9, 1, 6, 6])
+
+    def reread(row: Tensor, ends: list[int]) -> list[int]:
+        found = row
+        with torch.no_grad():
+            while len(found) < len(row) + 8:
+                best = model(input_ids=found[None], attention_mask=torch.ones_like(found[None])).logits[0, -1].argmax()
+                if int(best) in ends:
+                    break
+                found = torch.cat([found, best[None]])
+        return found[len(row) :].tolist()
+
+    ends = [reread(rows[0], [])[2], reread(rows[1], [])[5]]  # so that rows end at different steps
+    expected = [reread(row, ends) for row in rows]
+    assert len({len(answer) for answer in expected}) > 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answers = greedy_generate(model, *pad(rows), 8, ends, PAD)
+        greedy_generate(model, *pad(rows), 1, ends, PAD)
+    assert [answer.tolist() for answer in answers] == expected
+    said = [str(warning.message) for warning in caught if "answered one by one" in str(warning.message)]
+    assert len(said) == (way == "alone")
+    assert _way(model, model, PAD) == way
 
 
 def test_padding_and_its_filler_change_nothing() -> None:

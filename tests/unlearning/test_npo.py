@@ -153,6 +153,11 @@ def test_model_hash_knows_weights_configuration_and_precision(bench: Any) -> Non
     with torch.no_grad():
         next(network.parameters()).view(-1)[3] += 1e-6
     assert first != model_hash(network)
+    scaled = bench.network()
+    scaled.register_buffer("scales", torch.ones(3))  # as quantised weights have them
+    third = model_hash(scaled)
+    scaled.scales[1] = 2
+    assert model_hash(scaled) != third
     assert model_hash(bench.network().bfloat16()) != first
 
 

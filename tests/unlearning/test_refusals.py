@@ -69,7 +69,7 @@ def test_refusals_of_the_data_go_first(method: Any, bench: Any, tmp_path: Path) 
 def test_refusals_of_the_data_are_one_for_each_row(bench: Any) -> None:
     short = {key: value[:3] for key, value in bench.forget.items()}
     with pytest.raises(ValueError, match=r"a refusal for each of its 24 forget rows, got 3 in 'idk'\."):
-        refused_rows({"forget": bench.forget, "idk": short}, bench.tokenizer(), SENTENCES)
+        refused_rows({"forget": bench.forget, "idk": short}, bench.tokenizer, SENTENCES)
 
 
 @pytest.mark.parametrize("method", [IDK, DPO])
@@ -104,3 +104,11 @@ def test_row_without_a_prompt_is_named(bench: Any) -> None:
     bare.eos_token = None
     with pytest.raises(ValueError, match="has no end-of-sequence token, with which refusals must end"):
         refusal_rows(bench.forget, bare, SENTENCES)
+
+
+@pytest.mark.parametrize("method", [IDK, DPO])
+def test_refusals_of_the_data_need_no_tokenizer(method: Any, bench: Any) -> None:
+    own = refusal_rows(bench.forget, bench.tokenizer(), SENTENCES[:1])
+    bench.fit(method(bench.network()), [{**batch, "idk": own} for batch in bench.pairs(24)])
+    with pytest.raises(ValueError, match="No tokenizer lies beside the model"):
+        bench.fit(method(bench.network()), bench.pairs(24))

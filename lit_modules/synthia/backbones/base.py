@@ -1,6 +1,5 @@
 """What text-to-image models have in common: a network that trains, frozen encoders around it, a noise schedule."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 
 from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
+from lit_modules.utils.adapters import own_config
+from lit_modules.utils.hashing import hash_folder
+from lit_modules.utils.model_versions import hub_commit
 
 Part = Literal["text", "images", "network"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -107,13 +110,16 @@ class Backbone(ABC):
 
     @property
     def version(self) -> str:
-        """What tells a folder from what it was before it was written to: its files' sizes and times."""
+        """What tells the weights from others under the same name: a folder's whole content, or the Hub's commit."""
         if self._version is None:
-            files = sorted(path for path in Path(self.model).rglob("*") if path.is_file())
-            facts = [(path.relative_to(self.model), path.stat()) for path in files]
-            state = [f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in facts]
-            self._version = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16] if state else "hub"
+            inside = Path(self.model).is_dir()
+            self._version = hash_folder(self.model) if inside else hub_commit(self.model, None, self.hub_file)
         return self._version
+
+    @property
+    def hub_file(self) -> str:
+        """A file that a model of this kind has on the Hub."""
+        return "model_index.json"
 
     @abstractmethod
     def load_text(self) -> None:
@@ -186,6 +192,11 @@ class Backbone(ABC):
             adapter: Whether an adapter was trained, which is written as ``load_lora_weights`` reads it; otherwise the
                 whole network is.
         """
+
+    @property
+    def adapter(self) -> PeftConfig | None:
+        """Configuration of the adapter that the network carries, if it does."""
+        return own_config(self.network)
 
     def add_adapter(self, config: Any) -> None:
         """Put an adapter of peft on the network."""

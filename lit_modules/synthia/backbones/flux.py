@@ -30,7 +30,7 @@ class Flux(FlowBackbone):
         prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; ``schnell`` was made for 256.
         vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files.
+        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``

@@ -14,6 +14,7 @@ from lit_modules.synthia.backbones.base import Condition, Precision
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq, load_u_net, movq_config, read_weights
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone, precise
 from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
+from lit_modules.utils.adapters import without_dropout
 
 _PREFIX = "base_model.model."
 _FILES = "kandinsky3_flash.pt, movq.pt and flan_ul2_encoder, with projection_flash.pt in it"
@@ -39,7 +40,7 @@ class Kandinsky3(PipelineBackbone):
         guidance: Usual scale of classifier-free guidance in the usual notation, 1 for none, otherwise more than 2; the
             pipeline's ``guidance_scale`` is one less.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``.
+        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
@@ -166,7 +167,7 @@ class Kandinsky3(PipelineBackbone):
 
         weights = self._with_config(get_peft_model_state_dict)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._peft_config.save_pretrained(folder)
+        without_dropout(self._peft_config).save_pretrained(folder)
         named = {_PREFIX + name: value.detach().cpu().contiguous() for name, value in weights.items()}
         save_file(named, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -263,6 +264,11 @@ class Kandinsky3Flash(Kandinsky3):
         except FileNotFoundError:
             return True
         return False
+
+    @property
+    def hub_file(self) -> str:
+        """A file that the model has on the Hub."""
+        return "weights/movq.pt" if self.published else super().hub_file
 
     def file(self, name: str) -> str:
         """Return the path of one of the published files.

@@ -6,12 +6,13 @@ diffusers have linear layers.
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lit_modules.utils.checkpoints import load_plain
 
 Weights = dict[str, Tensor]
 
@@ -64,7 +65,7 @@ def read_weights(path: str) -> Weights:
     Raises:
         ValueError: If it holds something else.
     """
-    found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    found = load_plain(path)
     found = found.get("unet", found) if isinstance(found, Mapping) else found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path} must hold tensors by name, got {type(found).__name__}.")

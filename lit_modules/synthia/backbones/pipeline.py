@@ -2,11 +2,13 @@
 
 import importlib
 import inspect
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from math import lcm
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
 from lit_modules.synthia.sampling import NoiseSchedule
+from lit_modules.utils.adapters import without_dropout
+from lit_modules.utils.weights import only_tensors
 
 _OWNERS = {
     "StableDiffusionPipeline": "StableDiffusion",
@@ -22,6 +26,11 @@ _OWNERS = {
     "FluxPipeline": "Flux",
     "Kandinsky3Pipeline": "Kandinsky3",
 }
+_LOADABLE = {
+    "diffusers": ("ModelMixin", "SchedulerMixin"),
+    "transformers": ("PreTrainedModel", "PreTrainedTokenizerBase"),
+}
+"""Libraries that a model's index may name classes of, and what these must be."""
 
 
 class PipelineBackbone(Backbone):
@@ -42,7 +51,7 @@ class PipelineBackbone(Backbone):
         guidance: Usual scale of classifier-free guidance, 1 for none.
         vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``.
+        variant: Variant of the files, such as ``"fp16"``, of the parts that have it; others are taken as they are.
 
     Attributes:
         unconditional: What guidance leads away from, one row; encoded when the text encoder is loaded.
@@ -111,7 +120,7 @@ class PipelineBackbone(Backbone):
                 f"There is no model {self.model!r}: it must be a folder with a model_index.json, as save_pretrained() "
                 "of diffusers' pipelines writes it, or the name of one on the Hugging Face hub that can be reached."
             ) from error
-        kind = index.get("_class_name")
+        kind = str(index.get("_class_name"))
         if kind != self.pipeline_name:
             other = f"; {_OWNERS[kind]} takes it" if kind in _OWNERS else ""
             raise ValueError(
@@ -135,15 +144,58 @@ class PipelineBackbone(Backbone):
             )
 
     def component_class(self, name: str) -> Any:
-        """Return the class of a part of the pipeline.
+        """Return the class of a part of the pipeline, one of diffusers or transformers.
+
+        The index is a file of whoever made the model, so no other module that it names is imported.
 
         Raises:
             FileNotFoundError: If the model has no such part.
+            ValueError: If its class is none that parts are loaded by.
         """
-        library, kind = self.index.get(name) or (None, None)
-        if library is None or kind is None:
+        entry = self.index.get(name)
+        if not entry or not all(entry):
             raise FileNotFoundError(f"The model {self.model!r} has no {name}, which {type(self).__name__} needs.")
-        return getattr(importlib.import_module(library), kind)
+        library, kind = map(str, entry) if len(entry) == 2 else (str(entry), "")
+        bases: tuple[type, ...] = ()
+        found = None
+        if library in _LOADABLE:
+            module = importlib.import_module(library)
+            bases = tuple(getattr(module, base) for base in _LOADABLE[library])
+            found = getattr(module, kind, None)
+        if not isinstance(found, type) or not issubclass(found, bases):
+            raise ValueError(
+                f"The model_index.json of {self.model!r} names {entry!r} for its {name}, and parts are loaded by the "
+                "models, schedulers and tokenizers of diffusers and transformers alone; do not use a model that you do "
+                "not trust."
+            )
+        return found
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """Return the paths of the model's files; of one on the hub that cannot be reached, of those that are here."""
+        folder = Path(self.model)
+        if not folder.is_dir():
+            from huggingface_hub import HfApi, snapshot_download
+
+            try:
+                return frozenset(HfApi().list_repo_files(self.model))
+            except Exception:  # the client's own, without network; what was downloaded before is here
+                folder = Path(snapshot_download(self.model, local_files_only=True))
+        return frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+    def has_variant(self, name: str) -> bool:
+        """Return whether a part has files of the variant.
+
+        Raises:
+            FileNotFoundError: If no part of the model has.
+        """
+        if self.variant is None:
+            return False
+        pattern = re.compile(rf"\.{re.escape(self.variant)}[.-][^/]*$")
+        parts = {path.partition("/")[0] for path in self.files if pattern.search(path)}
+        if not parts:
+            raise FileNotFoundError(f"The model {self.model!r} has no files of variant {self.variant!r}; leave it out.")
+        return name in parts
 
     def component(self, name: str, dtype: torch.dtype | None = None, folder: str | None = None) -> Any:
         """Load a part of the pipeline.
@@ -161,7 +213,7 @@ class PipelineBackbone(Backbone):
         if dtype is not None:
             of_diffusers = kind.__module__.startswith("diffusers")
             options |= {"torch_dtype" if of_diffusers else "dtype": dtype}
-            options |= {} if folder or self.variant is None else {"variant": self.variant}
+            options |= {"variant": self.variant} if folder is None and self.has_variant(name) else {}
         return self.read(kind, name, folder or self.model, **options)
 
     def read(self, kind: Any, name: str, place: str, **options: Any) -> Any:
@@ -169,9 +221,11 @@ class PipelineBackbone(Backbone):
 
         Raises:
             FileNotFoundError: If it is not there.
+            ValueError: If its weights are a pickle of more than tensors.
         """
         try:
-            return kind.from_pretrained(place, **options)
+            with only_tensors(place):
+                return kind.from_pretrained(place, **options)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(f"The {name} of {place!r} cannot be loaded: {reason}") from error
@@ -192,10 +246,14 @@ class PipelineBackbone(Backbone):
         """Return what else the pipeline is made with."""
         return {}
 
+    def present_text_parts(self) -> tuple[str, ...]:
+        """Return the tokenizers and text encoders that are used."""
+        return self.text_parts
+
     def load_text(self) -> None:
         """Load tokenizers and text encoders, and encode what guidance leads away from."""
         parts = {}
-        for name in self.text_parts:
+        for name in self.present_text_parts():
             parts[name] = self.component(name, None if name.startswith("tokenizer") else self.encoder_dtype)
         self.hold("text", **parts)
         self._held["text"]["pipeline"] = self.pipeline(**parts)
@@ -233,6 +291,12 @@ class PipelineBackbone(Backbone):
             raise ValueError(
                 f"{type(self).__name__} needs a scheduler with alphas_cumprod and a prediction_type of 'epsilon' or "
                 f"'v_prediction', got {type(self.scheduler).__name__} with {prediction!r} in {self.model!r}."
+            )
+        if prediction == "epsilon" and self.scheduler.config.get("rescale_betas_zero_snr"):
+            raise ValueError(
+                f"The scheduler of {self.model!r} is rescaled to zero terminal SNR, where the noise that a network of "
+                "'epsilon' predicts says nothing of the picture, and what it draws is not finite; set "
+                "rescale_betas_zero_snr to false in its scheduler_config.json, or take a model of 'v_prediction'."
             )
         return NoiseSchedule(levels, prediction)
 
@@ -359,7 +423,7 @@ class PipelineBackbone(Backbone):
             **{
                 f"{part}_lora_layers": weights,
                 # without it the scale of an adapter would be guessed
-                f"{part}_lora_adapter_metadata": self.network.peft_config["default"].to_dict(),
+                f"{part}_lora_adapter_metadata": without_dropout(self.network.peft_config["default"]).to_dict(),
             },
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Backbone, Condition
 from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
+from lit_modules.utils.adapters import without_dropout
 
 # of drawn objects: a bright background, and frequencies that vary by about 1
 _MEAN, _SCALE = 0.6, 1.5
@@ -99,6 +100,11 @@ class PixelDiffusion(Backbone):
         self.word_width, self.max_words = word_width, max_words
         self.num_steps, self.guidance, self.seed = num_steps, guidance, seed
         self.basis = frequencies(block_size, brightness, colour)
+
+    @property
+    def version(self) -> str:
+        """What tells the weights of a folder from others; a new network's are told by its arguments."""
+        return "new" if self.folder is None else super().version
 
     def load_text(self) -> None:
         """Take note that words are vectors already."""
@@ -212,7 +218,12 @@ class PixelDiffusion(Backbone):
     def save_pretrained(self, folder: str, adapter: bool) -> None:
         """Write ``unet`` and ``scheduler``, or an adapter for ``load_lora_adapter`` of the U-Net."""
         if adapter:
-            self.network.save_lora_adapter(folder)
+            own = self.network.peft_config
+            self.network.peft_config = {"default": without_dropout(own["default"])}
+            try:
+                self.network.save_lora_adapter(folder)
+            finally:
+                self.network.peft_config = own
             return
         self.network.save_pretrained(f"{folder}/unet")
         self.scheduler.save_pretrained(f"{folder}/scheduler")

@@ -24,7 +24,7 @@ class StableDiffusion(PipelineBackbone):
         guidance: Usual scale of classifier-free guidance, 1 for none.
         vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``.
+        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
@@ -109,7 +109,7 @@ class SDXL(StableDiffusion):
         guidance: Usual scale of classifier-free guidance, 1 for none, as SDXL-Turbo needs it.
         vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``.
+        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``

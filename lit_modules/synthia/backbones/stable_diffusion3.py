@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Condition, Precision
@@ -16,16 +17,18 @@ class StableDiffusion3(FlowBackbone):
     :meth:`generate` and in :meth:`few_step_sampler`.
 
     Args:
-        model: Folder or name of a ``StableDiffusion3Pipeline`` with all three text encoders.
+        model: Folder or name of a ``StableDiffusion3Pipeline``; one that was saved without T5 goes without.
         image_size: Side of the images in pixels, a multiple of 16.
         precision: Type of the network's weights; what trains is float32 in any case.
         encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         num_steps: Usual steps of sampling.
         guidance: Usual scale of classifier-free guidance, 1 for none.
         prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; the rest is cut off.
+        t5: Whether to use the T5 encoder, the largest part of the model; without it its states are zeros, as in
+            diffusers with ``text_encoder_3=None``.
         vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``.
+        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
@@ -71,6 +74,7 @@ class StableDiffusion3(FlowBackbone):
         num_steps: int = 40,
         guidance: float = 4.5,
         prompt_length: int = 256,
+        t5: bool = True,
         vae_slicing: bool = False,
         trained_network: str | None = None,
         variant: str | None = None,
@@ -88,11 +92,29 @@ class StableDiffusion3(FlowBackbone):
         )
         if not 1 <= prompt_length <= 512:
             raise ValueError(f"prompt_length must be from 1 to 512 tokens, got {prompt_length}.")
-        self.prompt_length = prompt_length
+        self.prompt_length, self.t5 = prompt_length, t5
 
     def identity(self, part: Literal["text", "images"]) -> str:
         """Return what encodings of a part depend on."""
-        return f"{super().identity(part)}/{self.prompt_length}"
+        return f"{super().identity(part)}/{self.prompt_length}/{self.t5}"
+
+    @property
+    def has_t5(self) -> bool:
+        """Whether the T5 encoder is there and used."""
+        return self.t5 and all(self.index.get("text_encoder_3") or (None,))
+
+    def present_text_parts(self) -> tuple[str, ...]:
+        """Return the tokenizers and text encoders that are used."""
+        return tuple(name for name in self.text_parts if self.has_t5 or not name.endswith("_3"))
+
+    def pipeline(self, **components: Any) -> Any:
+        """Return the pipeline around some of its parts; without T5 it reads the network's width from its shell."""
+        if "text_encoder" in components and not self.has_t5:
+            kind = self.component_class("transformer")
+            with torch.device("meta"):
+                shell = kind.from_config(kind.load_config(self.model, subfolder="transformer"))
+            components["transformer"] = shell
+        return super().pipeline(**components)
 
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Condition:
         """Return the hidden states of the text encoders, and the pooled output of the first two."""

@@ -1,5 +1,9 @@
 """What every adapter of a pipeline promises, held against the real pipeline of the same folder."""
 
+import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +260,8 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> N
 def test_encodings_are_kept_by_what_they_depend_on(stable_diffusion: str) -> None:
     one, other = StableDiffusion(stable_diffusion), StableDiffusion(stable_diffusion, encoder_precision="float32")
     assert one.identity("text") != other.identity("text")
-    assert StableDiffusion3(prompt_length=64).identity("text") != StableDiffusion3().identity("text")
+    longer = StableDiffusion3(stable_diffusion, prompt_length=64)
+    assert longer.identity("text") != StableDiffusion3(stable_diffusion).identity("text")
 
 
 def test_guidance_without_a_loaded_text_encoder_loads_it_for_a_moment(stable_diffusion: str) -> None:
@@ -273,3 +278,132 @@ def test_slices_change_nothing(stable_diffusion: str) -> None:
     whole, sliced = (StableDiffusion(stable_diffusion, image_size=16, vae_slicing=slicing) for slicing in (False, True))
     images = torch.rand(2, 3, 16, 16, generator=generator_of(0)) * 2 - 1
     torch.testing.assert_close(whole.encode_image(images), sliced.encode_image(images))
+
+
+def copy_of(folder: str, place: Path) -> Path:
+    shutil.copytree(folder, place)
+    return place
+
+
+def test_a_variant_is_taken_where_a_part_has_it(sdxl: str, tmp_path: Path) -> None:
+    folder = copy_of(sdxl, tmp_path / "mixed")
+    u_net = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    with torch.no_grad():
+        u_net.conv_out.bias.fill_(0.25)  # tells the variant's file from the other one
+    u_net.save_pretrained(folder / "unet", variant="fp16")
+    for variant, value in (("fp16", 0.25), (None, None)):
+        backbone = SDXL(str(folder), image_size=16, precision="float32", num_steps=2, variant=variant)
+        backbone.load("network", "text", "images")
+        assert bool((backbone.network.conv_out.bias == 0.25).all()) == (value is not None)
+    assert backbone.generate(backbone.encode_prompt(PROMPTS[:1]), [generator_of(0)]).isfinite().all()
+
+
+def test_a_variant_that_no_part_has_is_an_error(sdxl: str) -> None:
+    backbone = SDXL(sdxl, image_size=16, variant="fp16")
+    with pytest.raises(FileNotFoundError, match=r"has no files of variant 'fp16'; leave it out"):
+        backbone.load("network")
+
+
+def test_the_variants_of_a_model_on_the_hub_are_those_that_are_here(
+    sdxl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "models--team--model"
+    copy_of(sdxl, store / "snapshots" / ("a" * 40))
+    (store / "refs").mkdir()
+    (store / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    backbone = SDXL("team/model", image_size=16)
+    assert "unet/config.json" in backbone.files
+    assert backbone.version == "a" * 40
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_noise_cannot_be_predicted_without_signal(sdxl: str, tmp_path: Path, scheduler: str) -> None:
+    folder = copy_of(sdxl, tmp_path / "zero")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", scheduler]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    kind = getattr(diffusers, scheduler)
+    for prediction in ("v_prediction", "epsilon"):
+        kind(rescale_betas_zero_snr=True, prediction_type=prediction).save_pretrained(folder / "scheduler")
+        backbone = SDXL(str(folder), image_size=16, precision="float32", num_steps=2)
+        if prediction == "epsilon":
+            with pytest.raises(ValueError, match=r"rescaled to zero terminal SNR.*set rescale_betas_zero_snr to false"):
+                backbone.load("network")
+        else:
+            backbone.load("network")
+            assert backbone.generate(backbone.encode_prompt(PROMPTS[:1]), [generator_of(0)]).isfinite().all()
+
+
+def test_a_folder_that_changed_has_another_version(sdxl: str, tmp_path: Path) -> None:
+    folder = copy_of(sdxl, tmp_path / "model")
+    path = folder / "text_encoder" / "model.safetensors"
+    before, times = SDXL(str(folder)).version, path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # of the same size and time
+    assert SDXL(str(folder)).version != before
+    assert SDXL(str(copy_of(sdxl, tmp_path / "other"))).version == before
+
+
+EVIL = """
+import pathlib
+pathlib.Path(__file__).with_name("executed").touch()
+
+class Net:
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        return cls()
+"""
+
+
+@pytest.mark.parametrize(
+    "entry", [["evil", "Net"], ["transformers", "pipeline"], ["diffusers", "DiffusionPipeline"], ["evil"]]
+)
+def test_no_module_that_an_index_names_is_imported(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: list[str]
+) -> None:
+    (tmp_path / "evil.py").write_text(EVIL)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = copy_of(case.folder, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = {case.kind.network_part: "network", case.kind.encoder_part: "images", "scheduler": "network"}
+    parts |= dict.fromkeys(case.kind.text_parts, "text")
+    for part, loaded in parts.items():
+        (folder / part / "evil.py").write_text(EVIL)  # where diffusers look for a component's own module
+        (folder / "model_index.json").write_text(json.dumps(index | {part: entry}))
+        backbone = case.kind(str(folder), image_size=case.size, precision="float32")
+        with pytest.raises(
+            ValueError, match=rf"names .*{entry[0]}.* for its {part}, and parts are loaded by the models"
+        ):
+            backbone.load(loaded)
+    assert not list(tmp_path.rglob("executed"))
+    assert "evil" not in sys.modules
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_no_pickle_of_weights_is_executed(case: Case, tmp_path: Path) -> None:
+    for part, loaded in {case.kind.network_part: "network", case.kind.encoder_part: "images"}.items() | {
+        (name, "text") for name in case.kind.text_parts if name.startswith("text_encoder")
+    }:
+        folder = copy_of(case.folder, tmp_path / part)
+        for path in (folder / part).glob("*.safetensors"):
+            path.unlink()
+        for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
+            torch.save({"weight": Bomb(tmp_path / "executed")}, folder / part / name)
+        with pytest.raises(
+            (FileNotFoundError, ValueError),
+            match=rf"The {part} of .* cannot be|The weights of .* of more than",
+        ):
+            case.kind(str(folder), image_size=case.size, precision="float32").load(loaded)
+    assert not (tmp_path / "executed").exists()

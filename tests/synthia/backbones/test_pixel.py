@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,15 @@ def test_identity_changes_with_the_folder(tmp_path: Path) -> None:
     small().save_pretrained(str(tmp_path), adapter=False)
     first = PixelDiffusion(str(tmp_path)).identity("images")
     small(seed=9).save_pretrained(str(tmp_path), adapter=False)
-    assert PixelDiffusion(str(tmp_path)).identity("images") != first
+    second = PixelDiffusion(str(tmp_path)).identity("images")
+    assert second != first
+    path = next(tmp_path.glob("unet/*.safetensors"))
+    data, before = bytearray(path.read_bytes()), path.stat()
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as copying tools leave it
+    assert PixelDiffusion(str(tmp_path)).identity("images") != second
+    assert PixelDiffusion().version == "new"
 
 
 @pytest.mark.parametrize(

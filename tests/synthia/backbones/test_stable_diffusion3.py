@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
@@ -54,3 +56,35 @@ def test_timesteps_of_a_row_are_its_own(stable_diffusion3: str) -> None:
 def test_prompt_length_is_bounded() -> None:
     with pytest.raises(ValueError, match="prompt_length must be from 1 to 512 tokens, got 513"):
         StableDiffusion3(prompt_length=513)
+
+
+@pytest.mark.parametrize("saved_without", [False, True])
+def test_without_t5_it_draws_as_its_pipeline(stable_diffusion3: str, tmp_path: Path, saved_without: bool) -> None:
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    real = diffusers.StableDiffusion3Pipeline.from_pretrained(stable_diffusion3, **absent)
+    real.set_progress_bar_config(disable=True)
+    folder = stable_diffusion3
+    if saved_without:
+        folder = str(tmp_path)
+        real.save_pretrained(folder)
+    backbone = StableDiffusion3(folder, image_size=16, precision="float32", num_steps=2, t5=saved_without)
+    backbone.load("text")
+    assert "text_encoder_3" not in backbone._held["text"]
+    condition = backbone.encode_prompt(["a cup"])
+    assert condition["prompt_embeds"].shape[1] == 12 + 256
+    images = backbone.generate(condition, [generator_of(4)])
+    drawn = real(
+        "a cup",
+        num_inference_steps=2,
+        height=16,
+        width=16,
+        guidance_scale=4.5,
+        generator=generator_of(4),
+        output_type="np",
+    ).images
+    torch.testing.assert_close(images, torch.from_numpy(drawn).permute(0, 3, 1, 2), atol=1e-4, rtol=1e-3)
+
+
+def test_encodings_without_t5_are_others(stable_diffusion3: str) -> None:
+    with_t5, without = (StableDiffusion3(stable_diffusion3, t5=used).identity("text") for used in (True, False))
+    assert with_t5 != without

@@ -89,26 +89,69 @@ def test_fit_save_reload_generate(name: str, request: pytest.FixtureRequest, tmp
     torch.testing.assert_close(again.generate(["sit"], 1, seed=4), tuned, atol=1e-5, rtol=1e-4)
     module.save_pretrained(str(tmp_path / "saved"))
     _, pipeline_name = ADAPTERS[name]
-    backbone = module.backbone
     if pipeline_name is None:
         fresh = Synthia(make(name, request))
         fresh.configure_model()
         fresh.backbone.load_adapter(str(tmp_path / "saved"))  # type: ignore[attr-defined]
         torch.testing.assert_close(fresh.generate(["sit"], 1, seed=4), tuned, atol=1e-5, rtol=1e-4)
         return
+    image = drawn_by_diffusers(pipeline_name, module, tmp_path / "saved")
+    torch.testing.assert_close(image, tuned, atol=2e-3, rtol=0)
+
+
+def drawn_by_diffusers(pipeline_name: str, module: Synthia, adapter: Path) -> torch.Tensor:
+    backbone: Any = module.backbone
     pipeline = getattr(diffusers, pipeline_name).from_pretrained(backbone.model)
-    pipeline.load_lora_weights(str(tmp_path / "saved"))
+    pipeline.load_lora_weights(str(adapter))
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline(
         module.template.format(affordances="sit"),
         height=backbone.image_size,
         width=backbone.image_size,
         num_inference_steps=2,
-        guidance_scale=backbone.guidance,  # type: ignore[attr-defined]
+        guidance_scale=backbone.guidance,
         generator=generator_of(4, "image", 0),
         output_type="pt",
     ).images
-    torch.testing.assert_close(torch.as_tensor(image).float(), tuned, atol=2e-3, rtol=0)
+    return torch.as_tensor(image).float()
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"lora_dropout": 0.3},
+    {"use_dora": True},
+    {"use_rslora": True, "lora_alpha": 3.5},
+    {"rank_pattern": {"to_q": 4, "to_v": 3}, "alpha_pattern": {"to_q": 1}},
+    {"lora_bias": True},
+    {"init_lora_weights": False},
+    {"init_lora_weights": "orthogonal"},
+    {"init_lora_weights": "mica"},
+    {"target_modules": r".*\.to_(q|k)", "exclude_modules": ["to_k"]},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *(("sdxl", settings) for settings in SETTINGS),
+        *((name, SETTINGS[0] | SETTINGS[2] | SETTINGS[3]) for name, (_, kind) in ADAPTERS.items() if kind is not None),
+        *((name, SETTINGS[which]) for name in ("stable_diffusion", "stable_diffusion3", "flux") for which in (1, 4)),
+    ],
+    ids=str,
+)
+def test_what_is_trained_is_what_diffusers_draw(
+    name: str, settings: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    config = LoraConfig(**({"r": 2, "lora_alpha": 6} | settings))
+    module = Synthia(make(name, request), peft_config=config, optimizer=rate(0.5))
+    untuned = Synthia(make(name, request)).generate(["sit"], 1, seed=4)
+    fit(module, tmp_path)
+    tuned = module.generate(["sit"], 1, seed=4)
+    assert (tuned - untuned).abs().max() > 0.01
+    module.save_pretrained(str(tmp_path / "saved"))
+    pipeline_name = ADAPTERS[name][1]
+    assert pipeline_name is not None
+    image = drawn_by_diffusers(pipeline_name, module, tmp_path / "saved")
+    torch.testing.assert_close(image, tuned, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "flux", "kandinsky3_flash"])
@@ -157,10 +200,21 @@ def test_frozen_weights_of_16_bits_and_trained_ones_of_32(
     assert module.generate(["sit"], 1).isfinite().all()
 
 
-def test_whole_network_of_16_bits_is_refused(request: pytest.FixtureRequest) -> None:
+def test_whole_network_of_16_bits_is_refused(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     module = Synthia(make("stable_diffusion", request, "bfloat16"))
     with pytest.raises(ValueError, match=r"can only be trained in float32, got precision 'bfloat16'.*'bf16-mixed'"):
-        module.configure_model()
+        fit(module, tmp_path)
+
+
+def test_checkpoint_of_an_adapter_is_drawn_from_by_a_network_of_16_bits(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2)
+    module = Synthia(make("stable_diffusion", request, "bfloat16"), peft_config=config, optimizer=rate(0.1))
+    fit(module, tmp_path, precision="bf16-mixed").save_checkpoint(tmp_path / "tuned.ckpt")
+    backbone = make("stable_diffusion", request, "bfloat16")
+    again = Synthia.load_from_checkpoint(tmp_path / "tuned.ckpt", backbone=backbone)
+    torch.testing.assert_close(again.generate(["sit"], 1, seed=4), module.generate(["sit"], 1, seed=4))
 
 
 def test_compiled_blocks_train(request: pytest.FixtureRequest) -> None:

@@ -1,0 +1,376 @@
+"""The life of an adapter of peft: saved in a folder, gone on with, compared, stored in a checkpoint, merged.
+
+A saved adapter is gone on with. A configuration that is given beside it must describe the same adapter; another one is
+refused, as it would start anew from the base and lose what the saved one learned. To start a new adapter from a tuned
+model, merge the old one and give the merged folder.
+"""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.utils.peft_utils import find_adapter_config_file
+
+KEY = "lit_modules_adapter"
+"""Key of a checkpoint that holds the configuration of its adapter."""
+
+# what may differ between two configurations of one adapter: notes, what only starts or trains it, and the choice of
+# layers, which is compared by the names of the weights
+_FREE = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "task_type",
+    "init_lora_weights",
+    "init_weights",
+    "lora_dropout",
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "target_modules",
+}
+# starts that load again from the saved adapter and the base model: the last two change the base, always alike
+_STARTS = (True, False, "gaussian", "orthogonal", "mica", "pissa", "olora")
+_DATA_STARTS = ("eva",)  # asks for data, but only to begin with
+_ANEW = (
+    "To start a new adapter from the tuned model, merge it, save_pretrained(folder, merge=True), and give that folder."
+)
+
+
+def saved_config(name: str, revision: str | None = None) -> PeftConfig | None:
+    """Return the configuration of the adapter that a folder or a name on a hub holds; ``None`` for a whole model.
+
+    What cannot be found is left to the loading of the model to report.
+    """
+    try:
+        found = find_adapter_config_file(name, revision=revision)
+    except OSError:
+        found = None
+    if found is None:
+        return None
+    return PeftConfig.from_pretrained(name, revision=revision)
+
+
+def base_of(config: PeftConfig, name: str) -> str:
+    """Return the name or folder of the model that a saved adapter belongs to.
+
+    Args:
+        config: Configuration of the adapter.
+        name: Folder of the adapter, for the error.
+
+    Raises:
+        ValueError: If it does not say so, or what it names is an adapter itself.
+    """
+    base = config.base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"The adapter in {name!r} does not say which model it belongs to (base_model_name_or_path in its "
+            "adapter_config.json is empty); name the model there, or save the run merged."
+        )
+    if saved_config(base, config.revision) is not None:
+        raise ValueError(
+            f"The adapter in {name!r} belongs to {base!r}, which holds an adapter and no whole model; name the whole "
+            "model in base_model_name_or_path of its adapter_config.json."
+        )
+    return base
+
+
+def start_adapter(model: Any, config: PeftConfig, revision: str | None = None) -> PeftModel:
+    """Put a new adapter on a whole model, in place; the configuration stays as it is.
+
+    Args:
+        model: Model of transformers.
+        config: Configuration of the adapter.
+        revision: Revision of the model on the hub, which a saved adapter is to name.
+
+    Raises:
+        ValueError: If the model carries an adapter already, or the settings start from what is nowhere saved.
+    """
+    if isinstance(model, PeftModel) or _injected(model):
+        raise ValueError(
+            f"peft_config asks for a new adapter, and the {type(model).__name__} that is given carries one already; "
+            "leave peft_config out to go on with it, or give the merged model, `model.merge_and_unload()`."
+        )
+    _check_start(config)
+    adapted: PeftModel = get_peft_model(model, copy.deepcopy(config), revision=revision)
+    return adapted
+
+
+def continue_adapter(model: Any, name: str, given: PeftConfig | None = None) -> PeftModel:
+    """Put a saved adapter on its base model, in place, to train on.
+
+    Args:
+        model: The whole model that it belongs to.
+        name: Folder of the adapter, or its name on a hub.
+        given: Configuration that is asked for; it must be that of the saved adapter, but for how it is trained.
+
+    Raises:
+        ValueError: If it is another one, or the saved weights do not fit the model.
+    """
+    saved = PeftConfig.from_pretrained(name)
+    _check_start(saved, *_DATA_STARTS)
+    holder = f"The folder {name!r}"
+    if given is not None:
+        check_same(given, saved, holder, _ANEW)
+        given = copy.deepcopy(given)
+        given.revision = saved.revision
+        if hasattr(saved, "init_lora_weights"):  # of a start that changed the base, as when it was trained
+            given.init_lora_weights = saved.init_lora_weights
+    config = given or saved
+    config.inference_mode = False
+    adapted: Any = get_peft_model(model, config)
+    result = adapted.load_adapter(name, "default", is_trainable=True)
+    lost = sorted([*result.missing_keys, *result.unexpected_keys])
+    if lost:
+        other = "its base model has" if given is None else "peft_config names, leave peft_config out"
+        raise ValueError(
+            f"{holder} holds an adapter of other layers than {other}: {lost[0]!r} is on one side alone. {_ANEW}"
+        )
+    return adapted  # type: ignore[no-any-return]
+
+
+def take_over(model: Any) -> Any:
+    """Return a model that is given as an object, whose adapter, if it carries one, trains.
+
+    Raises:
+        ValueError: If it carries several adapters, or one that cannot be saved and merged.
+    """
+    if not isinstance(model, PeftModel):
+        if _injected(model):
+            raise ValueError(
+                f"The {type(model).__name__} that is given carries an adapter which transformers has put into it; give "
+                "the folder of the adapter, or `peft.PeftModel.from_pretrained(base, folder)`."
+            )
+        return model
+    if list(model.peft_config) != ["default"]:
+        raise ValueError(f"A model must carry one adapter, 'default', got {', '.join(map(repr, model.peft_config))}.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        model.set_adapter("default")
+        model.peft_config["default"].inference_mode = False
+    return model
+
+
+def own_config(model: Any) -> PeftConfig | None:
+    """Return the configuration of the adapter that a model carries; ``None`` if it carries none."""
+    configs: Mapping[str, PeftConfig] = getattr(model, "peft_config", None) or {}
+    return configs.get("default")
+
+
+def describe(config: PeftConfig) -> dict[str, Any]:
+    """Return a configuration as plain values, which a checkpoint loads safely; see :func:`rebuild`."""
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=sorted))
+    return plain
+
+
+def essence(config: PeftConfig) -> dict[str, Any]:
+    """Return the settings by which adapters of the same weights still differ, as plain values."""
+    values = {name: value for name, value in describe(config).items() if name not in _FREE}
+    return {name: sorted(value, key=str) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def rebuild(described: Mapping[str, Any]) -> PeftConfig:
+    """Return the configuration that :func:`describe` described."""
+    config: PeftConfig = PeftConfig.from_peft_type(**described)
+    return config
+
+
+def check_same(own: PeftConfig, saved: PeftConfig, holder: str, remedy: str = "") -> None:
+    """Check that two configurations describe one adapter, but for its layers and how it is trained.
+
+    Args:
+        own: Configuration that is asked for.
+        saved: Configuration of the saved adapter.
+        holder: What holds the saved adapter, as the beginning of a sentence.
+        remedy: Another way out, as a sentence.
+
+    Raises:
+        ValueError: If they do not; names the first difference.
+    """
+    asked, there = essence(own), essence(saved)
+    for name in sorted({*asked, *there}):
+        if asked.get(name) != there.get(name):
+            raise ValueError(
+                f"{holder} holds an adapter with {name}={there.get(name)!r}, and peft_config asks for "
+                f"{name}={asked.get(name)!r}; leave peft_config out to go on with the saved one. {remedy}".strip()
+            )
+
+
+def adapter_to_restore(checkpoint: Mapping[str, Any], own: PeftConfig | None) -> PeftConfig | None:
+    """Return the configuration of the adapter that a module lacks and a checkpoint holds; ``None`` if it lacks none.
+
+    Args:
+        checkpoint: Checkpoint.
+        own: Configuration of the adapter that the module carries.
+
+    Raises:
+        ValueError: If the two have different adapters, or only the module has one.
+    """
+    saved = None if checkpoint.get(KEY) is None else rebuild(checkpoint[KEY])
+    if saved is not None and own is not None:
+        check_same(own, saved, "The checkpoint")
+    if saved is None and own is not None:
+        raise ValueError(
+            "The checkpoint holds the weights of a whole model, and this module carries an adapter, which it would "
+            "leave as it is; leave peft_config out."
+        )
+    return saved if own is None else None
+
+
+def check_restored(state: Mapping[str, Any], model: nn.Module, prefix: str) -> None:
+    """Check that a state sets every weight that trains, and holds none that the model lacks.
+
+    Lightning passes over both in silence where ``strict_loading`` is off, as it is where frozen weights are left out.
+
+    Args:
+        state: State dict of a checkpoint.
+        model: Model to load it into.
+        prefix: What stands before the model's names in ``state``.
+
+    Raises:
+        ValueError: If it does not; names a weight.
+    """
+    kept = {name for name in state if name.startswith(prefix)}
+    trained = {prefix + name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    unset = sorted(trained - kept)
+    unused = sorted(kept - {prefix + name for name in model.state_dict()})
+    if unset or unused:
+        fault = f"lacks {unset[0]!r}, which trains here" if unset else f"holds {unused[0]!r}, which is not here"
+        raise ValueError(
+            f"The checkpoint and this module train different weights: the checkpoint {fault}. Give the arguments that "
+            "say what trains as they were."
+        )
+
+
+def check_merge(model: Any) -> None:
+    """Check that the adapter of a model can be merged, before training makes it worth having.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    config = own_config(model)
+    if config is None:
+        return
+    base: Any = model.get_base_model()
+    reason = None
+    if not hasattr(model.base_model, "merge_and_unload"):
+        reason = f"an adapter of {type(config).__name__} has no place in the model's weights"
+    elif getattr(base, "is_quantized", False):
+        reason = "the model's weights are quantised"
+    elif getattr(config, "layer_replication", None):
+        reason = "layer_replication makes layers that share their weights"
+    elif getattr(config, "ensure_weight_tying", False) and _tied(base):
+        reason = "ensure_weight_tying ties the adapters of two layers"
+    elif getattr(config, "lora_bias", False) and any(
+        layer.get_base_layer().bias is None for layer in base.modules() if isinstance(layer, BaseTunerLayer)
+    ):
+        reason = "lora_bias needs a bias in the layer that it is merged into"
+    if reason is not None:
+        raise ValueError(f"merge=True cannot merge this adapter, as {reason}; save the adapter alone (merge=False).")
+
+
+def merged(model: Any) -> Any:
+    """Return a copy of a model with its adapter merged into its weights.
+
+    An adapter on one of two tied layers parts them: the copy holds both weights, and says so in its configuration.
+
+    Raises:
+        ValueError: If the adapter cannot be merged.
+    """
+    check_merge(model)
+    whole = copy.deepcopy(model)
+    base = whole.get_base_model()
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if _tied(base) and any(isinstance(layer, BaseTunerLayer) for layer in ends):
+        out = ends[1].get_base_layer() if isinstance(ends[1], BaseTunerLayer) else ends[1]
+        out.weight = nn.Parameter(out.weight.detach().clone())
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return whole.merge_and_unload()
+
+
+def check_folder(model: Any, folder: str, merge: bool) -> None:
+    """Check that what is written to a folder is what would be loaded from it.
+
+    Args:
+        model: Model, with an adapter or without.
+        folder: Folder to write to.
+        merge: Whether an adapter is to be merged.
+
+    Raises:
+        ValueError: If a whole model goes where an adapter lies, or an adapter where its own base lies.
+    """
+    config = own_config(model)
+    if config is None or merge:
+        if (Path(folder) / "adapter_config.json").is_file():
+            raise ValueError(
+                f"The folder {folder!r} holds an adapter, which would be loaded in place of the model that is to be "
+                "written there; give another folder, or delete it."
+            )
+        return
+    base = config.base_model_name_or_path
+    if base and Path(base).is_dir() and Path(base).resolve() == Path(folder).resolve():
+        raise ValueError(
+            f"The folder {folder!r} holds the model that the adapter belongs to; give another folder to save it in."
+        )
+
+
+def leaves_base(config: PeftConfig) -> bool:
+    """Return whether an adapter that is switched off gives the model as it was before it was put on."""
+    start = getattr(config, "init_lora_weights", True)
+    return start not in ("pissa", "olora") and getattr(config, "bias", "none") == "none"
+
+
+@contextmanager
+def weights_swapped(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Give parameters other values for a while.
+
+    Args:
+        parameters: Tensors, which no backward pass is to go through until they have their own values again.
+        values: As many, of the same shapes.
+    """
+    with torch.no_grad():
+        own = [parameter.clone() for parameter in parameters]
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, own, strict=True):
+                parameter.copy_(value)
+
+
+def without_dropout(config: LoraConfig) -> LoraConfig:
+    """Return a configuration for use, not for training: libraries that load it leave its dropout on."""
+    quiet = copy.deepcopy(config)
+    quiet.lora_dropout = 0.0
+    return quiet
+
+
+def _check_start(config: PeftConfig, *more: str) -> None:
+    start = getattr(config, "init_lora_weights", True)
+    if start not in (*_STARTS, *more):
+        raise ValueError(
+            f"init_lora_weights={start!r} changes the model's own weights so that the saved adapter does not bring "
+            f"them back, or asks for data; it must be {', '.join(map(repr, _STARTS))}."
+        )
+
+
+def _injected(model: Any) -> bool:
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def _tied(base: Any) -> bool:
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    weights = [getattr(layer, "weight", None) for layer in ends]
+    return isinstance(weights[0], Tensor) and weights[0] is weights[1]

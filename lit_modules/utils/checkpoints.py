@@ -1,0 +1,92 @@
+"""The one way to open a checkpoint, or another file of torch: checked, and nothing in it is run."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from packaging.version import Version
+
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_KEYS = ("state_dict", "pytorch-lightning_version")
+
+
+class DamagedFile(ValueError):
+    """A file that is empty, cut off, or not one of torch."""
+
+
+def load_plain(path: str | Path) -> Any:
+    """Read a file that ``torch.save`` wrote, of tensors and plain values alone; nothing in it is run.
+
+    Args:
+        path: File on this machine; its tensors come to the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFile: If it is empty, cut off, or not a file of torch.
+        ValueError: If it is an address or a folder, or holds an object whose loading could run code.
+    """
+    if str(path).startswith(("http://", "https://")):
+        raise ValueError(f"{path} is an address; download the file and give its path.")
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; give a file in it{_beside(file)}.")
+    if not file.exists():
+        raise FileNotFoundError(f"There is no file {file}{_beside(file.parent)}.")
+    if file.stat().st_size == 0:
+        raise DamagedFile(f"{file} is empty, as of a run that was killed while it wrote; use another file.")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        found = _GLOBAL.search(str(error))
+        with file.open("rb") as content:
+            start = content.read(2)
+        if found is None and not zipfile.is_zipfile(file) and start[:1] != b"\x80":
+            raise DamagedFile(f"{file} is not a file of torch; use another file.") from None
+        what = f"an object of {found[1]}" if found else "objects"
+        raise ValueError(
+            f"{file} holds {what}, whose loading could run code of whoever wrote the file, so nothing was loaded; save "
+            "tensors and plain values alone."
+        ) from None
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DamagedFile(f"{file} is damaged or not a file of torch ({reason[:150]}); use another file.") from error
+
+
+def open_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of Lightning; nothing in it is run.
+
+    Args:
+        path: File on this machine; its tensors come to the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFile: If it is empty, cut off, or not a file of torch.
+        ValueError: If it is no checkpoint, one of another major version of Lightning, or holds an object whose loading
+            could run code.
+    """
+    content = load_plain(path)
+    if not isinstance(content, dict) or any(key not in content for key in _KEYS):
+        names = ", ".join(map(str, list(content)[:3])) if isinstance(content, Mapping) else ""
+        what = f"a {type(content).__name__}" + (f" of {names} ..." if names else "")
+        raise ValueError(
+            f"{path} is no checkpoint of Lightning: it holds {what}, and not {' and '.join(_KEYS)}; give a file that a "
+            "run wrote."
+        )
+    written, installed = str(content["pytorch-lightning_version"]), lightning.__version__
+    if Version(written).major != Version(installed).major:
+        raise ValueError(
+            f"{path} was written by Lightning {written}, and {installed} is installed; use a version that begins with "
+            f"{Version(written).major}, or train anew."
+        )
+    return content
+
+
+def _beside(folder: Path) -> str:
+    """Return the end of a sentence on a file that is not there: those that are."""
+    names = sorted(path.name for path in folder.glob("*.ckpt")) if folder.is_dir() else []
+    return f"; {folder} holds {', '.join(names[:5])}" if names else ""

@@ -1,0 +1,120 @@
+"""Models that think before they answer: what they are asked and trained on, and what is read of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_modules.coda.backends_local import LocalChat
+from lit_modules.coda.conversations import encode, render
+from lit_modules.coda.protocols import BackendError, ChatRequest, Reply, user_message
+from lit_modules.coda.update_models import generate
+from lit_modules.synthia.judge_models import LocalJudge
+from tests.coda.tiny_llava import TEMPLATE, picture, processor, write
+
+ALWAYS = "<|assistant|><think>\n"
+SWITCH = (
+    "<|assistant|>{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}"
+)
+CLOSED = "<|assistant|><think>\n\n</think>\n\n"
+
+
+def template(opening: str) -> str:
+    return TEMPLATE.replace("<|assistant|>{% endif %}", opening + "{% endif %}")
+
+
+@pytest.mark.parametrize("opening", [ALWAYS, SWITCH])
+def test_no_answer_is_trained_or_asked_for_inside_an_open_thought(opening: str) -> None:
+    tools = processor()
+    tools.chat_template = template(opening)
+    question, tail = render(tools, "Adder or Puff Adder?", "Adder")
+    assert question.endswith(CLOSED)
+    assert tail == "Adder</s>"
+    assert render(tools, "Adder or Puff Adder?") == (question, "")
+    batch = encode(tools, [picture("red")], ["Which?"], ["Adder"])
+    assert tools.tokenizer.decode(batch["input_ids"][0]).endswith(f"{CLOSED}Adder</s>")
+    assert tools.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]) == "Adder</s>"
+
+
+class Scripted(LocalChat):
+    """Answers as it is told to."""
+
+    said: Sequence[str] = ()
+
+    def _answer_shared(self, requests: Any, tokens: Any, ends: set[int]) -> list[list[int]]:
+        words = self._processor.tokenizer
+        return [[*words(text, add_special_tokens=False)["input_ids"], words.eos_token_id] for text in self.said]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("thinking"))
+
+
+def scripted(folder: str, opening: str, *said: str) -> Scripted:
+    chat = Scripted(folder, device="cpu")
+    chat._processor.chat_template = template(opening)
+    chat.said = said
+    return chat
+
+
+def test_thoughts_of_a_local_model_are_no_answers(folder: str) -> None:
+    asked = [ChatRequest((user_message(f"Which {number}?"),), (), 9) for number in range(3)]
+    chat = scripted(folder, ALWAYS, "Adder? No.</think>Puff Adder", "Adder? Or", "</think>Adder")
+    first, open_, last = (reply for _, reply in sorted(chat.chat_many(asked), key=lambda pair: pair[0]))
+    assert isinstance(first, Reply)
+    assert isinstance(last, Reply)
+    assert (first.text, last.text) == ("Puff Adder", "Adder")
+    assert isinstance(open_, BackendError)
+    assert "did not come to an answer; allow longer ones" in str(open_)
+    chat = scripted(folder, "<|assistant|>", "<think>Adder?</think>Puff Adder", "Adder", "[THINK]no[/THINK]Adder")
+    texts = [reply.text for _, reply in sorted(chat.chat_many(asked)) if isinstance(reply, Reply)]
+    assert texts == ["Puff Adder", "Adder", "Adder"]
+
+
+def test_a_template_that_can_is_asked_not_to_think(folder: str) -> None:
+    chat = scripted(folder, SWITCH)
+    request = ChatRequest((user_message("Which?"),), ())
+    words = chat._processor.tokenizer
+    assert words.decode(chat._inputs([request])["input_ids"][0]).endswith(CLOSED)
+    assert chat.capabilities.thinks
+    assert not scripted(folder, "<|assistant|>").capabilities.thinks
+
+
+def test_options_are_scored_after_the_thought(folder: str) -> None:
+    messages, options = [user_message("Which?")], ["Adder", "Puff"]
+    always, switched = (scripted(folder, one).score_options(messages, [], options) for one in (ALWAYS, SWITCH))
+    assert always == pytest.approx(switched, abs=1e-4)
+
+
+def test_answers_of_a_tuned_model_are_without_thoughts() -> None:
+    words = processor().tokenizer
+    said = words("<think>Adder?</think>Puff Adder</s>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+
+    class Network:
+        generation_config = type("Settings", (), {"eos_token_id": words.eos_token_id})
+
+        def generate(self, **given: Any) -> torch.Tensor:
+            return torch.cat([given["input_ids"], said], 1)
+
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.long)}
+    assert generate(Network(), words, batch, 9, 0.0) == ["Puff Adder"]
+
+
+def test_a_judge_on_this_machine_does_not_think_aloud(folder: str, tmp_path: Path) -> None:
+    judge = LocalJudge(folder, max_new_tokens=3)
+    tools, network = judge._load()
+    tools.chat_template = template(SWITCH)
+    asked = []
+
+    def answer(**given: Any) -> torch.Tensor:
+        asked.append(tools.tokenizer.decode(given["input_ids"][0]))
+        said = tools.tokenizer("<think>a {}</think>{}", add_special_tokens=False, return_tensors="pt")["input_ids"]
+        return torch.cat([given["input_ids"], said], 1)
+
+    network.generate = answer
+    assert judge.answer("?", [torch.rand(3, 30, 30)]) == "{}"
+    assert asked[0].endswith(CLOSED)

@@ -1,0 +1,411 @@
+"""The life of an adapter: gone on with, never dropped in silence, whatever the method."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from callbacks import SavePretrained
+from lit_modules.unlearning.after_care import lm_eval_command, load_quantised, relearn, simulate_quantisation_
+from lit_modules.unlearning.ceu import CEU
+from lit_modules.unlearning.dpo import DPO
+from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
+from lit_modules.unlearning.gradient_ascent import GradientAscent
+from lit_modules.unlearning.gradient_difference import GradientDifference
+from lit_modules.unlearning.idk import IDK
+from lit_modules.unlearning.kl_minimisation import KLMinimisation
+from lit_modules.unlearning.loading import load_causal_lm
+from lit_modules.unlearning.loss_norm import LossNorm
+from lit_modules.unlearning.ngdiff import NGDiff
+from lit_modules.unlearning.npo import NPO
+from lit_modules.unlearning.objectives import attended_logits
+from lit_modules.unlearning.pdu import PDU
+from lit_modules.unlearning.reference import model_hash, row_hashes, sequence_log_probs
+from lit_modules.unlearning.rmu import RMU
+from lit_modules.unlearning.sat_imp import SatImp
+from lit_modules.unlearning.simnpo import SimNPO
+from lit_modules.unlearning.task_vector import TaskVector
+from lit_modules.unlearning.undial import UNDIAL
+from lit_modules.unlearning.wga import WGA
+
+METHODS: list[Any] = [
+    *(NGDiff, GradientDifference, GradientAscent, LossNorm, NPO, SimNPO, DPO, IDK, KLMinimisation, RMU, WGA, SatImp),
+    *(UNDIAL, CEU, PDU),
+]
+EVERY = [*METHODS, TaskVector, CausalLMFineTuning]
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def lora(**changes: Any) -> LoraConfig:
+    settings: dict[str, Any] = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
+    return LoraConfig(**(settings | changes))
+
+
+def build(method: Any, bench: Any, model: Any, **arguments: Any) -> Any:
+    extra = {"layer": 0} if method is RMU else {}
+    return method(str(model), tokenizer=bench.tokenizer(), optimizer=adamw, **extra, **arguments)
+
+
+def logits(model: Any, bench: Any) -> Tensor:
+    model.eval()
+    with torch.no_grad():
+        found: Tensor = model(input_ids=bench.forget["input_ids"]).logits
+    return found
+
+
+def of(module: Any, bench: Any) -> Tensor:
+    module.configure_model()
+    return logits(module.model, bench)
+
+
+def rows(method: Any, bench: Any) -> list[Any]:
+    pairs: list[Any] = bench.pairs(8)
+    return [pair["forget"] for pair in pairs] if method is CausalLMFineTuning else pairs
+
+
+@pytest.fixture
+def saved(bench: Any, tmp_path: Path) -> Path:
+    """Folder of a model, `base`, of an adapter that was trained on it, `adapter`, and of the two merged, `merged`."""
+    bench.network().save_pretrained(tmp_path / "base")
+    module = build(NGDiff, bench, tmp_path / "base", peft_config=lora())
+    bench.fit(module, bench.pairs(8))
+    module.save_pretrained(str(tmp_path / "adapter"))
+    module.save_pretrained(str(tmp_path / "merged"), merge=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_saved_adapter_is_gone_on_with(method: Any, bench: Any, saved: Path) -> None:
+    expected = of(NGDiff(str(saved / "merged")), bench)
+    assert not torch.allclose(expected, of(NGDiff(str(saved / "base")), bench), atol=1e-3)
+    for given in (None, lora(), lora(lora_dropout=0.5, init_lora_weights=False)):
+        module = build(method, bench, saved / "adapter", peft_config=given)
+        torch.testing.assert_close(of(module, bench), expected, atol=1e-5, rtol=0)
+        names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        assert names
+        assert all("lora_" in name for name in names)
+    if method is TaskVector:
+        with pytest.raises(ValueError, match=r"TaskVector takes LoRA adapters that begin at 0.*merged first"):
+            bench.fit(build(method, bench, saved / "adapter"), bench.pairs(8))
+        return
+    module = build(method, bench, saved / "adapter")
+    bench.fit(module, rows(method, bench))
+    module.save_pretrained(str(saved / "two"))
+    again = of(NGDiff(str(saved / "two"), peft_config=lora()), bench)
+    torch.testing.assert_close(again, of(module, bench), atol=1e-6, rtol=0)
+    assert not torch.allclose(again, expected, atol=1e-4)
+
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"r": 4}, r"holds an adapter with r=2, and peft_config asks for r=4; leave peft_config out"),
+    ({"lora_alpha": 8}, "lora_alpha=6, and peft_config asks for lora_alpha=8"),
+    ({"use_rslora": True}, "use_rslora=False, and peft_config asks for use_rslora=True"),
+    ({"target_modules": ["q_proj"]}, "of other layers than peft_config names"),
+    ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "of other layers than peft_config names"),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [*((NGDiff, *change) for change in CHANGES), *((method, *CHANGES[0]) for method in EVERY if method is not NGDiff)],
+)
+def test_another_adapter_is_refused(method: Any, change: dict[str, Any], message: str, bench: Any, saved: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(method, bench, saved / "adapter", peft_config=lora(**change)).configure_model()
+
+
+def test_adapter_of_another_base_or_none_is_refused(bench: Any, saved: Path) -> None:
+    config = (saved / "adapter" / "adapter_config.json").read_text()
+    cases = {
+        "nowhere": ("/nowhere/at/all", r"The base of the adapter in .*There is no model folder '/nowhere/at/all'"),
+        "itself": (str(saved / "itself"), "belongs to .* which holds an adapter and no whole model"),
+        "nameless": ("", "does not say which model it belongs to"),
+    }
+    for name, (base, message) in cases.items():
+        shutil.copytree(saved / "adapter", saved / name)
+        (saved / name / "adapter_config.json").write_text(config.replace(str(saved / "base"), base))
+        with pytest.raises(ValueError, match=message):
+            NGDiff(str(saved / name)).configure_model()
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                                 num_attention_heads=2)).save_pretrained(saved / "deeper")  # fmt: skip
+    shutil.copytree(saved / "adapter", saved / "shallow")
+    (saved / "shallow" / "adapter_config.json").write_text(config.replace(str(saved / "base"), str(saved / "deeper")))
+    with pytest.raises(ValueError, match=r"of other layers than its base model has: .*layers\.1"):
+        NGDiff(str(saved / "shallow")).configure_model()
+
+
+@pytest.mark.parametrize("method", [NPO, DPO, KLMinimisation, UNDIAL, RMU])
+def test_reference_of_a_continued_adapter_is_the_model_before_this_run(method: Any, bench: Any, saved: Path) -> None:
+    before = load_causal_lm(str(saved / "merged"))
+    expected = attended_logits(before.eval(), bench.forget)
+    module = build(method, bench, saved / "adapter", peft_config=lora())
+    bench.fit(module, bench.pairs(8))
+    assert not torch.allclose(attended_logits(module.model.eval(), bench.forget), expected, atol=1e-4)
+    after = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    module.model.train()
+    with module.reference_network() as reference:
+        assert not reference.training
+        torch.testing.assert_close(attended_logits(reference, bench.forget), expected, atol=1e-5, rtol=0)
+    assert all(torch.equal(after[name], parameter) for name, parameter in module.named_parameters())
+    assert module._reference_hash != model_hash(before, "32-true")
+    if method is NPO:
+        kept = [module._cache.rows[row] for row in row_hashes(bench.forget)]
+        torch.testing.assert_close(
+            torch.tensor(kept), sequence_log_probs(before, bench.forget).float(), atol=1e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize("changes", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"bias": "all"}])
+def test_reference_of_an_adapter_that_changes_the_base_is_the_base(
+    changes: dict[str, Any], bench: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                         num_attention_heads=2, attention_bias=True)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    expected = attended_logits(load_causal_lm(str(tmp_path / "base")).eval(), bench.forget)
+    module = build(UNDIAL, bench, tmp_path / "base", peft_config=lora(**changes))
+    trainer = bench.fit(module, bench.pairs(8))
+    with module.reference_network() as reference:
+        torch.testing.assert_close(attended_logits(reference, bench.forget), expected, atol=1e-5, rtol=0)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    module.save_pretrained(str(tmp_path / "adapter"))
+    for again in (UNDIAL.load_from_checkpoint(tmp_path / "one.ckpt"), NGDiff(str(tmp_path / "adapter"))):
+        torch.testing.assert_close(of(again, bench), of(module, bench), atol=1e-5, rtol=0)
+    if "bias" in changes:
+        resumed = build(UNDIAL, bench, tmp_path / "base")  # whose adapter the checkpoint brings
+        bench.trainer(max_epochs=2).fit(resumed, bench.loader(bench.pairs(8)), ckpt_path=str(tmp_path / "one.ckpt"))
+        with resumed.reference_network() as reference:
+            torch.testing.assert_close(attended_logits(reference, bench.forget), expected, atol=1e-5, rtol=0)
+
+
+def test_starts_that_no_saved_adapter_brings_back_are_refused(bench: Any) -> None:
+    for start in ("pissa_niter_4", "loftq", "corda"):
+        config = lora()
+        config.init_lora_weights = start  # type: ignore[assignment]
+        with pytest.raises(ValueError, match=f"init_lora_weights='{start}' changes the model's own weights"):
+            NGDiff(bench.network(), peft_config=config).configure_model()
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_checkpoint_brings_its_adapter(method: Any, bench: Any, tmp_path: Path) -> None:
+    bench.network().save_pretrained(tmp_path / "base")
+    module = build(method, bench, tmp_path / "base", peft_config=lora())
+    trainer = bench.fit(module, rows(method, bench))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    expected = of(module, bench)
+    assert not torch.allclose(expected, of(NGDiff(str(tmp_path / "base")), bench), atol=1e-4)
+    path = str(tmp_path / "one.ckpt")
+    again = method.load_from_checkpoint(path, tokenizer=bench.tokenizer(), weights_only=True)
+    torch.testing.assert_close(of(again, bench), expected, atol=0, rtol=0)
+    tested = build(method, bench, tmp_path / "base")
+    labelled = bench.loader([{**bench.forget, "split": ["forget"] * 24}])
+    bench.trainer().validate(tested, labelled, ckpt_path=path, verbose=False)
+    torch.testing.assert_close(of(tested, bench), expected, atol=0, rtol=0)
+    again.save_pretrained(str(tmp_path / "adapter"))
+    torch.testing.assert_close(of(NGDiff(str(tmp_path / "adapter")), bench), expected, atol=1e-6, rtol=0)
+    for change, message in (
+        ({"lora_alpha": 8}, "The checkpoint holds an adapter with lora_alpha=6, and peft_config asks for lora_alpha=8"),
+        ({"r": 4}, "The checkpoint holds an adapter with r=2"),
+        ({"target_modules": ["q_proj"]}, "train different weights: the checkpoint holds '.*v_proj"),
+        ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "train different weights: the checkpoint lacks '.*k_proj"),
+    ):
+        other = build(method, bench, tmp_path / "base", peft_config=lora(**change))
+        with pytest.raises(ValueError, match=message):
+            bench.trainer().validate(other, labelled, ckpt_path=path, verbose=False)
+
+
+def test_run_resumes_without_its_peft_config(bench: Any, tmp_path: Path) -> None:
+    bench.network().save_pretrained(tmp_path / "base")
+    trainer = bench.fit(build(NPO, bench, tmp_path / "base", peft_config=lora()), bench.pairs(8))
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    ends = []
+    for given in (lora(), None):
+        module = build(NPO, bench, tmp_path / "base", peft_config=given)
+        bench.trainer(max_epochs=2).fit(module, bench.loader(bench.pairs(8)), ckpt_path=str(tmp_path / "half.ckpt"))
+        ends.append(of(module, bench))
+    assert torch.equal(*ends)
+
+
+def test_whole_checkpoint_is_not_loaded_under_an_adapter(bench: Any, tmp_path: Path) -> None:
+    trainer = bench.fit(NGDiff(bench.network(), optimizer=adamw), bench.pairs(8))
+    trainer.save_checkpoint(tmp_path / "whole.ckpt")
+    with pytest.raises(ValueError, match=r"holds the weights of a whole model, and this module carries an adapter"):
+        bench.trainer().validate(
+            NGDiff(bench.network(), peft_config=lora()), bench.loader([bench.forget]), ckpt_path=tmp_path / "whole.ckpt"
+        )
+
+
+def test_checkpoint_of_fewer_trained_weights_is_refused(bench: Any, tmp_path: Path) -> None:
+    trainer = bench.fit(RMU(bench.network(), layer=0, train_only=["down_proj"], optimizer=adamw), bench.pairs(8))
+    trainer.save_checkpoint(tmp_path / "few.ckpt")
+    with pytest.raises(ValueError, match="train different weights: the checkpoint lacks"):
+        bench.trainer().validate(
+            RMU(bench.network(), layer=0, optimizer=adamw),
+            bench.loader([bench.forget]),
+            ckpt_path=tmp_path / "few.ckpt",
+        )
+
+
+def test_config_of_the_caller_stays_as_it_is(bench: Any, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules="all-linear")
+    before = copy.deepcopy(config)
+    bench.fit(NGDiff(bench.network(), peft_config=config, optimizer=adamw), bench.pairs(24))
+    assert config == before
+
+
+def test_model_that_is_given_with_an_adapter(bench: Any, saved: Path) -> None:
+    base = load_causal_lm(str(saved / "base"))
+    given = PeftModel.from_pretrained(copy.deepcopy(base), str(saved / "adapter"))  # which nothing of would train
+    module = NGDiff(given, optimizer=adamw)  # type: ignore[arg-type]
+    expected = of(NGDiff(str(saved / "merged")), bench)
+    torch.testing.assert_close(of(module, bench), expected, atol=1e-5, rtol=0)
+    bench.fit(module, bench.pairs(8))
+    assert not torch.allclose(of(module, bench), expected, atol=1e-4)
+    with pytest.raises(ValueError, match=r"asks for a new adapter, and the .* that is given carries one already"):
+        NGDiff(given, peft_config=lora()).configure_model()  # type: ignore[arg-type]
+    injected = AutoModelForCausalLM.from_pretrained(saved / "adapter")
+    with pytest.raises(ValueError, match="carries an adapter which transformers has put into it"):
+        NGDiff(injected).configure_model()
+    given.add_adapter("other", lora())
+    with pytest.raises(ValueError, match="must carry one adapter, 'default', got 'default', 'other'"):
+        NGDiff(given).configure_model()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [3, 5]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_merged_model_says_what_the_adapted_one_says(
+    tied: bool, changes: dict[str, Any], bench: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                         num_attention_heads=2, tie_word_embeddings=tied)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    module = build(NGDiff, bench, tmp_path / "base", peft_config=lora(**changes))
+    bench.fit(module, bench.pairs(8))
+    expected = of(module, bench)
+    module.save_pretrained(str(tmp_path / "merged"), merge=True)
+    torch.testing.assert_close(of(module, bench), expected, atol=0, rtol=0)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, bench), expected, atol=1e-5, rtol=0)
+    module.save_pretrained(str(tmp_path / "adapter"))
+    torch.testing.assert_close(of(NGDiff(str(tmp_path / "adapter")), bench), expected, atol=1e-5, rtol=0)
+
+
+def test_continued_adapter_merges(bench: Any, saved: Path) -> None:
+    module = build(NGDiff, bench, saved / "adapter")
+    bench.fit(module, bench.pairs(8), [SavePretrained(str(saved / "end"), merge=True)])
+    whole = AutoModelForCausalLM.from_pretrained(saved / "end")
+    torch.testing.assert_close(logits(whole, bench), of(module, bench), atol=1e-5, rtol=0)
+
+
+class NeverTrains(NGDiff):
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        raise AssertionError("training began")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_bias": True}, "lora_bias needs a bias"),
+        ({"ensure_weight_tying": True, "target_modules": ["embed_tokens"]}, "ties the adapters of two layers"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "layers that share their weights"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_training(
+    changes: dict[str, Any], message: str, bench: Any, tmp_path: Path
+) -> None:
+    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                         num_attention_heads=2, tie_word_embeddings=True)  # fmt: skip
+    module = NeverTrains(LlamaForCausalLM(config), peft_config=lora(**changes))
+    with pytest.raises(ValueError, match=f"merge=True cannot merge this adapter, as .*{message}"):
+        bench.fit(module, bench.pairs(8), [SavePretrained(str(tmp_path / "end"), merge=True)])
+
+
+def test_folders_that_would_load_as_something_else_are_refused_before_training(bench: Any, saved: Path) -> None:
+    for peft_config, folder, merge, message in (
+        (None, "adapter", False, "holds an adapter, which would be loaded in place of the model"),
+        (lora(), "adapter", True, "holds an adapter, which would be loaded in place of the model"),
+        (lora(), "base", False, "holds the model that the adapter belongs to"),
+    ):
+        module = NeverTrains(str(saved / "base"), peft_config=peft_config)
+        with pytest.raises(ValueError, match=message):
+            bench.fit(module, bench.pairs(8), [SavePretrained(str(saved / folder), merge=merge)])
+        with pytest.raises(ValueError, match=message):
+            module.save_pretrained(str(saved / folder), merge=merge)
+
+
+def test_other_adapters_than_lora_live_alike(bench: Any, tmp_path: Path) -> None:
+    bench.network().save_pretrained(tmp_path / "base")
+    config = IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"])
+    module = build(NGDiff, bench, tmp_path / "base", peft_config=config)
+    trainer = bench.fit(module, bench.pairs(8))
+    trainer.save_checkpoint(tmp_path / "ia3.ckpt")
+    module.save_pretrained(str(tmp_path / "adapter"))
+    for again in (NGDiff.load_from_checkpoint(tmp_path / "ia3.ckpt"), NGDiff(str(tmp_path / "adapter"))):
+        torch.testing.assert_close(of(again, bench), of(module, bench), atol=1e-6, rtol=0)
+    with pytest.raises(
+        ValueError, match=r"peft_type='IA3', and peft_config asks for peft_type='LORA'|holds an adapter"
+    ):
+        NGDiff(str(tmp_path / "adapter"), peft_config=lora()).configure_model()
+
+
+def test_stress_tests_take_adapters_merged(bench: Any, saved: Path) -> None:
+    def evaluate(network: Any) -> dict[str, float]:
+        return {"sum": float(logits(network, bench).square().sum())}
+
+    merged = load_causal_lm(str(saved / "merged"))
+    given = PeftModel.from_pretrained(load_causal_lm(str(saved / "base")), str(saved / "adapter"))
+    expected = relearn(merged, [bench.forget], evaluate, (0, 2), learning_rate=1e-3)
+    assert expected[0]["sum"] != pytest.approx(expected[1]["sum"], rel=1e-4)
+    for model in (str(saved / "adapter"), given):
+        found = relearn(model, [bench.forget], evaluate, (0, 2), learning_rate=1e-3)  # type: ignore[arg-type]
+        for record, wanted in zip(found, expected, strict=True):
+            assert record == pytest.approx(wanted, rel=1e-4)
+    simulate_quantisation_(merged, 8)
+    rounded = load_quantised(str(saved / "adapter"), 8)
+    torch.testing.assert_close(logits(rounded, bench), logits(merged, bench), atol=1e-3, rtol=0)
+    rounded.save_pretrained(saved / "rounded")
+    again = load_causal_lm(str(saved / "rounded"))
+    torch.testing.assert_close(logits(again, bench), logits(rounded, bench), atol=1e-6, rtol=0)
+    command = lm_eval_command(str(saved / "adapter"), ["mmlu"], "out")
+    assert f"pretrained={saved / 'base'},peft={saved / 'adapter'},tokenizer={saved / 'adapter'}" in command
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+@pytest.mark.parametrize("method", EVERY)
+def test_half_weights_are_refused(method: Any, precision: str, bench: Any, tmp_path: Path) -> None:
+    bench.network().save_pretrained(tmp_path / "base")
+    module: LightningModule = build(method, bench, tmp_path / "base")
+    with pytest.raises(ValueError, match=f"keeps its weights in float32, and precision '{precision}' has other"):
+        bench.fit(module, rows(method, bench), precision=precision)
+    with pytest.raises(ValueError, match=f"precision '{precision}'"):
+        bench.trainer(precision=precision).test(module, bench.loader([bench.forget]), verbose=False)
+
+
+def test_adapters_of_a_given_network_are_told_from_new_ones(bench: Any) -> None:
+    network = bench.network()
+    get_peft_model(network, lora())  # puts the layers into the network itself
+    with pytest.raises(ValueError, match="carries an adapter"):
+        NGDiff(network, peft_config=lora()).configure_model()
