@@ -164,9 +164,7 @@ def attack_dataset(
                 f"{root} holds the adversarial set of another attack or classifier, or of one that cannot be told from "
                 f"this ({known['attack']}); give another folder, or delete this one."
             )
-    batches: Iterable[Any] = data
-    if isinstance(data, Dataset):
-        batches = DataLoader(data, batch_size, num_workers=num_workers)
+    batches: Any = DataLoader(data, batch_size, num_workers=num_workers) if isinstance(data, Dataset) else data
     device = next((tensor.device for tensor in (*classifier.parameters(), *classifier.buffers())), torch.device("cpu"))
     rows: list[tuple[int, int, int, Outcome]] = []
     for number, batch in enumerate(batches):

@@ -19,6 +19,7 @@ from lit_modules.adversarial.evaluation import RobustEvaluation, name_attacks
 from lit_modules.adversarial.report import markdown, plot_examples, table_rows
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.checks import check_classes
+from lit_modules.attacks.oracle import take_logits
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
 from lit_modules.utils.precision import check_precision
@@ -55,7 +56,7 @@ class AdversarialTraining(LightningModule):
     Subclasses write ``objective``.
 
     Args:
-        classifier: Gives logits ``(batch, classes)`` for images.
+        classifier: Gives logits ``(batch, classes)`` for images, or an object with ``logits``.
         attack: Finds the adversarial samples of training; ``None`` trains on clean samples.
         validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of the radius, in the norm
             and radius of ``attack``.
@@ -115,8 +116,7 @@ class AdversarialTraining(LightningModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of images."""
-        logits: Tensor = self.classifier(image)
-        return logits
+        return take_logits(self.classifier(image))
 
     def configure_callbacks(self) -> list[Any]:
         """Bring what lets a run stop and go on at any batch."""
@@ -174,7 +174,7 @@ class AdversarialTraining(LightningModule):
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             # tensors made in inference mode could not take part in the attack's gradients
             images, labels = images.clone(), labels.clone()
-            logits = self.classifier(images)
+            logits = self(images)
             check_classes(labels, logits.shape[1])
             answer = logits.argmax(1)
             right = answer == labels

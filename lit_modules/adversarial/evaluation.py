@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from lit_modules.adversarial.finished import AttackRun, Sample, same_answers
+from lit_modules.adversarial.finished import AttackRun, Sample, answer, same_answers
 from lit_modules.adversarial.report import Example, Finished, summarise
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.checks import check_classes
@@ -159,7 +159,7 @@ class RobustEvaluation:
 
 
 def classify(classifier: nn.Module, images: Tensor, runs: Sequence[AttackRun]) -> Tensor:
-    """Return a classifier's logits in evaluation mode, and let nothing be kept of one that answers at random.
+    """Return the logits of a classifier in evaluation mode, and let nothing be kept of one that answers at random.
 
     Random is one that draws from a global generator, or that answers the same images differently the second time.
 
@@ -170,8 +170,8 @@ def classify(classifier: nn.Module, images: Tensor, runs: Sequence[AttackRun]) -
     """
     with torch.no_grad(), evaluation_mode(classifier):
         before = _random_state(images.device)
-        logits: Tensor = classifier(images)
-        same = _random_state(images.device) == before and bool(same_answers(classifier(images), logits).all())
+        logits = answer(classifier, images)
+        same = _random_state(images.device) == before and bool(same_answers(answer(classifier, images), logits).all())
     for run in runs:
         if not same and run.repeatable:
             run.forget("the classifier answers at random.")
@@ -198,9 +198,9 @@ def two_samples(place: int) -> str:
 
 def _random_state(device: torch.device) -> tuple[object, ...]:
     """Return the states of the global random generators, to be compared."""
-    drawn = np.random.get_state()[1:]
+    legacy: Any = np.random.get_state()
     cuda = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    numbers = (np.asarray(drawn[0]).tobytes(), *drawn[1:])
+    numbers = (legacy[1].tobytes(), *legacy[2:])
     return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), numbers
 
 

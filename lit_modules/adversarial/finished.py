@@ -16,9 +16,10 @@ from lit_modules.adversarial.report import Example, Finished
 from lit_modules.attacks.audit import audit_perturbation
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.contexts import evaluation_mode
+from lit_modules.attacks.oracle import Oracle
 from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.fingerprint import UnidentifiableError, identify
 from lit_modules.utils.hashing import stable_hash
-from lit_modules.utils.identity import UnidentifiableError, identify
 
 _EXAMPLES = 8  # samples of each batch whose images are kept
 _ALIKE = 1e-4  # of the largest logit: what the order of sums and another batch can change
@@ -63,9 +64,9 @@ class AttackRun:
 
     They lie in ``<folder>/<name>-<hash>``, a file for each call, written in one step. The hash is that of all which an
     outcome depends on: the attack with all its arguments, and the classifier with its weights, its structure, its
-    plain attributes and the code of its functions (:func:`lit_modules.utils.identity.identify`). What these leave open
-    the answers decide: an outcome counts only if the classifier answers the clean sample as it did. An attack or a
-    classifier that cannot be told from another is named in a warning, and nothing of it is taken up again.
+    plain attributes and the code of its functions (:func:`lit_modules.utils.fingerprint.identify`). What these leave
+    open the answers decide: an outcome counts only if the classifier answers the clean sample as it did. An attack or
+    a classifier that cannot be told from another is named in a warning, and nothing of it is taken up again.
 
     Args:
         name: Name of the attack.
@@ -136,7 +137,7 @@ class AttackRun:
             RuntimeError: If the attack breaks its radius or bounds.
         """
         logits = answers.detach().float().cpu()
-        outcomes = [self._find(sample.name, answer) for sample, answer in zip(samples, logits, strict=True)]
+        outcomes = [self._find(sample.name, row) for sample, row in zip(samples, logits, strict=True)]
         rows = [row for row, outcome in enumerate(outcomes) if outcome is None]
         if rows:
             content = self._attack([samples[row] for row in rows], images[rows], labels[rows], logits[rows])
@@ -145,9 +146,9 @@ class AttackRun:
                 outcomes[row] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _find(self, name: str, answer: Tensor) -> Outcome | None:
+    def _find(self, name: str, logits: Tensor) -> Outcome | None:
         found = self._found.get(name, ())
-        return next((outcome for outcome in found if bool(same_answers(answer[None], outcome.answer[None]))), None)
+        return next((outcome for outcome in found if bool(same_answers(logits[None], outcome.answer[None]))), None)
 
     def _attack(self, samples: list[Sample], images: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Any]:
         start = time.perf_counter()
@@ -164,7 +165,7 @@ class AttackRun:
             samples=[sample.place for sample in samples],
         )
         with torch.no_grad(), evaluation_mode(self.classifier):
-            after = self.classifier(result.adversarial).argmax(1).tolist()
+            after = answer(self.classifier, result.adversarial).argmax(1).tolist()
         count = 0 if self.keep_adversarial else _EXAMPLES
         shown = success.int().argsort(descending=True, stable=True)[:count].tolist()
         examples = [
@@ -242,6 +243,11 @@ def identify_run(attack: Attack, classifier: nn.Module) -> str:
     """
     modes = [module.training for module in classifier.modules()] if attack.model_mode == "keep" else []
     return stable_hash(identify(attack, "attack"), identify(classifier, "classifier"), modes)
+
+
+def answer(classifier: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits that a classifier gives for images, asked as an attack asks it."""
+    return Oracle(classifier, images, probe=False)(images)
 
 
 def same_answers(first: Tensor, second: Tensor) -> Tensor:

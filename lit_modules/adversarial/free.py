@@ -115,7 +115,7 @@ class FreeTraining(AdversarialTraining):
         delta, total = kept[: len(images)], torch.zeros((), device=images.device)
         for _ in range(self.replays):
             adversarial = (images + delta).clamp_(0, 1).requires_grad_()
-            logits = self.classifier(adversarial)
+            logits = self(adversarial)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             self.manual_backward(loss)

@@ -86,6 +86,6 @@ class MART(AdversarialTraining):
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of MART."""
-        clean, adversarial = self.classifier(batch["image"]), self.classifier(batch["adversarial"])
+        clean, adversarial = self(batch["image"]), self(batch["adversarial"])
         loss = mart_loss(clean, adversarial, batch["label"], self.beta)
         return loss, {"accuracy": clean, "robust_accuracy": adversarial}

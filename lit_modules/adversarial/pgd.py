@@ -74,5 +74,5 @@ class PGDTraining(AdversarialTraining):
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy on the adversarial samples."""
-        logits = self.classifier(batch["adversarial"])
+        logits = self(batch["adversarial"])
         return F.cross_entropy(logits, batch["label"]), {"robust_accuracy": logits}

@@ -65,6 +65,6 @@ class StandardTraining(AdversarialTraining):
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy on the clean samples."""
-        logits = self.classifier(batch["image"])
+        logits = self(batch["image"])
         check_classes(batch["label"], logits.shape[1])
         return F.cross_entropy(logits, batch["label"]), {"accuracy": logits}

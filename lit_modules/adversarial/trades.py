@@ -142,6 +142,6 @@ class TRADES(AdversarialTraining):
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of TRADES."""
-        clean, adversarial = self.classifier(batch["image"]), self.classifier(batch["adversarial"])
+        clean, adversarial = self(batch["image"]), self(batch["adversarial"])
         loss = trades_loss(clean, adversarial, batch["label"], self.beta)
         return loss, {"accuracy": clean, "robust_accuracy": adversarial}

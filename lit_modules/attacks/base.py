@@ -23,14 +23,12 @@ from lit_modules.attacks.checks import (
     check_samples,
 )
 from lit_modules.attacks.contexts import evaluation_mode, modules_of, no_parameter_gradients
+from lit_modules.attacks.describe import describe
 from lit_modules.attacks.norms import lp_norm
 from lit_modules.attacks.oracle import Model, Oracle
 from lit_modules.attacks.problem import Outcome, Problem, check_repeatable
 from lit_modules.attacks.random import SampleRandom
 from lit_modules.attacks.wrappers import EOT, EstimatedGradient
-from lit_modules.utils.identity import UnidentifiableError, identify
-
-_SHOWN = 16  # most values of a tensor that are written out
 
 
 @dataclass(frozen=True)
@@ -273,53 +271,14 @@ class Attack(ABC):
                 if not hasattr(self, name):
                     continue
                 value = getattr(self, name)
-                differs = parameter.default is not parameter.empty and show(value) != show(parameter.default)
+                differs = parameter.default is not parameter.empty and describe(value) != describe(parameter.default)
                 if kind is type(self) or differs:  # what a base needs and the class does not take, it sets itself
                     found[name] = value
         return found
 
-    def fingerprint(self) -> str | None:
-        """Return a hash of all that decides what the attack does, the same in every process.
-
-        Tensors are told by their values, losses and other callables by their code, settings and weights; see
-        :func:`lit_modules.utils.identity.identify`.
-
-        Returns:
-            64 hexadecimal digits; ``None`` if a part cannot be told apart, so that nothing may be reused.
-        """
-        try:
-            return identify(self, type(self).__name__)
-        except UnidentifiableError:
-            return None
-
     def __repr__(self) -> str:
         """Return the class with its arguments; attacks that differ in one differ in this."""
-        return f"{type(self).__name__}({', '.join(f'{name}={show(v)}' for name, v in self.arguments().items())})"
-
-
-def show(value: object) -> str:
-    """Return a short text of an argument: plain values as Python writes them, all others with a hash.
-
-    Args:
-        value: Argument of an attack.
-
-    Example:
-        >>> show((0.0, torch.tensor([1.0, 2.0])))
-        '(0.0, tensor([1.0, 2.0]))'
-    """
-    if value is None or isinstance(value, bool | int | float | str | Attack):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        inner = ", ".join(map(show, value))
-        return f"[{inner}]" if isinstance(value, list) else f"({inner},)" if len(value) == 1 else f"({inner})"
-    if isinstance(value, Tensor) and value.numel() <= _SHOWN:
-        return f"tensor({value.tolist()})"
-    try:
-        mark = identify(value)[:8]
-    except UnidentifiableError:
-        mark = "?"
-    name = f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else getattr(value, "__qualname__", repr(value))
-    return f"{name}#{mark}"
+        return f"{type(self).__name__}({', '.join(f'{k}={describe(v)}' for k, v in self.arguments().items())})"
 
 
 def warn_wide(norm: str, radius: Tensor, width: Tensor) -> None:

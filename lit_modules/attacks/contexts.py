@@ -47,7 +47,7 @@ def modules_of(model: object) -> list[nn.Module]:
             waiting += [part.func, *part.args, *part.keywords.values()]
         elif isinstance(part, FunctionType):
             if str(part.__module__).partition(".")[0] not in _LIBRARIES:
-                waiting += _references(part).values()
+                waiting += _references(part)
         elif isinstance(part, Mapping):
             waiting += part.values()
         elif isinstance(part, list | tuple):
@@ -56,6 +56,21 @@ def modules_of(model: object) -> list[nn.Module]:
             values = getattr(part, "__dict__", {}).values()
             waiting += values if callable(part) else [value for value in values if isinstance(value, nn.Module)]
     return list(found.values())
+
+
+def _references(function: FunctionType) -> Iterator[object]:
+    """Yield what a function finds outside itself: closure, defaults, and the globals that its code names."""
+    codes = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not set yet
+            continue
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
 
 
 def _is_plain_callable(value: object) -> bool:
@@ -96,22 +111,3 @@ def no_parameter_gradients(model: object) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-def _references(function: FunctionType) -> dict[str, object]:
-    """Return by name what a function finds outside itself: closure, defaults, and globals, those of inner ones too.
-
-    A global counts whose name stands in the code, be it as that of an attribute.
-    """
-    found: dict[str, object] = {}
-    codes = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-        found |= {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:  # not set yet
-            continue
-    found |= {f"default {number}": value for number, value in enumerate(function.__defaults__ or ())}
-    return found | (function.__kwdefaults__ or {})

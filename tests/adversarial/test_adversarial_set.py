@@ -215,6 +215,18 @@ def test_targets_and_smallest_perturbations(bench: Any) -> None:
     assert bool(smallest.success.any())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_and_half_samples(dtype: torch.dtype, bench: Any) -> None:
+    batch, attack = bench.batch(24), LinfPGD(eps=0.15, steps=5, step_size=0.1)
+    half = batch["image"].to(dtype)
+    of_samples = attack_dataset(classifier(bench), attack, [(half, batch["label"])])
+    of_weights = attack_dataset(classifier(bench).to(dtype), attack, [(batch["image"], batch["label"])])
+    for found, clean in ((of_samples, half.float()), (of_weights, batch["image"])):
+        assert 0 < int(found.success.sum()) < 24
+        assert torch.equal(found.success, found.adversarial_prediction != found.label)
+        assert bool(((images(found) - clean).abs().flatten(1).amax(1) <= 0.15 * (1 + 1e-5)).all())
+
+
 def test_bad_use_is_refused(bench: Any, tmp_path: Path) -> None:
     model, attack, loader = classifier(bench), LinfPGD(eps=0.1, steps=1), bench.loader()
     with pytest.raises(ValueError, match="limit_batches must be an integer of at least 1, got 0"):

@@ -72,12 +72,12 @@ def test_predict(tmp_path: Path) -> None:
     trainer = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     config.write_text(yaml.safe_dump(CONFIG | {"trainer": trainer}, sort_keys=False), encoding="utf-8")
     cli: Any = main(["predict", "-c", str(config), f"--trainer.default_root_dir={tmp_path}"])
-    (found,) = cli.trainer.predict_loop.predictions
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     batch = next(iter(cli.datamodule.predict_dataloader()))
     probability = cli.model.eval()(batch["image"]).softmax(1)
-    assert found["index"].tolist() == list(range(50))
-    assert torch.allclose(found["probability"], probability, atol=1e-6)
-    assert torch.equal(found["prediction"], probability.argmax(1))
+    assert [row["index"] for row in rows] == list(range(50))
+    assert torch.allclose(torch.tensor([row["probability"] for row in rows]), probability, atol=1e-6)
+    assert [row["prediction"] for row in rows] == probability.argmax(1).tolist()
 
 
 def test_a_list_of_attacks_and_every_method(tmp_path: Path) -> None:

@@ -289,3 +289,35 @@ def test_predict_and_forward(method: Any, bench: Any) -> None:
         assert torch.allclose(alone["probability"], probability, atol=1e-6)
     with pytest.raises(ValueError, match=r"predicts for batches with the key image, got \['picture'\]"):
         bench.trainer().predict(module, DataLoader([{"picture": torch.zeros(1)}]))  # type: ignore[arg-type]
+
+
+class Answer:
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+
+
+class Speaking(torch.nn.Module):
+    """Answers with an object, as the models of transformers do."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> Answer:
+        return Answer(self.network(images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_classifier_that_answers_with_an_object(method: Any, bench: Any, sgd: Optimizer, tmp_path: Path) -> None:
+    attack = {"pgd": LinfPGD(eps=0.1, steps=2)}
+    weights, records = [], []
+    for number, wrap in enumerate((torch.nn.Sequential, Speaking)):
+        module = make(method, wrap(bench.network()), optimizer=sgd, test_attacks=attack)
+        trainer = bench.fit(module, max_steps=3, default_root_dir=tmp_path / str(number))
+        trainer.validate(module, bench.loader(), verbose=False)
+        trainer.test(module, bench.loader(), verbose=False)
+        weights.append(bench.vector(module.classifier))
+        records.append(module.results()["worst_case"])
+        assert len(trainer.predict(module, bench.loader())) == 3
+    assert torch.allclose(*weights, atol=1e-6)
+    assert records[0] == records[1]

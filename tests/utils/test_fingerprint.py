@@ -20,7 +20,7 @@ from torch import nn
 
 from lit_modules.attacks import AutoAttack, BestOf, LinfPGD, Square
 from lit_modules.defenses import BPDA, JPEG, Preprocess
-from lit_modules.utils.identity import UnidentifiableError, identify
+from lit_modules.utils.fingerprint import UnidentifiableError, identify
 
 SCALE = 2.0
 
@@ -232,7 +232,7 @@ def test_every_process_gives_the_same_hash() -> None:
     """Names of sets and addresses of functions change from process to process."""
     code = (
         "import torch\nfrom torch import nn\nfrom lit_modules.attacks import AutoAttack\n"
-        "from lit_modules.defenses import Preprocess\nfrom lit_modules.utils.identity import identify\n"
+        "from lit_modules.defenses import Preprocess\nfrom lit_modules.utils.fingerprint import identify\n"
         "torch.manual_seed(0)\nnet = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))\nk = 2\n"
         "print(identify([AutoAttack(), Preprocess(lambda x: x ** k, net, bpda=True), {'a', 'b', 'c'}]))"
     )

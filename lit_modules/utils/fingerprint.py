@@ -98,7 +98,8 @@ class _Walk:
         elif isinstance(value, PurePath):
             yield str(value)
         elif isinstance(value, enum.Enum):
-            yield from (self.digest(type(value), path), value.name)
+            yield self.digest(type(value), path)
+            yield value.name
         elif isinstance(value, type):
             yield from self.type(value, path)
         elif isinstance(value, types.FunctionType):
@@ -108,7 +109,8 @@ class _Walk:
         elif isinstance(value, (staticmethod, classmethod)):
             yield from (type(value).__name__, self.digest(value.__func__, path))
         elif isinstance(value, property):
-            yield from ("property", *(self.digest(part, path) for part in (value.fget, value.fset, value.fdel)))
+            yield "property"
+            yield from (self.digest(part, path) for part in (value.fget, value.fset, value.fdel))
         elif isinstance(value, functools.partial):
             yield from ("partial", self.digest((value.func, value.args, value.keywords), path))
         elif isinstance(value, types.CodeType):
@@ -129,7 +131,7 @@ class _Walk:
             yield from self.object_of(value, path)
             yield from sorted(self.digest(item, f"item of {path}") for item in value)
         else:
-            yield from self.object(value, path)
+            yield from self.other(value, path)
 
     def module(self, value: Any, path: str) -> Iterator[str | bytes]:
         """Yield what a module of torch is made of."""
@@ -157,7 +159,7 @@ class _Walk:
         yield self.digest(type(value), path)
         yield from self.attributes(value, path)
 
-    def object(self, value: Any, path: str) -> Iterator[str | bytes]:
+    def other(self, value: Any, path: str) -> Iterator[str | bytes]:
         """Yield what any other object is made of."""
         kind = type(value)
         if isinstance(value, types.GenericAlias) or kind.__module__ == "typing":
