@@ -262,9 +262,9 @@ class Attack(ABC):
     def arguments(self) -> dict[str, object]:
         """Return the arguments of the class, and those of its bases that are not the default, by name."""
         found: dict[str, object] = {}
-        seen = {"self", *self.fixed}
+        seen = set(self.fixed)
         for kind in type(self).__mro__:
-            for name, parameter in inspect.signature(kind.__init__).parameters.items() if kind is not object else ():
+            for name, parameter in inspect.signature(kind).parameters.items() if kind is not object else ():
                 if name in seen or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                     continue
                 seen.add(name)

@@ -1,14 +1,18 @@
 """What every attack shares: one sentence for each bad input, and the bookkeeping of a run."""
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lit_modules.attacks.apgd import APGD
+from lit_modules.attacks.autoattack import AutoAttack
 from lit_modules.attacks.base import Attack
-from lit_modules.attacks.pgd import FGSM, L1PGD, L2PGD, LinfPGD
+from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2PGD, LinfPGD
 from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.square import Square
 from lit_modules.attacks.wrappers import EOT
 
 
@@ -266,3 +270,33 @@ def test_repr_and_pickle() -> None:
     assert "_loss" not in repr(attack)
     again = pickle.loads(pickle.dumps(attack))
     assert torch.equal(again(linear(), X), attack(linear(), X))
+
+
+@pytest.mark.parametrize("kind", [LinfPGD, FGSM, APGD, Square, AutoAttack])
+def test_a_radius_in_levels_of_255_is_doubted(kind: type[Attack]) -> None:
+    with pytest.warns(UserWarning, match=r"eps=8 is larger than any linf distance within the bounds, 1; .* 8/255\?"):
+        kind(eps=8)  # type: ignore[call-arg]
+
+
+def test_a_radius_beyond_the_bounds_is_doubted_in_any_norm() -> None:
+    for kind, largest in ((L2PGD, 8**0.5), (L1PGD, 8.0)):
+        with pytest.warns(UserWarning, match=r"is larger than any l[12] distance within the bounds"):
+            kind(eps=largest * 1.01, steps=1)(linear(), X)
+    with pytest.warns(UserWarning, match=r"larger than any linf distance within the bounds, 2; .* 8/255\?"):
+        LinfPGD(eps=8, steps=1, bounds=(-torch.ones(8), torch.ones(8)))(linear(), X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for attack in (L2PGD(eps=8**0.5 * 0.99, steps=1), L1PGD(eps=7.9, steps=1), LinfPGD(eps=1.0, steps=1)):
+            attack(linear(), X)
+        LinfPGD(eps=8, bounds=(0, 255))
+        LinfPGD(eps=8, bounds=None)
+
+
+def test_a_called_fgsm_leaves_misclassified_samples_and_training_moves_them() -> None:
+    model = linear()
+    y = (model(X).argmax(1) + 1) % 3
+    for kind in (FGSM, FGM):
+        assert torch.equal(kind(eps=0.1)(model, X, y), X)
+        moved = kind(eps=0.1, keep="last")
+        assert bool((moved(model, X, y) != X).flatten(1).any(1).all())
+        assert torch.equal(moved.run(model, X, y).adversarial, X)

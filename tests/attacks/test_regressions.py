@@ -58,7 +58,7 @@ def test_5_margin_is_a_margin_and_errors_name_the_losses() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0]])
     assert margin(logits, torch.tensor([0, 2])).tolist() == [-1.0, 6.0]
     with pytest.raises(ValueError, match="loss must be one of cross_entropy, margin, dlr"):
-        LinfPGD(loss="zero_one")  # type: ignore[arg-type]
+        LinfPGD(loss="hinge")  # type: ignore[arg-type]
 
 
 def test_6_distances_are_of_absolute_values() -> None:
