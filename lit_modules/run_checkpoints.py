@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_modules.errors import UsageError
 from lit_modules.utils.checkpoints import METADATA, check_shards, open_checkpoint

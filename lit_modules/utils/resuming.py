@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as BatchStage
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 INTERRUPTED, TERMINATED = 128 + int(signal.SIGINT), 128 + int(signal.SIGTERM)
 """Exit codes of a process that Ctrl-C or a polite kill has stopped."""
@@ -106,8 +106,8 @@ class ExactResume(Callback):
 
 def batch_under_way(trainer: Trainer) -> bool:
     """Return whether a training batch was handed out that is not trained yet."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress.current
-    return batches.ready > batches.processed
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(batches.ready > batches.processed)
 
 
 def bring(trainer: Trainer) -> list[Callback]:
