@@ -368,7 +368,7 @@ def test_by_task_cuts_each_set_into_its_tasks(lume: Callable[..., LUME], lume_fo
 def test_by_task_on_ranks_and_in_epochs(lume: Callable[..., LUME]) -> None:
     def seen(epoch: int, rank: int, world_size: int, batch_size: int) -> list[list[tuple[str, ...]]]:
         data = lume(by_task=True, batch_size=batch_size)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, limit_train_batches=1.0)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(callbacks=[], global_rank=rank, world_size=world_size, limit_train_batches=1.0)  # type: ignore[assignment]
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
         return [list(zip(*(task["id"] for task in batch.values()), strict=True)) for batch in loader]

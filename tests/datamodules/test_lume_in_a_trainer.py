@@ -99,7 +99,7 @@ def test_two_ranks_share_every_loader(
     ranks = []
     for rank in (0, 1):
         data: Any = LUME(tokenizer, root=str(lume_folder), batch_size=2, eval_batch_size=4, num_workers=0)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, limit_train_batches=None)
+        data.trainer = SimpleNamespace(callbacks=[], global_rank=rank, world_size=2, limit_train_batches=None)
         data.setup("fit")
         ranks.append(data)
     one = lume(batch_size=4, eval_batch_size=8)
