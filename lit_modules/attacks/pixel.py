@@ -74,7 +74,7 @@ class SinglePixel(_PixelAttack):
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> result = SinglePixel().run(model, torch.full((2, 1, 3, 4), 0.5))
-        >>> bool((result.distance <= 1).all())
+        >>> bool((result.distance[result.success] <= 1).all())
         True
 
     References:
@@ -151,7 +151,7 @@ class LocalSearch(_PixelAttack):
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> result = LocalSearch(pixels=2, rounds=3).run(model, torch.rand(2, 1, 3, 4))
-        >>> bool((result.distance <= 6).all())
+        >>> bool((result.distance[result.success] <= 6).all())
         True
 
     References:

@@ -77,6 +77,10 @@ class ExactResume(Callback):
             self._handler = lambda *_: self._interrupt(trainer)
             signal.signal(signal.SIGINT, self._handler)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the next epoch begin as usual, also after one of which there was nothing left to train or validate."""
+        trainer.fit_loop.epoch_loop.restarting = False
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give Ctrl-C back."""
         self._release()
