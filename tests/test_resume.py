@@ -198,6 +198,13 @@ MODULES: dict[str, Build] = {
     "CoDA": coda,
 }
 NGDIFF = partial(unlearning, "NGDiff", scheduler=None)
+
+
+def unvalidated(build: Build, folder: Path) -> tuple[Any, dict[str, Any]]:
+    module, given = build(folder)
+    return module, {"train_dataloaders": given["train_dataloaders"]}
+
+
 VARIANTS: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
     "NGDiff(accumulate=2)": (partial(unlearning, "NGDiff", accumulate=2), list),
     "FastTraining(guard_interval=2)": (partial(adversarial, "FastTraining", guard_interval=2), list),
@@ -216,7 +223,24 @@ VARIANTS: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
         partial(adversarial, "PGDTraining"),
         lambda: [AdversarialWeightPerturbation(warmup_epochs=1)],
     ),
+    "NGDiff, no validation": (partial(unvalidated, NGDIFF), list),
+    "NGDiff(accumulate=2), no validation": (
+        partial(unvalidated, partial(unlearning, "NGDiff", accumulate=2)),
+        list,
+    ),
+    "FreeTraining, no validation": (partial(unvalidated, partial(adversarial, "FreeTraining")), list),
+    "Synthia, no validation": (partial(unvalidated, partial(pictures, "Synthia")), list),
+    "NGDiff, validated in every second epoch": (NGDIFF, list),
+    "PGDTraining, validated in every second epoch": (partial(adversarial, "PGDTraining"), list),
+    "NGDiff, validated after every second batch": (NGDIFF, list),
+    "PGDTraining, validated after every batch": (partial(adversarial, "PGDTraining"), list),
     "Curriculum": (curriculum, lambda: [Curriculum(monitor="val/gap", patience=1, min_delta=1e9)]),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "NGDiff, validated in every second epoch": {"check_val_every_n_epoch": 2},
+    "PGDTraining, validated in every second epoch": {"check_val_every_n_epoch": 2},
+    "NGDiff, validated after every second batch": {"val_check_interval": 2},
+    "PGDTraining, validated after every batch": {"val_check_interval": 1},
 }
 CASES: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
     **{name: (build, list) for name, build in MODULES.items()},
@@ -236,6 +260,7 @@ def run(name: str, data: Path, folder: Path, resume: Path | None = None) -> tupl
         "enable_model_summary": False,
         "max_epochs": 3 if "datamodule" in given else EPOCHS,
         "default_root_dir": folder,
+        **SETTINGS.get(name, {}),
     }
     trainer = Trainer(callbacks=[*callbacks(), story, saver], num_sanity_val_steps=0, **settings)
     trainer.fit(module, ckpt_path=resume, weights_only=True, **given)

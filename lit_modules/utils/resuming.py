@@ -133,15 +133,18 @@ def _mend_progress(trainer: Trainer) -> None:
         if not batches._should_accumulate():
             batches._batches_that_stepped -= 1  # added again when the loop restarts
         total.reset_on_restart()
-    elif batches.batch_progress.is_last_batch and batches.restarted_on_train_batch_end:
-        # Lightning counts the epoch as ended and passes over its validation and its last hooks
-        for counts in (epochs.epoch_progress.current, epochs.epoch_progress.total):
-            counts.processed = counts.completed = counts.started - 1
-        batches.batch_progress.increment_completed()
-        batches._restart_stage = BatchStage.RESTARTED_ON_LAST
-        if batches._should_check_val_fx(epochs._data_fetcher):
+    elif batches.restarted_on_train_batch_end:
+        last = batches.batch_progress.is_last_batch
+        if last:  # Lightning counts the epoch as ended and passes over its last hooks
+            for counts in (epochs.epoch_progress.current, epochs.epoch_progress.total):
+                counts.processed = counts.completed = counts.started - 1
+        due = batches._should_check_val_fx(epochs._data_fetcher)  # asks for the number of the epoch
+        if last or due:  # and over the validation after the batch
+            batches.batch_progress.increment_completed()
+            batches._restart_stage = BatchStage.RESTARTED_ON_LAST
+        if due:
             validation._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
-        else:
+        elif last:
             validation._has_run = True
             batches._batches_that_stepped += 1
     if validation.batch_progress.total.ready > validation.batch_progress.total.completed:
