@@ -110,10 +110,18 @@ class Backbone(ABC):
 
     @property
     def version(self) -> str:
-        """What tells the weights from others under the same name: a folder's whole content, or the Hub's commit."""
+        """Mark of the weights: the hash of a folder's whole content, or the commit of a model on the Hub.
+
+        It is ``unreachable`` for a model of the Hub that is not here and cannot be asked for; no weights load then.
+        """
         if self._version is None:
-            inside = Path(self.model).is_dir()
-            self._version = hash_folder(self.model) if inside else hub_commit(self.model, None, self.hub_file)
+            if Path(self.model).is_dir():
+                self._version = hash_folder(self.model)
+            else:
+                try:
+                    self._version = hub_commit(self.model, None, self.hub_file)
+                except FileNotFoundError:
+                    return "unreachable"
         return self._version
 
     @property
