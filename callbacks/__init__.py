@@ -6,6 +6,8 @@ from lit_modules.utils.aliases import use_long_name
 from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lit_modules.utils.resuming import ExactResume
+
     from .adaptive_lr import AdaptiveLR
     from .adversarial_weight_perturbation import AdversarialWeightPerturbation
     from .curriculum import Curriculum
@@ -29,6 +31,7 @@ __all__ = [
     "AdaptiveLR",
     "AdversarialWeightPerturbation",
     "Curriculum",
+    "ExactResume",
     "ForgetStopping",
     "GenerationLog",
     "LastCheckpoint",

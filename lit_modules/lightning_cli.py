@@ -30,6 +30,7 @@ from lit_modules.messages import SETUP
 from lit_modules.recipes import find_recipe
 from lit_modules.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
 from lit_modules.run_names import name_wandb_runs
+from lit_modules.utils.resuming import bring
 
 _BASES: dict[str, type] = {
     "model": LightningModule,
@@ -218,9 +219,10 @@ class ProjectCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer; it keeps the last state, writes what it predicts, and says what was held back."""
+        """Build the trainer; it goes on exactly, keeps the last state and predictions, says what was held back."""
         trainer = super().instantiate_trainer(**self._with_last_checkpoint(kwargs))
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.extend(bring(trainer))
         predicts = self.config["subcommand"] == "predict"
         if predicts and not any(isinstance(callback, PredictionRecord) for callback in callbacks):
             callbacks.append(PredictionRecord())

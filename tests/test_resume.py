@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import ViTConfig, ViTForImageClassification
 
 import lit_modules
-from callbacks import EMA, AdaptiveLR, AdversarialWeightPerturbation, Curriculum, ForgetStopping, LastCheckpoint
+from callbacks import (
+    EMA,
+    AdaptiveLR,
+    AdversarialWeightPerturbation,
+    Curriculum,
+    ExactResume,
+    ForgetStopping,
+    LastCheckpoint,
+)
 from datamodules import DrawnObjects
 from datamodules.sampling import BatchSampler, batch_loader, training_loader
 from lit_modules.attacks import LinfPGD
@@ -236,6 +244,30 @@ VARIANTS: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
     "PGDTraining, validated after every batch": (partial(adversarial, "PGDTraining"), list),
     "Curriculum": (curriculum, lambda: [Curriculum(monitor="val/gap", patience=1, min_delta=1e9)]),
 }
+
+
+class Foreign(LightningModule):
+    """A module that is none of ours, and brings nothing that mends how it resumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.layer(batch).pow(2).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def foreign(folder: Path) -> tuple[Any, dict[str, Any]]:
+    del folder
+    given = loaders([torch.tensor([[float(number)]]) for number in range(BATCHES)], [])
+    return Foreign(), {"train_dataloaders": given["train_dataloaders"]}
+
+
+VARIANTS["a module of other origin"] = (foreign, lambda: [ExactResume()])
 SETTINGS: dict[str, dict[str, Any]] = {
     "NGDiff, validated in every second epoch": {"check_val_every_n_epoch": 2},
     "PGDTraining, validated in every second epoch": {"check_val_every_n_epoch": 2},

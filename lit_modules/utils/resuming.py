@@ -58,7 +58,8 @@ class ExactResume(Callback):
     validation, stops at once. A run that was stopped by a signal exits with 128 and the signal's number.
 
     After an exception the batches that modules and callbacks keep for a step to come are given up
-    (:class:`KeepsBatches`). The modules and datamodules of this project bring the callback with them; it has no state.
+    (:class:`KeepsBatches`). The modules and datamodules of this project, and its command line, bring the callback with
+    them; give it to a ``Trainer`` whose module and data are of other origin. It has no state.
     """
 
     def __init__(self) -> None:
