@@ -1,4 +1,4 @@
-"""What a prediction answered, as files."""
+"""Record of predictions: JSON lines and pictures."""
 
 import json
 from collections.abc import Mapping

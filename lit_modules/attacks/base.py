@@ -244,9 +244,8 @@ class Attack(ABC):
             precision=self.precision,
             dtype=x.dtype,
         )
-        if self.norm == "linf" and self._has_plain_bounds():
-            pass  # checked when the attack was made
-        elif problem.radius is not None and lower is not None and upper is not None and self.norm != "l0":
+        checked = self.norm == "linf" and self._has_plain_bounds()  # when the attack was made
+        if not checked and problem.radius is not None and lower is not None and upper is not None and self.norm != "l0":
             width = (upper - lower).expand_as(work)
             warn_wide(self.norm or "l2", problem.radius.flatten(), lp_norm(width, self.norm or "l2"))
         if clean or y is None:

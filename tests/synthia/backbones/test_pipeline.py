@@ -317,6 +317,7 @@ def test_the_variants_of_a_model_on_the_hub_are_those_that_are_here(
     backbone = SDXL("team/model", image_size=16)
     assert "unet/config.json" in backbone.files
     assert backbone.version == "a" * 40
+    assert SDXL("team/other", image_size=16).version == "unreachable"
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
