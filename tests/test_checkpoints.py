@@ -190,3 +190,10 @@ def test_ctrl_c_is_raised_as_such_and_a_kill_is_not() -> None:
         stopped.code = code
         with pytest.raises(kind), raised_as_interrupt():
             raise stopped
+
+
+def test_files_of_torch_are_opened_in_one_place(repository: Path) -> None:
+    packages = ("lit_modules", "datamodules", "callbacks")
+    files = [path for package in packages for path in (repository / package).rglob("*.py")]
+    opening = [path for path in files if "torch.load(" in path.read_text(encoding="utf-8")]
+    assert [path.relative_to(repository).as_posix() for path in opening] == ["lit_modules/utils/checkpoints.py"]

@@ -14,6 +14,7 @@ from lit_modules.adversarial.evaluation import classify, name_samples
 from lit_modules.adversarial.finished import AttackRun, Outcome, Sample
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.checks import check_classes, check_count
+from lit_modules.utils.checkpoints import load_plain
 from lit_modules.utils.files import whole_file
 
 _FILE = "adversarial_set.pt"
@@ -60,7 +61,7 @@ class AdversarialSet(Dataset[dict[str, Tensor]]):
             raise FileNotFoundError(
                 f"{folder} holds no finished adversarial set; attack_dataset(..., folder) makes one."
             )
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
         self._fill(content, [Path(folder) / name for name in content["files"]])
 
     @classmethod
@@ -91,7 +92,7 @@ class AdversarialSet(Dataset[dict[str, Tensor]]):
             samples = source
         else:
             if number not in self._open:
-                self._open[number] = torch.load(source, map_location="cpu", weights_only=True, mmap=True)["adversarial"]
+                self._open[number] = load_plain(source)["adversarial"]
             samples = self._open[number]
         return {"image": samples[self._row[place]].clone(), **{name: getattr(self, name)[place] for name in _COLUMNS}}
 
@@ -158,7 +159,7 @@ def attack_dataset(
     root = None if folder is None else Path(folder)
     run = AttackRun("samples", attack, classifier, root, keep_adversarial=True)
     if root is not None and (root / _FILE).is_file():
-        known = torch.load(root / _FILE, map_location="cpu", weights_only=True)
+        known = load_plain(root / _FILE)
         if run.folder is None or not run.repeatable or known["run"] != run.folder.name:
             raise ValueError(
                 f"{root} holds the adversarial set of another attack or classifier, or of one that cannot be told from "

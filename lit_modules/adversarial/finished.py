@@ -17,6 +17,7 @@ from lit_modules.attacks.audit import audit_perturbation
 from lit_modules.attacks.base import Attack
 from lit_modules.attacks.contexts import evaluation_mode
 from lit_modules.attacks.oracle import Oracle
+from lit_modules.utils.checkpoints import load_plain
 from lit_modules.utils.files import whole_file, write_whole
 from lit_modules.utils.fingerprint import UnidentifiableError, identify
 from lit_modules.utils.hashing import stable_hash
@@ -208,7 +209,7 @@ class AttackRun:
 
     def _read(self, path: Path) -> None:
         try:
-            self._take(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
+            self._take(load_plain(path), path)
         except Exception as error:
             raise ValueError(
                 f"{path} is no record of finished samples ({error}); delete it to run them again."
