@@ -33,6 +33,14 @@ def is_alive(process: int) -> bool:
     return state != "Z"
 
 
+def all_end(processes: list[int]) -> bool:
+    """Wait a little: a process that is killed ends a moment later, and no child of this one can be waited for."""
+    until = time.monotonic() + 20
+    while any(map(is_alive, processes)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(is_alive, processes))
+
+
 def stop_while_it_runs(launcher: Launcher, folder: Path) -> list[int]:
     """Close a launcher whose second task has started; return the ids of its processes."""
     started = folder / "started"
@@ -122,7 +130,7 @@ def test_the_import_path_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_stop_ends_the_processes_and_their_children(tmp_path: Path, workers: int) -> None:
     processes = stop_while_it_runs(ProcessLauncher(workers), tmp_path)
     assert len(processes) == 2
-    assert not any(map(is_alive, processes))
+    assert all_end(processes)
 
 
 def test_absurd_numbers_of_workers_are_refused() -> None:
@@ -147,9 +155,11 @@ def ray() -> Iterator[Any]:
     """Ray on one core of this machine, for all tests; the launcher uses a Ray that runs."""
     ray = pytest.importorskip("ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # Ray leaves its own, which ends the process
 
 
 @pytest.mark.usefixtures("ray")
@@ -170,10 +180,7 @@ def test_ray_outcomes_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 def test_ray_stop_ends_the_processes_and_their_children(tmp_path: Path) -> None:
     processes = stop_while_it_runs(RayLauncher(), tmp_path)
-    until = time.monotonic() + 20
-    while any(map(is_alive, processes)) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(map(is_alive, processes))
+    assert all_end(processes)
 
 
 @pytest.mark.usefixtures("ray")

@@ -1,6 +1,5 @@
 """Names, groups, job types and tags of runs in Weights & Biases, and the tables that they get."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,6 @@ from lit_modules.run_names import name_wandb_runs
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B as its ``offline`` mode has it, which writes files and needs no network."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    yield
-    wandb.finish()
-
-
 def named(files: list[Any], logger: Any, **more: Any) -> Any:
     given = {"model": Namespace(class_path="lit_modules.NGDiff"), "data": Namespace(class_path="my.data.Mine")}
     config = Namespace(**({"config": files, "trainer": Namespace(logger=logger), "seed_everything": 3} | given | more))
@@ -37,7 +27,7 @@ def wandb_logger(**given: Any) -> Namespace:
     return Namespace(class_path=WANDB, init_args=Namespace(**given))
 
 
-@pytest.mark.usefixtures("offline")
+@pytest.mark.usefixtures("wandb_offline")
 def test_a_run_has_a_name_a_group_a_job_type_and_a_tag(
     ngdiff: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

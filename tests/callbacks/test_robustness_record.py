@@ -126,8 +126,8 @@ def test_tensorboard_shows_table_and_picture(tmp_path: Path) -> None:
     assert logger.experiment.seen["test/examples"].shape == (3, 4, 6)
 
 
-def test_wandb_gets_table_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
+@pytest.mark.usefixtures("wandb_offline")
+def test_wandb_gets_table_and_picture(tmp_path: Path) -> None:
     logger = WandbLogger(project="robust", save_dir=str(tmp_path), offline=True)
     run(tmp_path, RobustnessRecord(str(tmp_path / "mine")), Drawn(), logger)
     logger.experiment.finish()
