@@ -28,6 +28,16 @@ def repository() -> Path:
     return ROOT
 
 
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Give signals their handlers back: Lightning lets a process that was interrupted ignore further Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if handler is not None:  # else it is none of Python's
+            signal.signal(number, handler)
+
+
 @pytest.fixture
 def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """W&B as its ``offline`` mode has it, which writes files and needs no network."""
