@@ -283,7 +283,10 @@ def test_predict_and_forward(method: Any, bench: Any) -> None:
     assert torch.allclose(torch.cat([batch["probability"] for batch in found]), probability, atol=1e-6)
     assert torch.equal(torch.cat([batch["prediction"] for batch in found]), probability.argmax(1))
     assert torch.equal(module(images), network(images))
-    for loader in (DataLoader(images, 20), DataLoader(torch.utils.data.TensorDataset(images), 20)):  # type: ignore[arg-type]
+    for loader in (
+        DataLoader(images, batch_size=20),
+        DataLoader(torch.utils.data.TensorDataset(images), batch_size=20),
+    ):  # type: ignore[arg-type]
         (alone,) = bench.trainer().predict(module, loader)
         assert set(alone) == {"prediction", "probability"}
         assert torch.allclose(alone["probability"], probability, atol=1e-6)
