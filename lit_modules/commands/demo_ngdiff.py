@@ -41,7 +41,7 @@ def unlearning(folder: Path, seed: int) -> None:
                 "-c",
                 memorise,
                 *data,
-                "--trainer.callbacks=callbacks.SavePretrained",
+                "--trainer.callbacks=lit_modules.callbacks.SavePretrained",
                 saving,
                 *log_to(folder / "memorise"),
             ],
