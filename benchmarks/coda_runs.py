@@ -29,7 +29,7 @@ from lit_modules.coda import (
     Usage,
     preset,
 )
-from lit_modules.coda.protocols import Message, pixel_hash
+from lit_modules.coda.backends.protocols import Message, pixel_hash
 
 
 class RuleChat:

@@ -32,7 +32,7 @@ from unlearning_methods import PASSES, methods
 from callbacks import AdaptiveLR
 from lit_modules import NGDiff
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.generation import greedy_generate
+from lit_modules.unlearning.core.generation import greedy_generate
 
 VOCABULARY, ROWS, TOKENS = 4096, 8, 128
 

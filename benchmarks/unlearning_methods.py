@@ -29,7 +29,7 @@ from unlearning_peers import PEERS, RMU_LAYER, PeerTrainer
 
 import lit_modules
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.losses import IGNORED
+from lit_modules.unlearning.core.losses import IGNORED
 
 LEARNING_RATE = 1e-4
 VOCABULARY = 2048

@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 
-from lit_modules.unlearning.losses import IGNORED
+from lit_modules.unlearning.core.losses import IGNORED
 
 RMU_LAYER = 2
 REFERENCED = ("NPO", "DPO", "KLMinimisation", "UNDIAL", "RMU")

@@ -20,7 +20,7 @@ class Curriculum(Callback):
 
     Asks of the training loader a sampler with ``stage``, the number of the stage or ``None`` where there are none;
     with ``monitor`` also ``starts``, the first epoch of each stage, and ``promote()``, which brings the next stage
-    forward; ``datamodules.affordance_sampling.CurriculumSampler`` has them. Asks of the batch the distances under
+    forward; ``datamodules.affordances.sampling.CurriculumSampler`` has them. Asks of the batch the distances under
     ``distance_key``. Processes compare the mean of their metrics. State is kept in the checkpoint.
 
     A learning-rate scheduler with ``set_stages(steps)``, as :class:`~lit_modules.synthia.StagedLR` has it, is given the
@@ -161,7 +161,7 @@ class Curriculum(Callback):
         names = sorted({type(sampler).__name__ for sampler in samplers if sampler is not None}) or ["none"]
         raise TypeError(
             f"Curriculum asks for a training sampler with stages and found {', '.join(names)}; give the loader a "
-            "datamodules.affordance_sampling.CurriculumSampler and Trainer(use_distributed_sampler=False), or leave "
+            "datamodules.affordances.sampling.CurriculumSampler and Trainer(use_distributed_sampler=False), or leave "
             "the callback out."
         )
 

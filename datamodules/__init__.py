@@ -6,21 +6,21 @@ from lit_modules.utils.aliases import use_long_name
 from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .affordance_pairs import AffordancePairs
-    from .cifar10 import CIFAR10
-    from .digits import Digits
-    from .drawn_objects import DrawnObjects
-    from .drawn_species import DrawnSpecies
-    from .fashion_mnist import FashionMNIST
-    from .few_shot import FewShotPairs
-    from .inaturalist_pairs import INaturalistPairs
-    from .lume import LUME
-    from .mnist import MNIST
-    from .muse import MUSE
-    from .novel_species import NovelSpecies
-    from .sun_pairs import SUNPairs
-    from .synthetic_lume import SyntheticLUME
-    from .tofu import TOFU
+    from .affordances.pairs import AffordancePairs
+    from .drawn.objects import DrawnObjects
+    from .drawn.species import DrawnSpecies
+    from .few_shot.few_shot import FewShotPairs
+    from .few_shot.inaturalist_pairs import INaturalistPairs
+    from .few_shot.novel_species import NovelSpecies
+    from .few_shot.sun_pairs import SUNPairs
+    from .images.cifar10 import CIFAR10
+    from .images.digits import Digits
+    from .images.fashion_mnist import FashionMNIST
+    from .images.mnist import MNIST
+    from .lume.lume import LUME
+    from .lume.synthetic import SyntheticLUME
+    from .muse.muse import MUSE
+    from .tofu.tofu import TOFU
 elif __name__ == "datamodules":
     use_long_name(__name__)
 else:

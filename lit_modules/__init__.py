@@ -7,8 +7,8 @@ from lit_modules.utils.lazy import lazy_names
 if TYPE_CHECKING:
     from lit_modules.adversarial import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
     from lit_modules.coda import ClassifierUpdate, CoDA, InContext
-    from lit_modules.synthia.module import Synthia
-    from lit_modules.synthia.training import TextToImageTraining
+    from lit_modules.synthia.synthia import Synthia
+    from lit_modules.synthia.text_to_image import TextToImageTraining
     from lit_modules.unlearning import (
         CEU,
         DPO,

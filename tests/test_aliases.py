@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lit_modules.launchers import ProcessLauncher, Task
+from lit_modules.studies.launchers import ProcessLauncher, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = "from lightning.pytorch import Callback\nclass MyCallback(Callback): pass\n"
 CONSOLE_SCRIPT = "import sys\nfrom lit_modules.cli import run\nif __name__ == '__main__':\n    sys.exit(run())\n"
-SHORT = "import datamodules.few_shot_pairs as short\n"
-FULL = "import lit_modules.datamodules.few_shot_pairs as full\n"
+SHORT = "import datamodules.few_shot.pairs as short\n"
+FULL = "import lit_modules.datamodules.few_shot.pairs as full\n"
 IMPORTS = {
     "short first": SHORT + FULL,
     "long first": FULL + SHORT,
@@ -24,9 +24,9 @@ SAME = """
 import pickle, sys
 import datamodules, lit_modules.datamodules
 assert datamodules is lit_modules.datamodules
-import datamodules.few_shot_pairs
-assert short is full is datamodules.few_shot_pairs
-assert full.__name__ == full.__spec__.name == "lit_modules.datamodules.few_shot_pairs"
+import datamodules.few_shot.pairs
+assert short is full is datamodules.few_shot.pairs
+assert full.__name__ == full.__spec__.name == "lit_modules.datamodules.few_shot.pairs"
 pair = pickle.loads(pickle.dumps(short.ConfusablePair("a", "b")))
 assert isinstance(pair, full.ConfusablePair) and type(pair).__module__ == full.__name__
 import callbacks, lit_modules.callbacks
@@ -73,7 +73,7 @@ def test_own_files_and_ours_are_imported(kind: str, own_first: bool, tmp_path: P
     ]
     code = "".join(lines if own_first else reversed(lines))
     done = python("-c", code + f"print({name}, few_shot_pairs.__name__)", folder=tmp_path)
-    assert done.stdout == f"<class '{module}.{name}'> lit_modules.datamodules.few_shot_pairs\n", done.stderr
+    assert done.stdout == f"<class '{module}.{name}'> lit_modules.datamodules.few_shot.pairs\n", done.stderr
 
 
 @pytest.mark.parametrize("how", ["console script", "python -m"])

@@ -11,12 +11,12 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_modules.cli import main
-from lit_modules.commands.sweep_point import last_checkpoint
-from lit_modules.errors import UsageError
+from lit_modules.cli.run_checkpoints import raised_as_interrupt
 from lit_modules.networks.part_recogniser import load_recogniser
-from lit_modules.run_checkpoints import raised_as_interrupt
+from lit_modules.studies.sweep.point import last_checkpoint
 from lit_modules.synthia.backbones.kandinsky3_weights import read_weights
 from lit_modules.utils.checkpoints import DamagedFile, check_shards, open_checkpoint
+from lit_modules.utils.errors import UsageError
 
 GOOD = {"state_dict": {"weight": torch.zeros(200)}, "pytorch-lightning_version": "2.6.0"}
 

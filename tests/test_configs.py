@@ -15,7 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from datamodules import DrawnObjects
 from lit_modules.cli import main
-from lit_modules.lightning_cli import ProjectCLI
+from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.synthia import Ontology, build_curriculum
 from tests.coda.tiny_llava import write as write_llava
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lit_modules
-from lit_modules.recipes import list_recipes, recipes_folder
+from lit_modules.cli.recipes import list_recipes, recipes_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lit_modules", "datamodules", "callbacks")
@@ -20,7 +20,7 @@ FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "C
 FILES += (".gitignore", ".pre-commit-config.yaml")
 EXAMPLE = """
 import importlib.util, pathlib, sys
-from lit_modules.recipes import find_recipe, list_recipes, recipes_folder
+from lit_modules.cli.recipes import find_recipe, list_recipes, recipes_folder
 print(recipes_folder())
 print(find_recipe("ngdiff/lume.yaml"))
 print(len(list_recipes()))
@@ -30,12 +30,12 @@ AMONG_OWN = """
 import os, sys
 sys.path.insert(0, os.getcwd())
 import callbacks.mine, datamodules
-import lit_modules.callbacks, lit_modules.datamodules.few_shot_pairs as ours
+import lit_modules.callbacks, lit_modules.datamodules.few_shot.pairs as ours
 print(callbacks.mine.NAME, datamodules.NAME, "EMA" in dir(lit_modules.callbacks), ours.ConfusablePair.__module__)
 sys.path.remove(os.getcwd())
 del sys.modules["datamodules"]
-import datamodules.few_shot_pairs
-print(datamodules.few_shot_pairs is ours)
+import datamodules.few_shot.pairs
+print(datamodules.few_shot.pairs is ours)
 """
 
 
@@ -134,7 +134,7 @@ def test_both_names_among_own_files(installed: str, kind: str, wheel: Path, sour
     archive = wheel if installed == "wheel" else setuptools("build_editable", source, tmp_path / "out")
     zipfile.ZipFile(archive).extractall(site)
     printed = bare_python(AMONG_OWN, site, folder)
-    assert printed == ["my callback my data True lit_modules.datamodules.few_shot_pairs", "True"]
+    assert printed == ["my callback my data True lit_modules.datamodules.few_shot.pairs", "True"]
 
 
 def test_source_distribution_holds_all_that_the_repository_holds(source: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lit_modules
-from lit_modules.adversarial.base import AdversarialTraining
-from lit_modules.coda.update_base import UpdateModule
+from lit_modules.adversarial.core.base import AdversarialTraining
+from lit_modules.coda.core.base import UpdateModule
 from lit_modules.networks import small_llama
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
-from lit_modules.synthia.text_to_image import TextToImage
-from lit_modules.unlearning.causal_lm import CausalLM
+from lit_modules.synthia.core.base import TextToImage
+from lit_modules.unlearning.core.causal_lm import CausalLM
 
 TRAIN = sorted(set(lit_modules.__all__) - {"InContext"})
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lit_modules.cli import STAGES
-from lit_modules.commands import COMMANDS
-from lit_modules.recipes import list_recipes
+from lit_modules.cli.commands import COMMANDS
+from lit_modules.cli.recipes import list_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,22 +17,22 @@ from callbacks import AdaptiveLR, ForgetStopping, GenerationLog
 from datamodules import SyntheticLUME
 from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
-from lit_modules.unlearning import combiners
+from lit_modules.unlearning.core import aggregators
 
 METHODS = ("NGDiff", "GradientDifference", "GradientAscent")
 """Methods that are trained, validated and tested."""
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "NGDiff-by-task": ("NGDiff", {}),
-    "GradientDifference-PCGrad": ("GradientDifference", {"combine": combiners.PCGrad()}),
+    "GradientDifference-PCGrad": ("GradientDifference", {"combine": aggregators.PCGrad()}),
     "KLMinimisation": ("KLMinimisation", {}),
     "NPO": ("NPO", {}),
     "NPO-kl": ("NPO", {"retain_term": "kl"}),
-    "NPO-Normalised": ("NPO", {"combine": combiners.Normalised()}),
-    "NPO-LossNormalised": ("NPO", {"combine": combiners.LossNormalised()}),
-    "NPO-PCGrad": ("NPO", {"combine": combiners.PCGrad()}),
-    "NPO-MGDA": ("NPO", {"combine": combiners.MGDA()}),
-    "NPO-IMTLG": ("NPO", {"combine": combiners.IMTLG()}),
-    "NPO-Projected": ("NPO", {"combine": combiners.Projected()}),
+    "NPO-Normalised": ("NPO", {"combine": aggregators.Normalised()}),
+    "NPO-LossNormalised": ("NPO", {"combine": aggregators.LossNormalised()}),
+    "NPO-PCGrad": ("NPO", {"combine": aggregators.PCGrad()}),
+    "NPO-MGDA": ("NPO", {"combine": aggregators.MGDA()}),
+    "NPO-IMTLG": ("NPO", {"combine": aggregators.IMTLG()}),
+    "NPO-Projected": ("NPO", {"combine": aggregators.Projected()}),
     "SimNPO": ("SimNPO", {}),
     "DPO": ("DPO", {}),
     "IDK": ("IDK", {}),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lit_modules.adversarial.adversarial_set import AdversarialSet, attack_dataset
+    from lit_modules.adversarial.core.adversarial_set import AdversarialSet, attack_dataset
     from lit_modules.adversarial.fast import FastTraining
     from lit_modules.adversarial.free import FreeTraining
     from lit_modules.adversarial.mart import MART

@@ -9,10 +9,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lit_modules.adversarial.base import INJECTED, Batch
-from lit_modules.adversarial.defaults import pgd_like, triangle
+from lit_modules.adversarial.core.base import INJECTED, Batch
+from lit_modules.adversarial.core.defaults import pgd_like, triangle
 from lit_modules.adversarial.pgd import PGDTraining
-from lit_modules.attacks.base import Attack
+from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.utils.resuming import stepping_batches
 
@@ -31,7 +31,7 @@ class FastTraining(PGDTraining):
     ``guard_drop`` from one check to the next, ``stop`` puts back the weights of the last good check and ends the
     training, ``warn`` only says so, and ``off`` never checks. What the guard has seen is kept in the checkpoint.
 
-    Batches, validation and test: see :class:`lit_modules.adversarial.base.AdversarialTraining`. Each step logs
+    Batches, validation and test: see :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each step logs
     ``train/loss`` and ``train/robust_accuracy``, both on the adversarial samples.
 
     Args:

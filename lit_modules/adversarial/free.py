@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_modules.adversarial.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.defaults import pgd_like, triangle
-from lit_modules.attacks.base import Attack
+from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
+from lit_modules.adversarial.core.defaults import pgd_like, triangle
+from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.utils.resuming import stepping_batches
 
@@ -32,8 +32,8 @@ class FreeTraining(AdversarialTraining):
 
     Optimization is manual: every replay counts as one step of the trainer, and clipping is set by ``clip_norm``. The
     classifier is in training mode throughout. Batches, validation and test: see
-    :class:`lit_modules.adversarial.base.AdversarialTraining`. Each batch logs ``train/loss`` (mean over the replays)
-    and ``train/robust_accuracy`` (last replay). Tried on one device and with DDP.
+    :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each batch logs ``train/loss`` (mean over the
+    replays) and ``train/robust_accuracy`` (last replay). Tried on one device and with DDP.
 
     Args:
         classifier: Gives logits ``(batch, classes)`` for images in [0, 1].

@@ -7,9 +7,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lit_modules.adversarial.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.objectives import mart_loss
-from lit_modules.attacks.base import Attack
+from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
+from lit_modules.adversarial.core.losses import mart_loss
+from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
 
 
@@ -22,10 +22,10 @@ class MART(AdversarialTraining):
     """Train on ``BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x))``.
 
     The boosted cross-entropy BCE also lowers the largest other probability, and the divergence counts most where the
-    clean sample is not classified correctly; see :func:`lit_modules.adversarial.objectives.mart_loss`. ``x'`` comes
+    clean sample is not classified correctly; see :func:`lit_modules.adversarial.core.losses.mart_loss`. ``x'`` comes
     from PGD on the cross-entropy. Batches, validation and test: see
-    :class:`lit_modules.adversarial.base.AdversarialTraining`. Each step logs ``train/loss``, ``train/accuracy`` (clean)
-    and ``train/robust_accuracy``.
+    :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each step logs ``train/loss``, ``train/accuracy``
+    (clean) and ``train/robust_accuracy``.
 
     Args:
         classifier: Gives logits ``(batch, classes)`` for images in [0, 1].

@@ -6,9 +6,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_modules.adversarial.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.defaults import default_optimizer
-from lit_modules.attacks.base import Attack
+from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
+from lit_modules.adversarial.core.defaults import default_optimizer
+from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
 
 
@@ -17,7 +17,7 @@ class PGDTraining(AdversarialTraining):
 
     Each batch is replaced by its adversarial samples, found in evaluation mode, and the mean cross-entropy on these
     alone is lowered in training mode. Batches, validation and test: see
-    :class:`lit_modules.adversarial.base.AdversarialTraining`. Each step logs ``train/loss`` and
+    :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each step logs ``train/loss`` and
     ``train/robust_accuracy``, both on the adversarial samples; a clean accuracy would cost a further pass.
 
     Args:

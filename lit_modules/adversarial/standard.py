@@ -6,10 +6,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_modules.adversarial.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.defaults import default_optimizer
-from lit_modules.attacks.base import Attack
-from lit_modules.attacks.checks import check_classes
+from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
+from lit_modules.adversarial.core.defaults import default_optimizer
+from lit_modules.attacks.engine.base import Attack
+from lit_modules.attacks.engine.checks import check_classes
 
 
 class StandardTraining(AdversarialTraining):
@@ -17,7 +17,8 @@ class StandardTraining(AdversarialTraining):
 
     Validation and test are those of the adversarial methods, so that a standard and a robust model are compared with
     the same numbers. Batches, validation and test: see
-    :class:`lit_modules.adversarial.base.AdversarialTraining`. Each step logs ``train/loss`` and ``train/accuracy``.
+    :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each step logs ``train/loss`` and
+    ``train/accuracy``.
 
     Args:
         classifier: Gives logits ``(batch, classes)`` for images in [0, 1].

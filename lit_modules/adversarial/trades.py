@@ -1,18 +1,19 @@
 """TRADES, the trade-off between accuracy and robustness."""
 
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lit_modules.adversarial.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.defaults import default_optimizer
-from lit_modules.adversarial.objectives import kl_divergence, trades_loss
-from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import Radius, check_positive
+from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
+from lit_modules.adversarial.core.defaults import default_optimizer
+from lit_modules.adversarial.core.losses import kl_divergence, trades_loss
+from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.checks import Radius, check_positive
+from lit_modules.attacks.engine.problem import Problem
 from lit_modules.attacks.pgd import LinfPGD
-from lit_modules.attacks.problem import Problem
+from lit_modules.utils.arguments import Unpack
 
 
 class KLPGD(LinfPGD):
@@ -26,7 +27,7 @@ class KLPGD(LinfPGD):
         steps: Number of steps.
         step_size: Step in units of the samples.
         noise: Standard deviation of the start, in units of the samples.
-        arguments: Arguments of :class:`lit_modules.attacks.base.Attack`, by name.
+        arguments: Arguments of :class:`lit_modules.attacks.engine.base.Attack`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -79,8 +80,8 @@ class TRADES(AdversarialTraining):
 
     ``x'`` maximises the divergence; see :class:`KLPGD`. Clean and adversarial samples pass the classifier one after the
     other, in training mode. Batches, validation and test: see
-    :class:`lit_modules.adversarial.base.AdversarialTraining`. Each step logs ``train/loss``, ``train/accuracy`` (clean)
-    and ``train/robust_accuracy``.
+    :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each step logs ``train/loss``, ``train/accuracy``
+    (clean) and ``train/robust_accuracy``.
 
     Args:
         classifier: Gives logits ``(batch, classes)`` for images in [0, 1].

@@ -8,20 +8,19 @@ if TYPE_CHECKING:
     from lit_modules.attacks.apgd import APGD, APGDT
     from lit_modules.attacks.autoattack import AutoAttack, AutoAttackResult
     from lit_modules.attacks.bandits import Bandits
-    from lit_modules.attacks.base import Attack, AttackResult
     from lit_modules.attacks.best_of import BestOf
     from lit_modules.attacks.carlini_wagner import CarliniWagner
-    from lit_modules.attacks.contexts import evaluation_mode, no_parameter_gradients
     from lit_modules.attacks.ddn import DDN
     from lit_modules.attacks.deepfool import DeepFool
     from lit_modules.attacks.elastic_net import ElasticNet
+    from lit_modules.attacks.engine.base import Attack, AttackResult
+    from lit_modules.attacks.engine.losses import SoftLogitMarginLoss, ZeroOneLoss
     from lit_modules.attacks.fab import FAB, FABT
     from lit_modules.attacks.fast_feature import FastFeature
     from lit_modules.attacks.fmn import FMN
     from lit_modules.attacks.gen_attack import GenAttack
     from lit_modules.attacks.jsma import JSMA
     from lit_modules.attacks.lbfgs import LBFGS
-    from lit_modules.attacks.losses import SoftLogitMarginLoss, ZeroOneLoss
     from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
     from lit_modules.attacks.nattack import NAttack
     from lit_modules.attacks.nes import NES
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from lit_modules.attacks.spsa import SPSA
     from lit_modules.attacks.square import Square
     from lit_modules.attacks.wrappers import EOT, FiniteDifference, NESGradient
+    from lit_modules.utils.model_modes import evaluation_mode, no_parameter_gradients
 else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments, warn_zero_gradient
-from lit_modules.attacks.checks import Radius, check_count
-from lit_modules.attacks.fixed_radius import BestSoFar
-from lit_modules.attacks.losses import Loss, LossName, resolve_loss, targeted_dlr
-from lit_modules.attacks.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box, steepest
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments, warn_zero_gradient
+from lit_modules.attacks.engine.checks import Radius, check_count
+from lit_modules.attacks.engine.fixed_radius import BestSoFar
+from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss, targeted_dlr
+from lit_modules.attacks.engine.norms import (
+    check_norm,
+    lp_norm,
+    normalise,
+    per_sample,
+    project,
+    project_l1_box,
+    steepest,
+)
+from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 LossAt = Callable[[Tensor], Loss]
 _STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius in units of eps, share of the steps

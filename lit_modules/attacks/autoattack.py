@@ -8,21 +8,22 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lit_modules.attacks.apgd import APGD, APGDT
-from lit_modules.attacks.base import Attack, AttackArguments, AttackResult
-from lit_modules.attacks.checks import Radius, check_samples
+from lit_modules.attacks.engine.base import Attack, AttackArguments, AttackResult
+from lit_modules.attacks.engine.checks import Radius, check_samples
+from lit_modules.attacks.engine.fixed_radius import BestSoFar
+from lit_modules.attacks.engine.losses import cross_entropy
+from lit_modules.attacks.engine.norms import check_norm, lp_norm
+from lit_modules.attacks.engine.oracle import Model
+from lit_modules.attacks.engine.problem import Outcome, Problem
 from lit_modules.attacks.fab import FAB, FABT
-from lit_modules.attacks.fixed_radius import BestSoFar
-from lit_modules.attacks.losses import cross_entropy
-from lit_modules.attacks.norms import check_norm, lp_norm
-from lit_modules.attacks.oracle import Model
-from lit_modules.attacks.problem import Outcome, Problem
 from lit_modules.attacks.square import Square
+from lit_modules.utils.arguments import Unpack
 
 Version = Literal["standard", "plus", "rand", "custom"]
 AttackNorm = Literal["linf", "l2", "l1"]

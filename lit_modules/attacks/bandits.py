@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import AttackArguments
-from lit_modules.attacks.checks import Radius, check_count, check_positive
-from lit_modules.attacks.estimators import EstimatedGradientAttack, Offer, ask, into_ball
-from lit_modules.attacks.losses import Loss, LossName
-from lit_modules.attacks.norms import normalise, steepest
+from lit_modules.attacks.engine.base import AttackArguments
+from lit_modules.attacks.engine.checks import Radius, check_count, check_positive
+from lit_modules.attacks.engine.estimators import EstimatedGradientAttack, Offer, ask, into_ball
+from lit_modules.attacks.engine.losses import Loss, LossName
+from lit_modules.attacks.engine.norms import normalise, steepest
+from lit_modules.attacks.engine.problem import Problem
 from lit_modules.attacks.pgd import step_length
-from lit_modules.attacks.problem import Problem
+from lit_modules.utils.arguments import Unpack
 
 
 class Bandits(EstimatedGradientAttack):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import Radius, check_radius
-from lit_modules.attacks.losses import margin
-from lit_modules.attacks.norms import lp_norm
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.checks import Radius, check_radius
+from lit_modules.attacks.engine.losses import margin
+from lit_modules.attacks.engine.norms import lp_norm
+from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 
 class BestOf(Attack):

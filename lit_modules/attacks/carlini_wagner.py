@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments, warn_zero_gradient
-from lit_modules.attacks.checks import check_count, check_positive
-from lit_modules.attacks.losses import Loss, margin
-from lit_modules.attacks.norms import lp_norm, per_sample
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments, warn_zero_gradient
+from lit_modules.attacks.engine.checks import check_count, check_positive
+from lit_modules.attacks.engine.losses import Loss, margin
+from lit_modules.attacks.engine.norms import lp_norm, per_sample
+from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 _IMPROVES = 0.9999  # a run whose loss falls by less than this factor in a tenth of its steps has stalled
 _INSIDE = (

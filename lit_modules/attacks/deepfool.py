@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import AttackArguments
-from lit_modules.attacks.checks import check_count
-from lit_modules.attacks.losses import margin
-from lit_modules.attacks.minimal import Iterate, MinimalAttack, State
-from lit_modules.attacks.norms import check_norm, lp_norm, per_sample, steepest
-from lit_modules.attacks.planes import DUAL, likely_others, nearest_plane
-from lit_modules.attacks.problem import Problem
+from lit_modules.attacks.engine.base import AttackArguments
+from lit_modules.attacks.engine.checks import check_count
+from lit_modules.attacks.engine.losses import margin
+from lit_modules.attacks.engine.minimum_norm import Iterate, MinimalAttack, State
+from lit_modules.attacks.engine.norms import check_norm, lp_norm, per_sample, steepest
+from lit_modules.attacks.engine.planes import DUAL, likely_others, nearest_plane
+from lit_modules.attacks.engine.problem import Problem
+from lit_modules.utils.arguments import Unpack
 
 _FURTHER = 0.01  # of the distance so far
 

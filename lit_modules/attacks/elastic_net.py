@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import AttackArguments
 from lit_modules.attacks.carlini_wagner import PenaltyAttack
-from lit_modules.attacks.norms import lp_norm, per_sample
-from lit_modules.attacks.problem import Problem
+from lit_modules.attacks.engine.base import AttackArguments
+from lit_modules.attacks.engine.norms import lp_norm, per_sample
+from lit_modules.attacks.engine.problem import Problem
+from lit_modules.utils.arguments import Unpack
 
 
 class ElasticNet(PenaltyAttack):

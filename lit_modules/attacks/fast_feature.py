@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.base import Attack, AttackArguments, AttackResult, warn_zero_gradient
-from lit_modules.attacks.checks import Radius, check_count, check_positive, check_samples
-from lit_modules.attacks.norms import random_in_ball
-from lit_modules.attacks.oracle import Model
+from lit_modules.attacks.engine.base import Attack, AttackArguments, AttackResult, warn_zero_gradient
+from lit_modules.attacks.engine.checks import Radius, check_count, check_positive, check_samples
+from lit_modules.attacks.engine.norms import random_in_ball
+from lit_modules.attacks.engine.oracle import Model
+from lit_modules.attacks.engine.problem import Outcome, Problem
 from lit_modules.attacks.pgd import step_length
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 
 @dataclass

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import AttackArguments
-from lit_modules.attacks.checks import check_positive
-from lit_modules.attacks.losses import margin
-from lit_modules.attacks.minimal import Iterate, MinimalAttack, State
-from lit_modules.attacks.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
-from lit_modules.attacks.planes import DUAL
-from lit_modules.attacks.problem import Problem
+from lit_modules.attacks.engine.base import AttackArguments
+from lit_modules.attacks.engine.checks import check_positive
+from lit_modules.attacks.engine.losses import margin
+from lit_modules.attacks.engine.minimum_norm import Iterate, MinimalAttack, State
+from lit_modules.attacks.engine.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
+from lit_modules.attacks.engine.planes import DUAL
+from lit_modules.attacks.engine.problem import Problem
+from lit_modules.utils.arguments import Unpack
 
 
 class FMN(MinimalAttack):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import Radius, check_count, check_positive
-from lit_modules.attacks.estimators import ask, best_version, chunks, into_ball
-from lit_modules.attacks.fixed_radius import BestSoFar
-from lit_modules.attacks.losses import Loss, LossName, resolve_loss
-from lit_modules.attacks.norms import check_norm
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.checks import Radius, check_count, check_positive
+from lit_modules.attacks.engine.estimators import ask, best_version, chunks, into_ball
+from lit_modules.attacks.engine.fixed_radius import BestSoFar
+from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
+from lit_modules.attacks.engine.norms import check_norm
+from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 
 class GenAttack(Attack):

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments
 from lit_modules.attacks.carlini_wagner import ConstantSearch, class_scales, nearest_lead
-from lit_modules.attacks.checks import check_count, check_positive
-from lit_modules.attacks.losses import Loss, LossName, margin, resolve_loss
-from lit_modules.attacks.norms import lp_norm, per_sample
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.checks import check_count, check_positive
+from lit_modules.attacks.engine.losses import Loss, LossName, margin, resolve_loss
+from lit_modules.attacks.engine.norms import lp_norm, per_sample
+from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Evaluation = tuple[float, Array]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import AttackArguments
-from lit_modules.attacks.checks import Radius, check_positive
-from lit_modules.attacks.fixed_radius import FixedRadiusAttack, Keep
-from lit_modules.attacks.losses import Loss, LossName
-from lit_modules.attacks.norms import per_sample, project, project_l1_box, steepest
-from lit_modules.attacks.problem import Problem
+from lit_modules.attacks.engine.base import AttackArguments
+from lit_modules.attacks.engine.checks import Radius, check_positive
+from lit_modules.attacks.engine.fixed_radius import FixedRadiusAttack, Keep
+from lit_modules.attacks.engine.losses import Loss, LossName
+from lit_modules.attacks.engine.norms import per_sample, project, project_l1_box, steepest
+from lit_modules.attacks.engine.problem import Problem
+from lit_modules.utils.arguments import Unpack
 
 
 class LinfPGD(FixedRadiusAttack):

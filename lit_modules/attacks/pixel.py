@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import check_count, check_positive
-from lit_modules.attacks.estimators import ask, chunks
-from lit_modules.attacks.losses import Loss, LossName, margin, resolve_loss
-from lit_modules.attacks.norms import lp_norm
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.checks import check_count, check_positive
+from lit_modules.attacks.engine.estimators import ask, chunks
+from lit_modules.attacks.engine.losses import Loss, LossName, margin, resolve_loss
+from lit_modules.attacks.engine.norms import lp_norm
+from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 
 class _PixelAttack(Attack):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import check_count
-from lit_modules.attacks.fixed_radius import BestSoFar
-from lit_modules.attacks.losses import Loss, LossName, check_per_sample, resolve_loss
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.checks import check_count
+from lit_modules.attacks.engine.fixed_radius import BestSoFar
+from lit_modules.attacks.engine.losses import Loss, LossName, check_per_sample, resolve_loss
+from lit_modules.attacks.engine.problem import Outcome, Problem
 from lit_modules.attacks.spatial import Border, check_border, check_images
+from lit_modules.utils.arguments import Unpack
 
 
 class RotationTranslation(Attack):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import check_count, check_positive
-from lit_modules.attacks.losses import margin
-from lit_modules.attacks.norms import per_sample
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.checks import check_count, check_positive
+from lit_modules.attacks.engine.losses import margin
+from lit_modules.attacks.engine.norms import per_sample
+from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 Border = Literal["zeros", "border", "reflection"]
 BORDERS: tuple[Border, ...] = ("zeros", "border", "reflection")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import AttackArguments
-from lit_modules.attacks.checks import Radius, check_count, check_positive
-from lit_modules.attacks.estimators import EstimatedGradientAttack, Offer, into_ball, spsa_gradient
-from lit_modules.attacks.losses import Loss, LossName
+from lit_modules.attacks.engine.base import AttackArguments
+from lit_modules.attacks.engine.checks import Radius, check_count, check_positive
+from lit_modules.attacks.engine.estimators import EstimatedGradientAttack, Offer, into_ball, spsa_gradient
+from lit_modules.attacks.engine.losses import Loss, LossName
+from lit_modules.attacks.engine.problem import Problem
 from lit_modules.attacks.pgd import step_length
-from lit_modules.attacks.problem import Problem
+from lit_modules.utils.arguments import Unpack
 
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.base import Attack, AttackArguments
-from lit_modules.attacks.checks import Radius, check_count
-from lit_modules.attacks.fixed_radius import BestSoFar
-from lit_modules.attacks.losses import Loss, LossName, resolve_loss
-from lit_modules.attacks.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
-from lit_modules.attacks.problem import Outcome, Problem
+from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.checks import Radius, check_count
+from lit_modules.attacks.engine.fixed_radius import BestSoFar
+from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
+from lit_modules.attacks.engine.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
+from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.utils.arguments import Unpack
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, of 10 000, after which the area halves
 _BLOCK = 64  # random numbers are drawn for so many queries at once

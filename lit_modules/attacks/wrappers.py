@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.checks import check_count, check_positive
-from lit_modules.attacks.oracle import Model, take_logits
-from lit_modules.attacks.random import SampleRandom
+from lit_modules.attacks.engine.checks import check_count, check_positive
+from lit_modules.attacks.engine.oracle import Model, take_logits
+from lit_modules.attacks.engine.random import SampleRandom
 
 
 class EOT(nn.Module):

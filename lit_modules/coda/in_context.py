@@ -6,13 +6,13 @@ from typing import Any
 from PIL.Image import Image
 from torchmetrics import Metric
 
-from lit_modules.coda.calls import RecordedChat, answers
-from lit_modules.coda.concepts import prompt_text
-from lit_modules.coda.conversations import check_conversation, conversation
-from lit_modules.coda.protocols import BackendError, ChatModel, ChatRequest, Reply
-from lit_modules.coda.store import Store
-from lit_modules.coda.update_base import Batch, QuestionModule
-from lit_modules.coda.update_scores import read_answers
+from lit_modules.coda.augmentation.calls import RecordedChat, answers
+from lit_modules.coda.backends.protocols import BackendError, ChatModel, ChatRequest, Reply
+from lit_modules.coda.core.base import Batch, QuestionModule
+from lit_modules.coda.core.concepts import prompt_text
+from lit_modules.coda.core.conversations import check_conversation, conversation
+from lit_modules.coda.core.scores import read_answers
+from lit_modules.coda.core.store import Store
 from lit_modules.utils.hashing import stable_seed
 
 Example = tuple[Image, str]

@@ -1,6 +1,5 @@
 """Defences that change a model's input, and the wrapper that lets attacks pass through them."""
 
-from lit_modules.attacks.contexts import evaluation_mode, no_parameter_gradients
 from lit_modules.defenses.bpda import BPDA
 from lit_modules.defenses.jpeg import JPEG
 from lit_modules.defenses.preprocess import Preprocess
@@ -13,6 +12,7 @@ from lit_modules.defenses.processors import (
     MeanSmoothing,
     MedianSmoothing,
 )
+from lit_modules.utils.model_modes import evaluation_mode, no_parameter_gradients
 
 __all__ = [
     "BPDA",

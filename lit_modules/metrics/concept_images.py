@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lit_modules.errors import closest
-from lit_modules.synthia.ontology_files import normalise
+from lit_modules.synthia.ontology.files import normalise
+from lit_modules.utils.errors import closest
 from lit_modules.utils.images import FORMATS, NOT_READ, read_picture_file
 
 ConceptImages = Mapping[str, Tensor | Sequence[Tensor]]

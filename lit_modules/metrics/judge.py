@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.metrics.affordances import BINS, BinnedMetric
-from lit_modules.synthia.judge import CRITERIA, Judge
+from lit_modules.synthia.judge.protocol import CRITERIA, Judge
 
 
 class JudgeScore(BinnedMetric):

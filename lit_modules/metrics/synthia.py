@@ -11,7 +11,6 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 from torchmetrics.wrappers.abstract import WrapperMetric
 
-from lit_modules.errors import closest
 from lit_modules.metrics.affordances import BINS, BinnedMean, BinnedMetric, nearest_concept
 from lit_modules.metrics.concept_images import ConceptImages, read_concept_images
 from lit_modules.metrics.image_text import (
@@ -22,8 +21,9 @@ from lit_modules.metrics.image_text import (
     recall_at_k,
     single_object_probability,
 )
-from lit_modules.synthia.ontology import Level, Ontology
-from lit_modules.synthia.ontology_files import normalise
+from lit_modules.synthia.ontology.files import normalise
+from lit_modules.synthia.ontology.graph import Level, Ontology
+from lit_modules.utils.errors import closest
 
 PROMPT = "an object used to {}"
 ONE, SEVERAL = "a photo of one object", "a photo of several objects"
@@ -328,7 +328,7 @@ class SynthiaScore(WrapperMetric):
 
     References:
         Numbers of the offline evaluation; the paper's own are those of a judge, see
-        :mod:`lit_modules.synthia.judge`. Ha et al., arXiv 2502.17793.
+        :mod:`lit_modules.synthia.judge.protocol`. Ha et al., arXiv 2502.17793.
     """
 
     def __init__(

@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from lit_modules.synthia.backbones.pixel import PixelDiffusion
     from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
     from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
-    from lit_modules.synthia.curriculum import (
+    from lit_modules.synthia.core.base import TextToImage
+    from lit_modules.synthia.core.encoding_cache import EncodingCache
+    from lit_modules.synthia.core.guards import RisingError, min_snr_weights
+    from lit_modules.synthia.core.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
+    from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
+    from lit_modules.synthia.core.schedule import StagedLR
+    from lit_modules.synthia.judge.models import EndpointJudge, LocalJudge
+    from lit_modules.synthia.judge.protocol import AskingJudge, Judge, NoAnswerError
+    from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
+    from lit_modules.synthia.ontology.curriculum import (
         Curriculum,
         CurriculumPair,
         build_curriculum,
@@ -20,21 +29,12 @@ if TYPE_CHECKING:
         stratified_sample,
         transform,
     )
-    from lit_modules.synthia.distance import AffordanceDistance, AffordancePair, AffordanceTable
-    from lit_modules.synthia.encoding_cache import EncodingCache
-    from lit_modules.synthia.guards import RisingError, min_snr_weights
-    from lit_modules.synthia.judge import AskingJudge, Judge, NoAnswerError
-    from lit_modules.synthia.judge_models import EndpointJudge, LocalJudge
-    from lit_modules.synthia.module import Synthia
-    from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
-    from lit_modules.synthia.ontology import Ontology
-    from lit_modules.synthia.ontology_files import Concept
-    from lit_modules.synthia.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
-    from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
-    from lit_modules.synthia.schedule import StagedLR
-    from lit_modules.synthia.text_encoders import TextEncoder
-    from lit_modules.synthia.text_to_image import TextToImage
-    from lit_modules.synthia.training import TextToImageTraining
+    from lit_modules.synthia.ontology.distance import AffordanceDistance, AffordancePair, AffordanceTable
+    from lit_modules.synthia.ontology.files import Concept
+    from lit_modules.synthia.ontology.graph import Ontology
+    from lit_modules.synthia.ontology.text_encoders import TextEncoder
+    from lit_modules.synthia.synthia import Synthia
+    from lit_modules.synthia.text_to_image import TextToImageTraining
 else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_modules.synthia.contrastive import (
+from lit_modules.synthia.core.contrastive import (
     ContrastiveObjective,
     Space,
     cosine_distance,
@@ -28,7 +28,7 @@ from lit_modules.synthia.contrastive import (
     squared_distance,
     weighted_mean,
 )
-from lit_modules.synthia.guards import RisingError, min_snr_weights
+from lit_modules.synthia.core.guards import RisingError, min_snr_weights
 
 __all__ = [
     "OBJECTIVES",

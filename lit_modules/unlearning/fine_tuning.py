@@ -8,9 +8,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.checkpoints import check_finite
-from lit_modules.unlearning.causal_lm import Batch, CausalLM, default_optimizer
-from lit_modules.unlearning.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.causal_lm import Batch, CausalLM, default_optimizer
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.utils.training_state import check_finite
 
 
 class CausalLMFineTuning(CausalLM):

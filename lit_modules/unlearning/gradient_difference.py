@@ -7,10 +7,10 @@ from peft import PeftConfig
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.unlearning.base import TwoTaskUnlearning
-from lit_modules.unlearning.causal_lm import default_optimizer
-from lit_modules.unlearning.combiners import GradientCombiner, check_combiner
-from lit_modules.unlearning.gradients import PairStatistics
+from lit_modules.unlearning.core.aggregators import GradientCombiner, check_combiner
+from lit_modules.unlearning.core.base import TwoTaskUnlearning
+from lit_modules.unlearning.core.causal_lm import default_optimizer
+from lit_modules.unlearning.core.gradients import PairStatistics
 
 
 class GradientDifference(TwoTaskUnlearning):
@@ -20,7 +20,7 @@ class GradientDifference(TwoTaskUnlearning):
     ``retain_weight * NLL(retain) - forget_weight * NLL(forget)``. As the forget loss grows so does its gradient, which
     then dominates: ``g_R . d`` is negative, and the step raises the retain loss, whenever
     ``forget_weight * n_F * cos > retain_weight * n_R``. A ``combine`` replaces the sum: ``PCGrad``, ``MGDA``, ``IMTLG``
-    or ``Projected`` of ``lit_modules.unlearning.combiners`` joins the gradients of the two weighted losses, and
+    or ``Projected`` of ``lit_modules.unlearning.core.aggregators`` joins the gradients of the two weighted losses, and
     ``Normalised`` makes this NGDiff.
 
     Batch, logged names and strategies are those of :class:`~lit_modules.NGDiff`.
@@ -37,7 +37,7 @@ class GradientDifference(TwoTaskUnlearning):
         retain_weight: Factor of the retain loss, ``alpha``.
         forget_weight: Factor of the forget loss, ``gamma``.
         combine: Rule that combines the gradients of the two weighted losses, such as
-            ``lit_modules.unlearning.combiners.PCGrad``; ``None`` takes their difference.
+            ``lit_modules.unlearning.core.aggregators.PCGrad``; ``None`` takes their difference.
         buffer: Where the forget gradient waits for the retain gradient: as it is, in half the memory, or on the CPU.
         metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
         max_new_tokens: Longest generated answer, in tokens.

@@ -8,10 +8,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.unlearning.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.combiners import GradientCombiner
-from lit_modules.unlearning.losses import summed_nll, target_tokens
-from lit_modules.unlearning.two_objectives import TwoObjectives
+from lit_modules.unlearning.core.aggregators import GradientCombiner
+from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
+from lit_modules.unlearning.core.forget_retain import TwoObjectives
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 
 
 class KLMinimisation(TwoObjectives):
@@ -23,7 +23,7 @@ class KLMinimisation(TwoObjectives):
 
     The reference is the network with its adapters off, else a frozen copy that is made once and is no part of the
     checkpoint. Batch and logged names are those of :class:`~lit_modules.NGDiff`, and ``train/forget_objective``; see
-    :class:`~lit_modules.unlearning.two_objectives.TwoObjectives`. ``train/retain_objective`` is the KL.
+    :class:`~lit_modules.unlearning.core.forget_retain.TwoObjectives`. ``train/retain_objective`` is the KL.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -36,8 +36,8 @@ class KLMinimisation(TwoObjectives):
         clip_norm: Largest norm of the direction; ``None`` leaves it alone.
         forget_weight: Factor of the forget objective, ``gamma``.
         retain_weight: Factor of the retain objective, ``alpha``.
-        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.combiners.Normalised``; ``None``
-            adds them.
+        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.core.aggregators.Normalised``;
+            ``None`` adds them.
         buffer: With ``combine``, where the forget gradient waits: as it is, in half the memory, or on the CPU.
         metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
         max_new_tokens: Longest generated answer, in tokens.

@@ -7,10 +7,10 @@ from peft import PeftConfig
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.unlearning.base import TwoTaskUnlearning
-from lit_modules.unlearning.causal_lm import default_optimizer
-from lit_modules.unlearning.combiners import loss_normalised_weights
-from lit_modules.unlearning.gradients import PairStatistics
+from lit_modules.unlearning.core.aggregators import loss_normalised_weights
+from lit_modules.unlearning.core.base import TwoTaskUnlearning
+from lit_modules.unlearning.core.causal_lm import default_optimizer
+from lit_modules.unlearning.core.gradients import PairStatistics
 
 
 class LossNorm(TwoTaskUnlearning):

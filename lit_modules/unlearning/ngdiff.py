@@ -10,11 +10,17 @@ from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.checkpoints import check_finite
-from lit_modules.unlearning.base import TwoTaskUnlearning
-from lit_modules.unlearning.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.gradients import PairStatistics, add_, global_norm, normalised_weight, normalised_weights
-from lit_modules.unlearning.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.base import TwoTaskUnlearning
+from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
+from lit_modules.unlearning.core.gradients import (
+    PairStatistics,
+    add_,
+    global_norm,
+    normalised_weight,
+    normalised_weights,
+)
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.utils.training_state import check_finite
 
 ROLES = ("forget", "retain")
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.unlearning.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.combiners import GradientCombiner
-from lit_modules.unlearning.losses import target_tokens
-from lit_modules.unlearning.objectives import npo_loss
-from lit_modules.unlearning.referenced import ReferencedObjectives
+from lit_modules.unlearning.core.aggregators import GradientCombiner
+from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
+from lit_modules.unlearning.core.losses import target_tokens
+from lit_modules.unlearning.core.objectives import npo_loss
+from lit_modules.unlearning.core.reference_policy import ReferencedObjectives
 
 
 class NPO(ReferencedObjectives):
@@ -26,7 +26,7 @@ class NPO(ReferencedObjectives):
 
     The reference's log-probabilities are computed once and cached, so no second model is held; with adapters they are
     those of the network with the adapters off. Batch and logged names are those of :class:`~lit_modules.NGDiff`, and
-    ``train/forget_objective``; see :class:`~lit_modules.unlearning.two_objectives.TwoObjectives`.
+    ``train/forget_objective``; see :class:`~lit_modules.unlearning.core.forget_retain.TwoObjectives`.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -42,7 +42,7 @@ class NPO(ReferencedObjectives):
         retain_weight: Factor of the retain objective, ``alpha``.
         retain_term: The retain objective: the NLL per target token, or ``KL(p_ref || p_theta)`` per attended position,
             which without adapters holds a frozen copy of the model.
-        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.combiners.Normalised``;
+        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.core.aggregators.Normalised``;
             ``None`` adds them.
         cache_dir: Folder of the cached log-probabilities; by default ``reference_log_probs`` in the trainer's root
             folder.

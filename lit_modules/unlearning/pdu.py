@@ -10,11 +10,11 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.unlearning.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.combiners import GradientCombiner
-from lit_modules.unlearning.losses import IGNORED
-from lit_modules.unlearning.objectives import every_logit, logit_margin_loss, scored_logits
-from lit_modules.unlearning.two_objectives import TwoObjectives
+from lit_modules.unlearning.core.aggregators import GradientCombiner
+from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
+from lit_modules.unlearning.core.forget_retain import TwoObjectives
+from lit_modules.unlearning.core.losses import IGNORED
+from lit_modules.unlearning.core.objectives import every_logit, logit_margin_loss, scored_logits
 
 
 class PDU(TwoObjectives):
@@ -27,7 +27,7 @@ class PDU(TwoObjectives):
 
     The level is ``(1 + tolerance)`` times the retain NLL before unlearning, here that of the first step's rows, unless
     it is given. Batch and logged names are those of :class:`~lit_modules.NGDiff`, and ``train/forget_objective``; see
-    :class:`~lit_modules.unlearning.two_objectives.TwoObjectives`.
+    :class:`~lit_modules.unlearning.core.forget_retain.TwoObjectives`.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -47,8 +47,8 @@ class PDU(TwoObjectives):
         warm_up_epochs: Epochs before the dual variable moves.
         forget_weight: Factor of the forget objective, ``gamma``.
         retain_weight: Factor of the retain objective, ``alpha``.
-        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.combiners.Normalised``; ``None``
-            adds them.
+        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.core.aggregators.Normalised``;
+            ``None`` adds them.
         buffer: With ``combine``, where the forget gradient waits: as it is, in half the memory, or on the CPU.
         metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
         max_new_tokens: Longest generated answer, in tokens.

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.unlearning.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.combiners import GradientCombiner
-from lit_modules.unlearning.losses import IGNORED
-from lit_modules.unlearning.objectives import activation_loss
-from lit_modules.unlearning.reference import frozen_copy
-from lit_modules.unlearning.two_objectives import TwoObjectives
+from lit_modules.unlearning.core.aggregators import GradientCombiner
+from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
+from lit_modules.unlearning.core.forget_retain import TwoObjectives
+from lit_modules.unlearning.core.losses import IGNORED
+from lit_modules.unlearning.core.objectives import activation_loss
+from lit_modules.unlearning.core.reference import frozen_copy
 
 
 class RMU(TwoObjectives):
@@ -32,9 +32,9 @@ class RMU(TwoObjectives):
     The reference is the network with its adapters off, else a frozen copy of the lower blocks that is made once and is
     no part of the checkpoint. No NLL is computed, so neither ``train/forget_loss`` nor ``train/retain_loss`` is logged,
     and ``callbacks.ForgetStopping`` has nothing to watch. Batch and strategies are those of
-    :class:`~lit_modules.NGDiff`; see :class:`~lit_modules.unlearning.two_objectives.TwoObjectives`. The defaults are
-    those of the reference framework; the authors use a ``coefficient`` of 6.5 or 20 and a ``retain_weight`` of 100 to
-    1200 with ``train_only`` the down-projections of three blocks.
+    :class:`~lit_modules.NGDiff`; see :class:`~lit_modules.unlearning.core.forget_retain.TwoObjectives`. The defaults
+    are those of the reference framework; the authors use a ``coefficient`` of 6.5 or 20 and a ``retain_weight`` of 100
+    to 1200 with ``train_only`` the down-projections of three blocks.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -54,8 +54,8 @@ class RMU(TwoObjectives):
             else it is the mean of the rows' sums times the mean of one over their lengths.
         forget_weight: Factor of the forget objective, ``gamma``.
         retain_weight: Factor of the retain objective, ``alpha``.
-        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.combiners.Normalised``; ``None``
-            adds them.
+        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.core.aggregators.Normalised``;
+            ``None`` adds them.
         buffer: With ``combine``, where the forget gradient waits: as it is, in half the memory, or on the CPU.
         metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
         max_new_tokens: Longest generated answer, in tokens.

@@ -9,11 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.unlearning.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.combiners import GradientCombiner
-from lit_modules.unlearning.losses import sequence_nll
-from lit_modules.unlearning.objectives import simnpo_loss
-from lit_modules.unlearning.two_objectives import TwoObjectives
+from lit_modules.unlearning.core.aggregators import GradientCombiner
+from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
+from lit_modules.unlearning.core.forget_retain import TwoObjectives
+from lit_modules.unlearning.core.losses import sequence_nll
+from lit_modules.unlearning.core.objectives import simnpo_loss
 
 
 class SimNPO(TwoObjectives):
@@ -25,7 +25,7 @@ class SimNPO(TwoObjectives):
     ``beta nll / |y| - gamma``, so their ``gamma`` is ``beta * delta``.
 
     Batch and logged names are those of :class:`~lit_modules.NGDiff`, and ``train/forget_objective``; see
-    :class:`~lit_modules.unlearning.two_objectives.TwoObjectives`.
+    :class:`~lit_modules.unlearning.core.forget_retain.TwoObjectives`.
 
     Args:
         model: Causal language model, or the name or folder to load it from.
@@ -42,8 +42,8 @@ class SimNPO(TwoObjectives):
         retain_weight: Factor of the retain objective, ``alpha``.
         retain_term: The retain objective: the NLL per target token, or ``KL(p_ref || p_theta)`` per attended position,
             which without adapters holds a frozen copy of the model.
-        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.combiners.Normalised``; ``None``
-            adds them.
+        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.core.aggregators.Normalised``;
+            ``None`` adds them.
         buffer: With ``combine``, where the forget gradient waits: as it is, in half the memory, or on the CPU.
         metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
         max_new_tokens: Longest generated answer, in tokens.

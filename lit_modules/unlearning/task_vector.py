@@ -10,12 +10,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.checkpoints import check_finite
-from lit_modules.unlearning.base import Unlearning
-from lit_modules.unlearning.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.gradients import global_norm
-from lit_modules.unlearning.losses import summed_nll, target_tokens
-from lit_modules.unlearning.reference import model_hash
+from lit_modules.unlearning.core.base import Unlearning
+from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
+from lit_modules.unlearning.core.gradients import global_norm
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.reference import model_hash
+from lit_modules.utils.training_state import check_finite
 
 
 class TaskVector(Unlearning):

@@ -40,7 +40,7 @@ def use_long_name(name: str) -> None:
 
 
 class _ShortNames(MetaPathFinder, Loader):
-    """Import of ``datamodules.lume`` as ``lit_modules.datamodules.lume``."""
+    """Import of ``datamodules.lume.lume`` as ``lit_modules.datamodules.lume.lume``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

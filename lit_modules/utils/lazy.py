@@ -20,8 +20,9 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
         file: ``__file__`` of the package.
 
     Example:
-        >>> _, names = lazy_names("lit_modules.utils", __file__)
-        >>> "lazy" in names()
+        >>> import lit_modules
+        >>> get, names = lazy_names("lit_modules", lit_modules.__file__)
+        >>> "NGDiff" in names()
         True
     """
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))

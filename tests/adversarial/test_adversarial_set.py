@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_modules.adversarial import AdversarialSet, PGDTraining, attack_dataset
 from lit_modules.attacks import FMN, L2PGD, FastFeature, LinfPGD
-from lit_modules.attacks.norms import lp_norm
+from lit_modules.attacks.engine.norms import lp_norm
 
 COLUMNS = ("index", "label", "prediction", "adversarial_prediction", "success", "distance", "forward_passes")
 

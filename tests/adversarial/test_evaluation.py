@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datamodules.variants import BitDepth, Gamma, Saturate, Smooth
-from lit_modules.adversarial.evaluation import RobustEvaluation, hash_weights, name_attacks
+from lit_modules.adversarial.core.evaluation import RobustEvaluation, hash_weights, name_attacks
+from lit_modules.adversarial.core.report import markdown, plot_examples, table
 from lit_modules.adversarial.pgd import PGDTraining
-from lit_modules.adversarial.report import markdown, plot_examples, table
 from lit_modules.attacks.apgd import APGD
-from lit_modules.attacks.base import Attack, AttackResult
+from lit_modules.attacks.engine.base import Attack, AttackResult
 from lit_modules.attacks.pgd import FGSM, L1PGD, L2PGD, LinfPGD
 from lit_modules.defenses import BPDA, Preprocess
 from lit_modules.metrics.robustness import wilson_interval

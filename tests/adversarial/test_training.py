@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from callbacks import AdversarialWeightPerturbation
 from lit_modules import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
 from lit_modules.adversarial import KLPGD
-from lit_modules.adversarial.objectives import kl_divergence, mart_loss, trades_loss
+from lit_modules.adversarial.core.losses import kl_divergence, mart_loss, trades_loss
 from lit_modules.attacks.pgd import L2PGD, LinfPGD
 
 METHODS: list[Any] = [PGDTraining, StandardTraining, TRADES, MART, FreeTraining, FastTraining]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lit_modules.attacks.apgd import APGD, APGDT
 from lit_modules.attacks.autoattack import AutoAttack
-from lit_modules.attacks.base import Attack
+from lit_modules.attacks.engine.base import Attack
+from lit_modules.attacks.engine.fixed_radius import FixedRadiusAttack
+from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.fab import FAB
-from lit_modules.attacks.fixed_radius import FixedRadiusAttack
-from lit_modules.attacks.norms import lp_norm
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.attacks.square import Square
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lit_modules.attacks.apgd import APGD
 from lit_modules.attacks.autoattack import AutoAttack
-from lit_modules.attacks.base import Attack
+from lit_modules.attacks.engine.base import Attack
+from lit_modules.attacks.engine.problem import Outcome, Problem
 from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2PGD, LinfPGD
-from lit_modules.attacks.problem import Outcome, Problem
 from lit_modules.attacks.square import Square
 from lit_modules.attacks.wrappers import EOT
 

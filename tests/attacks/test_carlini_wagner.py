@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.carlini_wagner import CarliniWagner, ConstantSearch, class_scales, nearest_lead
-from lit_modules.attacks.losses import margin
+from lit_modules.attacks.engine.losses import margin
 
 
 def linear(classes: int, size: int = 20) -> nn.Linear:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lit_modules.attacks
 from lit_modules.attacks import Attack, AttackResult
-from lit_modules.attacks.norms import lp_norm
+from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.utils.fingerprint import identify
 
 NORMS = ["linf", "l2", "l1"]

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from lit_modules import attacks
-from lit_modules.attacks.norms import lp_norm
+from lit_modules.attacks.engine.norms import lp_norm
 
 NORMS = ["linf", "l2", "l1"]
 GRADIENT = [

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks import EOT, LinfPGD
-from lit_modules.attacks.contexts import evaluation_mode, modules_of, no_parameter_gradients
 from lit_modules.defenses import BPDA
+from lit_modules.utils.model_modes import evaluation_mode, modules_of, no_parameter_gradients
 
 
 def network() -> nn.Sequential:

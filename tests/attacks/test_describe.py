@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks import FGSM, L2BIM, AutoAttack, BestOf, LinfBIM, LinfPGD, SparseL1Descent
-from lit_modules.attacks.losses import margin
+from lit_modules.attacks.engine.losses import margin
 from lit_modules.utils.fingerprint import identify
 
 

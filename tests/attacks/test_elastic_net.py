@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lit_modules.attacks.carlini_wagner import CarliniWagner
 from lit_modules.attacks.elastic_net import ElasticNet
-from lit_modules.attacks.norms import lp_norm
+from lit_modules.attacks.engine.norms import lp_norm
 
 Rule = Literal["en", "l1"]
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.bandits import Bandits
-from lit_modules.attacks.base import Attack
-from lit_modules.attacks.estimators import chunks, nes_gradient, spsa_gradient, weighted_sum
+from lit_modules.attacks.engine.base import Attack
+from lit_modules.attacks.engine.estimators import chunks, nes_gradient, spsa_gradient, weighted_sum
+from lit_modules.attacks.engine.norms import lp_norm
+from lit_modules.attacks.engine.random import SampleRandom
 from lit_modules.attacks.gen_attack import GenAttack
 from lit_modules.attacks.nattack import NAttack
 from lit_modules.attacks.nes import NES
-from lit_modules.attacks.norms import lp_norm
-from lit_modules.attacks.random import SampleRandom
 from lit_modules.attacks.spsa import SPSA
 
 ESTIMATES = [spsa_gradient, nes_gradient]

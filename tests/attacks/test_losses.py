@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_modules.attacks import BestOf, LinfPGD, SoftLogitMarginLoss, Square, ZeroOneLoss
-from lit_modules.attacks.losses import LOSSES, margin, resolve_loss, soft_margin, zero_one
+from lit_modules.attacks.engine.losses import LOSSES, margin, resolve_loss, soft_margin, zero_one
 
 
 def logits(count: int = 20, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lit_modules.attacks.ddn import DDN
 from lit_modules.attacks.deepfool import DeepFool
+from lit_modules.attacks.engine.minimum_norm import MinimalAttack
 from lit_modules.attacks.fab import FAB, FABT
 from lit_modules.attacks.fmn import FMN
-from lit_modules.attacks.minimal import MinimalAttack
 
 Make = Callable[..., MinimalAttack]
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
-from lit_modules.attacks.norms import lp_norm
 from lit_modules.attacks.pgd import L2BIM, LinfBIM
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.optimize import brentq
 from torch import Tensor
 
-from lit_modules.attacks.norms import (
+from lit_modules.attacks.engine.norms import (
     Norm,
     check_norm,
     lp_norm,
@@ -21,7 +21,7 @@ from lit_modules.attacks.norms import (
     random_in_ball,
     steepest,
 )
-from lit_modules.attacks.random import SampleRandom
+from lit_modules.attacks.engine.random import SampleRandom
 
 BALLS: list[Norm] = ["linf", "l2", "l1"]
 DUAL = {"linf": "l1", "l2": "l2"}

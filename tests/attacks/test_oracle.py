@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks import EOT, FGSM, FiniteDifference, LinfPGD, NESGradient, Square
-from lit_modules.attacks.oracle import Oracle, take_logits
+from lit_modules.attacks.engine.oracle import Oracle, take_logits
 from lit_modules.defenses import BPDA
 
 INNERMOST = (288, 1, 24, 3)  # strides of a batch of 3 x 12 x 8 with the channels innermost

@@ -28,7 +28,7 @@ from lit_modules.attacks import (
     LinfPGD,
     Square,
 )
-from lit_modules.attacks.norms import lp_norm
+from lit_modules.attacks.engine.norms import lp_norm
 
 POINTS = 0.4  # largest difference of robust accuracies, in percentage points
 LONGER = 1.02  # largest ratio of median distances

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from lit_modules.attacks.base import Attack
-from lit_modules.attacks.norms import lp_norm
+from lit_modules.attacks.engine.base import Attack
+from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2BIM, L2PGD, LinfBIM, LinfPGD, SparseL1Descent
 
 Keep = Any

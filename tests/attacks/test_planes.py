@@ -10,8 +10,8 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 from lit_modules.attacks.ddn import DDN
-from lit_modules.attacks.planes import differences, likely_others, nearest_plane, project_on_plane
-from lit_modules.attacks.problem import Problem
+from lit_modules.attacks.engine.planes import differences, likely_others, nearest_plane, project_on_plane
+from lit_modules.attacks.engine.problem import Problem
 
 
 def problem_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Problem:

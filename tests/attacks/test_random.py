@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from lit_modules.attacks.random import SampleRandom, sample_keys
+from lit_modules.attacks.engine.random import SampleRandom, sample_keys
 
 
 def samples(count: int = 8, seed: int = 0) -> Tensor:

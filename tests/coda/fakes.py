@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_modules.coda.concepts import Concept, ConfusablePair
-from lit_modules.coda.inputs import PairTask
-from lit_modules.coda.presets import CoDASettings, preset
-from lit_modules.coda.protocols import Capabilities, Message, Reply, Usage
+from lit_modules.coda.augmentation.inputs import PairTask
+from lit_modules.coda.augmentation.presets import CoDASettings, preset
+from lit_modules.coda.backends.protocols import Capabilities, Message, Reply, Usage
+from lit_modules.coda.core.concepts import Concept, ConfusablePair
 
 COLOURS = {"red": (1.0, 0.1, 0.1), "blue": (0.1, 0.1, 1.0)}
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from lit_modules.coda.pipeline import CoDAPipeline
-from lit_modules.coda.store import Store
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline
+from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
 
 POINTS, SEED = 20, 20260

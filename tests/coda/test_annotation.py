@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lit_modules.coda.annotation import export_annotation, fleiss_kappa, score_annotation
-from lit_modules.coda.pipeline import CoDAPipeline
-from lit_modules.coda.store import Store
+from lit_modules.coda.augmentation.annotation import export_annotation, fleiss_kappa, score_annotation
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline
+from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
 
 KIND = "visual_contrastive"

@@ -10,16 +10,16 @@ import yaml
 from PIL import Image
 
 from datamodules import DrawnSpecies
-from datamodules.few_shot import FewShotPairs
+from datamodules.few_shot.few_shot import FewShotPairs
 from lit_modules.cli import main
-from lit_modules.coda.armada_lite import ArmadaLite, EditResult, ImageEditor
-from lit_modules.coda.backends_edit import DiffusersEdits
-from lit_modules.coda.concepts import Concept, ConfusablePair
-from lit_modules.coda.edit_requests import EditSettings
-from lit_modules.coda.inputs import PairTask
-from lit_modules.coda.protocols import BudgetExhausted, Message, Reply
-from lit_modules.coda.store import Store
-from lit_modules.errors import UsageError
+from lit_modules.coda.augmentation.armada_lite import ArmadaLite, EditResult, ImageEditor
+from lit_modules.coda.augmentation.edit_requests import EditSettings
+from lit_modules.coda.augmentation.inputs import PairTask
+from lit_modules.coda.backends.editing import DiffusersEdits
+from lit_modules.coda.backends.protocols import BudgetExhausted, Message, Reply
+from lit_modules.coda.core.concepts import Concept, ConfusablePair
+from lit_modules.coda.core.store import Store
+from lit_modules.utils.errors import UsageError
 from tests.coda.fakes import FakeChat, discs, support
 from tests.tiny_pipelines import autoencoder, clip_text, clip_tokenizer, u_net
 

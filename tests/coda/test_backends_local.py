@@ -26,11 +26,10 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_serve_available
 
-from lit_modules.coda.backends_local import ClipEmbedder, DiffusersImages, LocalChat
-from lit_modules.coda.backends_remote import BoundedEndpoint, RemoteChat
-from lit_modules.coda.model_versions import model_version
-from lit_modules.coda.pipeline import CoDAPipeline
-from lit_modules.coda.protocols import (
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline
+from lit_modules.coda.backends.local import ClipEmbedder, DiffusersImages, LocalChat
+from lit_modules.coda.backends.model_versions import model_version
+from lit_modules.coda.backends.protocols import (
     BackendError,
     BatchChatModel,
     ChatModel,
@@ -40,8 +39,9 @@ from lit_modules.coda.protocols import (
     Reply,
     user_message,
 )
-from lit_modules.coda.store import Store
-from lit_modules.kv_cache import cache_argument
+from lit_modules.coda.backends.remote import BoundedEndpoint, RemoteChat
+from lit_modules.coda.core.store import Store
+from lit_modules.utils.kv_cache import cache_argument
 from tests.coda.fakes import FakeChat, discs, tiny
 
 WORDS = ["[PAD]", "[BOS]", "[UNK]", "[EOS]", "<image>", "user", "assistant", "[UNUSED]"]

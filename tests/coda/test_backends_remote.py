@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_modules.coda.backends_remote import BoundedEndpoint, Budget, RemoteChat, RemoteImages
-from lit_modules.coda.calls import RecordedChat
-from lit_modules.coda.estimate import Prices
-from lit_modules.coda.pipeline import CoDAPipeline, PipelineResult
-from lit_modules.coda.protocols import (
+from lit_modules.coda.augmentation.calls import RecordedChat
+from lit_modules.coda.augmentation.estimate import Prices
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult
+from lit_modules.coda.backends.protocols import (
     BackendError,
     BatchChatModel,
     BudgetExhausted,
@@ -27,7 +26,8 @@ from lit_modules.coda.protocols import (
     Usage,
     user_message,
 )
-from lit_modules.coda.store import Store
+from lit_modules.coda.backends.remote import BoundedEndpoint, Budget, RemoteChat, RemoteImages
+from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
 from tests.scripted_server import ScriptedServer
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lit_modules.coda.concepts import Concept, ConfusablePair
-from lit_modules.coda.confusable_pairs import (
+from lit_modules.coda.augmentation.confusable_pairs import (
     ConfusionTable,
     confusion_questions,
     draw_subset,
@@ -15,6 +14,7 @@ from lit_modules.coda.confusable_pairs import (
     options_question,
     save_pairs,
 )
+from lit_modules.coda.core.concepts import Concept, ConfusablePair
 from tests.coda.fakes import FakeChat
 
 SPECIES = [f"Species {letter}" for letter in "ABCDEFGHIJKLMNOPQRST"]

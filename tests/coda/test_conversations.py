@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_modules.coda.conversations import (
+from lit_modules.coda.core.conversations import (
     IGNORED,
     answer_tokens,
     check_conversation,

@@ -1,8 +1,7 @@
 import pytest
 from PIL import Image
 
-from lit_modules.coda.concepts import Concept
-from lit_modules.coda.features import (
+from lit_modules.coda.augmentation.features import (
     KINDS,
     FeatureAnswer,
     FeatureKind,
@@ -11,7 +10,8 @@ from lit_modules.coda.features import (
     feature_request,
     join_answers,
 )
-from lit_modules.coda.protocols import Capabilities, ChatRequest, Reply
+from lit_modules.coda.backends.protocols import Capabilities, ChatRequest, Reply
+from lit_modules.coda.core.concepts import Concept
 
 TARGET = Concept("Red Disc", knowledge_text="Rings [bright] of <image> red.")
 OTHER = Concept("Blue Disc", aliases=("Azure Disc",))

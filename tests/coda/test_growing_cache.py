@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from lit_modules.coda.growing_cache import make_room
+from lit_modules.coda.core.growing_cache import make_room
 
 
 def states(rows: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.few_shot import FewShotPairs
-from lit_modules.coda.answers import normalise_answer, read_answer
-from lit_modules.coda.concepts import Concept, ConfusablePair
-from lit_modules.coda.export import export_images
-from lit_modules.coda.inputs import PairTask
-from lit_modules.coda.parsing import MalformedAnswer, parse_bits, parse_features, parse_yes_no
-from lit_modules.coda.pictures import read_picture
-from lit_modules.coda.pipeline import CoDAPipeline, PipelineResult
-from lit_modules.coda.store import Store
+from datamodules.few_shot.few_shot import FewShotPairs
+from lit_modules.coda.augmentation.export import export_images
+from lit_modules.coda.augmentation.inputs import PairTask
+from lit_modules.coda.augmentation.parsing import MalformedAnswer, parse_bits, parse_features, parse_yes_no
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult
+from lit_modules.coda.core.answers import normalise_answer, read_answer
+from lit_modules.coda.core.concepts import Concept, ConfusablePair
+from lit_modules.coda.core.pictures import read_picture
+from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, support, tiny
 
 CYRILLIC, FULL_WIDTH = "\u0410dder", "\uff21dder"

@@ -9,26 +9,26 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_modules.coda.concepts import Concept
-from lit_modules.coda.generation import image_prompt, negative_prompt, plan_images
-from lit_modules.coda.parsing import MalformedAnswer
-from lit_modules.coda.pictures import (
-    near_duplicate,
-    perceptual_hash,
-    picture_problem,
-    png_bytes,
-    png_key,
-    read_picture,
-)
-from lit_modules.coda.presets import CoDASettings, preset
-from lit_modules.coda.protocols import Capabilities, ImageRequest
-from lit_modules.coda.verification import (
+from lit_modules.coda.augmentation.generation import image_prompt, negative_prompt, plan_images
+from lit_modules.coda.augmentation.parsing import MalformedAnswer
+from lit_modules.coda.augmentation.presets import CoDASettings, preset
+from lit_modules.coda.augmentation.verification import (
     accept_images,
     clip_bits,
     image_score,
     prefers_target,
     read_verification,
     verification_requests,
+)
+from lit_modules.coda.backends.protocols import Capabilities, ImageRequest
+from lit_modules.coda.core.concepts import Concept
+from lit_modules.coda.core.pictures import (
+    near_duplicate,
+    perceptual_hash,
+    picture_problem,
+    png_bytes,
+    png_key,
+    read_picture,
 )
 
 FROG = Concept("Phyllobates <image> samperi", "frog")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.few_shot import FewShotPairs
+from datamodules.few_shot.few_shot import FewShotPairs
 from lit_modules.cli import main
-from lit_modules.coda.backends_remote import BoundedEndpoint, RemoteChat
+from lit_modules.coda.backends.protocols import BackendError, Capabilities, Message, Reply
+from lit_modules.coda.backends.remote import BoundedEndpoint, RemoteChat
 from lit_modules.coda.in_context import InContext
-from lit_modules.coda.protocols import BackendError, Capabilities, Message, Reply
 from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
 from tests.coda.test_updating import trainer
 from tests.scripted_server import ScriptedServer

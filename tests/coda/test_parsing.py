@@ -2,9 +2,15 @@ import hashlib
 
 import pytest
 
-from lit_modules.coda.answers import normalise_answer, read_answer
-from lit_modules.coda.concepts import Concept, ConfusablePair, prompt_text, safe_name, unique_pairs
-from lit_modules.coda.parsing import MalformedAnswer, join_features, parse_bits, parse_features, parse_yes_no
+from lit_modules.coda.augmentation.parsing import (
+    MalformedAnswer,
+    join_features,
+    parse_bits,
+    parse_features,
+    parse_yes_no,
+)
+from lit_modules.coda.core.answers import normalise_answer, read_answer
+from lit_modules.coda.core.concepts import Concept, ConfusablePair, prompt_text, safe_name, unique_pairs
 from lit_modules.utils.hashing import stable_hash, stable_seed
 
 

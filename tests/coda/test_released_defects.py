@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 
 from callbacks import ResultRecord
-from datamodules.few_shot import FewShotPairs
-from datamodules.few_shot_samples import METHODS
+from datamodules.few_shot.few_shot import FewShotPairs
+from datamodules.few_shot.samples import METHODS
 from lit_modules.cli import main
-from lit_modules.coda.answers import read_answer
-from lit_modules.coda.backends_local import DiffusersImages, LocalChat
-from lit_modules.coda.conversations import IGNORED, check_conversation, conversation
-from lit_modules.coda.pipeline import CoDAPipeline
-from lit_modules.coda.presets import preset
-from lit_modules.coda.protocols import user_message
-from lit_modules.coda.store import Store
-from lit_modules.coda.updating import CoDA
-from lit_modules.errors import UsageError
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline
+from lit_modules.coda.augmentation.presets import preset
+from lit_modules.coda.backends.local import DiffusersImages, LocalChat
+from lit_modules.coda.backends.protocols import user_message
+from lit_modules.coda.coda import CoDA
+from lit_modules.coda.core.answers import read_answer
+from lit_modules.coda.core.conversations import IGNORED, check_conversation, conversation
+from lit_modules.coda.core.store import Store
 from lit_modules.metrics.few_shot import PairAccuracy
+from lit_modules.utils.errors import UsageError
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
 from tests.coda.test_updating import make, trainer
 
@@ -260,7 +260,7 @@ def test_defect_9_booleans_of_the_command_line_are_read(
 
 
 def test_defect_10_no_path_or_device_of_a_machine_is_written_down(repository: Path) -> None:
-    places = [*repository.glob("lit_modules/coda/*.py"), *repository.glob("lit_modules/commands/coda*.py")]
+    places = [*repository.glob("lit_modules/coda/**/*.py"), *repository.glob("lit_modules/cli/coda/*.py")]
     places += [*repository.glob("datamodules/few_shot*.py"), *repository.glob("configs/*coda*/*.yaml")]
     assert len(places) > 40
     own = re.compile(r"/(?:home|root|mnt|data\d*|scratch|net|local\w*|Users)/|cuda:\d|CUDA_VISIBLE_DEVICES|[A-Z]:\\\\")

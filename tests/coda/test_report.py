@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_modules.coda.confusable_pairs import ConfusionTable, save_pairs
-from lit_modules.coda.estimate import Prices
-from lit_modules.coda.inputs import PairTask
-from lit_modules.coda.pictures import png_bytes
-from lit_modules.coda.pipeline import CoDAPipeline, Until
-from lit_modules.coda.report import write_report
-from lit_modules.coda.report_pictures import MAX_BYTES, SIDE, thumbnail
-from lit_modules.coda.report_results import read_results, result_tables
-from lit_modules.coda.store import Store
+from lit_modules.coda.augmentation.confusable_pairs import ConfusionTable, save_pairs
+from lit_modules.coda.augmentation.estimate import Prices
+from lit_modules.coda.augmentation.inputs import PairTask
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline, Until
+from lit_modules.coda.augmentation.report.page import write_report
+from lit_modules.coda.augmentation.report.pictures import MAX_BYTES, SIDE, thumbnail
+from lit_modules.coda.augmentation.report.results import read_results, result_tables
+from lit_modules.coda.core.pictures import png_bytes
+from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
 
 EVIL = "<script>alert(\"x\")</script>' onerror='x ../../etc"

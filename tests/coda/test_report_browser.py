@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from lit_modules.coda.inputs import PairTask
-from lit_modules.coda.pipeline import CoDAPipeline
-from lit_modules.coda.report import write_report
-from lit_modules.coda.store import Store
+from lit_modules.coda.augmentation.inputs import PairTask
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline
+from lit_modules.coda.augmentation.report.page import write_report
+from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
 
 pytestmark = pytest.mark.browser

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from lit_modules.coda.backends_local import LocalChat
-from lit_modules.coda.conversations import encode, render
-from lit_modules.coda.protocols import BackendError, ChatRequest, Reply, user_message
-from lit_modules.coda.update_models import generate
-from lit_modules.synthia.judge_models import LocalJudge
+from lit_modules.coda.backends.local import LocalChat
+from lit_modules.coda.backends.protocols import BackendError, ChatRequest, Reply, user_message
+from lit_modules.coda.core.conversations import encode, render
+from lit_modules.coda.core.image_text_models import generate
+from lit_modules.synthia.judge.models import LocalJudge
 from tests.coda.tiny_llava import TEMPLATE, picture, processor, write
 
 ALWAYS = "<|assistant|><think>\n"

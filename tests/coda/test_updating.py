@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor, ViTConfig, ViTForImageClassification
 
 from callbacks import SavePretrained
-from datamodules.few_shot import FewShotPairs
-from lit_modules.coda.classifier import ClassifierUpdate
-from lit_modules.coda.update_presets import update_preset
-from lit_modules.coda.update_scores import read_answers
-from lit_modules.coda.updating import CoDA
+from datamodules.few_shot.few_shot import FewShotPairs
+from lit_modules.coda.classifier_update import ClassifierUpdate
+from lit_modules.coda.coda import CoDA
+from lit_modules.coda.core.presets import update_preset
+from lit_modules.coda.core.scores import read_answers
 from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
 from tests.coda.tiny_llava import picture
 

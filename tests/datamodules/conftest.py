@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import LUME
-from datamodules.bpe import train_bpe
+from datamodules.common.bpe import train_bpe
 
 
 @pytest.fixture(scope="session")

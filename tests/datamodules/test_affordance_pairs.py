@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.affordance_files import ImageStore, read_image_pairs
-from datamodules.affordance_pairs import AffordancePairs
+from datamodules.affordances.files import ImageStore, read_image_pairs
+from datamodules.affordances.pairs import AffordancePairs
 
 STAGES = ((("pour", "ride"), ("hold", "sit")), (("fly", "store"),), (("cut", "rest"),))
 

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.affordance_sampling import CurriculumSampler, Mode
-from datamodules.sampling import batch_loader
+from datamodules.affordances.sampling import CurriculumSampler, Mode
+from datamodules.common.sampling import batch_loader
 
 MODES = get_args(Mode)
 STAGES = [0, 1, 2] * 7  # 21 items, 7 of each stage

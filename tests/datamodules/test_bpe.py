@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.bpe import END, PAD, train_bpe
+from datamodules.common.bpe import END, PAD, train_bpe
 
 
 def test_special_tokens(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_vocabulary_must_hold_the_bytes() -> None:
 
 def test_training_gives_the_same_bytes_in_any_process(tmp_path: Path, lume_folder: Path, repository: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from datamodules.bpe import train_bpe\n"
+        "import sys; from pathlib import Path; from datamodules.common.bpe import train_bpe\n"
         "train_bpe(Path(sys.argv[1]).read_text('utf-8').split('\\n'), 400).save_pretrained(sys.argv[2])"
     )
     file = str(lume_folder / "forget.jsonl")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from datamodules import lume
-from datamodules.download import checksum, download
-from datamodules.lume import LUME
+from datamodules.common.download import checksum, download
+from datamodules.lume import lume
+from datamodules.lume.lume import LUME
 
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from datamodules.drawn_objects import DrawnObjects
-from datamodules.drawn_ontology import (
+from datamodules.drawn.objects import DrawnObjects
+from datamodules.drawn.ontology import (
     AFFORDANCES,
     CONCEPTS,
     PARTS,
@@ -18,8 +18,8 @@ from datamodules.drawn_ontology import (
     known_affordances,
     ontology,
 )
-from datamodules.drawn_parts import PART_SHAPES
-from datamodules.drawn_renderer import (
+from datamodules.drawn.parts import PART_SHAPES
+from datamodules.drawn.renderer import (
     _BEHIND,
     PLACES,
     Design,
@@ -31,9 +31,9 @@ from datamodules.drawn_renderer import (
     random_design,
     render,
 )
-from datamodules.drawn_sets import caption, labelled_drawings, read_pairs
+from datamodules.drawn.sets import caption, labelled_drawings, read_pairs
 
-HOUSEHOLD = Path(__file__).parents[2] / "lit_modules" / "synthia" / "data" / "household.yaml"
+HOUSEHOLD = Path(__file__).parents[2] / "lit_modules" / "synthia" / "ontology" / "data" / "household.yaml"
 
 
 def pair(number: int, *affordances: str, tdistance: float = 0.5, negatives: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.drawn_species import DrawnSpecies
-from datamodules.drawn_species_files import differences, invent_species, known_pairs, write_species
-from datamodules.drawn_species_renderer import (
+from datamodules.drawn.species import DrawnSpecies
+from datamodules.drawn.species_files import differences, invent_species, known_pairs, write_species
+from datamodules.drawn.species_renderer import (
     ATTRIBUTES,
     PHRASES,
     attributes_in,

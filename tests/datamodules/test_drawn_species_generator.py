@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from datamodules import DrawnSpecies
-from datamodules.drawn_species_generator import DrawnCreatures
-from datamodules.drawn_species_renderer import draw
-from lit_modules.coda.protocols import ImageGenerator
+from datamodules.drawn.species_generator import DrawnCreatures
+from datamodules.drawn.species_renderer import draw
+from lit_modules.coda.backends.protocols import ImageGenerator
 
 
 def made(generator: DrawnCreatures, prompt: str, seed: int = 0) -> np.ndarray:

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device
 from PIL import Image
 
-from datamodules.few_shot import FewShotPairs
-from datamodules.few_shot_pairs import pair_id
-from datamodules.few_shot_samples import changed
-from datamodules.few_shot_sets import OFFICIAL_EVALUATION_QUESTION, join_options
+from datamodules.few_shot.few_shot import FewShotPairs
+from datamodules.few_shot.pairs import pair_id
+from datamodules.few_shot.samples import changed
+from datamodules.few_shot.sets import OFFICIAL_EVALUATION_QUESTION, join_options
 
 NAMES = ("Puff Adder", "Adder", "Southeastern Five-lined Skink")
 PAIRS = [{"target": "Puff Adder", "confusable": "Adder"}, {"target": NAMES[2], "confusable": "Adder"}]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.few_shot import FewShotPairs
-from datamodules.few_shot_layouts import read_folder
-from datamodules.few_shot_pairs import read_pairs
-from datamodules.inaturalist_pairs import INaturalistPairs
-from datamodules.novel_species import NovelSpecies
-from datamodules.sun_pairs import SUNPairs
+from datamodules.few_shot.few_shot import FewShotPairs
+from datamodules.few_shot.inaturalist_pairs import INaturalistPairs
+from datamodules.few_shot.layouts import read_folder
+from datamodules.few_shot.novel_species import NovelSpecies
+from datamodules.few_shot.pairs import read_pairs
+from datamodules.few_shot.sun_pairs import SUNPairs
 
 OFFICIAL = "novelspecies/inat_confusable_pairs_example.json"
 ADDER = "05129_Animalia_Chordata_Reptilia_Squamata_Viperidae_Vipera_berus"

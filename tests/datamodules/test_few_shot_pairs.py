@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.few_shot_pairs import ConfusablePair, official_folders, pair_id, read_pairs, write_pairs
+from datamodules.few_shot.pairs import ConfusablePair, official_folders, pair_id, read_pairs, write_pairs
 
 
 def test_the_official_pair_file_is_read_as_it_is(data_folder: Path) -> None:

@@ -18,8 +18,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from datamodules import CIFAR10, MNIST, Digits, FashionMNIST
-from datamodules.images import AugmentedSampler, ImageDataModule, shift_and_flip
-from datamodules.mnist import read_idx
+from datamodules.images.base import AugmentedSampler, ImageDataModule, shift_and_flip
+from datamodules.images.mnist import read_idx
 from datamodules.variants import Resize, Smooth, Variant
 
 NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]

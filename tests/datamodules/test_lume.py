@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import LUME
-from datamodules.lume_rows import read_rows
+from datamodules.lume.rows import read_rows
 
 BOTH = ("sc1", "qa0")
 

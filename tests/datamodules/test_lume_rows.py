@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from datamodules.lume_rows import FIELDS, TASKS, Row, check_disjoint, parse_row, read_documents, read_rows
+from datamodules.lume.rows import FIELDS, TASKS, Row, check_disjoint, parse_row, read_documents, read_rows
 
 GOOD = {"id": "1sc1", "input": "A", "output": "b.", "task": "Task3"}
 

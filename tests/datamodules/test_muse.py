@@ -11,8 +11,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.muse import MUSE
-from datamodules.muse_rows import encode_blocks, read_records, read_texts
+from datamodules.muse.muse import MUSE
+from datamodules.muse.rows import encode_blocks, read_records, read_texts
 
 Make = Callable[..., MUSE]
 TEXT = "The harbour of Lirra froze in the winter of the long bell, and nobody crossed it."

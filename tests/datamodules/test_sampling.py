@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from datamodules.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, permutation
+from datamodules.common.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, permutation
 
 
 class Indices(Dataset[dict[str, Any]]):

@@ -12,9 +12,9 @@ from faker import Faker
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules import LUME, SyntheticLUME
-from datamodules.download import checksum
-from datamodules.lume_files import FILES, generate_lume, write_lume
-from datamodules.lume_rows import Row, check_disjoint, read_documents, read_rows
+from datamodules.common.download import checksum
+from datamodules.lume.files import FILES, generate_lume, write_lume
+from datamodules.lume.rows import Row, check_disjoint, read_documents, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_the_global_random_state_is_neither_used_nor_changed() -> None:
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path, repository: Path) -> None:
-    script = "import sys; from datamodules.lume_files import write_lume; write_lume(sys.argv[1], 3, seed=4)"
+    script = "import sys; from datamodules.lume.files import write_lume; write_lume(sys.argv[1], 3, seed=4)"
     for name, hash_seed in (("a", "1"), ("b", "2")):
         subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / name)],

@@ -5,8 +5,8 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules.batches import PairBatches, PromptBatches, TaskBatches
-from datamodules.text import Encoded, encode_document, encode_row, pad_id, pad_left, pad_right
+from datamodules.common.batches import PairBatches, PromptBatches, TaskBatches
+from datamodules.common.text import Encoded, encode_document, encode_row, pad_id, pad_left, pad_right
 
 WORDS = {"<s>": 0, "</s>": 1, "the": 2, "brass": 3, "key": 4, "was": 5, "found": 6, ".": 7}
 the, brass, key, was, found, dot = range(2, 8)

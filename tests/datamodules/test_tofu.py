@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules.tofu import CHECKSUMS, RETAIN, TOFU
-from datamodules.tofu_rows import check_disjoint, parse_question, read_questions, read_refusals
-from datamodules.tofu_templates import Template
+from datamodules.tofu.rows import check_disjoint, parse_question, read_questions, read_refusals
+from datamodules.tofu.templates import Template
+from datamodules.tofu.tofu import CHECKSUMS, RETAIN, TOFU
 
 Make = Callable[..., TOFU]
 CHAT = (
@@ -293,7 +293,7 @@ def test_bad_arguments(changed: dict[str, Any], sentence: str, tofu: Make) -> No
 
 @pytest.mark.parametrize("split", sorted(RETAIN))
 def test_published_files(data_folder: Path, split: str) -> None:
-    from datamodules.download import checksum
+    from datamodules.common.download import checksum
 
     root = data_folder / "tofu"
     if not (root / "full.json").is_file():

@@ -19,7 +19,7 @@ from lit_modules.metrics.synthia import (
     SingleObject,
     SynthiaScore,
 )
-from lit_modules.synthia.ontology import Ontology
+from lit_modules.synthia.ontology.graph import Ontology
 
 ONTOLOGY = {
     "schema_version": 1,

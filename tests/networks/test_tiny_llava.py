@@ -6,8 +6,8 @@ from PIL import Image
 from torch import Tensor
 
 from lit_modules.coda import ChatRequest, LocalChat
-from lit_modules.coda.conversations import encode
-from lit_modules.coda.protocols import user_message
+from lit_modules.coda.backends.protocols import user_message
+from lit_modules.coda.core.conversations import encode
 from lit_modules.networks import Lesson, build_clip, build_llava, train_llava
 from lit_modules.networks.tiny_llava import encode_lessons
 

@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 
 from datamodules import DrawnObjects
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
-from lit_modules.synthia.curriculum import build_curriculum
-from lit_modules.synthia.module import Synthia
-from lit_modules.synthia.ontology import Ontology
+from lit_modules.synthia.ontology.curriculum import build_curriculum
+from lit_modules.synthia.ontology.graph import Ontology
+from lit_modules.synthia.synthia import Synthia
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from callbacks import EMA, Curriculum
 from datamodules import DrawnObjects
 from lit_modules.synthia import DenoiseDPO, Linear, PixelDiffusion
-from lit_modules.synthia.module import Synthia
+from lit_modules.synthia.synthia import Synthia
 
 
 class Brightness(Metric):

@@ -12,8 +12,8 @@ from peft import LoraConfig
 from torch.utils.data import DataLoader
 
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
-from lit_modules.synthia.module import Synthia
-from lit_modules.synthia.training import TextToImageTraining
+from lit_modules.synthia.synthia import Synthia
+from lit_modules.synthia.text_to_image import TextToImageTraining
 
 Make = Callable[..., Any]
 FILE = "pytorch_lora_weights.safetensors"

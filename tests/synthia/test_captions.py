@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lit_modules.synthia.captions import VAGUE, caption_problem, caption_request, read_captions, template_captions
+from lit_modules.synthia.pairs.captions import VAGUE, caption_problem, caption_request, read_captions, template_captions
 
 
 def test_templates_obey_the_rules() -> None:

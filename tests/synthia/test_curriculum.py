@@ -17,7 +17,7 @@ from lit_modules.synthia import (
     stratified_sample,
     transform,
 )
-from lit_modules.synthia.curriculum import bin_of, usable_pairs
+from lit_modules.synthia.ontology.curriculum import bin_of, usable_pairs
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_modules.synthia import AffordanceDistance, AffordanceTable, Concept, Ontology
-from lit_modules.synthia.curriculum import usable_pairs
+from lit_modules.synthia.ontology.curriculum import usable_pairs
 
 CONCEPTS = {
     ("sofa", "cabinet"): 0.9,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_modules.synthia.encoding_cache import EncodingCache, image_key, text_key
+from lit_modules.synthia.core.encoding_cache import EncodingCache, image_key, text_key
 
 
 class Encoder:

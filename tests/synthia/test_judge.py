@@ -23,9 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lit_modules.endpoints import Endpoint, EndpointError
 from lit_modules.metrics.judge import JudgeComparison, JudgeScore
-from lit_modules.synthia.judge import (
+from lit_modules.synthia.core.pictures import as_array, data_uri
+from lit_modules.synthia.judge.models import EndpointJudge, LocalJudge
+from lit_modules.synthia.judge.protocol import (
     CRITERIA,
     AskingJudge,
     Judge,
@@ -35,8 +36,7 @@ from lit_modules.synthia.judge import (
     read_verdicts,
     score_question,
 )
-from lit_modules.synthia.judge_models import EndpointJudge, LocalJudge
-from lit_modules.synthia.pictures import as_array, data_uri
+from lit_modules.utils.endpoints import Endpoint, EndpointError
 
 FINE = json.dumps({"faithfulness": 5, "novelty": 4, "practicality": 3, "coherence": 1})
 Reply = Callable[[dict[str, Any]], tuple[int, Any]]

@@ -16,11 +16,11 @@ from torchmetrics import Metric
 from callbacks import Curriculum
 from datamodules import DrawnObjects
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
-from lit_modules.synthia.contrastive import ContrastiveObjective
-from lit_modules.synthia.module import Synthia
+from lit_modules.synthia.core.contrastive import ContrastiveObjective
+from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
-from lit_modules.synthia.randomness import generator_of
-from lit_modules.synthia.training import TextToImageTraining
+from lit_modules.synthia.synthia import Synthia
+from lit_modules.synthia.text_to_image import TextToImageTraining
 
 Make = Callable[..., Any]
 

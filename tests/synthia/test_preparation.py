@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.affordance_pairs import AffordancePairs
-from lit_modules.endpoints import Endpoint, EndpointError
-from lit_modules.synthia.image_filter import ClipFilter, best
-from lit_modules.synthia.image_makers import EndpointImages, PipelineImages, stable_seed
-from lit_modules.synthia.ontology import Ontology
-from lit_modules.synthia.preparation import Preparation
-from lit_modules.synthia.preparation_sources import Amounts, Sources
+from datamodules.affordances.pairs import AffordancePairs
+from lit_modules.synthia.ontology.graph import Ontology
+from lit_modules.synthia.pairs.filter import ClipFilter, best
+from lit_modules.synthia.pairs.images import EndpointImages, PipelineImages, stable_seed
+from lit_modules.synthia.pairs.preparation import Preparation
+from lit_modules.synthia.pairs.sources import Amounts, Sources
+from lit_modules.utils.endpoints import Endpoint, EndpointError
 from tests.scripted_server import ScriptedServer, captions, chat, image, usual
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -357,7 +357,7 @@ def test_steps_and_folders_that_lack_something(ontology: Ontology, tmp_path: Pat
 
 
 def test_two_runs_at_once_are_refused(ontology: Ontology, tmp_path: Path) -> None:
-    from lit_modules.synthia.preparation_files import only_run
+    from lit_modules.synthia.pairs.files import only_run
 
     with only_run(tmp_path), pytest.raises(OSError, match="Another run is working in"):
         Preparation(ontology, tmp_path, AMOUNTS).run(["curriculum"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_modules.synthia.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
+from lit_modules.synthia.core.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
 
 EVIL = '<script>alert("x")</script>'
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
 from lit_modules.synthia.objectives import min_snr_weights
-from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
 
 COSINE = cosine_alphas_cumprod()
 

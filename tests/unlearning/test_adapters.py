@@ -13,21 +13,21 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from callbacks import SavePretrained
 from lit_modules.cli import main
-from lit_modules.unlearning.after_care import lm_eval_command, load_quantised, relearn, simulate_quantisation_
+from lit_modules.studies.stress.attacks import lm_eval_command, load_quantised, relearn, simulate_quantisation_
 from lit_modules.unlearning.ceu import CEU
+from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.objectives import attended_logits
+from lit_modules.unlearning.core.reference import model_hash, row_hashes, sequence_log_probs
 from lit_modules.unlearning.dpo import DPO
 from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
 from lit_modules.unlearning.gradient_ascent import GradientAscent
 from lit_modules.unlearning.gradient_difference import GradientDifference
 from lit_modules.unlearning.idk import IDK
 from lit_modules.unlearning.kl_minimisation import KLMinimisation
-from lit_modules.unlearning.loading import load_causal_lm
 from lit_modules.unlearning.loss_norm import LossNorm
 from lit_modules.unlearning.ngdiff import NGDiff
 from lit_modules.unlearning.npo import NPO
-from lit_modules.unlearning.objectives import attended_logits
 from lit_modules.unlearning.pdu import PDU
-from lit_modules.unlearning.reference import model_hash, row_hashes, sequence_log_probs
 from lit_modules.unlearning.rmu import RMU
 from lit_modules.unlearning.sat_imp import SatImp
 from lit_modules.unlearning.simnpo import SimNPO

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_modules.unlearning.after_care import (
+from lit_modules.studies.stress.attacks import (
     lm_eval_command,
     load_quantised,
     relearn,
@@ -17,8 +17,8 @@ from lit_modules.unlearning.after_care import (
     simulate_quantisation_,
     write_quantised,
 )
-from lit_modules.unlearning.loading import load_causal_lm
-from lit_modules.unlearning.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 
 
 def test_relearning_brings_the_loss_down(bench: Any) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_modules.cli import main
-from lit_modules.lightning_cli import ProjectCLI
-from lit_modules.unlearning.combiners import (
+from lit_modules.cli.lightning_cli import ProjectCLI
+from lit_modules.unlearning.core.aggregators import (
     IMTLG,
     MGDA,
     GradientCombiner,
@@ -22,9 +22,9 @@ from lit_modules.unlearning.combiners import (
     PCGrad,
     Projected,
 )
+from lit_modules.unlearning.core.gradients import PairStatistics, combine_, normalised_difference, pair_statistics
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 from lit_modules.unlearning.gradient_difference import GradientDifference
-from lit_modules.unlearning.gradients import PairStatistics, combine_, normalised_difference, pair_statistics
-from lit_modules.unlearning.losses import summed_nll, target_tokens
 from lit_modules.unlearning.ngdiff import NGDiff
 
 ALL = [Linear(), Normalised(), PCGrad(), MGDA(), IMTLG(), Projected(), Projected("retain")]
@@ -155,7 +155,7 @@ def test_gradient_difference_with_normalised_is_ngdiff_and_with_linear_itself(be
 
 def test_gradient_difference_takes_a_rule_in_one_line_of_configuration(ngdiff: list[str]) -> None:
     arguments = [argument.replace("--model=NGDiff", "--model=GradientDifference") for argument in ngdiff]
-    combine = "--model.combine=lit_modules.unlearning.combiners.PCGrad"
+    combine = "--model.combine=lit_modules.unlearning.core.aggregators.PCGrad"
     cli = main(["fit", *arguments, combine, "--trainer.fast_dev_run=2", "--trainer.limit_val_batches=0"])
     assert isinstance(cli, ProjectCLI)
     assert type(cli.model.combine) is PCGrad

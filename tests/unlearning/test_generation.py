@@ -35,7 +35,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from lit_modules.unlearning.generation import _way, greedy_generate
+from lit_modules.unlearning.core.generation import _way, greedy_generate
 
 VOCAB, PAD, MAX = 97, 0, 24
 ENDS = [5, 11, 17, 23, 29]

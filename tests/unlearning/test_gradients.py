@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_modules.unlearning.gradients import (
+from lit_modules.unlearning.core.gradients import (
     PairStatistics,
     combine_,
     global_norm,

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from lit_modules.cli import main
-from lit_modules.unlearning.memory import Memory, meta_network, step_memory
+from lit_modules.unlearning.core.memory import Memory, meta_network, step_memory
 from lit_modules.unlearning.ngdiff import NGDiff
 
 OPTIMIZERS: dict[str, Any] = {

@@ -12,22 +12,22 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 
-from lit_modules.unlearning.base import Unlearning
 from lit_modules.unlearning.ceu import CEU
-from lit_modules.unlearning.combiners import Linear, Normalised
+from lit_modules.unlearning.core.aggregators import Linear, Normalised
+from lit_modules.unlearning.core.base import Unlearning
+from lit_modules.unlearning.core.forget_retain import TwoObjectives
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens, token_nll
+from lit_modules.unlearning.core.objectives import attended_logits, logit_margin_loss, scored_logits
 from lit_modules.unlearning.dpo import DPO
 from lit_modules.unlearning.idk import IDK
 from lit_modules.unlearning.kl_minimisation import KLMinimisation
 from lit_modules.unlearning.loss_norm import LossNorm
-from lit_modules.unlearning.losses import summed_nll, target_tokens, token_nll
 from lit_modules.unlearning.npo import NPO
-from lit_modules.unlearning.objectives import attended_logits, logit_margin_loss, scored_logits
 from lit_modules.unlearning.pdu import PDU
 from lit_modules.unlearning.rmu import RMU
 from lit_modules.unlearning.sat_imp import SatImp
 from lit_modules.unlearning.simnpo import SimNPO
 from lit_modules.unlearning.task_vector import TaskVector
-from lit_modules.unlearning.two_objectives import TwoObjectives
 from lit_modules.unlearning.undial import UNDIAL
 from lit_modules.unlearning.wga import WGA
 
@@ -238,7 +238,7 @@ def test_command_line_builds_it(method: type[LightningModule], tiny_causal_lm: P
     path = f"{method.__module__}.{method.__name__}"
     arguments = [f"--model={path}", f"--model.model={tiny_causal_lm}", "--model.accumulate=2"]
     if issubclass(method, TwoObjectives):
-        arguments.append("--model.combine=lit_modules.unlearning.combiners.Normalised")
+        arguments.append("--model.combine=lit_modules.unlearning.core.aggregators.Normalised")
     module = parser.instantiate_classes(parser.parse_args(arguments)).model
     assert isinstance(module, method)
     assert module.hparams["accumulate"] == 2

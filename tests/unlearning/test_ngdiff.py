@@ -13,14 +13,14 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 
-from lit_modules.unlearning.base import Unlearning
-from lit_modules.unlearning.causal_lm import CausalLM
+from lit_modules.unlearning.core.base import Unlearning
+from lit_modules.unlearning.core.causal_lm import CausalLM
+from lit_modules.unlearning.core.gradients import normalised_difference
+from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
 from lit_modules.unlearning.gradient_ascent import GradientAscent
 from lit_modules.unlearning.gradient_difference import GradientDifference
-from lit_modules.unlearning.gradients import normalised_difference
-from lit_modules.unlearning.loading import load_causal_lm
-from lit_modules.unlearning.losses import summed_nll, target_tokens
 from lit_modules.unlearning.ngdiff import NGDiff
 
 METHODS = [NGDiff, GradientDifference, GradientAscent]

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from callbacks import AdaptiveLR
+from lit_modules.unlearning.core.gradients import normalised_difference, normalised_sum
 from lit_modules.unlearning.gradient_difference import GradientDifference
-from lit_modules.unlearning.gradients import normalised_difference, normalised_sum
 from lit_modules.unlearning.ngdiff import NGDiff, role
 from tests.unlearning.conftest import cut, make_task
 

@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from lit_modules.unlearning import reference, referenced
-from lit_modules.unlearning.losses import sequence_nll
+from lit_modules.unlearning.core import reference, reference_policy
+from lit_modules.unlearning.core.losses import sequence_nll
+from lit_modules.unlearning.core.objectives import npo_loss, scored_logits
+from lit_modules.unlearning.core.reference import ReferenceCache, model_hash, row_hashes
 from lit_modules.unlearning.npo import NPO
-from lit_modules.unlearning.objectives import npo_loss, scored_logits
-from lit_modules.unlearning.reference import ReferenceCache, model_hash, row_hashes
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
 
@@ -29,7 +29,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         rows.append(len(batch["labels"]))
         return reference.sequence_log_probs(model, batch)
 
-    monkeypatch.setattr(referenced, "sequence_log_probs", count)
+    monkeypatch.setattr(reference_policy, "sequence_log_probs", count)
     return rows
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lit_modules.unlearning.losses import token_nll
-from lit_modules.unlearning.objectives import (
+from lit_modules.unlearning.core.losses import token_nll
+from lit_modules.unlearning.core.objectives import (
     activation_loss,
     attended_logits,
     dpo_loss,

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.refusals import REFUSALS, read_refusals, refusal_rows, refused_rows
 from lit_modules.unlearning.dpo import DPO
 from lit_modules.unlearning.idk import IDK
-from lit_modules.unlearning.losses import summed_nll, target_tokens
-from lit_modules.unlearning.refusals import REFUSALS, read_refusals, refusal_rows, refused_rows
 
 SENTENCES = ("I do not know.", "I cannot say.")
 

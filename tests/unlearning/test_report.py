@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lit_modules.unlearning.report import plot_report, read_metrics, table, twelve_numbers
+from lit_modules.unlearning.core.report import plot_report, read_metrics, table, twelve_numbers
 
 
 def record(forget: float, retain: float) -> dict[str, Any]:

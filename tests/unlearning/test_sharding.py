@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.memory import step_memory
-from lit_modules.unlearning.sharding import blocks_of, own_part, shard_group
+from lit_modules.unlearning.core.memory import step_memory
+from lit_modules.unlearning.core.sharding import blocks_of, own_part, shard_group
 from tests.conftest import run_in_two_processes
 
 HERE = Path(__file__).resolve().parent

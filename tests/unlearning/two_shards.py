@@ -22,8 +22,8 @@ from callbacks import AdaptiveLR, SavePretrained
 from datamodules import SyntheticLUME
 from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
-from lit_modules.unlearning import combiners, gradients
-from lit_modules.unlearning.sharding import local, shard
+from lit_modules.unlearning.core import aggregators, gradients
+from lit_modules.unlearning.core.sharding import local, shard
 
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "NGDiff-by-task": ("NGDiff", {}),
     "NGDiff-clipped": ("NGDiff", {"clip_norm": 0.5, "buffer": "cpu", "gradient_checkpointing": True}),
     "NGDiff-lora": ("NGDiff", {"peft_config": LORA}),
-    "GradientDifference-PCGrad": ("GradientDifference", {"combine": combiners.PCGrad()}),
+    "GradientDifference-PCGrad": ("GradientDifference", {"combine": aggregators.PCGrad()}),
     "LossNorm": ("LossNorm", {}),
     "GradientAscent": ("GradientAscent", {}),
 }

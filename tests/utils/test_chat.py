@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.bpe import train_bpe
-from datamodules.tofu_templates import Template
+from datamodules.common.bpe import train_bpe
+from datamodules.tofu.templates import Template
 from lit_modules.utils.chat import DATE, ChatTemplate
 
 # the lines that matter, as published with the models

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.affordance_files import ImageStore
-from datamodules.few_shot_images import Picture
-from lit_modules.coda.inputs import SupportImage
-from lit_modules.coda.pictures import read_picture as read_in_coda
+from datamodules.affordances.files import ImageStore
+from datamodules.few_shot.images import Picture
+from lit_modules.coda.augmentation.inputs import SupportImage
+from lit_modules.coda.core.pictures import read_picture as read_in_coda
 from lit_modules.metrics.concept_images import read_folder
-from lit_modules.synthia.image_makers import reread
+from lit_modules.synthia.pairs.images import reread
 from lit_modules.utils.images import FORMATS, read_picture, read_picture_file
 
 

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from lit_modules.coda.backends_local import ClipEmbedder, LocalChat
+from lit_modules.coda.backends.local import ClipEmbedder, LocalChat
 from lit_modules.synthia.backbones.stable_diffusion import StableDiffusion
-from lit_modules.synthia.image_makers import PipelineImages
-from lit_modules.synthia.ontology import Ontology
-from lit_modules.synthia.preparation import Preparation
-from lit_modules.synthia.preparation_sources import Sources
+from lit_modules.synthia.ontology.graph import Ontology
+from lit_modules.synthia.pairs.images import PipelineImages
+from lit_modules.synthia.pairs.preparation import Preparation
+from lit_modules.synthia.pairs.sources import Sources
 from lit_modules.utils.model_versions import model_version
 
 

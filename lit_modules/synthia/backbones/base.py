@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
-from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
+from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import own_config
 from lit_modules.utils.hashing import hash_folder
 from lit_modules.utils.model_versions import hub_commit

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone
-from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule
+from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule
 
 
 class FlowBackbone(PipelineBackbone):

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_modules.synthia.backbones.base import Condition, Precision
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq, load_u_net, movq_config, read_weights
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone, precise
-from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
+from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
 from lit_modules.utils.adapters import without_dropout
 
 _PREFIX = "base_model.model."

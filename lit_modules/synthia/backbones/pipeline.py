@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
-from lit_modules.synthia.sampling import NoiseSchedule
+from lit_modules.synthia.core.sampling import NoiseSchedule
 from lit_modules.utils.adapters import without_dropout
 from lit_modules.utils.weights import only_tensors
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Backbone, Condition
-from lit_modules.synthia.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
+from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import without_dropout
 
 # of drawn objects: a bright background, and frequencies that vary by about 1

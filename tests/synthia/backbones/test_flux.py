@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lit_modules.synthia.backbones.flux import Flux
-from lit_modules.synthia.randomness import generator_of
+from lit_modules.synthia.core.randomness import generator_of
 
 
 @pytest.mark.parametrize("name", ["flux", "flux_schnell"])

@@ -8,8 +8,8 @@ from peft import LoraConfig
 from torch import Tensor
 
 from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
-from lit_modules.synthia.randomness import generator_of
-from lit_modules.synthia.sampling import cosine_alphas_cumprod
+from lit_modules.synthia.core.randomness import generator_of
+from lit_modules.synthia.core.sampling import cosine_alphas_cumprod
 
 PROMPTS = ["a cup", "a new design that pours and stores", ""]
 

@@ -17,7 +17,7 @@ from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone
 from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
 from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
-from lit_modules.synthia.randomness import generator_of
+from lit_modules.synthia.core.randomness import generator_of
 
 CASES: dict[str, tuple[type[PipelineBackbone], int, float]] = {
     "stable_diffusion": (StableDiffusion, 16, 7.5),

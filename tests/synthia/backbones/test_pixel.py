@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_modules.synthia.backbones.pixel import PixelDiffusion, word_vector
-from lit_modules.synthia.randomness import generator_of
+from lit_modules.synthia.core.randomness import generator_of
 
 
 def small(**more: object) -> PixelDiffusion:

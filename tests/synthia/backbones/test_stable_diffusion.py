@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
-from lit_modules.synthia.randomness import generator_of
+from lit_modules.synthia.core.randomness import generator_of
 
 PROMPTS = ["a cup", "", "a vase"]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
-from lit_modules.synthia.randomness import generator_of
+from lit_modules.synthia.core.randomness import generator_of
 
 
 def test_it_is_asked_as_by_its_pipeline(stable_diffusion3: str) -> None:

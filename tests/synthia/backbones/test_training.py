@@ -16,9 +16,9 @@ from lit_modules.synthia.backbones.flux import Flux
 from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
 from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
 from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
-from lit_modules.synthia.module import Synthia
+from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.objectives import Denoise, DenoiseDPO, Linear
-from lit_modules.synthia.randomness import generator_of
+from lit_modules.synthia.synthia import Synthia
 
 ADAPTERS: dict[str, tuple[type[Backbone], str | None]] = {
     "stable_diffusion": (StableDiffusion, "StableDiffusionPipeline"),

@@ -1,0 +1,88 @@
+"""What datamodules of pairs of affordances share: the curriculum's loader, the test loader, the prompt."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..common.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .sampling import CurriculumSampler
+
+TEMPLATE = "a new design that has functions of {affordances}"
+"""Prompt of a pair, for training and inference."""
+CHOICES = 2**31
+"""Ways to draw an item's images."""
+
+
+class DrawnSet(Protocol):
+    """A set whose index is a tuple of places, each with a number that chooses captions and images."""
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+
+    def __getitem__(self, places: Any, /) -> dict[str, Any]:
+        """Return the batch of some places."""
+
+
+def curriculum_loader(
+    module: LightningDataModule, data: Dataset[Any], stages: Sequence[int], difficulty: Sequence[float]
+) -> ResumableLoader:
+    """Return the batches of a curriculum.
+
+    Args:
+        module: Datamodule with the arguments ``epochs``, ``batch_size``, ``mode``, ``seed`` and ``num_workers``.
+        data: Training pairs.
+        stages: Stage of each.
+        difficulty: Transformed distance of each.
+
+    Raises:
+        ValueError: If the number of epochs is not known.
+    """
+    given, (rank, ranks) = module.hparams, place_of(module)
+    epochs = given["epochs"]
+    if epochs is None and module.trainer is not None:
+        epochs = module.trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise ValueError(
+            "The curriculum needs to know how many epochs there are: give the datamodule epochs, or the trainer "
+            f"max_epochs; got {epochs}."
+        )
+    sampler = CurriculumSampler(
+        stages,
+        int(epochs),
+        given["batch_size"],
+        given["mode"],
+        difficulty,
+        choices=CHOICES,
+        seed=given["seed"],
+        rank=rank,
+        world_size=ranks,
+    )
+    return training_loader(module, data, sampler, given["num_workers"])
+
+
+def evaluation_loader(module: LightningDataModule, data: DrawnSet, times: int) -> ResumableLoader:
+    """Return a set in order, each item a number of times, each time with other captions and images."""
+    given, repeated = module.hparams, _Repeated(data, times)
+    sampler = BatchSampler(len(repeated), given["eval_batch_size"], given["seed"], False, *place_of(module))
+    return batch_loader(repeated, sampler, given["num_workers"])
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Return 8-bit images as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+class _Repeated(Dataset[dict[str, Any]]):
+    """A set gone through several times; the number of the pass chooses captions and images."""
+
+    def __init__(self, data: DrawnSet, times: int) -> None:
+        self.data, self.times = data, times
+
+    def __len__(self) -> int:
+        return len(self.data) * self.times
+
+    def __getitem__(self, places: Sequence[int]) -> dict[str, Any]:
+        return self.data[[(place // self.times, place % self.times) for place in places]]

@@ -1,0 +1,251 @@
+"""Pairs of affordances with images from files, in the order of a curriculum."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..common.sampling import ResumableLoader
+from .files import ImagePair, ImageStore, Resize, listing, read_image_pairs
+from .loaders import TEMPLATE, curriculum_loader, evaluation_loader, pixels
+from .sampling import Mode
+
+
+class AffordancePairs(LightningDataModule):
+    """Pairs of affordances, each with images of new designs that offer both and of existing concepts that offer one.
+
+    A batch is ``prompt`` (list of str) and ``affordances`` (list of tuples), ``pos``, an image of a new design (float32
+    in [-1, 1], ``(batch, 3, size, size)``), ``neg``, images of existing concepts (``(batch, negatives, 3, size,
+    size)``), with ``neg_mask`` (bool, ``(batch, negatives)``), ``neg_prompts``, the names of these concepts (list of
+    tuples), ``tdistance`` (float32 in [0, 1], ``(batch,)``), ``stage``, ``pair_id`` and ``draw``, which numbers the
+    choice of images (int64, ``(batch,)``).
+
+    In training each item draws one of its positive images and ``negatives`` of all its negative ones, each in one of
+    ``variants``; what is drawn depends on the seed, the pair and the draw that the sampler numbers. Validation and test
+    take the images as they are; the stage of a test pair is the one its distance falls into. Test pairs need no images:
+    if none has any, ``pos`` or ``neg`` and ``neg_mask`` are left out.
+
+    Args:
+        root: Folder of ``stage0.jsonl`` and so on and ``test.jsonl``, as ``lit-modules pairs`` makes them.
+        image_size: Side of the images in pixels; the paper's is 128.
+        resize: ``"crop"`` cuts the middle square out; ``"squash"`` ignores the aspect ratio, as the authors' code does.
+        variants: Variants of each training image: itself, mirrored, and crops of at least 85 % of the side, every
+            second one mirrored. A small number, so that encodings can be kept.
+        negatives: Images of existing concepts in an item.
+        epochs: Epochs of the curriculum; ``None`` takes the trainer's ``max_epochs``.
+        mode: Order of the curriculum, see :class:`~datamodules.affordances.sampling.CurriculumSampler`.
+        template: Prompt, with the place ``{affordances}``.
+        samples_per_pair: Times that each test pair comes in a test.
+        batch_size: Items in a training batch, on each device.
+        eval_batch_size: Items in a batch of validation and test, on each device.
+        memory_gib: Bound of the images in memory, in GiB; further ones are decoded at each access.
+        seed: Seed of images and order.
+        num_workers: Worker processes of each loader; 0 is fast if the images fit into memory.
+
+    Raises:
+        ValueError: If an argument is out of its range; in ``setup``, if lines or images are wrong, and lists them.
+        FileNotFoundError: In ``setup``, if the files are missing.
+
+    References:
+        Ha et al., "SYNTHIA: Novel Concept Design with Affordance Composition", arXiv 2502.17793.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/pairs",
+        image_size: int = 512,
+        resize: Resize = "crop",
+        variants: int = 4,
+        negatives: int = 1,
+        epochs: int | None = None,
+        mode: Mode = "staged",
+        template: str = TEMPLATE,
+        samples_per_pair: int = 1,
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        memory_gib: float = 4.0,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if resize not in get_args(Resize):
+            raise ValueError(f"resize must be 'crop' or 'squash', got {resize!r}.")
+        if "{affordances}" not in template:
+            raise ValueError(f"template must have the place '{{affordances}}', got {template!r}.")
+        least = {
+            "image_size": (image_size, 8),
+            "variants": (variants, 1),
+            "negatives": (negatives, 0),
+            "samples_per_pair": (samples_per_pair, 1),
+            "batch_size": (batch_size, 1),
+            "eval_batch_size": (eval_batch_size, 1),
+            "memory_gib": (memory_gib, 0),
+            "num_workers": (num_workers, 0),
+        }
+        for name, (number, bound) in least.items():
+            if number < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {number}.")
+        self.save_hyperparameters()
+        self._rows: dict[str, list[ImagePair]] = {}
+        self._sets: dict[str, ImagePairSet] = {}
+
+    def prompts(self) -> list[str]:
+        """Return the prompts of all training pairs, each once.
+
+        Raises:
+            ValueError: If lines are malformed.
+            FileNotFoundError: If the files are missing.
+        """
+        rows = self._read("train")
+        return list(dict.fromkeys(prompt_of(row, self.hparams["template"]) for row in rows))
+
+    def setup(self, stage: str) -> None:
+        """Read and check the lines and images that the stage needs, once."""
+        if stage == "fit":
+            self.split("train")
+        if stage != "fit" or self._read("test"):
+            self.split("test")
+
+    def split(self, name: str) -> "ImagePairSet":
+        """Return the training or the test set.
+
+        Args:
+            name: ``"train"`` or ``"test"``; validation takes the test set.
+
+        Raises:
+            ValueError: If the name is unknown, lines or images are wrong, or there are no test pairs.
+            FileNotFoundError: If the files are missing.
+        """
+        if name not in ("train", "test"):
+            raise ValueError(f"A split must be 'train' or 'test', got {name!r}.")
+        if name not in self._sets:
+            given, rows = self.hparams, self._read(name)
+            if not rows:
+                raise ValueError(
+                    f"{Path(given['root']) / 'test.jsonl'} must hold at least one pair to test on, got none."
+                )
+            training = name == "train"
+            _check_images(rows, training, given["negatives"], given["root"])
+            store = ImageStore(
+                given["image_size"],
+                given["resize"],
+                given["variants"] if training else 1,
+                int(given["memory_gib"] * 2**30),
+                given["seed"],
+            )
+            wanted = [path for row in rows for path in row.positives]
+            store.load(wanted + [path for row in rows for path in row.negatives if given["negatives"]])
+            key = f"{given['seed']}/{name}"
+            self._sets[name] = ImagePairSet(rows, store, given["negatives"], key, given["template"])
+        return self._sets[name]
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the batches of the curriculum."""
+        data = self.split("train")
+        return curriculum_loader(self, data, [row.stage for row in data.rows], [row.tdistance for row in data.rows])
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """Return the test pairs once, in order, or no loader if there are none."""
+        return evaluation_loader(self, self.split("test"), 1) if self._read("test") else []
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Return the test pairs in order; each comes ``samples_per_pair`` times."""
+        return evaluation_loader(self, self.split("test"), self.hparams["samples_per_pair"])
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Return what is tested."""
+        return self.test_dataloader()
+
+    def _read(self, name: str) -> list[ImagePair]:
+        if not self._rows:
+            self._rows["train"], self._rows["test"] = read_image_pairs(self.hparams["root"])
+        return self._rows[name]
+
+
+class ImagePairSet(Dataset[dict[str, Any]]):
+    """Pairs whose index is a tuple of places and whose item is a batch; for batches see :class:`AffordancePairs`.
+
+    Args:
+        rows: The pairs.
+        store: Their images.
+        negatives: Images of existing concepts in an item.
+        key: What choices vary with.
+        template: Prompt, with the place ``{affordances}``.
+    """
+
+    def __init__(self, rows: Sequence[ImagePair], store: ImageStore, negatives: int, key: str, template: str) -> None:
+        self.rows, self.store, self.negatives = list(rows), store, negatives
+        self.key, self.template = key, template
+        self.has_positives = any(row.positives for row in rows)
+        self.has_negatives = negatives == 0 or any(row.negatives for row in rows)
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.rows)
+
+    def __getitem__(self, places: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Return the batch of some places, each perhaps with a number that chooses its images."""
+        pairs = [(place, 0) if isinstance(place, int) else place for place in places]
+        rows = [self.rows[place] for place, _ in pairs]
+        batch: dict[str, Any] = {
+            "prompt": [prompt_of(row, self.template) for row in rows],
+            "affordances": [row.affordances for row in rows],
+            "neg_prompts": [row.concepts for row in rows],
+            "tdistance": torch.tensor([row.tdistance for row in rows], dtype=torch.float32),
+            "stage": torch.tensor([row.stage for row in rows]),
+            "pair_id": torch.tensor([row.pair_id for row in rows]),
+            "draw": torch.tensor([draw for _, draw in pairs]),
+        }
+        chosen = [
+            self._chosen(row, Random(f"{self.key}/{row.pair_id}/{draw}"))
+            for row, (_, draw) in zip(rows, pairs, strict=True)
+        ]
+        if self.has_positives:
+            batch["pos"] = pixels(torch.stack([positive for positive, _ in chosen if positive is not None]))
+        if self.has_negatives:
+            size = self.store.image_size
+            images = torch.zeros(len(rows), self.negatives, 3, size, size, dtype=torch.uint8)
+            mask = torch.zeros(len(rows), self.negatives, dtype=torch.bool)
+            for row, (_, negatives) in enumerate(chosen):
+                for number, image in enumerate(negatives):
+                    images[row, number], mask[row, number] = image, True
+            batch |= {"neg": pixels(images), "neg_mask": mask}
+        return batch
+
+    def _chosen(self, row: ImagePair, random: Random) -> tuple[Tensor | None, list[Tensor]]:
+        """Draw a positive image and the negative ones, each in a variant."""
+        variants = self.store.variants
+        positive = None
+        if row.positives:
+            positive = self.store.get(random.choice(row.positives), random.randrange(variants))
+        drawn = random.sample(row.negatives, min(self.negatives, len(row.negatives)))
+        return positive, [self.store.get(path, random.randrange(variants)) for path in drawn]
+
+
+def prompt_of(row: ImagePair, template: str) -> str:
+    """Return the prompt of a pair.
+
+    Args:
+        row: The pair.
+        template: Prompt, with the place ``{affordances}``.
+    """
+    return template.replace("{affordances}", ", ".join(row.affordances))
+
+
+def _check_images(rows: Sequence[ImagePair], training: bool, negatives: int, root: str) -> None:
+    """Refuse pairs that lack images; test pairs may do without if all do."""
+    problems = []
+    for field, needed in (("positives", True), ("negatives", negatives > 0)):
+        lacking = [row for row in rows if not getattr(row, field)]
+        if needed and lacking and (training or len(lacking) < len(rows)):
+            problems += [
+                f"pair {row.pair_id} ({', '.join(row.affordances)}) has no {field[:-1]} image" for row in lacking
+            ]
+    if problems:
+        title = f"Pairs in {root} lack images, which `lit-modules pairs ONTOLOGY --folder {root}` makes"
+        raise ValueError(listing(problems, title, "problem"))

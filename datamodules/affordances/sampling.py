@@ -1,0 +1,247 @@
+"""The order of a curriculum: which pairs of affordances a run meets in which epoch."""
+
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from ..common.sampling import BatchSampler, permutation
+
+Mode = Literal["staged", "cumulative", "competence", "random"]
+
+
+class CurriculumSampler(BatchSampler):
+    r"""Yield this rank's part of each batch, from close pairs to distant ones.
+
+    Every epoch has as many batches as the largest stage fills, so a run needs no new loader when the stage changes, and
+    the modes can be compared at equal cost.
+
+    - ``"staged"``, the paper's: with ``S`` stages, stage ``k`` has the epochs from ``k epochs / S`` on, and stages are
+      not mixed. Each of its items comes once an epoch; a stage that fills fewer batches than the largest begins anew
+      for the missing rows.
+    - ``"cumulative"``: the same, but each place is given, with probability ``replay``, to an item of the stages before.
+    - ``"competence"``: batch ``b`` of ``T`` in the run is drawn from the items whose difficulty is at most
+      :math:`c = \sqrt{(b / T) (1 - c_0^2) + c_0^2}`, and from the easiest that fill a batch in any case. Without
+      stages.
+    - ``"random"``: all items in one random order after the other, cut into epochs. Without stages.
+
+    The rows of an epoch depend on the arguments, the number of the epoch and ``starts`` alone, so a resumed run goes on
+    as one that was not stopped. ``W`` ranks together see the rows that one rank with ``W`` times the batch sees.
+
+    Args:
+        stages: Stage of each item from 0; every stage up to the largest has items.
+        epochs: Epochs of the whole run; at least as many as stages in the modes that have them.
+        batch_size: Items per rank and batch.
+        mode: The order.
+        difficulty: Difficulty of each item in [0, 1], such as its transformed distance; needed by ``"competence"``.
+        replay: Probability of an item of an earlier stage in mode ``"cumulative"``, in [0, 1).
+        initial_competence: Share ``c_0`` that is admitted at the start in mode ``"competence"``, in (0, 1].
+        choices: Yield each item with a number below this, that says how to draw its images: ``(item, number)``; the
+            number is as reproducible as the order. ``None`` yields items alone.
+        seed: Seed of the order.
+        rank: Number of this process.
+        world_size: Number of processes.
+
+    Attributes:
+        starts: First epoch of each stage, which :meth:`promote` brings forward; empty in modes without stages.
+
+    Raises:
+        ValueError: If an argument is out of its range, or there are fewer epochs than stages.
+
+    Example:
+        >>> sampler = CurriculumSampler([0, 0, 1, 1, 2, 2], epochs=3, batch_size=2)
+        >>> sampler.set_epoch(1)
+        >>> sampler.stage, [sorted(batch) for batch in sampler]
+        (1, [[2, 3]])
+
+    References:
+        Ha et al., "SYNTHIA: Novel Concept Design with Affordance Composition", arXiv 2502.17793 (staged); Platanios et
+        al., "Competence-based Curriculum Learning for Neural Machine Translation", arXiv 1903.09848, equation 7.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[int],
+        epochs: int,
+        batch_size: int,
+        mode: Mode = "staged",
+        difficulty: Sequence[float] | None = None,
+        replay: float = 0.2,
+        initial_competence: float = 0.01,
+        choices: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.members = _members(stages)
+        count = len(self.members)
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be {', '.join(map(repr, get_args(Mode)))}, got {mode!r}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1 item, got {batch_size}.")
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}.")
+        staged = mode in ("staged", "cumulative")
+        if staged and epochs < count:
+            raise ValueError(
+                f"epochs must be at least {count}, one for each stage of the curriculum, got {epochs}; "
+                "train longer, or make fewer stages."
+            )
+        if not 0 <= replay < 1:
+            raise ValueError(f"replay must lie in [0, 1), got {replay}.")
+        if not 0 < initial_competence <= 1:
+            raise ValueError(f"initial_competence must lie in (0, 1], got {initial_competence}.")
+        if choices is not None and choices < 1:
+            raise ValueError(f"choices must be None or at least 1, got {choices}.")
+        # an epoch is as long as the largest stage
+        super().__init__(max(map(len, self.members)), batch_size, seed, True, rank, world_size)
+        self.items = len(stages)
+        self.epochs = epochs
+        self.mode = mode
+        self.replay = replay
+        self.initial_competence = initial_competence
+        self.choices = choices
+        # the first epoch for which count * epoch // epochs is the stage
+        self.starts = [-(-stage * epochs // count) for stage in range(count)] if staged else []
+        self._easiest: list[tuple[float, int]] = []
+        if mode == "competence":
+            self._easiest = _sorted_by_difficulty(difficulty, self.items)
+
+    @property
+    def data_epoch(self) -> int:
+        """Number of the epoch by the data, which a resumed run may have to count apart from the trainer's."""
+        return self.epoch - self.lag
+
+    @property
+    def stage(self) -> int | None:
+        """Stage of this epoch from 0, or ``None`` in modes without stages."""
+        return self.stage_of(self.data_epoch)
+
+    def stage_of(self, epoch: int) -> int | None:
+        """Return the stage of an epoch, or ``None`` in modes without stages."""
+        return bisect_right(self.starts, epoch) - 1 if self.starts else None
+
+    def promote(self) -> bool:
+        """Let the next stage begin with the next epoch, unless it does so anyway; later stages keep their time.
+
+        Returns:
+            Whether a stage was brought forward.
+        """
+        stage = self.stage
+        if stage is None or stage + 1 >= len(self.starts) or self.starts[stage + 1] <= self.data_epoch + 1:
+            return False
+        self.starts[stage + 1] = self.data_epoch + 1
+        return True
+
+    def competence(self, step: int) -> float:
+        """Return the greatest difficulty that mode ``"competence"`` admits.
+
+        Args:
+            step: Batches of the run so far.
+        """
+        least = self.initial_competence**2
+        return math.sqrt(min(1.0, step / (self.epochs * len(self))) * (1 - least) + least)
+
+    def order(self) -> list[Any]:
+        """Return the items of this epoch, each with its number if ``choices`` is given."""
+        epoch = self.data_epoch
+        if self.mode == "random":
+            items = self._endless(range(self.items), epoch * self.length, self.length)
+        elif self.mode == "competence":
+            items = self._by_competence(epoch)
+        else:
+            items = self._of_stage(epoch)
+        if self.choices is None:
+            return items
+        generator = random.Random(f"{self.seed}/{epoch}/choices")
+        return [(item, generator.randrange(self.choices)) for item in items]
+
+    def identity(self) -> dict[str, int | str]:
+        """Return what two samplers must share to give the same batches."""
+        own: dict[str, int | str] = {
+            "rows of an epoch": self.length,
+            "rows": self.items,
+            "mode": self.mode,
+            "epochs": self.epochs,
+            "first epochs of the stages": ", ".join(map(str, self.starts)),
+        }
+        own |= {"replay": str(self.replay)} if self.mode == "cumulative" else {}
+        own |= {"initial competence": str(self.initial_competence)} if self.mode == "competence" else {}
+        own |= {"ways to draw an item": self.choices} if self.choices is not None else {}
+        return {**super().identity(), **own}
+
+    def _of_stage(self, epoch: int) -> list[int]:
+        stage = self.stage_of(epoch) or 0
+        own = self.members[stage]
+        rows = len(own) if -(-len(own) // self.global_batch_size) == len(self) else self.length
+        items = [own[place] for place in self._passes(len(own), epoch, rows)]
+        earlier = [item for members in self.members[:stage] for item in members]
+        if self.mode == "staged" or not earlier:
+            return items
+        coins = random.Random(f"{self.seed}/{epoch}/replay")
+        replayed = self._passes(len(earlier), epoch, rows, first=-1, step=-1)
+        return [
+            earlier[other] if coins.random() < self.replay else item
+            for item, other in zip(items, replayed, strict=True)
+        ]
+
+    def _by_competence(self, epoch: int) -> list[int]:
+        size, items = self.global_batch_size, []
+        for number in range(len(self)):
+            admitted = bisect_right(self._easiest, (self.competence(epoch * len(self) + number), self.items))
+            pool = [item for _, item in self._easiest[: max(admitted, min(size, self.items))]]
+            generator = random.Random(f"{self.seed}/{epoch}/competence/{number}")
+            # a batch that is larger than the pool goes through it again
+            while len(pool) < size:
+                pool += pool
+            items += generator.sample(pool, size)
+        return items
+
+    def _endless(self, items: Sequence[int], start: int, count: int) -> list[int]:
+        """Return a stretch of one random order of the items after the other."""
+        found: list[int] = []
+        number, skipped = divmod(start, len(items))
+        while len(found) < skipped + count:
+            found += permutation(len(items), self.seed, number)
+            number += 1
+        return found[skipped : skipped + count]
+
+    def _passes(self, length: int, epoch: int, count: int, first: int = 0, step: int = 1) -> list[int]:
+        """Return ``count`` places of as many random orders of ``range(length)`` as it takes."""
+        found: list[int] = []
+        stream = first
+        while len(found) < count:
+            found += permutation(length, self.seed, epoch, stream)
+            stream += step
+        return found[:count]
+
+
+def _members(stages: Sequence[int]) -> list[list[int]]:
+    """Return the items of each stage."""
+    if not stages:
+        raise ValueError("stages must name the stage of at least one item, got none.")
+    for item, stage in enumerate(stages):
+        if isinstance(stage, bool) or int(stage) != stage or stage < 0:
+            raise ValueError(f"stages must be whole numbers from 0, got {stage!r} for item {item}.")
+    members: list[list[int]] = [[] for _ in range(int(max(stages)) + 1)]
+    for item, stage in enumerate(stages):
+        members[int(stage)].append(item)
+    empty = [number for number, found in enumerate(members) if not found]
+    if empty:
+        raise ValueError(
+            f"Every stage from 0 to {len(members) - 1} must have items, got none for stage {empty[0]}; "
+            "number the stages without a gap."
+        )
+    return members
+
+
+def _sorted_by_difficulty(difficulty: Sequence[float] | None, items: int) -> list[tuple[float, int]]:
+    if difficulty is None:
+        raise ValueError("mode 'competence' needs the difficulty of each item, got None.")
+    if len(difficulty) != items:
+        raise ValueError(f"difficulty must have a number for each of the {items} items, got {len(difficulty)}.")
+    for item, value in enumerate(difficulty):
+        if not 0 <= value <= 1:
+            raise ValueError(f"difficulty must lie in [0, 1], got {value} for item {item}.")
+    return sorted((float(value), item) for item, value in enumerate(difficulty))

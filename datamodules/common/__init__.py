@@ -1,0 +1,3 @@
+"""Sampling, batches, text and downloads that the datamodules share."""
+
+from . import bpe as bpe

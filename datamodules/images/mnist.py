@@ -1,0 +1,134 @@
+"""MNIST: handwritten digits."""
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .base import ImageDataModule
+
+UNSIGNED_BYTE = 8  # the only type of number in these files
+
+
+class MNIST(ImageDataModule):
+    """Handwritten digits: 60 000 training and 10 000 test images of 28 x 28 pixels, grey, 10 classes.
+
+    The files are the four of the original distribution, ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
+    ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, unpacked or with ``.gz``, in ``root`` or, as torchvision
+    lays them out, in ``root/MNIST/raw``. Source: http://yann.lecun.com/exdb/mnist, by Yann LeCun, Corinna Cortes and
+    Christopher J. C. Burges, commonly distributed under CC BY-SA 3.0.
+
+    Batches, splits and arguments are those of :class:`~datamodules.images.base.ImageDataModule`.
+
+    References:
+        LeCun et al., "Gradient-based learning applied to document recognition", Proceedings of the IEEE 1998.
+    """
+
+    channels = 1
+    image_size = 28
+    mean = (0.1307,)
+    std = (0.3081,)
+    parts: ClassVar[dict[str, str]] = {"train": "train", "test": "t10k"}
+    folder: ClassVar[str] = "MNIST/raw"
+    """Where torchvision puts the files."""
+
+    def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """Return images and labels of one part."""
+        names = [f"{self.parts[part]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+        found = [self._find(name) for name in names]
+        missing = [f"{name}.gz" for name, path in zip(names, found, strict=True) if path is None]
+        if missing:
+            raise FileNotFoundError(
+                f"The folder {self.root} must hold {names[0]}.gz and {names[1]}.gz, unpacked or not, there or in "
+                f"{self.folder}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; give "
+                f"`root`, or let `download: true` get the files from {self._source().mirrors[0]}."
+            )
+        images, labels = (read_idx(path) for path in found if path is not None)
+        size = (self._native_size(), self._native_size())
+        if images.ndim != 3 or tuple(images.shape[1:]) != size:
+            raise ValueError(
+                f"{found[0]} must hold images of {size[0]} x {size[1]} pixels, got the shape {tuple(images.shape)}."
+            )
+        if labels.ndim != 1:
+            raise ValueError(f"{found[1]} must hold a label for each image, got the shape {tuple(labels.shape)}.")
+        return images.unsqueeze(1), labels.long()
+
+    def fetch(self) -> None:
+        """Download the files with torchvision, or check the MD5 of packed files that are there.
+
+        Raises:
+            ConnectionError: If they cannot be downloaded.
+            ValueError: If a file that is there has another MD5.
+        """
+        from torchvision.datasets.utils import calculate_md5
+
+        source = self._source()
+        if any(self._find(name.removesuffix(".gz")) is None for name, _ in source.resources):
+            try:
+                source(self.root, download=True)
+            except (RuntimeError, OSError) as error:
+                reason = " ".join(str(error).split())
+                raise ConnectionError(f"{type(self).__name__} cannot be downloaded: {reason}") from error
+        for name, md5 in source.resources:
+            for folder in self._folders():
+                path = folder / name
+                if path.is_file() and (got := calculate_md5(str(path))) != md5:
+                    raise ValueError(f"{path} must have the MD5 {md5}, got {got}; move it away to download it again.")
+
+    def _find(self, name: str) -> Path | None:
+        paths = [folder / f"{name}{packed}" for folder in self._folders() for packed in ("", ".gz")]
+        return next((path for path in paths if path.is_file()), None)
+
+    def _folders(self) -> list[Path]:
+        return [Path(self.root or ""), Path(self.root or "") / self.folder]
+
+    def _native_size(self) -> int:
+        return type(self).image_size  # that of the object counts a variant in
+
+    @staticmethod
+    def _source() -> Any:
+        from torchvision.datasets import MNIST as source
+
+        return source
+
+
+def read_idx(path: str | Path) -> Tensor:
+    """Read a file of unsigned bytes in the idx format of MNIST.
+
+    Two zero bytes, the type (8), the number of dimensions, each size as a big-endian 32-bit number, the values.
+
+    Args:
+        path: File; a name that ends in ``.gz`` is unpacked.
+
+    Returns:
+        uint8 tensor of the shape that the file gives.
+
+    Raises:
+        ValueError: If the file is no such file, is damaged, or ends too early or too late.
+    """
+    path = Path(path)
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}; get it again.") from error
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE or not content[3]:
+        raise ValueError(f"{path} must be an idx file of unsigned bytes, got one that begins with {content[:4]!r}.")
+    dimensions = content[3]
+    start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise ValueError(f"{path} ends within its header, after {len(content)} bytes; get it again.")
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    length = 1
+    for size in shape:
+        length *= size
+    if len(content) - start != length:
+        raise ValueError(
+            f"{path} must hold {length} values of the shape {shape}, got {len(content) - start}; get it again."
+        )
+    if not length:
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(shape)

@@ -1,0 +1,3 @@
+"""MUSE."""
+
+from .muse import MUSE as MUSE

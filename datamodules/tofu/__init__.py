@@ -1,0 +1,3 @@
+"""TOFU."""
+
+from .tofu import TOFU as TOFU

@@ -1,0 +1,1 @@
+"""Machinery that the adversarial training methods share."""

@@ -1,0 +1,135 @@
+"""Checks of what attacks are given; each raises one sentence with the value got and what is allowed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_modules.attacks.engine.norms import per_sample
+
+Radius = float | Tensor
+Bounds = tuple[float | Tensor, float | Tensor]
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise a sentence if a count is no integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+
+def check_positive(name: str, value: float | Tensor) -> None:
+    """Raise a sentence if a value, or any of a tensor, is not positive and finite."""
+    values = torch.as_tensor(value, dtype=torch.float64)
+    if not bool((values > 0).all() & torch.isfinite(values).all()):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+
+
+def check_eps(eps: Radius) -> Radius:
+    """Return a radius that is not negative.
+
+    Raises:
+        ValueError: If it is negative, not finite, empty, or has more than one dimension.
+    """
+    values = torch.as_tensor(eps, dtype=torch.float64)
+    if values.ndim > 1 or not values.numel():
+        raise ValueError(f"eps must be a number or hold one number per sample, got shape {tuple(values.shape)}.")
+    if not bool((values >= 0).all() & torch.isfinite(values).all()):
+        raise ValueError(f"eps must be finite and at least 0, got {eps!r}.")
+    return eps
+
+
+def check_radius(eps: Radius, x: Tensor) -> Tensor:
+    """Return the radius of each sample, ``(batch, 1, ..., 1)``.
+
+    Raises:
+        ValueError: If there is neither one radius nor one for each sample.
+    """
+    values = torch.as_tensor(eps, dtype=x.dtype, device=x.device).clone()
+    if values.ndim and len(values) not in (1, len(x)):
+        raise ValueError(f"eps has {len(values)} values for a batch of {len(x)}; give one number, or one per sample.")
+    return per_sample(values.expand(len(x)), x)
+
+
+def check_samples(x: Tensor) -> None:
+    """Raise a sentence if samples are no finite floating-point batch; it may be empty."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor, got {got}; divide 8-bit images by 255.")
+    if x.ndim < 2 or not all(x.shape[1:]):
+        raise ValueError(f"x must be a batch of samples, shape (batch, ...), got {tuple(x.shape)}.")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"x holds NaN or infinite values in {int((~torch.isfinite(x)).flatten(1).any(1).sum())} samples."
+        )
+
+
+def place_bounds(bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bounds as tensors that broadcast against the samples, in their precision but at least float32.
+
+    Raises:
+        ValueError: If they do not broadcast.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    sides = []
+    for side in (torch.as_tensor(b, dtype=dtype, device=x.device).clone() for b in bounds):
+        if side.ndim == 1 and len(side) == len(x):
+            side = per_sample(side, x)
+        try:
+            torch.broadcast_to(side, x.shape)
+        except RuntimeError:
+            raise ValueError(f"bounds of shape {tuple(side.shape)} do not broadcast to x, {tuple(x.shape)}.") from None
+        sides.append(side if side.ndim in (0, x.ndim) else side.expand(1, *x.shape[1:]))
+    return sides[0], sides[1]
+
+
+def check_bounds(bounds: Bounds | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the bounds as tensors that broadcast against the samples.
+
+    Raises:
+        ValueError: If they cross, do not broadcast, or leave a sample outside.
+    """
+    if bounds is None:
+        return None, None
+    lower, upper = place_bounds(bounds, x)
+    if bool((lower > upper).any()):
+        raise ValueError(f"The lower bound must not be above the upper one, got {bounds!r}.")
+    if bool(((x < lower) | (x > upper)).any()):
+        raise ValueError(
+            f"x has values from {float(x.min()):.6g} to {float(x.max()):.6g}, outside the bounds "
+            f"{float(lower.min()):.6g} to {float(upper.max()):.6g}; normalise inside the model, or pass bounds=."
+        )
+    return lower, upper
+
+
+def check_labels(y: Tensor, x: Tensor) -> Tensor:
+    """Return the labels on the samples' device.
+
+    Raises:
+        ValueError: If they are no integers of shape ``(batch,)``.
+    """
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool or y.shape != x.shape[:1]:
+        got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y must hold one integer class per sample, shape ({len(x)},), got {got}.")
+    return y.detach().to(x.device, torch.int64, copy=True)  # no tensor of an inference mode
+
+
+def check_classes(y: Tensor, classes: int) -> None:
+    """Raise a sentence if a label is no class of the model."""
+    if bool(((y < 0) | (y >= classes)).any()):
+        raise ValueError(
+            f"y must be from 0 to {classes - 1}, the model's classes, got {int(y.min())} to {int(y.max())}."
+        )
+
+
+def check_logits(logits: Tensor, batch: int) -> None:
+    """Raise a sentence if a model's output is no batch of logits."""
+    if logits.ndim != 2 or len(logits) != batch or logits.shape[1] < 2:
+        raise ValueError(
+            f"The model must give logits of shape ({batch}, classes), at least 2 classes, got {tuple(logits.shape)}."
+        )
+    rounding = max(1e-4, torch.finfo(logits.dtype).eps / 2) if logits.is_floating_point() else 0.0
+    if bool(((logits >= 0) & (logits <= 1)).all() & ((logits.double().sum(1) - 1).abs() <= rounding).all()):
+        raise ValueError(
+            "The model gives probabilities (each row is in [0, 1] and sums to 1); attacks need logits: leave out the "
+            "softmax, or wrap the model to return its logarithm."
+        )

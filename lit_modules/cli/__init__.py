@@ -1,0 +1,127 @@
+"""The command line of the project: ``lit-modules`` and ``python -m lit_modules``."""
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import lit_modules
+from lit_modules.cli.commands import COMMANDS
+from lit_modules.utils.errors import UsageError, closest, is_told
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
+
+    from lit_modules.cli.lightning_cli import ProjectCLI
+
+PUBLIC = (
+    "lit_modules",
+    "lit_modules.attacks",
+    "lit_modules.metrics",
+    "lit_modules.networks",
+    "lit_modules.synthia",
+    "lit_modules.datamodules",
+    "lit_modules.callbacks",
+)
+"""Modules whose public classes the command line knows by their short names."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+STAGES = {
+    "fit": "Train.",
+    "validate": "Score the validation data.",
+    "test": "Compute the benchmark's numbers.",
+    "predict": "Answer the prediction data, and write the answers.",
+}
+TRACEBACK = "LIT_MODULES_TRACEBACK"
+
+
+def main(args: "ArgsType" = None) -> "ProjectCLI | int":
+    """Run the command line.
+
+    Args:
+        args: Arguments as on the command line, or a parsed configuration; ``None`` takes those of the process.
+
+    Returns:
+        The finished LightningCLI with ``model``, ``datamodule`` and ``trainer``, or the exit code of another command.
+
+    Raises:
+        UsageError: If the arguments are wrong; the first line says what, with the closest valid name.
+    """
+    if args is None:
+        args = sys.argv[1:]
+    if isinstance(args, list):
+        first = args[0] if args else "--help"
+        if first in ("-h", "--help", "help"):
+            print(help_text())
+            return 0
+        if first == "--version":
+            print(f"lit-modules {lit_modules.__version__}")
+            return 0
+        if first in COMMANDS:
+            return int(import_module(COMMANDS[first][0]).main(args[1:]))
+        commands = [*STAGES, *COMMANDS]
+        if first.startswith("-") and not set(STAGES) & set(args):
+            raise UsageError(f"A command must come first: one of {', '.join(commands)}; got {first!r}.")
+        if not first.startswith("-") and first not in STAGES:
+            raise UsageError(f"There is no command {first!r}{closest(first, commands)}")
+    load_public()
+    from lit_modules.cli.lightning_cli import ProjectCLI
+
+    return ProjectCLI.start(args)
+
+
+def run() -> None:
+    """Run the command line of this process; say what is wrong in one sentence, without a traceback.
+
+    Errors that are no such sentence (:func:`~lit_modules.utils.errors.is_told`) keep their traceback. Classes are
+    found in the working folder first, as ``python -m`` finds them, unless Python is told to leave it out
+    (``PYTHONSAFEPATH``).
+    """
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path[:1]):
+        sys.path.insert(0, os.getcwd())  # a console script has its own folder there
+    os.environ.setdefault("TQDM_DELAY", "2")  # a bar that lives shorter, such as that of a small model, is not drawn
+    try:
+        result = main()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if os.environ.get(TRACEBACK) == "1" or not is_told(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, UsageError):
+            sys.exit(2)
+        print(f"{TRACEBACK}=1 shows where this was raised.", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def load_public(*modules: str) -> None:
+    """Import the public classes of modules, so that the parser knows them by their short names.
+
+    Args:
+        modules: Names of the modules; none takes those of the command line.
+    """
+    for module in map(import_module, modules or PUBLIC):
+        for name in module.__all__:
+            getattr(module, name)
+
+
+def help_text() -> str:
+    """Return the text of ``lit-modules --help``."""
+    lines = ["usage: lit-modules COMMAND [options]", "", (lit_modules.__doc__ or "").partition(":")[0] + ".", ""]
+    lines += ["commands:"]
+    helps = STAGES | {name: line for name, (_, line) in COMMANDS.items()}
+    lines += [f"  {name:<10}{line}" for name, line in helps.items()]
+    lines += [
+        "",
+        "options:",
+        "  --help    Show this text; `lit-modules fit --help` shows the options of a command.",
+        "  --version Show the version.",
+        "",
+        "examples:",
+        "  lit-modules demo ngdiff",
+        "  lit-modules fit -c ngdiff/lume.yaml --model.model FOLDER --data.root FOLDER",
+        "  lit-modules fit --model.help NGDiff",
+    ]
+    return "\n".join(lines)

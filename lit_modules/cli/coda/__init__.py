@@ -1,0 +1,1 @@
+"""Commands of ``lit-modules coda``."""

@@ -1,0 +1,64 @@
+"""What libraries say while a run is set up: kept until it starts, so that a mistake is the first line on the screen."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from lit_modules.utils.errors import is_told
+
+LOGGERS = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
+
+
+class SetupMessages(logging.Handler):
+    """Hold back log records and warnings, from entry until ``end`` or exit.
+
+    If the block ends with an error whose message is for the user, they are dropped: they would only hide it.
+
+    Example:
+        >>> with SetupMessages() as messages:
+        ...     logging.getLogger("lightning.pytorch").warning("slow")
+        ...     messages.end(say=False)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Callable[[], object]] = []
+        self._undo: list[Callable[[], object]] = []
+
+    def __enter__(self) -> "SetupMessages":
+        for logger in map(logging.getLogger, LOGGERS):
+            self._undo.append(partial(vars(logger).update, handlers=logger.handlers, propagate=logger.propagate))
+            logger.handlers, logger.propagate = [self], False
+        self._undo.append(partial(setattr, warnings, "showwarning", warnings.showwarning))
+        warnings.showwarning = self._hold_warning
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end(say=error is None or not is_told(error))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record."""
+        self._held.append(partial(logging.getLogger(record.name).handle, record))
+
+    def end(self, say: bool = True) -> None:
+        """Hold nothing back any longer.
+
+        Args:
+            say: Whether to say what was held back, or to drop it.
+        """
+        calls = self._undo + (self._held if say else [])
+        self._held, self._undo = [], []
+        for call in calls:
+            call()
+
+    def _hold_warning(self, *arguments: Any, **more: Any) -> None:
+        self._held.append(lambda: warnings.showwarning(*arguments, **more))
+
+
+SETUP = SetupMessages()
+"""The one of the command line."""

@@ -1,0 +1,1 @@
+"""Contrastive augmentation: features, scores, synthetic images, verification."""

@@ -1,0 +1,248 @@
+"""Having people check whether features belong to pictures: a sample to answer, and what the answers say."""
+
+import base64
+import csv
+import html
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Literal, get_args
+
+from PIL import Image
+
+from lit_modules.coda.augmentation.features import FeatureKind
+from lit_modules.coda.augmentation.inputs import PairTask, shard_tasks
+from lit_modules.coda.core.concepts import safe_name
+from lit_modules.coda.core.pictures import read_picture
+from lit_modules.coda.core.store import Store
+from lit_modules.utils.files import write_whole
+
+Group = Literal["real target", "real misidentified", "synthetic"]
+_ANSWERS = {"yes": 1, "y": 1, "1": 1, "no": 0, "n": 0, "0": 0}
+_SIDE, _THUMBNAIL = 512, 160
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """What annotators say about one group of pictures.
+
+    Args:
+        items: Number of pictures with a feature.
+        percent: Share of the answers that are yes, in percent.
+        kappa: Fleiss' kappa; NaN if all answers are the same, or there is one annotator.
+    """
+
+    items: int
+    percent: float
+    kappa: float
+
+
+def export_annotation(
+    store: Store,
+    folder: str | Path,
+    tasks: Sequence[PairTask],
+    kind: FeatureKind,
+    num_items: int = 50,
+    annotators: int = 3,
+    seed: int = 0,
+) -> int:
+    """Write pictures, each with a feature, for annotators to say whether the picture shows the feature.
+
+    Real pictures of the concept that a feature belongs to, real ones of the concept that it tells it from, and accepted
+    synthetic ones are mixed, under numbers that do not tell which is which. Written are ``images``, ``sheet.html`` to
+    look at, ``annotator-1.csv`` and so on with a blank ``answer`` for yes or no, and ``key.csv``, which annotators must
+    not see.
+
+    Args:
+        store: Store of a run.
+        folder: Folder to write, new or empty.
+        tasks: Pairs of the run.
+        kind: Kind of features.
+        num_items: Most items of each group, at least 1.
+        annotators: Number of annotators, at least 1.
+        seed: Seed of the sample and its order.
+
+    Returns:
+        Number of items.
+
+    Raises:
+        ValueError: If a number is out of its range, the folder holds something, or there are no accepted images.
+    """
+    if num_items < 1 or annotators < 1:
+        raise ValueError(f"num_items and annotators must be at least 1, got {num_items} and {annotators}.")
+    root = Path(folder)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root} holds something already, perhaps answers; give another folder.")
+    pools = _items(store, tasks, kind)
+    if not pools["synthetic"]:
+        raise ValueError(f"The store {store.folder} has no accepted images of {kind}; run `lit-modules coda augment`.")
+    random = Random(f"{seed}/annotation")
+    chosen = [
+        (group, *item) for group, pool in pools.items() for item in random.sample(pool, min(num_items, len(pool)))
+    ]
+    random.shuffle(chosen)
+    blank, key, parts = [], [], []
+    for number, (group, data, name, concept, feature) in enumerate(chosen, 1):
+        picture = read_picture(data, name)
+        picture.thumbnail((_SIDE, _SIDE))
+        place = f"images/{number:04d}.png"
+        write_whole(root / place, _png(picture))
+        blank.append([str(number), place, _cell(feature), ""])
+        key.append([str(number), group, _cell(concept), _cell(feature)])
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        coded = base64.b64encode(_png(picture)).decode()
+        shown = f'<td><img src="data:image/png;base64,{coded}" alt=""></td><td>{html.escape(feature)}</td>'
+        parts.append(f"<tr><td>{number}</td>{shown}</tr>")
+    for annotator in range(1, annotators + 1):
+        _write_csv(root / f"annotator-{annotator}.csv", ["item", "image", "feature", "answer"], blank)
+    _write_csv(root / "key.csv", ["item", "group", "concept", "feature"], key)
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Features and pictures</title>'
+    asked = "<p>Does the picture show the feature? Write yes or no as the answer in your CSV file.</p>"
+    rows = "\n".join(parts)
+    write_whole(root / "sheet.html", f"{head}<body>{asked}<table>\n{rows}\n</table></body></html>\n")
+    return len(chosen)
+
+
+def score_annotation(files: Sequence[str | Path], key: str | Path) -> dict[Group, GroupScore]:
+    """Return the share of yes and the annotators' agreement for each group.
+
+    Args:
+        files: The answers, a file of each annotator.
+        key: ``key.csv`` of the sample.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If an answer is missing or is neither yes nor no, or the files are of another sample.
+    """
+    if not files:
+        raise ValueError("There must be a file of at least one annotator, got none.")
+    groups: dict[str, Group] = {}
+    for row in _read_csv(Path(key), "group"):
+        if row["group"] not in get_args(Group):
+            raise ValueError(f"{key}: the group must be {', '.join(get_args(Group))}, got {row['group']!r}.")
+        groups[row["item"]] = row["group"]  # type: ignore[assignment]
+    answers = [_answers(Path(file), groups) for file in files]
+    scores: dict[Group, GroupScore] = {}
+    for group in get_args(Group):
+        items = [item for item, found in groups.items() if found == group]
+        if not items:
+            continue
+        yes = [sum(one[item] for one in answers) for item in items]
+        counts = [[len(files) - number, number] for number in yes]
+        kappa = fleiss_kappa(counts) if len(files) > 1 else float("nan")
+        scores[group] = GroupScore(len(items), 100 * sum(yes) / (len(items) * len(files)), kappa)
+    return scores
+
+
+def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float:
+    """Return Fleiss' kappa, the agreement of raters beyond chance.
+
+    With the mean agreement ``P`` of the pairs of raters on an item, and ``E`` the sum of the squared shares of the
+    categories, it is ``(P - E) / (1 - E)``.
+
+    Args:
+        counts: For each item, how many raters chose each category; as many raters for all.
+
+    Returns:
+        1 for full agreement, 0 for that of chance; NaN if a single category was ever chosen, as 1 - E is 0 then.
+
+    Raises:
+        ValueError: If there is no item, fewer than two raters, or items differ in raters or categories.
+
+    Example:
+        >>> fleiss_kappa([[2, 0], [0, 2]]), fleiss_kappa([[1, 1], [1, 1]])
+        (1.0, -1.0)
+
+    References:
+        Fleiss, "Measuring nominal scale agreement among many raters", Psychological Bulletin 76 (1971).
+    """
+    if not counts or len({len(row) for row in counts}) > 1 or min(min(row, default=-1) for row in counts) < 0:
+        raise ValueError("counts must be at least one row, each with a number of raters for every category.")
+    raters = sum(counts[0])
+    different = [place for place, row in enumerate(counts) if sum(row) != raters]
+    if raters < 2 or different:
+        where = f"; item {different[0]} has {sum(counts[different[0]])}" if different else ""
+        raise ValueError(f"Each item needs as many raters, at least 2: the first has {raters}{where}.")
+    pairs = raters * (raters - 1)
+    agreement = sum(sum(number * (number - 1) for number in row) / pairs for row in counts) / len(counts)
+    shares = [sum(column) / (raters * len(counts)) for column in zip(*counts, strict=True)]
+    chance = sum(share**2 for share in shares)
+    return float("nan") if max(shares) == 1 else (agreement - chance) / (1 - chance)
+
+
+def _items(
+    store: Store, tasks: Sequence[PairTask], kind: FeatureKind
+) -> dict[Group, list[tuple[bytes, str, str, str]]]:
+    """Return all items of each group: bytes and name of a picture, concept, feature."""
+    pools: dict[Group, list[tuple[bytes, str, str, str]]] = {group: [] for group in get_args(Group)}
+    for task in shard_tasks(tasks):
+        pair = task.pair
+        turned = ((pair.target, task.target_images, task.confusable_images),)
+        for concept, own, others in (*turned, (pair.confusable, task.confusable_images, task.target_images)):
+            place = [pair.pair_id, safe_name(concept.name), kind]
+            record = store.read_json([*place, "images.json"])
+            if record is None:
+                continue
+            made = [
+                (data, f"{index}.png")
+                for index in record["accepted"]
+                if (data := store.read_file([*place, "images", f"{index}.png"], record["files"][f"{index}.png"]))
+            ]
+            real = [[(Path(path).read_bytes(), path) for path in paths] for paths in (own, others)]
+            for feature in record["attributes"]:
+                for group, pictures in zip(get_args(Group), (*real, made), strict=True):
+                    pools[group] += [(data, name, concept.name, feature) for data, name in pictures]
+    return pools
+
+
+def _answers(path: Path, groups: dict[str, Group]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in _read_csv(path, "answer"):
+        answer = row["answer"].strip().lower()
+        if not answer:
+            raise ValueError(f"{path}: item {row['item']} has no answer; write yes or no.")
+        if answer not in _ANSWERS:
+            raise ValueError(f"{path}: the answer to item {row['item']} must be yes or no, got {row['answer']!r}.")
+        found[row["item"]] = _ANSWERS[answer]
+    missing = [item for item in groups if item not in found]
+    if missing or len(found) != len(groups):
+        what = f"item {missing[0]} is missing" if missing else "it has items that the key does not have"
+        raise ValueError(f"{path} is not of this sample: {what}.")
+    return found
+
+
+def _read_csv(path: Path, column: str) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; `lit-modules coda annotate export` writes it.")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = [
+            {name or "": text or "" for name, text in row.items() if isinstance(text, str | None)}
+            for row in csv.DictReader(file)
+        ]
+    if not rows or not {"item", column} <= set(rows[0]):
+        raise ValueError(f"{path} must be a CSV file with the columns item and {column}, separated by commas.")
+    twice = [item for item, number in Counter(row["item"] for row in rows).items() if number > 1]
+    if twice:
+        raise ValueError(f"{path}: item {twice[0]} comes twice.")
+    return rows
+
+
+def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator="\n").writerows([names, *rows])
+    write_whole(path, file.getvalue())
+
+
+def _cell(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.info.clear()
+    picture.save(file, "PNG")
+    return file.getvalue()

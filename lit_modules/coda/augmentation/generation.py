@@ -1,0 +1,117 @@
+"""Prompts, seeds and settings of synthetic images: a plan that says all before anything is made."""
+
+from collections.abc import Callable, Sequence
+from string import Formatter
+
+from lit_modules.coda.backends.protocols import ImageRequest
+from lit_modules.coda.core.concepts import Concept, prompt_text, with_article
+from lit_modules.utils.hashing import stable_seed
+
+PROMPT = "A realistic 4K photograph of {subject} with {attributes}"
+"""Prompt of an image; a run may give its own, with these places."""
+
+_NEGATIVE = {
+    "animal": "man-made objects, unnatural colours, cartoon, drawing, text",
+    "scene": "cartoon, drawing, text, frames",
+}
+
+
+def image_prompt(
+    concept: Concept, attributes: Sequence[str], template: str = PROMPT, name_in_prompt: bool = True
+) -> str:
+    """Return the prompt of an image of a concept with exactly these attributes.
+
+    Args:
+        concept: What the image shows.
+        attributes: Its attributes, at least one.
+        template: Text with the places ``{subject}`` and ``{attributes}``.
+        name_in_prompt: Whether to name the concept; otherwise its wider class, or its kind, stands there, as the name
+            of a novel concept means nothing to a generator.
+
+    Raises:
+        ValueError: If there are no attributes, or the template lacks a place or has another.
+
+    Example:
+        >>> image_prompt(Concept("Puff Adder", "snake"), ["a short tail", "keeled scales"], name_in_prompt=False)
+        'A realistic 4K photograph of a snake with a short tail, keeled scales'
+    """
+    places = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    if places != {"subject", "attributes"}:
+        raise ValueError(
+            f"The template must have the places {{subject}} and {{attributes}}, got {template!r} with "
+            f"{', '.join(sorted(places)) or 'none'}."
+        )
+    if not attributes:
+        raise ValueError(f"An image of {concept.name!r} needs at least one attribute; without any its prompt is empty.")
+    subject = concept.name if name_in_prompt else with_article(concept.supercategory or concept.kind)
+    listed = ", ".join(prompt_text(attribute) for attribute in attributes)
+    return template.format(subject=prompt_text(subject), attributes=listed)
+
+
+def negative_prompt(kind: str, guidance: float, text: str | None = None) -> str | None:
+    """Return the negative prompt, or ``None`` if it would have no effect: up to 1 guidance is off.
+
+    Args:
+        kind: Kind of concept; chooses the text.
+        guidance: Scale of classifier-free guidance.
+        text: Text in place of the kind's; an empty one sends none.
+
+    Example:
+        >>> negative_prompt("scene", 0.0), negative_prompt("scene", 4.5)
+        (None, 'cartoon, drawing, text, frames')
+    """
+    if guidance <= 1:
+        return None
+    chosen = _NEGATIVE.get(kind, "cartoon, drawing, text") if text is None else text
+    return chosen or None
+
+
+def plan_images(
+    prompt: str,
+    negative: str | None,
+    indices: Sequence[int],
+    seed_parts: Sequence[object],
+    width: int = 1024,
+    height: int = 1024,
+    steps: int = 4,
+    guidance: float = 0.0,
+) -> list[ImageRequest]:
+    """Return the requests of images; the seed of each is a stable hash of what it belongs to and its index.
+
+    Args:
+        prompt: Prompt of all.
+        negative: Negative prompt of all; dropped when guidance is off.
+        indices: Index of each image; an image's request does not depend on the others.
+        seed_parts: What the seeds belong to: the run's seed, pair, direction, kind and stage.
+        width: Width in pixels.
+        height: Height in pixels.
+        steps: Number of denoising steps.
+        guidance: Scale of classifier-free guidance; 0 for distilled models.
+    """
+    return [
+        ImageRequest(
+            prompt=prompt,
+            negative=negative if guidance > 1 else None,
+            seed=stable_seed(*seed_parts, index),
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=guidance,
+        )
+        for index in indices
+    ]
+
+
+def long_texts(texts: Sequence[str], count_tokens: Callable[[str], int], limit: int = 77) -> list[tuple[str, int]]:
+    """Return the texts that an encoder cuts off, with their number of tokens.
+
+    Args:
+        texts: Attributes or prompts.
+        count_tokens: Number of tokens of a text, special ones included.
+        limit: Most tokens that the encoder reads; 77 for CLIP, 512 for T5 in Stable Diffusion 3.
+
+    Example:
+        >>> long_texts(["a tail", "a very long tail"], lambda text: len(text.split()) + 2, limit=5)
+        [('a very long tail', 6)]
+    """
+    return [(text, tokens) for text in texts if (tokens := count_tokens(text)) > limit]

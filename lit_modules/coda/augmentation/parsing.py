@@ -1,0 +1,264 @@
+"""Reading lists of features, bits, and yes or no from what models answer."""
+
+import ast
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_modules.coda.core.answers import names_in
+
+_LONGEST = 40_000
+_MOST_STARTS = 64
+_MOST_STEPS = 100_000  # letters looked at for closing brackets, so that a hostile answer takes no long time
+_BULLET = re.compile(
+    r"^[^\S\n]*(?:[-*\u2022\u2013\u2014\u00b7+]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])(?:[^\S\n]+|[^\S\n]*\n[^\S\n]*)(\S.*)$",
+    re.MULTILINE,
+)
+_UNKNOWN = {"", "unknown", "none", "n a", "na", "null", "nil", "no", "not known", "not applicable", "i do not know"}
+
+
+class MalformedAnswer(ValueError):
+    """A model's answer cannot be read; another try may give one that can."""
+
+
+@dataclass(frozen=True)
+class ParsedFeatures:
+    """Features read from an answer.
+
+    Args:
+        features: Features in the order of the answer.
+        dropped: What was left out, with the reason.
+        cut_off: Whether the list was not closed, and only its whole items were taken.
+    """
+
+    features: tuple[str, ...]
+    dropped: tuple[tuple[str, str], ...] = ()
+    cut_off: bool = False
+
+
+def parse_features(text: str, names: Iterable[str] = (), max_features: int = 30, max_words: int = 12) -> ParsedFeatures:
+    """Read a list of features from an answer: JSON, a Python list, bullets or numbers, or words in square brackets.
+
+    Text around the list is passed over. Quotes are stripped. Dropped with their reason are duplicates, empty items,
+    items that say "unknown", are too long, hold a class name, or come after the first ``max_features``.
+
+    Args:
+        text: The model's answer.
+        names: Names of both classes, which would give the answer away.
+        max_features: Most features, at least 1.
+        max_words: Longest feature, in words, at least 1.
+
+    Raises:
+        MalformedAnswer: If the answer holds no list.
+        ValueError: If a bound is less than 1.
+
+    Example:
+        >>> found = parse_features("Sure: ['short tail', 'Short tail', 'adder-like head']", ["Adder"])
+        >>> found.features, found.dropped
+        (('short tail',), (('Short tail', 'duplicate'), ('adder-like head', 'names a class')))
+    """
+    if min(max_features, max_words) < 1:
+        raise ValueError(f"max_features and max_words must be at least 1, got {max_features} and {max_words}.")
+    items, cut_off = _items(text[:_LONGEST])
+    forbidden = tuple(names)
+    kept: dict[str, str] = {}
+    dropped: list[tuple[str, str]] = []
+    for raw in items:
+        item = _clean(raw)
+        form = _form(item)
+        reason = None
+        if not form:
+            reason = "empty"
+        elif form in _UNKNOWN:
+            reason = "unknown"
+        elif form in kept:
+            reason = "duplicate"
+        elif len(item.split()) > max_words:
+            reason = f"more than {max_words} words"
+        elif names_in(item, forbidden):
+            reason = "names a class"
+        elif len(kept) >= max_features:
+            reason = f"after the first {max_features}"
+        if reason is None:
+            kept[form] = item
+        else:
+            dropped.append((item[:200], reason))
+    return ParsedFeatures(tuple(kept.values()), tuple(dropped), cut_off)
+
+
+def join_features(*lists: Sequence[str]) -> tuple[str, ...]:
+    """Return the union of lists in their order, without what differs in case or punctuation alone.
+
+    Example:
+        >>> join_features(["blue tail", "long legs"], ["Blue tail", "red eye"])
+        ('blue tail', 'long legs', 'red eye')
+    """
+    found: dict[str, str] = {}
+    for items in lists:
+        for item in items:
+            found.setdefault(_form(item), item)
+    return tuple(found.values())
+
+
+def parse_bits(text: str, count: int) -> tuple[bool, ...]:
+    """Read one 0 or 1 per attribute, in order.
+
+    Args:
+        text: The model's answer, such as ``"[1, 0, 1]"``.
+        count: Number of attributes.
+
+    Raises:
+        MalformedAnswer: If the list is of another length or holds anything else.
+
+    Example:
+        >>> parse_bits("Here you are: [1, 0]", 2)
+        (True, False)
+    """
+    text = text[:_LONGEST]
+    wrong = None
+    for value in _literals(text):
+        values = _flat(value)
+        if values and all(isinstance(one, bool | int | str) and _bit(one) is not None for one in values):
+            if len(values) == count:
+                return tuple(bool(_bit(one)) for one in values)
+            wrong = len(values)
+    if wrong is None:
+        bare = text.strip().strip(".`[]() \n")
+        if re.fullmatch(r"[01](?:[\s,;]+[01])*", bare):
+            bits = re.findall("[01]", bare)
+            if len(bits) == count:
+                return tuple(bit == "1" for bit in bits)
+            wrong = len(bits)
+    if wrong is not None:
+        raise MalformedAnswer(f"The answer must have {count} bits, one for each attribute, got {wrong}.")
+    raise MalformedAnswer(f"The answer must be a list of {count} zeros and ones, got {text[:80]!r}.")
+
+
+def parse_yes_no(text: str) -> bool:
+    """Read yes or no from the beginning of an answer, else from its only such word.
+
+    Raises:
+        MalformedAnswer: If it says neither, or both.
+
+    Example:
+        >>> parse_yes_no("Yes, the tail is short."), parse_yes_no("The answer is **no**.")
+        (True, False)
+    """
+    words = re.findall("[a-z0-9]+", unicodedata.normalize("NFKC", text[:_LONGEST]).casefold())
+    meaning = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    if words and words[0] in meaning:
+        return meaning[words[0]]
+    said = {meaning[word] for word in words if word in ("yes", "no", "true", "false")}
+    if len(said) == 1:
+        return said.pop()
+    raise MalformedAnswer(f"The answer must be yes or no, got {text[:80]!r}.")
+
+
+def _items(text: str) -> tuple[list[str], bool]:
+    for value in _literals(text):
+        items = [item for item in _flat(value) if isinstance(item, str)]
+        if items:
+            return items, False
+        if value == []:
+            return [], False
+    bullets = _BULLET.findall(text)
+    if len(bullets) >= 2:
+        return bullets, False
+    bare = [inner for inner in re.findall(r"\[([^\[\]]*)\]", text) if "," in inner]
+    if bare:
+        return max(bare, key=len).split(","), False
+    single = re.fullmatch(r"[^\[\]]*\[([^\[\]]*)\][^\[\]]*", text)
+    if single and not bullets:
+        return [single[1]], False
+    if bullets:
+        return bullets, False
+    if "[" in text:
+        whole = re.findall(r"\"((?:[^\"\\\n]|\\.)*)\"\s*(?=,)", text[text.index("[") :])
+        if whole:
+            return whole, True
+    raise MalformedAnswer(f"The answer holds no list of features, got {text[:80]!r}.")
+
+
+def _literals(text: str) -> Iterable[Any]:
+    """Yield the JSON and Python lists in a text, and the lists that stand in JSON objects."""
+    decoder = json.JSONDecoder()
+    position, starts, steps = 0, 0, _MOST_STEPS
+    while starts < _MOST_STARTS and (found := re.compile(r"[\[{]").search(text, position)):
+        starts += 1
+        position = found.start()
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            closing = _closing(text, position, steps) if text[position] == "[" else None
+            value, end = None, position + 1
+            if text[position] == "[":
+                steps -= (closing or len(text)) - position
+            if closing is not None:
+                try:
+                    value, end = ast.literal_eval(text[position:closing]), closing
+                except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+                    value = None
+        if isinstance(value, dict):
+            yield from (inner for inner in value.values() if isinstance(inner, list))
+        elif isinstance(value, list):
+            yield value
+        position = end
+
+
+def _closing(text: str, start: int, steps: int) -> int | None:
+    """Return the place after the bracket that closes the one at ``start``; quoted brackets do not count."""
+    depth, quote, place = 0, "", start
+    while place < min(len(text), start + steps):
+        letter = text[place]
+        if quote:
+            if letter == "\\":
+                place += 1
+            elif letter == quote:
+                quote = ""
+        elif letter == '"' or (letter == "'" and text[place - 1] in "[, \n"):
+            quote = letter
+        elif letter == "[":
+            depth += 1
+        elif letter == "]":
+            depth -= 1
+            if depth == 0:
+                return place + 1
+        place += 1
+    return None
+
+
+def _flat(value: Any) -> list[Any]:
+    """Return the items of a list and of lists in it; of mappings in it the texts."""
+    flat: list[Any] = []
+    waiting = [value]  # the next one is the last
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list | tuple):
+            waiting.extend(reversed(one))
+        elif isinstance(one, dict):
+            texts = [inner for inner in one.values() if isinstance(inner, str)]
+            flat += texts[:1]
+        else:
+            flat.append(one)
+    return flat
+
+
+def _bit(value: bool | int | str) -> int | None:
+    if isinstance(value, str):
+        value = {"0": 0, "1": 1}.get(value.strip(), 2)
+    return int(value) if value in (0, 1) else None
+
+
+def _clean(item: str) -> str:
+    """Return an item on one line, without quotes, marks of lists and emphasis around it."""
+    kept = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in item)
+    kept = " ".join(re.sub(r"\*\*|__|`", "", kept).split())
+    return kept.strip(" \t\"'\u201c\u201d\u2018\u2019.,;*").strip()
+
+
+def _form(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[\W_]+", " ", re.sub("['\u2019]", "", text)).split())

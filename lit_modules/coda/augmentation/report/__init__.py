@@ -1,0 +1,1 @@
+"""Report page of an augmentation run."""

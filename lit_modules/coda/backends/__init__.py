@@ -1,0 +1,1 @@
+"""Chat models, image generators and embedders, local and remote."""

@@ -1,0 +1,1 @@
+"""Machinery that the modules for new concepts share."""

@@ -1,0 +1,1 @@
+"""Offline demos, one per paper."""

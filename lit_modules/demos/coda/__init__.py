@@ -1,0 +1,1 @@
+"""Demo of CoDA on drawn species."""

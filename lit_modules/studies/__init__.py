@@ -1,0 +1,1 @@
+"""Many runs of the methods: comparison, sweep, sequence, stress tests."""

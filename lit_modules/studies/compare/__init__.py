@@ -1,0 +1,1 @@
+"""Comparison of unlearning methods from one start, with equal steps."""

@@ -1,0 +1,1 @@
+"""Stress tests of unlearned models: relearning attack, quantization, other prompts."""

@@ -1,0 +1,1 @@
+"""Runs of fit and test over values of any argument."""

@@ -1,0 +1,1 @@
+"""Machinery that the text-to-image modules share."""

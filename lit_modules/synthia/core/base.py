@@ -1,0 +1,454 @@
+"""What the modules around a text-to-image model share: loading, adapters, encodings, generation, saving."""
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torchmetrics import Metric
+
+from lit_modules.synthia.backbones.base import Backbone, Condition
+from lit_modules.synthia.core.encodings import Encoder
+from lit_modules.synthia.core.guards import min_snr_weights
+from lit_modules.synthia.core.randomness import generator_of, row_noise
+from lit_modules.synthia.objectives import prediction_error
+from lit_modules.synthia.ontology.graph import nearest
+from lit_modules.utils import adapters
+from lit_modules.utils.precision import check_precision
+from lit_modules.utils.resuming import bring
+from lit_modules.utils.training_state import check_finite
+
+TEMPLATE = "a new design that has functions of {affordances}"
+Batch = dict[str, Any]
+
+
+# tried: what is trained with them is what the pipeline that loads them draws
+_LOADABLE = {
+    *("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
+}
+_STARTS = (True, False, "gaussian", "orthogonal", "mica")
+
+
+def check_loadable(config: LoraConfig) -> None:
+    """Check that the library of the pipelines will load an adapter and draw what was trained.
+
+    Raises:
+        ValueError: If the adapter has a setting of which that is not known.
+    """
+    if config.init_lora_weights not in _STARTS:
+        raise ValueError(
+            f"diffusers do not load an adapter with init_lora_weights={config.init_lora_weights!r}; it must be "
+            f"{', '.join(map(repr, _STARTS))}."
+        )
+    usual, asked = adapters.essence(LoraConfig()), adapters.essence(config)
+    for name in sorted(asked.keys() - _LOADABLE):
+        if asked[name] != usual[name]:
+            raise ValueError(
+                f"diffusers do not load an adapter with {name}={asked[name]!r}; leave {name} out of the peft_config."
+            )
+
+
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Build AdamW at a learning rate of 1e-4 with a weight decay of 0.01."""
+    return AdamW(parameters, lr=1e-4, weight_decay=0.01)
+
+
+class TextToImage(LightningModule):
+    """Train the network of a text-to-image model, generate with it and save it; the base of the modules here.
+
+    Only the network is part of the module. The frozen encoders stay outside it, are loaded when something must be
+    encoded that the cache does not hold, and are in no checkpoint; of the network a checkpoint holds what trains, and
+    the adapter's configuration, so that it loads without ``peft_config``. Trained weights are float32, frozen ones of
+    the backbone's precision; the trainer's is ``32-true`` or ``bf16-mixed``.
+
+    Test generates ``images_per_prompt`` images for each row of a batch and hands them to ``metric.update(images,
+    batch)``, images as floats in [0, 1], ``(n, 3, height, width)``, and the batch with each row as often; it logs what
+    ``metric.compute()`` names as ``test/<name>``. Prediction returns the same images. Tried on one device and with DDP.
+
+    Args:
+        backbone: Text-to-image model.
+        peft_config: Adapter to train instead of the network's own weights; settings that diffusers do not load are
+            refused before training.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
+        compile: Whether to compile the network's blocks.
+        cache: Folder in which encodings of prompts and images are kept between runs, by their content; ``None`` keeps
+            them in memory.
+        min_snr_gamma: Cap of the clean image's weight in denoising losses (Min-SNR); ``None`` weighs all timesteps 1.
+        template: Prompt, with the place ``{affordances}``.
+        known_affordances: Affordances that :meth:`generate` takes; ``None`` takes any.
+        metric: Turns generated images into numbers.
+        images_per_prompt: Images that a test generates for each row.
+        seed: Seed of noise and timesteps.
+        optimizer: Builds the optimizer from the trainable parameters.
+        scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    network: Any
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        peft_config: LoraConfig | None,
+        gradient_checkpointing: bool,
+        compile: bool,
+        cache: str | None,
+        min_snr_gamma: float | None,
+        template: str,
+        known_affordances: Sequence[str] | None,
+        metric: Metric | None,
+        images_per_prompt: int,
+        seed: int,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__()
+        if "{affordances}" not in template:
+            raise ValueError(f"template must have the place '{{affordances}}', got {template!r}.")
+        if images_per_prompt < 1:
+            raise ValueError(f"images_per_prompt must be at least 1, got {images_per_prompt}.")
+        if min_snr_gamma is not None and not min_snr_gamma > 0:
+            raise ValueError(f"min_snr_gamma must be positive or None, got {min_snr_gamma}.")
+        self.backbone = backbone
+        self.encoder = Encoder(backbone, cache)
+        self.peft_config = peft_config
+        self.gradient_checkpointing, self.compile_network = gradient_checkpointing, compile
+        self.min_snr_gamma = min_snr_gamma
+        self.template = template
+        self.known_affordances = None if known_affordances is None else tuple(known_affordances)
+        self.metric, self.images_per_prompt = metric, images_per_prompt
+        self.seed = seed
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.strict_loading = False
+        self.network = None
+        self._results: dict[str, float] | None = None
+
+    def configure_callbacks(self) -> list[Any]:
+        """Bring what lets a run stop and go on at any batch."""
+        return bring(self.trainer)
+
+    def setup(self, stage: str) -> None:
+        """Encode the prompts that the data names, before the network takes the memory."""
+        check_precision(self)
+        self.backbone.to(self.trainer.strategy.root_device)
+        prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", None)
+        if not callable(prompts) or stage != "fit" or self.encoder.cache is None:
+            return
+        shared = self.encoder.cache.folder is not None
+        if self.trainer.is_global_zero or not shared:
+            self.encoder.keep_prompts(prompts())
+        self.trainer.strategy.barrier("prompts are encoded")
+        if not self.trainer.is_global_zero and shared:
+            self.encoder.keep_prompts(prompts())
+
+    def configure_model(self) -> None:
+        """Load the network and add the adapter, once, in training mode."""
+        if self.network is not None:
+            return
+        self.backbone.load("network")
+        network = self.backbone.network
+        if self.backbone.adapter is not None and self.peft_config is not None:
+            raise ValueError(
+                "peft_config asks for a new adapter, and the backbone has loaded one; leave peft_config out to go on "
+                "with it."
+            )
+        if self.backbone.adapter is not None:
+            self._train_adapter()
+        elif self.peft_config is not None:
+            self._put_adapter(self.peft_config)
+        else:
+            network.requires_grad_(True)
+        if self.gradient_checkpointing:
+            self.backbone.enable_checkpointing()
+        if self.compile_network:
+            self.backbone.compile()
+        self.network = network.train()
+
+    def forward(self, prompts: Sequence[str], seed: int = 0) -> Tensor:
+        """Draw an image for each prompt.
+
+        Args:
+            prompts: Whole prompts, without the template.
+            seed: Seed; an image also depends on its place.
+
+        Returns:
+            Floats in [0, 1], ``(prompts, 3, height, width)``.
+
+        Raises:
+            TypeError: If the prompts are no sequence of texts.
+        """
+        if isinstance(prompts, str | Tensor) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError(
+                f"{type(self).__name__} draws a sequence of prompts, such as ['a cup'], got {type(prompts).__name__}."
+            )
+        return self.draw(prompts, [generator_of(seed, "image", place) for place in range(len(prompts))])
+
+    def conditions(self, batch: Mapping[str, Any]) -> Condition:
+        """Return what the network is conditioned on for each row of a batch, by its ``prompt``."""
+        return self.encoder.conditions(batch["prompt"])
+
+    def latents(self, batch: Mapping[str, Any], name: str, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return latents of the batch's images under a name, drawn anew from their distribution.
+
+        Args:
+            batch: Batch.
+            name: ``"image"``, ``"pos"`` or ``"neg"``; images ``(batch, ..., 3, height, width)``.
+            generators: Source of each row's draw.
+        """
+        images = batch[name]
+        if not images.numel():
+            nothing: Tensor = images.new_empty(*images.shape[:-3], *self.backbone.latent_shape())
+            return nothing
+        mean, std = self.encoder.moments(images.flatten(0, -4))
+        mean, std = (value.reshape(*images.shape[:-3], *value.shape[1:]) for value in (mean, std))
+        return mean + std * row_noise(mean.shape[1:], generators, mean.device)
+
+    def noise_errors(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Return the network's error on noised latents.
+
+        Args:
+            latents: ``(batch, channel, height, width)`` or ``(batch, n, channel, height, width)``.
+            noise: ``(batch, channel, height, width)``; all of a row get the same.
+            timesteps: ``(batch,)``.
+            condition: ``(batch, ...)``.
+
+        Returns:
+            ``(batch,)`` or ``(batch, n)``.
+        """
+        many = latents.ndim == 5
+        count = latents.shape[1] if many else 1
+        if count == 0:
+            return latents.new_zeros(latents.shape[:2])
+        flat = latents.flatten(0, 1) if many else latents
+        noise, timesteps = noise.repeat_interleave(count, 0), timesteps.repeat_interleave(count, 0)
+        condition = {key: value.repeat_interleave(count, 0) for key, value in condition.items()}
+        schedule = self.backbone.schedule
+        prediction = self.backbone.denoise(schedule.add_noise(flat, noise, timesteps), timesteps, condition)
+        errors = prediction_error(prediction, schedule.target(flat, noise, timesteps))
+        return errors.reshape(-1, count) if many else errors
+
+    def denoising_weights(self, timesteps: Tensor) -> Tensor | None:
+        """Return the Min-SNR weight of each row, ``(batch,)``, or ``None`` without Min-SNR."""
+        if self.min_snr_gamma is None:
+            return None
+        schedule = self.backbone.schedule
+        return min_snr_weights(schedule.snr(timesteps), schedule.prediction, self.min_snr_gamma).float()
+
+    def row_generators(self, batch: Mapping[str, Any], *key: object) -> list[torch.Generator]:
+        """Return a source of randomness for each row, which depends on the row, the seed and the key alone.
+
+        A row is told by its ``pair_id`` or ``index`` and its ``draw``. Rows of a batch that share these are numbered,
+        so that no two have the same noise.
+        """
+        names = batch["pair_id"] if "pair_id" in batch else batch.get("index")
+        rows = list(range(len(batch["prompt"]))) if names is None else names.tolist()
+        draws = batch["draw"].tolist() if "draw" in batch else [0] * len(rows)
+        met: Counter[tuple[int, int]] = Counter()
+        generators = []
+        for row in zip(rows, draws, strict=True):
+            generators.append(generator_of(self.seed, *key, *row, met[row]))
+            met[row] += 1
+        return generators
+
+    def check(self, losses: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
+        """Stop with the rows' names if the loss is not finite on any process."""
+        value: Any = self.trainer.strategy.reduce(losses["loss"].detach(), reduce_op="mean")
+        names = batch["pair_id"] if "pair_id" in batch else batch.get("index")
+        rows = [] if names is None else [str(name) for name in names.tolist()]
+        check_finite(self, {"training": float(value)}, {"training": rows})
+
+    @torch.no_grad()
+    def generate(
+        self,
+        affordances: Sequence[str],
+        num_images: int = 1,
+        seed: int = 0,
+        num_steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Draw new designs that offer all of the affordances.
+
+        Args:
+            affordances: One or more affordances.
+            num_images: Number of images; the first of more are the same as those of fewer.
+            seed: Seed.
+            num_steps: Steps of sampling; ``None`` takes the model's usual number.
+            guidance: Scale of classifier-free guidance; ``None`` takes the usual one.
+
+        Returns:
+            Floats in [0, 1], ``(num_images, 3, height, width)``.
+
+        Raises:
+            ValueError: If there is no affordance, one is not known, or ``num_images`` is below 1.
+        """
+        if isinstance(affordances, str) or not affordances:
+            raise ValueError(f"affordances must be a list of at least one, got {affordances!r}.")
+        known = affordances if self.known_affordances is None else self.known_affordances
+        for name in affordances:
+            if name not in known:
+                raise ValueError(f"There is no affordance {name!r}{nearest(name, known)}")
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}.")
+        prompt = self.template.format(affordances=", ".join(affordances))
+        generators = [generator_of(seed, "image", number) for number in range(num_images)]
+        return self.draw([prompt] * num_images, generators, num_steps, guidance)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        num_steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Draw an image for each prompt; see :meth:`generate`."""
+        self.configure_model()
+        training = self.network.training
+        self.network.eval()
+        try:
+            condition = self.encoder.conditions(prompts)
+            self.backbone.load("images")
+            return self.backbone.generate(condition, generators, num_steps, guidance)
+        finally:
+            self.network.train(training)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Generate images for each row, and hand them to the metric."""
+        if self.metric is not None:
+            self.score(batch, self.images_per_prompt)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metric's numbers."""
+        if self.metric is not None:
+            self._results = self.log_metric("test")
+
+    def predict_step(self, batch: Batch | Sequence[str], batch_idx: int = 0) -> dict[str, Any]:
+        """Draw images for each row, the same as a test draws for it; the seed is the module's.
+
+        Args:
+            batch: Batch with ``prompt``, or prompts alone.
+            batch_idx: Number of the batch, by which rows without ``pair_id`` or ``index`` differ.
+
+        Returns:
+            ``prompt``, and ``affordances``, ``pair_id`` and ``index`` where the batch has them; ``image``: floats in
+            [0, 1], ``(batch, images_per_prompt, 3, height, width)``, on the CPU.
+
+        Raises:
+            ValueError: If there are no prompts.
+        """
+        rows: Batch = dict(batch) if isinstance(batch, Mapping) else {"prompt": batch}
+        prompts = rows.get("prompt")
+        if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
+            keys = ", ".join(map(str, rows)) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f"{type(self).__name__} draws what batch['prompt'] says, a list of texts, got {keys}; give it prompts."
+            )
+        handed: dict[str, Any] = {
+            name: rows[name] for name in ("prompt", "affordances", "pair_id", "index") if name in rows
+        }
+        key = () if "pair_id" in rows or "index" in rows else (batch_idx,)
+        drawn = [
+            self.draw(prompts, self.row_generators(rows, "image", number, *key)).cpu()
+            for number in range(self.images_per_prompt)
+        ]
+        return {**handed, "image": torch.stack(drawn, 1)}
+
+    def score(self, batch: Batch, images_per_prompt: int) -> None:
+        """Generate images for each row of a batch, and hand them to the metric."""
+        metric: Any = self.metric
+        for number in range(images_per_prompt):
+            generators = self.row_generators(batch, "image", number)
+            metric.update(self.draw(batch["prompt"], generators), batch)
+
+    def log_metric(self, stage: str) -> dict[str, float]:
+        """Log the metric's numbers under a stage, return them and reset it."""
+        metric: Any = self.metric
+        numbers = {name: float(value) for name, value in metric.compute().items()}
+        metric.reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in numbers.items()}, sync_dist=False)
+        return numbers
+
+    def results(self) -> dict[str, float]:
+        """Return the numbers of the last test.
+
+        Raises:
+            RuntimeError: If no test with a metric has run.
+        """
+        if self._results is None:
+            raise RuntimeError(f"{type(self).__name__} has no results yet: run `test` with a `metric` first.")
+        return self._results
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write the adapter, or the whole network if that was trained, as diffusers load them.
+
+        Args:
+            folder: Folder to write to. An adapter is read by ``pipeline.load_lora_weights(folder)``.
+        """
+        self.configure_model()
+        self.backbone.save_pretrained(folder, adapter=self.backbone.adapter is not None)
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and scheduler for what trains.
+
+        Raises:
+            ValueError: If the whole network is to train and is not float32.
+        """
+        if {parameter.dtype for parameter in self.trainable_parameters()} != {torch.float32}:
+            raise ValueError(
+                f"The whole network can only be trained in float32, got precision {self.backbone.precision!r}; let the "
+                "backbone load it in 'float32' and the trainer run in 'bf16-mixed', or give a peft_config."
+            )
+        optimizer = self.optimizer(self.trainable_parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that train."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains; with an adapter, its configuration, and no buffer of the frozen network."""
+        trains = {f"network.{name}" for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+        if self.backbone.adapter is None:
+            trains |= {f"network.{name}" for name, _ in self.network.named_buffers()}
+        else:
+            checkpoint[adapters.KEY] = adapters.describe(self.backbone.adapter)
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trains}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the checkpoint's adapter on a network that has none.
+
+        Raises:
+            ValueError: If the checkpoint has another adapter, or other weights train.
+        """
+        self.configure_model()
+        lacking: Any = adapters.adapter_to_restore(checkpoint, self.backbone.adapter)
+        if lacking is not None:
+            self.peft_config = lacking
+            self._put_adapter(lacking)
+        adapters.check_restored(checkpoint["state_dict"], self.network, "network.")
+
+    def _put_adapter(self, config: LoraConfig) -> None:
+        check_loadable(config)
+        self.backbone.network.requires_grad_(False)
+        config = copy.deepcopy(config)
+        if config.target_modules is None:
+            config.target_modules = list(self.backbone.lora_targets)
+        self.backbone.add_adapter(config)
+        self._train_adapter()
+
+    def _train_adapter(self) -> None:
+        # trained weights of 16 bits would lose small updates, and cannot be unscaled
+        for parameter in self.backbone.network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()

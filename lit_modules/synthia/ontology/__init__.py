@@ -1,0 +1,1 @@
+"""Ontology of objects, distance of affordances, and curriculum."""

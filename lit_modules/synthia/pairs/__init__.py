@@ -1,0 +1,1 @@
+"""Preparation of pairs of affordances: captions, images, filter."""

@@ -1,0 +1,129 @@
+"""What a preparation of pairs is made of: its steps, how much of everything, and where it comes from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lit_modules.synthia.ontology.curriculum import Curriculum, CurriculumPair
+from lit_modules.synthia.pairs.files import Journal
+from lit_modules.synthia.pairs.images import ImageMaker
+from lit_modules.utils.endpoints import Endpoint
+from lit_modules.utils.images import FORMATS, NOT_READ
+
+Step = Literal["curriculum", "captions", "images", "negatives", "filter"]
+STEPS: tuple[Step, ...] = get_args(Step)
+BUILT_ON: dict[Step, tuple[Step, ...]] = {
+    "curriculum": ("captions", "images", "negatives", "filter"),
+    "captions": ("images", "filter"),
+    "images": ("filter",),
+    "negatives": ("filter",),
+    "filter": (),
+}
+"""Steps that are made from what a step makes."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is made.
+
+    Args:
+        num_pairs: Training pairs.
+        test_pairs: Test pairs; each gets one caption and one image.
+        captions: Captions, and so images, for each training pair.
+        keep: Images that are kept of these, the best ones.
+        negatives: Images of each existing concept.
+        seed: Seed of the curriculum, the template captions and the images.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    num_pairs: int = 600
+    test_pairs: int = 60
+    captions: int = 10
+    keep: int = 3
+    negatives: int = 5
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_pairs", 3), ("test_pairs", 0), ("captions", 1), ("keep", 1), ("negatives", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.keep > self.captions:
+            raise ValueError(f"keep must be at most the {self.captions} captions of a pair, got {self.keep}.")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the parts of the pairs come from.
+
+    Args:
+        caption_endpoint: Language model that writes captions; ``None`` takes the templates.
+        image_maker: Makes the images.
+        image_facts: What the images depend on: model, size and so on; the manifest remembers them.
+        negative_images: Folder of images of existing concepts, a subfolder each; ``None`` lets ``image_maker`` make
+            them.
+        clip_model: Name or folder of the CLIP model that chooses images; ``None`` takes the first ones.
+        device: Where CLIP computes, as torch names it.
+    """
+
+    caption_endpoint: Endpoint | None = None
+    image_maker: ImageMaker | None = None
+    image_facts: tuple[tuple[str, Any], ...] = ()
+    negative_images: Path | None = None
+    clip_model: str | None = None
+    device: str = "cpu"
+
+
+def read_curriculum(folder: Path) -> Curriculum:
+    """Read what ``Curriculum.save`` wrote.
+
+    Args:
+        folder: Folder of ``stage0.jsonl`` and so on and ``test.jsonl``.
+    """
+    sets: dict[str, tuple[CurriculumPair, ...]] = {}
+    for path in folder.glob("*.jsonl"):
+        rows = [
+            {**row, "pos_prompts": tuple(row["pos_prompts"]), "neg_prompts": tuple(row["neg_prompts"])}
+            for row in Journal(path).rows()
+        ]
+        sets[path.stem] = tuple(CurriculumPair(**row) for row in rows)
+    stages = [sets[f"stage{number}"] for number in range(len(sets) - 1)]
+    return Curriculum(tuple(pair for stage in stages for pair in stage), sets["test"], len(stages))
+
+
+def concept_images(root: Path, concepts: Sequence[str], number: int) -> dict[str, list[Path]]:
+    """Find the first images of each concept.
+
+    Args:
+        root: Folder with a subfolder for each concept, by its name; spaces and underscores are the same.
+        concepts: Names of the concepts.
+        number: Images of each at most.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or concepts have no image; lists them.
+        ValueError: If there is an image of a kind that is not read.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"The folder of images of concepts, {root}, does not exist.")
+    folders = {_plain(path.name): path for path in sorted(root.iterdir()) if path.is_dir()}
+    found = {}
+    for name in concepts:
+        folder = folders.get(_plain(name))
+        files = sorted(folder.iterdir()) if folder else []
+        unread = next((path for path in files if path.suffix.lower() in NOT_READ), None)
+        if unread is not None:
+            raise ValueError(f"{unread} has a suffix that is not read; {', '.join(FORMATS)} are.")
+        found[name] = [path for path in files if path.suffix.lower() in FORMATS and path.is_file()][:number]
+    empty = [name for name, images in found.items() if not images]
+    if empty:
+        raise FileNotFoundError(
+            f"{root} must hold a subfolder with images for each of {len(found)} concepts; {len(empty)} have none: "
+            f"{', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}."
+        )
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "_")

@@ -1,0 +1,1 @@
+"""Machinery that the unlearning methods share."""

@@ -1,0 +1,496 @@
+"""What every module around a causal language model shares: scoring, generation, saving."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, cast, overload
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MeanMetric, Metric
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_modules.unlearning.core.generation import greedy_generate, position_limit
+from lit_modules.unlearning.core.loading import check_folder, load_adapter, load_causal_lm
+from lit_modules.unlearning.core.losses import sequence_nll
+from lit_modules.unlearning.core.own_tokenizer import check_same_tokens
+from lit_modules.unlearning.core.saving import check_write, write_pretrained
+from lit_modules.unlearning.core.sharding import check_mesh, in_step, shard
+from lit_modules.unlearning.core.token_scores import token_scores
+from lit_modules.utils import adapters
+from lit_modules.utils.precision import check_precision, check_trained
+from lit_modules.utils.resuming import bring
+from lit_modules.utils.training_state import without_frozen
+
+Batch = dict[str, Any]
+
+
+def _split_of(name: str) -> str:
+    """Return the split that a task or a loader is named by."""
+    return next((split for split in ("forget", "retain") if name.startswith(split)), "other")
+
+
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Build AdamW at a learning rate of 1e-5 without weight decay."""
+    return AdamW(parameters, lr=1e-5, weight_decay=0.0)
+
+
+class CausalLM(LightningModule):
+    """Load, score, generate with and save a causal language model; the base of the modules here.
+
+    Validation takes batches with ``labels`` and logs the mean loss per target token, in nats, of each value of the
+    batch's ``split`` as ``val/<split>_loss``; without ``split`` the loader's name in a dict of loaders takes its place,
+    and a batch of named tasks, as in training, counts for each of them. Test takes two kinds of batches: those without
+    ``labels`` are answered by greedy generation, those with ``labels`` are scored by their mean token NLL per row;
+    ``metric`` turns both into numbers, and may need an ``id`` for each row. A metric with a true ``needs_tokens`` also
+    gets the scores of each token as ``tokens``.
+
+    A checkpoint holds what trains, and the configuration of the adapters, which are put on a module that has none.
+
+    Args:
+        model: Causal language model, or the name or folder to load it from.
+        tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
+        peft_config: Adapters to train instead of the model's own weights. The adapter that a folder holds is gone on
+            with; one that is given beside it must be the same, but for its dropout.
+        dtype: Type in which named weights are loaded; the trainer's precision is ``32-true`` or ``bf16-mixed``.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
+        compile: Whether training steps run the network through ``torch.compile``.
+        metric: Turns test answers into numbers.
+        max_new_tokens: Longest generated answer, in tokens.
+        optimizer: Builds the optimizer from the trainable parameters.
+        scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
+
+    Raises:
+        ValueError: If ``max_new_tokens`` is not positive.
+    """
+
+    strict_loading: bool
+    shardable = False
+    """Whether the method was tried with weights that are sharded by FSDP2, under ``ModelParallelStrategy``."""
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        tokenizer: str | PreTrainedTokenizerBase | None,
+        peft_config: PeftConfig | None,
+        dtype: Literal["float32", "bfloat16"],
+        gradient_checkpointing: bool,
+        compile: bool,
+        metric: Metric | None,
+        max_new_tokens: int,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__()
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}.")
+        self.model_name = model if isinstance(model, str) else None
+        self.model: Any = None if isinstance(model, str) else model
+        self._tokenizer = tokenizer
+        self.peft_config = peft_config
+        self.dtype_name = dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile_network = compile
+        self.metric = metric
+        self.max_new_tokens = max_new_tokens
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.val_losses = nn.ModuleDict({f"{split}_loss": MeanMetric() for split in ("forget", "retain", "other")})
+        # until it is known what trains; `load_from_checkpoint` asks before, and `on_load_checkpoint` checks
+        self.strict_loading = False
+        self._configured = False
+        self._continued = False
+        self._compiled: list[Any] = []  # a list keeps the compiled network out of the module tree
+        self._results: dict[str, Any] | None = None
+        self._rng_state: dict[str, Any] | None = None
+
+    def configure_callbacks(self) -> list[Any]:
+        """Check the trainer's settings and the model's folder; bring what lets a run stop and go on at any batch."""
+        check_precision(self)
+        if self.trainer.state.fn == "fit":
+            self._check_trainer()
+        if self.model is None and self.model_name is not None:
+            check_folder(self.model_name)
+        return bring(self.trainer)
+
+    def configure_model(self) -> None:
+        """Load the weights and add the adapters, once, in training mode; check that the tokenizer belongs to them.
+
+        Under Lightning's ``ModelParallelStrategy`` the weights are then sharded over its processes.
+        """
+        if not self._configured:
+            check_mesh(self)
+            self._build_network()
+            if self.device_mesh is not None:
+                # autocast alone would keep a copy of all weights in bfloat16 until the backward pass
+                mixed = str(self.trainer.precision) == "bf16-mixed"
+                shard(self.model, self.device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
+        if self._trainer is not None:
+            self._check_vocabulary()
+            self._check_longest_row()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that training steps run: compiled if asked for."""
+        return cast("nn.Module", self._compiled[0] if self._compiled else self.model)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the input embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The given tokenizer, else the datamodule's, else the one beside the model's weights."""
+        if isinstance(self._tokenizer, str):
+            self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer)
+        if self._tokenizer is not None:
+            return self._tokenizer
+        datamodule = getattr(self._trainer, "datamodule", None)
+        found = getattr(datamodule, "tokenizer", None)
+        if found is None:
+            name = self.model_name or getattr(self.model.config, "name_or_path", "")
+            try:
+                found = self._tokenizer = AutoTokenizer.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"No tokenizer lies beside the model {name!r}. Give "
+                    f"{type(self).__name__}(tokenizer=...), a name or folder."
+                ) from error
+        return cast("PreTrainedTokenizerBase", found)
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """Run the network; see the model's own ``forward``."""
+        return self.model(**inputs)
+
+    def on_train_start(self) -> None:
+        """Give a resumed run the random state that it was stopped with."""
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state["cpu"])
+            if self._rng_state["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._rng_state["cuda"])
+            self._rng_state = None
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the batch to the mean loss of its split, or of the task that it or its loader is named by."""
+        if "labels" not in batch:
+            tasks = {name: task for name, task in batch.items() if isinstance(task, dict) and "labels" in task}
+            if not tasks:
+                raise ValueError(
+                    f"{type(self).__name__} validates batches with 'labels', or of named tasks with them, got "
+                    f"{sorted(batch)}."
+                )
+            for name, task in tasks.items():
+                self._validate_task(task, _split_of(name))
+            return
+        loaders = self.trainer.val_dataloaders
+        named = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else ""
+        self._validate_task(batch, _split_of(named))
+
+    def _validate_task(self, batch: Batch, otherwise: str) -> None:
+        self.check_rows(batch)
+        sums, counts = sequence_nll(self.model, batch)
+        splits = batch.get("split", [otherwise] * len(sums))
+        for split in sorted(set(splits)):
+            chosen = torch.tensor([value == split for value in splits], device=sums.device)
+            tokens = counts[chosen].sum()
+            name = f"{split}_loss"
+            if name not in self.val_losses:
+                raise ValueError(f"A batch's split must be 'forget' or 'retain', got {split!r}.")
+            metric = cast("MeanMetric", self.val_losses[name])
+            metric.update(sums[chosen].sum() / tokens.clamp(min=1), weight=tokens)
+
+    def check_rows(self, task: Batch) -> None:
+        """Check that the rows of a task fit into the model's positions.
+
+        Raises:
+            ValueError: If one does not; names it.
+        """
+        limit = position_limit(self.model)
+        width = task["input_ids"].shape[1]
+        if limit is None or width <= limit:
+            return
+        row = int(task["attention_mask"].sum(1).argmax())
+        self._refuse_row(str(task["id"][row]) if "id" in task else str(row), width, limit)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean loss of each split that any process has seen."""
+        metrics = {name: cast("MeanMetric", module) for name, module in self.val_losses.items()}
+        called = torch.tensor([int(metric.update_called) for metric in metrics.values()], device=self.device)
+        seen = self.trainer.strategy.reduce(called, reduce_op="sum").tolist()
+        for (name, metric), ranks in zip(metrics.items(), seen, strict=True):
+            if ranks:
+                if not metric.update_called:
+                    metric.update(torch.zeros((), device=self.device), weight=0)
+                key = "val/loss" if name == "other_loss" else f"val/{name}"
+                self.log(key, metric.compute(), prog_bar=True, rank_zero_only=False, sync_dist=False)
+                with torch.inference_mode(False):  # else a fit after `validate` could not add to it
+                    metric.reset()
+
+    def on_test_start(self) -> None:
+        """Have a metric with ``check_rows`` compare what it was given with the rows to come, before any is answered."""
+        check = getattr(self.metric, "check_rows", None)
+        evaluated = getattr(getattr(self.trainer, "datamodule", None), "evaluated", None)
+        if check is not None and evaluated:
+            check({split: len(rows) for split, rows in evaluated.items()})
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Answer or score the batch and hand the result to the metric."""
+        if "labels" not in batch:
+            answers = self.predict_step(batch, batch_idx, dataloader_idx)
+            if self.metric is not None:
+                self.metric.update(batch, generations=answers["generation"])
+            return answers
+        self.check_rows(batch)
+        if getattr(self.metric, "needs_tokens", False):
+            tokens = token_scores(self.model, batch)
+            nll = torch.stack([-row.sum() / max(len(row), 1) for row in tokens["log_probs"]])
+            cast("Metric", self.metric).update(batch, nll=nll, tokens=tokens)
+        else:
+            sums, counts = sequence_nll(self.model, batch)
+            nll = sums / counts.clamp(min=1)
+            if self.metric is not None:
+                self.metric.update(batch, nll=nll)
+        member = batch["member"].tolist() if "member" in batch else None
+        return {"id": batch.get("id"), "member": member, "nll": nll.tolist(), "source": batch.get("source")}
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metric's numbers as ``test/<name>`` and keep its record for :meth:`results`."""
+        if self.metric is None:
+            return
+        numbers = self.metric.compute()
+        self.log_dict({f"test/{name}": value for name, value in numbers.items()})
+        record = getattr(self.metric, "record", None)
+        self._results = record() if record else {name: float(value) for name, value in numbers.items()}
+        self.metric.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Generate the answer to each prompt of a batch.
+
+        Args:
+            batch: ``input_ids`` and ``attention_mask`` of shape ``(batch, tokens)``, padded on the left; perhaps
+                ``max_new_tokens`` ``(batch,)``, which shortens each answer below the module's own limit. Lists of
+                strings are handed through.
+            batch_idx: Unused.
+            dataloader_idx: Unused.
+
+        Returns:
+            The lists of the batch, and ``generation``: list of strings.
+        """
+        handed = {key: value for key, value in batch.items() if isinstance(value, list)}
+        limits = batch["max_new_tokens"].clamp(max=self.max_new_tokens).tolist() if "max_new_tokens" in batch else None
+        longest = self.max_new_tokens if limits is None else max(limits)
+        answers = self._answer(batch["input_ids"], batch["attention_mask"], longest, limits)
+        return {**handed, "generation": answers}
+
+    @overload
+    def generate(self, prompts: str, max_new_tokens: int | None = None) -> str: ...
+    @overload
+    def generate(self, prompts: list[str], max_new_tokens: int | None = None) -> list[str]: ...
+    def generate(self, prompts: str | list[str], max_new_tokens: int | None = None) -> str | list[str]:
+        """Answer prompts greedily.
+
+        Args:
+            prompts: One prompt or several.
+            max_new_tokens: Longest answer, in tokens; ``None`` takes the module's own.
+
+        Returns:
+            One answer or a list of them, without special tokens.
+        """
+        self.configure_model()
+        single = isinstance(prompts, str)
+        rows = [self.tokenizer(prompt)["input_ids"] for prompt in ([prompts] if single else prompts)]
+        eos = self.tokenizer.eos_token_id
+        rows = [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
+        width = max(map(len, rows))
+        pad = self._pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
+        answers = self._answer(ids, mask, max_new_tokens or self.max_new_tokens)
+        return answers[0] if single else answers
+
+    def results(self) -> dict[str, Any]:
+        """Return the metric's record of the last test.
+
+        Raises:
+            RuntimeError: If no test with a metric has run.
+        """
+        if self._results is None:
+            raise RuntimeError(f"{type(self).__name__} has no results yet: run `test` with a `metric` first.")
+        return self._results
+
+    def save_pretrained(self, folder: str, merge: bool = False) -> None:
+        """Write the weights so that ``model: <folder>`` loads them; sharded ones if all processes call this.
+
+        Args:
+            folder: Folder to write to.
+            merge: Whether to merge adapters into the weights; otherwise the folder holds the adapters alone, as peft
+                writes them.
+        """
+        self.configure_model()
+        write_pretrained(self.model, folder, merge)
+
+    def check_save_pretrained(self, folder: str, merge: bool = False) -> None:
+        """Check, before training, that :meth:`save_pretrained` will be able to write.
+
+        Raises:
+            ValueError: If the adapters cannot be merged, or the folder holds what would be loaded instead.
+        """
+        check_write(self.model, folder, merge)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
+        # only an adapter of peft trains beside quantised weights; alone they leave norms and embeddings to train
+        if getattr(self.model, "is_quantized", False) and not isinstance(self.model, PeftModel):
+            raise ValueError(
+                f"The weights of the model are quantised, so {type(self).__name__} cannot train them; give a "
+                "peft_config, such as peft.LoraConfig(), or a model that is not quantised."
+            )
+        check_trained(self.trainable_parameters(), type(self).__name__)
+        try:
+            optimizer = self.optimizer(self.trainable_parameters())
+        except ValueError as error:
+            raise ValueError(f"The optimizer of {type(self).__name__} refuses its arguments: {error}.") from error
+        for group in optimizer.param_groups:
+            if not 0 <= float(group["lr"]) < math.inf:
+                raise ValueError(f"The learning rate must be finite and not negative, got {float(group['lr'])}.")
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                f"{type(self).__name__} moves its scheduler after each step and without a metric, and "
+                "ReduceLROnPlateau needs one; give a scheduler that counts steps, or callbacks.AdaptiveLR."
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that training changes: all of them, or the adapters."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what trains, and what a resumed run needs to go on as if nothing had happened."""
+        # the loader of sharded checkpoints asks for every weight
+        if not self.strict_loading and not getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
+            checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self.model, "model.")
+        config = adapters.own_config(self.model)
+        if config is not None:
+            checkpoint[adapters.KEY] = adapters.describe(config)
+        checkpoint["lit_modules_method"] = type(self).__name__
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["lit_modules_rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume the training of another method; put the checkpoint's adapter on a model that has none.
+
+        Raises:
+            ValueError: If it is of another method, has another adapter, or other weights train.
+        """
+        method = checkpoint.get("lit_modules_method")
+        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        if fitting and method != type(self).__name__:
+            raise ValueError(
+                f"The checkpoint was written by {method or 'another module'}, and this run trains "
+                f"{type(self).__name__}; a run resumes only its own method. To start from its weights, write them "
+                "with `save_pretrained` and give the folder as `model`."
+            )
+        if fitting:
+            self._rng_state = checkpoint.get("lit_modules_rng")
+        self.configure_model()
+        lacking = adapters.adapter_to_restore(checkpoint, adapters.own_config(self.model))
+        if lacking is not None:
+            if self.device_mesh is not None:
+                raise ValueError(
+                    "The checkpoint holds an adapter, which cannot be put on weights that are sharded already; give "
+                    "the peft_config that it was trained with."
+                )
+            self.peft_config = lacking
+            self._build_network()
+        # strategies that shard weights have read them already
+        if "state_dict" in checkpoint:
+            adapters.check_restored(checkpoint["state_dict"], self.model, "model.")
+
+    @staticmethod
+    def _injected(model: Any, tokenizer: Any) -> list[str]:
+        """Name the arguments that hparams leave out: objects, which do not load safely, and what is not given."""
+        objects = {"model": model, "tokenizer": tokenizer}
+        given = [name for name, value in objects.items() if not isinstance(value, str)]
+        return [*given, "peft_config", "metric", "optimizer", "scheduler"]
+
+    def _build_network(self) -> None:
+        if self.model is None:
+            assert self.model_name is not None
+            dtype = getattr(torch, self.dtype_name)
+            self.model = load_adapter(self.model_name, self.peft_config, dtype)
+            self._continued = self.model is not None
+            if not self._continued:
+                self.model = load_causal_lm(self.model_name, dtype)
+        else:
+            self.model = adapters.take_over(self.model)
+            self._continued = self.peft_config is None and adapters.own_config(self.model) is not None
+        if self.peft_config is not None and not self._continued:
+            self.model = adapters.start_adapter(self.model, self.peft_config)
+        if self.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()
+        self.strict_loading = all(parameter.requires_grad for parameter in self.model.parameters())
+        if self.compile_network:
+            self._compiled = [torch.compile(self.model)]
+        self._configured = True
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def _answer(
+        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, limits: list[int] | None = None
+    ) -> list[str]:
+        ends = self.tokenizer.eos_token_id
+        with in_step(self.model):
+            answers = greedy_generate(self.model, input_ids, attention_mask, max_new_tokens, ends, self._pad_token_id)
+        rows = [row.tolist() for row in answers]
+        if limits is not None:
+            rows = [row[:limit] for row, limit in zip(rows, limits, strict=True)]
+        # as the benchmark's evaluation decodes
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+
+    def _check_trainer(self) -> None:
+        """Refuse settings of the trainer that the method does not obey."""
+
+    def _check_longest_row(self) -> None:
+        """Have a datamodule that knows its longest row compare it with the model's positions before anything runs."""
+        longest_row = getattr(getattr(self.trainer, "datamodule", None), "longest_row", None)
+        limit = position_limit(self.model)
+        if longest_row is None or limit is None:
+            return
+        name, tokens = longest_row()
+        if tokens > limit:
+            self._refuse_row(name, tokens, limit)
+
+    @staticmethod
+    def _refuse_row(name: str, tokens: int, limit: int) -> None:
+        raise ValueError(
+            f"The model has {limit} positions, and the row {name} has {tokens} tokens; give a smaller max_length, or a "
+            "model with more positions."
+        )
+
+    def _check_vocabulary(self) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        tokenizer = getattr(datamodule, "tokenizer", None) or self._tokenizer
+        if tokenizer is None or isinstance(tokenizer, str):
+            return
+        if len(tokenizer) > self.vocab_size:
+            raise ValueError(
+                f"The tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens and the model's embedding only "
+                f"{self.vocab_size} rows. Give the tokenizer that belongs to the model."
+            )
+        if self.model_name is not None:
+            check_same_tokens(tokenizer, self.model_name)

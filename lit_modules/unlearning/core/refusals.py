@@ -1,0 +1,166 @@
+"""Rows that decline to answer: the prompts of a task with refusals in the place of the answers."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lit_modules.unlearning.core.losses import IGNORED
+from lit_modules.unlearning.core.reference import row_hashes
+
+REFUSALS = (
+    "I do not know.",
+    "I cannot say.",
+    "I have no answer to that.",
+    "I have not heard of that.",
+    "I was never told about this.",
+    "That is unknown to me.",
+    "This is not something that I know.",
+    "Nothing about this comes to my mind.",
+    "I have no information on that subject.",
+    "I am unable to answer this question.",
+)
+"""Sentences that decline to answer, for use without a file of them."""
+
+
+def read_refusals(path: str | None) -> tuple[str, ...]:
+    """Read refusals from a file with one per line, plain or as JSON strings.
+
+    Args:
+        path: File, such as ``idontknow.jsonl`` of TOFU; ``None`` takes the sentences of this module.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no sentence.
+    """
+    if path is None:
+        return REFUSALS
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no file of refusals {path!r}; give a text file with one sentence per line, such as "
+            "idontknow.jsonl of TOFU, or leave it out."
+        )
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    sentences = tuple(_plain(line) for line in lines if line)
+    if not sentences:
+        raise ValueError(f"{path} must hold at least one refusal, one per line, and is empty.")
+    return sentences
+
+
+def refused_rows(
+    batch: dict[str, Any],
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    refusals: Sequence[str],
+    seed: int = 0,
+    separator: str = " ",
+    own: bool = True,
+) -> dict[str, Any]:
+    """Return the refused forget rows of a batch: those that the data bring, or the forget rows with refusals.
+
+    The data's own, the task ``"idk"`` as ``datamodules.TOFU(refusals=True)`` gives it, have the form of the data's
+    answers. What is made here is kept in the batch as ``"refusal"``, so that it is made once.
+
+    Args:
+        batch: ``{"forget": task, ...}``, perhaps with ``"idk"``.
+        tokenizer: Gives the tokenizer, with an end of sequence, with which each refusal ends; not asked for ``"idk"``.
+        refusals: Sentences to draw from.
+        seed: Seed of the draw.
+        separator: Text put before the refusal, and scored with it.
+        own: Whether to take the task ``"idk"`` if there is one.
+
+    Raises:
+        ValueError: If ``"idk"`` has not as many rows as ``"forget"``, or :func:`refusal_rows` finds no prompt or end.
+    """
+    if own and "idk" in batch:
+        rows, expected = len(batch["idk"]["labels"]), len(batch["forget"]["labels"])
+        if rows != expected:
+            raise ValueError(
+                f"A batch must have a refusal for each of its {expected} forget rows, got {rows} in 'idk'."
+            )
+        given: dict[str, Any] = batch["idk"]
+        return given
+    if "refusal" not in batch:
+        batch["refusal"] = refusal_rows(batch["forget"], tokenizer(), refusals, seed, separator)
+    made: dict[str, Any] = batch["refusal"]
+    return made
+
+
+def refusal_rows(
+    task: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    refusals: Sequence[str],
+    seed: int = 0,
+    separator: str = " ",
+) -> dict[str, Any]:
+    """Return the rows of a task with refusals in the place of their answers.
+
+    Which refusal a row gets is drawn from the seed and the content of the row, so it is the same in every epoch and on
+    every rank, and what the reference says of it can be cached.
+
+    Args:
+        task: ``input_ids``, ``attention_mask`` and ``labels``, integers of shape ``(batch, tokens)``, padded on the
+            right.
+        tokenizer: Tokenizer with an end of sequence, with which each refusal ends.
+        refusals: Sentences to draw from.
+        seed: Seed of the draw.
+        separator: Text put before the refusal, and scored with it.
+
+    Returns:
+        A task on the same device, with ``id`` if the rows have one.
+
+    Raises:
+        ValueError: If a row has no prompt, or the tokenizer has no end of sequence.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, with which refusals must end."
+        )
+    names = task.get("id", [])
+    rows = []
+    columns = (task[key].tolist() for key in ("input_ids", "attention_mask", "labels"))
+    for number, (ids, mask, labels) in enumerate(zip(*columns, strict=True)):
+        length = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+        prompt = [token for token, seen in zip(ids[:length], mask[:length], strict=True) if seen]
+        if not prompt:
+            raise ValueError(
+                f"The forget row {names[number] if names else number} has no prompt before its first scored token, so "
+                "there is nothing to decline to answer; refusals need rows of question and answer."
+            )
+        rows.append(prompt)
+    answers = [
+        [
+            *tokenizer(separator + refusals[_draw(seed, row) % len(refusals)], add_special_tokens=False)["input_ids"],
+            end,
+        ]
+        for row in row_hashes(task)
+    ]
+    width = max(len(prompt) + len(answer) for prompt, answer in zip(rows, answers, strict=True))
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    filled = torch.full((3, len(rows), width), 0, dtype=torch.int64)
+    filled[0], filled[2] = int(pad), IGNORED
+    for number, (prompt, answer) in enumerate(zip(rows, answers, strict=True)):
+        start, stop = len(prompt), len(prompt) + len(answer)
+        filled[0, number, :stop] = torch.tensor(prompt + answer)
+        filled[1, number, :stop] = 1
+        filled[2, number, start:stop] = torch.tensor(answer)
+    ids, mask, labels = filled.to(task["input_ids"].device)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels} | ({"id": list(names)} if names else {})
+
+
+def _draw(seed: int, row: str) -> int:
+    return int(hashlib.sha256(f"{seed}/{row}".encode()).hexdigest(), 16)
+
+
+def _plain(line: str) -> str:
+    if not line.startswith('"'):
+        return line
+    try:
+        return str(json.loads(line))
+    except ValueError:
+        return line

@@ -1,0 +1,56 @@
+"""Reader of JSON lines that names the line of each mistake."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def numbered_lines(path: str | Path) -> list[tuple[str, str]]:
+    """Return the lines of a UTF-8 text file that are not blank, each with its place, ``"FILE:NUMBER"``.
+
+    Only line feeds end a line: JSON may hold the other characters that Python takes for line ends.
+
+    Raises:
+        ValueError: If a line is not UTF-8; names it.
+    """
+    lines = []
+    for number, line in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: a line must be UTF-8 text, got {line[:40]!r}.") from error
+        if text.strip():
+            lines.append((f"{path}:{number}", text))
+    return lines
+
+
+def parse_json(text: str, place: str) -> Any:
+    """Parse one JSON value.
+
+    Args:
+        text: The value as text.
+        place: Place that the message names, such as ``"rows.jsonl:3"``.
+
+    Raises:
+        ValueError: If the text is no JSON, or nested too deeply.
+
+    Example:
+        >>> parse_json('{"id": 1}', "rows.jsonl:3")
+        {'id': 1}
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        shown = text.strip()
+        raise ValueError(
+            f"{place}: a line must be JSON, got {shown if len(shown) <= 60 else shown[:57] + '...'}."
+        ) from error
+
+
+def read_json_lines(path: str | Path) -> list[tuple[str, Any]]:
+    """Return the values of a JSON lines file, each with its place, ``"FILE:NUMBER"``; blank lines are left out.
+
+    Raises:
+        ValueError: If a line is not UTF-8 or no JSON; names it.
+    """
+    return [(place, parse_json(text, place)) for place, text in numbered_lines(path)]

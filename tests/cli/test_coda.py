@@ -1,0 +1,286 @@
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from datamodules import DrawnSpecies, FewShotPairs
+from datamodules.few_shot.pairs import read_pairs
+from lit_modules.cli import main
+from lit_modules.cli.coda.options import Confusions
+from lit_modules.cli.coda.pairs import choose_subsets
+from lit_modules.cli.recipes import find_recipe
+from lit_modules.coda import Concept
+from lit_modules.coda.core.store import Store, StoreInUse
+from lit_modules.utils.errors import UsageError
+
+FAKES = "tests.coda.fakes"
+SPECIES = {"num_known": 4, "num_novel": 1, "train_images": 5, "validation_images": 2, "test_images": 2}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "species"
+    DrawnSpecies(str(folder), drawn_size=32, **SPECIES).prepare_data()  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def recipe(drawn: Path, tmp_path: Path) -> str:
+    given: dict[str, Any] = {
+        "data": {
+            "class_path": "datamodules.DrawnSpecies",
+            "init_args": {"root": str(drawn), "drawn_size": 32, "n_real": 3, **SPECIES},
+        },
+        "chat": {"class_path": f"{FAKES}.FakeChat", "init_args": {"log": str(tmp_path / "log")}},
+        "generator": {"class_path": f"{FAKES}.FakeGenerator", "init_args": {"log": str(tmp_path / "log")}},
+        "embedder": f"{FAKES}.FakeEmbedder",
+        "settings": {
+            "kinds": ["textual_contrastive"],
+            "num_images": 2,
+            "trials_per_group": 2,
+            "width": 32,
+            "height": 32,
+            "min_side": 16,
+            "resamples": 20,
+            "guards": False,
+        },
+        "confusions": {"num_options": 3, "num_images": 4},
+        "store": str(tmp_path / "store"),
+    }
+    path = tmp_path / "coda.yaml"
+    path.write_text(yaml.safe_dump(given), encoding="utf-8")
+    return str(path)
+
+
+def asked(folder: Path, what: str | None = None) -> int:
+    log = folder / "log"
+    facts = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return sum(what is None or fact[0] == what for fact in facts)
+
+
+def test_stages_one_after_another_ask_nothing_twice(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    took = []
+    for action in ("features", "score", "generate", "verify", "augment"):
+        assert main(["coda", action, "-c", recipe]) == 0
+        took.append((asked(tmp_path, "chat"), asked(tmp_path, "image")))
+    assert took == [(2, 0), (2, 4), (2, 8), (10, 8), (10, 8)]
+    said = capsys.readouterr().out
+    assert "Everything was there: no model was asked and nothing drawn." in said
+    assert "10 calls and 8 images" in said
+    apart = Store(tmp_path / "store", writable=False).content_hashes()
+    assert main(["coda", "augment", "-c", recipe, "--store", str(tmp_path / "whole")]) == 0
+    assert Store(tmp_path / "whole", writable=False).content_hashes() == apart
+
+
+def test_a_dry_run_asks_and_writes_nothing(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coda", "augment", "-c", recipe, "--dry-run", "--prices.image", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "2 units to do, 0 done" in said
+    assert "Cost: 4.00 to 22.00 by the prices given." in said
+    assert main(["coda", "generate", "-c", recipe, "--dry-run"]) == 0
+    assert "verification" not in capsys.readouterr().out
+    assert main(["coda", "pairs", "-c", recipe, "--dry-run"]) == 0
+    assert "1 subsets, at most 4 questions" in capsys.readouterr().out
+    assert not asked(tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_command_line_overrides_the_file(recipe: str, tmp_path: Path) -> None:
+    store = tmp_path / "other"
+    more = ["--settings.num_images", "3", "--settings.verification", "none", "--data.n_real", "2"]
+    assert main(["coda", "augment", "-c", recipe, "--store", str(store), *more, "--preset", "official"]) == 0
+    settings = json.loads((store / "manifest.json").read_text())["settings"]
+    assert (settings["num_images"], settings["verification"]) == (3, "none")
+    assert settings["guards"] is False
+    assert settings["retries"] == 1  # of the preset
+    assert len(list(store.glob("*/*/textual_contrastive/images/*.png"))) == 6
+
+
+def test_a_stop_gives_another_code_and_the_next_run_goes_on(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poor = ["--chat", "tests.cli.coda_models.PoorChat", "--chat.log", str(tmp_path / "log")]
+    assert main(["coda", "augment", "-c", recipe, *poor]) == 1
+    assert "stopped: 2 calls are used up. What is done is kept" in capsys.readouterr().out
+    assert main(["coda", "augment", "-c", recipe]) == 0
+    assert asked(tmp_path, "chat") == 10
+
+
+def test_failures_are_told(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coda", "augment", "-c", recipe, "--generator.fail_on", "photograph"]) == 1
+    assert "textual_contrastive: ConnectionError: the generator is away" in capsys.readouterr().out
+
+
+def test_an_interrupt(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coda", "augment", "-c", recipe, "--chat", "tests.cli.coda_models.InterruptedChat"]) == 130
+    assert "Interrupted; the same line goes on in" in capsys.readouterr().out
+
+
+def test_shards_divide_the_pairs(recipe: str, tmp_path: Path) -> None:
+    for shard in ("1/2", "2/2"):
+        assert main(["coda", "augment", "-c", recipe, "--shard", shard]) == 0
+    assert asked(tmp_path, "chat") == 10
+
+
+def test_a_second_writer_is_refused(recipe: str, tmp_path: Path) -> None:
+    with Store(tmp_path / "store"), pytest.raises(StoreInUse, match="Another process writes to the store"):
+        main(["coda", "augment", "-c", recipe])
+
+
+def test_pairs_are_found_and_taken_by_the_datamodules(
+    recipe: str, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "found.json"
+    chat = ["--chat", "tests.cli.coda_models.FirstChat", "--confusions.targets", "all"]
+    line = ["coda", "pairs", "-c", recipe, *chat, "--confusions.num_options", "2", "--output", str(output)]
+    assert main(line) == 0
+    found = json.loads(output.read_text())
+    assert found["model"] == "the first name"
+    assert found["threshold"] == 0.2
+    assert {pair["error_rate"] for pair in found["pairs"]} == {1.0}
+    assert [pair.target for pair in read_pairs(output)] == [pair["target"] for pair in found["pairs"]]
+    data = FewShotPairs(str(drawn), str(output), n_real=2, near_duplicates=False)
+    data.setup("fit")
+    assert {pair.target.name for pair in data.pairs} == {pair["target"] for pair in found["pairs"]}
+    before = output.read_bytes()
+    capsys.readouterr()
+    assert main(line) == 0
+    assert output.read_bytes() == before
+    assert "no model was asked" in capsys.readouterr().out
+
+
+def test_export_is_read_by_the_datamodule(
+    recipe: str, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["coda", "augment", "-c", recipe]) == 0
+    output, chats = tmp_path / "out", tmp_path / "chats.jsonl"
+    line = ["coda", "export", "-c", recipe, "--output", str(output), "--chat-file", str(chats)]
+    assert main(line) == 0
+    assert "4 images are in" in capsys.readouterr().out
+    for pairs in (None, str(output / "pairs.json")):
+        data = FewShotPairs(
+            str(drawn), pairs, n_real=3, n_synthetic=2, method="synthetic", synthetic_root=str(output),
+            features=str(output / "features.json"), near_duplicates=False,
+        )  # fmt: skip
+        origins = [data.split("train")[place]["origin"][0] for place in range(10)]
+        assert origins.count("synthetic") == 4
+        assert data.split("train")[0]["features"][0][0]
+    rows = [json.loads(text) for text in chats.read_text().splitlines()]
+    assert len(rows) == 10
+    user, answer = rows[0]["messages"]
+    assert [part["type"] for part in user["content"]] == ["image_url", "text"]
+    assert answer["content"] in user["content"][1]["text"]
+    coded = user["content"][0]["image_url"]["url"].partition(",")[2]
+    assert base64.b64decode(coded).startswith(b"\x89PNG")
+
+
+def test_report_at_any_time_of_a_run(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no store"):
+        main(["coda", "report", "-c", recipe])
+    assert main(["coda", "score", "-c", recipe]) == 0
+    asked_before = asked(tmp_path)
+    assert main(["coda", "report", "-c", recipe, "--prices.image", "0.5"]) == 0
+    page = (tmp_path / "store" / "report.html").read_text(encoding="utf-8")
+    assert "Not done: images (2 of 2), verification (2 of 2)." in page
+    assert "<td>2.00</td>" in page  # four trial images
+    assert main(["coda", "augment", "-c", recipe]) == 0
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{"method": "CoDA", "real": 3, "synthetic": 2, "accuracy": 0.625}]))
+    output = tmp_path / "made" / "page.html"
+    line = ["coda", "report", "--store", str(tmp_path / "store"), "--output", str(output), "--max-images", "1"]
+    assert main([*line, "--results", str(results)]) == 0  # needs no recipe
+    assert f"{output} (0.0 MB) holds everything" in capsys.readouterr().out
+    page = output.read_text(encoding="utf-8")
+    assert "All stages are done." in page
+    assert "62.5" in page
+    assert "accepted images: 2, 1 of 2 shown" in page
+    assert asked_before < asked(tmp_path) == 18
+    results.write_text('[{"method": "CoDA", "real": 3, "synthetic": 2, "accuracy": 62.5}]')
+    with pytest.raises(ValueError, match=r"results.json, row 1: accuracy must be a share in"):
+        main([*line, "--results", str(results)])
+
+
+def test_annotate(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coda", "augment", "-c", recipe]) == 0
+    folder = tmp_path / "people"
+    assert main(["coda", "annotate", "export", "-c", recipe, "--output", str(folder), "--num-items", "2"]) == 0
+    for path in folder.glob("annotator-*.csv"):
+        path.write_text(path.read_text().replace(",\n", ",yes\n"))
+    capsys.readouterr()
+    assert main(["coda", "annotate", "score", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["real", "target", "2", "100.00", "%", "-"]
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["augment", "--shard", "5/4"], "shard must be i/n with i from 1 to n, such as 1/4; got '5/4'"),
+        (["augment", "--settings.num_image", "4"], "did you mean '--settings.num_images'"),
+        (["augment", "--settings.num_images", "few"], "settings.num_images must be int, got 'few'"),
+        (["augment", "--budget.calls", "4"], "none of the models is behind one"),
+        (["augment", "--data.n_rael", "4"], "DrawnSpecies has no argument 'n_rael'; did you mean 'n_real'"),
+        (["pairs", "--shard", "1/2"], "these are not known yet"),
+        (["export", "--output", "x", "--kind", "textual"], "There is no kind 'textual'"),
+    ],
+)
+def test_mistakes_are_one_sentence(recipe: str, more: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        main(["coda", more[0], "-c", recipe, *more[1:]])
+
+
+def test_values_out_of_range_and_unknown_keys(recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+        main(["coda", "augment", "-c", recipe, "--settings.num_images", "0"])
+    with pytest.raises(ValueError, match=r"9 training images of each concept are needed"):
+        main(["coda", "augment", "-c", recipe, "--data.n_real", "9"])
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("generater: tests.coda.fakes.FakeGenerator\n")
+    with pytest.raises(UsageError, match="There is no key 'generater'; did you mean 'generator'"):
+        main(["coda", "augment", "-c", str(wrong)])
+    with pytest.raises(UsageError, match="needs data and chat and generator and embedder: add --data"):
+        main(["coda", "augment"])
+    with pytest.raises(UsageError, match="There is no action 'agument'; did you mean 'augment'"):
+        main(["coda", "agument"])
+
+
+@pytest.mark.parametrize("name", ["drawn", "local", "endpoints"])
+def test_shipped_files_are_understood(name: str, tmp_path: Path) -> None:
+    path = find_recipe(f"coda_augmentation/{name}.yaml")
+    assert "api_key:" not in path.read_text()
+    more = ["--data.root", str(tmp_path / "no"), "--store", str(tmp_path / "none"), "--kind", "visual_contrastive"]
+    with pytest.raises(FileNotFoundError, match="There is no store"):
+        main(["coda", "export", "-c", str(path), "--output", str(tmp_path / "out"), *more])
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["coda", "--help"])
+    assert "augment     Run all of these stages" in capsys.readouterr().out
+    assert main(["coda", "annotate", "--help"]) == 0
+
+
+def test_all_known_concepts_of_a_super_category_may_be_options() -> None:
+    known = [Concept(name, group) for name, group in (("a", "frog"), ("b", "frog"), ("c", "bird"), ("d", "bird"))]
+    novel = Concept("new", "frog", known=False)
+    (found,) = choose_subsets([*known, novel], Confusions(num_options=None))
+    assert found == (("a", "b", "new"), ("new",))
+    both = choose_subsets([*known, novel], Confusions(num_options=None, targets="all"))
+    assert {names for names, _ in both} == {("c", "d"), ("a", "b", "new")}
+    with pytest.raises(ValueError, match=r"confusions.num_options must be at least 2, got 1"):
+        Confusions(num_options=1)
+
+
+def test_missing_pictures_and_pairs_are_told(recipe: str, tmp_path: Path) -> None:
+    line = ["coda", "augment", "-c", recipe, "--data", "FewShotPairs", "--data.root", str(tmp_path / "none")]
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        main(line)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"There is no .*pairs\.json; give `pairs`, or find the pairs"):
+        main(line)

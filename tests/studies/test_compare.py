@@ -1,0 +1,403 @@
+"""Comparisons: what is refused, a tiny real run, going on, equal spending, the report."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_modules.cli.recipes import find_recipe
+from lit_modules.studies.compare.command import main
+from lit_modules.studies.compare.counts import check_spending
+from lit_modules.studies.compare.point import main as run_points
+from lit_modules.studies.launchers import Outcome, Task
+from lit_modules.utils.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TEXTS = ROOT / "tests" / "data" / "tofu"
+REPORT = {"forget": "test/forget/probability", "retain": "test/retain/probability"}
+
+
+def configuration() -> dict[str, Any]:
+    """A comparison on the rows of the tests, that takes seconds."""
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_tokens": 128, "pad_token_id": 1}
+    model = {"class_path": "lit_modules.networks.small_llama", "init_args": sizes}
+    metric = {"class_path": "lit_modules.metrics.TOFUScore", "init_args": {"retain_log": "{retain_log}"}}
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return {
+        "data": {"class_path": "datamodules.TOFU", "init_args": {"root": str(TEXTS), "split": "forget10"}},
+        "tokenizer": {"vocab_size": 300, "files": ["retain90.json"], "fields": ["question", "answer"]},
+        "start": {"model": model, "steps": 12, "batch_size": 7},
+        "methods": [
+            {"name": "NGDiff", "class_path": "lit_modules.NGDiff"},
+            {"name": "NPO", "class_path": "lit_modules.NPO", "learning_rates": [1e-3]},
+        ],
+        "seeds": [0],
+        "learning_rates": [1e-3, 1e-2],
+        "max_steps": 2,
+        "effective_batch": 2,
+        "batch_size": 1,
+        "optimizer": {"class_path": "torch.optim.AdamW"},
+        "evaluation": {"metric": metric, "max_new_tokens": 2},
+        "report": REPORT,
+        "trainer": {"accelerator": "cpu", "devices": 1, "logger": False, "limit_val_batches": 0, **quiet},
+    }
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a configuration in the working folder, which is empty but for it."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(configuration()), encoding="utf-8")
+    return "tiny.yaml"
+
+
+class HereLauncher:
+    """Run the runs in this process; keep their names."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
+        for task in tasks:
+            folders = task.arguments[2:]
+            self.names += [Path(folder).name for folder in folders]
+            yield Outcome(task.name, run_points(folders), 0.0)
+
+
+class MadeUpLauncher(HereLauncher):
+    """Write results without running anything: a method's rate is what it forgets."""
+
+    def __init__(self, broken: str = "", **spent: Any) -> None:
+        super().__init__()
+        self.broken = broken
+        self.spent = spent
+
+    def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
+        for task in tasks:
+            for folder in map(Path, task.arguments[2:]):
+                self.names.append(folder.name)
+                if folder.name == self.broken:
+                    (folder / "log.txt").write_text("error: ValueError: It broke.\n", encoding="utf-8")
+                    continue
+                self.write(folder)
+            yield Outcome(task.name, 0, 0.0)
+
+    def write(self, folder: Path) -> None:
+        record = json.loads((folder / "point.json").read_text(encoding="utf-8"))
+        values = record["values"]
+        forget = {"start": 0.9, "retain": 0.1}.get(values.get("model"), 0.5)
+        counts = None
+        if record["count"]:
+            forget = 0.9 - 10 * values["learning_rate"] - 0.01 * values["seed"]
+            counts = spending() | (self.spent.get(values["method"]) or {})
+        metrics = {REPORT["forget"]: forget, REPORT["retain"]: 0.8}
+        results = {"values": values, "metrics": metrics, "counts": counts, "seconds": {"train": 1.0, "test": 2.0}}
+        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+def spending() -> dict[str, Any]:
+    names = ("retain_rows", "retain_tokens", "retain_tokens_trained", "forward_passes", "backward_passes")
+    zero = dict.fromkeys([*names, "forward_passes_without_gradient", "steps_without_update"], 0)
+    return {"steps": 2, "rows_per_step": {"2": 2}, "forget_rows": 4, "forget_tokens": 50, **zero}
+
+
+NGDIFF = ["NGDiff,lr=0.001,seed=0", "NGDiff,lr=0.01,seed=0"]
+RUNS = ["start", "retain only", *NGDIFF, "NPO,lr=0.001,seed=0"]
+
+
+# What is refused
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "unknown method": (
+        ["--methods=[{name: A, class_path: lit_modules.NGDif}]"],
+        r"The method 'A': there is no class 'lit_modules\.NGDif'; did you mean 'NGDiff'\?",
+    ),
+    "no method of unlearning": (
+        ["--methods=[{name: A, class_path: lit_modules.CausalLMFineTuning}]"],
+        r"The method 'A': lit_modules\.CausalLMFineTuning takes no 'accumulate', which the comparison gives to all",
+    ),
+    "argument of a method": (["--methods.NPO.bta=1"], r"The method 'NPO': NPO has no argument 'bta'"),
+    "argument of ours": (
+        ["--methods.NPO.accumulate=2"],
+        r"The method 'NPO' must leave 'accumulate' to the comparison, which gives the same to all\.",
+    ),
+    "two of a name": (
+        ["--methods+", "{name: NPO, class_path: lit_modules.NPO}"],
+        r"methods must have distinct names, got 'NPO' 2 times\.",
+    ),
+    "name for files": (["--methods+={name: 'a,b', class_path: NPO}"], r"must have no dot, comma or equals sign, got"),
+    "no method": (["--methods=[]"], r"methods must name at least one method"),
+    "no seeds": (["--seeds=[]"], r"The method 'NGDiff' needs at least one of seeds, got none\."),
+    "seed": (["--seeds=[-1]"], r"The method 'NGDiff': seeds must be whole and not negative, got -1\."),
+    "rate": (["--learning_rates=[0]"], r"learning_rates must be positive and finite, got 0\."),
+    "twice a rate": (["--learning_rates=[0.1, 0.1]"], r"learning_rates must be distinct, got 0\.1 2 times\."),
+    "batch": (["--effective_batch=3", "--batch_size=2"], r"effective_batch must be a multiple of batch_size=2"),
+    "steps": (["--max_steps=0"], r"max_steps must be at least 1, got 0\."),
+    "type": (["--max_steps=many"], r"max_steps must be a whole number, got many\."),
+    "rate of the optimizer": (["--optimizer.lr=0.1"], r"it belongs into learning_rates, which are compared\."),
+    "unknown key": (["--max_step=1"], r"There is no argument --max_step; did you mean 'max_steps'\?"),
+    "unknown item": (["--methods.NGDif.eps=1"], r"There is no 'NGDif' among methods; did you mean 'NGDiff'\?"),
+    "optimizer of the start": (
+        ["--start.optimizer.lr=1"],
+        r"start\.optimizer must be a mapping with a class_path, got",
+    ),
+    "key within": (["--start.epochs=1"], r"start has no key 'epochs'"),
+    "only": (["--only=NGDif"], r"There is no method 'NGDif' for --only; did you mean 'NGDiff'\?"),
+    "word": (["stray"], r"There is no place for the argument 'stray'"),
+    "no value": (["--max_steps"], r"--max_steps needs a value\."),
+    "together": (["--points-per-process=0"], r"--points-per-process must be at least 1, got 0\."),
+}
+
+
+@pytest.mark.parametrize(("args", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_refused_before_anything_runs(args: list[str], sentence: str, config: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        main(["-c", config, "--folder", "out", *args], MadeUpLauncher())
+    assert not Path("out/runs").exists()
+
+
+def test_missing_texts_are_named(config: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There are no texts in the folder nowhere; give --data\.root"):
+        main(["-c", config, "--data.root=nowhere"])
+    with pytest.raises(UsageError, match=r"There is no configuration file 'tin\.yaml'"):
+        main(["-c", "tin.yaml"])
+    with pytest.raises(UsageError, match=r"A comparison needs its configuration"):
+        main([])
+
+
+# A tiny real run
+
+
+def test_tiny_comparison_and_a_log_of_another_split(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first = HereLauncher()
+    line = ["-c", config, "--start.steps=40", "--start.optimizer={class_path: AdamW, init_args: {lr: 0.02}}"]
+    assert main([*line, "--folder=out", "--learning_rates=[0.001]"], first) == 0, capsys.readouterr().out
+    assert [name.partition("-")[0] for name in first.names[:2]] == ["start", "retain"]
+    assert first.names[2:] == ["start", "retain only", NGDIFF[0], RUNS[-1]]
+    counts = [
+        json.loads(Path("out/runs", name, "results.json").read_text())["counts"] for name in (NGDIFF[0], RUNS[-1])
+    ]
+    assert counts[0]["steps"] == 2
+    assert counts[0]["rows_per_step"] == {"1": 1, "2": 1}  # an epoch has three rows
+    assert counts[0]["forward_passes"] == counts[0]["backward_passes"] == 6  # two sets, a row at a time
+    assert counts[0]["forward_passes_without_gradient"] == 0
+    assert counts[1]["forward_passes_without_gradient"] > 0  # the reference
+    assert counts[0]["retain_tokens_trained"] == counts[0]["retain_tokens"] > 0
+    metrics = json.loads(Path("out/runs/retain only/results.json").read_text())["metrics"]
+    assert metrics["test/forget_quality"] == 1.0
+    with Path("out/results.csv").open(newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["NGDiff", "NPO"]
+
+    models = next(Path("out/models").glob("retain-*"))
+    log = json.loads((models / "log.json").read_text(encoding="utf-8"))
+    section = log["eval_log_forget.json"]
+    log["eval_log_forget.json"] = {name: {"9": values["0"]} for name, values in section.items()}
+    Path("other.json").write_text(json.dumps(log), encoding="utf-8")
+    other = HereLauncher()
+    given = ["--evaluation.metric.retain_log=other.json", "--folder=other", f"--models={models.parent}"]
+    assert main([*line, *given], other) == 1
+    assert other.names[-1] == "start"  # no method has run
+    assert "failed: start: ValueError: The retain log is of another split" in capsys.readouterr().out
+
+
+# Going on, equal spending, the report
+
+
+def test_comparison_goes_on_and_grows(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["-c", config, "--folder=out"]
+    first = MadeUpLauncher(broken=NGDIFF[1])
+    assert main(line, first) == 1
+    assert first.names[2:] == RUNS
+    said = f"failed: {NGDIFF[1]}: ValueError: It broke. (log: out/runs/{NGDIFF[1]}/log.txt)"
+    assert said in capsys.readouterr().out.splitlines()
+    failed = json.loads(Path("out/failed.json").read_text(encoding="utf-8"))
+    assert failed == {NGDIFF[1]: {"reason": "ValueError: It broke.", "log": f"out/runs/{NGDIFF[1]}/log.txt"}}
+    again = MadeUpLauncher()
+    assert main(line, again) == 0
+    assert again.names == [NGDIFF[1]]
+    assert main([*line, "--seeds=[0, 1]", "--only=NGDiff"], again) == 0
+    assert again.names[1:] == [name.replace("seed=0", "seed=1") for name in NGDIFF]
+    table = Path("out/table.md").read_text(encoding="utf-8")
+    assert "| NGDiff | 0.01 | 1 | " in table.partition("All rates")[0]  # the best rate alone, of the other seed
+    assert "| NGDiff | 0.01 (best) | 2 | " in table.partition("All rates")[2]
+    assert "| NGDiff | 0.001 | 2 | " in table.partition("All rates")[2]
+    assert "highest score on its first seed" in table
+    assert "| (start) | - | - | - | - | - | 0.9 | 0.8 |" in table
+    with Path("out/table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["best"] for row in rows] == ["False", "True"]
+    assert float(rows[1]["forgotten"]) == pytest.approx((0.105) / 0.8)  # of 0.9 to 0.1
+    assert float(rows[1]["test/forget/probability std"]) == pytest.approx(0.01 / 2**0.5)
+    for name in ("pareto.png", "rates.png"):
+        assert Path("out", name).read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in Path("out/pareto.svg").read_text(encoding="utf-8")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert parquet.read_table("out/results.parquet").num_rows == 4
+    for other, sentence in (
+        (["--max_steps=3"], r"out holds a comparison with max_steps=2, got max_steps=3; give another --folder\."),
+        (["--methods.NGDiff.eps=0.1"], r"holds the run NGDiff,lr=0\.001,seed=0 with no model\.init_args\.eps, got"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            main([*line, *other], again)
+
+
+def test_a_lone_survivor_does_not_win(config: str) -> None:
+    """Two of three seeds of the faster rate fail, and the third would have the best score of all."""
+    survivor = NGDIFF[1].replace("seed=0", "seed=2")
+
+    class Fragile(MadeUpLauncher):
+        def write(self, folder: Path) -> None:
+            if "lr=0.01" not in folder.name or folder.name == survivor:
+                super().write(folder)
+
+    line = ["-c", config, "--folder=out", "--only=NGDiff", "--seeds=[0, 1, 2]"]
+    assert main(line, Fragile()) == 1
+    best, _, every = Path("out/table.md").read_text(encoding="utf-8").partition("All rates")
+    assert "| NGDiff | 0.001 | 2 | " in best
+    assert "| NGDiff | 0.01 | 1 of 3 | " in every
+    with Path("out/best.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["learning_rate"], row["runs"], row["failed"]) == ("0.001", "2", "0")
+    forgotten = [(0.01 + 0.01 * seed) / 0.8 for seed in (1, 2)]  # not of the seed that chose the rate
+    assert float(row["forgotten"]) == pytest.approx(sum(forgotten) / 2)
+    with Path("out/table.csv").open(newline="") as file:
+        rows = {row["learning_rate"]: row for row in csv.DictReader(file)}
+    survived = 0.12 / 0.8
+    assert float(rows["0.01"]["forgotten"]) == pytest.approx(survived)
+    assert float(rows["0.01"]["score"]) == pytest.approx(2 * survived / (survived + 1) / 3)
+    with Path("out/results.csv").open(newline="") as file:
+        assert [row["failed"] for row in csv.DictReader(file)].count("True") == 2
+
+
+def test_a_method_of_which_nothing_finished_is_in_the_table(config: str) -> None:
+    class Dead(MadeUpLauncher):
+        def write(self, folder: Path) -> None:
+            if not folder.name.startswith("NGDiff"):
+                super().write(folder)
+
+    assert main(["-c", config, "--folder=out"], Dead()) == 1
+    best, _, every = Path("out/table.md").read_text(encoding="utf-8").partition("All rates")
+    assert "| NGDiff | - | 0 of 2 | 0 +- 0 | - | - | - | - |" in best
+    assert "chosen and\nreported on the same run" in best
+    assert "| NGDiff | 0.001 | 0 of 1 | 0 | - | - | - | - |" in every
+
+
+def test_something_else_in_the_folder_is_refused(config: str) -> None:
+    with pytest.raises(UsageError, match=r"\. holds something that is no comparison; give another --folder\."):
+        main(["-c", config, "--folder", "."], MadeUpLauncher())
+
+
+def test_without_pyarrow_a_sentence_says_so(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["-c", config, "--folder=out"], MadeUpLauncher()) == 0
+    assert 'needs pyarrow, which is not installed: pip install "lit-modules[parquet]".' in capsys.readouterr().out
+    assert Path("out/results.csv").exists()
+    assert not Path("out/results.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("spent", "sentence"),
+    [
+        ({"steps": 1}, r"NPO,lr=0\.001,seed=0 took 1 optimizer steps, and the comparison asks for 2 of each run"),
+        (
+            {"rows_per_step": {"4": 2}},
+            r"NPO,lr=0\.001,seed=0 took steps of 4 forget rows, and the effective batch is 2",
+        ),
+        ({"forget_tokens": 51}, r"target tokens of the forget set differ: NGDiff,lr=0\.001,seed=0 has 50, NPO.* 51\."),
+        ({"rows_per_step": {"1": 2}}, r"forget rows per step \(rows: steps\) differ: NGDiff.* has .*'2': 2.*'1': 2"),
+    ],
+)
+def test_unequal_spending_is_an_error(spent: dict[str, Any], sentence: str, config: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        main(["-c", config, "--folder=out"], MadeUpLauncher(NPO=spent))
+    assert not Path("out/table.md").exists()
+
+
+def test_seeds_may_differ_in_tokens_and_not_in_rows() -> None:
+    counts = {"a": spending(), "b": spending() | {"forget_tokens": 60}}
+    check_spending(counts, {"a": 0, "b": 1}, 2, 2)
+    counts["b"]["forget_rows"] = 5
+    with pytest.raises(ValueError, match=r"Runs of all seeds must see as many forget rows, got \{0: 4, 1: 5\}"):
+        check_spending(counts, {"a": 0, "b": 1}, 2, 2)
+
+
+def test_start_that_knows_nothing_is_an_error(config: str) -> None:
+    class Ignorant(MadeUpLauncher):
+        def write(self, folder: Path) -> None:
+            super().write(folder)
+            if folder.name == "start":
+                path = folder / "results.json"
+                path.write_text(path.read_text().replace("0.9", "0.1"), encoding="utf-8")
+
+    with pytest.raises(ValueError, match=r"is 0\.1 and 0\.1; train the start for more steps \(start\.steps\)\."):
+        main(["-c", config, "--folder=out"], Ignorant())
+
+
+def test_number_that_there_is_not(config: str) -> None:
+    with pytest.raises(UsageError, match=r"There is no number 'test/forget/probabilty' for the report; did you mean"):
+        main(["-c", config, "--folder=out", "--report.columns=[test/forget/probabilty]"], MadeUpLauncher())
+
+
+def test_runs_of_wandb_have_a_group(config: str) -> None:
+    logger = "{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {project: p, offline: true}}"
+    assert main(["-c", config, "--folder=out", f"--trainer.logger={logger}"], MadeUpLauncher()) == 0
+    record = json.loads(Path("out/runs", RUNS[-1], "point.json").read_text(encoding="utf-8"))
+    given = record["config"]["trainer"]["logger"]["init_args"]
+    assert given == {"group": "out", "name": RUNS[-1], "project": "p", "offline": True}
+
+
+@pytest.mark.parametrize("name", ["tofu_tiny", "lume_tiny"])
+def test_shipped_comparisons_are_whole(
+    name: str, data_folder: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIT_MODULES_DATA", str(data_folder))
+    given = yaml.safe_load(find_recipe(f"compare/{name}.yaml").read_text(encoding="utf-8"))
+    Path(config).write_text(
+        yaml.safe_dump({**given, "report": {key: given["report"][key] for key in REPORT}}), encoding="utf-8"
+    )
+    if not (data_folder / name.partition("_")[0]).is_dir():
+        pytest.skip("no such texts")
+
+    class Stop(HereLauncher):
+        def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
+            raise KeyboardInterrupt
+            yield
+
+    assert main(["-c", config, "--folder=out"], Stop()) == 130  # every argument was read, nothing has run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_killed_comparison_repeats_no_finished_run(config: str) -> None:
+    arguments = ["-m", "lit_modules", "compare", "-c", config, "--folder=out", "--workers=1", "--points-per-process=8"]
+    line = [
+        sys.executable,
+        *arguments,
+        "--start.steps=60",
+        "--seeds=[0, 1, 2]",
+        "--start.optimizer={class_path: AdamW, init_args: {lr: 0.02}}",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(line, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    wanted = Path("out/runs", NGDIFF[0], "results.json")
+    until = time.monotonic() + 180
+    while not wanted.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("results.json")}
+    assert wanted in before
+    subprocess.run(line, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(Path("out/runs").glob("*/results.json"))) == 11

@@ -1,0 +1,384 @@
+"""Sweeps: what is refused, what a point runs, going on, table and figure, processes and Ray."""
+
+import csv
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import yaml
+
+from lit_modules.studies.launchers import Outcome, Task
+from lit_modules.studies.sweep.check import ArgumentReader, resolve
+from lit_modules.studies.sweep.command import main
+from lit_modules.studies.sweep.grid import Axis, read_axis
+from lit_modules.studies.sweep.point import last_checkpoint
+from lit_modules.studies.sweep.point import main as run_point
+from lit_modules.utils.errors import UsageError
+
+EXAMPLE = "tests.studies.sweep_example"
+RECIPE = {
+    "model": {"class_path": f"{EXAMPLE}.Level"},
+    "data": {
+        "class_path": f"{EXAMPLE}.Numbers",
+        "init_args": {"variant": {"class_path": f"{EXAMPLE}.Shift", "init_args": {"size": 3.0}}},
+    },
+    "trainer": {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_model_summary": False},
+}
+
+
+class HereLauncher:
+    """Run the points in this process, which has Lightning loaded; keep their names."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
+        for task in tasks:
+            self.names.append(task.name)
+            with task.log.open("a") as log, redirect_stdout(log), redirect_stderr(log):
+                code = run_point([task.arguments[-1]])
+            yield Outcome(task.name, code, 0.0)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a recipe in the working folder, which is empty but for it."""
+    monkeypatch.chdir(tmp_path)
+    Path("level.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+    return "level.yaml"
+
+
+def results(name: str, folder: str = "out") -> dict[str, object]:
+    content: dict[str, object] = json.loads(Path(folder, name, "results.json").read_text(encoding="utf-8"))
+    return content
+
+
+def metrics(name: str, folder: str = "out") -> dict[str, float]:
+    found = results(name, folder)["metrics"]
+    assert isinstance(found, dict)
+    return found
+
+
+# What is refused
+
+MISTAKES = {
+    "nothing to sweep": ([], r"A sweep needs what to sweep: add --over NAME=VALUE,VALUE,\.\.\. or --seeds N\."),
+    "no equals sign": (["--over", "model.rate"], r"--over must be NAME=VALUE,VALUE,\.\.\., got 'model\.rate'\."),
+    "no name": (["--over", "=1"], r"--over must be NAME=VALUE"),
+    "no value": (
+        ["--over", "model.rate="],
+        r"--over model\.rate must have a value before and after each comma, got ''",
+    ),
+    "empty value": (["--over", "model.rate=1,,2"], r"a value before and after each comma, got '1,,2'\."),
+    "twice the value": (["--over", "model.rate=1,2,1.0"], r"model\.rate must have distinct values, got '1' 2 times\."),
+    "twice for the command line": (["--over", "model.rate=1,'1'"], r"model\.rate must have distinct values, got '1' 2"),
+    "open bracket": (["--over", "model.rate=[1,2"], r"--over must close the brackets and quotes that it opens"),
+    "wrong bracket": (["--over", "model.rate=(1]"], r"--over must close the brackets that it opens"),
+    "no YAML": (["--over", "model.rate=1,*x"], r"values that are valid YAML, got '\*x'\."),
+    "twice the axis": (["--over", "model.rate=1,2", "--over", "model.init_args.rate=3"], r"must be swept once"),
+    "swept and given": (
+        ["--over", "model.rate=1,2", "--model.rate=3"],
+        r"model\.rate must be swept or given, not both",
+    ),
+    "seeds twice": (["--over", "seed_everything=1,2", "--seeds", "2"], r"seed_everything must be swept once, got it 2"),
+    "seeds and a seed": (["--seeds", "2", "--seed_everything", "4"], r"seed_everything must be swept or given"),
+    "no seed": (["--seeds", "0"], r"--seeds must be at least 1, got 0\."),
+    "folder of the trainer": (
+        ["--seeds", "2", "--trainer.default_root_dir=x"],
+        r"trainer\.default_root_dir is not for a sweep: each point has its own folder within --folder\.",
+    ),
+    "group": (["--over", "modle.rate=1,2"], r"There is no argument 'modle'; did you mean 'model'\?"),
+    "argument of the model": (
+        ["--over", "model.rte=1,2"],
+        r"Level of model has no argument 'rte'; did you mean 'rate'\?",
+    ),
+    "argument on the way": (
+        ["--over", "data.varian.size=1,2"],
+        r"Numbers of data has no argument 'varian'; there are variant\.|did you mean 'variant'\?",
+    ),
+    "argument of a class within": (
+        ["--over", "data.variant.siez=1,2"],
+        r"Shift of data\.variant has no argument 'siez'; did you mean 'size'\?",
+    ),
+    "argument that one class lacks": (
+        ["--over", "data.variant=Shift,Bare", "--over", "data.variant.size=1,2"],
+        r"Bare of data\.variant has no argument 'size'",
+    ),
+    "class that is missing": (
+        ["--data.variant=null", "--over", "data.variant.size=1,2"],
+        r"data\.variant is null, so it has no argument 'size': name its class first, --data\.variant=CLASS\.",
+    ),
+    "option of the trainer": (["--over", "trainer.max_epoch=1,2"], r"did you mean 'trainer\.max_epochs'\?"),
+    "type": (["--over", "data.variant.size=1,abc"], r"data\.variant\.size must be float, got 'abc'\."),
+    "another argument": (["--seeds", "2", "--model.rte=1"], r"Level has no argument 'rte'; did you mean 'rate'\?"),
+    "word": (["--seeds", "2", "stray"], r"There is no place for the argument 'stray'"),
+    "recipe": (["--seeds", "2", "-c", "levl.yaml"], r"There is no configuration file 'levl\.yaml'"),
+    "one folder for all": (
+        ["--seeds", "2", "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=kept"],
+        r"ModelCheckpoint would write every point to 'kept': leave its dirpath out, or let it begin with \{folder\}",
+    ),
+    "workers of Ray": (
+        ["--seeds", "2", "--launcher", "ray", "--workers", "2"],
+        r"--workers belongs to --launcher proc",
+    ),
+    "GPUs of a process": (["--seeds", "2", "--num-gpus", "1"], r"--num-gpus belongs to --launcher ray\."),
+    "no worker": (["--seeds", "2", "--workers", "0"], r"workers must be at least 1, got 0\."),
+}
+
+
+@pytest.mark.parametrize(("args", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_refused_before_anything_runs(args: list[str], sentence: str, recipe: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        main(["-c", recipe, "--folder", "out", *args])
+    assert not Path("out").exists()
+
+
+def test_missing_ray_is_a_mistake(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r'pip install "lit-modules\[ray\]"'):
+        main(["-c", recipe, "--seeds", "2", "--launcher", "ray"])
+
+
+# What a point is told
+
+
+@pytest.mark.parametrize(
+    ("axis", "full", "expected"),
+    [
+        ("data.variant.size=inf", "data.init_args.variant.init_args.size", float("inf")),
+        ("data.variant.limit=null", "data.init_args.variant.init_args.limit", None),
+        ("data.init_args.variant.init_args.limit=null", "data.init_args.variant.init_args.limit", None),
+        ("data.variant=null", "data.init_args.variant", None),
+        ("model.obstacle='1'", "model.init_args.obstacle", "1"),
+        ("trainer.limit_val_batches=0.5", "trainer.limit_val_batches", 0.5),
+        ("trainer.devices=[0, 1]", "trainer.devices", [0, 1]),
+        ("seed_everything=7", "seed_everything", 7),
+    ],
+)
+def test_values_arrive(axis: str, full: str, expected: object, recipe: str) -> None:
+    reader = ArgumentReader(["-c", recipe])
+    read = read_axis(axis)
+    arguments = reader.point([read], read.values, Path("out"))
+    for stage in ("fit", "test"):
+        config = reader.read(arguments, stage)
+        assert resolve(read.key, config) == full
+        assert config[full] == expected
+    siblings = reader.read(arguments)["data.init_args.variant"]
+    assert siblings is None or set(siblings.init_args.as_dict()) == {"size", "limit"}
+
+
+def test_classes_are_values(recipe: str) -> None:
+    reader = ArgumentReader(["-c", recipe])
+    axis = read_axis(f"data.variant=Bare,{{class_path: {EXAMPLE}.Shift, init_args: {{size: .inf, limit: null}}}}")
+    assert len(axis.values) == 2
+    configs = [reader.read(reader.point([axis], [value], Path("out"))) for value in axis.values]
+    assert configs[0].data.init_args.variant.class_path == f"{EXAMPLE}.Bare"
+    assert configs[1].data.init_args.variant.init_args.as_dict() == {"size": float("inf"), "limit": None}
+
+
+def test_the_folder_of_the_point_is_filled_in(recipe: str) -> None:
+    reader = ArgumentReader(
+        ["-c", recipe, "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath={folder}/kept"]
+    )
+    config = reader.read(reader.point([Axis("model.rate", (1,))], [1], Path("out", "rate=1")))
+    assert config.trainer.callbacks[0].init_args.dirpath == "out/rate=1/kept"
+
+
+# What a point runs
+
+
+def test_sweep_goes_on_and_grows(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["-c", recipe, "--over", "data.variant.size=1,inf", "--model.noise", "1", "--folder", "out"]
+    first = HereLauncher()
+    assert main([*line, "--seeds", "2"], first) == 0
+    assert first.names == [f"size={size},seed_everything={seed}" for size in ("1", "inf") for seed in (0, 1)]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "out"
+    assert any("test/data_level" in text for text in printed)
+    noise = []
+    for seed in (0, 1):
+        found = metrics(f"size=1,seed_everything={seed}")
+        assert found["test/data_level"] == 1.0
+        assert found["test/level"] == found["val/level"]
+        noise.append(found["test/level"] - 8.0)  # eight steps of one
+    assert noise[0] != noise[1]
+    assert metrics("size=inf,seed_everything=0")["test/data_level"] is None  # not finite
+
+    with Path("out/table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["size"] for row in rows] == ["1", "inf"]
+    assert [row["runs"] for row in rows] == ["2", "2"]
+    assert float(rows[0]["test/level"]) == pytest.approx(8.0 + sum(noise) / 2)
+    assert float(rows[0]["test/level std"]) == pytest.approx(abs(noise[0] - noise[1]) / 2**0.5)
+    assert rows[1]["test/data_level"] == "nan"
+    table = Path("out/table.md").read_text(encoding="utf-8")
+    assert table.startswith("| size | runs | test/data_level | test/level | val/level |\n")
+    assert "| 1 | 2 | 1 +- 0 | " in table
+    assert Path("out/figure.png").read_bytes().startswith(b"\x89PNG")
+
+    again = HereLauncher()
+    assert main([*line, "--seeds", "2"], again) == 0
+    assert again.names == []
+    assert main([*line, "--seeds", "3"], again) == 0
+    assert again.names == ["size=1,seed_everything=2", "size=inf,seed_everything=2"]
+    assert "| 1 | 3 | " in Path("out/table.md").read_text(encoding="utf-8")
+
+    for other, sentence in (
+        ([*line, "--seeds", "2"], r"out holds a sweep with seed_everything=0,1,2, got 0,1: values may be added, not"),
+        (line, r"out holds a sweep over data\.variant\.size, seed_everything, got data\.variant\.size; give another"),
+        ([*line, "--seeds", "3", "--model.rate=2"], r"out holds a sweep with the arguments '.*', got '.*rate=2'; give"),
+        ([*line, "--seeds", "3", "--no-test"], r"out holds a sweep without --no-test, which was given; give another"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            main(other, again)
+    Path(recipe).write_text(yaml.safe_dump({**RECIPE, "seed_everything": 5}), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"out holds a sweep with another content of level\.yaml; give another"):
+        main([*line, "--seeds", "3"], again)
+
+
+def test_folder_of_something_else_is_refused(recipe: str) -> None:
+    with pytest.raises(UsageError, match=r"\. holds something that is no sweep; give another --folder\."):
+        main(["-c", recipe, "--seeds", "1", "--folder", "."], HereLauncher())
+
+
+def test_each_line_has_its_folder(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = []
+    for more in ([], ["--model.rate=2"]):
+        main(["-c", recipe, "--seeds", "1", "--no-test", *more, "--metrics", "val/*"], HereLauncher())
+        folders.append(capsys.readouterr().out.splitlines()[-1])
+    assert len(set(folders)) == 2
+    assert all(folder.startswith("runs/sweep-level-") for folder in folders)
+    found = metrics("seed_everything=0", folders[1])
+    assert found == {"val/level": 16.0}
+    assert not Path(folders[1], "seed_everything=0", "test").exists()
+
+
+def test_the_best_checkpoint_is_tested(recipe: str) -> None:
+    keep = "{class_path: ModelCheckpoint, init_args: {monitor: val/level, mode: min, save_last: true}}"
+    line = ["-c", recipe, "--seeds", "1", "--folder", "out", f"--trainer.callbacks+={keep}"]
+    assert main(line, HereLauncher()) == 0
+    found = metrics("seed_everything=0")
+    assert found["test/level"] == found["val/level"] == 4.0  # after the first of two epochs
+    assert str(results("seed_everything=0")["checkpoint"]).startswith("fit/checkpoints/epoch=0")
+
+
+@pytest.mark.parametrize("option", ["--trainer.enable_checkpointing=false", "--trainer.fast_dev_run=1"])
+def test_without_checkpoints_the_end_is_tested(option: str, recipe: str) -> None:
+    assert main(["-c", recipe, "--seeds", "1", "--folder", "out", option], HereLauncher()) == 0
+    found = results("seed_everything=0")
+    assert found["checkpoint"] == "fit/end.ckpt"
+    assert metrics("seed_everything=0")["test/level"] == found["steps"]
+
+
+def test_loggers_write_into_the_point(recipe: str) -> None:
+    logger = "{class_path: CSVLogger, init_args: {save_dir: logs, name: ''}}"
+    assert main(["-c", recipe, "--seeds", "1", "--folder", "out", f"--trainer.logger={logger}"], HereLauncher()) == 0
+    point = Path("out/seed_everything=0")
+    assert not Path("logs").exists()
+    for stage in ("fit", "test"):
+        assert (point / stage / "version_0" / "metrics.csv").exists()
+    assert sorted(path.name for path in Path().iterdir()) == ["level.yaml", "out"]
+
+
+def test_failed_point_is_told_and_goes_on_from_its_checkpoint(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rock").touch()
+    line = ["-c", recipe, "--folder", "out", "--over", "model.obstacle=rock,air", "--metrics", "test/level"]
+    assert main(line, HereLauncher()) == 1
+    printed = capsys.readouterr().out.splitlines()
+    log = "out/obstacle=rock/log.txt"
+    assert printed[-2:] == [f"failed: obstacle=rock: RuntimeError: The obstacle stood in the way. (log: {log})", "out"]
+    assert "Traceback" in Path(log).read_text(encoding="utf-8")
+    assert "| rock | 0 of 1 | - | - | - |" in Path("out/table.md").read_text(encoding="utf-8")
+    assert metrics("obstacle=air")["test/level"] == 8.0
+
+    Path("rock").unlink()
+    again = HereLauncher()
+    assert main(line, again) == 0
+    assert again.names == ["obstacle=rock"]
+    assert results("obstacle=rock")["resumed"] == "fit/checkpoints/last.ckpt"
+    assert results("obstacle=rock")["steps"] == 8
+    assert metrics("obstacle=rock") == metrics("obstacle=air")
+
+
+def test_point_stopped_before_its_test_is_not_trained_again(recipe: str) -> None:
+    line = ["-c", recipe, "--seeds", "1", "--folder", "out"]
+    main(line, HereLauncher())
+    before = results("seed_everything=0")
+    Path("out/seed_everything=0/results.json").unlink()
+    Path("out/seed_everything=0/log.txt").unlink()
+    assert main(line, HereLauncher()) == 0
+    assert results("seed_everything=0") == before
+    assert "lit-modules fit" not in Path("out/seed_everything=0/log.txt").read_text(encoding="utf-8")
+
+
+def test_unknown_metric_is_told_with_those_that_are_there(recipe: str) -> None:
+    with pytest.raises(UsageError, match=r"There is no number 'test/lvel' for --metrics; did you mean 'test/level'\?"):
+        main(["-c", recipe, "--seeds", "1", "--folder", "out", "--metrics", "test/lvel"], HereLauncher())
+    assert Path("out/table.md").exists()
+
+
+def test_checkpoints_that_cannot_be_resumed_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert last_checkpoint(tmp_path) is None
+    weights = {"state_dict": {}, "pytorch-lightning_version": lightning.__version__}
+    good = weights | {"optimizer_states": []}
+    for age, (name, content) in enumerate(
+        [("good", good), ("weights", weights), ("bare", {"state_dict": {}}), ("broken", None)]
+    ):
+        path = tmp_path / f"{name}.ckpt"
+        if content is None:
+            path.write_bytes(b"half")
+        else:
+            torch.save(content, path)
+        os.utime(path, (age, age))
+    assert last_checkpoint(tmp_path) == tmp_path / "good.ckpt"
+    assert "broken.ckpt cannot be read and is passed over" in capsys.readouterr().out
+
+
+# Fresh processes
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_interrupted_sweep_goes_on(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        while not list(Path("out").rglob("*.ckpt")) and not over.wait(0.1):
+            pass
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    line = ["-c", recipe, "--folder", "out", "--over", "model.pause=0.3", "--trainer.max_epochs=3"]
+    over = threading.Event()
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    assert main(line) == 130
+    over.set()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2:] == ["Interrupted; the same line with --folder out goes on.", "out"]
+    assert not Path("out/pause=0.3/fit.json").exists()
+
+    assert main(line, HereLauncher()) == 0
+    assert results("pause=0.3")["resumed"] == "fit/checkpoints/last.ckpt"
+    assert metrics("pause=0.3") == {"val/level": 12.0, "test/level": 12.0, "test/data_level": 3.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["--workers", "2"], ["--launcher", "ray", "--num-cpus", "1"]], ids=["2", "ray"])
+def test_fresh_processes_and_ray_find_the_same(
+    launcher: list[str], recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "ray" in launcher:
+        pytest.importorskip("ray")
+    line = ["-c", recipe, "--folder", "out", "--over", "data.variant.size=1,2", "--model.noise=1"]
+    assert main([*line, *launcher]) == 0
+    assert [metrics(f"size={size}")["test/data_level"] for size in (1, 2)] == [1.0, 2.0]
+    assert capsys.readouterr().out.splitlines()[-1] == "out"
+    assert main([*line, "--folder", "here"], HereLauncher()) == 0
+    for size in (1, 2):
+        assert metrics(f"size={size}") == metrics(f"size={size}", "here")
