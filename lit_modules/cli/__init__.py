@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import lit_modules
 from lit_modules.cli.commands import COMMANDS
-from lit_modules.utils.errors import UsageError, closest, is_told
+from lit_modules.cli.errors import is_for_user
+from lit_modules.utils.errors import UsageError
+from lit_modules.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -63,7 +65,7 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
         if first.startswith("-") and not set(STAGES) & set(args):
             raise UsageError(f"A command must come first: one of {', '.join(commands)}; got {first!r}.")
         if not first.startswith("-") and first not in STAGES:
-            raise UsageError(f"There is no command {first!r}{closest(first, commands)}")
+            raise UsageError(f"There is no command {first!r}{did_you_mean(first, commands)}")
     load_public()
     from lit_modules.cli.lightning_cli import ProjectCLI
 
@@ -73,7 +75,7 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
 def run() -> None:
     """Run the command line of this process; say what is wrong in one sentence, without a traceback.
 
-    Errors that are no such sentence (:func:`~lit_modules.utils.errors.is_told`) keep their traceback. Classes are
+    Errors that are no such sentence (:func:`~lit_modules.cli.errors.is_for_user`) keep their traceback. Classes are
     found in the working folder first, as ``python -m`` finds them, unless Python is told to leave it out
     (``PYTHONSAFEPATH``).
     """
@@ -86,7 +88,7 @@ def run() -> None:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if os.environ.get(TRACEBACK) == "1" or not is_told(error):
+        if os.environ.get(TRACEBACK) == "1" or not is_for_user(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, UsageError):
