@@ -6,8 +6,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lit_modules.cli import load_public
 from lit_modules.cli.lightning_cli import ProjectCLI
+from lit_modules.cli.public import load_public
 from lit_modules.studies.sweep.grid import Axis, write_value
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.suggestions import did_you_mean
