@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, ViTConfig, ViTForImageClassification
 
 import lit_modules
-from datamodules.sampling import BatchSampler, training_loader
+from lit_modules.datamodules.common.sampling import BatchSampler, training_loader
 from lit_modules.attacks import LinfPGD
 from lit_modules.callbacks import EMA, AdaptiveLR, ForgetStopping
 from lit_modules.datamodules import Digits
