@@ -1,0 +1,125 @@
+"""Our batched generation against transformers' batched `generate`, on the lengths of LUME.
+
+    python benchmarks/generation.py --root data/lume
+
+A Llama with random weights answers prompts of LUME, greedily and padded on the left. A hook lets each answer end after
+as many tokens as the true answer has, in both ways alike: a token's number modulo `CLASSES` says how many tokens are to
+come, and the network chooses among the tokens of the next class. The ways take turns on the same batches; each ratio is
+of times of the same turn. `--runaway` is the share of answers that never end, as those of an unlearned model may.
+"""
+
+import argparse
+import json
+import platform
+import random
+from collections.abc import Callable
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from timing import in_turns, ratios, seconds, show, spread
+from torch import Tensor
+
+from datamodules.bpe import train_bpe
+from lit_modules.networks import small_llama
+from lit_modules.unlearning.generation import greedy_generate
+
+CLASSES = 128
+Batch = tuple[Tensor, Tensor]
+
+
+def rows(root: Path, number: int, vocabulary: int, runaway: float) -> list[tuple[str, list[int], int]]:
+    """Return kind, prompt and answer length of rows of LUME, in the order of its files."""
+    lines = [json.loads(line) for name in ("forget", "retain") for line in (root / f"{name}.jsonl").open()]
+    encode = train_bpe((f"{line['input']} {line['output']}" for line in lines), vocabulary)
+    found = []
+    for line in random.Random(0).sample(lines, number):
+        prompt = encode(line["input"])["input_ids"]
+        length = min(len(encode(" " + line["output"])["input_ids"]), CLASSES - 2)
+        endless = random.Random(line["id"]).random() < runaway
+        prompt[-1] = prompt[-1] // CLASSES * CLASSES + (0 if endless else length + 1)
+        found.append(("sc" if "sc" in line["id"][-4:] else "qa", prompt, length))
+    return found
+
+
+def let_end(network: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+    """Leave to the next token the class below that of the last one; class 0 at the end of a prompt never ends."""
+    now = given["input_ids"][:, -1:] % CLASSES
+    classes = torch.arange(output.logits.shape[-1]) % CLASSES
+    output.logits[:, -1].masked_fill_(classes != torch.where(now > 0, now - 1, 0), -torch.inf)
+    output.logits[:, -1, 0] = torch.where(now[:, 0] == 1, torch.inf, -torch.inf)  # the end
+
+
+def padded(prompts: list[list[int]]) -> Batch:
+    """Return prompts padded on the left, with their mask."""
+    width = max(map(len, prompts))
+    ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
+    return torch.tensor(ids), torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+
+
+def ours(model: Any, batch: Batch, longest: int) -> list[list[int]]:
+    """Answer by our loop."""
+    return [answer.tolist() for answer in greedy_generate(model, *batch, longest, 0, 0)]
+
+
+def theirs(model: Any, batch: Batch, longest: int) -> list[list[int]]:
+    """Answer by transformers' loop."""
+    ids, mask = batch
+    settings = {"do_sample": False, "max_new_tokens": longest, "eos_token_id": 0, "pad_token_id": 0}
+    found = model.generate(ids, attention_mask=mask, **settings)[:, ids.shape[1] :].tolist()
+    return [answer[: answer.index(0)] if 0 in answer else answer for answer in found]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("data/lume"), help="folder of LUME's two files")
+    numbers = {"rounds": 5, "rows": 256, "batch-size": 32, "max-new-tokens": 256, "hidden-size": 256, "layers": 4}
+    for name, usual in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=usual, help=f"(default: {usual})")
+    parser.add_argument("--runaway", type=float, default=0.0, help="share of answers that never end (default: 0)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    model = small_llama(2048, options.hidden_size, options.layers).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)  # answers that wander
+    model.register_forward_hook(let_end, with_kwargs=True)
+    asked = rows(options.root, options.rows, 2048, options.runaway)
+    lengths = sorted(length for _, _, length in asked)
+    print(f"{date.today()}, {platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}, ")
+    print(f"transformers {transformers.__version__}, {model.num_parameters() / 1e6:.1f} M parameters; answers of ")
+    print(f"{lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}", flush=True)
+    orders: dict[str, Callable[[Any], Any]] = {
+        "as they come": lambda row: 0,
+        "by prompt length": lambda row: len(row[1]),
+        "by kind and prompt length, as LUME gives them": lambda row: (row[0], len(row[1])),
+    }
+    base: list[float] = []
+    for name, order in orders.items():
+        prompts = [prompt for _, prompt, _ in sorted(asked, key=order)]
+        batches = [padded(prompts[i : i + options.batch_size]) for i in range(0, len(prompts), options.batch_size)]
+        answers: dict[str, list[list[int]]] = {}
+
+        def timed(way: Any, batches: list[Batch] = batches, answers: dict[str, Any] = answers) -> float:
+            second, found = seconds(lambda: [way(model, batch, options.max_new_tokens) for batch in batches])
+            answers[way.__name__] = [answer for batch in found for answer in batch]
+            return second
+
+        timed(ours)
+        own, other = in_turns(options.rounds, partial(timed, ours), partial(timed, theirs))
+        equal = sum(one == two for one, two in zip(answers["ours"], answers["theirs"], strict=True))
+        show([(name, f"generate {spread(other)} s", f"{equal} of {len(prompts)} answers equal")])
+        base = base or other
+        show([("  generate / ours", spread(ratios(other, own)), "")])
+        show([("  generate as they come / generate in this order", spread(ratios(base, other)), "")])
+
+
+if __name__ == "__main__":
+    main()
