@@ -45,6 +45,7 @@ def main() -> None:
         "hidden-size": (320, "width of the language model of generation and update"),
         "threads": (1, "threads of torch on the CPU"),
         "layers": (5, "layers of that language model"),
+        "tile": (112, "side in pixels of the tiles that its images are read in, 14 pixels a token"),
     }
     for name, (usual, what) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"{what} (default: {usual})")
@@ -76,7 +77,7 @@ def main() -> None:
             if "text" in part
         ]
         with tempfile.TemporaryDirectory() as folder:
-            size = save_llava(folder, options.hidden_size, options.layers, texts)
+            size = save_llava(folder, options.hidden_size, options.layers, texts, options.tile)
             show([(f"LLaVA-NeXT of {size / 1e6:.1f} M parameters", "", "")])
             if part != "update":
                 show(generation(folder, options.questions, options.batch_size, options.rounds))
