@@ -1,12 +1,13 @@
-"""Our batched generation against transformers' batched `generate`, on the lengths of LUME.
+"""A loop that ended rows leave against transformers' batched `generate`, on prompts and answer lengths of LUME.
 
     python benchmarks/generation.py --root data/lume
 
-A Llama with random weights answers prompts of LUME, greedily and padded on the left. A hook lets each answer end after
-as many tokens as the true answer has, in both ways alike: a token's number modulo `CLASSES` says how many tokens are to
-come, and the network chooses among the tokens of the next class. All rows are put in order and cut into batches, of
-which some are taken, evenly spread. The ways take turns on the same batches; each ratio is of processor times of the
-same turn. `--runaway` is the share of answers that never end, as those of an unlearned model may.
+`lit_modules.unlearning.generation` calls `generate`; a loop of our own would have to be 1.3 times as fast on batches as
+LUME's loader makes them. A Llama with random weights answers prompts of LUME, greedily and padded on the left. A hook
+lets each answer end after as many tokens as the true answer has, in both ways alike: a token's number modulo `CLASSES`
+says how many tokens are to come, and the network chooses among the tokens of the next class. All rows are put in order
+and cut into batches, of which some are taken, evenly spread. The ways take turns on the same batches; each ratio is of
+processor times of the same turn. `--runaway` is the share of answers that never end, as those of an unlearned model may.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from timing import in_turns, ratios, seconds, show, spread
 from torch import Tensor
 
 from datamodules.bpe import train_bpe
+from lit_modules.kv_cache import cache_argument
 from lit_modules.networks import small_llama
 from lit_modules.unlearning.generation import greedy_generate
 
@@ -61,17 +63,37 @@ def padded(prompts: list[list[int]]) -> Batch:
     return torch.tensor(ids), torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 
 
-def ours(model: Any, batch: Batch, longest: int) -> list[list[int]]:
-    """Answer by our loop."""
+def generate(model: Any, batch: Batch, longest: int) -> list[list[int]]:
+    """Answer by `generate`, as the modules do."""
     return [answer.tolist() for answer in greedy_generate(model, *batch, longest, 0, 0)]
 
 
-def theirs(model: Any, batch: Batch, longest: int) -> list[list[int]]:
-    """Answer by transformers' loop."""
-    ids, mask = batch
-    settings = {"do_sample": False, "max_new_tokens": longest, "eos_token_id": 0, "pad_token_id": 0}
-    found = model.generate(ids, attention_mask=mask, **settings)[:, ids.shape[1] :].tolist()
-    return [answer[: answer.index(0)] if 0 in answer else answer for answer in found]
+@torch.inference_mode()
+def leaving(model: Any, batch: Batch, longest: int) -> list[list[int]]:
+    """Answer by a loop that takes ended rows out of the batch when a fifth of it has ended."""
+    tokens, mask = batch
+    cached = str(cache_argument(model))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    rows, going = torch.arange(len(tokens)), torch.ones(len(tokens), dtype=torch.bool)
+    answers: list[list[int]] = [[] for _ in rows]
+    cache = None
+    for _ in range(longest):
+        given = {"attention_mask": mask, "position_ids": positions, cached: cache}
+        output = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **given)
+        best, cache = output.logits[:, -1].argmax(-1), output[cached]
+        going &= best != 0
+        for row, token, on in zip(rows.tolist(), best.tolist(), going.tolist(), strict=True):
+            if on:
+                answers[row].append(token)
+        if not going.any():
+            break
+        positions, mask = positions[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        if going.sum() <= 0.8 * len(rows):
+            live = going.nonzero().squeeze(1)
+            cache.batch_select_indices(live)
+            rows, best, positions, mask, going = rows[live], best[live], positions[live], mask[live], going[live]
+        tokens = best.unsqueeze(1)
+    return answers
 
 
 def main() -> None:
@@ -114,13 +136,13 @@ def main() -> None:
             answers[way.__name__] = [answer for batch in found for answer in batch]
             return second
 
-        ours(model, batches[0], 2)
-        own, other = in_turns(options.rounds, partial(timed, ours), partial(timed, theirs))
-        total = len(answers["ours"])
-        equal = sum(one == two for one, two in zip(answers["ours"], answers["theirs"], strict=True))
+        leaving(model, batches[0], 2)
+        own, other = in_turns(options.rounds, partial(timed, leaving), partial(timed, generate))
+        total = len(answers["leaving"])
+        equal = sum(one == two for one, two in zip(answers["leaving"], answers["generate"], strict=True))
         rate = [total / second for second in other]
         show([(name, f"generate {spread(rate, 1)} rows / s", f"{equal} of {total} answers equal")])
-        show([("  generate / ours", spread(ratios(other, own)), ">= 1.3")])
+        show([("  generate / loop that ended rows leave", spread(ratios(other, own)), ">= 1.3")])
 
 
 if __name__ == "__main__":
