@@ -60,14 +60,14 @@ def tied(chat: LocalChat, request: ChatRequest, first: str, second: str) -> bool
     return bool(top[0] - top[1] < 1e-4)
 
 
-def generation(folder: str, number: int, batch_size: int, rounds: int) -> list[Row]:
+def generation(folder: str, kinds: dict[str, list[ChatRequest]], batch_size: int, rounds: int) -> list[Row]:
     """Time answers in batches, in batches that share nothing, and one at a time."""
     together, alone = LocalChat(folder, batch_size=batch_size), LocalChat(folder, batch_size=1)
     repeated = LocalChat(folder, batch_size=batch_size)
     repeated._shares = False
     rows: list[Row] = []
     totals = [[0.0] * rounds, [0.0] * rounds]
-    for name, asked in questions(number).items():
+    for name, asked in kinds.items():
         answers: dict[str, list[str]] = {}
 
         def timed(
