@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -113,7 +114,7 @@ def _reads_padded(model: nn.Module, inner: nn.Module, pad_token_id: int) -> bool
     if not isinstance(inner, GenerationMixin) or cache_argument(inner) is None:
         padded = False
     elif (
-        "position_ids" in accepted
+        "position_ids" in inspect.signature(inner.forward).parameters  # where `generate` looks, too
         and "encoder_hidden_states" not in accepted
         and not getattr(inner, "_is_stateful", False)
     ):
