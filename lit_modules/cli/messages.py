@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from lit_modules.utils.errors import is_told
+from lit_modules.cli.errors import is_for_user
 
 LOGGERS = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
 
@@ -39,7 +39,7 @@ class SetupMessages(logging.Handler):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end(say=error is None or not is_told(error))
+        self.end(say=error is None or not is_for_user(error))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""
