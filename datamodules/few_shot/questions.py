@@ -1,4 +1,4 @@
-"""Sets of questions with one picture each: those a model is updated on and those it is asked."""
+"""Questions about one picture each: those a model is updated on and those it is asked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .concepts import Concept
+from lit_modules.utils.random_state import preserved_random_state
+
 from .images import Picture
-from .pairs import plain_name
-from .samples import Features, Sample
+from .layouts import Concept
+from .pairs import Features, plain_name
+from .selection import Sample
 
 QUESTION = (
     "You are an expert in telling categories apart by their looks. The picture shows one of these categories: "
@@ -35,8 +37,8 @@ def join_options(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How questions are put.
+class QuestionForm:
+    """Form of questions, which makes batches of samples.
 
     Args:
         question: Text with the place ``{options}``.
@@ -63,21 +65,18 @@ class Asking:
     def batch(self, samples: Sequence[Sample], options: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Return the batch of samples, each with the keys of its options in the order in which they are named."""
         images = [sample.load(self.max_pixels) for sample in samples]
-        places = {key: place for place, key in enumerate(self.concepts)}
+        labels = {key: label for label, key in enumerate(self.concepts)}
         rows = [self._row(sample, keys) for sample, keys in zip(samples, options, strict=True)]
-        batch: dict[str, Any] = {
+        return {
             "image": images if self.image_size is None else _stack(images, self.image_size),
-            "label": torch.tensor([places[sample.pair.concept(sample.role).key] for sample in samples]),
+            "label": torch.tensor([labels[sample.concept.key] for sample in samples]),
+            **{name: [row[name] for row in rows] for name in rows[0]},
+            "option_label": torch.tensor([[labels[key] for key in keys] for keys in options]),
+            "answer_option": torch.tensor([row["answer_option"] for row in rows]),
         }
-        batch |= {name: [row[name] for row in rows] for name in rows[0]}
-        batch["option_label"] = torch.tensor([[places[key] for key in keys] for keys in options])
-        batch["answer_option"] = torch.tensor(batch["answer_option"])
-        if not len(images) == len(batch["prompt"]) == len(batch["answer"]):
-            raise RuntimeError("Each question must have exactly one picture.")
-        return batch
 
     def _row(self, sample: Sample, keys: Sequence[str]) -> dict[str, Any]:
-        concept = sample.pair.concept(sample.role)
+        concept = sample.concept
         names = tuple(self.shown(self.concepts[key].name) for key in keys)
         features = tuple(self._features(sample, key) for key in keys)
         prompt = self.question.replace("{options}", join_options(names))
@@ -100,35 +99,36 @@ class Asking:
         }
 
     def _features(self, sample: Sample, key: str) -> tuple[str, ...]:
-        target, confusable = sample.pair.target, sample.pair.confusable
-        if key not in (target.key, confusable.key):
+        names = {concept.key: plain_name(concept.name) for _, concept in sample.pair.sides}
+        if key not in names:
             return ()
-        names = (target.name, confusable.name) if key == target.key else (confusable.name, target.name)
-        return self.features.get((plain_name(names[0]), plain_name(names[1])), ())
+        (other,) = (name for own, name in names.items() if own != key)
+        return self.features.get((names[key], other), ())
 
 
 class UpdateSet(Dataset[dict[str, Any]]):
-    """Samples to update on; an index is a tuple of places, each perhaps with a number that its chances come from.
+    """Samples to update on; an index is a tuple of places, each perhaps with a number that seeds its random choices.
 
     Args:
         samples: Samples.
-        asking: How questions are put.
+        form: Form of the questions.
         seed: Seed.
         replacements: Synthetic samples of each sample, one of which may stand in for it.
         probability: Chance of that.
-        mix: How pictures of a batch are mixed.
+        mix: Mixing of the pictures of a batch.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
-        asking: Asking,
+        form: QuestionForm,
         seed: int,
+        *,
         replacements: Sequence[Sequence[Sample]] | None = None,
         probability: float = 0.0,
         mix: Mix = "none",
     ) -> None:
-        self.samples, self.asking, self.seed = list(samples), asking, seed
+        self.samples, self.form, self.seed = list(samples), form, seed
         self.replacements, self.probability, self.mix = replacements, probability, mix
 
     def __len__(self) -> int:
@@ -137,23 +137,23 @@ class UpdateSet(Dataset[dict[str, Any]]):
 
     def __getitem__(self, indices: int | Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
         """Return the batch of some places, or of one."""
-        given = [indices] if isinstance(indices, int) else indices
-        places = [(place, 0) if isinstance(place, int) else place for place in given]
+        items = [(i, 0) if isinstance(i, int) else i for i in ([indices] if isinstance(indices, int) else indices)]
         samples, options = [], []
-        for place, draw in places:
+        for place, draw in items:
             random, sample = Random(f"{self.seed}/{place}/{draw}/options"), self.samples[place]
             if self.replacements is not None and random.random() < self.probability:
                 sample = random.choice(self.replacements[place])
-            keys = [sample.pair.target.key, sample.pair.confusable.key]
+            keys = [concept.key for _, concept in sample.pair.sides]
             random.shuffle(keys)
             samples.append(sample)
             options.append(keys)
-        batch = self.asking.batch(samples, options)
-        batch["index"] = torch.tensor([place for place, _ in places])
+        batch = self.form.batch(samples, options)
+        batch["index"] = torch.tensor([place for place, _ in items])
         if self.mix != "none":
-            random = Random(f"{self.seed}/{places}/mix")
-            number = len(self.asking.concepts)
-            batch["image"], batch["label_weights"] = mixed(batch["image"], batch["label"], number, self.mix, random)
+            random, images, labels = Random(f"{self.seed}/{items}/mix"), batch["image"], batch["label"]
+            batch["image"], batch["label_weights"] = mixed(
+                images, labels, len(self.form.concepts), mix=self.mix, random=random
+            )
         return batch
 
 
@@ -163,8 +163,8 @@ class QuerySet(Dataset[dict[str, Any]]):
     Args:
         samples: Samples.
         options: Keys of the options of each sample.
-        asking: How questions are put.
-        orders: Orders; the first is drawn, the second is the first turned about, and so on.
+        form: Form of the questions.
+        orders: Orders; the first is drawn, the second is the first reversed, and so on.
         seed: Seed.
         examples: Pictures of each concept, by key, that questions come with.
     """
@@ -173,13 +173,14 @@ class QuerySet(Dataset[dict[str, Any]]):
         self,
         samples: Sequence[Sample],
         options: Sequence[Sequence[str]],
-        asking: Asking,
+        form: QuestionForm,
+        *,
         orders: int,
         seed: int,
-        examples: Mapping[str, Sequence[Picture]] | None = None,
+        examples: Mapping[str, Sequence[Picture]],
     ) -> None:
-        self.samples, self.options, self.asking = list(samples), list(options), asking
-        self.orders, self.seed, self.examples = orders, seed, dict(examples or {})
+        self.samples, self.options, self.form = list(samples), list(options), form
+        self.orders, self.seed, self.examples = orders, seed, examples
         self._opened: dict[Picture, Image.Image] = {}
 
     def __len__(self) -> int:
@@ -189,34 +190,33 @@ class QuerySet(Dataset[dict[str, Any]]):
     def __getitem__(self, indices: int | Sequence[int]) -> dict[str, Any]:
         """Return the batch of some places, or of one."""
         places = [indices] if isinstance(indices, int) else list(indices)
-        samples = [self.samples[place // self.orders] for place in places]
-        options = []
-        for place, sample in zip(places, samples, strict=True):
-            query, order = divmod(place, self.orders)
-            keys = list(self.options[query])
-            Random(f"{self.seed}/{sample.pair.pair_id}/{sample.picture.name}/{order // 2}").shuffle(keys)
-            options.append(keys[::-1] if order % 2 else keys)
-        batch = self.asking.batch(samples, options)
+        items = [divmod(place, self.orders) for place in places]
+        samples = [self.samples[query] for query, _ in items]
+        batch = self.form.batch(samples, [self._options(query, order) for query, order in items])
         batch["index"] = torch.tensor(places)
-        batch["query"] = torch.tensor([place // self.orders for place in places])
-        batch["order"] = torch.tensor([place % self.orders for place in places])
+        batch["query"] = torch.tensor([query for query, _ in items])
+        batch["order"] = torch.tensor([order for _, order in items])
         if self.examples:
-            batch["context"] = [self._context(place // self.orders) for place in places]
+            batch["context"] = [self._context(query) for query, _ in items]
         return batch
+
+    def _options(self, query: int, order: int) -> list[str]:
+        sample, keys = self.samples[query], list(self.options[query])
+        Random(f"{self.seed}/{sample.pair.pair_id}/{sample.picture.name}/{order // 2}").shuffle(keys)
+        return keys[::-1] if order % 2 else keys
 
     def _context(self, query: int) -> tuple[tuple[Image.Image, str], ...]:
         """Return the examples of a query: pictures of its options with their names, the same for all orders."""
-        sample, asking = self.samples[query], self.asking
+        sample, form = self.samples[query], self.form
         shown = [(picture, key) for key in sorted(self.options[query]) for picture in self.examples[key]]
         Random(f"{self.seed}/{sample.pair.pair_id}/{sample.picture.name}/examples").shuffle(shown)
         # questions of one pair follow each other
-        kept = {picture: self._opened.get(picture) or picture.load(asking.max_pixels) for picture, _ in shown}
-        self._opened = kept
-        return tuple((kept[picture], asking.shown(asking.concepts[key].name)) for picture, key in shown)
+        self._opened = {picture: self._opened.get(picture) or picture.load(form.max_pixels) for picture, _ in shown}
+        return tuple((self._opened[picture], form.shown(form.concepts[key].name)) for picture, key in shown)
 
 
 def mixed(
-    images: Tensor, labels: Tensor, num_classes: int, mix: Mix, random: Random, alpha: float = 1.0
+    images: Tensor, labels: Tensor, num_classes: int, *, mix: Mix, random: Random, alpha: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Mix each picture of a batch with its neighbour, and its label likewise, as torchvision does.
 
@@ -238,10 +238,9 @@ def mixed(
     """
     from torchvision.transforms import v2  # takes a second to import, and only classifiers need it
 
-    chosen = v2.CutMix if mix == "cutmix" else v2.MixUp
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random.getrandbits(63))
-        images, weights = chosen(num_classes=num_classes, alpha=alpha)(images, labels)
+    transform = v2.CutMix if mix == "cutmix" else v2.MixUp
+    with preserved_random_state(seed=random.getrandbits(63)):
+        images, weights = transform(num_classes=num_classes, alpha=alpha)(images, labels)
     return images, weights
 
 

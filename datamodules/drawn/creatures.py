@@ -1,14 +1,17 @@
-"""Draws creatures with visible attributes as small anti-aliased colour pictures."""
+"""Drawn creatures: their attributes, the renderer, and the renderer in the place of a text-to-image model."""
 
 import colorsys
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from lit_modules.utils.json_lines import read_json_lines
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -46,7 +49,7 @@ PHRASES: dict[str, dict[str, str]] = {
         "forked": "a forked tail",
     },
 }
-"""Attributes, their values, and how each is called in texts."""
+"""Attributes, their values, and the phrase of each value in texts."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {name: tuple(values) for name, values in PHRASES.items()}
 """Attributes and their values."""
 
@@ -63,7 +66,7 @@ _FIND = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, _BY_PHRASE), key=le
 
 
 def phrases(attributes: Mapping[str, str]) -> list[str]:
-    """Return how attributes are called.
+    """Return the phrases of attributes.
 
     Raises:
         ValueError: If an attribute or a value is unknown.
@@ -77,7 +80,7 @@ def phrases(attributes: Mapping[str, str]) -> list[str]:
 
 
 def attributes_in(text: str) -> dict[str, str]:
-    """Return the attributes that a text names, the first of each.
+    """Return the attributes that a text names, the first value of each.
 
     Example:
         >>> attributes_in("A picture of a Velmor with two horns, a curled tail.")
@@ -99,10 +102,9 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
             raise ValueError(f"{name} must be one of {', '.join(ATTRIBUTES[name])}, got {value!r}.")
 
 
-def random_attributes(random: Random, given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return a value of each attribute, at random where none is given."""
-    drawn = {name: random.choice(values) for name, values in ATTRIBUTES.items()}
-    return drawn | dict(given or {})
+def random_attributes(random: Random) -> dict[str, str]:
+    """Return a random value of each attribute."""
+    return {name: random.choice(values) for name, values in ATTRIBUTES.items()}
 
 
 def draw(attributes: Mapping[str, str], seed: int | str = 0, size: int = 64) -> Image.Image:
@@ -130,7 +132,7 @@ def draw(attributes: Mapping[str, str], seed: int | str = 0, size: int = 64) -> 
         raise ValueError(f"size must be at least 16, got {size}.")
     check_attributes(attributes)
     random = Random(f"{seed}/creature")
-    return _Creature(random_attributes(random, attributes), random, size).picture()
+    return _Creature({**random_attributes(random), **attributes}, random, size).picture()
 
 
 def render_creatures(
@@ -154,8 +156,8 @@ def render_creatures(
 class _Creature:
     """A creature on a canvas of four times the size, in units in which the picture is [-1, 1] x [-1, 1], y up."""
 
-    def __init__(self, look: Mapping[str, str], random: Random, size: int) -> None:
-        self.look = look
+    def __init__(self, attributes: Mapping[str, str], random: Random, size: int) -> None:
+        self.attributes = attributes
         self.size, self.side = size, size * _SCALE
         sky = colorsys.hsv_to_rgb(random.random(), random.uniform(0.05, 0.22), random.uniform(0.82, 1.0))
         self.image = Image.new("RGB", (self.side, self.side), _colour(*sky))
@@ -168,12 +170,12 @@ class _Creature:
         self.shift = (random.uniform(-0.07, 0.07), random.uniform(-0.07, 0.05))
         self.bend = random.uniform(-0.06, 0.06)
         light = random.uniform(0.9, 1.08)
-        brown = look["colour"] == "brown"
-        hue = _HUES[look["colour"]] + random.uniform(-0.012, 0.012)
+        brown = attributes["colour"] == "brown"
+        hue = _HUES[attributes["colour"]] + random.uniform(-0.012, 0.012)
         self.skin = _shaded(hue, 0.62 if brown else 0.75, (0.5 if brown else 0.85) * light)
         self.shade = _shaded(hue, 0.7 if brown else 0.85, (0.26 if brown else 0.52) * light)
-        self.belly = _BELLIES[look["belly"]]
-        width, height = _BODIES[look["body"]]
+        self.belly = _BELLIES[attributes["belly"]]
+        width, height = _BODIES[attributes["body"]]
         self.width, self.height = width * random.uniform(0.95, 1.05), height * random.uniform(0.95, 1.05)
         self.head = (self.width * 0.85 + 0.05, self.height * 0.55 + 0.13)
 
@@ -199,7 +201,7 @@ class _Creature:
             self._oval(at[0], at[1], random.uniform(0.05, 0.15), random.uniform(0.03, 0.06), stone)
 
     def _tail(self) -> None:
-        kind, x, y = self.look["tail"], -self.width * 0.8, -self.height * 0.1
+        kind, x, y = self.attributes["tail"], -self.width * 0.8, -self.height * 0.1
         if kind == "short":
             self._line([(x, y), (x - 0.24, y + 0.12)], 0.075, self.shade)
         elif kind == "long":
@@ -215,18 +217,18 @@ class _Creature:
             self._line([(x, y), *points], 0.042, self.shade)
 
     def _legs(self, behind: bool) -> None:
-        number = {"none": 0, "two": 2, "four": 4, "six": 6}[self.look["legs"]]
+        number = {"none": 0, "two": 2, "four": 4, "six": 6}[self.attributes["legs"]]
         places = [(2 * k + 1 - number) / max(number, 1) * self.width * 0.85 for k in range(number)]
         for place, x in enumerate(places):
             if (place % 2 == 0) == behind:
-                top = -self.height * (0.75 if number > 2 or self.look["body"] != "long" else 0.8)
+                top = -self.height * (0.75 if number > 2 or self.attributes["body"] != "long" else 0.8)
                 foot = -self.height - 0.3
                 end = x * (1.4 if number == 6 else 1.15) + self.bend
                 self._line([(x, top), (end, foot)], 0.045 if number == 6 else 0.055, self.shade)
                 self._line([(end, foot), (end + 0.07, foot)], 0.045, self.belly)
 
     def _back(self) -> None:
-        kind, width, height = self.look["back"], self.width, self.height
+        kind, width, height = self.attributes["back"], self.width, self.height
         if kind == "spikes":
             for k in range(5):
                 x = (k - 2.6) * width * 0.33
@@ -246,7 +248,7 @@ class _Creature:
         layer = self.image.copy()
         self.drawing = ImageDraw.Draw(layer)
         width, height = self.width, self.height
-        kind = self.look["pattern"]
+        kind = self.attributes["pattern"]
         if kind == "stripes":
             for k in range(5):
                 x = (k - 2) * width * 0.44
@@ -269,33 +271,33 @@ class _Creature:
         self.image.paste(layer, mask=mask)
 
     def _outline(self) -> list[Point]:
-        power = 0.45 if self.look["body"] == "square" else 1.0
+        power = 0.45 if self.attributes["body"] == "square" else 1.0
         return [
             (self.width * math.copysign(abs(x) ** power, x), self.height * math.copysign(abs(y) ** power, y))
             for x, y in _CIRCLE
         ]
 
     def _wings(self) -> None:
-        if self.look["wings"] == "none":
+        if self.attributes["wings"] == "none":
             return
-        span = 0.34 if self.look["wings"] == "small" else 0.62
+        span = 0.34 if self.attributes["wings"] == "small" else 0.62
         x, y = -self.width * 0.1, self.height * 0.2
         tip = (x - span * 0.85, y + span * 1.05)
         self._polygon([(x + 0.1, y), tip, (x - span * 0.95, y + span * 0.35), (x - span * 0.5, y - 0.05)], _DARK)
         inner = [(x + 0.06, y + 0.03), (tip[0] + 0.05, tip[1] - 0.08), (x - span * 0.8, y + span * 0.37)]
-        self._polygon([*inner, (x - span * 0.42, y)], self.belly if self.look["belly"] != "black" else _BONE)
+        self._polygon([*inner, (x - span * 0.42, y)], self.belly if self.attributes["belly"] != "black" else _BONE)
 
     def _head(self) -> None:
         x, y = self.head
         self._ears(x, y)
         self._horns(x, y)
-        stalked = self.look["eyes"] == "stalked"
+        stalked = self.attributes["eyes"] == "stalked"
         if stalked:
             self._line([(x - 0.02, y + 0.1), (x - 0.06, y + 0.38)], 0.03, self.skin)
             self._line([(x + 0.1, y + 0.1), (x + 0.19, y + 0.36)], 0.03, self.skin)
         self._line([(self.width * 0.5, self.height * 0.3), (x, y)], 0.13, self.skin)
         self._oval(x, y, 0.24, 0.215, self.skin)
-        mouth = self.look["mouth"]
+        mouth = self.attributes["mouth"]
         if mouth == "beak":
             self._polygon([(x + 0.14, y + 0.08), (x + 0.46, y - 0.06), (x + 0.14, y - 0.15)], (240, 165, 30))
         else:
@@ -309,14 +311,14 @@ class _Creature:
             self._oval(eye_x + radius * 0.2, eye_y, radius * 0.55, radius * 0.55, _DARK)
 
     def _eyes(self, x: float, y: float) -> list[tuple[Point, float]]:
-        if self.look["eyes"] == "one":
+        if self.attributes["eyes"] == "one":
             return [((x + 0.06, y + 0.05), 0.115)]
-        if self.look["eyes"] == "two":
+        if self.attributes["eyes"] == "two":
             return [((x - 0.05, y + 0.06), 0.072), ((x + 0.12, y + 0.06), 0.072)]
         return [((x - 0.06, y + 0.38), 0.075), ((x + 0.19, y + 0.36), 0.075)]
 
     def _horns(self, x: float, y: float) -> None:
-        kind = self.look["horns"]
+        kind = self.attributes["horns"]
         places = {"none": (), "one": ((0.03, 0.06),), "two": ((-0.12, -0.1), (0.13, 0.12)), "antlers": ()}[kind]
         for place, lean in places:
             base = [(x + place - 0.055, y + 0.14), (x + place + 0.055, y + 0.14)]
@@ -330,7 +332,7 @@ class _Creature:
                 self._line([(x + side * 0.16, y + 0.4), (x + side * 0.03, y + 0.5)], 0.026, _HORN)
 
     def _ears(self, x: float, y: float) -> None:
-        kind, back = self.look["ears"], x - 0.17
+        kind, back = self.attributes["ears"], x - 0.17
         if kind == "pointed":
             self._polygon([(back - 0.06, y + 0.05), (back + 0.09, y + 0.12), (back - 0.1, y + 0.34)], self.shade)
         elif kind == "round":
@@ -367,7 +369,80 @@ def _colour(red: float, green: float, blue: float) -> Colour:
 
 
 def _fill(colour: Sequence[float]) -> Colour:
+    """Return a colour in 8 bits, which are whole numbers, or floats in [0, 1]."""
     red, green, blue = colour
-    if isinstance(red, float):
-        return _colour(red, green, blue)
-    return int(red), int(green), int(blue)
+    return _colour(red, green, blue) if isinstance(red, float) else (int(red), int(green), int(blue))
+
+
+class DrawnCreatures:
+    """Renderer of drawn species in the place of a text-to-image model, with the interface of an image generator.
+
+    It draws the attributes that the prompt names by their phrases, but for the share ``miss``, which it draws as
+    something else, as generators do; all other attributes are random. It knows the attributes of known species by
+    their names, and nothing of novel ones.
+
+    Args:
+        miss: Chance that an attribute of the prompt is not obeyed, in [0, 1].
+        concepts: File ``concepts.jsonl`` of drawn species, for the known ones in it; ``None`` knows none.
+
+    Raises:
+        ValueError: If ``miss`` is out of its range, or the file is none of drawn species.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> picture = DrawnCreatures().generate("a Velanip with two horns", None, 0, 64, 64, 1, 0.0)
+        >>> picture.size
+        (64, 64)
+    """
+
+    def __init__(self, miss: float = 0.05, concepts: str | None = None) -> None:
+        if not 0 <= miss <= 1:
+            raise ValueError(f"miss must lie in [0, 1], got {miss}.")
+        self.miss = miss
+        self.known = {} if concepts is None else _known_attributes(Path(concepts))
+
+    @property
+    def identity(self) -> str:
+        """Name of the renderer with its settings."""
+        names = ", ".join(sorted(self.known)) or "none"
+        return f"renderer of drawn species (a stand-in for a generator), miss {self.miss}, knows {names}"
+
+    def generate(
+        self, prompt: str, negative: str | None, seed: int, width: int, height: int, steps: int, guidance: float
+    ) -> Image.Image:
+        """Draw a picture; the same prompt and seed give the same one.
+
+        Args:
+            prompt: Text with phrases of attributes.
+            negative: Not obeyed.
+            seed: Seed of what is missed, and of all that the prompt does not say.
+            width: Side of the picture in pixels, at least 16.
+            height: The same, as pictures are square.
+            steps: Not needed.
+            guidance: Not needed.
+
+        Raises:
+            ValueError: If width and height differ.
+        """
+        if width != height:
+            raise ValueError(f"Drawn creatures are square: width and height must be equal, got {width} and {height}.")
+        named = next((name for name in re.findall(r"\w+", prompt) if name in self.known), None)
+        wanted = attributes_in(prompt)
+        random = Random(f"{seed}/missed")
+        for name, value in wanted.items():
+            if random.random() < self.miss:
+                wanted[name] = random.choice([other for other in ATTRIBUTES[name] if other != value])
+        return draw({**(self.known[named] if named else {}), **wanted}, seed, width)
+
+
+def _known_attributes(path: Path) -> dict[str, dict[str, str]]:
+    """Return the attributes of the known species of a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; DrawnSpecies writes it in `prepare_data`.")
+    try:
+        known = {row["name"]: dict(row["attributes"]) for _, row in read_json_lines(path) if row["known"]}
+        for attributes in known.values():
+            check_attributes(attributes)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no concepts.jsonl of drawn species: {error}") from error
+    return known
