@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.apgd import APGD, APGDT
+from lit_modules.attacks.best_of import BestOf
 from lit_modules.attacks.engine.base import Attack, AttackArguments, AttackResult
 from lit_modules.attacks.engine.checks import Radius, check_samples
-from lit_modules.attacks.engine.fixed_radius import BestSoFar
 from lit_modules.attacks.engine.losses import cross_entropy
 from lit_modules.attacks.engine.norms import check_norm, lp_norm
-from lit_modules.attacks.engine.oracle import Model
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Outcome
 from lit_modules.attacks.fab import FAB, FABT
 from lit_modules.attacks.square import Square
 from lit_modules.utils.arguments import Unpack
@@ -32,11 +31,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AutoAttackResult(AttackResult):
-    """What AutoAttack found.
+    """Record of AutoAttack.
 
     Attributes:
         robust: Number of samples that are still classified rightly, before the attacks (``clean``) and after each.
-        flags: What makes the robust accuracy doubtful, one sentence each.
+        flags: Reasons to doubt the robust accuracy, one sentence each.
     """
 
     robust: dict[str, int] = field(default_factory=dict)
@@ -58,7 +57,6 @@ class AutoAttack(Attack):
         attacks: Attacks of ``custom``, run in this order with this radius; they must be of the same norm.
         check: Look for signs of a doubtful evaluation (random answers, zero gradients, optimisation inside the model,
             Square stronger than the attacks with gradients) and warn of each.
-        arguments: Arguments of :class:`Attack`, by name; ``targeted`` is refused.
 
     Raises:
         ValueError: If an argument is outside its range, or the model has too few classes.
@@ -83,9 +81,9 @@ class AutoAttack(Attack):
         version: Version = "standard",
         attacks: Sequence[Attack] | None = None,
         check: bool = True,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(**arguments)
+        super().__init__(**shared)
         check_norm(norm, ("linf", "l2", "l1"))
         if version not in ("standard", "plus", "rand", "custom"):
             raise ValueError(f"version must be 'standard', 'plus', 'rand' or 'custom', got {version!r}.")
@@ -93,7 +91,7 @@ class AutoAttack(Attack):
             raise ValueError(f"attacks belong to version='custom' and only to it, got {attacks!r} with {version!r}.")
         if self.targeted:
             raise ValueError("AutoAttack chooses its targets itself; for a target of yours use APGD(targeted=True).")
-        self.norm = norm
+        self.norm: str = norm
         self.eps = self.checked_eps(eps)
         self.version = version
         self.attacks = None if attacks is None else list(attacks)
@@ -107,55 +105,52 @@ class AutoAttack(Attack):
         check_samples(x)
         if not len(x):
             robust = dict.fromkeys(["clean", *self._members], 0)
-            return AutoAttackResult(**vars(self.result_of_none(x)), robust=robust)
+            return AutoAttackResult(**vars(self.empty_result(x)), robust=robust)
         with self.session(model):
-            problem = self.problem(model, x, y, seed)
-            assert problem.clean_logits is not None
-            already = problem.already()
-            flags = self._flags(problem) if self.check else []
-            self._need_classes(problem.clean_logits.shape[1])
+            state = self.prepare(model, x, y, seed)
+            already = state.already()
+            flags = self._flags(state) if self.check else []
+            self._need_classes(state.clean_logits.shape[1])
             robust = {"clean": int((~already).sum())}
-            outcome = self.solve(problem, already, robust)
+            outcome = self.solve(state, already, robust)
             flags += self._square_flag(robust, len(x))
-            result = self.result(problem, x, outcome, already)
+            result = self.result(state, x, outcome, already)
         for flag in flags:
             warnings.warn(flag, stacklevel=2)
         return AutoAttackResult(**vars(result), robust=robust, flags=tuple(flags))
 
-    def solve(self, problem: Problem, already: Tensor, robust: dict[str, int] | None = None) -> Outcome:
+    def solve(self, state: AttackState, already: Tensor, robust: dict[str, int] | None = None) -> Outcome:
         """Run the attacks in turn, each with its restarts, on the samples that are left."""
-        found = BestSoFar(problem)
-        found.success |= already
+        best = BestSoFar(state)
+        best.success |= already
         for number, (name, member) in enumerate(self._members.items()):
-            place = (~found.success).nonzero()[:, 0]
-            if len(place):
-                part = problem.select(place)
-                part.random = part.random.fork(number)
-                outcome = member.solve(part, torch.zeros_like(already[place]))
+            positions = (~best.success).nonzero()[:, 0]
+            if len(positions):
+                active = state.select(positions)
+                active.random = active.random.fork(number)
+                outcome = member.solve(active, torch.zeros_like(already[positions]))
                 success = outcome.success
-                if member.minimal:
-                    assert part.radius is not None
-                    assert self.norm is not None
-                    success = success & (lp_norm(outcome.adversarial - part.x, self.norm) <= part.radius.flatten())
-                found.offer(place[success], outcome.adversarial[success], outcome.score[success], success[success])
-                if not member.minimal:
+                if member.minimum_norm:
+                    success = success & (lp_norm(outcome.adversarial - active.x, self.norm) <= active.radius.flatten())
+                best.offer(positions[success], outcome.adversarial[success], outcome.score[success], success[success])
+                if not member.minimum_norm:
                     rest = ~success
-                    found.offer(place[rest], outcome.adversarial[rest], outcome.score[rest], success[rest])
+                    best.offer(positions[rest], outcome.adversarial[rest], outcome.score[rest], success[rest])
             if robust is not None:
-                robust[name] = int((~found.success).sum())
-                _logger.info("%s: %d of %d samples robust", name, robust[name], len(problem))
-        return found.outcome()
+                robust[name] = int((~best.success).sum())
+                _logger.info("%s: %d of %d samples robust", name, robust[name], len(state))
+        return best.outcome()
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Run the ensemble once."""
-        return self.solve(problem, torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device))
+        return self.solve(state, torch.zeros(len(state), dtype=torch.bool, device=state.x.device))
 
     def _custom(self, attacks: list[Attack]) -> dict[str, Attack]:
         members: dict[str, Attack] = {}
         for attack in attacks:
             if attack.norm != self.norm:
                 raise ValueError(f"The attacks must have the norm {self.norm!r}, got {attack!r}.")
-            if hasattr(attack, "attacks"):
+            if isinstance(attack, AutoAttack | BestOf):
                 raise ValueError(
                     f"The attacks of an ensemble must not be ensembles; give their members, got {attack!r}."
                 )
@@ -166,7 +161,7 @@ class AutoAttack(Attack):
         return members
 
     def _need_classes(self, classes: int) -> None:
-        """Raise a sentence if the DLR losses are not defined for so few classes."""
+        """Refuse a model with too few classes for the DLR losses."""
         need = {"standard": 4, "plus": 4, "rand": 3, "custom": 2}[self.version]
         if classes < need:
             raise ValueError(
@@ -174,22 +169,21 @@ class AutoAttack(Attack):
                 "version='custom' with APGD(loss='cross_entropy'), FAB and Square."
             )
 
-    def _flags(self, problem: Problem) -> list[str]:
-        """Return the sentences of what can be seen before the attack."""
-        assert problem.clean_logits is not None
+    def _flags(self, state: AttackState) -> list[str]:
+        """Return the signs of a doubtful evaluation that show before the attack."""
         flags = []
         with torch.no_grad():
-            if calls_autograd(problem):
+            if calls_autograd(state):
                 flags.append(
                     "The model runs a backward pass inside its forward pass; AutoAttack does not fit such a defence."
                 )
-            spread = max(float((problem.logits(problem.x) - problem.clean_logits).abs().max()) for _ in range(4))
+            spread = max(float((state.logits(state.x) - state.clean_logits).abs().max()) for _ in range(4))
         if spread > 1e-4 and self.version != "rand":
             flags.append(f"The model answers at random (logits differ by {spread:.2g}); use version='rand'.")
-        _, _, gradient = problem.gradient(problem.x, cross_entropy)
+        _, _, gradient = state.gradient(state.x, cross_entropy)
         zero = int((gradient.flatten(1) == 0).all(1).sum())
         if zero:
-            flags.append(f"The gradient of the cross-entropy is exactly zero for {zero} of {len(problem)} samples.")
+            flags.append(f"The gradient of the cross-entropy is exactly zero for {zero} of {len(state)} samples.")
         return flags
 
     def _square_flag(self, robust: dict[str, int], total: int) -> list[str]:
@@ -203,7 +197,7 @@ class AutoAttack(Attack):
         return [f"Square lowers the robust accuracy by {gain:.2f} points more; the model may hide its gradients."]
 
 
-def calls_autograd(problem: Problem) -> bool:
+def calls_autograd(state: AttackState) -> bool:
     """Return whether one forward pass of the model calls ``torch.autograd.grad`` or ``backward``."""
     seen = False
 
@@ -215,7 +209,7 @@ def calls_autograd(problem: Problem) -> bool:
     before = sys.getprofile()
     sys.setprofile(watch)
     try:
-        problem.logits(problem.x[:1]) if len(problem) == 1 else problem.select(problem.index[:1]).logits(problem.x[:1])
+        state.select(state.index[:1]).logits(state.x[:1])
     finally:
         sys.setprofile(before)
     return seen
@@ -225,8 +219,8 @@ def _members(norm: AttackNorm, version: Version) -> dict[str, Attack]:
     """Return the attacks of a version in their order."""
     if version == "rand":
         return {
-            "apgd-ce": APGD(norm=norm, loss="cross_entropy", passes=20),
-            "apgd-dlr": APGD(norm=norm, loss="dlr", passes=20),
+            "apgd-ce": APGD(norm=norm, loss="cross_entropy", eot_samples=20),
+            "apgd-dlr": APGD(norm=norm, loss="dlr", eot_samples=20),
         }
     square = Square(norm=norm)
     targeted = APGDT(norm=norm, targets=5 if norm == "l1" else 9)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.base import AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_count, check_positive
-from lit_modules.attacks.engine.estimators import EstimatedGradientAttack, Offer, ask, into_ball
-from lit_modules.attacks.engine.losses import Loss, LossName
+from lit_modules.attacks.engine.estimators import (
+    BallArguments,
+    EstimatedGradientAttack,
+    Offer,
+    project_into_ball,
+    query,
+)
 from lit_modules.attacks.engine.norms import normalise, steepest
-from lit_modules.attacks.engine.problem import Problem
-from lit_modules.attacks.pgd import step_length
+from lit_modules.attacks.engine.state import AttackState, Carry
 from lit_modules.utils.arguments import Unpack
 
 
@@ -31,18 +32,12 @@ class Bandits(EstimatedGradientAttack):
     ``exploration``, from 0.1 to 1, learns faster.
 
     Args:
-        norm: ``linf`` or ``l2``.
-        eps: Radius in units of the samples, a number or one per sample.
-        steps: Number of steps.
         step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
         prior_step: Learning rate of the guess (the paper's ``h_g``).
         exploration: Length of the exploration (the paper's ``delta``).
         fd_step: L2 length of the differences, in units of the samples.
         tile: Side in pixels of the squares on which the guess is constant, for images; ``None`` for one value per
             coordinate. With tiles there are fewer numbers to guess, and neighbouring pixels have similar gradients.
-        loss: ``margin``, ``cross_entropy``, ``dlr``, or a callable giving one value per sample.
-        max_batch: Most points of one forward pass, if the batch is smaller; changes memory and speed, no result.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Example:
         >>> model = torch.nn.Linear(4, 3)
@@ -58,19 +53,14 @@ class Bandits(EstimatedGradientAttack):
     def __init__(
         self,
         *,
-        norm: Literal["linf", "l2"] = "linf",
-        eps: Radius = 0.3,
-        steps: int = 40,
         step_size: Radius = 0.01,
         prior_step: float = 0.1,
         exploration: float = 0.01,
         fd_step: float = 0.01,
         tile: int | None = None,
-        loss: LossName | Loss = "margin",
-        max_batch: int = 256,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[BallArguments],
     ) -> None:
-        super().__init__(norm=norm, eps=eps, steps=steps, loss=loss, max_batch=max_batch, **arguments)
+        super().__init__(**shared)
         check_positive("step_size", step_size)
         check_positive("prior_step", prior_step)
         check_positive("exploration", exploration)
@@ -83,9 +73,9 @@ class Bandits(EstimatedGradientAttack):
         self.fd_step = fd_step
         self.tile = tile
 
-    def state(self, problem: Problem) -> dict[str, Tensor]:
+    def initial_carry(self, state: AttackState) -> Carry:
         """Start with no guess, one value for each tile."""
-        shape = problem.x.shape
+        shape = state.x.shape
         if self.tile is not None:
             if len(shape) != 4:
                 raise ValueError(
@@ -93,31 +83,30 @@ class Bandits(EstimatedGradientAttack):
                     f"{tuple(shape)}; pass tile=None."
                 )
             shape = torch.Size([*shape[:2], -(-shape[2] // self.tile), -(-shape[3] // self.tile)])
-        return {"prior": problem.x.new_zeros(shape)}
+        return {"prior": state.x.new_zeros(shape)}
 
-    def estimate(self, problem: Problem, x: Tensor, state: dict[str, Tensor], offer: Offer) -> Tensor:
+    def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
         """Improve the guess by two answers and return it."""
-        prior = state["prior"]
+        prior = carry["prior"]
         shape = prior.shape[1:]
-        u = problem.random.normal(*shape).to(x.dtype) / shape.numel() ** 0.5
+        u = state.random.normal(*shape).to(x.dtype) / shape.numel() ** 0.5
         sides = [normalise(self.spread(prior + way * self.exploration * u, x), "l2") for way in (1, -1)]
-        points = problem.clamp(x + self.fd_step * torch.stack(sides))
+        points = state.clamp(x + self.fd_step * torch.stack(sides))
         if 2 * len(x) <= self.max_batch:
-            ahead, behind = ask(problem, points, self._loss)[0]
+            ahead, behind = query(state, points, self._loss)[0]
         else:
-            ahead, behind = (ask(problem, point[None], self._loss)[0][0] for point in points)
+            ahead, behind = (query(state, point[None], self._loss)[0][0] for point in points)
         slope = ((ahead - behind) / self.fd_step).reshape(-1, *(1,) * len(shape))
         move = self.prior_step * slope * u
         if self.norm == "linf":  # exponentiated gradients of (prior + 1) / 2, a probability
-            state["prior"] = torch.tanh(torch.atanh(prior.clamp(-1 + 1e-6, 1 - 1e-6)) + move)
+            carry["prior"] = torch.tanh(torch.atanh(prior.clamp(-1 + 1e-6, 1 - 1e-6)) + move)
         else:
-            state["prior"] = prior + move
-        return self.spread(state["prior"], x)
+            carry["prior"] = prior + move
+        return self.spread(carry["prior"], x)
 
-    def step(self, problem: Problem, x: Tensor, gradient: Tensor, step: int, state: dict[str, Tensor]) -> Tensor:
+    def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
         """Move in the steepest direction of the norm, project into ball and bounds."""
-        assert self.norm is not None
-        return into_ball(problem, x + step_length(self.step_size, problem) * steepest(gradient, self.norm), self.norm)
+        return project_into_ball(state, x + state.broadcast(self.step_size) * steepest(gradient, self.norm), self.norm)
 
     def spread(self, prior: Tensor, x: Tensor) -> Tensor:
         """Return the guess with one value for each coordinate of ``x``."""

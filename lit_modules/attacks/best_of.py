@@ -5,17 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.base import Attack, AttackArguments
+from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.checks import Radius, check_radius
 from lit_modules.attacks.engine.losses import margin
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, Outcome
 from lit_modules.utils.arguments import Unpack
+
+
+class EnsembleArguments(TypedDict, total=False):
+    """Shared arguments that an ensemble does not take from its members."""
+
+    restarts: int
+    seed: int
 
 
 class BestOf(Attack):
@@ -34,7 +41,6 @@ class BestOf(Attack):
     Args:
         attacks: Attacks, in the order in which they run.
         keep: ``first``: a sample leaves with the first success; ``best``: all attacks run on all samples.
-        arguments: Arguments of :class:`Attack`, by name: restarts of the whole ensemble, and seed.
 
     Raises:
         TypeError: If something is no attack, or an attack that takes no labels, as FastFeature.
@@ -50,7 +56,7 @@ class BestOf(Attack):
         *,
         attacks: Sequence[Attack],
         keep: Literal["first", "best"] = "first",
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[EnsembleArguments],
     ) -> None:
         attacks = list(attacks)
         if not attacks:
@@ -62,14 +68,14 @@ class BestOf(Attack):
                 raise TypeError(f"BestOf gives its attacks labels; {type(attack).__name__} takes something else.")
         if keep not in ("first", "best"):
             raise ValueError(f"keep must be 'first' or 'best', got {keep!r}.")
-        shared: AttackArguments = {
-            "targeted": attacks[0].targeted,
-            "bounds": attacks[0].bounds,
-            "precision": attacks[0].precision,
-            "model_mode": attacks[0].model_mode,
-        }
-        shared.update(arguments)
-        super().__init__(**shared)
+        first = attacks[0]
+        super().__init__(
+            targeted=first.targeted,
+            bounds=first.bounds,
+            precision=first.precision,
+            model_mode=first.model_mode,
+            **shared,
+        )
         for attack in attacks:
             for name in ("targeted", "bounds", "precision", "model_mode"):
                 if not _equal(getattr(attack, name), getattr(self, name)):
@@ -81,55 +87,54 @@ class BestOf(Attack):
         self.attacks = attacks
         self.keep = keep
         self.norm = norms.pop() if len(norms) == 1 else None
-        self.minimal = all(attack.minimal for attack in attacks)
-        self._nearest = any(attack.minimal for attack in attacks)
-        if all(attack.eps is not None and _equal(attack.eps, attacks[0].eps) for attack in attacks):
-            self.eps = attacks[0].eps if self.norm is not None else None
+        self.minimum_norm = all(attack.minimum_norm for attack in attacks)
+        self._nearest = any(attack.minimum_norm for attack in attacks)
+        if self.norm is not None and all(_equal(attack.eps, first.eps) for attack in attacks):
+            self.eps = first.eps
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Run the attacks in their order."""
         best = Outcome(
-            problem.x.clone(),
-            torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device),
-            torch.full((len(problem),), float("-inf"), dtype=problem.x.dtype, device=problem.x.device),
+            state.x.clone(),
+            torch.zeros(len(state), dtype=torch.bool, device=state.x.device),
+            torch.full((len(state),), float("-inf"), dtype=state.x.dtype, device=state.x.device),
         )
-        if not self.minimal and problem.clean_logits is not None:
-            best.score[:] = problem.objective(problem.clean_logits, margin)
+        if not self.minimum_norm and state.clean is not None:
+            best.score[:] = state.objective(state.clean, margin)
         for number, attack in enumerate(self.attacks):
-            place = (~best.success).nonzero()[:, 0] if self.keep == "first" else torch.arange(len(problem))
-            place = place.to(problem.x.device)
-            if not len(place):
+            positions = (~best.success).nonzero()[:, 0] if self.keep == "first" else state.positions()
+            if not len(positions):
                 break
-            part = problem.select(place)
-            random = part.random.fork(number).fork(attack.seed)
-            part = replace(part, radius=_radius(attack.eps, part), random=random)
-            found = attack.solve(part, torch.zeros_like(best.success[place]))
-            part.audit(found.adversarial, attack.norm)
-            score = self._score(part, found)
-            better = (found.success & ~best.success[place]) | (
-                (found.success == best.success[place]) & (score > best.score[place])
+            active = state.select(positions)
+            random = active.random.fork(number).fork(attack.seed)
+            active = replace(active, eps=_radius(attack.eps, active), random=random)
+            outcome = attack.solve(active, torch.zeros_like(best.success[positions]))
+            active.audit(outcome.adversarial, attack.norm)
+            score = self._score(active, outcome)
+            better = (outcome.success & ~best.success[positions]) | (
+                (outcome.success == best.success[positions]) & (score > best.score[positions])
             )
-            chosen = place[better]
-            best.adversarial[chosen] = found.adversarial[better].to(best.adversarial.dtype)
-            best.success[chosen] = found.success[better]
+            chosen = positions[better]
+            best.adversarial[chosen] = outcome.adversarial[better].to(best.adversarial.dtype)
+            best.success[chosen] = outcome.success[better]
             best.score[chosen] = score[better]
         return best
 
-    def _score(self, problem: Problem, found: Outcome) -> Tensor:
+    def _score(self, state: AttackState, outcome: Outcome) -> Tensor:
         """Return what makes one result better than another of equal success."""
-        nearness = -lp_norm(found.adversarial.to(problem.x.dtype) - problem.x, self.norm or "l2")
-        if self.minimal:
-            return torch.where(found.success, nearness, float("-inf"))
+        nearness = -lp_norm(outcome.adversarial.to(state.x.dtype) - state.x, self.norm or "l2")
+        if self.minimum_norm:
+            return torch.where(outcome.success, nearness, float("-inf"))
         with torch.no_grad():
-            gap = problem.objective(problem.logits(found.adversarial), margin)
-        return torch.where(found.success, nearness, gap) if self._nearest else gap
+            gap = state.objective(state.logits(outcome.adversarial), margin)
+        return torch.where(outcome.success, nearness, gap) if self._nearest else gap
 
 
-def _radius(eps: Radius | None, problem: Problem) -> Tensor | None:
+def _radius(eps: Radius | None, state: AttackState) -> Tensor | None:
     """Return the radius of the samples that are left."""
     if isinstance(eps, Tensor) and eps.ndim and len(eps) > 1:
-        eps = eps.to(problem.x.device)[problem.index]
-    return None if eps is None else check_radius(eps, problem.x)
+        eps = eps.to(state.x.device)[state.index]
+    return None if eps is None else check_radius(eps, state.x)
 
 
 def _equal(first: object, second: object) -> bool:

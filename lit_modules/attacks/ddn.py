@@ -7,16 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.base import AttackArguments
 from lit_modules.attacks.engine.checks import check_count, check_positive
 from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
-from lit_modules.attacks.engine.minimum_norm import Iterate, MinimalAttack, State
+from lit_modules.attacks.engine.minimum_norm import Iterate, MinimumNormArguments, MinimumNormAttack
 from lit_modules.attacks.engine.norms import lp_norm, normalise, per_sample
-from lit_modules.attacks.engine.problem import Problem
+from lit_modules.attacks.engine.state import AttackState, Carry
 from lit_modules.utils.arguments import Unpack
 
 
-class DDN(MinimalAttack):
+class DDN(MinimumNormAttack):
     """Decoupled direction and norm attack: the smallest L2 perturbation.
 
     Each step moves along the unit gradient, with a length that falls from 1 to 0.01 along a cosine, and puts the
@@ -33,12 +32,8 @@ class DDN(MinimalAttack):
         levels: Round iterates to this many equally spaced values between the bounds, as 256 for 8-bit images; ``None``
             for no rounding.
         loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
-        start_radius: Restarts after the first begin within half the smaller of this and the best distance; ``None``
-            takes 1.
         search_steps: Forward passes of a last search between the sample and the best iterate; there is none with
             ``levels``.
-        stop_radius: A sample leaves as soon as its perturbation is at most this; ``None`` looks for the smallest.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range, or ``levels`` is given without bounds.
@@ -61,19 +56,10 @@ class DDN(MinimalAttack):
         init_norm: float = 1.0,
         levels: int | None = None,
         loss: LossName | Loss = "cross_entropy",
-        start_radius: float | None = None,
         search_steps: int = 3,
-        stop_radius: float | None = None,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[MinimumNormArguments],
     ) -> None:
-        super().__init__(
-            norm="l2",
-            steps=steps,
-            start_radius=start_radius,
-            search_steps=search_steps if levels is None else 0,
-            stop_radius=stop_radius,
-            **arguments,
-        )
+        super().__init__(norm="l2", steps=steps, search_steps=search_steps if levels is None else 0, **shared)
         if not 0 < gamma < 1:
             raise ValueError(f"gamma must lie between 0 and 1, got {gamma!r}.")
         check_positive("init_norm", init_norm)
@@ -87,27 +73,27 @@ class DDN(MinimalAttack):
         self.loss = loss
         self._loss = resolve_loss(loss)
 
-    def state(self, problem: Problem) -> State:
+    def initial_carry(self, state: AttackState) -> Carry:
         """Return the radius of each sample's sphere."""
-        return {"radius": torch.full((len(problem),), self.init_norm, dtype=problem.x.dtype, device=problem.x.device)}
+        return {"radius": torch.full((len(state),), self.init_norm, dtype=state.x.dtype, device=state.x.device)}
 
-    def look(self, part: Problem, x: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, loss and its gradient."""
-        return part.gradient(x, self._loss)
+        return active.gradient(x, self._loss)
 
-    def step(self, part: Problem, at: Iterate, step: int, state: State) -> Tensor:
+    def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
         """Move along the unit gradient and rescale to the new radius."""
         rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
-        radius = state["radius"].mul_(torch.where(at.fooled, 1 - self.gamma, 1 + self.gamma))
+        radius = carry["radius"].mul_(torch.where(at.fooled, 1 - self.gamma, 1 + self.gamma))
         moved = normalise(at.gradient, "l2").mul_(rate).add_(at.move)
         length = lp_norm(moved, "l2").clamp_min(torch.finfo(moved.dtype).tiny)
-        return self.quantise(part, part.clamp(moved.mul_(per_sample(radius / length, moved)).add_(part.x)))
+        return self.quantise(active, active.clamp(moved.mul_(per_sample(radius / length, moved)).add_(active.x)))
 
-    def quantise(self, part: Problem, x: Tensor) -> Tensor:
+    def quantise(self, active: AttackState, x: Tensor) -> Tensor:
         """Round to the levels."""
         if self.levels is None:
             return x
-        assert part.lower is not None
-        assert part.upper is not None
-        width = (part.upper - part.lower) / (self.levels - 1)
-        return part.clamp(part.lower + ((x - part.lower) / width).round_() * width)
+        assert active.lower is not None
+        assert active.upper is not None
+        width = (active.upper - active.lower) / (self.levels - 1)
+        return active.clamp(active.lower + ((x - active.lower) / width).round_() * width)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.base import AttackArguments
 from lit_modules.attacks.engine.checks import check_count
 from lit_modules.attacks.engine.losses import margin
-from lit_modules.attacks.engine.minimum_norm import Iterate, MinimalAttack, State
+from lit_modules.attacks.engine.minimum_norm import (
+    DUAL,
+    Iterate,
+    MinimumNormArguments,
+    MinimumNormAttack,
+    likely_others,
+    nearest_plane,
+)
 from lit_modules.attacks.engine.norms import check_norm, lp_norm, per_sample, steepest
-from lit_modules.attacks.engine.planes import DUAL, likely_others, nearest_plane
-from lit_modules.attacks.engine.problem import Problem
+from lit_modules.attacks.engine.state import AttackState, Carry
 from lit_modules.utils.arguments import Unpack
 
 _FURTHER = 0.01  # of the distance so far
 
 
-class DeepFool(MinimalAttack):
+class DeepFool(MinimumNormAttack):
     """DeepFool: a small perturbation by steps to the nearest linearised boundary.
 
     One forward pass and one backward pass over all classes considered give a step; samples leave when they are fooled.
@@ -31,11 +38,7 @@ class DeepFool(MinimalAttack):
         steps: Largest number of steps.
         classes: How many of the most likely classes are considered, the sample's own included; ``None`` for all.
         overshoot: Part by which the perturbation passes the linearised boundary, at least 0.
-        start_radius: Restarts after the first begin within half the smaller of this and the best distance; ``None``
-            takes 0.3 (Linf) or 1 (L2).
         search_steps: Forward passes of a last search between the sample and the result; 0 leaves the overshoot in.
-        stop_radius: With restarts, a sample is left alone when its perturbation is at most this.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -56,23 +59,14 @@ class DeepFool(MinimalAttack):
     def __init__(
         self,
         *,
-        norm: str = "l2",
+        norm: Literal["l2", "linf"] = "l2",
         steps: int = 50,
         classes: int | None = 10,
         overshoot: float = 0.02,
-        start_radius: float | None = None,
         search_steps: int = 2,
-        stop_radius: float | None = None,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[MinimumNormArguments],
     ) -> None:
-        super().__init__(
-            norm=norm,
-            steps=steps,
-            start_radius=start_radius,
-            search_steps=search_steps,
-            stop_radius=stop_radius,
-            **arguments,
-        )
+        super().__init__(norm=norm, steps=steps, search_steps=search_steps, **shared)
         check_norm(norm, ("l2", "linf"))
         if classes is not None:
             check_count("classes", classes, least=2)
@@ -81,28 +75,28 @@ class DeepFool(MinimalAttack):
         self.classes = classes
         self.overshoot = overshoot
 
-    def state(self, problem: Problem) -> State:
+    def initial_carry(self, state: AttackState) -> Carry:
         """Return the classes considered, and the sum of the moves."""
         count = None if self.classes is None else self.classes - 1
-        others = {} if problem.targeted else {"others": likely_others(problem, count)}
-        return others | {"total": torch.zeros_like(problem.x)}
+        others = {} if state.targeted else {"others": likely_others(state, count)}
+        return others | {"total": torch.zeros_like(state.x)}
 
-    def look(self, part: Problem, x: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, and the difference of logits whose linear model has the nearest zero."""
-        if part.targeted:
-            return part.gradient(x, margin)
-        return nearest_plane(part, x, state["others"], self.norm)
+        if active.targeted:
+            return active.gradient(x, margin)
+        return nearest_plane(active, x, carry["others"], self.norm)
 
-    def step(self, part: Problem, at: Iterate, step: int, state: State) -> Tensor:
+    def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
         """Add the move to the plane to the sum, and pass the boundary by the overshoot.
 
         The bounds cut the result, not the sum. As that may keep the result short of the boundary for ever, each move is
         a little longer than the way to the plane.
         """
-        total = state["total"]
+        total = carry["total"]
         if not step:
             total += at.move  # of a random start
         length = lp_norm(at.gradient, DUAL[self.norm]).clamp_min(torch.finfo(total.dtype).tiny)
         way = (at.value.abs() / length).clamp_max(1e30) + _FURTHER * at.distance
         total += per_sample(way, total) * steepest(at.gradient, self.norm)
-        return part.clamp(part.x + (1 + self.overshoot) * total)
+        return active.clamp(active.x + (1 + self.overshoot) * total)

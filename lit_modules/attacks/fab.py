@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.base import AttackArguments
 from lit_modules.attacks.engine.checks import check_count
 from lit_modules.attacks.engine.losses import logit_gap, margin
-from lit_modules.attacks.engine.minimum_norm import Iterate, MinimalAttack, State
+from lit_modules.attacks.engine.minimum_norm import (
+    Iterate,
+    MinimumNormArguments,
+    MinimumNormAttack,
+    likely_others,
+    nearest_plane,
+    project_on_plane,
+)
 from lit_modules.attacks.engine.norms import check_norm, lp_norm, per_sample
-from lit_modules.attacks.engine.planes import likely_others, nearest_plane, project_on_plane
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, Carry, Outcome
 from lit_modules.utils.arguments import Unpack
 
 
-class FAB(MinimalAttack):
+class FABArguments(MinimumNormArguments, total=False):
+    """Arguments that FAB and FAB-T share; see :class:`FAB`."""
+
+    norm: Literal["linf", "l2", "l1"]
+    steps: int
+    alpha_max: float
+    eta: float
+    beta: float
+    search_steps: int
+
+
+class FAB(MinimumNormAttack):
     """Fast adaptive boundary attack: the smallest perturbation, by steps onto the linearised boundary.
 
     Each step linearises the boundary with the nearest class, projects the iterate and the sample onto it within the
@@ -34,11 +52,7 @@ class FAB(MinimalAttack):
         alpha_max: Largest weight of the sample's own projection, from 0 to 1.
         eta: Overshoot of the projections, at least 1.
         beta: Share of the perturbation kept after an iterate that fools, between 0 and 1.
-        start_radius: Restarts after the first begin within half the smaller of this and the best distance; ``None``
-            takes 0.3 (Linf), 1 (L2) or 5 (L1).
         search_steps: Forward passes of a last search between the sample and the best iterate.
-        stop_radius: A sample leaves as soon as its perturbation is at most this; ``None`` looks for the smallest.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -57,24 +71,15 @@ class FAB(MinimalAttack):
     def __init__(
         self,
         *,
-        norm: str = "linf",
+        norm: Literal["linf", "l2", "l1"] = "linf",
         steps: int = 100,
         alpha_max: float = 0.1,
         eta: float = 1.05,
         beta: float = 0.9,
-        start_radius: float | None = None,
         search_steps: int = 3,
-        stop_radius: float | None = None,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[MinimumNormArguments],
     ) -> None:
-        super().__init__(
-            norm=norm,
-            steps=steps,
-            start_radius=start_radius,
-            search_steps=search_steps,
-            stop_radius=stop_radius,
-            **arguments,
-        )
+        super().__init__(norm=norm, steps=steps, search_steps=search_steps, **shared)
         check_norm(norm, ("linf", "l2", "l1"))
         if not 0 <= alpha_max <= 1:
             raise ValueError(f"alpha_max must be from 0 to 1, got {alpha_max!r}.")
@@ -86,28 +91,28 @@ class FAB(MinimalAttack):
         self.eta = eta
         self.beta = beta
 
-    def state(self, problem: Problem) -> State:
+    def initial_carry(self, state: AttackState) -> Carry:
         """Return the classes to compare with."""
-        return {} if problem.targeted else {"others": likely_others(problem, None)}
+        return {} if state.targeted else {"others": likely_others(state, None)}
 
-    def look(self, part: Problem, x: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, and the linear function whose zeros are the boundary; it is positive beyond it."""
-        if part.targeted:
-            return part.gradient(x, margin)
-        return nearest_plane(part, x, state["others"], self.norm)
+        if active.targeted:
+            return active.gradient(x, margin)
+        return nearest_plane(active, x, carry["others"], self.norm)
 
-    def step(self, part: Problem, at: Iterate, step: int, state: State) -> Tensor:
+    def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
         """Project the iterate, drawn back if it fools, and the sample; move to a mix of both."""
         slope = (at.gradient * at.move).flatten(1).sum(1)
         keep = torch.where(at.fooled, self.beta, 1.0).to(at.x.dtype)
-        points = torch.stack([part.x + per_sample(keep, at.x) * at.move, part.x])
+        points = torch.stack([active.x + per_sample(keep, at.x) * at.move, active.x])
         values = torch.stack([at.value - (1 - keep) * slope, at.value - slope])
-        moves = project_on_plane(points, at.gradient, values, self.norm, part.lower, part.upper)
+        moves = project_on_plane(points, at.gradient, values, self.norm, active.lower, active.upper)
         length = lp_norm(moves.flatten(0, 1), self.norm).view(2, -1)
         weight = length[0] / length.sum(0).clamp_min(torch.finfo(length.dtype).tiny)
         weight = per_sample(weight.clamp_max(self.alpha_max), at.x)
         reached = points.add_(moves, alpha=self.eta)
-        return part.clamp(torch.lerp(reached[0], reached[1], weight))
+        return active.clamp(torch.lerp(reached[0], reached[1], weight))
 
 
 class FABT(FAB):
@@ -120,75 +125,42 @@ class FABT(FAB):
     Args:
         n_targets: How many classes are tried, in the order of the clean logits; fewer if the model has fewer.
         max_batch: Largest number of points in one pass.
-        norm: Norm of the perturbation to be small: ``linf``, ``l2`` or ``l1``.
-        steps: Number of steps.
-        alpha_max: Largest weight of the sample's own projection, from 0 to 1.
-        eta: Overshoot of the projections, at least 1.
-        beta: Share of the perturbation kept after an iterate that fools, between 0 and 1.
-        start_radius: Radius of the random starts; see :class:`FAB`.
-        search_steps: Forward passes of a last search between the sample and the best iterate.
-        stop_radius: A sample leaves as soon as its perturbation is at most this; ``None`` looks for the smallest.
-        arguments: Arguments of :class:`Attack`, by name.
 
     References:
         Croce, Hein (arXiv 1907.02044), algorithm 1; Croce, Hein, "Reliable evaluation of adversarial robustness with an
         ensemble of diverse parameter-free attacks" (arXiv 2003.01690), section 5, for the targets.
     """
 
-    def __init__(
-        self,
-        *,
-        n_targets: int = 9,
-        max_batch: int = 4096,
-        norm: str = "linf",
-        steps: int = 100,
-        alpha_max: float = 0.1,
-        eta: float = 1.05,
-        beta: float = 0.9,
-        start_radius: float | None = None,
-        search_steps: int = 3,
-        stop_radius: float | None = None,
-        **arguments: Unpack[AttackArguments],
-    ) -> None:
-        super().__init__(
-            norm=norm,
-            steps=steps,
-            alpha_max=alpha_max,
-            eta=eta,
-            beta=beta,
-            start_radius=start_radius,
-            search_steps=search_steps,
-            stop_radius=stop_radius,
-            **arguments,
-        )
+    def __init__(self, *, n_targets: int = 9, max_batch: int = 4096, **shared: Unpack[FABArguments]) -> None:
+        super().__init__(**shared)
         check_count("n_targets", n_targets)
         check_count("max_batch", max_batch)
         self.n_targets = n_targets
         self.max_batch = max_batch
 
-    def targets(self, problem: Problem) -> Tensor:
+    def targets(self, state: AttackState) -> Tensor:
         """Return the classes to try, ``(batch, targets)``."""
-        return problem.label[:, None] if problem.targeted else likely_others(problem, self.n_targets)
+        return state.label[:, None] if state.targeted else likely_others(state, self.n_targets)
 
-    def search(self, problem: Problem, radius: Tensor | None) -> Outcome:
+    def search(self, state: AttackState, radius: Tensor | None) -> Outcome:
         """Take the steps towards all targets, then the last search from the nearest result."""
-        targets = self.targets(problem)
+        targets = self.targets(state)
         count = targets.shape[1]
         best, nearest = [], []
-        for index in torch.split(torch.arange(len(problem), device=targets.device), max(1, self.max_batch // count)):
+        for index in torch.split(torch.arange(len(state), device=targets.device), max(1, self.max_batch // count)):
             several = index.repeat(count)
             found, distance = self.descend(
-                problem.select(several),
+                state.select(several),
                 None if radius is None else radius[several],
                 {"target": targets[index].T.flatten()},
             )
             closest = distance.view(count, -1).min(0)
             nearest.append(closest.values)
             best.append(found[closest.indices * len(index) + torch.arange(len(index), device=index.device)])
-        return self.refine(problem, torch.cat(best), torch.cat(nearest))
+        return self.refine(state, torch.cat(best), torch.cat(nearest))
 
-    def look(self, part: Problem, x: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, and the linear function that is zero at the boundary with the target, positive beyond."""
-        if part.targeted:
-            return part.gradient(x, margin)
-        return part.gradient(x, lambda logits, label: logit_gap(logits, label, state["target"]))
+        if active.targeted:
+            return active.gradient(x, margin)
+        return active.gradient(x, lambda logits, label: logit_gap(logits, label, carry["target"]))

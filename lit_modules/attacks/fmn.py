@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.base import AttackArguments
 from lit_modules.attacks.engine.checks import check_positive
 from lit_modules.attacks.engine.losses import margin
-from lit_modules.attacks.engine.minimum_norm import Iterate, MinimalAttack, State
+from lit_modules.attacks.engine.minimum_norm import (
+    DUAL,
+    Iterate,
+    MinimumNormArguments,
+    MinimumNormAttack,
+)
 from lit_modules.attacks.engine.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
-from lit_modules.attacks.engine.planes import DUAL
-from lit_modules.attacks.engine.problem import Problem
+from lit_modules.attacks.engine.state import AttackState, Carry
 from lit_modules.utils.arguments import Unpack
 
 
-class FMN(MinimalAttack):
+class FMN(MinimumNormAttack):
     """Fast minimum-norm attack: the smallest perturbation by projected steps in a ball that follows success.
 
     Each step raises the margin along the gradient of unit L2 norm and projects into a ball. Before a sample is first
@@ -37,10 +41,6 @@ class FMN(MinimalAttack):
         final_step_size: L2 length of the last; ``None`` takes a hundredth of the first.
         gamma: First share by which the radius changes, between 0 and 1.
         final_gamma: Last share.
-        start_radius: Restarts after the first begin within half the smaller of this and the best distance; ``None``
-            takes 0.3 (Linf), 1 (L2) or 5 (L1). For L0 it is the Linf radius of the start, 0.3.
-        stop_radius: A sample leaves as soon as its perturbation is at most this; ``None`` looks for the smallest.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -58,17 +58,15 @@ class FMN(MinimalAttack):
     def __init__(
         self,
         *,
-        norm: str = "l2",
+        norm: Literal["l0", "l1", "l2", "linf"] = "l2",
         steps: int = 100,
         step_size: float = 1.0,
         final_step_size: float | None = None,
         gamma: float = 0.05,
         final_gamma: float = 0.001,
-        start_radius: float | None = None,
-        stop_radius: float | None = None,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[MinimumNormArguments],
     ) -> None:
-        super().__init__(norm=norm, steps=steps, start_radius=start_radius, stop_radius=stop_radius, **arguments)
+        super().__init__(norm=norm, steps=steps, search_steps=0, **shared)
         check_norm(norm, ("l0", "l1", "l2", "linf"))
         check_positive("step_size", step_size)
         if final_step_size is not None:
@@ -81,25 +79,25 @@ class FMN(MinimalAttack):
         self.gamma = gamma
         self.final_gamma = final_gamma
 
-    def state(self, problem: Problem) -> State:
+    def initial_carry(self, state: AttackState) -> Carry:
         """Return the radius of each sample's ball: one coordinate for L0, none yet for the other norms."""
         start = 1.0 if self.norm == "l0" else float("inf")
-        return {"radius": torch.full((len(problem),), start, dtype=problem.x.dtype, device=problem.x.device)}
+        return {"radius": torch.full((len(state),), start, dtype=state.x.dtype, device=state.x.device)}
 
-    def look(self, part: Problem, x: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, margin and its gradient."""
-        return part.gradient(x, margin)
+        return active.gradient(x, margin)
 
-    def step(self, part: Problem, at: Iterate, step: int, state: State) -> Tensor:
+    def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
         """Set the radius, move along the unit gradient, project into the ball and the bounds."""
         fall = (1 + math.cos(math.pi * step / self.steps)) / 2
         gamma = self.final_gamma + (self.gamma - self.final_gamma) * fall
         final = self.step_size / 100 if self.final_step_size is None else self.final_step_size
         rate = final + (self.step_size - final) * fall
-        radius = self._radius(at, state["radius"], gamma)
-        state["radius"].copy_(radius)
+        radius = self._radius(at, carry["radius"], gamma)
+        carry["radius"].copy_(radius)
         moved = normalise(at.gradient, "l2").mul_(rate).add_(at.move)
-        return part.clamp(part.x + self._project(part, moved, radius))
+        return active.clamp(active.x + self._project(active, moved, radius))
 
     def _radius(self, at: Iterate, radius: Tensor, gamma: float) -> Tensor:
         """Return the new radius of each sample."""
@@ -114,7 +112,7 @@ class FMN(MinimalAttack):
             larger = torch.where(torch.isfinite(at.nearest), larger, linear)
         return torch.where(at.fooled, torch.minimum(smaller, at.nearest), larger)
 
-    def _project(self, part: Problem, move: Tensor, radius: Tensor) -> Tensor:
+    def _project(self, active: AttackState, move: Tensor, radius: Tensor) -> Tensor:
         """Return the nearest point of the balls."""
         if self.norm == "l0":
             flat = move.flatten(1)
@@ -124,6 +122,4 @@ class FMN(MinimalAttack):
         limit = per_sample(radius.clamp_max(1e30), move)
         if self.norm != "l1":
             return project(move, limit, self.norm)
-        lower = None if part.lower is None else part.lower - part.x
-        upper = None if part.upper is None else part.upper - part.x
-        return project_l1_box(move, limit, lower, upper)
+        return project_l1_box(move, limit, *active.room())

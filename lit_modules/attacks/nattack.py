@@ -7,20 +7,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.base import AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_count, check_positive
 from lit_modules.attacks.engine.estimators import (
+    BallArguments,
     EstimatedGradientAttack,
     Offer,
-    ask,
     best_version,
     chunks,
-    into_ball,
+    project_into_ball,
+    query,
     weighted_sum,
 )
-from lit_modules.attacks.engine.losses import Loss, LossName
-from lit_modules.attacks.engine.problem import Problem
-from lit_modules.attacks.pgd import step_length
+from lit_modules.attacks.engine.state import AttackState, Carry
 from lit_modules.utils.arguments import Unpack
 
 _INSIDE = 1 - 1e-6  # keeps the inverse of tanh finite at the bounds
@@ -38,18 +36,12 @@ class NAttack(EstimatedGradientAttack):
     stand here.
 
     Args:
-        norm: ``linf`` or ``l2``.
-        eps: Radius in units of the samples, a number or one per sample.
-        steps: Number of steps.
         step_size: Learning rate of the mean, a number or one per sample.
         samples: Draws of a step; each costs a forward pass, and the mean costs one more.
         sigma: Standard deviation of the draws.
         transform: ``identity``: the draws are samples, cut at the bounds. ``tanh``, as in the paper: the draws pass a
             hyperbolic tangent onto the bounds; coordinates at a bound then hardly move, so that on images with black
             and white parts, as digits, the attack finds far less.
-        loss: ``margin``, ``cross_entropy``, ``dlr``, or a callable giving one value per sample.
-        max_batch: Most points of one forward pass, if the batch is smaller; changes memory and speed, no result.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If ``transform`` is ``tanh`` and there are no bounds.
@@ -68,18 +60,13 @@ class NAttack(EstimatedGradientAttack):
     def __init__(
         self,
         *,
-        norm: Literal["linf", "l2"] = "linf",
-        eps: Radius = 0.3,
-        steps: int = 40,
         step_size: Radius = 0.02,
         samples: int = 100,
         sigma: float = 0.1,
         transform: Literal["identity", "tanh"] = "identity",
-        loss: LossName | Loss = "margin",
-        max_batch: int = 256,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[BallArguments],
     ) -> None:
-        super().__init__(norm=norm, eps=eps, steps=steps, loss=loss, max_batch=max_batch, **arguments)
+        super().__init__(**shared)
         check_positive("step_size", step_size)
         check_count("samples", samples, least=2)
         check_positive("sigma", sigma)
@@ -92,22 +79,22 @@ class NAttack(EstimatedGradientAttack):
         self.sigma = sigma
         self.transform = transform
 
-    def state(self, problem: Problem) -> dict[str, Tensor]:
+    def initial_carry(self, state: AttackState) -> Carry:
         """Start with the mean at the sample."""
         if self.transform == "identity":
-            return {"mean": problem.x.clone()}
-        middle, half = self.box(problem)
-        place = (problem.x - middle) / half.clamp_min(torch.finfo(half.dtype).tiny)
-        return {"mean": torch.atanh(place.clamp(-1, 1) * _INSIDE)}
+            return {"mean": state.x.clone()}
+        middle, half = self.box(state)
+        share = (state.x - middle) / half.clamp_min(torch.finfo(half.dtype).tiny)
+        return {"mean": torch.atanh(share.clamp(-1, 1) * _INSIDE)}
 
-    def estimate(self, problem: Problem, x: Tensor, state: dict[str, Tensor], offer: Offer) -> Tensor:
+    def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
         """Return the sum of the draws, weighted by their standardised losses, over their number and ``sigma``."""
-        mean = state["mean"]
+        mean = carry["mean"]
         losses, weighted, total = [], torch.zeros_like(x), torch.zeros_like(x)
         for count in chunks(self.samples, self.max_batch, len(x)):
-            u = problem.random.normal(count, *x.shape[1:]).to(x.dtype)
-            points = self.points(problem, mean + self.sigma * u.transpose(0, 1))
-            objective, fooled = ask(problem, points, self._loss)
+            u = state.random.normal(count, *x.shape[1:]).to(x.dtype)
+            points = self.points(state, mean + self.sigma * u.transpose(0, 1))
+            objective, fooled = query(state, points, self._loss)
             offer(*best_version(points, objective, fooled))
             losses.append(objective)
             weighted += weighted_sum(objective - losses[0][0], u)  # a constant less, for accuracy
@@ -116,21 +103,20 @@ class NAttack(EstimatedGradientAttack):
         centre, spread = (m.reshape(-1, *(1,) * (x.ndim - 1)).to(x.dtype) for m in (every.mean(0), every.std(0) + 1e-7))
         return (weighted - centre * total) / (spread * self.samples * self.sigma)
 
-    def step(self, problem: Problem, x: Tensor, gradient: Tensor, step: int, state: dict[str, Tensor]) -> Tensor:
+    def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
         """Move the mean and return the point that belongs to it."""
-        state["mean"] = state["mean"] + step_length(self.step_size, problem) * gradient
-        return self.points(problem, state["mean"])
+        carry["mean"] = carry["mean"] + state.broadcast(self.step_size) * gradient
+        return self.points(state, carry["mean"])
 
-    def points(self, problem: Problem, w: Tensor) -> Tensor:
+    def points(self, state: AttackState, w: Tensor) -> Tensor:
         """Return the samples that belong to one or several draws, within radius and bounds."""
-        assert self.norm is not None
         if self.transform == "tanh":
-            middle, half = self.box(problem)
+            middle, half = self.box(state)
             w = torch.tanh(w) * half + middle
-        return into_ball(problem, w, self.norm)
+        return project_into_ball(state, w, self.norm)
 
-    def box(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def box(self, state: AttackState) -> tuple[Tensor, Tensor]:
         """Return the middle of the bounds and half their distance."""
-        if problem.lower is None or problem.upper is None:
+        if state.lower is None or state.upper is None:
             raise ValueError("transform='tanh' maps onto the bounds, got bounds=None; pass transform='identity'.")
-        return (problem.upper + problem.lower) / 2, (problem.upper - problem.lower) / 2
+        return (state.upper + state.lower) / 2, (state.upper - state.lower) / 2

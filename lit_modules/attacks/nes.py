@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from lit_modules.attacks.engine.base import AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_count, check_positive
-from lit_modules.attacks.engine.estimators import EstimatedGradientAttack, Offer, into_ball, nes_gradient
-from lit_modules.attacks.engine.losses import Loss, LossName
+from lit_modules.attacks.engine.estimators import (
+    BallArguments,
+    EstimatedGradientAttack,
+    Offer,
+    nes_gradient,
+    project_into_ball,
+)
 from lit_modules.attacks.engine.norms import steepest
-from lit_modules.attacks.engine.problem import Problem
-from lit_modules.attacks.pgd import step_length
+from lit_modules.attacks.engine.state import AttackState, Carry
 from lit_modules.utils.arguments import Unpack
 
 
@@ -26,15 +27,9 @@ class NES(EstimatedGradientAttack):
     AdverTorch (0.2, not in v0.1) has Linf only, asks for eps, and has the other defaults that stand here.
 
     Args:
-        norm: ``linf`` or ``l2``.
-        eps: Radius in units of the samples, a number or one per sample.
-        steps: Number of steps.
         step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
         directions: Random directions of a step; each costs two forward passes.
         fd_step: Standard deviation of the differences, in units of the samples.
-        loss: ``margin``, ``cross_entropy``, ``dlr``, or a callable giving one value per sample.
-        max_batch: Most points of one forward pass, if the batch is smaller; changes memory and speed, no result.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Example:
         >>> import torch
@@ -51,17 +46,12 @@ class NES(EstimatedGradientAttack):
     def __init__(
         self,
         *,
-        norm: Literal["linf", "l2"] = "linf",
-        eps: Radius = 0.3,
-        steps: int = 40,
         step_size: Radius = 0.01,
         directions: int = 100,
         fd_step: float = 0.01,
-        loss: LossName | Loss = "margin",
-        max_batch: int = 256,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[BallArguments],
     ) -> None:
-        super().__init__(norm=norm, eps=eps, steps=steps, loss=loss, max_batch=max_batch, **arguments)
+        super().__init__(**shared)
         check_positive("step_size", step_size)
         check_count("directions", directions)
         check_positive("fd_step", fd_step)
@@ -69,18 +59,17 @@ class NES(EstimatedGradientAttack):
         self.directions = directions
         self.fd_step = fd_step
 
-    def estimate(self, problem: Problem, x: Tensor, state: dict[str, Tensor], offer: Offer) -> Tensor:
+    def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
         """Take differences along Gaussian directions."""
         return nes_gradient(
-            self.values(problem),
+            self.values(state),
             x,
-            problem.random,
+            state.random,
             directions=self.directions,
             fd_step=self.fd_step,
             max_batch=self.max_batch,
         )
 
-    def step(self, problem: Problem, x: Tensor, gradient: Tensor, step: int, state: dict[str, Tensor]) -> Tensor:
+    def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
         """Move in the steepest direction of the norm, project into ball and bounds."""
-        assert self.norm is not None
-        return into_ball(problem, x + step_length(self.step_size, problem) * steepest(gradient, self.norm), self.norm)
+        return project_into_ball(state, x + state.broadcast(self.step_size) * steepest(gradient, self.norm), self.norm)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import check_count
-from lit_modules.attacks.engine.fixed_radius import BestSoFar
 from lit_modules.attacks.engine.losses import Loss, LossName, check_per_sample, resolve_loss
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome
 from lit_modules.attacks.spatial import Border, check_border, check_images
 from lit_modules.utils.arguments import Unpack
 
@@ -40,7 +39,6 @@ class RotationTranslation(Attack):
         loss: Compares images that all fool or all fail.
         keep: ``first``: an image leaves once it fools the model; ``best``: all movements are tried.
         max_batch: Largest number of images in one pass of the model.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range; on use, if the samples are no images.
@@ -62,9 +60,9 @@ class RotationTranslation(Attack):
         loss: LossName | Loss = "cross_entropy",
         keep: Literal["first", "best"] = "first",
         max_batch: int = 1024,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(**arguments)
+        super().__init__(**shared)
         for name, value in (("max_rotation", max_rotation), ("max_translation", max_translation)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, got {value}.")
@@ -88,40 +86,40 @@ class RotationTranslation(Attack):
         self.max_batch = max_batch
         self._loss = resolve_loss(loss)
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Try the movements, several in one pass."""
-        check_images(problem.x, type(self).__name__)
-        moves = self.moves(problem)
-        best, part = BestSoFar(problem), problem
-        if problem.clean_logits is not None:
-            best.score = problem.objective(problem.clean_logits, self._loss).to(best.score.dtype)
-        place, done = torch.arange(len(problem), device=problem.x.device), 0
-        while done < len(moves) and len(place):
-            several = max(1, min(self.max_batch // len(place), len(moves) - done))
+        check_images(state.x, type(self).__name__)
+        moves = self.moves(state)
+        best, active = BestSoFar(state, self._loss), state
+        positions, done = state.positions(), 0
+        while done < len(moves) and len(positions):
+            several = max(1, min(self.max_batch // len(positions), len(moves) - done))
             chunk = moves[done : done + several]
-            chunk = chunk[:, place] if moves.shape[1] > 1 else chunk.expand(-1, len(place), -1)
+            chunk = chunk[:, positions] if moves.shape[1] > 1 else chunk.expand(-1, len(positions), -1)
             done += several
-            images = move(part.x.expand(several, *part.x.shape).flatten(0, 1), chunk.flatten(0, 1), self.padding_mode)
-            images = part.clamp(images.view(several, *part.x.shape))
+            images = move(
+                active.x.expand(several, *active.x.shape).flatten(0, 1), chunk.flatten(0, 1), self.padding_mode
+            )
+            images = active.clamp(images.view(several, *active.x.shape))
             with torch.no_grad():
-                logits = part.logits(images)
-                values = self._loss(logits.flatten(0, 1), part.label.repeat(several))
-            objective = check_per_sample(values, several * len(place)).view(several, -1)
+                logits = active.logits(images)
+                values = self._loss(logits.flatten(0, 1), active.label.repeat(several))
+            objective = check_per_sample(values, several * len(positions)).view(several, -1)
             objective = -objective if self.targeted else objective
-            fooled = part.fooled(logits)
+            fooled = active.fooled(logits)
             worst = torch.where(fooled == fooled.any(0), objective, float("-inf")).argmax(0)
-            columns = torch.arange(len(place), device=place.device)
-            best.offer(place, images[worst, columns], objective[worst, columns], fooled[worst, columns])
+            columns = torch.arange(len(positions), device=positions.device)
+            best.offer(positions, images[worst, columns], objective[worst, columns], fooled[worst, columns])
             if self.keep == "first" and bool(fooled.any()):
                 stay = (~fooled.any(0)).nonzero()[:, 0]
-                place, part = place[stay], part.select(stay)
+                positions, active = positions[stay], active.select(stay)
         return best.outcome()
 
-    def moves(self, problem: Problem) -> Tensor:
+    def moves(self, state: AttackState) -> Tensor:
         """Return degrees, rows and columns of each movement, ``(movements, 1 or batch, 3)``."""
-        limits = problem.x.new_tensor([self.max_rotation, self.max_translation, self.max_translation])
+        limits = state.x.new_tensor([self.max_rotation, self.max_translation, self.max_translation])
         if self.search == "random":
-            return ((problem.random.uniform(self.samples, 3) * 2 - 1) * limits).transpose(0, 1)
+            return ((state.random.uniform(self.samples, 3) * 2 - 1) * limits).transpose(0, 1)
         counts = (self.rotations, self.translations, self.translations)
         sides = [torch.linspace(-1, 1, count) if count > 1 else torch.zeros(1) for count in counts]
         grid = torch.cartesian_prod(*sides)

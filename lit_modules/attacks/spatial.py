@@ -12,7 +12,7 @@ from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import check_count, check_positive
 from lit_modules.attacks.engine.losses import margin
 from lit_modules.attacks.engine.norms import per_sample
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, Outcome
 from lit_modules.utils.arguments import Unpack
 
 Border = Literal["zeros", "border", "reflection"]
@@ -41,7 +41,6 @@ class SpatialTransform(Attack):
             success, and goes to the geometric mean once both are known.
         patience: Steps without an improvement of one part in a thousand after which a sample leaves.
         padding_mode: What lies beyond the border: ``border`` repeats it, ``zeros``, ``reflection``.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range; on use, if the samples are no images.
@@ -50,7 +49,7 @@ class SpatialTransform(Attack):
         Xiao et al., "Spatially transformed adversarial examples" (arXiv 1801.02612), equations 1 to 4.
     """
 
-    minimal = True
+    minimum_norm = True
 
     def __init__(
         self,
@@ -62,9 +61,9 @@ class SpatialTransform(Attack):
         search_steps: int = 2,
         patience: int = 20,
         padding_mode: Border = "border",
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(**arguments)
+        super().__init__(**shared)
         check_positive("smoothness", smoothness)
         check_positive("step_size", step_size)
         check_count("steps", steps)
@@ -81,17 +80,17 @@ class SpatialTransform(Attack):
         self.patience = patience
         self.padding_mode: Border = padding_mode
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Search the weight of the variation, with a fresh flow each time."""
-        check_images(problem.x, type(self).__name__)
-        best, score = problem.x.clone(), problem.x.new_full((len(problem),), float("-inf"))
+        check_images(state.x, type(self).__name__)
+        best, score = state.x.clone(), state.x.new_full((len(state),), float("-inf"))
         weight = torch.full_like(score, self.smoothness)
         works, fails = torch.zeros_like(weight), torch.full_like(weight, float("inf"))
         for _ in range(self.search_steps):
-            found, variation = self._descend(problem, weight)
+            images, variation = self._descend(state, weight)
             success = variation.isfinite()
             better = success & (-variation > score)
-            best[better] = found[better]
+            best[better] = images[better]
             score = torch.where(better, -variation, score)
             works = torch.where(success, weight, works)
             fails = torch.where(success, fails, weight)
@@ -100,25 +99,25 @@ class SpatialTransform(Attack):
             weight = torch.where(~success & (works > 0), between, weight)
         return Outcome(best, score.isfinite(), score)
 
-    def _descend(self, problem: Problem, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _descend(self, state: AttackState, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best image and the variation of its flow, infinite where none fooled."""
-        best, least = problem.x.clone(), torch.full_like(weight, float("inf"))
-        place, part, waited = torch.arange(len(problem), device=weight.device), problem, torch.zeros_like(weight)
+        best, least = state.x.clone(), torch.full_like(weight, float("inf"))
+        positions, active, waited = torch.arange(len(state), device=weight.device), state, torch.zeros_like(weight)
         lowest = torch.full_like(weight, float("inf"))
-        flow = problem.x.new_zeros(len(problem), 2, *problem.x.shape[2:])
+        flow = state.x.new_zeros(len(state), 2, *state.x.shape[2:])
         first, second = torch.zeros_like(flow), torch.zeros_like(flow)
         for step in range(self.steps):
             flow.requires_grad_()
-            image = part.clamp(warp(part.x, flow, self.padding_mode))
-            logits, objective, upward = part.gradient(image, margin)
+            image = active.clamp(warp(active.x, flow, self.padding_mode))
+            logits, objective, upward = active.gradient(image, margin)
             variation = flow_variation(flow)
-            reached = part.fooled(logits) & (objective >= self.confidence)
+            reached = active.fooled(logits) & (objective >= self.confidence)
             seen = variation.detach()
-            better = reached & (seen < least[place])
-            best[place[better]], least[place[better]] = image.detach()[better], seen[better]
-            cost = (self.confidence - objective).clamp_min(0) + weight[place] * seen
+            better = reached & (seen < least[positions])
+            best[positions[better]], least[positions[better]] = image.detach()[better], seen[better]
+            cost = (self.confidence - objective).clamp_min(0) + weight[positions] * seen
             (gradient,) = torch.autograd.grad(
-                (weight[place] * variation).sum() - (image * upward * per_sample(~reached, upward)).sum(), flow
+                (weight[positions] * variation).sum() - (image * upward * per_sample(~reached, upward)).sum(), flow
             )
             improved = cost < lowest * 0.999
             lowest, waited = torch.minimum(lowest, cost), torch.where(improved, 0, waited + 1)
@@ -126,8 +125,8 @@ class SpatialTransform(Attack):
             if not len(stay):
                 break
             flow = flow.detach()
-            if len(stay) < len(place):
-                place, part, flow, gradient = place[stay], part.select(stay), flow[stay], gradient[stay]
+            if len(stay) < len(positions):
+                positions, active, flow, gradient = positions[stay], active.select(stay), flow[stay], gradient[stay]
                 first, second, lowest, waited = first[stay], second[stay], lowest[stay], waited[stay]
             first.lerp_(gradient, 0.1)
             second.lerp_(gradient.square(), 0.001)
@@ -166,17 +165,17 @@ def flow_variation(flow: Tensor) -> Tensor:
     """
     down = (flow[:, :, 1:] - flow[:, :, :-1]).square().sum(1)
     right = (flow[:, :, :, 1:] - flow[:, :, :, :-1]).square().sum(1)
-    lengths = [(part + _ROOT).sqrt().flatten(1) - _ROOT**0.5 for part in (down, right)]
+    lengths = [(squares + _ROOT).sqrt().flatten(1) - _ROOT**0.5 for squares in (down, right)]
     return torch.cat(lengths, 1).sum(1)
 
 
 def check_border(padding_mode: str) -> None:
-    """Raise a sentence if a border is unknown."""
+    """Refuse an unknown border."""
     if padding_mode not in BORDERS:
         raise ValueError(f"padding_mode must be one of {', '.join(BORDERS)}, got {padding_mode!r}.")
 
 
 def check_images(x: Tensor, attack: str) -> None:
-    """Raise a sentence if samples are no batch of images."""
+    """Refuse samples that are no batch of images."""
     if x.ndim != 4:
         raise ValueError(f"{attack} moves pixels: x must be (batch, channel, height, width), got {tuple(x.shape)}.")

@@ -95,7 +95,7 @@ def test_the_record_agrees_with_the_attacks_themselves(bench: Any) -> None:
         assert (numbers["attacked"], numbers["successes"]) == (int(right.sum()), int(success.sum()))
         assert numbers["distance"]["max"] == pytest.approx(float(found.distance[success].max()), rel=1e-5)
         assert numbers["distance"]["median"] == pytest.approx(float(found.distance[success].quantile(0.5)), rel=1e-5)
-        assert numbers["forward_passes"]["total"] == int(found.forward_passes[right].sum())
+        assert numbers["num_queries"]["total"] == int(found.num_queries[right].sum())
         assert (numbers["norm"], numbers["eps"]) == (attack.norm, attack.eps)
         assert numbers["seconds"] >= 0
         assert logged[f"test/robust_accuracy/{name}"] == pytest.approx(robust / 32)
@@ -351,7 +351,7 @@ class Cheat(LinfPGD):
     def run(self, model: Any, x: Any, y: Any = None, *, seed: Any = None) -> AttackResult:
         found = super().run(model, x, y, seed=seed)
         return AttackResult(
-            found.adversarial + self.shift, found.success, found.distance, found.forward_passes, found.already
+            found.adversarial + self.shift, found.success, found.distance, found.num_queries, found.already
         )
 
 
@@ -435,7 +435,7 @@ def test_a_misclassified_set_is_reported(spy: Spy, bench: Any) -> None:
     record = evaluation.finish()
     assert (record["clean"]["accuracy"], record["worst_case"]["robust_accuracy"], spy.seen) == (0.0, 0.0, [])
     assert record["attacks"]["pgd"]["distance"]["median"] is None
-    assert record["attacks"]["pgd"]["forward_passes"] == {"total": 0, "mean": None}
+    assert record["attacks"]["pgd"]["num_queries"] == {"total": 0, "mean": None}
     assert "| pgd | linf | 0.1 | 0.00 % |" in markdown(record)
 
 

@@ -69,7 +69,7 @@ def test_smaller_l1_and_larger_l2_than_carlini_wagner() -> None:
 
 def test_one_pass_for_each_step() -> None:
     result = ElasticNet(steps=20, search_steps=3).run(network(), samples())
-    assert result.forward_passes.unique().tolist() == [20 * 3 + 2]  # the clean pass, and that of the class gradients
+    assert result.num_queries.unique().tolist() == [20 * 3 + 2]  # the clean pass, and that of the class gradients
 
 
 @pytest.mark.parametrize(

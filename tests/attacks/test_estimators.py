@@ -139,7 +139,7 @@ def test_attack(name: str, shape: tuple[int, ...]) -> None:
     asked = torch.cat(recorder.asked)
     assert asked.min() >= 0
     assert asked.max() <= 1
-    assert int(result.forward_passes.sum()) == len(asked)
+    assert int(result.num_queries.sum()) == len(asked)
     for adversarial in result.adversarial:  # each is a point that the model was asked about
         assert (asked == adversarial).flatten(1).all(1).any()
 
@@ -223,8 +223,8 @@ def test_fooled_samples_leave(name: str) -> None:
     assert result.success.tolist() == [True, False, True]
     assert result.already.tolist() == [False, False, True]
     assert torch.equal(result.adversarial[2], x[2])
-    assert result.forward_passes[0] < result.forward_passes[1]
-    assert result.forward_passes[2] == 1
+    assert result.num_queries[0] < result.num_queries[1]
+    assert result.num_queries[2] == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -66,7 +66,7 @@ def test_model_that_hides_its_gradient() -> None:
 def test_cost() -> None:
     model = linear(6)
     result = SPSA(eps=0.01, steps=3, directions=5).run(model, torch.full((2, 6), 0.5))
-    assert result.forward_passes.tolist() == [1 + 3 * (2 * 5 + 1)] * 2
+    assert result.num_queries.tolist() == [1 + 3 * (2 * 5 + 1)] * 2
 
 
 @pytest.mark.parametrize("name", ["step_size", "fd_step"])

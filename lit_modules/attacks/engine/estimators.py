@@ -1,4 +1,4 @@
-"""Gradients estimated from a model's answers alone, and the loop of the attacks that climb them."""
+"""Attacks by queries: estimates of a gradient from a model's answers, and the loop that climbs them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_count
-from lit_modules.attacks.engine.fixed_radius import BestSoFar
 from lit_modules.attacks.engine.losses import Loss, LossName, check_per_sample, resolve_loss
 from lit_modules.attacks.engine.norms import check_norm, project
-from lit_modules.attacks.engine.problem import Outcome, Problem
 from lit_modules.attacks.engine.random import SampleRandom
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Outcome
 from lit_modules.utils.arguments import Unpack
 
 Values = Callable[[Tensor], Tensor]
@@ -38,7 +37,7 @@ def spsa_gradient(
         random: Streams of the samples.
         directions: Random directions of each sample; each costs two values.
         fd_step: Length of the difference in each coordinate, in units of the samples.
-        max_batch: Most points in one call of ``values``; at least two versions of each sample are asked at once.
+        max_batch: Most points in one call of ``values``; at least two versions of each sample go at once.
 
     Returns:
         Estimates, shape of ``x``.
@@ -72,7 +71,7 @@ def nes_gradient(
         random: Streams of the samples.
         directions: Random directions of each sample; each costs two values.
         fd_step: Standard deviation of the differences, in units of the samples.
-        max_batch: Most points in one call of ``values``; at least two versions of each sample are asked at once.
+        max_batch: Most points in one call of ``values``; at least two versions of each sample go at once.
 
     Returns:
         Estimates, shape of ``x``.
@@ -121,42 +120,41 @@ def chunks(total: int, max_batch: int, batch: int) -> Iterator[int]:
         yield min(most, total - done)
 
 
-def ask(problem: Problem, points: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Ask the model about several versions of each sample, without gradients.
+def query(state: AttackState, points: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Query the model about several versions of each sample, without gradients.
 
     Args:
-        problem: Samples under attack.
+        state: Samples under attack.
         points: Versions, ``(versions, batch, *)``.
         loss: Loss per sample.
 
     Returns:
-        What the attack raises, and whether the model is fooled, both ``(versions, batch)``.
+        Objectives, and whether the model is fooled, both ``(versions, batch)``.
     """
     with torch.no_grad():
-        logits = problem.logits(points)
+        logits = state.logits(points)
         flat = logits.flatten(0, 1)
-        values = check_per_sample(loss(flat, problem.label.repeat(len(points))), len(flat)).reshape(points.shape[:2])
-    return -values if problem.targeted else values, problem.fooled(logits)
+        values = check_per_sample(loss(flat, state.label.repeat(len(points))), len(flat)).reshape(points.shape[:2])
+    return -values if state.targeted else values, state.fooled(logits)
 
 
-def into_ball(problem: Problem, x: Tensor, norm: str) -> Tensor:
+def project_into_ball(state: AttackState, x: Tensor, norm: str) -> Tensor:
     """Return points moved into radius and bounds.
 
     Args:
-        problem: Samples under attack.
+        state: Samples under attack.
         x: One point of each sample, ``(batch, *)``, or several, ``(versions, batch, *)``.
         norm: ``linf`` or ``l2``.
     """
-    assert problem.radius is not None
-    delta = x - problem.x
+    delta = x - state.x
     if norm == "linf":
-        delta = delta.clamp_(-problem.radius, problem.radius)
-    elif x.ndim == problem.x.ndim:
-        delta = project(delta, problem.radius, norm)
+        delta = delta.clamp_(-state.radius, state.radius)
+    elif x.ndim == state.x.ndim:
+        delta = project(delta, state.radius, norm)
     else:
-        radius = problem.radius.expand(len(x), *problem.radius.shape).flatten(0, 1)
+        radius = state.radius.expand(len(x), *state.radius.shape).flatten(0, 1)
         delta = project(delta.flatten(0, 1), radius, norm).reshape(x.shape)
-    return problem.clamp(delta.add_(problem.x))
+    return state.clamp(delta.add_(state.x))
 
 
 def best_version(points: Tensor, objective: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,102 +162,126 @@ def best_version(points: Tensor, objective: Tensor, fooled: Tensor) -> tuple[Ten
 
     Args:
         points: Versions, ``(versions, batch, *)``.
-        objective: What the attack raises, ``(versions, batch)``.
+        objective: Objectives, ``(versions, batch)``.
         fooled: Whether the model is fooled, ``(versions, batch)``.
 
     Returns:
         Points, objectives and whether they fool, ``(batch, ...)``.
     """
-    found = fooled.any(0)
-    chosen = objective.masked_fill(~fooled & found, float("-inf")).argmax(0)
+    success = fooled.any(0)
+    chosen = objective.masked_fill(~fooled & success, float("-inf")).argmax(0)
     here = torch.arange(points.shape[1], device=points.device)
-    return points[chosen, here], objective[chosen, here], found
+    return points[chosen, here], objective[chosen, here], success
 
 
-class EstimatedGradientAttack(Attack):
-    """Base of attacks in a radius that climb a gradient estimated from the model's answers.
+class QueryArguments(AttackArguments, total=False):
+    """Arguments that the attacks by queries share; see :class:`QueryAttack`."""
 
-    The model is never differentiated. A sample leaves when it is fooled; one that never is comes back as the iterate of
-    the largest loss.
+    eps: Radius
+    loss: LossName | Loss
+    max_batch: int
+
+
+class BallArguments(QueryArguments, total=False):
+    """Arguments of :class:`QueryAttack` with a choice of the norm."""
+
+    norm: Literal["linf", "l2"]
+    steps: int
+
+
+class QueryAttack(Attack):
+    """Base of attacks in a radius that use the model's answers alone, never its gradients.
 
     Args:
         norm: ``linf`` or ``l2``.
         eps: Radius in units of the samples, a number or one per sample.
         steps: Number of steps.
-        loss: ``margin``, ``cross_entropy``, ``dlr``, or a callable of logits and labels that gives one value per
-            sample.
+        loss: ``margin``, ``cross_entropy``, ``dlr``, or a callable giving one value per sample.
         max_batch: Most points of one forward pass, if the batch is smaller; changes memory and speed, no result.
-        arguments: Arguments of :class:`Attack`, by name.
     """
 
     def __init__(
         self,
         *,
-        norm: Literal["linf", "l2"],
-        eps: Radius,
-        steps: int,
-        loss: LossName | Loss,
-        max_batch: int,
-        **arguments: Unpack[AttackArguments],
+        norm: Literal["linf", "l2"] = "linf",
+        eps: Radius = 0.3,
+        steps: int = 40,
+        loss: LossName | Loss = "margin",
+        max_batch: int = 256,
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(**arguments)
+        super().__init__(**shared)
         check_norm(norm, ("linf", "l2"))
         check_count("steps", steps)
         check_count("max_batch", max_batch)
-        self.norm = norm
+        self.norm: str = norm
         self.eps = self.checked_eps(eps)
         self.steps = steps
         self.loss = loss
         self.max_batch = max_batch
         self._loss = resolve_loss(loss)
 
-    def attack(self, problem: Problem) -> Outcome:
+
+class EstimatedGradientAttack(QueryAttack):
+    """Base of query attacks that climb an estimated gradient.
+
+    A sample leaves when it is fooled; one that never is comes back as the iterate of the largest loss.
+    """
+
+    def attack(self, state: AttackState) -> Outcome:
         """Take the steps with the samples that are not fooled yet."""
-        best, part = BestSoFar(problem), problem
-        place = torch.arange(len(problem), device=problem.x.device)
-        x, state = problem.x, self.state(problem)
+        best, active, positions = BestSoFar(state), state, state.positions()
+        x, carry = state.x, self.initial_carry(state)
         with torch.no_grad():
             for step in range(self.steps + 1):
-                known = part.clean_logits if step == 0 else None
-                logits = part.logits(x) if known is None else known
-                best.offer(place, x, part.objective(logits, self._loss), part.fooled(logits))
+                known = active.clean if step == 0 else None
+                logits = active.logits(x) if known is None else known
+                best.offer(positions, x, active.objective(logits, self._loss), active.fooled(logits))
                 if step == self.steps:
                     break
-                stay = (~best.success[place]).nonzero()[:, 0]
+                stay = (~best.success[positions]).nonzero()[:, 0]
                 if not len(stay):
                     break
-                if len(stay) < len(place):
-                    place, part, x = place[stay], part.select(stay), x[stay]
-                    state = {name: values[stay] for name, values in state.items()}
-                gradient = self.estimate(part, x, state, partial(best.offer, place))
-                if step == 0 and part.radius is not None and bool(part.radius.any()):
+                if len(stay) < len(positions):
+                    positions, active, x = positions[stay], active.select(stay), x[stay]
+                    carry = {name: values[stay] for name, values in carry.items()}
+                gradient = self.estimate(active, x, carry, partial(best.offer, positions))
+                if step == 0 and bool(active.radius.any()):
                     warn_flat(gradient)
-                x = self.step(part, x, gradient, step, state)
+                x = self.step(active, x, gradient, step, carry)
         return best.outcome()
 
-    def state(self, problem: Problem) -> dict[str, Tensor]:
-        """Return what the steps carry along for each sample; each value is ``(batch, ...)``."""
+    def initial_carry(self, state: AttackState) -> Carry:
+        """Return the values of each sample that the steps carry along."""
         return {}
 
     @abstractmethod
-    def estimate(self, problem: Problem, x: Tensor, state: dict[str, Tensor], offer: Offer) -> Tensor:
+    def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
         """Return the estimated gradient of the objective.
 
         Args:
-            problem: Samples that are still under attack.
+            state: Samples that are still under attack.
             x: Their iterates, ``(active, *)``.
-            state: What :meth:`state` gave, to be changed in place.
-            offer: Takes points within radius and bounds that the model was asked about on the way: points, objectives
-                and whether they fool, one of each sample.
+            carry: Values of :meth:`initial_carry`, to be changed in place.
+            offer: Takes points within radius and bounds that the estimate evaluated: points, objectives and whether
+                they fool, one of each sample.
         """
 
     @abstractmethod
-    def step(self, problem: Problem, x: Tensor, gradient: Tensor, step: int, state: dict[str, Tensor]) -> Tensor:
-        """Return the next iterate, within radius and bounds; arguments as of :meth:`FixedRadiusAttack.step`."""
+    def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
+        """Return the next iterate, within radius and bounds.
 
-    def values(self, problem: Problem) -> Values:
+        Args:
+            state: Samples that are still under attack.
+            x: Their iterates, ``(active, *)``.
+            gradient: Estimate of :meth:`estimate`.
+            step: Number of the step, from 0.
+            carry: Values of :meth:`initial_carry`, to be changed in place.
+        """
+
+    def values(self, state: AttackState) -> Values:
         """Return the function to differentiate; points outside the bounds are moved into them first."""
-        return lambda points: ask(problem, problem.clamp(points), self._loss)[0]
+        return lambda points: query(state, state.clamp(points), self._loss)[0]
 
 
 def warn_flat(gradient: Tensor) -> None:
