@@ -48,7 +48,7 @@ class KLPGD(LinfPGD):
         **shared: Unpack[AttackArguments],
     ) -> None:
         super().__init__(eps=eps, steps=steps, step_size=step_size, keep="last", **shared)
-        check_positive("noise", noise)
+        check_positive(noise=noise)
         self.noise = noise
 
     def start(self, state: AttackState) -> Tensor:

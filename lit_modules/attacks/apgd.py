@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments, warn_zero_gradient
-from lit_modules.attacks.engine.checks import Radius, check_count
+from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss, targeted_dlr
 from lit_modules.attacks.engine.norms import (
-    check_norm,
     lp_norm,
     normalise,
     per_sample,
@@ -79,13 +78,10 @@ class APGD(Attack):
         **shared: Unpack[AttackArguments],
     ) -> None:
         super().__init__(**shared)
-        check_norm(norm, ("linf", "l2", "l1"))
-        check_count("steps", steps)
-        check_count("eot_samples", eot_samples)
-        if not 0 <= rho <= 1:
-            raise ValueError(f"rho must be from 0 to 1, got {rho}.")
-        if keep not in ("first", "best"):
-            raise ValueError(f"keep must be 'first' or 'best', got {keep!r}.")
+        check_choice("norm", norm, ("linf", "l2", "l1"))
+        check_count(steps=steps, eot_samples=eot_samples)
+        check_range("[0, 1]", rho=rho)
+        check_choice("keep", keep, ("first", "best"))
         self.norm: str = norm
         self.eps = self.checked_eps(eps)
         self.steps = steps
@@ -271,7 +267,7 @@ class APGDT(APGD):
 
     def __init__(self, *, targets: int = 9, **shared: Unpack[APGDArguments]) -> None:
         super().__init__(loss="dlr", keep="first", **shared)
-        check_count("targets", targets)
+        check_count(targets=targets)
         if self.targeted:
             raise ValueError("APGDT chooses its targets itself; for a target of yours use APGD(targeted=True).")
         self.targets = targets

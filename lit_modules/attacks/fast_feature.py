@@ -124,8 +124,8 @@ class FastFeature(Attack):
         if "targeted" in shared:
             raise ValueError("FastFeature takes no targeted: it always draws a sample to its guide; leave it out.")
         super().__init__(targeted=True, **shared)  # the guide's class is the target
-        check_count("steps", steps)
-        check_positive("step_size", step_size)
+        check_count(steps=steps)
+        check_positive(step_size=step_size)
         self.eps = self.checked_eps(eps)
         self.steps = steps
         self.step_size = step_size

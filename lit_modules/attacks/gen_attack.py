@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.checks import check_count, check_positive
-from lit_modules.attacks.engine.estimators import (
+from lit_modules.attacks.engine.checks import check_count, check_positive, check_range
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome
+from lit_modules.attacks.score_based import (
     BallArguments,
     QueryAttack,
     best_version,
@@ -14,7 +15,6 @@ from lit_modules.attacks.engine.estimators import (
     project_into_ball,
     query,
 )
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome
 from lit_modules.utils.arguments import Unpack
 
 
@@ -65,18 +65,10 @@ class GenAttack(QueryAttack):
         **shared: Unpack[BallArguments],
     ) -> None:
         super().__init__(**shared)
-        check_count("population", population, least=2)
-        check_positive("temperature", temperature)
-        shares = {
-            "mutation_range": mutation_range,
-            "mutation_rate": mutation_rate,
-            "least_range": least_range,
-            "least_rate": least_rate,
-            "decay": decay,
-        }
-        for name, share in shares.items():
-            if not 0 < share <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {share}.")
+        check_count(least=2, population=population)
+        check_positive(temperature=temperature)
+        check_range("(0, 1]", mutation_range=mutation_range, mutation_rate=mutation_rate, decay=decay)
+        check_range("(0, 1]", least_range=least_range, least_rate=least_rate)
         self.population = population
         self.temperature = temperature
         self.mutation_range = mutation_range

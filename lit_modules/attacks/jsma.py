@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
-from lit_modules.attacks.engine.checks import check_count
+from lit_modules.attacks.engine.checks import check_count, check_range
 from lit_modules.attacks.engine.state import AttackState, Outcome, check_differentiable
 from lit_modules.utils.arguments import Unpack
 
@@ -51,8 +51,7 @@ class JSMA(Attack):
         super().__init__(**shared)
         if not 0 < abs(theta) < float("inf"):
             raise ValueError(f"theta must be finite and not 0, got {theta!r}.")
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma must be above 0 and at most 1, got {gamma!r}.")
+        check_range("(0, 1]", gamma=gamma)
         self.theta = theta
         self.gamma = gamma
 
@@ -124,7 +123,7 @@ def best_pair(first: Tensor, second: Tensor, allowed: Tensor, max_pairs: int = 2
     Returns:
         The pair, int64 ``(batch, 2)``, and whether there is one, ``(batch,)``.
     """
-    check_count("max_pairs", max_pairs)
+    check_count(max_pairs=max_pairs)
     none = float("-inf")
     order = torch.where(allowed, first, none).argsort(dim=1, descending=True, stable=True)
     ranked = torch.where(allowed, second, none).gather(1, order)

@@ -69,11 +69,10 @@ class LBFGS(Attack):
         **shared: Unpack[AttackArguments],
     ) -> None:
         super().__init__(**shared)
-        check_count("search_steps", search_steps)
-        check_count("steps", steps)
-        check_positive("initial_const", initial_const)
-        check_count("refine_steps", refine_steps, 0)
-        check_count("max_batch_size", max_batch_size)
+        check_count(search_steps=search_steps, steps=steps)
+        check_positive(initial_const=initial_const)
+        check_count(least=0, refine_steps=refine_steps)
+        check_count(max_batch_size=max_batch_size)
         self.search_steps = search_steps
         self.steps = steps
         self.initial_const = initial_const

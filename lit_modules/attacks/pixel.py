@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
-from lit_modules.attacks.engine.checks import check_count, check_positive
-from lit_modules.attacks.engine.estimators import chunks, query
+from lit_modules.attacks.engine.checks import check_count, check_positive, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, margin, resolve_loss
 from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.engine.state import AttackState, Outcome
+from lit_modules.attacks.score_based import chunks, query
 from lit_modules.utils.arguments import Unpack
 
 
@@ -27,7 +27,7 @@ class _PixelAttack(Attack):
 
     def __init__(self, *, max_batch: int, **shared: Unpack[AttackArguments]) -> None:
         super().__init__(**shared)
-        check_count("max_batch", max_batch)
+        check_count(max_batch=max_batch)
         self.max_batch = max_batch
         self._check_bounds()
 
@@ -80,7 +80,7 @@ class SinglePixel(_PixelAttack):
 
     def __init__(self, *, max_pixels: int = 100, max_batch: int = 256, **shared: Unpack[AttackArguments]) -> None:
         super().__init__(max_batch=max_batch, **shared)
-        check_count("max_pixels", max_pixels)
+        check_count(max_pixels=max_pixels)
         self.max_pixels = max_pixels
 
     def attack(self, state: AttackState) -> Outcome:
@@ -170,15 +170,11 @@ class LocalSearch(_PixelAttack):
     ) -> None:
         super().__init__(max_batch=max_batch, **shared)
         if push is not None:
-            check_positive("push", push)
-        if not 0 <= stretch <= 2:
-            raise ValueError(f"stretch must be from 0 to 2, got {stretch}.")
-        check_count("reach", reach)
-        check_count("pixels", pixels)
-        check_count("rounds", rounds)
-        if not 0 < start <= 1:
-            raise ValueError(f"start must be above 0 and at most 1, got {start}.")
-        check_count("max_candidates", max_candidates)
+            check_positive(push=push)
+        check_range("[0, 2]", stretch=stretch)
+        check_count(reach=reach, pixels=pixels, rounds=rounds)
+        check_range("(0, 1]", start=start)
+        check_count(max_candidates=max_candidates)
         self.push = push
         self.stretch = stretch
         self.reach = reach

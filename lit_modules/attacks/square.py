@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
-from lit_modules.attacks.engine.checks import Radius, check_count
+from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
-from lit_modules.attacks.engine.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
+from lit_modules.attacks.engine.norms import lp_norm, normalise, per_sample, project, project_l1_box
 from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome
 from lit_modules.utils.arguments import Unpack
 
@@ -66,10 +66,9 @@ class Square(Attack):
         **shared: Unpack[AttackArguments],
     ) -> None:
         super().__init__(**shared)
-        check_norm(norm, ("linf", "l2", "l1"))
-        check_count("queries", queries)
-        if not 0 < start_area <= 1:
-            raise ValueError(f"start_area must be above 0 and at most 1, got {start_area}.")
+        check_choice("norm", norm, ("linf", "l2", "l1"))
+        check_count(queries=queries)
+        check_range("(0, 1]", start_area=start_area)
         self.norm = norm
         self.eps = self.checked_eps(eps)
         self.queries = queries

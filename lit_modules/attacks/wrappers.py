@@ -37,7 +37,7 @@ class EOT(nn.Module):
 
     def __init__(self, model: Model, num_samples: int = 20) -> None:
         super().__init__()
-        check_count("num_samples", num_samples)
+        check_count(num_samples=num_samples)
         self.model = model
         self.num_samples = num_samples
 
@@ -67,8 +67,8 @@ class EstimatedGradient(nn.Module):
 
     def __init__(self, model: Model, step: float, max_batch: int) -> None:
         super().__init__()
-        check_positive("step", step)
-        check_count("max_batch", max_batch)
+        check_positive(step=step)
+        check_count(max_batch=max_batch)
         self.model = model
         self.step = step
         self.max_batch = max_batch
@@ -182,7 +182,7 @@ class NESGradient(EstimatedGradient):
         self, model: Model, samples: int = 100, step: float = 1e-3, seed: int = 0, max_batch: int = 1024
     ) -> None:
         super().__init__(model, step, max_batch)
-        check_count("samples", samples)
+        check_count(samples=samples)
         self.samples = samples
         self.seed = seed
 

@@ -373,7 +373,7 @@ def test_a_perturbation_outside_radius_or_bounds_stops_the_test(bench: Any) -> N
 
 def test_attacks_for_the_smallest_perturbation_stay_out_of_the_worst_case(bench: Any) -> None:
     class Smallest(LinfPGD):
-        minimal = True
+        minimum_norm = True
 
     network, batch = trained(bench), bench.batch(12)
     named: dict[str, Attack] = {"smallest": Smallest(eps=0.9), "pgd": LinfPGD(eps=0.05)}
@@ -388,7 +388,7 @@ def test_attacks_for_the_smallest_perturbation_stay_out_of_the_worst_case(bench:
 
 def test_failures_for_the_smallest_perturbation_are_infinitely_far(bench: Any) -> None:
     class Sometimes(L2PGD):
-        minimal = True
+        minimum_norm = True
 
         def run(self, model: Any, x: Any, y: Any = None, *, seed: Any = None) -> AttackResult:
             found = super().run(model, x, y, seed=seed)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.apgd import APGD, APGDT
-from lit_modules.attacks.autoattack import AutoAttack
+from lit_modules.attacks.boundary import FAB
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.fab import FAB
+from lit_modules.attacks.ensembles import AutoAttack
 from lit_modules.attacks.pgd import GradientAttack, LinfPGD
 from lit_modules.attacks.square import Square
 

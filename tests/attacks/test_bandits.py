@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_modules.attacks.bandits import Bandits
+from lit_modules.attacks.score_based import Bandits
 
 
 def image_model(channels: int, height: int, width: int, margin: float = 100.0) -> tuple[nn.Module, torch.Tensor]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.apgd import APGD
-from lit_modules.attacks.autoattack import AutoAttack
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.state import AttackState, Outcome
+from lit_modules.attacks.ensembles import AutoAttack
 from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2PGD, LinfPGD
 from lit_modules.attacks.square import Square
 from lit_modules.attacks.wrappers import EOT

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.best_of import BestOf
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.state import AttackState, Outcome
+from lit_modules.attacks.ensembles import BestOf
 from lit_modules.attacks.fast_feature import FastFeature
 from lit_modules.attacks.pgd import FGSM, L2PGD, LinfPGD
 from lit_modules.attacks.spatial import SpatialTransform

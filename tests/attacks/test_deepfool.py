@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.deepfool import DeepFool
+from lit_modules.attacks.boundary import DeepFool
 
 
 def model_and_samples(n: int = 10, classes: int = 6) -> tuple[nn.Module, Tensor]:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.carlini_wagner import CarliniWagner
-from lit_modules.attacks.elastic_net import ElasticNet
+from lit_modules.attacks.carlini_wagner import CarliniWagner, ElasticNet
 from lit_modules.attacks.engine.norms import lp_norm
 
 Rule = Literal["en", "l1"]

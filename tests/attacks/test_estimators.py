@@ -8,15 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.bandits import Bandits
 from lit_modules.attacks.engine.base import Attack
-from lit_modules.attacks.engine.estimators import chunks, nes_gradient, spsa_gradient, weighted_sum
 from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.engine.random import SampleRandom
 from lit_modules.attacks.gen_attack import GenAttack
-from lit_modules.attacks.nattack import NAttack
-from lit_modules.attacks.nes import NES
-from lit_modules.attacks.spsa import SPSA
+from lit_modules.attacks.score_based import (
+    NES,
+    SPSA,
+    Bandits,
+    NAttack,
+    chunks,
+    nes_gradient,
+    spsa_gradient,
+    weighted_sum,
+)
 
 ESTIMATES = [spsa_gradient, nes_gradient]
 # name: class, fixed arguments, arguments that make it strong on the small models here

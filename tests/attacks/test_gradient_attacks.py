@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.carlini_wagner import CarliniWagner
-from lit_modules.attacks.elastic_net import ElasticNet
+from lit_modules.attacks.carlini_wagner import CarliniWagner, ElasticNet
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.jsma import JSMA
 from lit_modules.attacks.lbfgs import LBFGS
-from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
+from lit_modules.attacks.pgd import L2Momentum, LinfMomentum
 
 Make = Callable[..., Attack]
 

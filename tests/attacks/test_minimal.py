@@ -6,11 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.ddn import DDN
-from lit_modules.attacks.deepfool import DeepFool
-from lit_modules.attacks.engine.minimum_norm import MinimumNormAttack
-from lit_modules.attacks.fab import FAB, FABT
-from lit_modules.attacks.fmn import FMN
+from lit_modules.attacks.boundary import FAB, FABT, DeepFool
+from lit_modules.attacks.minimum_norm import DDN, FMN, MinimumNormAttack
 
 Make = Callable[..., MinimumNormAttack]
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
-from lit_modules.attacks.pgd import L2BIM, LinfBIM
+from lit_modules.attacks.pgd import L2BIM, L2Momentum, LinfBIM, LinfMomentum
 
 
 def network() -> nn.Module:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_modules.attacks.nattack import NAttack
+from lit_modules.attacks.score_based import NAttack
 
 
 def strong_margin(size: int) -> nn.Module:

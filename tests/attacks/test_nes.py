@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_modules.attacks.nes import NES
 from lit_modules.attacks.pgd import L2PGD, LinfPGD
+from lit_modules.attacks.score_based import NES
 
 
 def strong_margin(size: int) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.rotation_translation import RotationTranslation, move
+from lit_modules.attacks.spatial import RotationTranslation, move
 
 
 class Corner(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.pgd import LinfPGD
-from lit_modules.attacks.spsa import SPSA
+from lit_modules.attacks.score_based import SPSA
 
 
 def linear(size: int) -> nn.Module:

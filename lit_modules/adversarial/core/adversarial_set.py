@@ -152,7 +152,7 @@ def attack_dataset(
         >>> robust_accuracy = (adversarial.adversarial_prediction == adversarial.label).double().mean()
     """
     if limit_batches is not None:
-        check_count("limit_batches", limit_batches)
+        check_count(limit_batches=limit_batches)
     if isinstance(attack.eps, Tensor) and attack.eps.numel() > 1:
         raise ValueError(f"The attack must have one radius for all samples, got {attack.eps.numel()}.")
     if "y" not in inspect.signature(attack.run).parameters:

@@ -17,6 +17,7 @@ from lit_modules.attacks.engine.checks import (
     Bounds,
     Radius,
     check_bounds,
+    check_choice,
     check_count,
     check_eps,
     check_labels,
@@ -100,11 +101,9 @@ class Attack(ABC):
         precision: Literal["32", "bf16"] = "32",
         model_mode: Literal["eval", "keep"] = "eval",
     ) -> None:
-        check_count("restarts", restarts)
-        if precision not in ("32", "bf16"):
-            raise ValueError(f"precision must be '32' or 'bf16', got {precision!r}.")
-        if model_mode not in ("eval", "keep"):
-            raise ValueError(f"model_mode must be 'eval' or 'keep', got {model_mode!r}.")
+        check_count(restarts=restarts)
+        check_choice("precision", precision, ("32", "bf16"))
+        check_choice("model_mode", model_mode, ("eval", "keep"))
         self.targeted = targeted
         self.bounds = bounds
         self.restarts = restarts

@@ -14,17 +14,35 @@ Bounds = tuple[float | Tensor, float | Tensor]
 ALLOWANCE = 1e-6  # of a radius, for rounding
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Refuse a count that is no integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+def check_count(*, least: int = 1, **counts: int) -> None:
+    """Refuse counts that are no integers of at least ``least``."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
-def check_positive(name: str, value: float | Tensor) -> None:
-    """Refuse values that are not positive and finite."""
-    values = torch.as_tensor(value, dtype=torch.float64)
-    if not bool((values > 0).all() & torch.isfinite(values).all()):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+def check_positive(**values: float | Tensor) -> None:
+    """Refuse values, single or in a tensor, that are not positive and finite."""
+    for name, value in values.items():
+        numbers = torch.as_tensor(value, dtype=torch.float64)
+        if not bool((numbers > 0).all() & torch.isfinite(numbers).all()):
+            raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+
+
+def check_range(interval: str, **values: float) -> None:
+    """Refuse numbers outside an interval, as in ``check_range("(0, 1]", share=share)``."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    for name, value in values.items():
+        above = value > low or (value == low and interval[0] == "[")
+        below = value < high or (value == high and interval[-1] == "]")
+        if not (above and below):
+            raise ValueError(f"{name} must lie in {interval}, got {value!r}.")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse a value that is not among the allowed ones."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}.")
 
 
 def check_eps(eps: Radius) -> Radius:

@@ -1,21 +1,29 @@
-"""Minimum-norm attacks: their loop, restarts and last search, and linear models of the boundary."""
+"""Minimum-norm attacks by gradient steps: their base, DDN and FMN."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments, warn_zero_gradient
-from lit_modules.attacks.engine.checks import check_count, check_positive
-from lit_modules.attacks.engine.losses import logit_gap
-from lit_modules.attacks.engine.norms import check_norm, lp_norm, per_sample, random_in_ball
-from lit_modules.attacks.engine.state import AttackState, Carry, Outcome, check_differentiable
+from lit_modules.attacks.engine.checks import check_choice, check_count, check_positive, check_range
+from lit_modules.attacks.engine.losses import Loss, LossName, logit_gap, margin, resolve_loss
+from lit_modules.attacks.engine.norms import (
+    DUAL,
+    lp_norm,
+    normalise,
+    per_sample,
+    project,
+    project_l1_box,
+    random_in_ball,
+)
+from lit_modules.attacks.engine.state import AttackState, Carry, Outcome
 from lit_modules.utils.arguments import Unpack
 
-DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 START = {"linf": 0.3, "l2": 1.0, "l1": 5.0, "l0": 0.3}
 _BEYOND = 1.001  # the last search aims this much beyond the boundary, so that rounding does not decide
 
@@ -79,11 +87,10 @@ class MinimumNormAttack(Attack):
         **shared: Unpack[AttackArguments],
     ) -> None:
         super().__init__(**shared)
-        check_count("steps", steps)
-        check_count("search_steps", search_steps, least=0)
-        for name, value in (("start_radius", start_radius), ("stop_radius", stop_radius)):
-            if value is not None:
-                check_positive(name, value)
+        check_count(steps=steps)
+        check_count(least=0, search_steps=search_steps)
+        radii = {"start_radius": start_radius, "stop_radius": stop_radius}
+        check_positive(**{name: radius for name, radius in radii.items() if radius is not None})
         self.norm: str = norm
         self.steps = steps
         self.search_steps = search_steps
@@ -237,168 +244,186 @@ def _infinite(state: AttackState) -> Tensor:
     return torch.full((len(state),), float("inf"), dtype=state.x.dtype, device=state.x.device)
 
 
-def differences(state: AttackState, x: Tensor, classes: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits, differences ``logit[class] - logit[reference]``, and their gradients with respect to the samples.
+class DDN(MinimumNormAttack):
+    """Decoupled direction and norm attack: the smallest L2 perturbation.
 
-    One forward pass, and one backward pass for each row of classes.
+    Each step moves along the unit gradient, with a length that falls from 1 to 0.01 along a cosine, and puts the
+    perturbation back on a sphere; the sphere shrinks by ``gamma`` after an iterate that fools the model and grows by it
+    otherwise. The nearest iterate that fools is kept. A step costs one forward and one backward pass. The gradient
+    leads to a likely class, not always to the nearest one.
+
+    DDN came after AdverTorch v0.1; the 0.2 releases have these defaults with ``levels=256``, and ignore the loss given.
 
     Args:
-        state: Samples under attack.
-        x: Where to evaluate, ``(batch, *)``.
-        classes: Classes to compare, ``(rows, batch)``.
-        reference: Class that they are compared with, ``(batch,)``.
-
-    Returns:
-        Logits ``(batch, classes)``, differences ``(rows, batch)`` and gradients ``(rows, batch, *)``, all detached.
+        steps: Number of steps.
+        gamma: Share by which the radius changes, between 0 and 1.
+        init_norm: First radius, in units of the samples.
+        levels: Round iterates to this many equally spaced values between the bounds, as 256 for 8-bit images; ``None``
+            for no rounding.
+        loss: ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
+        search_steps: Forward passes of a last search between the sample and the best iterate; there is none with
+            ``levels``.
 
     Raises:
-        ValueError: If the answer does not depend on the samples in a way that has a gradient.
-    """
-    point = state.point(x)
-    logits = state.logits(point)
-    check_differentiable(logits)
-    gaps = (logits.gather(1, classes.T) - logits.gather(1, reference[:, None])).T
-    return logits.detach(), gaps.detach(), _row_gradients(gaps, point)
+        ValueError: If an argument is outside its range, or ``levels`` is given without bounds.
 
-
-def _row_gradients(values: Tensor, point: Tensor) -> Tensor:
-    """Return the gradient of each row's sum, ``(rows, batch, *)``.
-
-    All rows share one backward pass if the model's operations allow it.
-    """
-    rows = len(values)
-    if rows > 1:
-        pick = torch.eye(rows, dtype=values.dtype, device=values.device)[..., None].expand(rows, *values.shape)
-        try:
-            (gradients,) = torch.autograd.grad(values, point, pick, retain_graph=True, is_grads_batched=True)
-        except RuntimeError:  # an operation without a batched form, as a custom autograd function: row by row
-            pass
-        else:
-            return gradients.contiguous()
-    sums = values.sum(1)
-    return torch.stack([torch.autograd.grad(sums[row], point, retain_graph=row < rows - 1)[0] for row in range(rows)])
-
-
-def likely_others(state: AttackState, count: int | None) -> Tensor:
-    """Return the most likely classes other than the label, most likely first, ``(batch, classes)``.
-
-    Args:
-        state: Samples with their clean logits.
-        count: How many at most; ``None`` for all.
-    """
-    others = state.clean_logits.scatter(1, state.label[:, None], float("-inf"))
-    most = others.shape[1] - 1
-    return others.topk(most if count is None else min(count, most), dim=1).indices
-
-
-def nearest_plane(state: AttackState, x: Tensor, others: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits, and value and gradient of the logit difference whose linear model has the nearest zero.
-
-    Args:
-        state: Samples under attack.
-        x: Where to evaluate, ``(batch, *)``.
-        others: Classes compared with the label, ``(batch, rows)``.
-        norm: Norm of the distance.
-    """
-    logits, values, normals = differences(state, x, others.T, state.label)
-    length = lp_norm(normals.flatten(0, 1), DUAL[norm]).view_as(values)
-    row = (values.abs() / length.clamp_min(torch.finfo(x.dtype).tiny)).argmin(0)
-    column = torch.arange(len(x), device=x.device)
-    return logits, values[row, column], normals[row, column]
-
-
-def project_on_plane(
-    points: Tensor, normal: Tensor, value: Tensor, norm: str, lower: Tensor | None, upper: Tensor | None
-) -> Tensor:
-    """Return the smallest moves within the bounds that bring points onto planes, exactly.
-
-    A point is on its plane when ``value + <normal, move> = 0``. Where the bounds do not reach the plane, the move goes
-    as close as they allow. Coordinates go the way of the normal's sign, each up to its bound: by a common length for
-    ``linf``, in proportion to the normal for ``l2``, and the largest entries first for ``l1``. The common factor is a
-    root of a concave piecewise linear function; Newton's method from zero meets it exactly, after as many steps as
-    pieces lie before it.
-
-    Args:
-        points: Points within the bounds, ``(versions, batch, *)``.
-        normal: Normals of the planes, ``(batch, *)``.
-        value: Value of the linear function at each point, ``(versions, batch)``.
-        norm: Norm of the move: ``linf``, ``l2`` or ``l1``.
-        lower: Least allowed value, broadcastable against a batch, or ``None``.
-        upper: Largest allowed value, broadcastable against a batch, or ``None``.
-
-    Returns:
-        Moves, shape of ``points``.
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> bool(DDN(bounds=None).run(model, torch.rand(2, 4)).success.all())
+        True
 
     References:
-        Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (arXiv 1907.02044),
-        section 2.2.
+        Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and defenses"
+        (arXiv 1811.09600), algorithm 1.
     """
-    check_norm(norm, ("linf", "l2", "l1"))
-    versions, tiny = len(points), torch.finfo(points.dtype).tiny
-    flat = normal.flatten(1)
-    scale = flat.abs().amax(1, keepdim=True).clamp_min(tiny)
-    weight = (flat.abs() / scale).repeat(versions, 1)
-    need = (value.abs() / scale[:, 0]).clamp_max(1e30).view(-1, 1)
-    sign = (flat.sign() * -value.sign()[..., None]).flatten(0, 1)
-    if lower is None and upper is None:
-        room = torch.full_like(sign, float("inf"))
-    else:
-        infinite = torch.full((), float("inf"), dtype=points.dtype, device=points.device)
-        above = infinite if upper is None else (upper - points).flatten(2).flatten(0, 1)
-        below = infinite if lower is None else (points - lower).flatten(2).flatten(0, 1)
-        room = torch.where(sign > 0, above, below)
-    if norm == "linf":
-        move = torch.minimum(room, _meet(weight, room, need))
-    elif norm == "l2":
-        move = torch.minimum(room, weight * _meet(weight * weight, room / weight.clamp_min(tiny), need))
-    else:
-        move = _greedy(weight, room, need)
-    return move.mul_(sign).view_as(points)
+
+    def __init__(
+        self,
+        *,
+        steps: int = 100,
+        gamma: float = 0.05,
+        init_norm: float = 1.0,
+        levels: int | None = None,
+        loss: LossName | Loss = "cross_entropy",
+        search_steps: int = 3,
+        **shared: Unpack[MinimumNormArguments],
+    ) -> None:
+        super().__init__(norm="l2", steps=steps, search_steps=search_steps if levels is None else 0, **shared)
+        check_range("(0, 1)", gamma=gamma)
+        check_positive(init_norm=init_norm)
+        if levels is not None:
+            check_count(least=2, levels=levels)
+            if self.bounds is None:
+                raise ValueError("levels divide the range between the bounds; pass bounds=, or levels=None.")
+        self.gamma = gamma
+        self.init_norm = init_norm
+        self.levels = levels
+        self.loss = loss
+        self._loss = resolve_loss(loss)
+
+    def initial_carry(self, state: AttackState) -> Carry:
+        """Return the radius of each sample's sphere."""
+        return {"radius": torch.full((len(state),), self.init_norm, dtype=state.x.dtype, device=state.x.device)}
+
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, loss and its gradient."""
+        return active.gradient(x, self._loss)
+
+    def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
+        """Move along the unit gradient and rescale to the new radius."""
+        rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
+        radius = carry["radius"].mul_(torch.where(at.fooled, 1 - self.gamma, 1 + self.gamma))
+        moved = normalise(at.gradient, "l2").mul_(rate).add_(at.move)
+        length = lp_norm(moved, "l2").clamp_min(torch.finfo(moved.dtype).tiny)
+        return self.quantise(active, active.clamp(moved.mul_(per_sample(radius / length, moved)).add_(active.x)))
+
+    def quantise(self, active: AttackState, x: Tensor) -> Tensor:
+        """Round to the levels."""
+        if self.levels is None:
+            return x
+        assert active.lower is not None
+        assert active.upper is not None
+        width = (active.upper - active.lower) / (self.levels - 1)
+        return active.clamp(active.lower + ((x - active.lower) / width).round_() * width)
 
 
-def _meet(weight: Tensor, kinks: Tensor, need: Tensor) -> Tensor:
-    """Return the least ``t`` with ``sum weight min(kinks, t) = need``, or one beyond all kinks without one.
+class FMN(MinimumNormAttack):
+    """Fast minimum-norm attack: the smallest perturbation by projected steps in a ball that follows success.
+
+    Each step raises the margin along the gradient of unit L2 norm and projects into a ball. Before a sample is first
+    fooled, the radius grows by the distance of the linearised boundary; then it shrinks by ``gamma`` after an iterate
+    that fools, at least to the nearest so far, and grows by it otherwise. Step and ``gamma`` fall along a cosine. A
+    step costs one forward and one backward pass.
+
+    In the paper the first radius is the iterate's own norm plus the linearised distance. Where the bounds cut the
+    iterate short of its ball, that stays below the boundary for ever; here the distance is added to the ball's radius,
+    and half of ``gamma`` goes on top. Not in AdverTorch.
 
     Args:
-        weight: Slopes, ``(rows, coordinates)``.
-        kinks: Where each coordinate stops, ``(rows, coordinates)``.
-        need: Value to be met, ``(rows, 1)``.
+        norm: Norm of the perturbation to be small: ``l0``, ``l1``, ``l2`` or ``linf``; ``l0`` counts values of the
+            sample.
+        steps: Number of steps.
+        step_size: L2 length of the first step, in units of the samples.
+        final_step_size: L2 length of the last; ``None`` takes a hundredth of the first.
+        gamma: First share by which the radius changes, between 0 and 1.
+        final_gamma: Last share.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> bool(FMN(norm="l1", bounds=None).run(model, torch.rand(2, 4)).success.all())
+        True
+
+    References:
+        Pintor et al., "Fast minimum-norm adversarial attacks through adaptive norm constraints" (arXiv 2102.12827),
+        algorithm 1.
     """
-    level = torch.zeros_like(need)
-    rows = torch.arange(len(need), device=need.device)
-    here = level
-    while len(rows):
-        rising = torch.gt(kinks, here, out=torch.empty_like(kinks))
-        slope = torch.linalg.vecdot(weight, rising)[:, None]
-        short = need - torch.linalg.vecdot(weight, torch.minimum(kinks, here))[:, None]
-        step = torch.where(slope > 0, short / slope, 0.0).clamp_min_(0)
-        here = here + step
-        level[rows] = here
-        going = (step > here * 1e-6).flatten()
-        if int(going.sum()) <= len(rows) * 3 // 4:  # the rest goes on without the rows that are there
-            rows, here, need = rows[going], here[going], need[going]
-            weight, kinks = weight[going], kinks[going]
-    return level
 
+    def __init__(
+        self,
+        *,
+        norm: Literal["l0", "l1", "l2", "linf"] = "l2",
+        steps: int = 100,
+        step_size: float = 1.0,
+        final_step_size: float | None = None,
+        gamma: float = 0.05,
+        final_gamma: float = 0.001,
+        **shared: Unpack[MinimumNormArguments],
+    ) -> None:
+        super().__init__(norm=norm, steps=steps, search_steps=0, **shared)
+        check_choice("norm", norm, ("l0", "l1", "l2", "linf"))
+        check_positive(step_size=step_size)
+        if final_step_size is not None:
+            check_positive(final_step_size=final_step_size)
+        check_range("(0, 1)", gamma=gamma, final_gamma=final_gamma)
+        self.step_size = step_size
+        self.final_step_size = final_step_size
+        self.gamma = gamma
+        self.final_gamma = final_gamma
 
-def _greedy(weight: Tensor, room: Tensor, need: Tensor, count: int = 32) -> Tensor:
-    """Return moves that use up the room of the largest weights first until ``sum weight move = need``.
+    def initial_carry(self, state: AttackState) -> Carry:
+        """Return the radius of each sample's ball: one coordinate for L0, none yet for the other norms."""
+        start = 1.0 if self.norm == "l0" else float("inf")
+        return {"radius": torch.full((len(state),), start, dtype=state.x.dtype, device=state.x.device)}
 
-    Args:
-        weight: Gain of a unit move of each coordinate, ``(rows, coordinates)``.
-        room: Longest move of each, ``(rows, coordinates)``.
-        need: Gain to be met, ``(rows, 1)``.
-        count: Coordinates looked at; rows for which they are too few are done again with more.
-    """
-    count = min(count, weight.shape[1])
-    large, order = weight.topk(count, dim=1)
-    space = room.gather(1, order)
-    gain = torch.where(large > 0, large * space, 0.0).cumsum(1)
-    before = torch.nn.functional.pad(gain[:, :-1], (1, 0))
-    move = ((need - before) / large.clamp_min(torch.finfo(large.dtype).tiny)).clamp_min_(0)
-    move = torch.where(large > 0, torch.minimum(move, space), 0.0)
-    moves = torch.zeros_like(room).scatter_(1, order, move)
-    few = (gain[:, -1:] < need).flatten().nonzero()[:, 0] if count < weight.shape[1] else gain.new_zeros(0)
-    if len(few):
-        moves[few] = _greedy(weight[few], room[few], need[few], count * 8)
-    return moves
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, margin and its gradient."""
+        return active.gradient(x, margin)
+
+    def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
+        """Set the radius, move along the unit gradient, project into the ball and the bounds."""
+        fall = (1 + math.cos(math.pi * step / self.steps)) / 2
+        gamma = self.final_gamma + (self.gamma - self.final_gamma) * fall
+        final = self.step_size / 100 if self.final_step_size is None else self.final_step_size
+        rate = final + (self.step_size - final) * fall
+        radius = self._radius(at, carry["radius"], gamma)
+        carry["radius"].copy_(radius)
+        moved = normalise(at.gradient, "l2").mul_(rate).add_(at.move)
+        return active.clamp(active.x + self._project(active, moved, radius))
+
+    def _radius(self, at: Iterate, radius: Tensor, gamma: float) -> Tensor:
+        """Return the new radius of each sample."""
+        smaller, larger = radius * (1 - gamma), radius * (1 + gamma)
+        if self.norm == "l0":
+            smaller = torch.minimum(smaller.floor(), radius - 1).clamp_min(0)
+            larger = torch.maximum(larger.floor(), radius + 1)
+        else:
+            slope = lp_norm(at.gradient, DUAL[self.norm]).clamp_min(torch.finfo(radius.dtype).tiny)
+            here = torch.where(torch.isfinite(radius), torch.maximum(radius, at.distance), at.distance)
+            linear = (here + at.value.abs() / slope) * (1 + gamma / 2)
+            larger = torch.where(torch.isfinite(at.nearest), larger, linear)
+        return torch.where(at.fooled, torch.minimum(smaller, at.nearest), larger)
+
+    def _project(self, active: AttackState, move: Tensor, radius: Tensor) -> Tensor:
+        """Return the nearest point of the balls."""
+        if self.norm == "l0":
+            flat = move.flatten(1)
+            order = flat.abs().argsort(dim=1, descending=True)
+            kept = torch.arange(flat.shape[1], device=move.device) < radius[:, None]
+            return torch.zeros_like(flat).scatter_(1, order, flat.gather(1, order) * kept).view_as(move)
+        limit = per_sample(radius.clamp_max(1e30), move)
+        if self.norm != "l1":
+            return project(move, limit, self.norm)
+        return project_l1_box(move, limit, *active.room())
