@@ -15,7 +15,7 @@ from lit_modules.adversarial import AdversarialSet, PGDTraining, attack_dataset
 from lit_modules.attacks import FMN, L2PGD, FastFeature, LinfPGD
 from lit_modules.attacks.engine.norms import lp_norm
 
-COLUMNS = ("index", "label", "prediction", "adversarial_prediction", "success", "distance", "forward_passes")
+COLUMNS = ("index", "label", "prediction", "adversarial_prediction", "success", "distance", "num_queries")
 
 
 def classifier(bench: Any) -> nn.Module:
