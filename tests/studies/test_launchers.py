@@ -83,7 +83,6 @@ def test_outcomes_logs_and_order(tmp_path: Path) -> None:
     ]
     outcomes = list(ProcessLauncher().run(tasks))
     assert [(outcome.name, outcome.exit_code) for outcome in outcomes] == [("good", 0), ("bad", 3), ("killed", -9)]
-    assert all(outcome.seconds > 0 for outcome in outcomes)
     assert sorted((tmp_path / "good" / "log.txt").read_text().splitlines()) == ["said", "wrong"]
 
 
