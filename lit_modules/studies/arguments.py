@@ -20,20 +20,29 @@ FOLDER = "{folder}"
 """Placeholder for the folder of a run in the arguments of a sweep."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``inf``, ``nan`` and ``1e-3`` are numbers, and dates are strings."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith("timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_NUMBER = re.compile(r"^([-+]?inf|nan|[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+)$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.in0123456789"))
+
+
 def read_value(text: str) -> Any:
     """Read a value as YAML, and ``inf``, ``nan`` and ``1e-3`` as the numbers that they are.
 
+    Raises:
+        YAMLError: If it is not valid YAML.
+
     Example:
-        >>> [read_value(text) for text in ("3", "-inf", "1e-3", "null", "true", "Smooth", "[1, 2]")]
-        [3, -inf, 0.001, None, True, 'Smooth', [1, 2]]
+        >>> [read_value(text) for text in ("3", "-inf", "1e-3", "'1'", "null", "Smooth", "[1, 2]")]
+        [3, -inf, 0.001, '1', None, 'Smooth', [1, 2]]
     """
-    value = yaml.safe_load(text)
-    if isinstance(value, str) and value == text:  # without quotes
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value if value is None or isinstance(value, bool | int | float | str | list | dict) else text
+    return yaml.load(text, _Loader)
 
 
 def write_value(value: Any) -> str:

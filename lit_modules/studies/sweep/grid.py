@@ -13,7 +13,6 @@ from lit_modules.utils.hashing import stable_hash
 
 SEED = "seed_everything"
 """Axis over which tables give mean and deviation."""
-_PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ class Point:
 
 
 def read_axis(text: str) -> Axis:
-    """Read ``key=value,value,...``; each value is YAML, and a comma within brackets or quotes separates nothing.
+    """Read ``key=value,value,...``, the values as in a YAML list.
 
     Raises:
-        UsageError: If there is no key, a value is empty or not valid YAML, or two values are equal.
+        UsageError: If there is no key, the values are not valid YAML, or two values are equal.
 
     Example:
         >>> read_axis("data.variant.p=1,2,inf").values
@@ -59,45 +58,22 @@ def read_axis(text: str) -> Axis:
         >>> read_axis("model.widths=[8,8],[16,16]").values
         ([8, 8], [16, 16])
     """
-    key, equals, values = text.partition("=")
+    key, equals, listed = text.partition("=")
     key = key.strip().removeprefix("--")
     if not key or not equals:
         raise UsageError(f"--over must be NAME=VALUE,VALUE,..., got {text!r}.")
-    parts = _split_values(values)
-    if not all(parts):
-        raise UsageError(f"--over {key} must have a value before and after each comma, got {values!r}.")
-    read = []
-    for part in parts:
-        try:
-            read.append(read_value(part))
-        except yaml.YAMLError:
-            raise UsageError(f"--over {key} must have values that are valid YAML, got {part!r}.") from None
-    marks = [same_for_parser(value) for value in read]
-    for part, mark in zip(parts, marks, strict=True):
+    try:
+        values = read_value(f"[{listed}]")
+    except yaml.YAMLError:
+        values = []
+    if not values:
+        raise UsageError(f"--over {key} must have values with commas between, as in a YAML list, got {listed!r}.")
+    marks = [same_for_parser(value) for value in values]
+    for value, mark in zip(values, marks, strict=True):
         if marks.count(mark) > 1:
-            raise UsageError(f"--over {key} must have distinct values, got {part!r} {marks.count(mark)} times.")
-    return Axis(key, tuple(read))
-
-
-def _split_values(text: str) -> list[str]:
-    """Split at the commas outside brackets and quotes."""
-    parts, opened, quote = [""], list[str](), ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"" and not parts[-1].strip(" [{(,:"):
-            quote = character
-        elif character in _PAIRS.values():
-            opened.append(character)
-        elif character in _PAIRS and (not opened or opened.pop() != _PAIRS[character]):
-            raise UsageError(f"--over must close the brackets that it opens, got {text!r}.")
-        elif character == "," and not opened:
-            parts.append("")
-            continue
-        parts[-1] += character
-    if opened or quote:
-        raise UsageError(f"--over must close the brackets and quotes that it opens, got {text!r}.")
-    return [part.strip() for part in parts]
+            shown = write_value(value)
+            raise UsageError(f"--over {key} must have distinct values, got {shown!r} {marks.count(mark)} times.")
+    return Axis(key, tuple(values))
 
 
 def short_names(axes: Sequence[Axis]) -> list[str]:
