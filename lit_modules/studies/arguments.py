@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from lit_modules.cli import load_public
 from lit_modules.cli.lightning_cli import ProjectCLI
+from lit_modules.cli.public import load_public
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.hashing import stable_hash
 from lit_modules.utils.suggestions import did_you_mean

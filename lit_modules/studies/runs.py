@@ -14,8 +14,8 @@ from typing import Any, ClassVar, TypeVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_modules.cli import load_public
 from lit_modules.cli.lightning_cli import ProjectCLI
+from lit_modules.cli.public import load_public
 from lit_modules.studies.launchers import RESULTS
 from lit_modules.utils.checkpoints import UnsafeFile, check_shards, open_checkpoint
 from lit_modules.utils.files import write_whole

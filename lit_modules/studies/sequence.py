@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_modules.cli import load_public
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.options import read_options
+from lit_modules.cli.public import load_public
 from lit_modules.studies.runs import read_json, write_json
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.run_directory import RunDirectory

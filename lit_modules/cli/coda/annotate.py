@@ -9,7 +9,8 @@ from lit_modules.cli.coda.export import chosen_kind
 from lit_modules.cli.coda.options import coda_parser, read_plan
 from lit_modules.coda.augmentation.annotation import export_annotation, score_annotation
 from lit_modules.coda.core.store import Store
-from lit_modules.utils.errors import UsageError, closest
+from lit_modules.utils.errors import UsageError
+from lit_modules.utils.suggestions import did_you_mean
 
 _PARTS = {
     "export": "Write pictures with features, and files for the annotators' answers.",
@@ -37,7 +38,7 @@ def main(action: str, args: list[str]) -> int:
         print("\n".join(f"  {name:<8}{text}" for name, text in _PARTS.items()))
         return 0
     if first not in _PARTS:
-        raise UsageError(f"There is no action {first!r}{closest(first, _PARTS)}")
+        raise UsageError(f"There is no action {first!r}{did_you_mean(first, _PARTS)}")
     return _export(action, args[1:]) if first == "export" else _score(action, args[1:])
 
 

@@ -2,7 +2,8 @@
 
 from importlib import import_module
 
-from lit_modules.utils.errors import UsageError, closest
+from lit_modules.utils.errors import UsageError
+from lit_modules.utils.suggestions import did_you_mean
 
 ACTIONS: dict[str, tuple[str, str]] = {
     "pairs": ("coda_pairs", "Ask a model many-way questions and write the pairs that it confuses."),
@@ -37,7 +38,7 @@ def main(args: list[str]) -> int:
         print(help_text())
         raise SystemExit(0)  # as parsers do
     if first not in ACTIONS:
-        raise UsageError(f"There is no action {first!r}{closest(first, ACTIONS)}")
+        raise UsageError(f"There is no action {first!r}{did_you_mean(first, ACTIONS)}")
     return int(import_module(f"lit_modules.cli.commands.{ACTIONS[first][0]}").main(first, args[1:]))
 
 

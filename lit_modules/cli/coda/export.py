@@ -15,8 +15,9 @@ from lit_modules.coda.augmentation.export import export_images
 from lit_modules.coda.augmentation.features import FeatureKind
 from lit_modules.coda.augmentation.inputs import PairTask
 from lit_modules.coda.core.store import Store
-from lit_modules.utils.errors import UsageError, closest
+from lit_modules.utils.errors import UsageError
 from lit_modules.utils.files import whole_file
+from lit_modules.utils.suggestions import did_you_mean
 
 
 def main(action: str, args: list[str]) -> int:
@@ -75,7 +76,7 @@ def chosen_kind(plan: Plan) -> FeatureKind:
     if given is None:
         raise UsageError(f"The settings have the kinds {', '.join(kinds)}; add --kind with one of them.")
     if given not in get_args(FeatureKind):
-        raise UsageError(f"There is no kind {given!r}{closest(given, get_args(FeatureKind))}")
+        raise UsageError(f"There is no kind {given!r}{did_you_mean(given, get_args(FeatureKind))}")
     return cast(FeatureKind, given)
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal, cast
 
 from jsonargparse import Namespace
 
-from lit_modules.cli import load_public
 from lit_modules.cli.coda.command import ACTIONS
 from lit_modules.cli.lightning_cli import ProjectParser, RecipeFile
+from lit_modules.cli.public import load_public
 from lit_modules.coda.augmentation.estimate import Prices
 from lit_modules.coda.augmentation.presets import CoDASettings, preset
 from lit_modules.coda.backends.bounded_endpoint import BoundedEndpoint, Budget
@@ -211,7 +211,10 @@ def read_plan(parser: ProjectParser, action: str, args: list[str]) -> Plan:
         UsageError: If they are wrong; the first line says what.
         ValueError: If a value is out of its range.
     """
-    load_public("lit_modules.datamodules", "lit_modules.coda")
+    import lit_modules.coda
+    import lit_modules.datamodules
+
+    load_public(lit_modules.datamodules, lit_modules.coda)
     parser.words = args
     config = parser.parse_args(args)
     if config["preset"] != "default":

@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_modules.cli import load_public
+from lit_modules.cli.public import load_public
 from lit_modules.studies.launchers import LOG, RESULTS
 from lit_modules.studies.runs import RUN, RunCLI, finite, read_json, start, succeeds, train, write_json
 from lit_modules.utils.files import write_whole

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_modules.cli import load_public
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.options import read_options
+from lit_modules.cli.public import load_public
 from lit_modules.studies.runs import read_json, write_json
 from lit_modules.studies.stress.attacks import relearn, run_lm_eval, write_quantized
 from lit_modules.studies.tables import print_table
