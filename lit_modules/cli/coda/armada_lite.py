@@ -8,8 +8,8 @@ from lit_modules.cli.coda.run import print_counts
 from lit_modules.coda.augmentation.armada_lite import ArmadaLite, ImageEditor
 from lit_modules.coda.augmentation.edit_requests import EditSettings
 from lit_modules.coda.core.store import Store
-from lit_modules.studies.points import stoppable
 from lit_modules.utils.errors import UsageError
+from lit_modules.utils.interrupts import stoppable
 
 
 def main(action: str, args: list[str]) -> int:

@@ -24,8 +24,8 @@ from lit_modules.coda.backends.protocols import BackendError, BudgetExhausted, C
 from lit_modules.coda.core.concepts import Concept, ConfusablePair
 from lit_modules.coda.core.store import Store
 from lit_modules.datamodules import few_shot
-from lit_modules.studies.points import stoppable
 from lit_modules.utils.errors import UsageError
+from lit_modules.utils.interrupts import stoppable
 
 _TOGETHER = 64  # questions asked at once, with their images in memory
 Subset = tuple[tuple[str, ...], tuple[str, ...]]

@@ -18,7 +18,7 @@ from lit_modules.coda.augmentation.inputs import PairTask
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult, Until, store_counts
 from lit_modules.coda.backends.protocols import Counts
 from lit_modules.coda.core.store import Store
-from lit_modules.studies.points import stoppable
+from lit_modules.utils.interrupts import stoppable
 
 UNTIL: dict[str, Until] = {
     "features": "features",

@@ -1,4 +1,4 @@
-"""One point of a sweep, in a process of its own: ``python -m lit_modules.studies.sweep.point FOLDER``."""
+"""Run of a study in its own folder and process: fit, then test; ``python -m lit_modules.studies.runs FOLDER``."""
 
 import json
 import math
@@ -7,20 +7,25 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.public import load_public
-from lit_modules.studies.sweep.grid import write_json
+from lit_modules.studies.launchers import RESULTS
 from lit_modules.utils.checkpoints import UnsafeFile, check_shards, open_checkpoint
+from lit_modules.utils.files import write_whole
 
 METRICS = "sweep_metrics"
 """Key of a checkpoint that holds the numbers logged when it was saved."""
+RUN = "run.json"
+"""File in the folder of a run that says what to run."""
+
+CLI = TypeVar("CLI", bound="RunCLI")
 
 
 class KeepMetrics(Callback):
@@ -28,27 +33,26 @@ class KeepMetrics(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the numbers to the checkpoint."""
-        checkpoint[METRICS] = plain(trainer.callback_metrics)
+        checkpoint[METRICS] = finite(trainer.callback_metrics)
 
 
-class PointCLI(ProjectCLI):
-    """The command line of a point: what it writes lies in the folder of the point, a folder for each stage.
+class RunCLI(ProjectCLI):
+    """Command line of a run, which writes into the folder of the run, into a subfolder for each stage.
 
     Loggers with a ``save_dir`` write there. Checkpoints without a ``dirpath`` lie in ``fit/checkpoints``, the same for
-    a run that goes on, so that the best one is known of both parts.
+    a resumed run, so that the best one is known of both parts.
     """
 
     folder: ClassVar[Path] = Path()
 
     def before_instantiate_classes(self) -> None:
-        """Send what is written to the folder of the point."""
+        """Send all files to the folder of the run."""
         super().before_instantiate_classes()
         stage = self.config["subcommand"]
         trainer = self.config[stage].trainer
         trainer.default_root_dir = str(self.folder / stage)
-        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        for logger in loggers:
-            arguments = getattr(logger, "init_args", None)
+        for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
+            arguments = getattr(logger, "init_args", None)  # a logger may be None, or true
             if arguments is not None and "save_dir" in arguments:
                 arguments.save_dir = str(self.folder / stage)
         callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
@@ -69,49 +73,70 @@ class PointCLI(ProjectCLI):
                 callback.dirpath = str((self.folder / "fit" / "checkpoints").absolute())
 
 
-def run_point(folder: Path) -> dict[str, Any]:
-    """Train, and test the checkpoint that was chosen; a stage that is done is not run again.
+def start(cli: type[CLI], folder: Path, arguments: list[str]) -> CLI:
+    """Print and run a command line in the folder of a run."""
+    if _is_first_process():
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} lit-modules {shlex.join(arguments)}", flush=True)
+    cli.folder = folder
+    finished = cli.start(arguments)
+    assert isinstance(finished, cli)
+    return finished
+
+
+def train(cli: type[CLI], folder: Path, arguments: list[str]) -> tuple[CLI, Path | None]:
+    """Run ``fit``, from the last checkpoint in the folder if there is one.
+
+    Args:
+        cli: Command line of the run.
+        folder: Folder of the run.
+        arguments: Arguments of ``fit``.
+
+    Returns:
+        The finished command line, and the checkpoint that it resumed from.
+    """
+    checkpoint = last_checkpoint(folder)
+    resume = [f"--ckpt_path={checkpoint}"] if checkpoint else []
+    return start(cli, folder, ["fit", *arguments, *resume]), checkpoint
+
+
+def fit_and_test(folder: Path) -> dict[str, Any]:
+    """Train, and test the chosen checkpoint; a finished stage is not run again.
 
     The checkpoint is the best one of the first ``ModelCheckpoint`` with a ``monitor``; without such, the last one that
     any ``ModelCheckpoint`` wrote; without any, the state at the end of the training.
 
     Args:
-        folder: Folder of the point; ``point.json`` in it has ``arguments`` and ``test``.
+        folder: Folder of the run; ``run.json`` in it has ``arguments``, ``values`` and ``test``.
 
     Returns:
-        What ``results.json`` holds: the values, the numbers logged, the checkpoint.
+        The content of ``results.json``: the values, the numbers logged, the checkpoint.
     """
-    point = json.loads((folder / "point.json").read_text(encoding="utf-8"))
-    load_public()
-    PointCLI.folder = folder
+    run = read_json(folder / RUN)
     record = folder / "fit.json"
-    fitted = json.loads(record.read_text(encoding="utf-8")) if record.exists() else fit(folder, point["arguments"])
+    fitted = read_json(record) if record.exists() else _fit(folder, run["arguments"])
     metrics = dict(fitted["metrics"])
-    if point["test"]:
-        metrics |= _test(point["arguments"], folder / fitted["checkpoint"])
-    results = {**fitted, "values": point["values"], "metrics": metrics}
-    if _first_process():
-        write_json(folder / "results.json", results)
+    if run["test"]:
+        tested = start(RunCLI, folder, ["test", *run["arguments"], f"--ckpt_path={folder / fitted['checkpoint']}"])
+        metrics |= finite(tested.trainer.callback_metrics)
+    results = {**fitted, "values": run["values"], "metrics": metrics}
+    if _is_first_process():
+        write_json(folder / RESULTS, results)
     return results
 
 
-def fit(folder: Path, arguments: list[str]) -> dict[str, Any]:
-    """Train, from the last checkpoint in the folder if there is one.
-
-    Returns:
-        What ``fit.json`` holds: the chosen checkpoint, relative to the folder, and its numbers.
-    """
-    cli, start = train(folder, arguments)
+def _fit(folder: Path, arguments: list[str]) -> dict[str, Any]:
+    """Return the content of ``fit.json``: the chosen checkpoint, relative to the folder, and its numbers."""
+    cli, resumed = train(RunCLI, folder, arguments)
     trainer = cli.trainer
     path = chosen_checkpoint(trainer)
     if path is None:
         path = folder / "fit" / "end.ckpt"
         trainer.save_checkpoint(path)
-    numbers = open_checkpoint(path).get(METRICS) if path.is_file() else plain(trainer.callback_metrics)
+    numbers = open_checkpoint(path).get(METRICS) if path.is_file() else finite(trainer.callback_metrics)
     record = {
         "checkpoint": os.path.relpath(path, folder),
         "steps": trainer.global_step,
-        "resumed": os.path.relpath(start, folder) if start else None,
+        "resumed": os.path.relpath(resumed, folder) if resumed else None,
         "metrics": numbers or {},
     }
     if trainer.is_global_zero:
@@ -119,25 +144,8 @@ def fit(folder: Path, arguments: list[str]) -> dict[str, Any]:
     return record
 
 
-def train(folder: Path, arguments: list[str], point: type["PointCLI"] | None = None) -> tuple[ProjectCLI, Path | None]:
-    """Run ``fit``, from the last checkpoint in the folder if there is one.
-
-    Args:
-        folder: Folder of the point.
-        arguments: Arguments of ``fit``.
-        point: Command line of the point; by default :class:`PointCLI`.
-
-    Returns:
-        The finished command line, and the checkpoint that it went on from.
-    """
-    start = last_checkpoint(folder)
-    arguments = ["fit", *arguments, *([f"--ckpt_path={start}"] if start else [])]
-    say(arguments)
-    return (point or PointCLI).start(arguments), start
-
-
 def chosen_checkpoint(trainer: Trainer) -> Path | None:
-    """Return the checkpoint that a training stands for; see ``run_point``."""
+    """Return the checkpoint that a training stands for; see :func:`fit_and_test`."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     best = [callback.best_model_path for callback in callbacks if callback.monitor is not None]
     last = [path for callback in callbacks for path in (callback.last_model_path, callback.best_model_path)]
@@ -145,7 +153,7 @@ def chosen_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint from which a training can go on; passes over what a kill left unreadable.
+    """Return the newest checkpoint from which a training can resume; skips what a kill left unreadable.
 
     Raises:
         UnsafeFile: If one holds more than tensors and plain values, which is not loaded.
@@ -166,14 +174,36 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def plain(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+def finite(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """Return numbers ready for JSON, ``None`` for what is not finite."""
     values = {name: float(value) for name, value in metrics.items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
+def write_json(path: Path, record: Any) -> None:
+    """Write a record whole."""
+    write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return a record."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def succeeds(run: Callable[[Path], object], folder: Path) -> bool:
+    """Run something in a folder, and print a traceback and a last line with the reason if it fails."""
+    try:
+        run(folder)
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        print(f"error: {type(error).__name__}: {lines[0] if lines else 'no message'}", file=sys.stderr)
+        return False
+    return True
+
+
 def main(args: list[str]) -> int:
-    """Run the point in a folder.
+    """Run the run in a folder.
 
     Args:
         args: The folder.
@@ -181,30 +211,12 @@ def main(args: list[str]) -> int:
     Returns:
         0, or 1 if it failed; the last line printed then says why.
     """
-    try:
-        run_point(Path(args[0]))
-    except Exception as error:
-        traceback.print_exc()
-        lines = str(error).strip().splitlines()
-        print(f"error: {type(error).__name__}: {lines[0] if lines else 'no message'}", file=sys.stderr)
-        return 1
-    return 0
+    load_public()
+    return 0 if succeeds(fit_and_test, Path(args[0])) else 1
 
 
-def _test(arguments: list[str], checkpoint: Path) -> dict[str, float | None]:
-    arguments = ["test", *arguments, f"--ckpt_path={checkpoint}"]
-    say(arguments)
-    return plain(PointCLI.start(arguments).trainer.callback_metrics)
-
-
-def say(arguments: list[str]) -> None:
-    """Print the command line of a stage and when it began."""
-    if _first_process():
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} lit-modules {shlex.join(arguments)}", flush=True)
-
-
-def _first_process() -> bool:
-    """Return whether this is the process that the sweep started, not one that Lightning added for another device."""
+def _is_first_process() -> bool:
+    """Return whether this is the process that the study started, not one that Lightning added for another device."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
 
 

@@ -1,14 +1,37 @@
-"""What a run of a comparison spends, counted while it trains, and the check that all runs spend the same."""
+"""Run of a comparison, and what it spends: ``python -m lit_modules.studies.compare.run FOLDER ...``."""
 
+import os
+import sys
+import time
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lit_modules.cli.public import load_public
+from lit_modules.studies.launchers import LOG, RESULTS
+from lit_modules.studies.runs import RUN, RunCLI, finite, read_json, start, succeeds, train, write_json
+from lit_modules.utils.files import write_whole
+
 IGNORED = -100
+"""Label of a token that is not scored."""
+SPENT = (
+    "steps",
+    "steps_without_update",
+    "forget_rows",
+    "forget_tokens",
+    "retain_tokens",
+    "retain_tokens_trained",
+    "forward_passes",
+    "forward_passes_without_gradient",
+    "backward_passes",
+)
 
 
 class CountSpending(Callback):
@@ -122,6 +145,52 @@ class CountSpending(Callback):
             self._handle = None
 
 
+class CountingCLI(RunCLI):
+    """Command line of a run whose spending is counted."""
+
+    spending: ClassVar[CountSpending | None] = None
+
+    def before_fit(self) -> None:
+        """Add the callback that counts."""
+        super().before_fit()
+        if self.spending is not None:
+            trainer: Any = self.trainer  # which declares no callbacks
+            trainer.callbacks.append(self.spending)
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Train, test what was trained, or test alone, as the record in a folder says.
+
+    Args:
+        folder: Folder of the run; ``run.json`` in it is its record.
+
+    Returns:
+        The content of ``results.json``: the record's values, the numbers logged, what was spent, and the seconds.
+    """
+    record = read_json(folder / RUN)
+    config = write_whole(folder / "config.yaml", yaml.safe_dump(record["config"], sort_keys=False))
+    arguments = ["-c", str(config)]
+    spending = CountSpending(record["config"]["trainer"]["max_steps"]) if record["count"] else None
+    CountingCLI.spending = spending
+    began = trained = time.monotonic()
+    metrics: dict[str, Any] = {}
+    counts: dict[str, Any] | None = None
+    if record["train"]:
+        cli, _ = train(CountingCLI, folder, arguments)
+        metrics = finite(cli.trainer.callback_metrics)
+        counts = spending.record(cli.trainer) if spending is not None else None
+        trained = time.monotonic()
+        if record["test"]:
+            cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+            metrics |= finite(cli.trainer.callback_metrics)
+    else:
+        metrics = finite(start(CountingCLI, folder, ["test", *arguments]).trainer.callback_metrics)
+    seconds = {"train": round(trained - began, 2), "test": round(time.monotonic() - trained, 2)}
+    results = {"values": record["values"], "metrics": metrics, "counts": counts, "seconds": seconds}
+    write_json(folder / RESULTS, results)
+    return results
+
+
 def check_spending(
     counts: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, int], max_steps: int, rows: int
 ) -> None:
@@ -163,3 +232,42 @@ def check_spending(
     alike = {seed: counts[name]["forget_rows"] for seed, name in first.items()}
     if len(set(alike.values())) > 1:
         raise ValueError(f"Runs of all seeds must see as many forget rows, got {alike} (seed: rows).")
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the runs in folders, each with a log of its own; a failed run does not stop the next.
+
+    A run that has finished meanwhile is skipped. If the process that started this one is gone, the run under way is
+    the last one: whoever resumes the comparison has started others for the rest.
+
+    Args:
+        args: Folders of runs.
+
+    Returns:
+        0, or 1 if one failed; the last line of its log then says why.
+    """
+    parent = os.getppid()
+    load_public()
+    failed = 0
+    for folder in map(Path, args):
+        if os.getppid() != parent:
+            return 1
+        if (folder / RESULTS).exists():
+            continue
+        with (folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            try:
+                failed |= not succeeds(run, folder)
+            finally:
+                _end_loggers()
+    return int(failed)
+
+
+def _end_loggers() -> None:
+    """End a run of Weights & Biases, which the next one in this process would continue."""
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
