@@ -6,8 +6,8 @@ from typing import Any
 from PIL.Image import Image
 from torchmetrics import Metric
 
-from lit_modules.coda.augmentation.calls import RecordedChat, answers
-from lit_modules.coda.backends.protocols import BackendError, ChatModel, ChatRequest, Reply
+from lit_modules.coda.backends.protocols import BackendError, ChatModel, ChatRequest, Reply, answers
+from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.base import Batch, QuestionModule
 from lit_modules.coda.core.concepts import prompt_text
 from lit_modules.coda.core.conversations import check_conversation, conversation
