@@ -29,7 +29,7 @@ def test_two_writers_are_refused_and_readers_are_not(tmp_path: Path) -> None:
 def test_shards_share_a_store_but_not_a_part(tmp_path: Path) -> None:
     with Store(tmp_path, (1, 2)), Store(tmp_path, (2, 2)):
         for other in (None, (1, 2), (1, 3)):
-            with pytest.raises(StoreInUse, match="divide the pairs by the same number of shards"):
+            with pytest.raises(StoreInUse, match="divide the work by the same number of shards"):
                 Store(tmp_path, other)
     with pytest.raises(ValueError, match=r"1 <= number <= total, got \(3, 2\)"):
         Store(tmp_path, (3, 2))

@@ -1,7 +1,6 @@
 """``lit-modules coda {export,armada-lite,report}``: training data of a run, edited images, and its report."""
 
 import base64
-import inspect
 import io
 import json
 from collections import Counter
@@ -20,6 +19,7 @@ from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.backends.protocols import ImageEditor
 from lit_modules.coda.core.store import Store
 from lit_modules.studies.points import stoppable
+from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.files import whole_file
 from lit_modules.utils.json_lines import read_json_lines
@@ -90,7 +90,7 @@ def export(options: ExportOptions) -> int:
     print(f"{number} images are in {output}; train on them with")
     rows = [row for _, row in read_json_lines(output / "train" / "metadata.jsonl")]
     each = min(Counter((row["class_name"], row["pair_id"]) for row in rows).values())
-    pairs = {"pairs": str(output / "pairs.json")} if "pairs" in inspect.signature(type(data)).parameters else {}
+    pairs = {"pairs": str(output / "pairs.json")} if "pairs" in argument_names(type(data)) else {}
     arguments = {"method": "synthetic", "synthetic_root": str(output), **pairs, "n_synthetic": each}
     words = " ".join(f"--data.{name} {value}" for name, value in arguments.items())
     print(f"  lit-modules fit --data {type(data).__name__} {words} ...")

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from lit_modules.cli import load_public
+import lit_modules.coda
+import lit_modules.datamodules
 from lit_modules.cli.lightning_cli import ProjectParser, RecipeFile
+from lit_modules.cli.public import load_public
 from lit_modules.coda.augmentation.features import FeatureKind
 from lit_modules.coda.augmentation.settings import CoDASettings, preset
 from lit_modules.coda.backends.protocols import ChatModel, Embedder, ImageGenerator, Prices
@@ -205,7 +207,7 @@ def read_options(options: type[Options], action: str, description: str, args: Se
         UsageError: If they are wrong; the first line says what.
         ValueError: If a value is out of its range.
     """
-    load_public("lit_modules.datamodules", "lit_modules.coda")
+    load_public(lit_modules.datamodules, lit_modules.coda)
     parser = ProjectParser(
         prog=f"lit-modules coda {action}", description=description.removeprefix("... and ").capitalize()
     )

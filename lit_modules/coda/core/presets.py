@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_modules.utils.errors import closest
+from lit_modules.utils.suggestions import did_you_mean
 
 PresetName = Literal["coda_34b", "small"]
 
@@ -62,5 +62,5 @@ def update_preset(name: str) -> UpdatePreset:
         128
     """
     if name not in UPDATE_PRESETS:
-        raise ValueError(f"There is no preset {name!r}{closest(name, UPDATE_PRESETS)}")
+        raise ValueError(f"There is no preset {name!r}{did_you_mean(name, UPDATE_PRESETS)}")
     return UPDATE_PRESETS[name]

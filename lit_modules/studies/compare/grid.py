@@ -11,7 +11,8 @@ import yaml
 
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.studies.sweep.grid import file_name, read_value, show_value
-from lit_modules.utils.errors import UsageError, closest
+from lit_modules.utils.errors import UsageError
+from lit_modules.utils.suggestions import did_you_mean
 
 KEYS: dict[str, type | tuple[type, ...]] = {
     "data": dict,
@@ -184,7 +185,7 @@ def chosen_methods(methods: Sequence[Method], only: str | None) -> list[Method]:
     wanted = [name.strip() for name in only.split(",")]
     for name in wanted:
         if name not in known:
-            raise UsageError(f"There is no method {name!r} for --only{closest(name, known)}")
+            raise UsageError(f"There is no method {name!r} for --only{did_you_mean(name, known)}")
     return [method for method in methods if method.name in wanted]
 
 
@@ -267,7 +268,7 @@ def _only(where: str, given: Any, known: Any) -> None:
         raise UsageError(f"{where} must be a mapping, got {show_value(given)}.")
     for key in given:
         if key not in known:
-            raise UsageError(f"{where} has no key {key!r}{closest(str(key), known)}")
+            raise UsageError(f"{where} has no key {key!r}{did_you_mean(str(key), known)}")
 
 
 def _merged(below: Any, above: Any) -> Any:
@@ -288,14 +289,14 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
     bare, adds = key.removesuffix("+"), key.endswith("+")
     parts = bare.split(".")
     if parts[0] not in KEYS:
-        raise UsageError(f"There is no argument --{parts[0]}{closest(parts[0], KEYS)}")
+        raise UsageError(f"There is no argument --{parts[0]}{did_you_mean(parts[0], KEYS)}")
     node: Any = settings
     for depth, part in enumerate(parts):
         owner = ".".join(parts[:depth])
         if isinstance(node, list):
             names = {entry["name"]: entry for entry in node if isinstance(entry, dict) and "name" in entry}
             if part not in names:
-                raise UsageError(f"There is no {part!r} among {owner}{closest(part, names)}")
+                raise UsageError(f"There is no {part!r} among {owner}{did_you_mean(part, names)}")
             node = names[part]
             continue
         if not isinstance(node, dict):

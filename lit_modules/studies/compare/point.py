@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from lit_modules.cli import load_public
+from lit_modules.cli.public import load_public
 from lit_modules.studies.compare.counts import CountSpending
 from lit_modules.studies.points import LOG, RESULTS
 from lit_modules.studies.sweep.grid import write_json

@@ -13,8 +13,9 @@ from typing import Any
 from lit_modules.studies.compare.counts import check_spending
 from lit_modules.studies.compare.grid import Run
 from lit_modules.studies.compare.runs import REFERENCES
-from lit_modules.utils.errors import UsageError, closest
+from lit_modules.utils.errors import UsageError
 from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.suggestions import did_you_mean
 
 SCORE, FORGOTTEN, KEPT, FAILED = "score", "forgotten", "kept", "failed"
 RULE = """\
@@ -114,7 +115,7 @@ def compare(settings: Mapping[str, Any], runs: Sequence[Run], results: Mapping[s
     columns = list(report.get("columns") or [forget, retain])
     for name in (forget, retain, *columns, *(panel[axis] for panel in pareto for axis in ("x", "y"))):
         if name not in known:
-            raise UsageError(f"There is no number {name!r} for the report{closest(name, known)}")
+            raise UsageError(f"There is no number {name!r} for the report{did_you_mean(name, known)}")
     start, alone = (_number(references[name].get(forget)) for name in REFERENCES)
     if not start > alone:
         raise ValueError(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_modules.studies.compare.grid import OURS, Method, Run, filled
-from lit_modules.utils.errors import UsageError, closest
+from lit_modules.utils.errors import UsageError
+from lit_modules.utils.suggestions import did_you_mean
 
 FINE_TUNING = "lit_modules.CausalLMFineTuning"
 RETAIN_LOG = "{retain_log}"
@@ -64,7 +65,7 @@ def find_class(path: str, where: str) -> type:
         if isinstance(found, type):
             return found
         known += [public for public in getattr(module, "__all__", [])]
-    raise UsageError(f"{where}: there is no class {path!r}{closest(name, known)}")
+    raise UsageError(f"{where}: there is no class {path!r}{did_you_mean(name, known)}")
 
 
 def takes(path: str, where: str) -> set[str]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lit_modules.cli import load_public
 from lit_modules.cli.lightning_cli import ProjectCLI
+from lit_modules.cli.public import load_public
 from lit_modules.studies.sweep.grid import Axis, write_value
-from lit_modules.utils.errors import UsageError, closest
+from lit_modules.utils.errors import UsageError
+from lit_modules.utils.suggestions import did_you_mean
 
 FOLDER = "{folder}"
 """Stands for the folder of the point in the arguments of a sweep."""
@@ -122,10 +123,10 @@ def resolve(key: str, config: Namespace) -> str:
         known = [name for name in vars(inner if isinstance(inner, Namespace) else node) if name != "config"]
         if "class_path" in node:
             name = str(node["class_path"]).rpartition(".")[2]
-            raise UsageError(f"{name} of {owner} has no argument {part!r}{closest(part, known)}")
+            raise UsageError(f"{name} of {owner} has no argument {part!r}{did_you_mean(part, known)}")
         raise UsageError(
             f"There is no argument {'.'.join(parts[: depth + 1])!r}"
-            f"{closest('.'.join(parts[: depth + 1]), ['.'.join([*parts[:depth], name]) for name in known])}"
+            f"{did_you_mean('.'.join(parts[: depth + 1]), ['.'.join([*parts[:depth], name]) for name in known])}"
         )
     return ".".join(full)
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_modules.cli import load_public
 from lit_modules.cli.lightning_cli import ProjectCLI
+from lit_modules.cli.public import load_public
 from lit_modules.studies.sweep.grid import write_json
 from lit_modules.utils.checkpoints import UnsafeFile, check_shards, open_checkpoint
 

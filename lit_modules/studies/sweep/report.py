@@ -11,7 +11,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lit_modules.studies.sweep.grid import SEED, Axis, Point, short_names, show_value
-from lit_modules.utils.errors import UsageError, closest
+from lit_modules.utils.errors import UsageError
+from lit_modules.utils.suggestions import did_you_mean
 
 REPORTED = ("test/*", "val/*")
 """Numbers that the table has."""
@@ -69,7 +70,7 @@ def choose(rows: Sequence[Row], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching and pattern not in REPORTED:
-            raise UsageError(f"There is no number {pattern!r} for --metrics{closest(pattern, names)}")
+            raise UsageError(f"There is no number {pattern!r} for --metrics{did_you_mean(pattern, names)}")
         chosen |= dict.fromkeys(matching)
     return list(chosen)
 
