@@ -12,8 +12,7 @@ from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM, V
 
 from datamodules import LUME
 from lit_modules import ClassifierUpdate, NGDiff
-from lit_modules.coda.backends.editing import DiffusersEdits
-from lit_modules.coda.backends.local import DiffusersImages, LocalChat
+from lit_modules.coda.backends.local import DiffusersEdits, DiffusersImages, LocalChat
 from lit_modules.coda.core.image_text_models import load_model, load_processor
 from lit_modules.metrics.gibberish import cleanness
 from lit_modules.metrics.image_text import ImageTextEncoder

@@ -29,7 +29,6 @@ from transformers.utils.import_utils import is_serve_available
 
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline
 from lit_modules.coda.backends.local import ClipEmbedder, DiffusersImages, LocalChat
-from lit_modules.coda.backends.model_versions import model_version
 from lit_modules.coda.backends.protocols import (
     BackendError,
     BatchChatModel,
@@ -43,6 +42,7 @@ from lit_modules.coda.backends.protocols import (
 from lit_modules.coda.backends.remote import BoundedEndpoint, RemoteChat
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.kv_cache import cache_argument
+from lit_modules.utils.model_versions import model_version
 from tests.coda.fakes import FakeChat, discs, tiny
 
 WORDS = ["[PAD]", "[BOS]", "[UNK]", "[EOS]", "<image>", "user", "assistant", "[UNUSED]"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lit_modules.coda.augmentation.calls import RecordedChat
 from lit_modules.coda.backends.protocols import BackendError, ChatRequest, user_message
+from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.concepts import safe_name
 from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat

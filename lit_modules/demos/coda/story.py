@@ -36,7 +36,7 @@ def new_creatures(folder: Path, seed: int) -> None:
     """
     from rich.console import Console
 
-    from lit_modules.coda.augmentation.report.page import write_report
+    from lit_modules.coda.augmentation.report import write_report
     from lit_modules.coda.core.store import Store
     from lit_modules.datamodules import DrawnSpecies
     from lit_modules.demos.coda.update import print_table, run_updates

@@ -1,12 +1,24 @@
 """Settings of the augmentation: those of this library, and those of the released code."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from lit_modules.coda.augmentation.features import KINDS, PROMPTS, FeatureKind
 from lit_modules.coda.augmentation.generation import PROMPT
 from lit_modules.coda.augmentation.verification import VerificationForm
+from lit_modules.coda.backends.protocols import check_not_negative, check_positive
+from lit_modules.utils.suggestions import did_you_mean
 
+_OFFICIAL: dict[str, Any] = {
+    "filtered_kinds": ("visual_contrastive", "both_contrastive"),
+    "retries": 1,
+    "show_confusable_image": False,
+    "min_generability": None,
+    "verification": "batch",
+    "score_levels": None,
+    "guards": False,
+    "max_attempts": 1,
+}
 CONTRASTIVE: tuple[FeatureKind, ...] = ("textual_contrastive", "visual_contrastive", "both_contrastive")
 
 _COUNTS = (
@@ -18,7 +30,7 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class CoDASettings:
-    """All that shapes the synthetic images of CoDA, but the models.
+    """All settings of the synthetic images of CoDA, but the models.
 
     Args:
         seed: Seed of the run.
@@ -102,18 +114,15 @@ class CoDASettings:
         for name in ("kinds", "filtered_kinds", "score_levels", "feature_prompts"):
             value = getattr(self, name)
             if isinstance(value, list):
-                object.__setattr__(self, name, tuple(tuple(one) if isinstance(one, list) else one for one in value))
+                items = [tuple(item) if isinstance(item, list) else item for item in value]
+                object.__setattr__(self, name, tuple(items))
         for kind in (*self.kinds, *self.filtered_kinds):
             if kind not in KINDS:
                 raise ValueError(f"Kinds must be {', '.join(map(repr, KINDS))}, got {kind!r}.")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds must be at least one, and differ, got {list(self.kinds)}.")
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("feature_temperature", "guidance", "retries"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        check_positive(self, *_COUNTS)
+        check_not_negative(self, "feature_temperature", "guidance", "retries")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
         for name in ("min_discriminability", "min_generability"):
@@ -156,21 +165,10 @@ def preset(name: Literal["default", "official"] = "default", **changes: Any) -> 
         >>> preset(num_images=3).num_images
         3
     """
-    official: dict[str, Any] = {
-        "filtered_kinds": ("visual_contrastive", "both_contrastive"),
-        "retries": 1,
-        "show_confusable_image": False,
-        "min_generability": None,
-        "verification": "batch",
-        "score_levels": None,
-        "guards": False,
-        "max_attempts": 1,
-    }
-    presets: dict[str, dict[str, Any]] = {"default": {}, "official": official}
-    if name not in presets:
+    if name not in ("default", "official"):
         raise ValueError(f"The preset must be 'default' or 'official', got {name!r}.")
-    known = {field.name for field in fields(CoDASettings)}
+    known = sorted(field.name for field in fields(CoDASettings))
     for change in changes:
         if change not in known:
-            raise ValueError(f"There is no setting {change!r}; there are {', '.join(sorted(known))}.")
-    return replace(CoDASettings(**presets[name]), **changes)
+            raise ValueError(f"There is no setting {change!r}{did_you_mean(change, known)}")
+    return CoDASettings(**{**(_OFFICIAL if name == "official" else {}), **changes})

@@ -1,18 +1,15 @@
-"""HTML pages that hold everything: templates whose values are escaped, and pictures as text."""
+"""HTML pages from templates of a package, with all values escaped, and images inside them."""
 
 import base64
-import hashlib
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
 
-def render_page(
+def render_html(
     package: str, template: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None
 ) -> str:
-    """Return a page: a package's template with values, all of which are escaped.
-
-    A value that is missing is an error and not an empty text.
+    """Render a package's Jinja template; values are escaped, and a missing one is an error.
 
     Args:
         package: Package that holds the template.
@@ -24,12 +21,8 @@ def render_page(
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(filters or {})
-    return environment.from_string(read_part(package, template)).render(values)
-
-
-def read_part(package: str, name: str) -> str:
-    """Return the text of a file in a package."""
-    return files(package).joinpath(name).read_text(encoding="utf-8")
+    text = files(package).joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(values)
 
 
 def data_url(data: bytes, media_type: str) -> str:
@@ -40,13 +33,3 @@ def data_url(data: bytes, media_type: str) -> str:
         'data:image/png;base64,YWJj'
     """
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-
-
-def script_source(script: str) -> str:
-    """Return what a Content Security Policy allows a script by: the hash of its text, so that no other one runs.
-
-    Example:
-        >>> script_source("")
-        "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
-    """
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
