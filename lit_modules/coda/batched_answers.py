@@ -126,10 +126,10 @@ def read_shared(
 ) -> dict[str, Any] | None:
     """Read what the questions of each group have in common, and return the inputs with which ``generate`` goes on.
 
-    Against ``generate`` on whole questions with their image repeated, 32 verdicts of two tokens, five on an image, are
-    answered 3.3 times as fast in one turn (LLaVA-NeXT of 10.1 M parameters, questions of 320 tokens with their image,
-    batches of 16, one thread of 2 cores, no GPU, 2026-11-28; ``benchmarks/coda.py --part verdicts --tile 168`` times it
-    with larger images). Questions that share no image gain nothing, so they are read whole.
+    Against ``generate`` on whole questions with their image repeated, verdicts of two tokens, five on an image of 744
+    tokens, are answered 3.99 times as fast (3.38 to 4.64 in five turns; LLaVA-NeXT of 10.1 M parameters, one thread of 2
+    cores, no GPU, 2026-11-28, ``python benchmarks/coda.py --part verdicts --tile 168 --questions 15``). Questions that
+    share no image gain nothing, so they are read whole.
 
     Args:
         network: Model for which :func:`can_share` holds, in evaluation mode.
