@@ -127,9 +127,9 @@ def read_shared(
     """Read what the questions of each group have in common, and return the inputs with which ``generate`` goes on.
 
     Against ``generate`` on whole questions with their image repeated, verdicts of two tokens, five on an image of 744
-    tokens, are answered 3.99 times as fast (3.38 to 4.64 in five turns; LLaVA-NeXT of 10.1 M parameters, one thread of 2
-    cores, no GPU, 2026-11-28, ``python benchmarks/coda.py --part verdicts --tile 168 --questions 15``). Questions that
-    share no image gain nothing, so they are read whole.
+    tokens, are answered 3.99 times as fast (3.38 to 4.64 in five turns; LLaVA-NeXT of 10.1 M parameters, one thread,
+    2 cores, no GPU, 2026-11-28, ``python benchmarks/coda.py --part verdicts --tile 168 --questions 15``). Questions
+    that share no image gain nothing, so they are read whole.
 
     Args:
         network: Model for which :func:`can_share` holds, in evaluation mode.
