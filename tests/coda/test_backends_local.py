@@ -199,7 +199,8 @@ def test_a_cache_with_a_sliding_window_is_not_shared(llava: str, tmp_path: Path)
     folder = tmp_path / "model"
     shutil.copytree(llava, folder)
     config: Any = LlavaNextConfig.from_pretrained(llava)
-    config.text_config = MistralConfig(vocab_size=len(WORDS), num_key_value_heads=2, sliding_window=8, **SIZES, **IDS)
+    sizes: dict[str, Any] = {"vocab_size": len(WORDS), "num_key_value_heads": 2, **SIZES, **IDS}
+    config.text_config = MistralConfig(**sizes, sliding_window=8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlavaNextForConditionalGeneration(config).save_pretrained(folder)
