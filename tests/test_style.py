@@ -33,7 +33,8 @@ def test_paper_index_names_what_is_run(files: str, names: str) -> None:
     for name in re.findall(r"`([^`]+)`", names):
         own = name.rpartition(".")[2]
         assert any(re.search(rf"^ *(?:def|class) {own}\b", text, re.MULTILINE) for text in texts), name
-        used = len(re.findall(rf"\b{own}\b(?=[(,:\]])", everything)) - len(
-            re.findall(rf"(?:def|class) {own}\b", everything)
-        )
-        assert used > 0, f"nothing in the packages calls {name}"
+        if own.islower():  # a class may be named by configurations alone
+            used = len(re.findall(rf"\b{own}\b(?=[(,:\]])", everything)) - len(
+                re.findall(rf"(?:def|class) {own}\b", everything)
+            )
+            assert used > 0, f"nothing in the packages calls {name}"
