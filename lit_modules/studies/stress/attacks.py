@@ -14,10 +14,10 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lit_modules.unlearning.core.loading import check_folder, load_causal_lm
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
-from lit_modules.unlearning.core.reference import evaluation
+from lit_modules.unlearning.core.pretrained import check_folder, load_causal_lm
 from lit_modules.utils import adapters
+from lit_modules.utils.model_modes import evaluation_mode
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -264,5 +264,5 @@ def run_lm_eval(folder: str, tasks: Sequence[str], output: str, **options: Any) 
 
 
 def _evaluated(network: Any, evaluate: Evaluate) -> dict[str, float]:
-    with torch.no_grad(), evaluation(network):
+    with torch.no_grad(), evaluation_mode(network):
         return {name: float(value) for name, value in evaluate(network).items()}
