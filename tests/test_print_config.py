@@ -24,7 +24,10 @@ RECORDINGS = sorted((Path(__file__).parent / "data" / "print_config").glob("*.ya
 STAGES = LightningCLI.subcommands()
 FOREIGN = ("torch.", "lightning.", "transformers.", "diffusers.", "peft.", "trainer.")
 """Addresses of other libraries, whose next version may have more options."""
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "lit_modules.*.combine": "aggregator",
+    "lit_modules.unlearning.combiners.Normalised": "lit_modules.unlearning.core.aggregators.Normalised",
+}
 """New name of an option by its old address; new class path, file or command by the old one."""
 ADDED: set[str] = set()
 """Addresses of new options."""
