@@ -33,7 +33,7 @@ from datamodules.drawn.renderer import (
 )
 from datamodules.drawn.sets import caption, labelled_drawings, read_pairs
 
-HOUSEHOLD = Path(__file__).parents[2] / "lit_modules" / "synthia" / "ontology" / "data" / "household.yaml"
+HOUSEHOLD = Path(__file__).parents[2] / "lit_modules" / "utils" / "data" / "household.yaml"
 
 
 def pair(number: int, *affordances: str, tdistance: float = 0.5, negatives: tuple[str, ...] = ()) -> dict[str, Any]:
