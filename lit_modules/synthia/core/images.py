@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_modules.metrics.image_text import as_bytes
-from lit_modules.utils.pages import data_url
+from lit_modules.utils.html import data_url
 
 
 def as_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
