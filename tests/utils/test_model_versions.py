@@ -4,7 +4,7 @@ import pytest
 
 from lit_modules.coda.backends.local import ClipEmbedder, LocalChat
 from lit_modules.synthia.backbones.stable_diffusion import StableDiffusion
-from lit_modules.synthia.ontology.graph import Ontology
+from lit_modules.utils.ontology import Ontology
 from lit_modules.synthia.pairs.images import PipelineImages
 from lit_modules.synthia.pairs.preparation import Preparation
 from lit_modules.synthia.pairs.sources import Sources
