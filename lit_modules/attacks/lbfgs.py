@@ -40,7 +40,7 @@ class LBFGS(Attack):
     Args:
         search_steps: Rounds of the search over c: ten times c until a round fools, then bisection.
         steps: Most iterations of L-BFGS in a round, each of one or more forward and backward passes.
-        initial_const: First c.
+        initial_const: First weight c of the loss.
         refine_steps: Bisections of the segment at the end, one forward pass each.
         loss: ``nearest`` for the lead of the class whose boundary is nearest (targeted: of the target over the others),
             ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.

@@ -1,7 +1,6 @@
 """GenAttack: generations, elites and their cost."""
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -90,18 +89,3 @@ def test_takes_logits_of_any_size() -> None:
     result = GenAttack(eps=0.1, steps=4, population=5).run(Steep(), torch.full((2, 4), 0.5))
     assert torch.isfinite(result.adversarial).all()
     assert (result.distance > 0).all()
-
-
-@pytest.mark.parametrize("name", ["mutation_range", "mutation_rate", "least_range", "least_rate", "decay"])
-@pytest.mark.parametrize("value", [0, 1.5])
-def test_shares(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be above 0 and at most 1, got {value}"):
-        GenAttack(**{name: value})  # type: ignore[arg-type]
-
-
-def test_bad_arguments() -> None:
-    arguments: dict[str, Any] = {"population": 1}
-    with pytest.raises(ValueError, match="population must be an integer of at least 2, got 1"):
-        GenAttack(**arguments)
-    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
-        GenAttack(temperature=0)
