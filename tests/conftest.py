@@ -1,4 +1,4 @@
-"""What the tests share: no network, the real data if it is there, a tiny language model."""
+"""Fixtures of all tests: no network, the real data if it is there, a tiny language model."""
 
 import os
 import signal
@@ -12,6 +12,8 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub, which reads it once
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

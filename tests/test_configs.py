@@ -1,4 +1,4 @@
-"""Every recipe trains for two batches on the CPU; every fragment joins a recipe."""
+"""Recipes train for two batches on the CPU, one of each kind by default and all with the slow tests."""
 
 import gzip
 import json
@@ -25,6 +25,19 @@ OTHER_COMMANDS = {"coda_augmentation", "compare"}
 NAMED = sorted(CONFIGS.glob("[!_]*/*.yaml"))
 RECIPES = [path for path in NAMED if path.parent.name not in OTHER_COMMANDS]
 FRAGMENTS = sorted(CONFIGS.glob("_*/*.yaml"))
+REPRESENTATIVES = {
+    "ngdiff/lume",
+    "ngdiff/muse",
+    "npo/tofu",
+    "rmu/lume",
+    "pgd/digits",
+    "free/cifar10",
+    "synthia/drawn",
+    "synthia/sdxl_lora",
+    "coda/drawn",
+    "coda/vit",
+}
+"""Recipes that the default tests train; ``test_print_config.py`` builds the configuration of all."""
 
 
 def name_of(path: Path) -> str:
@@ -188,7 +201,11 @@ def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.F
     return arguments
 
 
-@pytest.mark.parametrize("config", RECIPES, ids=name_of)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(r, marks=() if name_of(r) in REPRESENTATIVES else pytest.mark.slow) for r in RECIPES],
+    ids=name_of,
+)
 def test_recipe_trains(
     config: Path,
     tiny_causal_lm: Path,
@@ -208,7 +225,12 @@ def test_recipe_trains(
 
 @pytest.mark.parametrize(
     "name",
-    ["ngdiff/lume", "coda/drawn", "coda/vit", "synthia/drawn", "synthia/drawn_pretrain", "synthia/sdxl_lora"],
+    [
+        "ngdiff/lume",
+        "coda/vit",
+        "synthia/drawn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("coda/drawn", "synthia/sdxl_lora")),
+    ],
 )
 def test_recipe_predicts(
     name: str,
@@ -228,9 +250,8 @@ def test_recipe_predicts(
     assert all(json.loads(line) for line in lines)
 
 
-@pytest.mark.parametrize("config", NAMED, ids=name_of)
-def test_recipe_begins_with_what_it_is(config: Path) -> None:
-    assert config.read_text(encoding="utf-8").startswith("# ")
+def test_recipes_begin_with_a_comment() -> None:
+    assert all(config.read_text(encoding="utf-8").startswith("# ") for config in NAMED)
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS, ids=name_of)
@@ -262,6 +283,7 @@ def test_fragment_joins_a_recipe(fragment: Path, capsys: pytest.CaptureFixture[s
         assert printed["max_epochs"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "practical"])
 @pytest.mark.parametrize("recipe", ["sdxl_lora", "sd35_lora", "kandinsky3_flash"])
 def test_preset_of_synthia_trains_any_recipe(

@@ -2,28 +2,19 @@
 
 import os
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import lit_modules
-from lit_modules.cli.commands import COMMANDS
-from lit_modules.utils.errors import UsageError, closest, is_told
+from lit_modules.cli.commands import COMMANDS, run_command
+from lit_modules.cli.errors import is_for_user
+from lit_modules.utils.errors import UsageError
+from lit_modules.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
     from lit_modules.cli.lightning_cli import ProjectCLI
 
-PUBLIC = (
-    "lit_modules",
-    "lit_modules.attacks",
-    "lit_modules.metrics",
-    "lit_modules.networks",
-    "lit_modules.synthia",
-    "lit_modules.datamodules",
-    "lit_modules.callbacks",
-)
-"""Modules whose public classes the command line knows by their short names."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 STAGES = {
@@ -58,14 +49,16 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
             print(f"lit-modules {lit_modules.__version__}")
             return 0
         if first in COMMANDS:
-            return int(import_module(COMMANDS[first][0]).main(args[1:]))
+            return run_command(first, args[1:])
         commands = [*STAGES, *COMMANDS]
         if first.startswith("-") and not set(STAGES) & set(args):
             raise UsageError(f"A command must come first: one of {', '.join(commands)}; got {first!r}.")
         if not first.startswith("-") and first not in STAGES:
-            raise UsageError(f"There is no command {first!r}{closest(first, commands)}")
-    load_public()
+            raise UsageError(f"There is no command {first!r}{did_you_mean(first, commands)}")
     from lit_modules.cli.lightning_cli import ProjectCLI
+    from lit_modules.cli.public import load_public
+
+    load_public()
 
     return ProjectCLI.start(args)
 
@@ -73,7 +66,7 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
 def run() -> None:
     """Run the command line of this process; say what is wrong in one sentence, without a traceback.
 
-    Errors that are no such sentence (:func:`~lit_modules.utils.errors.is_told`) keep their traceback. Classes are
+    An error that is no such sentence (:func:`~lit_modules.cli.errors.is_for_user`) keeps its traceback. Classes are
     found in the working folder first, as ``python -m`` finds them, unless Python is told to leave it out
     (``PYTHONSAFEPATH``).
     """
@@ -86,7 +79,7 @@ def run() -> None:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if os.environ.get(TRACEBACK) == "1" or not is_told(error):
+        if os.environ.get(TRACEBACK) == "1" or not is_for_user(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, UsageError):
@@ -96,23 +89,11 @@ def run() -> None:
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def load_public(*modules: str) -> None:
-    """Import the public classes of modules, so that the parser knows them by their short names.
-
-    Args:
-        modules: Names of the modules; none takes those of the command line.
-    """
-    for module in map(import_module, modules or PUBLIC):
-        for name in module.__all__:
-            getattr(module, name)
-
-
 def help_text() -> str:
     """Return the text of ``lit-modules --help``."""
     lines = ["usage: lit-modules COMMAND [options]", "", (lit_modules.__doc__ or "").partition(":")[0] + ".", ""]
     lines += ["commands:"]
-    helps = STAGES | {name: line for name, (_, line) in COMMANDS.items()}
-    lines += [f"  {name:<10}{line}" for name, line in helps.items()]
+    lines += [f"  {name:<10}{line}" for name, line in (STAGES | COMMANDS).items()]
     lines += [
         "",
         "options:",

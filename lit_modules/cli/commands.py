@@ -1,22 +1,45 @@
-"""The commands beside fit, validate, test and predict: a module each, with ``main(args: list[str]) -> int``."""
+"""Commands beside fit, validate, test and predict, each imported when it is called."""
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("lit_modules.demos.command", "Run a method offline, from nothing to a report."),
-    "study": ("lit_modules.studies.study", "Reproduce a recorded comparison of methods."),
-    "sweep": ("lit_modules.studies.sweep.command", "Run fit and test over values of any argument."),
-    "sequence": ("lit_modules.studies.sequence", "Unlearn growing or successive forget sets of MUSE."),
-    "compare": (
-        "lit_modules.studies.compare.command",
-        "Compare methods of unlearning from one start, with equal steps.",
-    ),
-    "aftercare": (
-        "lit_modules.studies.stress.command",
-        "Relearn and round an unlearned model: what does it still know?",
-    ),
-    "ontology": ("lit_modules.cli.ontology", "Look at an ontology and the distances of its affordances."),
-    "pairs": ("lit_modules.cli.pairs", "Make pairs of affordances with captions and images."),
-    "coda": ("lit_modules.cli.coda.command", "Find confused pairs and make contrastive synthetic images of them."),
-    "memory": ("lit_modules.cli.memory", "Count the memory that unlearning a model needs of each GPU."),
-    "recipes": ("lit_modules.cli.recipes", "List the shipped recipes, for -c."),
+COMMANDS = {
+    "demo": "Run a method offline, from nothing to a report.",
+    "sweep": "Run fit and test over values of any argument.",
+    "sequence": "Scalability and sustainability of unlearning, as in MUSE.",
+    "compare": "Compare methods of unlearning from one start, with equal steps.",
+    "stress": "Relearning attack and quantization of an unlearned model.",
+    "ontology": "Look at an ontology and the distances of its affordances.",
+    "pairs": "Make pairs of affordances with captions and images.",
+    "coda": "Find confused pairs and make contrastive synthetic images of them.",
+    "memory": "Count the memory that unlearning a model needs of each GPU.",
+    "recipes": "List the shipped recipes, for -c.",
 }
-"""Module and help line of each command."""
+"""Help line of each command."""
+
+
+def run_command(name: str, args: list[str]) -> int:
+    """Run a command of :data:`COMMANDS` and return its exit code.
+
+    Args:
+        name: Name of the command.
+        args: Its arguments.
+    """
+    if name == "demo":
+        from lit_modules.demos.command import main
+    elif name == "sweep":
+        from lit_modules.studies.sweep.command import main
+    elif name == "sequence":
+        from lit_modules.studies.sequence import main
+    elif name == "compare":
+        from lit_modules.studies.compare.command import main
+    elif name == "stress":
+        from lit_modules.studies.stress.command import main
+    elif name == "ontology":
+        from lit_modules.cli.ontology import main
+    elif name == "pairs":
+        from lit_modules.cli.pairs import main
+    elif name == "coda":
+        from lit_modules.cli.coda.command import main
+    elif name == "memory":
+        from lit_modules.cli.memory import main
+    else:
+        from lit_modules.cli.recipes import main
+    return main(args)

@@ -1,6 +1,5 @@
 """LightningCLI as this project uses it: recipes by name, short errors, the configuration in every logger."""
 
-import inspect
 import os
 import re
 from collections.abc import Sequence
@@ -18,30 +17,17 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
 
 from lit_modules.callbacks import LastCheckpoint, PredictionRecord
+from lit_modules.cli.errors import explain, unknown_key
 from lit_modules.cli.messages import SETUP
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.cli.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
 from lit_modules.cli.run_names import name_wandb_runs
-from lit_modules.utils.errors import UsageError, condense, unknown_key
+from lit_modules.utils.arguments import argument_names
+from lit_modules.utils.errors import UsageError
 from lit_modules.utils.resuming import bring
-
-_BASES: dict[str, type] = {
-    "model": LightningModule,
-    "data": LightningDataModule,
-    "callbacks": Callback,
-    "logger": Logger,
-    "metric": Metric,
-    "optimizer": Optimizer,
-    "scheduler": LRScheduler,
-}
-
 
 MAX_SEED = 2**32 - 1
 """Largest seed that NumPy takes."""
@@ -71,7 +57,7 @@ class ProjectParser(LightningArgumentParser):
             raise ex
         command = self.prog.replace(" [options]", "") + (f" {self.stage}" if self.stage else "")
         names = self.option_names() + self._nested_names(message)
-        raise UsageError(condense(message, command, names, _class_names())) from None
+        raise UsageError(explain(message, command, names)) from None
 
     def option_names(self) -> list[str]:
         """Return the long options of this command; for the parser of all commands, those of the one given."""
@@ -275,7 +261,7 @@ class ProjectCLI(LightningCLI):
         if not isinstance(name, str) or arguments is None or arguments.get("tokenizer") is not None:
             return
         module, _, class_name = data["class_path"].rpartition(".")
-        if "tokenizer" in inspect.signature(getattr(import_module(module), class_name)).parameters:
+        if "tokenizer" in argument_names(getattr(import_module(module), class_name)):
             arguments["tokenizer"] = name
 
 
@@ -327,13 +313,3 @@ def _check_text(text: str, source: str, keys: list[str]) -> None:
         known = [*keys, *commands]
         if not any(name == key or name.startswith(f"{key}.") for name in known):
             raise UsageError(f"{source}: {unknown_key(key, keys)}")
-
-
-def _class_names() -> dict[str, list[str]]:
-    """Return the short names of the classes that each key takes, as far as they are imported."""
-
-    def below(base: type) -> set[str]:
-        children: list[type] = base.__subclasses__()
-        return {name for child in children for name in {child.__name__} | below(child)}
-
-    return {key: sorted(name for name in below(base) if not name.startswith("_")) for key, base in _BASES.items()}

@@ -1,4 +1,4 @@
-"""What libraries say while a run is set up: kept until it starts, so that a mistake is the first line on the screen."""
+"""Messages of libraries during the set-up, held back so that a mistake is the first line on the screen."""
 
 import logging
 import warnings
@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from lit_modules.utils.errors import is_told
+from lit_modules.cli.errors import is_for_user
 
 LOGGERS = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
 
@@ -39,7 +39,7 @@ class SetupMessages(logging.Handler):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end(say=error is None or not is_told(error))
+        self.end(say=error is None or not is_for_user(error))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lit_modules.synthia.ontology.files import normalise
-from lit_modules.utils.errors import closest
 from lit_modules.utils.images import FORMATS, NOT_READ, read_picture_file
+from lit_modules.utils.suggestions import did_you_mean
 
 ConceptImages = Mapping[str, Tensor | Sequence[Tensor]]
 """Images by the name of their concept: floats in [0, 1] or uint8, ``(n, 3, height, width)`` or a list of them."""
@@ -34,7 +34,7 @@ def read_concept_images(images: str | ConceptImages, concepts: Sequence[str]) ->
     given = _folder(Path(images)) if isinstance(images, str) else images
     for name, pictures in given.items():
         if _plain(name) not in known:
-            raise ValueError(f"There is no concept {name!r} in the ontology{closest(name, list(known.values()))}")
+            raise ValueError(f"There is no concept {name!r} in the ontology{did_you_mean(name, list(known.values()))}")
         found[known[_plain(name)]] += list(pictures)
     found = {name: pictures for name, pictures in found.items() if pictures}
     if not found:

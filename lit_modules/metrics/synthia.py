@@ -23,7 +23,7 @@ from lit_modules.metrics.image_text import (
 )
 from lit_modules.synthia.ontology.files import normalise
 from lit_modules.synthia.ontology.graph import Level, Ontology
-from lit_modules.utils.errors import closest
+from lit_modules.utils.suggestions import did_you_mean
 
 PROMPT = "an object used to {}"
 ONE, SEVERAL = "a photo of one object", "a photo of several objects"
@@ -116,7 +116,7 @@ class AffordanceRecall(EncodedMetric):
         rows = _affordances(batch, len(vectors))
         for name in {name for row in rows for name in row}:
             if name not in self.names:
-                raise ValueError(f"There is no affordance {name!r} in the ontology{closest(name, self.names)}")
+                raise ValueError(f"There is no affordance {name!r} in the ontology{did_you_mean(name, self.names)}")
         texts = self.encoder.texts([_prompt(name) for name in self.names])
         return [recall_at_k(vectors @ texts.T, _table(rows, self.names), self.k)]
 

@@ -1,5 +1,6 @@
-"""Shared arguments that are declared once: ``**shared: Unpack[Arguments]``."""
+"""Shared arguments that are declared once: ``**shared: Unpack[Arguments]``; the arguments that a class takes."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,3 +21,23 @@ else:
         def __class_getitem__(cls, arguments: Any) -> Any:
             """Return ``Any``, whatever the arguments are."""
             return Any
+
+
+def argument_names(kind: type) -> list[str]:
+    """Return the names of the arguments that a class takes, those that it passes on to its bases included.
+
+    Example:
+        >>> class Base:
+        ...     def __init__(self, rate: float = 1.0) -> None: ...
+        >>> class Method(Base):
+        ...     def __init__(self, beta: float, **shared: Any) -> None: ...
+        >>> argument_names(Method)
+        ['beta', 'rate']
+    """
+    names: dict[str, None] = {}
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        names |= dict.fromkeys(p.name for p in list(parameters)[1:] if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return list(names)

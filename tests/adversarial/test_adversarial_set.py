@@ -130,6 +130,7 @@ print("done", len(found))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     script = tmp_path / "attack.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)), encoding="utf-8")

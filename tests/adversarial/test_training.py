@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 from callbacks import AdversarialWeightPerturbation
 from lit_modules import MART, TRADES, FastTraining, FreeTraining, PGDTraining, StandardTraining
 from lit_modules.adversarial import KLPGD
-from lit_modules.adversarial.core.losses import kl_divergence, mart_loss, trades_loss
+from lit_modules.adversarial.core.losses import kl_divergence
+from lit_modules.adversarial.mart import mart_loss
+from lit_modules.adversarial.trades import trades_loss
 from lit_modules.attacks.pgd import L2PGD, LinfPGD
 
 METHODS: list[Any] = [PGDTraining, StandardTraining, TRADES, MART, FreeTraining, FastTraining]

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from lit_modules.cli import STAGES, main, run
 from lit_modules.cli.commands import COMMANDS
-from lit_modules.utils.errors import UsageError, is_told
+from lit_modules.cli.errors import is_for_user
+from lit_modules.utils.errors import UsageError
 
 NGDIFF = ["fit", "--data", "LUME", "--model", "NGDiff", "--model.model", "x"]
 DIGITS = ["fit", "-c", "pgd/digits.yaml"]
@@ -190,7 +191,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "folder of recipes": (
         ["fit", "-c", "compare"],
-        "There is no configuration file 'compare'; did you mean compare/lume_tiny.yaml or compare/tofu_tiny.yaml?",
+        "There is no configuration file 'compare'; did you mean compare/lume_rates.yaml or compare/lume_tiny.yaml or "
+        "compare/tofu_tiny.yaml?",
     ),
     "command": (["fitt"], "There is no command 'fitt'; did you mean 'fit'?"),
     "no command": (
@@ -349,10 +351,11 @@ def test_error_of_set_up_is_the_first_line(
     assert trained.startswith("Seed set to 0\n")
 
 
-def _caught(code: str, module: str) -> Exception:
+def _caught(code: str, module: str, file: Path) -> Exception:
     """Return the error that code of a module ends with."""
+    file.write_text(code, encoding="utf-8")
     with pytest.raises(Exception) as raised:  # noqa: PT011
-        exec(compile(code, "<code>", "exec"), {"__name__": module})
+        exec(compile(code, str(file), "exec"), {"__name__": module})
     return raised.value
 
 
@@ -382,11 +385,11 @@ def _caught(code: str, module: str) -> Exception:
         ("import json\njson.loads('{')", "lit_modules.datamodules.lume.lume", False),
     ],
 )
-def test_only_sentences_for_the_user_are_told(code: str, module: str, told: bool) -> None:
+def test_only_sentences_for_the_user_are_told(code: str, module: str, told: bool, tmp_path: Path) -> None:
     code = code.replace(
         "Misconfigured", "__import__('lightning').pytorch.utilities.exceptions.MisconfigurationException"
     )
-    assert is_told(_caught(code, module)) is told
+    assert is_for_user(_caught(code, module, tmp_path / "code.py")) is told
 
 
 def test_defect_keeps_its_traceback(

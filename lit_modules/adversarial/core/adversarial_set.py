@@ -1,4 +1,4 @@
-"""The adversarial samples of a whole set: found batch by batch, kept on disk, and read as a dataset."""
+"""Adversarial samples of a whole dataset: found batch by batch, kept on disk, and read as a dataset."""
 
 import inspect
 import logging

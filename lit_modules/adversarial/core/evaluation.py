@@ -1,4 +1,4 @@
-"""A test under several attacks that can be broken off, resumed, and spread over processes."""
+"""Test under several attacks that can be interrupted, resumed, and spread over processes."""
 
 import random
 import re

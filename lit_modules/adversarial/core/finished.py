@@ -1,4 +1,4 @@
-"""What an attack has made of samples, kept so that a run that was broken off goes on where it was."""
+"""Records of attacked samples, kept so that an interrupted run goes on where it was."""
 
 import json
 import time
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attack made of a sample, and what it was made for.
+    """Outcome of an attack on a sample, and what it was computed for.
 
     Attributes:
         name: Name of the sample.

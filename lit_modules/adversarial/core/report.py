@@ -1,4 +1,4 @@
-"""The record of a test under attack, its table and its pictures."""
+"""Record of a test under attack, its table and its figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from lit_modules.metrics.robustness import distance_statistics, median_distance,
 
 @dataclass(frozen=True)
 class Finished:
-    """What one attack made of one sample.
+    """Outcome of one attack on one sample.
 
     Attributes:
         success: Whether the classifier was fooled.

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lit_modules.utils.errors import closest
+from lit_modules.utils.suggestions import did_you_mean
 
 SCHEMA_VERSION = 1
 BUNDLED = ("household",)
@@ -146,7 +146,7 @@ def convert_three_maps(data: Mapping[str, Any], name: str = "converted") -> tupl
         if not isinstance(maps, Mapping):
             problems.append(f"{category}: must be a mapping of {', '.join(THREE_MAPS)}, got {_kind(maps)}.")
             continue
-        problems += [f"{category}: unknown key {key!r}{closest(str(key), THREE_MAPS)}" for key in _others(maps)]
+        problems += [f"{category}: unknown key {key!r}{did_you_mean(str(key), THREE_MAPS)}" for key in _others(maps)]
         parts, whole, by_part = (_map(maps, key, category, problems) for key in THREE_MAPS)
         concepts: dict[str, Any] = {concept: {} for concept in (*whole, *parts)}
         for concept, value in concepts.items():
@@ -165,13 +165,13 @@ def convert_three_maps(data: Mapping[str, Any], name: str = "converted") -> tupl
             own = _by_name(given, there, "a part", problems)
             known = [normalise(part) for part in named]
             problems += [
-                f"{there}/{part}: unknown part{closest(part, known)} Add it to {here}."
+                f"{there}/{part}: unknown part{did_you_mean(part, known)} Add it to {here}."
                 for part in own
                 if part not in known
             ]
             value["parts"] = {part: _joined(own.get(part, [])) for part in known}
         problems += [
-            f"{category}/coarse_parts_affordance/{concept}: unknown concept{closest(concept, concepts)}"
+            f"{category}/coarse_parts_affordance/{concept}: unknown concept{did_you_mean(concept, concepts)}"
             for concept in by_part
             if concept not in concepts
         ]
@@ -294,7 +294,7 @@ def _name(given: Any, path: str, what: str, problems: list[str], slash: bool = F
 
 def _unknown_keys(data: Mapping[Any, Any], known: Sequence[str], path: str) -> Iterator[str]:
     begin = f"{path}: " if path else ""
-    return (f"{begin}unknown key {key!r}{closest(str(key), known)}" for key in data if key not in known)
+    return (f"{begin}unknown key {key!r}{did_you_mean(str(key), known)}" for key in data if key not in known)
 
 
 def _others(maps: Mapping[Any, Any]) -> list[Any]:
