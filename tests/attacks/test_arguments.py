@@ -55,7 +55,7 @@ def test_command_line_has_all_options_with_defaults_and_help(name: str) -> None:
             assert given["init_args"][key] == (list(value) if isinstance(value, tuple) else value), key
     text = " ".join(printed(f"--attack.help=lit_modules.attacks.{name}").partition("Help for")[2].split())
     for key in expected:
-        sentence = re.search(rf"--attack\.{key} (?:{{.*?}}|[A-Z_]+)(?:, --\S+ [A-Z_]+)? (.*?)\((?:type|required)", text)
+        sentence = re.search(rf"--attack\.{key} (?:{{.*?}}|\S+)(?:, --\S+ \S+)? (.*?)\((?:type|required)", text)
         assert sentence, key
         assert len(sentence[1]) > 10, key
 
