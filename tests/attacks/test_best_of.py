@@ -83,14 +83,6 @@ def test_failures_return_the_best_attempt() -> None:
     assert torch.equal(backwards.adversarial, case.x)
 
 
-def test_fixed_radius_members_keep_the_larger_margin() -> None:
-    case = Case()
-    result = BestOf(attacks=[Push(0.4, False, bounds=BOX), Push(0.6, False, bounds=BOX)], keep="best").run(
-        Sum(), case.x, case.y
-    )
-    assert torch.allclose(result.adversarial[:3], case.x[:3] - 0.6)
-
-
 def linear() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))

@@ -191,6 +191,18 @@ def test_result_depends_on_seed_sample_and_model_alone(name: str, norm: str) -> 
         assert torch.allclose(alone[[1, 2, 0]], first.adversarial, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "norm"), [c for c in CASES if make(*c).eps is not None and c[0] != "BestOf"])
+def test_one_radius_per_sample(name: str, norm: str) -> None:
+    model, x = network().double(), images(3).double()
+    eps = EPS[make(name, norm).norm or ""] * torch.tensor([0.0, 0.4, 1.0]).double()
+    result = run(make(name, norm, eps=eps), model, x)
+    assert bool((result.distance <= eps * (1 + 1e-6) + 1e-6).all())
+    if name != "FastFeature":  # there a sample's guide is another sample
+        for i in (1, 2):
+            alone = make(name, norm, eps=float(eps[i]))(model, x[i : i + 1])
+            assert torch.allclose(alone[0], result.adversarial[i], atol=1e-6)
+
+
 @representative
 def test_misclassified_samples_need_no_attack(name: str, norm: str) -> None:
     if name == "FastFeature":

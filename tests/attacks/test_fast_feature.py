@@ -80,15 +80,6 @@ def test_neither_batch_nor_order_nor_global_generator_changes_a_result() -> None
     assert not torch.allclose(attack(model, x, guide, seed=7), together, atol=1e-4)
 
 
-def test_one_radius_per_sample_and_whole_numbers() -> None:
-    model, x, guide = network(), samples(), samples(seed=2)
-    eps = torch.tensor([0.0, 0.01, 0.02, 0.05, 0.1, 0.4])
-    result = FastFeature(eps=eps, steps=4, step_size=eps + 0.001).run(model, x, guide)
-    assert bool((result.distance <= eps + 1e-6).all())
-    assert torch.equal(result.adversarial[0], x[0])
-    FastFeature(eps=1)(model, x, guide)
-
-
 def test_passes_are_the_guide_and_the_steps_and_the_end() -> None:
     result = FastFeature(steps=7).run(network(), samples(), samples(seed=2))
     assert result.num_queries.unique().tolist() == [9]
