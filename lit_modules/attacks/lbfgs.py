@@ -216,12 +216,7 @@ def minimise_together(
 def bisect_segment(state: AttackState, adversarial: Tensor, steps: int) -> Tensor:
     """Return, between each sample and its adversarial one, the nearest point that still fools, by bisection.
 
-    Every point returned is one that the model was asked about.
-
-    Args:
-        state: Samples.
-        adversarial: Points that fool the model.
-        steps: Bisections, one forward pass each.
+    Each step costs one forward pass; every point returned has been evaluated.
     """
     near = torch.zeros(len(state), dtype=state.x.dtype, device=state.x.device)
     far = torch.ones_like(near)
