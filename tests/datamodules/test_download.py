@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.common.download import checksum, download
+from datamodules.common.download import download
+from lit_modules.utils.hashing import hash_file as checksum
 from datamodules.lume import lume
 from datamodules.lume.lume import LUME
 

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules.tofu.rows import check_disjoint, parse_question, read_questions, read_refusals
+from datamodules.tofu.rows import check_disjoint, read_questions, read_refusals
 from datamodules.tofu.templates import Template
 from datamodules.tofu.tofu import CHECKSUMS, RETAIN, TOFU
 
@@ -219,9 +219,10 @@ def test_chat_template(tokenizer: PreTrainedTokenizerBase, tofu: Make) -> None:
         ),
     ],
 )  # fmt: skip
-def test_malformed_rows(line: str, sentence: str) -> None:
+def test_malformed_rows(line: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(line, encoding="utf-8")
     with pytest.raises(ValueError, match=sentence):
-        parse_question(line, "x.json:1", perturbed=True)
+        read_questions(tmp_path / "x.json", perturbed=True)
 
 
 def test_malformed_files(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_bad_arguments(changed: dict[str, Any], sentence: str, tofu: Make) -> No
 
 @pytest.mark.parametrize("split", sorted(RETAIN))
 def test_published_files(data_folder: Path, split: str) -> None:
-    from datamodules.common.download import checksum
+    from lit_modules.utils.hashing import hash_file as checksum
 
     root = data_folder / "tofu"
     if not (root / "full.json").is_file():
