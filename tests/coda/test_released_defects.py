@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,10 +15,10 @@ from PIL import Image
 
 from callbacks import ResultRecord
 from datamodules.few_shot.few_shot import FewShotPairs
-from datamodules.few_shot.samples import METHODS
+from datamodules.few_shot.selection import Method
 from lit_modules.cli import main
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline
-from lit_modules.coda.augmentation.presets import preset
+from lit_modules.coda.augmentation.settings import preset
 from lit_modules.coda.backends.local import DiffusersImages, LocalChat
 from lit_modules.coda.backends.protocols import user_message
 from lit_modules.coda.coda import CoDA
@@ -147,7 +147,7 @@ def test_defect_5_attributes_at_test_time_are_off_by_default_and_alike_for_all_m
     assert inspect.signature(FewShotPairs).parameters["feature_context"].default is False
     for switch in ({}, {"feature_context": True}):
         prompts = []
-        for method in METHODS:
+        for method in get_args(Method):
             data = baseline(root, method, features=str(root / "features.json"), **switch)
             prompts.append([text for batch in batches(data, "test") for text in batch["prompt"]])
         assert all(own == prompts[0] for own in prompts)
@@ -233,7 +233,7 @@ def test_defect_9_prompts_numbers_and_switches_are_honoured(root: Path, tmp_path
     }
     with pytest.raises(ValueError, match=r"feature_prompts may be of textual_plain, .*, got visual_contrastve"):
         tiny(feature_prompts=(("visual_contrastve", "x {target}"),))
-    for method in METHODS[1:]:
+    for method in get_args(Method)[1:]:
         for number in (1, 4):
             origins = [origin for batch in batches(baseline(root, method, number)) for origin in batch["origin"]]
             assert origins.count(method) == number * 2 * len(PAIRS)

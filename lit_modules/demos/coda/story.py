@@ -36,7 +36,7 @@ def new_creatures(folder: Path, seed: int) -> None:
     """
     from rich.console import Console
 
-    from lit_modules.coda.augmentation.report.page import write_report
+    from lit_modules.coda.augmentation.report import write_report
     from lit_modules.coda.core.store import Store
     from lit_modules.datamodules import DrawnSpecies
     from lit_modules.demos.coda.update import print_table, run_updates
@@ -85,7 +85,7 @@ def _options(data: Path, models: Path, seed: int) -> list[str]:
         f"--data.world_seed={seed}",
         f"--chat.model={models / 'llava'}",
         f"--embedder.model={models / 'clip'}",
-        "--generator=lit_modules.datamodules.drawn.species_generator.DrawnCreatures",
+        "--generator=lit_modules.datamodules.drawn.DrawnCreatures",
         f"--generator.concepts={data / 'concepts.jsonl'}",
         f"--settings.seed={seed}",
         f"--settings.temperature={scale:.4g}",
