@@ -54,7 +54,9 @@ def check_texts(row: Any, place: str, fields: Sequence[str]) -> dict[str, str]:
         if name not in row:
             raise ValueError(f"{place}: the field {name!r} is missing; a row must be {shape}.")
         if not is_text(row[name]):
-            raise ValueError(f"{place}: the field {name!r} must be a string that is not blank, got {shorten(row[name])}.")
+            raise ValueError(
+                f"{place}: the field {name!r} must be a string that is not blank, got {shorten(row[name])}."
+            )
     return {name: row[name] for name in fields}
 
 

@@ -44,8 +44,8 @@ def read_questions(path: str | Path, perturbed: bool = False) -> list[Question]:
     """Read a file of questions.
 
     Args:
-        path: JSON lines, whatever its ending, with the strings ``question`` and ``answer``; those of a perturbed set also
-            have ``perturbed_answer``, a list of strings, and perhaps the strings ``paraphrased_answer`` and
+        path: JSON lines, whatever its ending, with the strings ``question`` and ``answer``; in a perturbed set also
+            ``perturbed_answer``, a list of strings, and perhaps the strings ``paraphrased_answer`` and
             ``paraphrased_question``. Further fields are passed over.
         perturbed: Whether every row must have wrong answers.
 
