@@ -1,4 +1,4 @@
-"""What the image sets share: 8-bit images in memory, turned into batches without a loop over images."""
+"""Image datasets of 8-bit images in memory, turned into batches without a loop over images."""
 
 import random
 from abc import ABC, abstractmethod

@@ -5,15 +5,16 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lit_modules.adversarial.core.base import INJECTED, Batch
+from lit_modules.adversarial.core.base import AdversarialArguments, Batch
 from lit_modules.adversarial.core.defaults import pgd_like, triangle
 from lit_modules.adversarial.pgd import PGDTraining
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
+from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.resuming import stepping_batches
 
 
@@ -31,6 +32,9 @@ class FastTraining(PGDTraining):
     ``guard_drop`` from one check to the next, ``stop`` puts back the weights of the last good check and ends the
     training, ``warn`` only says so, and ``off`` never checks. What the guard has seen is kept in the checkpoint.
 
+    Without a ``scheduler``, and with ``scheduler_interval="step"``, the rate rises from 0 to the optimizer's at half of
+    the training and falls back to 0.
+
     Batches, validation and test: see :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each step logs
     ``train/loss`` and ``train/robust_accuracy``, both on the adversarial samples.
 
@@ -43,19 +47,10 @@ class FastTraining(PGDTraining):
         guard_drop: Fall between two checks that counts as a collapse, as a share of the batch.
         guard_interval: Optimizer steps between two checks; ``None`` checks after each epoch.
         guard_attack: Attack of the guard; by default PGD of 5 steps of a quarter of the radius of ``attack``.
-        validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of the radius, in the norm
-            and radius of ``attack``.
-        test_attacks: Attacks of the test, by name or as a list; by default PGD of 100 steps in that norm and radius.
-        evaluation_folder: Folder for the records of finished test samples; by default ``evaluation`` in the trainer's
-            ``default_root_dir``.
         optimizer: Builds the optimizer from the trainable parameters; by default the paper's for CIFAR10, SGD at 0.2
             with momentum 0.9 and weight decay 5e-4 (15 epochs, batches of 128). For MNIST it has Adam at 5e-3, 10
             epochs, batches of 100.
-        scheduler: Builds the learning-rate scheduler from the optimizer; by default, and with
-            ``scheduler_interval="step"``, a cycle that rises from 0 to the optimizer's rate at half of the training
-            and falls back to 0.
-        scheduler_interval: Whether the scheduler moves after each optimizer step or after each epoch.
-        seed: Seed of the attack's random numbers in training.
+        shared: Arguments of :class:`lit_modules.adversarial.core.base.AdversarialTraining`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -77,13 +72,8 @@ class FastTraining(PGDTraining):
         guard_drop: float = 0.2,
         guard_interval: int | None = None,
         guard_attack: Attack | None = None,
-        validation_attack: Attack | None = None,
-        test_attacks: dict[str, Attack] | list[Attack] | None = None,
-        evaluation_folder: str | None = None,
         optimizer: OptimizerCallable = fast_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["step", "epoch"] = "step",
-        seed: int = 0,
+        **shared: Unpack[AdversarialArguments],
     ) -> None:
         if guard not in ("stop", "warn", "off"):
             raise ValueError(f"guard must be 'stop', 'warn' or 'off', got {guard!r}.")
@@ -95,15 +85,9 @@ class FastTraining(PGDTraining):
         super().__init__(
             classifier,
             attack,
-            validation_attack,
-            test_attacks,
-            evaluation_folder,
-            optimizer,
-            scheduler,
-            scheduler_interval,
-            seed,
+            optimizer=optimizer,
+            **shared,
         )
-        self.save_hyperparameters(ignore=INJECTED)
         self.guard = guard
         self.guard_drop = guard_drop
         self.guard_interval = guard_interval

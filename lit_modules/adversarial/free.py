@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
+from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
 from lit_modules.adversarial.core.defaults import pgd_like, triangle
-from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
+from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.resuming import stepping_batches
 
 
@@ -30,6 +30,9 @@ class FreeTraining(AdversarialTraining):
     moves the weights by one optimizer step, and ``delta <- clip(delta + step_size sign(gradient), -eps, eps)``. The
     perturbation is kept from batch to batch, and in the checkpoint. Train for ``1 / replays`` of the usual epochs.
 
+    Without a ``scheduler``, and with ``scheduler_interval="step"``, the rate rises from 0 to the optimizer's at half of
+    the training and falls back to 0.
+
     Optimization is manual: every replay counts as one step of the trainer, and clipping is set by ``clip_norm``. The
     classifier is in training mode throughout. Batches, validation and test: see
     :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each batch logs ``train/loss`` (mean over the
@@ -41,17 +44,9 @@ class FreeTraining(AdversarialTraining):
         step_size: Step of the perturbation, in the same units; ``None`` takes ``eps``, as the paper.
         replays: Passes over each batch, ``m`` in the paper.
         clip_norm: Largest norm of the gradient; ``None`` leaves it alone.
-        validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of ``eps``.
-        test_attacks: Attacks of the test, by name or as a list; by default PGD of 100 steps with the radius ``eps``.
-        evaluation_folder: Folder for the records of finished test samples; by default ``evaluation`` in the trainer's
-            ``default_root_dir``.
         optimizer: Builds the optimizer from the trainable parameters; by default SGD at 0.04 with momentum 0.9 and
             weight decay 5e-4.
-        scheduler: Builds the learning-rate scheduler from the optimizer; by default, and with
-            ``scheduler_interval="step"``, a cycle that rises from 0 to the optimizer's rate at half of the training
-            and falls back to 0.
-        scheduler_interval: Whether the scheduler moves after each optimizer step or after each epoch.
-        seed: Kept for the same signature as the other methods; nothing here is random.
+        shared: Arguments of :class:`lit_modules.adversarial.core.base.AdversarialTraining`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -73,32 +68,19 @@ class FreeTraining(AdversarialTraining):
         step_size: float | None = None,
         replays: int = 8,
         clip_norm: float | None = None,
-        validation_attack: Attack | None = None,
-        test_attacks: dict[str, Attack] | list[Attack] | None = None,
-        evaluation_folder: str | None = None,
         optimizer: OptimizerCallable = free_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["step", "epoch"] = "step",
-        seed: int = 0,
+        **shared: Unpack[AdversarialArguments],
     ) -> None:
         for name, value in (("eps", eps), ("step_size", step_size), ("clip_norm", clip_norm)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
         if replays < 1:
             raise ValueError(f"replays must be at least 1, got {replays}.")
-        reference = LinfPGD(eps=eps)
-        super().__init__(
-            classifier,
-            None,
-            validation_attack or pgd_like(reference, 20, 0.25, "validation_attack"),
-            {"pgd": pgd_like(reference, 100, 0.025, "test_attacks")} if test_attacks is None else test_attacks,
-            evaluation_folder,
-            optimizer,
-            scheduler,
-            scheduler_interval,
-            seed,
-        )
-        self.save_hyperparameters(ignore=INJECTED)
+        super().__init__(classifier, None, optimizer=optimizer, **shared)
+        if shared.get("validation_attack") is None:
+            self.validation_attack = pgd_like(LinfPGD(eps=eps), 20, 0.25, "validation_attack")
+        if shared.get("test_attacks") is None:
+            self.test_attacks = {"pgd": pgd_like(LinfPGD(eps=eps), 100, 0.025, "test_attacks")}
         self.automatic_optimization = False
         self.eps = eps
         self.step_size = eps if step_size is None else step_size

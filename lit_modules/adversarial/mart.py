@@ -1,16 +1,17 @@
 """MART, misclassification-aware adversarial training."""
 
 from collections.abc import Iterable
-from typing import Literal
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.core.losses import mart_loss
+from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
+from lit_modules.adversarial.core.losses import kl_divergence
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
+from lit_modules.utils.arguments import Unpack
 
 
 def mart_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -18,11 +19,39 @@ def mart_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return SGD(parameters, lr=0.01, momentum=0.9, weight_decay=3.5e-3)
 
 
+def mart_loss(clean_logits: Tensor, adversarial_logits: Tensor, label: Tensor, beta: float = 5.0) -> Tensor:
+    """Return the mean of ``BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x))``, a scalar.
+
+    The boosted cross-entropy is ``BCE = CE(f(x'), y) - log(1.0001 - max_{j != y} p_j(x'))``; the constant keeps the
+    logarithm finite.
+
+    Args:
+        clean_logits: Logits of the clean samples, ``(batch, classes)``.
+        adversarial_logits: Logits of the adversarial samples, ``(batch, classes)``.
+        label: Classes, ``(batch,)``.
+        beta: Weight of the divergence (``lambda`` in the paper).
+
+    Example:
+        >>> import torch
+        >>> logits = torch.zeros(1, 2)
+        >>> round(float(mart_loss(logits, logits, torch.tensor([0]))), 3)  # log 2 - log 0.5001
+        1.386
+
+    References:
+        Wang et al., "Improving adversarial robustness requires revisiting misclassified examples" (ICLR 2020), eq. 11.
+    """
+    chosen = label[:, None]
+    other = F.softmax(adversarial_logits, 1).scatter(1, chosen, 0.0).amax(1)
+    boosted = F.cross_entropy(adversarial_logits, label, reduction="none") - (1.0001 - other).log()
+    doubt = 1 - F.softmax(clean_logits, 1).gather(1, chosen)[:, 0]
+    return (boosted + beta * kl_divergence(clean_logits, adversarial_logits) * doubt).mean()
+
+
 class MART(AdversarialTraining):
     """Train on ``BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x))``.
 
     The boosted cross-entropy BCE also lowers the largest other probability, and the divergence counts most where the
-    clean sample is not classified correctly; see :func:`lit_modules.adversarial.core.losses.mart_loss`. ``x'`` comes
+    clean sample is not classified correctly; see :func:`mart_loss`. ``x'`` comes
     from PGD on the cross-entropy. Batches, validation and test: see
     :class:`lit_modules.adversarial.core.base.AdversarialTraining`. Each step logs ``train/loss``, ``train/accuracy``
     (clean) and ``train/robust_accuracy``.
@@ -32,16 +61,9 @@ class MART(AdversarialTraining):
         attack: Finds the adversarial samples, with ``keep="last"``; by default PGD in Linf with eps 0.031, 10 steps of
             0.007 and a random start.
         beta: Weight of the divergence; the authors' script has 5, their function 6.
-        validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of the radius, in the norm
-            and radius of ``attack``.
-        test_attacks: Attacks of the test, by name or as a list; by default PGD of 100 steps in that norm and radius.
-        evaluation_folder: Folder for the records of finished test samples; by default ``evaluation`` in the trainer's
-            ``default_root_dir``.
         optimizer: Builds the optimizer from the trainable parameters; by default SGD at 0.01 with momentum 0.9 and
             weight decay 3.5e-3 (120 epochs).
-        scheduler: Builds the learning-rate scheduler from the optimizer.
-        scheduler_interval: Whether the scheduler moves after each optimizer step or after each epoch.
-        seed: Seed of the attack's random numbers in training.
+        shared: Arguments of :class:`lit_modules.adversarial.core.base.AdversarialTraining`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -60,28 +82,17 @@ class MART(AdversarialTraining):
         classifier: nn.Module,
         attack: Attack | None = None,
         beta: float = 5.0,
-        validation_attack: Attack | None = None,
-        test_attacks: dict[str, Attack] | list[Attack] | None = None,
-        evaluation_folder: str | None = None,
         optimizer: OptimizerCallable = mart_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["step", "epoch"] = "step",
-        seed: int = 0,
+        **shared: Unpack[AdversarialArguments],
     ) -> None:
         super().__init__(
             classifier,
             attack or LinfPGD(eps=0.031, steps=10, step_size=0.007, keep="last"),
-            validation_attack,
-            test_attacks,
-            evaluation_folder,
-            optimizer,
-            scheduler,
-            scheduler_interval,
-            seed,
+            optimizer=optimizer,
+            **shared,
         )
         if not beta >= 0:
             raise ValueError(f"beta must not be negative, got {beta}.")
-        self.save_hyperparameters(ignore=INJECTED)
         self.beta = beta
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

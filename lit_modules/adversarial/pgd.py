@@ -1,15 +1,14 @@
 """Adversarial training with projected gradient descent, or with any other attack."""
 
-from typing import Literal
-
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.core.defaults import default_optimizer
+from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
+from lit_modules.adversarial.core.defaults import default_sgd
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
+from lit_modules.utils.arguments import Unpack
 
 
 class PGDTraining(AdversarialTraining):
@@ -24,16 +23,9 @@ class PGDTraining(AdversarialTraining):
         classifier: Gives logits ``(batch, classes)`` for images in [0, 1].
         attack: Finds the adversarial samples, with ``keep="last"``; by default PGD in Linf with eps 8/255, 10 steps of
             2/255 and a random start, the paper's for CIFAR10. For MNIST it has eps 0.3 and 40 steps of 0.01.
-        validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of the radius, in the norm
-            and radius of ``attack``.
-        test_attacks: Attacks of the test, by name or as a list; by default PGD of 100 steps in that norm and radius.
-        evaluation_folder: Folder for the records of finished test samples; by default ``evaluation`` in the trainer's
-            ``default_root_dir``.
         optimizer: Builds the optimizer from the trainable parameters; by default the paper's for CIFAR10, SGD at 0.1
             with momentum 0.9 and weight decay 2e-4. For MNIST it has Adam at 1e-4.
-        scheduler: Builds the learning-rate scheduler from the optimizer.
-        scheduler_interval: Whether the scheduler moves after each optimizer step or after each epoch.
-        seed: Seed of the attack's random numbers in training.
+        shared: Arguments of :class:`lit_modules.adversarial.core.base.AdversarialTraining`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -51,26 +43,15 @@ class PGDTraining(AdversarialTraining):
         self,
         classifier: nn.Module,
         attack: Attack | None = None,
-        validation_attack: Attack | None = None,
-        test_attacks: dict[str, Attack] | list[Attack] | None = None,
-        evaluation_folder: str | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["step", "epoch"] = "step",
-        seed: int = 0,
+        optimizer: OptimizerCallable = default_sgd,
+        **shared: Unpack[AdversarialArguments],
     ) -> None:
         super().__init__(
             classifier,
             attack or LinfPGD(eps=8 / 255, steps=10, step_size=2 / 255, keep="last"),
-            validation_attack,
-            test_attacks,
-            evaluation_folder,
-            optimizer,
-            scheduler,
-            scheduler_interval,
-            seed,
+            optimizer=optimizer,
+            **shared,
         )
-        self.save_hyperparameters(ignore=INJECTED)
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy on the adversarial samples."""

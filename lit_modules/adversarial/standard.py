@@ -1,15 +1,13 @@
 """Training on clean samples, the companion of the adversarial methods."""
 
-from typing import Literal
-
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.core.defaults import default_optimizer
-from lit_modules.attacks.engine.base import Attack
+from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
+from lit_modules.adversarial.core.defaults import default_sgd
 from lit_modules.attacks.engine.checks import check_classes
+from lit_modules.utils.arguments import Unpack
 
 
 class StandardTraining(AdversarialTraining):
@@ -22,14 +20,8 @@ class StandardTraining(AdversarialTraining):
 
     Args:
         classifier: Gives logits ``(batch, classes)`` for images in [0, 1].
-        validation_attack: Attack of the validation; by default PGD in Linf, eps 8/255, 20 steps of a quarter of it.
-        test_attacks: Attacks of the test, by name or as a list; by default PGD of 100 steps with the same radius.
-        evaluation_folder: Folder for the records of finished test samples; by default ``evaluation`` in the trainer's
-            ``default_root_dir``.
         optimizer: Builds the optimizer from the trainable parameters.
-        scheduler: Builds the learning-rate scheduler from the optimizer.
-        scheduler_interval: Whether the scheduler moves after each optimizer step or after each epoch.
-        seed: Kept for the same signature as the adversarial methods; nothing here is random.
+        shared: Arguments of :class:`lit_modules.adversarial.core.base.AdversarialTraining`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -43,26 +35,15 @@ class StandardTraining(AdversarialTraining):
     def __init__(
         self,
         classifier: nn.Module,
-        validation_attack: Attack | None = None,
-        test_attacks: dict[str, Attack] | list[Attack] | None = None,
-        evaluation_folder: str | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["step", "epoch"] = "step",
-        seed: int = 0,
+        optimizer: OptimizerCallable = default_sgd,
+        **shared: Unpack[AdversarialArguments],
     ) -> None:
         super().__init__(
             classifier,
             None,
-            validation_attack,
-            test_attacks,
-            evaluation_folder,
-            optimizer,
-            scheduler,
-            scheduler_interval,
-            seed,
+            optimizer=optimizer,
+            **shared,
         )
-        self.save_hyperparameters(ignore=INJECTED)
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy on the clean samples."""

@@ -1,19 +1,39 @@
 """TRADES, the trade-off between accuracy and robustness."""
 
-from typing import Literal
-
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from lit_modules.adversarial.core.base import INJECTED, AdversarialTraining, Batch
-from lit_modules.adversarial.core.defaults import default_optimizer
-from lit_modules.adversarial.core.losses import kl_divergence, trades_loss
+from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
+from lit_modules.adversarial.core.defaults import default_sgd
+from lit_modules.adversarial.core.losses import kl_divergence
 from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_positive
-from lit_modules.attacks.engine.problem import Problem
+from lit_modules.attacks.engine.state import AttackState
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.utils.arguments import Unpack
+
+
+def trades_loss(clean_logits: Tensor, adversarial_logits: Tensor, label: Tensor, beta: float = 6.0) -> Tensor:
+    """Return the mean of ``CE(f(x), y) + beta KL(p(x) || p(x'))``, a scalar.
+
+    Args:
+        clean_logits: Logits of the clean samples, ``(batch, classes)``.
+        adversarial_logits: Logits of the adversarial samples, ``(batch, classes)``.
+        label: Classes, ``(batch,)``.
+        beta: Weight of the divergence (``1 / lambda`` in the paper).
+
+    Example:
+        >>> import torch
+        >>> logits = torch.zeros(1, 2)
+        >>> round(float(trades_loss(logits, logits, torch.tensor([0]))), 4)  # log 2, and no divergence
+        0.6931
+
+    References:
+        Zhang et al., "Theoretically principled trade-off between robustness and accuracy" (arXiv 1901.08573), eq. 5.
+    """
+    return F.cross_entropy(clean_logits, label) + beta * kl_divergence(clean_logits, adversarial_logits).mean()
 
 
 class KLPGD(LinfPGD):
@@ -45,33 +65,31 @@ class KLPGD(LinfPGD):
         steps: int = 10,
         step_size: Radius = 0.007,
         noise: float = 0.001,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(eps=eps, steps=steps, step_size=step_size, keep="last", **arguments)
-        check_positive("noise", noise)
+        super().__init__(eps=eps, steps=steps, step_size=step_size, keep="last", **shared)
+        check_positive(noise=noise)
         self.noise = noise
 
-    def start(self, problem: Problem) -> Tensor:
+    def start(self, state: AttackState) -> Tensor:
         """Return the samples with a little noise, within radius and bounds."""
-        noise = problem.random.normal(*problem.x.shape[1:]).to(problem.x.dtype) * self.noise
-        radius = problem.radius
-        assert radius is not None
-        return problem.clamp(problem.x + torch.minimum(torch.maximum(noise, -radius), radius))
+        noise = state.random.normal(*state.x.shape[1:]).to(state.x.dtype) * self.noise
+        return state.clamp(state.x + torch.minimum(torch.maximum(noise, -state.radius), state.radius))
 
-    def iterate(self, problem: Problem) -> Tensor:
+    def iterate(self, state: AttackState) -> Tensor:
         """Take all steps up the divergence from the answers to the clean samples."""
-        clean = problem.clean_logits
+        clean = state.clean
         if clean is None:
             with torch.no_grad():
-                clean = problem.logits(problem.x)
+                clean = state.logits(state.x)
 
         def divergence(logits: Tensor, label: Tensor) -> Tensor:
             return kl_divergence(clean, logits)
 
-        x = self.start(problem)
-        for step in range(self.steps):
-            _, _, gradient = problem.gradient(x, divergence, self.passes)
-            x = self.step(problem, x, gradient, step, {})
+        x = self.start(state)
+        for _ in range(self.steps):
+            _, _, gradient = state.gradient(x, divergence, self.eot_samples)
+            x = self.step(state, x, gradient, {})
         return x
 
 
@@ -89,16 +107,9 @@ class TRADES(AdversarialTraining):
             for CIFAR10. For MNIST it has eps 0.3 and 40 steps of 0.01. An attack that raises the cross-entropy is
             taken as well, and is another method.
         beta: Weight of the divergence; 6 for CIFAR10, 1 for MNIST.
-        validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of the radius, in the norm
-            and radius of ``attack``.
-        test_attacks: Attacks of the test, by name or as a list; by default PGD of 100 steps in that norm and radius.
-        evaluation_folder: Folder for the records of finished test samples; by default ``evaluation`` in the trainer's
-            ``default_root_dir``.
         optimizer: Builds the optimizer from the trainable parameters; by default the paper's for CIFAR10, SGD at 0.1
             with momentum 0.9 and weight decay 2e-4 (76 epochs, the rate a tenth from epoch 75). For MNIST it has 0.01.
-        scheduler: Builds the learning-rate scheduler from the optimizer.
-        scheduler_interval: Whether the scheduler moves after each optimizer step or after each epoch.
-        seed: Seed of the attack's random numbers in training.
+        shared: Arguments of :class:`lit_modules.adversarial.core.base.AdversarialTraining`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -117,28 +128,17 @@ class TRADES(AdversarialTraining):
         classifier: nn.Module,
         attack: Attack | None = None,
         beta: float = 6.0,
-        validation_attack: Attack | None = None,
-        test_attacks: dict[str, Attack] | list[Attack] | None = None,
-        evaluation_folder: str | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
-        scheduler_interval: Literal["step", "epoch"] = "step",
-        seed: int = 0,
+        optimizer: OptimizerCallable = default_sgd,
+        **shared: Unpack[AdversarialArguments],
     ) -> None:
         super().__init__(
             classifier,
             attack or KLPGD(),
-            validation_attack,
-            test_attacks,
-            evaluation_folder,
-            optimizer,
-            scheduler,
-            scheduler_interval,
-            seed,
+            optimizer=optimizer,
+            **shared,
         )
         if not beta >= 0:
             raise ValueError(f"beta must not be negative, got {beta}.")
-        self.save_hyperparameters(ignore=INJECTED)
         self.beta = beta
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

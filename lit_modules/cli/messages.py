@@ -1,4 +1,4 @@
-"""What libraries say while a run is set up: kept until it starts, so that a mistake is the first line on the screen."""
+"""Messages of libraries during the set-up, held back so that a mistake is the first line on the screen."""
 
 import logging
 import warnings

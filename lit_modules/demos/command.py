@@ -6,7 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from lit_modules.studies.points import stoppable
+from lit_modules.utils.interrupts import stoppable
 
 
 def main(args: list[str]) -> int:

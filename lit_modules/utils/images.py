@@ -21,7 +21,7 @@ FORMATS = {
     ".tiff": "TIFF",
     **({".avif": "AVIF"} if features.check("avif") else {}),
 }
-"""What a file must hold, by its suffix; AVIF where the installed Pillow reads it."""
+"""Format that a file must hold, by its suffix; AVIF where the installed Pillow reads it."""
 NOT_READ = tuple({".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg"} - FORMATS.keys())
 """Suffixes of pictures that are refused by name, so that none is passed over."""
 MAX_PIXELS = 89_478_485
@@ -29,7 +29,7 @@ MAX_PIXELS = 89_478_485
 MAX_BYTES = 256 * 2**20
 """Most bytes of a picture's file."""
 BACKGROUND = "white"
-"""What is seen through transparent places."""
+"""Colour behind transparent pixels."""
 _KINDS = tuple(dict.fromkeys(FORMATS.values()))
 _COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")

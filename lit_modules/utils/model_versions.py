@@ -1,4 +1,4 @@
-"""What tells the weights of two models apart, wherever an earlier answer of one may be used again."""
+"""Identity of a model's weights, wherever an earlier answer of it may be used again."""
 
 from pathlib import Path
 

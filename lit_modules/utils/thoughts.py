@@ -1,4 +1,4 @@
-"""What a model thinks before it answers is no part of the answer."""
+"""Thinking of a model before its answer, which is no part of the answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _THOUGHTS = (
     ("<|channel>thought", "<channel|>"),
     ("<|channel|>analysis", "<|channel|>final<|message|>"),
 )
-"""What opens and closes a thought, in the chat formats of open models."""
+"""Marks that open and close a thought in the chat formats of open models."""
 
 
 def without_thoughts(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the checkpoints of all families hold: what trains, and the last good state before a loss breaks."""
+"""State that all families keep in checkpoints: what trains, and the last good weights before a loss breaks."""
 
 import math
 from pathlib import Path

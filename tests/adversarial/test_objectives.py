@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from lit_modules.adversarial.core.losses import kl_divergence, mart_loss, trades_loss
+from lit_modules.adversarial.core.losses import kl_divergence
+from lit_modules.adversarial.mart import mart_loss
+from lit_modules.adversarial.trades import trades_loss
 
 CLEAN = torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]], dtype=torch.float64).log()
 ADVERSARIAL = torch.tensor([[0.4, 0.5, 0.1], [0.2, 0.2, 0.6]], dtype=torch.float64).log()

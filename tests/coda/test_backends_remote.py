@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_modules.coda.augmentation.calls import RecordedChat
-from lit_modules.coda.augmentation.estimate import Prices
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult
 from lit_modules.coda.backends.protocols import (
     BackendError,
@@ -22,10 +20,12 @@ from lit_modules.coda.backends.protocols import (
     ChatModel,
     ChatRequest,
     ImageGenerator,
+    Prices,
     Reply,
     Usage,
     user_message,
 )
+from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.backends.remote import BoundedEndpoint, Budget, RemoteChat, RemoteImages
 from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
@@ -319,7 +319,7 @@ def choice(message: dict[str, Any], **more: Any) -> tuple[int, Any]:
         (choice({"content": None, "reasoning_content": "no no"}), "the answer has no text but thoughts", 4),
         (choice({"content": ""}, error={"message": "Upstream"}), "the provider reports an error: Upstream", 4),
         ((200, {"error": {"message": "Overloaded"}}), "the provider reports an error: Overloaded", 4),
-        ((200, b"<html>Bad gateway</html>"), "the answer is no JSON: it begins with b'<html>Bad gateway", 4),
+        ((200, b"<html>Bad gateway</html>"), "the answer is no JSON: it begins with '<html>Bad gateway", 4),
         (choice({"content": ""}, finish_reason="length"), "cut off when it had no text; allow it more tokens", 1),
         (choice({"content": "<think>Is it"}, finish_reason="length"), "cut off when it had no text but thoughts", 1),
         (

@@ -17,13 +17,13 @@ from PIL import Image
 
 from datamodules.few_shot.few_shot import FewShotPairs
 from lit_modules.coda.augmentation.export import export_images
-from lit_modules.coda.augmentation.inputs import PairTask
 from lit_modules.coda.augmentation.parsing import MalformedAnswer, parse_bits, parse_features, parse_yes_no
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult
+from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.core.answers import normalise_answer, read_answer
 from lit_modules.coda.core.concepts import Concept, ConfusablePair
-from lit_modules.coda.core.pictures import read_picture
 from lit_modules.coda.core.store import Store
+from lit_modules.utils.images import read_picture
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, support, tiny
 
 CYRILLIC, FULL_WIDTH = "\u0410dder", "\uff21dder"

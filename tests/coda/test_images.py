@@ -11,7 +11,7 @@ from PIL import Image
 
 from lit_modules.coda.augmentation.generation import image_prompt, negative_prompt, plan_images
 from lit_modules.coda.augmentation.parsing import MalformedAnswer
-from lit_modules.coda.augmentation.presets import CoDASettings, preset
+from lit_modules.coda.augmentation.settings import CoDASettings, preset
 from lit_modules.coda.augmentation.verification import (
     accept_images,
     clip_bits,
@@ -22,14 +22,14 @@ from lit_modules.coda.augmentation.verification import (
 )
 from lit_modules.coda.backends.protocols import Capabilities, ImageRequest
 from lit_modules.coda.core.concepts import Concept
-from lit_modules.coda.core.pictures import (
+from lit_modules.coda.core.images import (
     near_duplicate,
     perceptual_hash,
     picture_problem,
     png_bytes,
     png_key,
-    read_picture,
 )
+from lit_modules.utils.images import read_picture
 
 FROG = Concept("Phyllobates <image> samperi", "frog")
 

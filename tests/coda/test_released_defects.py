@@ -18,7 +18,7 @@ from datamodules.few_shot.few_shot import FewShotPairs
 from datamodules.few_shot.selection import Method
 from lit_modules.cli import main
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline
-from lit_modules.coda.augmentation.presets import preset
+from lit_modules.coda.augmentation.settings import preset
 from lit_modules.coda.backends.local import DiffusersImages, LocalChat
 from lit_modules.coda.backends.protocols import user_message
 from lit_modules.coda.coda import CoDA

@@ -1,9 +1,8 @@
 import threading
 import time
-from email.message import Message
 from typing import Any
-from urllib.error import HTTPError
 
+import httpx
 import pytest
 
 from lit_modules.synthia.pairs.images import EndpointImages, reread
@@ -129,11 +128,8 @@ def test_an_answer_that_is_cut_off_is_none() -> None:
     ],
 )
 def test_a_pause_is_the_one_that_the_endpoint_asks_for(headers: dict[str, str], wanted: float) -> None:
-    message = Message()
-    for name, value in headers.items():
-        message[name] = value
-    error = HTTPError("http://127.0.0.1", 429, "busy", message, None)
-    found = Endpoint("http://127.0.0.1", "m", longest_pause=0.5)._asked_pause(error, 9.0)
+    endpoint = Endpoint("http://127.0.0.1", "m", longest_pause=0.5)
+    found = endpoint._requested_pause(httpx.Headers(headers), 9.0)
     assert found == pytest.approx(wanted)
 
 

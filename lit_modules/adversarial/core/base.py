@@ -1,11 +1,11 @@
-"""What the adversarial training modules share: the adversarial batch, robust validation, the test under attacks."""
+"""Base of the adversarial training modules: the adversarial batch, robust validation, the test under attacks."""
 
 import hashlib
 import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,15 +19,27 @@ from lit_modules.adversarial.core.evaluation import RobustEvaluation, name_attac
 from lit_modules.adversarial.core.report import markdown, plot_examples, table_rows
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.checks import check_classes
-from lit_modules.attacks.engine.oracle import take_logits
+from lit_modules.attacks.engine.state import take_logits
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
 from lit_modules.utils.precision import check_precision
+from lit_modules.utils.random_state import random_state, set_random_state
 from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Tensor]
 INJECTED = ("classifier", "attack", "guard_attack", "validation_attack", "test_attacks", "optimizer", "scheduler")
 """Arguments that hparams leave out: objects, which do not load safely."""
+
+
+class AdversarialArguments(TypedDict, total=False):
+    """Arguments that every adversarial method takes by name; see :class:`AdversarialTraining`."""
+
+    validation_attack: Attack | None
+    test_attacks: dict[str, Attack] | list[Attack] | None
+    evaluation_folder: str | None
+    scheduler: LRSchedulerCallable | None
+    scheduler_interval: Literal["step", "epoch"]
+    seed: int
 
 
 class AdversarialTraining(LightningModule):
@@ -76,21 +88,23 @@ class AdversarialTraining(LightningModule):
         self,
         classifier: nn.Module,
         attack: Attack | None,
-        validation_attack: Attack | None,
-        test_attacks: dict[str, Attack] | list[Attack] | None,
-        evaluation_folder: str | None,
+        *,
         optimizer: OptimizerCallable,
-        scheduler: LRSchedulerCallable | None,
-        scheduler_interval: Literal["step", "epoch"],
-        seed: int,
+        validation_attack: Attack | None = None,
+        test_attacks: dict[str, Attack] | list[Attack] | None = None,
+        evaluation_folder: str | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["step", "epoch"] = "step",
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=INJECTED)
         name = type(self).__name__
         if scheduler_interval not in ("step", "epoch"):
             raise ValueError(f"scheduler_interval must be 'step' or 'epoch', got {scheduler_interval!r}.")
-        for role, given in (("attack", attack), ("validation_attack", validation_attack)):
-            if getattr(given, "targeted", False):
-                raise ValueError(f"{role} must be untargeted, as it is given the true labels; got {given!r}.")
+        for argument, value in (("attack", attack), ("validation_attack", validation_attack)):
+            if value is not None and value.targeted:
+                raise ValueError(f"{argument} must be untargeted, as it is given the true labels; got {value!r}.")
         if getattr(attack, "keep", "last") != "last":
             warnings.warn(
                 f"attack.keep={getattr(attack, 'keep', None)!r} leaves fooled samples early, so {name} trains on "
@@ -129,9 +143,7 @@ class AdversarialTraining(LightningModule):
     def on_train_start(self) -> None:
         """Give a resumed run the random state that it was stopped with."""
         if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state["cpu"])
-            if self._rng_state["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(self._rng_state["cuda"])
+            set_random_state(self._rng_state)
             self._rng_state = None
 
     def adversarial_batch(self, batch: Batch) -> Batch:
@@ -292,8 +304,7 @@ class AdversarialTraining(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a resumed run needs to go on as if nothing had happened."""
         checkpoint["lit_modules_method"] = type(self).__name__
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["lit_modules_rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        checkpoint["lit_modules_rng"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume the training of another method."""

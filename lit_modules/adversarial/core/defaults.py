@@ -1,4 +1,4 @@
-"""Attacks, optimizers and schedules that stand in where none is given."""
+"""Default attacks, optimizer and schedule of the adversarial methods."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import L1PGD, L2PGD, LinfPGD
 
 
-def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+def default_sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Build SGD at a rate of 0.1 with momentum 0.9 and weight decay 2e-4."""
     return SGD(parameters, lr=0.1, momentum=0.9, weight_decay=2e-4)
 

@@ -32,7 +32,7 @@ def new_creatures(folder: Path, seed: int) -> None:
         folder: Folder of the run.
         seed: Seed of pictures, weights and order.
     """
-    from lit_modules.coda.augmentation.report.page import write_report
+    from lit_modules.coda.augmentation.report import write_report
     from lit_modules.coda.core.store import Store
     from lit_modules.datamodules import DrawnSpecies
     from lit_modules.demos.coda.update import print_table, run_updates

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_modules.utils.pages import data_url
+from lit_modules.utils.html import data_url
 
 
 def as_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
