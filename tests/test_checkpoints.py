@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_modules.cli import main
 from lit_modules.cli.run_checkpoints import raised_as_interrupt
 from lit_modules.networks.part_recogniser import load_recogniser
-from lit_modules.studies.sweep.point import last_checkpoint
+from lit_modules.studies.runs import last_checkpoint
 from lit_modules.synthia.backbones.kandinsky3_weights import read_weights
 from lit_modules.utils.checkpoints import DamagedFile, check_shards, open_checkpoint
 from lit_modules.utils.errors import UsageError

@@ -17,7 +17,7 @@ from lit_modules.coda.core.image_text_models import load_model, load_processor
 from lit_modules.metrics.gibberish import cleanness
 from lit_modules.metrics.image_text import ImageTextEncoder
 from lit_modules.networks import load_recogniser
-from lit_modules.studies.stress.attacks import load_quantised
+from lit_modules.studies.stress.attacks import load_quantized
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
 from lit_modules.synthia.judge.models import LocalJudge
@@ -32,7 +32,7 @@ PICTURE = torch.zeros(1, 3, 8, 8)
 
 OF_TRANSFORMERS: dict[str, Open] = {
     "causal language model": load_causal_lm,
-    "quantised model": lambda folder: load_quantised(folder, 8),
+    "quantised model": lambda folder: load_quantized(folder, 8),
     "NGDiff": lambda folder: NGDiff(folder).configure_model(),
     "tokenizer of the data": lambda folder: LUME(folder)._load_tokenizer(),
     "image-text model": lambda folder: load_model(folder, torch.float32),

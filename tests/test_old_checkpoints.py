@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lit_modules.datamodules.common.sampling import BatchSampler, training_loader
 from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -22,7 +23,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, ViTConfig, ViTForImageClassification
 
 import lit_modules
-from lit_modules.datamodules.common.sampling import BatchSampler, training_loader
 from lit_modules.attacks import LinfPGD
 from lit_modules.callbacks import EMA, AdaptiveLR, ForgetStopping
 from lit_modules.datamodules import Digits

@@ -2,11 +2,10 @@
 
 COMMANDS = {
     "demo": "Run a method offline, from nothing to a report.",
-    "study": "Reproduce a recorded comparison of methods.",
     "sweep": "Run fit and test over values of any argument.",
-    "sequence": "Unlearn growing or successive forget sets of MUSE.",
+    "sequence": "Scalability and sustainability of unlearning, as in MUSE.",
     "compare": "Compare methods of unlearning from one start, with equal steps.",
-    "aftercare": "Relearn and round an unlearned model: what does it still know?",
+    "stress": "Relearning attack and quantization of an unlearned model.",
     "ontology": "Look at an ontology and the distances of its affordances.",
     "pairs": "Make pairs of affordances with captions and images.",
     "coda": "Find confused pairs and make contrastive synthetic images of them.",
@@ -25,15 +24,13 @@ def run_command(name: str, args: list[str]) -> int:
     """
     if name == "demo":
         from lit_modules.demos.command import main
-    elif name == "study":
-        from lit_modules.studies.study import main
     elif name == "sweep":
         from lit_modules.studies.sweep.command import main
     elif name == "sequence":
         from lit_modules.studies.sequence import main
     elif name == "compare":
         from lit_modules.studies.compare.command import main
-    elif name == "aftercare":
+    elif name == "stress":
         from lit_modules.studies.stress.command import main
     elif name == "ontology":
         from lit_modules.cli.ontology import main

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from lit_modules.studies.points import stoppable
+from lit_modules.utils.interrupts import stoppable
 
 METHODS = ("ngdiff", "pgd", "synthia", "coda")
 

@@ -146,8 +146,8 @@ def _train_recogniser(path: Path, seed: int) -> dict[str, float]:
     from lit_modules.networks import PartRecogniser, recogniser_report, save_recogniser, train_recogniser
 
     data = DrawnObjects()
-    drawings = drawn.sets.labelled_drawings(20_000, seed=seed)
-    fresh = drawn.sets.labelled_drawings(2000, seed=seed + 1)
+    drawings = drawn.objects.labelled_drawings(20_000, seed=seed)
+    fresh = drawn.objects.labelled_drawings(2000, seed=seed + 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         recogniser = PartRecogniser(len(data.parts))

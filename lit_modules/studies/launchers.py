@@ -1,4 +1,4 @@
-"""Where the points of a sweep run: in fresh processes on this machine, or as tasks of Ray."""
+"""Launcher of the runs of a study: fresh processes on this machine, or tasks of Ray."""
 
 import contextlib
 import os
@@ -7,23 +7,30 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Event
+from typing import Any, Literal, Protocol
 
+from lit_modules.utils.errors import UsageError
+
+LOG = "log.txt"
+"""Log in the folder of a run."""
+RESULTS = "results.json"
+"""File in the folder of a run, written last: the run has finished if it exists."""
 PATIENCE = 5.0
 """Seconds that a stopped process has to end by itself."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What runs in a fresh Python process.
+    """Program for a fresh Python process.
 
     Args:
-        name: Name of the task, unique among those given together.
+        name: Name of the task, unique among those launched together.
         arguments: Arguments of the interpreter, such as ``("-m", "package.module", "folder")``.
         log: File to which standard output and standard error are added.
     """
@@ -35,44 +42,30 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended.
+    """End of a task.
 
     Args:
         name: Name of the task.
-        exit_code: Exit code of its process, 0 if it ended well; minus the number of the signal that stopped it.
-        seconds: Seconds that it ran.
-        error: What a launcher has to say about a process that never ran or was lost.
+        exit_code: Exit code of its process, 0 on success; minus the number of the signal that stopped it.
+        error: Message of the launcher on a process that never ran or was lost.
     """
 
     name: str
     exit_code: int
-    seconds: float
     error: str = ""
 
 
 class Launcher(Protocol):
-    """Runs tasks; the only way in which a sweep knows its machine."""
+    """Runs independent tasks and yields the outcome of each as it ends; closing the generator stops the others."""
 
-    def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
-        """Run the tasks.
-
-        Closing the generator stops what still runs.
-
-        Args:
-            tasks: Tasks that need nothing from each other.
-
-        Yields:
-            The outcome of each task, in the order in which they end.
-        """
-        ...
+    def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]: ...  # noqa: D102
 
 
 class ProcessLauncher:
-    """Run each task in a fresh process of this machine, one after another.
+    """Run each task in a fresh process of this machine.
 
-    A process sees the import path and the environment of this one. With several workers each has its share of the
-    cores as ``OMP_NUM_THREADS``, unless the variable is set. Workers share the GPUs: take ``RayLauncher`` to give each
-    task its own.
+    A process sees the import path and the environment of this one. Several workers share the cores, by
+    ``OMP_NUM_THREADS`` unless it is set, and the GPUs: take ``RayLauncher`` to give each task its own.
 
     Args:
         workers: Processes at the same time, at least 1.
@@ -87,37 +80,31 @@ class ProcessLauncher:
         self.workers = workers
 
     def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
-        """Run the tasks in the order given, ``workers`` at a time."""
+        """Start the tasks in their order, ``workers`` at a time."""
         environment = dict(os.environ)
         if self.workers > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
-        waiting, running = deque(tasks), dict[subprocess.Popen[bytes], tuple[Task, float]]()
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.workers:
-                    task = waiting.popleft()
-                    running[_start(task, os.getcwd(), import_path(), environment)] = (task, time.monotonic())
-                ended = [process for process in running if process.poll() is not None]
-                for process in ended:
-                    task, began = running.pop(process)
-                    yield Outcome(task.name, process.returncode, time.monotonic() - began)
-                if not ended:
-                    time.sleep(0.05)
-        finally:
-            _stop(running)
+        stop = Event()
+        with ThreadPoolExecutor(self.workers) as pool:
+            futures = [pool.submit(_run, task, os.getcwd(), import_path(), environment, stop) for task in tasks]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:
+                stop.set()
 
 
 class RayLauncher:
-    """Run each task as a task of Ray, which chooses when and where from the cores and GPUs that each asks for.
+    """Run each task as a task of Ray, which finds the machine and the GPUs that it asks for.
 
-    Without an address Ray is started within this process, on this machine alone, and ends with the sweep; it then
-    sends no usage report unless ``RAY_USAGE_STATS_ENABLED`` says so. With an address the tasks run on that cluster,
-    whose machines must share this one's working folder and have this package installed. Ray repeats a task whose
-    machine was lost; a sweep's point then goes on from its last checkpoint.
+    Without an address Ray is started within this process, on this machine alone, and ends with the study; it then
+    sends no usage report unless ``RAY_USAGE_STATS_ENABLED`` says so. The machines of a cluster must share this
+    one's working folder and have this package installed. Ray repeats a task whose machine was lost; a run of a sweep
+    then goes on from its last checkpoint.
 
     Args:
         address: Address of a running cluster, ``"auto"`` for the one that this machine belongs to, or ``None``.
-        num_cpus: Cores of each task; it becomes its number of threads.
+        num_cpus: Cores of each task, and its number of threads.
         num_gpus: GPUs of each task; 0.5 lets two tasks share one.
 
     Raises:
@@ -125,7 +112,7 @@ class RayLauncher:
         ValueError: If a number is negative, or no core is asked for.
 
     References:
-        Moritz et al., Ray: A Distributed Framework for Emerging AI Applications, arXiv 1712.05889.
+        Moritz et al., "Ray: A Distributed Framework for Emerging AI Applications", arXiv 1712.05889.
     """
 
     def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0) -> None:
@@ -134,10 +121,8 @@ class RayLauncher:
         if num_gpus < 0:
             raise ValueError(f"num_gpus must be 0 or more, got {num_gpus:g}.")
         try:
-            import_module("ray")
-        except ModuleNotFoundError as error:
-            if error.name != "ray":
-                raise
+            import ray  # noqa: F401
+        except ModuleNotFoundError:
             message = 'The launcher ray needs Ray, which is not installed: pip install "lit-modules[ray]".'
             raise ModuleNotFoundError(message, name="ray") from None
         self.address = address
@@ -151,26 +136,25 @@ class RayLauncher:
             ValueError: If this machine lacks the cores or GPUs that a task asks for.
             ConnectionError: If no cluster answers at the address.
         """
-        ray: Any = import_module("ray")
+        import ray
+
         started = not ray.is_initialized()
         if started:
             self._connect(ray)
-        pending: dict[Any, tuple[Task, float]] = {}
+        pending: dict[Any, Task] = {}
         try:
             if self.address is None:
                 self._check(ray.cluster_resources())
-            function = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus)(_run_task)
-            for task in tasks:
-                pending[function.remote(task, os.getcwd(), import_path())] = (task, time.monotonic())
+            function = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus)(_run)
+            pending = {function.remote(task, os.getcwd(), import_path()): task for task in tasks}
             while pending:
-                for reference in ray.wait(list(pending), num_returns=1)[0]:
-                    task, began = pending.pop(reference)
-                    try:
-                        outcome = ray.get(reference)
-                    except ray.exceptions.RayError as error:
-                        lines = str(error).strip().splitlines() or [type(error).__name__]
-                        outcome = Outcome(task.name, 1, time.monotonic() - began, lines[-1].strip())
-                    yield outcome
+                (reference,), _ = ray.wait(list(pending))
+                task = pending.pop(reference)
+                try:
+                    outcome = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    outcome = Outcome(task.name, 1, _last_line(error))
+                yield outcome
         finally:
             for reference in pending:
                 ray.cancel(reference)
@@ -197,7 +181,7 @@ class RayLauncher:
                 "an address Ray runs on this machine alone."
             ) from None
 
-    def _check(self, resources: dict[str, float]) -> None:
+    def _check(self, resources: Mapping[str, float]) -> None:
         for name, wanted in (("CPU", self.num_cpus), ("GPU", self.num_gpus)):
             there = resources.get(name, 0)
             if wanted > there:
@@ -205,6 +189,84 @@ class RayLauncher:
                     f"num_{name.lower()}s must be at most {there:g}, what this machine has, got {wanted:g}; "
                     "an address names a larger cluster."
                 )
+
+
+@dataclass
+class LauncherOptions:
+    """Launcher of the runs.
+
+    Args:
+        launcher: Launcher of the runs, each in a fresh process: process on this machine, ray as tasks of Ray.
+        workers: process: runs at the same time; 1 by default.
+        address: ray: a running cluster, or auto; by default Ray starts on this machine alone.
+        num_cpus: ray: cores of each run; 1 by default.
+        num_gpus: ray: GPUs of each run; 0 by default.
+    """
+
+    launcher: Literal["process", "ray"] = "process"
+    workers: int | None = None
+    address: str | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+
+    def make_launcher(self) -> Launcher:
+        """Return the launcher.
+
+        Raises:
+            UsageError: If an option belongs to another launcher or is out of its range, or Ray is not installed.
+        """
+        owners = {"workers": "process", "address": "ray", "num_cpus": "ray", "num_gpus": "ray"}
+        values = {name: getattr(self, name) for name in owners if getattr(self, name) is not None}
+        for name in values:
+            if owners[name] != self.launcher:
+                raise UsageError(f"--{name} belongs to --launcher {owners[name]}.")
+        try:
+            return ProcessLauncher(**values) if self.launcher == "process" else RayLauncher(**values)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise UsageError(str(error)) from None
+
+
+def launch(
+    launcher: Launcher, tasks: Sequence[Task], folders: Mapping[str, Sequence[Path]], total: int
+) -> dict[str, str]:
+    """Run tasks of one or more runs each, with a bar of the runs.
+
+    Args:
+        launcher: Launcher of the tasks.
+        tasks: The tasks.
+        folders: Folders of the runs of each task, by the name of the task. A run has finished if its folder holds
+            ``results.json``; its own log is ``log.txt`` there.
+        total: Number of runs that the bar counts, those that had finished before among them.
+
+    Returns:
+        The reason of each failure, by the name of the run's folder.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    failures: dict[str, str] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    missing = sum(len(folders[task.name]) for task in tasks)
+    logs = {task.name: task.log for task in tasks}
+    with Progress(*columns) as progress, closing(launcher.run(tasks)) as outcomes:
+        bar = progress.add_task("runs", total=total, completed=total - missing)
+        for outcome in outcomes:
+            runs = folders[outcome.name]
+            for run in runs:
+                if not (run / RESULTS).exists() or (outcome.exit_code and len(runs) == 1):
+                    log = run / LOG if (run / LOG).exists() else logs[outcome.name]
+                    failures[run.name] = failure_reason(outcome, log)
+            progress.update(bar, advance=len(runs), description=f"runs ({len(failures)} failed)" if failures else None)
+    return failures
+
+
+def failure_reason(outcome: Outcome, log: Path) -> str:
+    """Return the reason of a failure: the launcher's message, the signal, or the last line of the log."""
+    if outcome.error:
+        return outcome.error
+    if outcome.exit_code < 0:
+        return f"stopped by signal {-outcome.exit_code} ({signal.strsignal(-outcome.exit_code)})"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return text.strip().split("\n")[-1].strip().removeprefix("error: ") or f"exit code {outcome.exit_code}"
 
 
 def import_path() -> tuple[str, ...]:
@@ -217,39 +279,49 @@ def import_path() -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(path) for path in paths if path.is_dir() and not homes & {path, *path.parents}))
 
 
-def _start(
-    task: Task, folder: str, path: Sequence[str], environment: dict[str, str] | None = None
-) -> "subprocess.Popen[bytes]":
-    """Start the process of a task, in a session of its own so that it and its children can be stopped together."""
-    environment = dict(os.environ if environment is None else environment)
+def _run(
+    task: Task,
+    folder: str,
+    path: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    stop: Event | None = None,
+) -> Outcome:
+    """Run a task to its end, in a thread or in a worker of Ray, which has set the threads and the GPUs."""
+    if stop is not None and stop.is_set():
+        return Outcome(task.name, -signal.SIGTERM)
+    with _started(task, folder, path, os.environ if environment is None else environment) as process:
+        while process.poll() is None and not (stop is not None and stop.is_set()):
+            time.sleep(0.05)  # Ray cancels a task between two statements, not within a wait
+    return Outcome(task.name, process.returncode)
+
+
+@contextmanager
+def _started(
+    task: Task, folder: str, path: Sequence[str], environment: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start the process of a task; at the end of the block it and its children are asked to end, then forced."""
     given = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*path, *given]))
-    environment["PYTHONUNBUFFERED"] = "1"
+    python_path = os.pathsep.join(dict.fromkeys([*path, *given]))
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with task.log.open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             # -P: the working folder is importable only if it is so here
             [sys.executable, "-P", *task.arguments],
             cwd=folder,
-            env=environment,
+            env={**environment, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def _stop(processes: Collection["subprocess.Popen[bytes]"]) -> None:
-    """Stop processes and their children: ask first, then force."""
     try:
-        for process in processes:
-            _signal(process, signal.SIGTERM)
-        until = time.monotonic() + PATIENCE
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, until - time.monotonic()))
+        yield process
     finally:
-        for process in processes:
+        try:
+            _signal(process, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        finally:
             _signal(process, signal.SIGKILL)
             process.wait()
 
@@ -259,13 +331,5 @@ def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _run_task(task: Task, folder: str, path: tuple[str, ...]) -> Outcome:
-    """Run a task within a worker of Ray, which has set the threads and the GPUs."""
-    began = time.monotonic()
-    process = _start(task, folder, path)
-    try:
-        while process.poll() is None:
-            time.sleep(0.1)  # Ray cancels a task between two statements, not within a wait
-    finally:
-        _stop([process])
-    return Outcome(task.name, process.returncode, time.monotonic() - began)
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

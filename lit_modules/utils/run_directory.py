@@ -18,7 +18,7 @@ from lit_modules.utils.json_lines import parse_json
 
 MANIFEST = "manifest.json"
 LOCKS = "locks"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+ -]{0,200}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._,=+ -]{0,200}")
 _DIGEST = re.compile(r"[0-9a-f]{12,64}")
 
 
@@ -115,7 +115,8 @@ class RunDirectory:
         """Return the path of a file.
 
         Args:
-            parts: Names of folders and of the file: ASCII letters, digits and ``._,=+ -``, a letter or digit first.
+            parts: Names of folders and of the file, each of ASCII letters, digits and ``._,=+ -``, with a letter, digit
+                or underscore first.
 
         Raises:
             ValueError: If a name could leave the directory, or a link does.
@@ -192,46 +193,64 @@ class RunDirectory:
         """Return those of the folders that do not hold a file of the name ``record``, in their order."""
         return [name for name in names if not self.path([name, record]).is_file()]
 
-    def recorded(self, part: str = "run") -> dict[str, Any] | None:
+    def settings(self, part: str = "run") -> dict[str, Any] | None:
         """Return the settings with which a part of the run was begun; ``None`` for a new one."""
-        settings: dict[str, Any] | None = (self.read_json([MANIFEST]) or {}).get(part)
+        settings: dict[str, Any] | None = self._manifest().get(part)
         return settings
 
-    def check(self, settings: Mapping[str, Any], part: str = "run", beside: Sequence[str] | None = None) -> None:
+    def check(
+        self,
+        settings: Mapping[str, Any],
+        part: str = "run",
+        growing: Sequence[str] = (),
+        beside: Sequence[str] | None = None,
+    ) -> None:
         """Refuse a directory that was made with other settings.
 
         Args:
             settings: Plain values that decide the results: arguments, hashes of input files.
-            part: Part of the run that they decide, as the parts may be begun and redone on their own.
+            part: Part of the run that they decide; each part may be begun and redone on its own.
+            growing: Settings that are lists and may gain items.
             beside: Files that a directory without a manifest may hold; ``None`` for any.
 
         Raises:
             UsageError: If a setting differs, naming the first; or if there is no manifest but other files.
         """
-        before = self.recorded(part)
-        if before is None:
-            own = {MANIFEST, LOCKS, *(beside or ())}
-            if beside is not None and not self.recorded_parts() and self._holds_others(own):
-                raise UsageError(f"{self.folder} holds something that is no {self.noun}; take another folder.")
+        manifest = self._manifest()
+        others = beside is not None and any(path.name not in (LOCKS, *beside) for path in self.folder.iterdir())
+        if others and not manifest:
+            raise UsageError(f"{self.folder} holds something that is no {self.noun}; take another folder.")
+        if part not in manifest:
             return
-        difference = first_difference(before, json.loads(json.dumps(settings)))
+        before, now = manifest[part], json.loads(json.dumps(settings))
+        fixed_before, fixed_now = ({key: s[key] for key in s if key not in growing} for s in (before, now))
+        difference = first_difference(fixed_before, fixed_now)
         if difference is not None:
             raise UsageError(f"{self.folder} holds a {self.noun} with {difference}; take another folder.")
+        for key in growing:
+            if any(item not in now[key] for item in before[key]):
+                difference = first_difference(before[key], now[key], key)
+                raise UsageError(
+                    f"{self.folder} holds a {self.noun} with {difference}: values may be added, not left out; take "
+                    "another folder."
+                )
 
-    def claim(self, settings: Mapping[str, Any], part: str = "run", beside: Sequence[str] | None = None) -> None:
-        """Record the settings in the manifest; refuses as :meth:`check` does."""
-        self.check(settings, part, beside)
-        self.write_json([MANIFEST], {**(self.read_json([MANIFEST]) or {}), part: settings}, allow_nan=True)
+    def claim(
+        self,
+        settings: Mapping[str, Any],
+        part: str = "run",
+        growing: Sequence[str] = (),
+        beside: Sequence[str] | None = None,
+    ) -> None:
+        """Record the settings in the manifest, unless :meth:`check` refuses them."""
+        self.check(settings, part, growing, beside)
+        self.write_json([MANIFEST], {**self._manifest(), part: settings}, allow_nan=True)
 
     def forget(self, part: str) -> None:
         """Remove a part from the manifest, so that it may be begun with other settings."""
-        manifest = self.read_json([MANIFEST]) or {}
+        manifest = self._manifest()
         if manifest.pop(part, None) is not None:
             self.write_json([MANIFEST], manifest, allow_nan=True)
-
-    def recorded_parts(self) -> list[str]:
-        """Return the parts that were begun."""
-        return list(self.read_json([MANIFEST]) or {})
 
     def log(self, event: Mapping[str, Any], name: str = "events") -> None:
         """Append a line to ``NAME.jsonl``, or to the shard's own ``NAME-1-of-2.jsonl``."""
@@ -268,8 +287,8 @@ class RunDirectory:
     def _label(self) -> str:
         return "all" if self.shard is None else f"{self.shard[0]}-of-{self.shard[1]}"
 
-    def _holds_others(self, names: set[str]) -> bool:
-        return any(path.name not in names for path in self.folder.iterdir())
+    def _manifest(self) -> dict[str, Any]:
+        return self.read_json([MANIFEST]) or {}
 
     def _take_lock(self) -> None:
         """Lock the directory, or the shard's part of it against all but the other shards of the same division."""

@@ -82,7 +82,7 @@ def test_second_rule_of_the_checkpoints_by_hand() -> None:
         number = next(asked)
         return values[number] + signs[number] * (logits[:, 0] - logits[:, 0].detach())
 
-    seed = next(s for s in range(20) if float(APGD(eps=1, bounds=None)._start(_problem(s))) > 0)
+    seed = next(s for s in range(20) if float(APGD(eps=1, bounds=None)._start(_state(s))) > 0)
     model = Recorder()
     APGD(eps=1, steps=10, loss=loss, bounds=None, keep="best", seed=seed)(model, torch.zeros(1, 1), torch.tensor([0]))
     expected = [
@@ -97,12 +97,12 @@ def test_second_rule_of_the_checkpoints_by_hand() -> None:
     assert model.points[1:8] == pytest.approx(expected, abs=1e-5)
 
 
-def _problem(seed: int) -> Any:
-    """A problem of one sample at 0, with the random numbers that the first restart gets."""
+def _state(seed: int) -> Any:
+    """A state of one sample at 0, with the random numbers that the first restart gets."""
     with torch.no_grad():
-        problem = APGD(eps=1, bounds=None).problem(Recorder(), torch.zeros(1, 1), torch.tensor([0]), seed)
-    problem.random = problem.random.fork(0)
-    return problem
+        state = APGD(eps=1, bounds=None).prepare(Recorder(), torch.zeros(1, 1), torch.tensor([0]), seed)
+    state.random = state.random.fork(0)
+    return state
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -206,7 +206,7 @@ def test_l1_perturbations_are_sparse() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_few_steps(norm: str, steps: int) -> None:
     result = APGD(norm=norm, eps=EPS[norm], steps=steps, keep="best").run(network(), images())  # type: ignore[arg-type]
-    assert bool((result.forward_passes >= steps + 2).all())  # the clean sample, a start, and one after each step
+    assert bool((result.num_queries >= steps + 2).all())  # the clean sample, a start, and one after each step
     assert bool((result.distance <= EPS[norm] * (1 + 1e-6) + 1e-6).all())
 
 
@@ -231,8 +231,8 @@ def test_best_takes_all_steps_and_first_leaves() -> None:
     best = APGD(eps=0.06, steps=20, keep="best").run(model, x)
     assert bool(first.success.any())
     assert torch.equal(first.success, best.success)
-    assert bool((best.forward_passes == 22).all())  # the clean sample, the start, and one after each step
-    assert bool((first.forward_passes[first.success] < 22).any())
+    assert bool((best.num_queries == 22).all())  # the clean sample, the start, and one after each step
+    assert bool((first.num_queries[first.success] < 22).any())
     loss = nn.CrossEntropyLoss(reduction="none")
     assert bool((loss(model(best.adversarial), label) >= loss(model(first.adversarial), label) - 1e-5).all())
 
@@ -242,7 +242,7 @@ def test_restarts_find_more() -> None:
     one = APGD(eps=0.02, steps=3).run(model, x)
     many = APGD(eps=0.02, steps=3, restarts=5).run(model, x)
     assert bool((many.success >= one.success).all())
-    assert bool((many.forward_passes[~many.success] == 5 * 4 + 1).all())
+    assert bool((many.num_queries[~many.success] == 5 * 4 + 1).all())
 
 
 def test_passes_are_averaged() -> None:
@@ -257,9 +257,9 @@ def test_passes_are_averaged() -> None:
         return linear(x) + 4 * (x @ torch.randn(20, 1)) * torch.tensor([1.0, -1.0])
 
     def gain(passes: int) -> float:
-        attack = APGD(eps=0.1, steps=3, loss="margin", bounds=None, passes=passes)
+        attack = APGD(eps=0.1, steps=3, loss="margin", bounds=None, eot_samples=passes)
         result = attack.run(model, x, label)
-        assert bool((result.forward_passes == 1 + 3 * passes + 1).all())
+        assert bool((result.num_queries == 1 + 3 * passes + 1).all())
         return float(((result.adversarial - x) @ truth.detach()).mean())
 
     assert gain(60) > gain(1)
@@ -279,7 +279,7 @@ def test_targets_of_apgdt_are_the_likely_classes_in_turn() -> None:
     one = APGDT(eps=0.03, steps=6, targets=1).run(model, x)
     all_targets = APGDT(eps=0.03, steps=6, targets=9).run(model, x)  # there are but 4 others
     assert bool((all_targets.success >= one.success).all())
-    assert bool((all_targets.forward_passes[~all_targets.success] == 4 * 7 + 1).all())
+    assert bool((all_targets.num_queries[~all_targets.success] == 4 * 7 + 1).all())
     failed = ~one.success
     likely = model(x).argsort(1, descending=True)
     top, label = likely[:, 1], likely[:, 0]
@@ -314,7 +314,7 @@ def test_too_few_classes(attack: APGD, classes: int, message: str) -> None:
         ({"norm": "l0"}, "norm must be 'linf' or 'l2' or 'l1', got 'l0'"),
         ({"eps": -1.0}, r"eps must be finite and at least 0, got -1\.0"),
         ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
-        ({"passes": 0}, "passes must be an integer of at least 1, got 0"),
+        ({"eot_samples": 0}, "eot_samples must be an integer of at least 1, got 0"),
         ({"rho": 1.5}, r"rho must be from 0 to 1, got 1\.5"),
         ({"keep": "last"}, "keep must be 'first' or 'best', got 'last'"),
         ({"loss": "hinge"}, "loss must be one of .* got 'hinge'"),

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.apgd import APGD, APGDT
-from lit_modules.attacks.autoattack import AutoAttack
+from lit_modules.attacks.boundary import FAB
 from lit_modules.attacks.engine.base import Attack
-from lit_modules.attacks.engine.fixed_radius import FixedRadiusAttack
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.fab import FAB
-from lit_modules.attacks.pgd import LinfPGD
+from lit_modules.attacks.ensembles import AutoAttack
+from lit_modules.attacks.pgd import GradientAttack, LinfPGD
 from lit_modules.attacks.square import Square
 
 NAMES = {
@@ -76,7 +75,7 @@ def test_settings_of_the_versions() -> None:
     assert facts(standard["square"], "queries", "start_area", "rescale", "loss") == [5000, 0.8, False, "margin"]
     assert [plus[name].restarts for name in ("apgd-ce", "apgd-dlr", "fab")] == [5, 5, 5]
     assert plus["apgd-dlr"].loss == "dlr"  # type: ignore[attr-defined]
-    assert [facts(attack, "passes", "loss") for attack in rand.values()] == [[20, "cross_entropy"], [20, "dlr"]]
+    assert [facts(attack, "eot_samples", "loss") for attack in rand.values()] == [[20, "cross_entropy"], [20, "dlr"]]
     assert facts(l1["apgd-ce"], "restarts", "larger_eps", "norm") == [5, True, "l1"]
     assert facts(l1["apgd-t"], "targets", "larger_eps") == [5, True]
     assert facts(l1["fab-t"], "steps", "n_targets", "norm") == [100, 9, "l1"]
@@ -99,7 +98,7 @@ def test_counts_record_and_log(caplog: pytest.LogCaptureFixture) -> None:
     assert list(result.robust) == ["clean", "apgd", "apgdt", "fab", "square"]
     assert result.robust["clean"] == 53
     assert 0 < result.robust["square"] < 53
-    assert int(result.forward_passes.sum()) == seen
+    assert int(result.num_queries.sum()) == seen
     assert bool(result.already[:7].all())
     assert torch.equal(result.adversarial[:7], x[:7])
     assert bool((result.distance <= 0.02 * (1 + 1e-6) + 1e-6).all())
@@ -112,12 +111,12 @@ def test_counts_record_and_log(caplog: pytest.LogCaptureFixture) -> None:
 def test_each_attack_meets_only_what_is_left() -> None:
     seen: list[int] = []
 
-    class Spy(FixedRadiusAttack):
+    class Spy(GradientAttack):
         norm = "linf"
 
-        def attack(self, problem: Any) -> Any:
-            seen.append(len(problem))
-            return LinfPGD(steps=3, step_size=0.02).attack(problem)
+        def attack(self, state: Any) -> Any:
+            seen.append(len(state))
+            return LinfPGD(steps=3, step_size=0.02).attack(state)
 
         def step(self, *arguments: Any) -> Any:
             raise AssertionError

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.apgd import APGD
-from lit_modules.attacks.autoattack import AutoAttack
 from lit_modules.attacks.engine.base import Attack
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, Outcome
+from lit_modules.attacks.ensembles import AutoAttack
 from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2PGD, LinfPGD
 from lit_modules.attacks.square import Square
 from lit_modules.attacks.wrappers import EOT
@@ -37,7 +37,7 @@ Y = torch.tensor([0, 1, 2, 0])
         ({"steps": 2.0}, r"steps must be an integer of at least 1, got 2\.0"),
         ({"steps": True}, "steps must be an integer of at least 1, got True"),
         ({"step_size": 0.0}, r"step_size must be positive and finite, got 0\.0"),
-        ({"passes": 0}, "passes must be an integer of at least 1, got 0"),
+        ({"eot_samples": 0}, "eot_samples must be an integer of at least 1, got 0"),
         ({"restarts": 0}, "restarts must be an integer of at least 1, got 0"),
         ({"keep": "all"}, "keep must be 'first', 'best' or 'last', got 'all'"),
         ({"loss": "hinge"}, "loss must be one of cross_entropy, margin, dlr.*got 'hinge'"),
@@ -143,7 +143,7 @@ def test_random_model_in_training_mode() -> None:
         LinfPGD(model_mode="keep")(model, X)
     LinfPGD(steps=2)(model, X)
     LinfPGD(steps=2, model_mode="keep")(model.eval(), X)
-    LinfPGD(steps=2, model_mode="keep")(EOT(model, passes=3).train(), X)
+    LinfPGD(steps=2, model_mode="keep")(EOT(model, num_samples=3).train(), X)
 
 
 def test_constant_model_warns() -> None:
@@ -170,8 +170,8 @@ def test_an_attack_that_cheats_is_caught(shift: float, message: str) -> None:
     class Cheat(Attack):
         norm, eps = "linf", 0.1
 
-        def attack(self, problem: Problem) -> Outcome:
-            x = problem.x + shift
+        def attack(self, state: AttackState) -> Outcome:
+            x = state.x + shift
             return Outcome(x, torch.ones(len(x), dtype=torch.bool), torch.zeros(len(x)))
 
     with pytest.raises(RuntimeError, match=message):
@@ -204,7 +204,7 @@ def test_a_misclassified_sample_comes_back_unchanged() -> None:
     assert result.already.tolist() == [False, True, False, False]
     assert bool(result.success[1])
     assert result.distance[1] == 0
-    assert result.forward_passes[1] == 1
+    assert result.num_queries[1] == 1
 
 
 def test_record() -> None:
@@ -214,7 +214,7 @@ def test_record() -> None:
     assert result.distance.dtype == torch.float64
     assert torch.allclose(result.distance.float(), (result.adversarial - X).abs().amax(1))
     assert torch.equal(result.success, model(result.adversarial).argmax(1) != model(X).argmax(1))
-    assert result.forward_passes.dtype == torch.int64
+    assert result.num_queries.dtype == torch.int64
     assert torch.equal(LinfPGD(eps=0.3, steps=4, step_size=0.1, random_start=False)(model, X), result.adversarial)
 
 
@@ -230,8 +230,8 @@ def test_forward_passes_are_those_that_the_model_saw() -> None:
 
     for keep in ("first", "best", "last"):
         model = Counter()
-        result = LinfPGD(eps=0.2, steps=5, step_size=0.05, keep=keep, restarts=2, passes=2).run(model, X)  # type: ignore[arg-type]
-        assert int(result.forward_passes.sum()) == model.seen
+        result = LinfPGD(eps=0.2, steps=5, step_size=0.05, keep=keep, restarts=2, eot_samples=2).run(model, X)  # type: ignore[arg-type]
+        assert int(result.num_queries.sum()) == model.seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -62,12 +62,12 @@ def test_nearest_boundary_beats_the_largest_logit() -> None:
 
 def test_stretched_leads_are_right_where_plain_ones_are() -> None:
     model, x = network(), samples()
-    problem = CarliniWagner().problem(model, x, None, 0)
-    scale = class_scales(problem)
+    state = CarliniWagner().prepare(model, x, None, 0)
+    scale = class_scales(state)
     other = torch.rand(24, 16)
-    stretched = nearest_lead(model(other), problem.label, scale, 0.5)
-    assert torch.equal(stretched >= 0, margin(model(other), problem.label) >= 0.5)
-    flat = class_scales(CarliniWagner().problem(model, x, None, 0), classes=1)
+    stretched = nearest_lead(model(other), state.label, scale, 0.5)
+    assert torch.equal(stretched >= 0, margin(model(other), state.label) >= 0.5)
+    flat = class_scales(CarliniWagner().prepare(model, x, None, 0), classes=1)
     assert torch.equal(flat, torch.ones_like(flat))
 
 
@@ -111,8 +111,8 @@ def test_more_rounds_or_no_abort_are_no_worse() -> None:
     assert float((many.distance - few.distance)[both].max()) <= 1e-6
     patient = CarliniWagner(steps=100, abort_early=False).run(model, x)
     assert float(patient.distance.median()) <= float(many.distance.median()) * 1.001
-    assert int(many.forward_passes.sum()) < int(patient.forward_passes.sum())
-    assert int(patient.forward_passes.max()) == 100 * 9 + 2
+    assert int(many.num_queries.sum()) < int(patient.num_queries.sum())
+    assert int(patient.num_queries.max()) == 100 * 9 + 2
 
 
 @pytest.mark.parametrize(

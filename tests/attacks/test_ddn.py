@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.ddn import DDN
+from lit_modules.attacks.minimum_norm import DDN
 
 
 def model_and_samples(n: int = 10) -> tuple[nn.Module, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.deepfool import DeepFool
+from lit_modules.attacks.boundary import DeepFool
 
 
 def model_and_samples(n: int = 10, classes: int = 6) -> tuple[nn.Module, Tensor]:
@@ -27,7 +27,7 @@ def test_linear_model_takes_one_step_and_the_overshoot(norm: str) -> None:
     least = gaps / normals.norm(2 if norm == "l2" else 1, dim=2).clamp_min(1e-30)
     least = least.scatter(1, label[:, None], float("inf")).amin(1).double().detach()
     torch.testing.assert_close(result.distance, 1.05 * least, rtol=1e-3, atol=1e-6)
-    assert result.forward_passes.tolist() == [3] * 8  # clean, gradient, result
+    assert result.num_queries.tolist() == [3] * 8  # clean, gradient, result
 
 
 def test_only_the_likely_classes_are_considered() -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.carlini_wagner import CarliniWagner
-from lit_modules.attacks.elastic_net import ElasticNet
+from lit_modules.attacks.carlini_wagner import CarliniWagner, ElasticNet
 from lit_modules.attacks.engine.norms import lp_norm
 
 Rule = Literal["en", "l1"]
@@ -69,7 +68,7 @@ def test_smaller_l1_and_larger_l2_than_carlini_wagner() -> None:
 
 def test_one_pass_for_each_step() -> None:
     result = ElasticNet(steps=20, search_steps=3).run(network(), samples())
-    assert result.forward_passes.unique().tolist() == [20 * 3 + 2]  # the clean pass, and that of the class gradients
+    assert result.num_queries.unique().tolist() == [20 * 3 + 2]  # the clean pass, and that of the class gradients
 
 
 @pytest.mark.parametrize(

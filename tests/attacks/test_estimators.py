@@ -8,15 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.bandits import Bandits
 from lit_modules.attacks.engine.base import Attack
-from lit_modules.attacks.engine.estimators import chunks, nes_gradient, spsa_gradient, weighted_sum
 from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.engine.random import SampleRandom
 from lit_modules.attacks.gen_attack import GenAttack
-from lit_modules.attacks.nattack import NAttack
-from lit_modules.attacks.nes import NES
-from lit_modules.attacks.spsa import SPSA
+from lit_modules.attacks.score_based import (
+    NES,
+    SPSA,
+    Bandits,
+    NAttack,
+    chunks,
+    nes_gradient,
+    spsa_gradient,
+    weighted_sum,
+)
 
 ESTIMATES = [spsa_gradient, nes_gradient]
 # name: class, fixed arguments, arguments that make it strong on the small models here
@@ -139,7 +144,7 @@ def test_attack(name: str, shape: tuple[int, ...]) -> None:
     asked = torch.cat(recorder.asked)
     assert asked.min() >= 0
     assert asked.max() <= 1
-    assert int(result.forward_passes.sum()) == len(asked)
+    assert int(result.num_queries.sum()) == len(asked)
     for adversarial in result.adversarial:  # each is a point that the model was asked about
         assert (asked == adversarial).flatten(1).all(1).any()
 
@@ -223,8 +228,8 @@ def test_fooled_samples_leave(name: str) -> None:
     assert result.success.tolist() == [True, False, True]
     assert result.already.tolist() == [False, False, True]
     assert torch.equal(result.adversarial[2], x[2])
-    assert result.forward_passes[0] < result.forward_passes[1]
-    assert result.forward_passes[2] == 1
+    assert result.num_queries[0] < result.num_queries[1]
+    assert result.num_queries[2] == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.fab import FAB, FABT
+from lit_modules.attacks.boundary import FAB, FABT
 
 
 def model_and_samples(n: int = 10, classes: int = 6) -> tuple[nn.Module, Tensor]:
@@ -21,16 +21,16 @@ def test_chunks_do_not_change_the_result() -> None:
     for max_batch in (1, 12):
         parts = FABT(steps=10, max_batch=max_batch).run(model, x)
         torch.testing.assert_close(parts.adversarial, whole.adversarial, atol=2e-5, rtol=0)
-        assert torch.equal(parts.forward_passes, whole.forward_passes)
+        assert torch.equal(parts.num_queries, whole.num_queries)
 
 
 def test_targets_are_the_likely_classes() -> None:
     model, x = model_and_samples()
     attack = FABT(n_targets=2)
-    problem = attack.problem(model, x, None, None)
+    state = attack.prepare(model, x, None, None)
     order = model(x).argsort(1, descending=True)
-    assert torch.equal(attack.targets(problem), order[:, 1:3])
-    assert FABT(n_targets=99).targets(problem).shape == (10, 5)
+    assert torch.equal(attack.targets(state), order[:, 1:3])
+    assert FABT(n_targets=99).targets(state).shape == (10, 5)
 
 
 def test_more_targets_are_never_worse() -> None:
@@ -45,8 +45,8 @@ def test_all_targets_of_a_sample_leave_together() -> None:
     model, x = model_and_samples()
     result = FABT(stop_radius=1.0).run(model, x)
     assert result.success.all()
-    assert (result.forward_passes <= 1 + 5 * 3).all()
-    assert (result.forward_passes == 1 + 5 * 2).any()
+    assert (result.num_queries <= 1 + 5 * 3).all()
+    assert (result.num_queries == 1 + 5 * 2).any()
 
 
 def test_last_search_only_improves() -> None:

@@ -91,7 +91,7 @@ def test_one_radius_per_sample_and_whole_numbers() -> None:
 
 def test_passes_are_the_guide_and_the_steps_and_the_end() -> None:
     result = FastFeature(steps=7).run(network(), samples(), samples(seed=2))
-    assert result.forward_passes.unique().tolist() == [9]
+    assert result.num_queries.unique().tolist() == [9]
 
 
 def test_parameters_and_modes_are_left_alone() -> None:

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.carlini_wagner import CarliniWagner
-from lit_modules.attacks.elastic_net import ElasticNet
+from lit_modules.attacks.carlini_wagner import CarliniWagner, ElasticNet
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.jsma import JSMA
 from lit_modules.attacks.lbfgs import LBFGS
-from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
+from lit_modules.attacks.pgd import L2Momentum, LinfMomentum
 
 Make = Callable[..., Attack]
 
@@ -74,7 +73,7 @@ def test_any_shape_is_fooled_within_the_bounds_and_left_untouched(make: Make, sh
     assert torch.equal(model(result.adversarial).argmax(1) != model(x).argmax(1), result.success)
     assert float(result.adversarial.min()) >= 0
     assert float(result.adversarial.max()) <= 1
-    assert bool((result.forward_passes >= 1).all())
+    assert bool((result.num_queries >= 1).all())
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -109,7 +108,7 @@ def test_failures_and_misclassified_samples_come_back_unchanged(make: Make) -> N
     assert result.success.tolist() == [False, False, True, False, False, True]
     assert result.already.tolist() == result.success.tolist()
     assert torch.equal(result.adversarial, x)
-    far = float("inf") if attack.minimal else 0.0
+    far = float("inf") if attack.minimum_norm else 0.0
     assert result.distance.tolist() == [far, far, 0, far, far, 0]
 
 
@@ -205,7 +204,7 @@ def test_finished_samples_leave_and_passes_are_counted(make: Make) -> None:
 
     model = Counting()
     result = make().run(model, samples(12))
-    assert int(result.forward_passes.sum()) == model.seen
+    assert int(result.num_queries.sum()) == model.seen
     if make is not ead:  # without abort_early all its samples take equally long
         assert len(set(model.sizes)) > 1
 

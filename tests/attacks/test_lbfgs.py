@@ -81,8 +81,8 @@ def test_bisection_shortens_and_each_point_was_asked_about() -> None:
 
     adversarial = LBFGS(search_steps=2)(spy, x)
     assert all(any(bool((points == point).all(1).any()) for points in asked) for point in adversarial)
-    problem = LBFGS().problem(model, x, None, 0)
-    assert torch.equal(bisect_segment(problem, fine.adversarial, 0), fine.adversarial)
+    state = LBFGS().prepare(model, x, None, 0)
+    assert torch.equal(bisect_segment(state, fine.adversarial, 0), fine.adversarial)
 
 
 def test_chunks_give_what_the_whole_gives() -> None:

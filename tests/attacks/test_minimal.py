@@ -6,18 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.ddn import DDN
-from lit_modules.attacks.deepfool import DeepFool
-from lit_modules.attacks.engine.minimum_norm import MinimalAttack
-from lit_modules.attacks.fab import FAB, FABT
-from lit_modules.attacks.fmn import FMN
+from lit_modules.attacks.boundary import FAB, FABT, DeepFool
+from lit_modules.attacks.minimum_norm import DDN, FMN, MinimumNormAttack
 
-Make = Callable[..., MinimalAttack]
+Make = Callable[..., MinimumNormAttack]
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
 
 
-def make(kind: type[MinimalAttack], norm: str) -> Make:
-    def build(**arguments: object) -> MinimalAttack:
+def make(kind: type[MinimumNormAttack], norm: str) -> Make:
+    def build(**arguments: object) -> MinimumNormAttack:
         named = {} if kind is DDN else {"norm": norm}
         return kind(**named, **arguments)  # type: ignore[call-arg]
 
@@ -141,7 +138,7 @@ def test_restarts_never_lose(build: Make, norm: str) -> None:
     model, x = curved(), samples(8, 3, 4, 4)
     once, thrice = build(steps=8).run(model, x), build(steps=8, restarts=3).run(model, x)
     assert (thrice.distance <= once.distance).all()
-    assert (thrice.forward_passes > once.forward_passes).all()
+    assert (thrice.num_queries > once.num_queries).all()
 
 
 @each
@@ -155,7 +152,7 @@ def test_stop_radius_lets_samples_leave(build: Make, norm: str) -> None:
     assert (stopped.distance[near] <= radius).all()
     if build().leaves_when_fooled:
         return
-    assert (stopped.forward_passes[near] < full.forward_passes[near]).any()
+    assert (stopped.num_queries[near] < full.num_queries[near]).any()
     torch.testing.assert_close(stopped.distance[~near], full.distance[~near], atol=1e-5, rtol=1e-4)
 
 
@@ -165,11 +162,11 @@ def test_radius_of_an_ensemble_stops_each_sample_at_its_own(build: Make, norm: s
     attack = build(steps=30)
     best = attack.run(model, x).distance.float()
     with attack.session(model):
-        problem = attack.problem(model, x, None, None)
-        problem.radius = (best * torch.tensor([2.0, 0.5, 2.0, 0.5]))[:, None, None, None]
-        outcome = attack.solve(problem, torch.zeros(4, dtype=torch.bool))
+        state = attack.prepare(model, x, None, None)
+        state.eps = (best * torch.tensor([2.0, 0.5, 2.0, 0.5]))[:, None, None, None]
+        outcome = attack.solve(state, torch.zeros(4, dtype=torch.bool))
     distance = -outcome.score
-    within = distance <= problem.radius.flatten()
+    within = distance <= state.radius.flatten()
     assert within.tolist() == [True, False, True, False]
     torch.testing.assert_close(distance[1::2], best[1::2], atol=1e-5, rtol=1e-4)
 
@@ -184,9 +181,9 @@ def test_one_pass_a_step(build: Make, norm: str) -> None:
     targets = 4 if isinstance(attack, FABT) else 1
     most = 1 + 7 * targets + search
     if attack.leaves_when_fooled:
-        assert (result.forward_passes <= most).all()
+        assert (result.num_queries <= most).all()
     else:
-        assert set(result.forward_passes.tolist()) <= {most, most - search}
+        assert set(result.num_queries.tolist()) <= {most, most - search}
 
 
 @each

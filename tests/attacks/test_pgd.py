@@ -20,10 +20,10 @@ class SumModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.passes = 0
+        self.eot_samples = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
+        self.eot_samples += 1
         total = x.flatten(1).sum(1)
         return torch.stack([-total, total], 1) / 4
 
@@ -205,16 +205,16 @@ def test_first_best_and_last() -> None:
     assert bool((runs["best"].success >= runs["last"].success).all())
     same = runs["best"].success == runs["last"].success
     assert bool((loss(runs["best"].adversarial) >= loss(runs["last"].adversarial) - 1e-5)[same].all())
-    assert bool((runs["first"].forward_passes <= runs["best"].forward_passes).all())
-    assert bool((runs["best"].forward_passes == 12).all())
+    assert bool((runs["first"].num_queries <= runs["best"].num_queries).all())
+    assert bool((runs["best"].num_queries == 12).all())
     won = runs["first"].success
-    assert float(runs["first"].forward_passes[won].double().mean()) < 12
+    assert float(runs["first"].num_queries[won].double().mean()) < 12
 
 
 def test_last_costs_its_steps_and_no_more() -> None:
     model = SumModel()
     LinfPGD(eps=0.1, steps=7, step_size=0.1, keep="last")(model, images(3), torch.zeros(3, dtype=torch.int64))
-    assert model.passes == 7
+    assert model.eot_samples == 7
 
 
 def test_restarts_keep_the_best() -> None:
@@ -227,7 +227,7 @@ def test_restarts_keep_the_best() -> None:
     loss = nn.CrossEntropyLoss(reduction="none")
     assert bool((loss(model(ten.adversarial), label) >= loss(model(one.adversarial), label) - 1e-6)[failed].all())
     assert not torch.equal(ten.adversarial[failed], one.adversarial[failed])
-    assert bool((ten.forward_passes[failed] > one.forward_passes[failed]).all())
+    assert bool((ten.num_queries[failed] > one.num_queries[failed]).all())
 
 
 def test_restarts_hold_for_keep_last_too() -> None:
@@ -265,7 +265,9 @@ def test_passes_average_a_random_model() -> None:
     label = torch.zeros(64, dtype=torch.int64)
 
     def gain(passes: int) -> float:
-        moved = LinfPGD(eps=0.1, steps=1, step_size=0.1, random_start=False, bounds=None, keep="last", passes=passes)
+        moved = LinfPGD(
+            eps=0.1, steps=1, step_size=0.1, random_start=False, bounds=None, keep="last", eot_samples=passes
+        )
         return float(((moved(model, x, label) - x) @ truth).mean())
 
     assert gain(200) > gain(1)

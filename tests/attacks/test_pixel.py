@@ -86,14 +86,14 @@ def test_single_pixel_fails_unchanged_and_counts() -> None:
     assert not result.success.any()
     assert torch.equal(result.adversarial, x)
     assert result.distance.isinf().all()
-    assert result.forward_passes.tolist() == [1 + 48] * 3
+    assert result.num_queries.tolist() == [1 + 48] * 3
     alone = SinglePixel(max_pixels=24).run(Spot(1, 1, 5.0), x[:1])
-    assert alone.forward_passes.tolist() == [1 + 47]
+    assert alone.num_queries.tolist() == [1 + 47]
 
 
 def test_single_pixel_tries_no_more_than_it_may() -> None:
     result = SinglePixel(max_pixels=2).run(Spot(1, 1, 5.0), images(3, 1, 4, 6))
-    assert (result.forward_passes == 1 + 4).all()
+    assert (result.num_queries == 1 + 4).all()
 
 
 def pixel_attack(name: str, **arguments: Any) -> SinglePixel | LocalSearch:
@@ -145,7 +145,7 @@ def test_misclassified_samples_come_back_unchanged(name: str) -> None:
     result = pixel_attack(name).run(model, x, torch.ones(3, dtype=torch.int64))
     assert result.already.all()
     assert torch.equal(result.adversarial, x)
-    assert (result.forward_passes == 1).all()
+    assert (result.num_queries == 1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,11 +189,11 @@ def test_local_search_in_the_bounds_of_each_pixel() -> None:
     low[..., ::2], wide[..., ::2] = 1.0, 0.5
     plain = LocalSearch(rounds=8, seed=0)
     scaled = LocalSearch(rounds=8, seed=0, bounds=(low, low + wide))
-    problem = plain.problem(Within(torch.zeros(1), torch.ones(1)), x, None, 0)
-    moved = scaled.problem(Within(low, wide), x * wide + low, None, 0)
-    moved.random = problem.random  # random numbers belong to the values of a sample
-    problem.random = type(problem.random)(moved.random.keys.clone())
-    first, second = plain.attack(problem), scaled.attack(moved)
+    state = plain.prepare(Within(torch.zeros(1), torch.ones(1)), x, None, 0)
+    moved = scaled.prepare(Within(low, wide), x * wide + low, None, 0)
+    moved.random = state.random  # random numbers belong to the values of a sample
+    state.random = type(state.random)(moved.random.keys.clone())
+    first, second = plain.attack(state), scaled.attack(moved)
     assert torch.equal(first.success, second.success)
     torch.testing.assert_close(first.adversarial * wide + low, second.adversarial, atol=1e-5, rtol=0)
 

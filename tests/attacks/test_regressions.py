@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.best_of import BestOf
 from lit_modules.attacks.engine.losses import cross_entropy, margin
 from lit_modules.attacks.engine.norms import lp_norm
+from lit_modules.attacks.ensembles import BestOf
 from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2PGD, LinfPGD, SparseL1Descent
 from lit_modules.attacks.spatial import SpatialTransform
 from lit_modules.defenses import BPDA, JPEG, evaluation_mode, no_parameter_gradients

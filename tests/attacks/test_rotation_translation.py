@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.rotation_translation import RotationTranslation, move
+from lit_modules.attacks.spatial import RotationTranslation, move
 
 
 class Corner(nn.Module):
@@ -67,13 +67,13 @@ def test_finds_the_corner(search: Any) -> None:
 
 def test_grid_has_all_movements_but_none() -> None:
     attack = RotationTranslation(rotations=3, translations=3, max_rotation=30, max_translation=2, bounds=None)
-    problem = attack.problem(Steady(), torch.rand(2, 1, 4, 4), None, 0)
-    moves = attack.moves(problem)
+    state = attack.prepare(Steady(), torch.rand(2, 1, 4, 4), None, 0)
+    moves = attack.moves(state)
     assert moves.shape == (26, 1, 3)
     assert len(moves.unique(dim=0)) == 26
     assert moves.abs().amax((0, 1)).tolist() == [30.0, 2.0, 2.0]
     result = RotationTranslation(rotations=3, translations=3).run(Steady(), torch.rand(2, 1, 4, 4))
-    assert result.forward_passes.tolist() == [27, 27]
+    assert result.num_queries.tolist() == [27, 27]
 
 
 def test_failures_return_the_worst_image_seen() -> None:
@@ -96,8 +96,8 @@ def test_first_leaves_early_and_best_is_at_least_as_strong() -> None:
     label = model(x).argmax(1)
     loss = nn.CrossEntropyLoss(reduction="none")
     assert bool((loss(model(best.adversarial), label) >= loss(model(first.adversarial), label) - 1e-5).all())
-    assert bool((first.forward_passes <= best.forward_passes).all())
-    assert torch.equal(best.forward_passes, torch.full((8,), 45))
+    assert bool((first.num_queries <= best.num_queries).all())
+    assert torch.equal(best.num_queries, torch.full((8,), 45))
     assert torch.equal(model(first.adversarial).argmax(1) != label, first.success)
 
 
@@ -117,9 +117,9 @@ def test_seed_and_restarts_of_the_random_search() -> None:
     attack = RotationTranslation(search="random", samples=3)
     assert torch.equal(attack(Steady(), x, seed=1), attack(Steady(), x, seed=1))
     assert not torch.equal(attack(Steady(), x, seed=1), attack(Steady(), x, seed=2))
-    assert attack.run(Steady(), x).forward_passes.tolist() == [4] * 4
+    assert attack.run(Steady(), x).num_queries.tolist() == [4] * 4
     more = RotationTranslation(search="random", samples=3, restarts=4).run(Steady(), x)
-    assert more.forward_passes.tolist() == [13] * 4
+    assert more.num_queries.tolist() == [13] * 4
     assert bool((more.adversarial[:, 0, 1, 1] >= attack(Steady(), x)[:, 0, 1, 1]).all())
 
 

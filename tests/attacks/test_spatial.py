@@ -48,8 +48,8 @@ def test_failures_come_back_unchanged_and_not_black() -> None:
 def test_smaller_flows_win_with_more_search() -> None:
     def variation(steps: int) -> Tensor:
         attack = SpatialTransform(search_steps=steps, step_size=0.1, smoothness=1e-3)
-        problem = attack.problem(TwoPlaces(), blobs(), None, 0)
-        return -attack.attack(problem).score
+        state = attack.prepare(TwoPlaces(), blobs(), None, 0)
+        return -attack.attack(state).score
 
     assert bool((variation(4) <= variation(1) + 1e-6).all())
     assert bool((variation(4) < variation(1)).any())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.pgd import LinfPGD
-from lit_modules.attacks.spsa import SPSA
+from lit_modules.attacks.score_based import SPSA
 
 
 def linear(size: int) -> nn.Module:
@@ -66,7 +66,7 @@ def test_model_that_hides_its_gradient() -> None:
 def test_cost() -> None:
     model = linear(6)
     result = SPSA(eps=0.01, steps=3, directions=5).run(model, torch.full((2, 6), 0.5))
-    assert result.forward_passes.tolist() == [1 + 3 * (2 * 5 + 1)] * 2
+    assert result.num_queries.tolist() == [1 + 3 * (2 * 5 + 1)] * 2
 
 
 @pytest.mark.parametrize("name", ["step_size", "fd_step"])

@@ -140,8 +140,8 @@ def test_every_query_counts(norm: str) -> None:
     result = make(norm, queries=100, eps=EPS[norm] / 4).run(model, x)
     assert bool(result.success.any())
     assert not bool(result.success.all())
-    assert bool((result.forward_passes[~result.success] == 101).all())  # the clean sample, then the queries
-    assert bool((result.forward_passes[result.success] <= 101).all())
+    assert bool((result.num_queries[~result.success] == 101).all())  # the clean sample, then the queries
+    assert bool((result.num_queries[result.success] <= 101).all())
     seen = 0
 
     def count(x: Tensor) -> Any:
@@ -149,7 +149,7 @@ def test_every_query_counts(norm: str) -> None:
         seen += len(x)
         return model(x)
 
-    assert int(make(norm, queries=100).run(count, x).forward_passes.sum()) == seen
+    assert int(make(norm, queries=100).run(count, x).num_queries.sum()) == seen
 
 
 @pytest.mark.parametrize("norm", EPS)

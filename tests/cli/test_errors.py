@@ -191,7 +191,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "folder of recipes": (
         ["fit", "-c", "compare"],
-        "There is no configuration file 'compare'; did you mean compare/lume_tiny.yaml or compare/tofu_tiny.yaml?",
+        "There is no configuration file 'compare'; did you mean compare/lume_rates.yaml or compare/lume_tiny.yaml or "
+        "compare/tofu_tiny.yaml?",
     ),
     "command": (["fitt"], "There is no command 'fitt'; did you mean 'fit'?"),
     "no command": (

@@ -22,6 +22,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
+    MistralConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.utils.import_utils import is_serve_available
@@ -109,11 +110,11 @@ def picture(seed: int, width: int = 20, height: int = 20) -> Image.Image:
 
 
 def requests(temperature: float = 0.0) -> list[ChatRequest]:
-    """Questions of many lengths, with and without images."""
-    found = []
+    """Questions of many lengths, with and without images, some of them on the same one."""
+    found, shown = [], [picture(number, 20, 20 + 10 * number) for number in range(4)]
     for number in range(10):
         text = "what is it " + " ".join("abcdefghij"[: 1 + 7 * number % 10])
-        images = (picture(number, 20, 20 + 10 * (number % 3)),) if number % 3 else ()
+        images = (shown[number % 4],) if number % 3 else ()
         message = user_message(text, len(images))
         found.append(ChatRequest((message,), images, 12 if number % 4 else 5, temperature, seed=number))
     return found
@@ -150,7 +151,7 @@ def test_batches_give_the_answers_of_single_questions(
     chat._shares = shares
     together = dict(chat.chat_many(asked))
     rows = [rows for rows, _ in reads]
-    assert (sum(rows), max(rows)) == (10, 3)
+    assert (sum(rows), max(rows)) == (8 if shares is None else 10, 3)
     assert chat._shares is (shares is None)
     chat._shares = False
     single = list(one_by_one(chat, asked))
@@ -176,19 +177,39 @@ def test_an_image_is_read_once_for_its_questions(chat: LocalChat, reads: list[tu
     assert len({reply.text for reply in single}) > 1
 
 
-def test_settings_of_a_model_that_the_shared_way_does_not_know_are_obeyed(chat: LocalChat) -> None:
+def test_settings_of_a_model_are_obeyed_by_the_shared_way(chat: LocalChat) -> None:
     settings = chat._loaded[1].generation_config
-    asked = [ChatRequest((user_message("what is it"),), (), 6)]
+    shown = picture(1)
+    asked = [ChatRequest((user_message(text, 1),), (shown,), 6) for text in ("what is it", "what")]
     plain = LocalChat(chat.model, device="cpu")
     plain.__dict__["_loaded"] = chat._loaded
     settings.suppress_tokens = list(range(9, len(WORDS)))
     try:
-        (reply,) = (found for _, found in plain.chat_many(asked))
+        replies = [found for _, found in plain.chat_many(asked)]
     finally:
         settings.suppress_tokens = None
-    assert plain._shares is False
-    assert isinstance(reply, Reply)
-    assert not set(reply.text.split()) - {*WORDS[:9]}
+    assert plain._shares is True
+    for reply in replies:
+        assert isinstance(reply, Reply)
+        assert not set(reply.text.split()) - {*WORDS[:9]}
+
+
+def test_a_cache_with_a_sliding_window_is_not_shared(llava: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llava, folder)
+    config: Any = LlavaNextConfig.from_pretrained(llava)
+    sizes: dict[str, Any] = {"vocab_size": len(WORDS), "num_key_value_heads": 2, **SIZES, **IDS}
+    config.text_config = MistralConfig(**sizes, sliding_window=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlavaNextForConditionalGeneration(config).save_pretrained(folder)
+    shown = picture(1)
+    texts = ["what is it a", "what is it b c d", "what is it", "yes"]
+    asked = [ChatRequest((user_message(text, 1),), (shown,), 6) for text in texts]
+    sliding = LocalChat(str(folder), device="cpu")
+    together = dict(sliding.chat_many(asked))
+    assert sliding._shares is False
+    assert [together[number] for number in range(4)] == list(one_by_one(sliding, asked))
 
 
 def test_the_likeliest_answer_is_that_of_the_model(chat: LocalChat) -> None:

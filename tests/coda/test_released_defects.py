@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from datamodules.few_shot.few_shot import FewShotPairs
-from datamodules.few_shot.samples import METHODS
+from datamodules.few_shot.selection import Method
 from lit_modules.coda.backends.local import LocalChat
 from lit_modules.coda.backends.protocols import user_message
 from lit_modules.coda.coda import CoDA
@@ -128,7 +128,7 @@ def test_defect_5_attributes_at_test_time_are_off_by_default_and_alike_for_all_m
     assert inspect.signature(FewShotPairs).parameters["feature_context"].default is False
     for switch in ({}, {"feature_context": True}):
         prompts = []
-        for method in METHODS:
+        for method in get_args(Method):
             data = baseline(root, method, features=str(root / "features.json"), **switch)
             prompts.append([text for batch in batches(data, "test") for text in batch["prompt"]])
         assert all(own == prompts[0] for own in prompts)
@@ -158,7 +158,7 @@ def test_defect_6_evaluation_is_greedy_and_the_test_pictures_have_a_split_and_a_
     assert not trained & set(usual)
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", get_args(Method)[1:])
 def test_defect_9_as_many_further_pictures_as_were_asked_for(root: Path, method: str) -> None:
     for number in (1, 4):
         origins = [origin for batch in batches(baseline(root, method, number)) for origin in batch["origin"]]

@@ -101,7 +101,7 @@ def test_answers_of_a_tuned_model_are_without_thoughts() -> None:
             return torch.cat([given["input_ids"], said], 1)
 
     batch = {"input_ids": torch.ones(1, 4, dtype=torch.long)}
-    assert generate(Network(), words, batch, 9, 0.0) == ["Puff Adder"]
+    assert generate(Network(), words, batch, max_new_tokens=9, temperature=0.0) == ["Puff Adder"]
 
 
 def test_a_judge_on_this_machine_does_not_think_aloud(folder: str, tmp_path: Path) -> None:

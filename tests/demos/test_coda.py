@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from datamodules import DrawnSpecies
-from datamodules.drawn.species_renderer import PHRASES, attributes_in
+from datamodules.drawn.creatures import PHRASES, attributes_in
 from lit_modules.demos.coda import story, update
 from lit_modules.demos.coda.lessons import TOLD, Lessons, World, draw_world
 from lit_modules.demos.coda.update import AMOUNTS, Cell, cells, print_table, run_updates

@@ -16,10 +16,13 @@ import yaml
 
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.studies.compare.command import main
-from lit_modules.studies.compare.counts import check_spending
-from lit_modules.studies.compare.point import main as run_points
+from lit_modules.studies.compare.records import run_records
+from lit_modules.studies.compare.report import compare
+from lit_modules.studies.compare.run import check_spending
+from lit_modules.studies.compare.settings import check_settings, runs_of
 from lit_modules.studies.launchers import Outcome, Task
 from lit_modules.utils.errors import UsageError
+from tests.studies.here import HereLauncher
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXTS = ROOT / "tests" / "data" / "tofu"
@@ -60,26 +63,12 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "tiny.yaml"
 
 
-class HereLauncher:
-    """Run the runs in this process; keep their names."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
-        for task in tasks:
-            folders = task.arguments[2:]
-            self.names += [Path(folder).name for folder in folders]
-            yield Outcome(task.name, run_points(folders), 0.0)
-
-
 class MadeUpLauncher(HereLauncher):
     """Write results without running anything: a method's rate is what it forgets."""
 
-    def __init__(self, broken: str = "", **spent: Any) -> None:
+    def __init__(self, broken: str = "") -> None:
         super().__init__()
         self.broken = broken
-        self.spent = spent
 
     def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
         for task in tasks:
@@ -89,19 +78,21 @@ class MadeUpLauncher(HereLauncher):
                     (folder / "log.txt").write_text("error: ValueError: It broke.\n", encoding="utf-8")
                     continue
                 self.write(folder)
-            yield Outcome(task.name, 0, 0.0)
+            yield Outcome(task.name, 0)
 
     def write(self, folder: Path) -> None:
-        record = json.loads((folder / "point.json").read_text(encoding="utf-8"))
-        values = record["values"]
-        forget = {"start": 0.9, "retain": 0.1}.get(values.get("model"), 0.5)
-        counts = None
-        if record["count"]:
-            forget = 0.9 - 10 * values["learning_rate"] - 0.01 * values["seed"]
-            counts = spending() | (self.spent.get(values["method"]) or {})
-        metrics = {REPORT["forget"]: forget, REPORT["retain"]: 0.8}
-        results = {"values": values, "metrics": metrics, "counts": counts, "seconds": {"train": 1.0, "test": 2.0}}
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        results = made_up(record["values"], record["count"])
         (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+def made_up(values: dict[str, Any], counted: bool) -> dict[str, Any]:
+    forget = {"start": 0.9, "retain": 0.1}.get(values.get("model", ""), 0.5)
+    if counted:
+        forget = 0.9 - 10 * values["learning_rate"] - 0.01 * values["seed"]
+    metrics = {REPORT["forget"]: forget, REPORT["retain"]: 0.8}
+    counts = spending() if counted else None
+    return {"values": values, "metrics": metrics, "counts": counts, "seconds": {"train": 1.0, "test": 2.0}}
 
 
 def spending() -> dict[str, Any]:
@@ -142,7 +133,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "twice a rate": (["--learning_rates=[0.1, 0.1]"], r"learning_rates must be distinct, got 0\.1 2 times\."),
     "batch": (["--effective_batch=3", "--batch_size=2"], r"effective_batch must be a multiple of batch_size=2"),
     "steps": (["--max_steps=0"], r"max_steps must be at least 1, got 0\."),
-    "type": (["--max_steps=many"], r"max_steps must be a whole number, got many\."),
+    "type": (["--max_steps=many"], r"max_steps must be int, got 'many'\."),
     "rate of the optimizer": (["--optimizer.lr=0.1"], r"it belongs into learning_rates, which are compared\."),
     "unknown key": (["--max_step=1"], r"There is no argument --max_step; did you mean 'max_steps'\?"),
     "unknown item": (["--methods.NGDif.eps=1"], r"There is no 'NGDif' among methods; did you mean 'NGDiff'\?"),
@@ -150,11 +141,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["--start.optimizer.lr=1"],
         r"start\.optimizer must be a mapping with a class_path, got",
     ),
-    "key within": (["--start.epochs=1"], r"start has no key 'epochs'"),
+    "key within": (["--start.epochs=1"], r"'start' does not accept option 'epochs'"),
     "only": (["--only=NGDif"], r"There is no method 'NGDif' for --only; did you mean 'NGDiff'\?"),
     "word": (["stray"], r"There is no place for the argument 'stray'"),
     "no value": (["--max_steps"], r"--max_steps needs a value\."),
-    "together": (["--points-per-process=0"], r"--points-per-process must be at least 1, got 0\."),
+    "together": (["--points-per-process=0"], r"--points_per_process must be at least 1, got 0\."),
 }
 
 
@@ -243,7 +234,8 @@ def test_comparison_goes_on_and_grows(config: str, capsys: pytest.CaptureFixture
     parquet = pytest.importorskip("pyarrow.parquet")
     assert parquet.read_table("out/results.parquet").num_rows == 4
     for other, sentence in (
-        (["--max_steps=3"], r"out holds a comparison with max_steps=2, got max_steps=3; give another --folder\."),
+        (["--folder=."], r"\. holds something that is no comparison; take another folder\."),
+        (["--max_steps=3"], r"out holds a comparison with max_steps=2, got max_steps=3; take another folder\."),
         (["--methods.NGDiff.eps=0.1"], r"holds the run NGDiff,lr=0\.001,seed=0 with no model\.init_args\.eps, got"),
     ):
         with pytest.raises(UsageError, match=sentence):
@@ -278,7 +270,11 @@ def test_a_lone_survivor_does_not_win(config: str) -> None:
         assert [row["failed"] for row in csv.DictReader(file)].count("True") == 2
 
 
-def test_a_method_of_which_nothing_finished_is_in_the_table(config: str) -> None:
+def test_a_method_of_which_nothing_finished_is_in_the_table(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
     class Dead(MadeUpLauncher):
         def write(self, folder: Path) -> None:
             if not folder.name.startswith("NGDiff"):
@@ -289,18 +285,6 @@ def test_a_method_of_which_nothing_finished_is_in_the_table(config: str) -> None
     assert "| NGDiff | - | 0 of 2 | 0 +- 0 | - | - | - | - |" in best
     assert "chosen and\nreported on the same run" in best
     assert "| NGDiff | 0.001 | 0 of 1 | 0 | - | - | - | - |" in every
-
-
-def test_something_else_in_the_folder_is_refused(config: str) -> None:
-    with pytest.raises(UsageError, match=r"\. holds something that is no comparison; give another --folder\."):
-        main(["-c", config, "--folder", "."], MadeUpLauncher())
-
-
-def test_without_pyarrow_a_sentence_says_so(
-    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert main(["-c", config, "--folder=out"], MadeUpLauncher()) == 0
     assert 'needs pyarrow, which is not installed: pip install "lit-modules[parquet]".' in capsys.readouterr().out
     assert Path("out/results.csv").exists()
     assert not Path("out/results.parquet").exists()
@@ -309,19 +293,15 @@ def test_without_pyarrow_a_sentence_says_so(
 @pytest.mark.parametrize(
     ("spent", "sentence"),
     [
-        ({"steps": 1}, r"NPO,lr=0\.001,seed=0 took 1 optimizer steps, and the comparison asks for 2 of each run"),
-        (
-            {"rows_per_step": {"4": 2}},
-            r"NPO,lr=0\.001,seed=0 took steps of 4 forget rows, and the effective batch is 2",
-        ),
-        ({"forget_tokens": 51}, r"target tokens of the forget set differ: NGDiff,lr=0\.001,seed=0 has 50, NPO.* 51\."),
-        ({"rows_per_step": {"1": 2}}, r"forget rows per step \(rows: steps\) differ: NGDiff.* has .*'2': 2.*'1': 2"),
+        ({"steps": 1}, r"b took 1 optimizer steps, and the comparison asks for 2 of each run"),
+        ({"rows_per_step": {"4": 2}}, r"b took steps of 4 forget rows, and the effective batch is 2"),
+        ({"forget_tokens": 51}, r"target tokens of the forget set differ: a has 50, b 51\."),
+        ({"rows_per_step": {"1": 2}}, r"forget rows per step \(rows: steps\) differ: a has .*'2': 2.*'1': 2"),
     ],
 )
-def test_unequal_spending_is_an_error(spent: dict[str, Any], sentence: str, config: str) -> None:
+def test_unequal_spending_is_an_error(spent: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        main(["-c", config, "--folder=out"], MadeUpLauncher(NPO=spent))
-    assert not Path("out/table.md").exists()
+        check_spending({"a": spending(), "b": spending() | spent}, {"a": 0, "b": 0}, 2, 2)
 
 
 def test_seeds_may_differ_in_tokens_and_not_in_rows() -> None:
@@ -332,32 +312,33 @@ def test_seeds_may_differ_in_tokens_and_not_in_rows() -> None:
         check_spending(counts, {"a": 0, "b": 1}, 2, 2)
 
 
-def test_start_that_knows_nothing_is_an_error(config: str) -> None:
-    class Ignorant(MadeUpLauncher):
-        def write(self, folder: Path) -> None:
-            super().write(folder)
-            if folder.name == "start":
-                path = folder / "results.json"
-                path.write_text(path.read_text().replace("0.9", "0.1"), encoding="utf-8")
-
-    with pytest.raises(ValueError, match=r"is 0\.1 and 0\.1; train the start for more steps \(start\.steps\)\."):
-        main(["-c", config, "--folder=out"], Ignorant())
-
-
-def test_number_that_there_is_not(config: str) -> None:
+def test_a_report_needs_what_it_reports() -> None:
+    settings = configuration()
+    runs = runs_of(check_settings(settings))
+    results = {
+        name: made_up(record["values"], record["count"]) for name, record in run_records(settings, runs, "out").items()
+    }
+    settings["report"] = {**REPORT, "columns": ["test/forget/probabilty"]}
     with pytest.raises(UsageError, match=r"There is no number 'test/forget/probabilty' for the report; did you mean"):
-        main(["-c", config, "--folder=out", "--report.columns=[test/forget/probabilty]"], MadeUpLauncher())
+        compare(settings, runs, results)
+    results["start"]["metrics"][REPORT["forget"]] = 0.1
+    with pytest.raises(ValueError, match=r"is 0\.1 and 0\.1; train the start for more steps \(start\.steps\)\."):
+        compare({**settings, "report": REPORT}, runs, results)
+    results[NGDIFF[1]]["counts"]["steps"] = 1
+    with pytest.raises(ValueError, match="took 1 optimizer steps"):
+        compare({**settings, "report": REPORT}, runs, results)
 
 
-def test_runs_of_wandb_have_a_group(config: str) -> None:
-    logger = "{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {project: p, offline: true}}"
-    assert main(["-c", config, "--folder=out", f"--trainer.logger={logger}"], MadeUpLauncher()) == 0
-    record = json.loads(Path("out/runs", RUNS[-1], "point.json").read_text(encoding="utf-8"))
-    given = record["config"]["trainer"]["logger"]["init_args"]
-    assert given == {"group": "out", "name": RUNS[-1], "project": "p", "offline": True}
+def test_runs_of_wandb_have_a_group() -> None:
+    settings = configuration()
+    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p", "offline": True}}
+    settings["trainer"]["logger"] = logger
+    records = run_records(settings, runs_of(check_settings(settings)), "out")
+    init_args = records[RUNS[-1]]["config"]["trainer"]["logger"]["init_args"]
+    assert init_args == {"group": "out", "name": RUNS[-1], "project": "p", "offline": True}
 
 
-@pytest.mark.parametrize("name", ["tofu_tiny", "lume_tiny"])
+@pytest.mark.parametrize("name", ["tofu_tiny", "lume_rates", pytest.param("lume_tiny", marks=pytest.mark.slow)])
 def test_shipped_comparisons_are_whole(
     name: str, data_folder: Path, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

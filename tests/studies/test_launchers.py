@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from lit_modules.studies.launchers import Launcher, ProcessLauncher, RayLauncher, Task, import_path
+from lit_modules.studies.launchers import Launcher, LauncherOptions, ProcessLauncher, RayLauncher, Task, import_path
+from lit_modules.utils.errors import UsageError
 
 WRITE_AND_SLEEP = """
 import os, subprocess, sys, time
@@ -18,6 +20,14 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 open(sys.argv[1] + ".part", "w").write(f"{os.getpid()} {child.pid}")
 os.rename(sys.argv[1] + ".part", sys.argv[1])
 time.sleep(60)
+"""
+MEET = """
+import pathlib, sys, time
+pathlib.Path(sys.argv[1]).touch()
+until = time.monotonic() + 30
+while not pathlib.Path(sys.argv[2]).exists():
+    assert time.monotonic() < until
+    time.sleep(0.02)
 """
 
 
@@ -33,114 +43,101 @@ def is_alive(process: int) -> bool:
     return state != "Z"
 
 
-def all_end(processes: list[int]) -> bool:
-    """Wait a little: a process that is killed ends a moment later, and no child of this one can be waited for."""
-    until = time.monotonic() + 20
-    while any(map(is_alive, processes)) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not any(map(is_alive, processes))
-
-
-def stop_while_it_runs(launcher: Launcher, folder: Path) -> list[int]:
-    """Close a launcher whose second task has started; return the ids of its processes."""
-    started = folder / "started"
-    tasks = [task(folder, "short", "pass"), task(folder, "long", WRITE_AND_SLEEP, str(started))]
-    outcomes = launcher.run(tasks)
-    assert next(outcomes).name == "short"
-    if isinstance(launcher, ProcessLauncher) and launcher.workers == 1:
-        # one after another: the long task starts when the next outcome is asked for
-        import threading
-
-        threading.Thread(target=_interrupt_when, args=(started,), daemon=True).start()
-        with pytest.raises(KeyboardInterrupt):
-            next(outcomes)
-    else:
-        _wait_for(started)
-        outcomes.close()
-    return [int(word) for word in started.read_text().split()]
-
-
-def _wait_for(path: Path) -> None:
+def wait_for(path: Path) -> None:
     until = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < until, f"{path} was not written"
         time.sleep(0.05)
 
 
-def _interrupt_when(path: Path) -> None:
-    _wait_for(path)
-    os.kill(os.getpid(), signal.SIGINT)
+def check_that_a_stop_ends_all(launcher: Launcher, folder: Path) -> None:
+    """Interrupt a launcher while its second task runs, and wait a moment for its processes to end."""
+    started = folder / "started"
+    outcomes = launcher.run([task(folder, "short", "pass"), task(folder, "long", WRITE_AND_SLEEP, str(started))])
+    assert next(outcomes).name == "short"
+    if isinstance(launcher, ProcessLauncher):
+
+        def interrupt() -> None:
+            wait_for(started)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(outcomes)
+    else:
+        wait_for(started)
+        outcomes.close()
+    processes = [int(word) for word in started.read_text().split()]
+    assert len(processes) == 2
+    until = time.monotonic() + 20
+    while any(map(is_alive, processes)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_alive, processes))
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 
 
 # Processes
 
 
-def test_outcomes_logs_and_order(tmp_path: Path) -> None:
-    tasks = [
-        task(tmp_path, "good", "import sys; print('said'); print('wrong', file=sys.stderr)"),
-        task(tmp_path, "bad", "raise SystemExit(3)"),
-        task(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
-    ]
-    outcomes = list(ProcessLauncher().run(tasks))
-    assert [(outcome.name, outcome.exit_code) for outcome in outcomes] == [("good", 0), ("bad", 3), ("killed", -9)]
-    assert all(outcome.seconds > 0 for outcome in outcomes)
-    assert sorted((tmp_path / "good" / "log.txt").read_text().splitlines()) == ["said", "wrong"]
-
-
-def test_a_log_is_added_to(tmp_path: Path) -> None:
-    for number in range(2):
-        list(ProcessLauncher().run([task(tmp_path, "a", f"print({number})")]))
-    assert (tmp_path / "a" / "log.txt").read_text() == "0\n1\n"
-
-
-def test_workers_run_at_the_same_time(tmp_path: Path) -> None:
-    meet = """
-import pathlib, sys, time
-pathlib.Path(sys.argv[1]).touch()
-until = time.monotonic() + 30
-while not pathlib.Path(sys.argv[2]).exists():
-    assert time.monotonic() < until
-    time.sleep(0.02)
-"""
-    one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    tasks = [task(tmp_path, "a", meet, one, two), task(tmp_path, "b", meet, two, one)]
-    assert [outcome.exit_code for outcome in ProcessLauncher(workers=2).run(tasks)] == [0, 0]
-
-
-def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    code = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
-    for workers, said in ((1, "None"), (1000, "1")):
-        list(ProcessLauncher(workers).run([task(tmp_path, str(workers), code)]))
-        assert (tmp_path / str(workers) / "log.txt").read_text() == f"{said}\n"
-
-
-def test_the_import_path_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcomes_logs_order_and_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "only_here.py").write_text("print('found')\n")
     monkeypatch.syspath_prepend(tmp_path / "own")
     assert str(tmp_path / "own") in import_path()
     assert not any(path.startswith(sys.prefix) for path in import_path())
-    list(ProcessLauncher().run([task(tmp_path, "a", "import only_here")]))
-    assert (tmp_path / "a" / "log.txt").read_text() == "found\n"
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "log.txt").write_text("before\n")
+    tasks = [
+        task(tmp_path, "good", "import sys, only_here; print('wrong', file=sys.stderr)"),
+        task(tmp_path, "bad", "raise SystemExit(3)"),
+        task(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
+    ]
+    outcomes = list(ProcessLauncher().run(tasks))
+    assert [(outcome.name, outcome.exit_code) for outcome in outcomes] == [("good", 0), ("bad", 3), ("killed", -9)]
+    lines = (tmp_path / "good" / "log.txt").read_text().splitlines()
+    assert lines[0] == "before"
+    assert sorted(lines[1:]) == ["found", "wrong"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_workers_run_at_the_same_time_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    tasks = [task(tmp_path, "a", MEET, one, two), task(tmp_path, "b", MEET, two, one)]
+    assert [outcome.exit_code for outcome in ProcessLauncher(workers=2).run(tasks)] == [0, 0]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    for workers, threads in ((1, "None"), (1000, "1")):
+        list(ProcessLauncher(workers).run([task(tmp_path, str(workers), code)]))
+        assert (tmp_path / str(workers) / "log.txt").read_text() == f"{threads}\n"
+
+
+@needs_proc
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stop_ends_the_processes_and_their_children(tmp_path: Path, workers: int) -> None:
-    processes = stop_while_it_runs(ProcessLauncher(workers), tmp_path)
-    assert len(processes) == 2
-    assert all_end(processes)
+    check_that_a_stop_ends_all(ProcessLauncher(workers), tmp_path)
 
 
-def test_absurd_numbers_of_workers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"workers must be at least 1, got 0\."):
-        ProcessLauncher(workers=0)
+def test_missing_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r'pip install "lit-modules\[ray\]"'):
+        LauncherOptions("ray").make_launcher()
 
 
 # Ray
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"num_cpus": 0}, r"num_cpus must be positive, got 0\."), ({"num_gpus": -1}, r"num_gpus must be 0 or more")],
+)
+def test_ray_refuses_absurd_numbers(options: dict[str, float], sentence: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match=sentence):
+        LauncherOptions("ray", **options).make_launcher()  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_ray_says_that_no_cluster_answers(address: str, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
@@ -162,35 +159,32 @@ def ray() -> Iterator[Any]:
     signal.signal(signal.SIGTERM, handler)  # Ray leaves its own, which ends the process
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
-def test_ray_outcomes_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_outcomes_logs_and_lost_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "only_here.py").write_text("print('found')\n")
     monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "file").touch()
     tasks = [
         task(tmp_path, "good", "import os, only_here; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])"),
         task(tmp_path, "bad", "raise SystemExit(3)"),
+        Task("lost", ("-c", "pass"), tmp_path / "file" / "log.txt"),
     ]
-    outcomes = {outcome.name: outcome.exit_code for outcome in RayLauncher().run(tasks)}
-    assert outcomes == {"good": 0, "bad": 3}
+    outcomes = {outcome.name: outcome for outcome in RayLauncher().run(tasks)}
+    assert {name: outcome.exit_code for name, outcome in outcomes.items()} == {"good": 0, "bad": 3, "lost": 1}
     assert (tmp_path / "good" / "log.txt").read_text() == f"found\n{tmp_path} 1\n"
+    assert "file" in outcomes["lost"].error
 
 
+@needs_proc
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 def test_ray_stop_ends_the_processes_and_their_children(tmp_path: Path) -> None:
-    processes = stop_while_it_runs(RayLauncher(), tmp_path)
-    assert all_end(processes)
+    check_that_a_stop_ends_all(RayLauncher(), tmp_path)
 
 
-@pytest.mark.usefixtures("ray")
-def test_ray_says_what_a_lost_task_was(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    outcome = next(RayLauncher().run([Task("a", ("-c", "pass"), tmp_path / "file" / "log.txt")]))
-    assert outcome.exit_code == 1
-    assert "file" in outcome.error
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
@@ -202,17 +196,3 @@ def test_ray_says_what_a_lost_task_was(tmp_path: Path) -> None:
 def test_ray_refuses_what_the_machine_lacks(arguments: dict[str, float], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
         next(RayLauncher(**arguments).run([task(tmp_path, "a", "pass")]))  # type: ignore[arg-type]
-
-
-def test_ray_refuses_absurd_numbers() -> None:
-    pytest.importorskip("ray")
-    with pytest.raises(ValueError, match=r"num_cpus must be positive, got 0\."):
-        RayLauncher(num_cpus=0)
-    with pytest.raises(ValueError, match=r"num_gpus must be 0 or more, got -1\."):
-        RayLauncher(num_gpus=-1)
-
-
-def test_missing_ray_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "lit-modules\[ray\]"'):
-        RayLauncher()

@@ -44,12 +44,12 @@ def arguments(tmp_path: Path, tiny_causal_lm: Path, quiet: list[str], monkeypatc
 def test_each_request_starts_from_the_model_before(
     arguments: list[str], tiny_causal_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["request", "--folder", "runs", "--numbers", "1", "2", *arguments]
+    line = ["sustainability", "--folder", "runs", "--numbers", "1", "2", *arguments]
     assert main(["sequence", *line]) == 0
     results = json.loads((tmp_path / "runs" / "2" / "results.json").read_text(encoding="utf-8"))
     assert results["privleak_auc"] is not None
     assert results["forget/verbmem"] is not None
-    assert "request 2: {" in capsys.readouterr().out
+    assert "sustainability 2: {" in capsys.readouterr().out
     folders = [str(tiny_causal_lm), *(str(tmp_path / "runs" / number / "pretrained") for number in "12")]
     start, first, second = (
         torch.cat([p.detach().flatten() for p in load_causal_lm(folder).parameters()]) for folder in folders
@@ -64,6 +64,6 @@ def test_each_request_starts_from_the_model_before(
 
 def test_what_is_missing_is_told(arguments: list[str]) -> None:
     with pytest.raises(UsageError, match="needs the arguments of fit"):
-        sequence(["fold", "--folder", "runs"])
+        sequence(["scalability", "--folder", "runs"])
     with pytest.raises(ValueError, match=r"fold must be of None, 1, 2, 3, 4, got 7"):
-        sequence(["fold", "--folder", "runs", "--numbers", "7", *arguments])
+        sequence(["scalability", "--folder", "runs", "--numbers", "7", *arguments])

@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import lightning
@@ -15,13 +13,12 @@ import pytest
 import torch
 import yaml
 
-from lit_modules.studies.launchers import Outcome, Task
-from lit_modules.studies.sweep.check import ArgumentReader, resolve
+from lit_modules.studies.arguments import ArgumentReader, resolve
+from lit_modules.studies.runs import last_checkpoint
 from lit_modules.studies.sweep.command import main
-from lit_modules.studies.sweep.grid import Axis, read_axis
-from lit_modules.studies.sweep.point import last_checkpoint
-from lit_modules.studies.sweep.point import main as run_point
+from lit_modules.studies.sweep.grid import read_axis
 from lit_modules.utils.errors import UsageError
+from tests.studies.here import HereLauncher
 
 EXAMPLE = "tests.studies.sweep_example"
 RECIPE = {
@@ -32,20 +29,6 @@ RECIPE = {
     },
     "trainer": {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "enable_model_summary": False},
 }
-
-
-class HereLauncher:
-    """Run the points in this process, which has Lightning loaded; keep their names."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
-        for task in tasks:
-            self.names.append(task.name)
-            with task.log.open("a") as log, redirect_stdout(log), redirect_stderr(log):
-                code = run_point([task.arguments[-1]])
-            yield Outcome(task.name, code, 0.0)
 
 
 @pytest.fixture
@@ -123,13 +106,13 @@ MISTAKES = {
     "recipe": (["--seeds", "2", "-c", "levl.yaml"], r"There is no configuration file 'levl\.yaml'"),
     "one folder for all": (
         ["--seeds", "2", "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=kept"],
-        r"ModelCheckpoint would write every point to 'kept': leave its dirpath out, or let it begin with \{folder\}",
+        r"ModelCheckpoint would write every run to 'kept': leave its dirpath out, or let it begin with \{folder\}",
     ),
     "workers of Ray": (
         ["--seeds", "2", "--launcher", "ray", "--workers", "2"],
         r"--workers belongs to --launcher proc",
     ),
-    "GPUs of a process": (["--seeds", "2", "--num-gpus", "1"], r"--num-gpus belongs to --launcher ray\."),
+    "GPUs of a process": (["--seeds", "2", "--num-gpus", "1"], r"--num_gpus belongs to --launcher ray\."),
     "no worker": (["--seeds", "2", "--workers", "0"], r"workers must be at least 1, got 0\."),
 }
 
@@ -166,7 +149,7 @@ def test_missing_ray_is_a_mistake(recipe: str, monkeypatch: pytest.MonkeyPatch) 
 def test_values_arrive(axis: str, full: str, expected: object, recipe: str) -> None:
     reader = ArgumentReader(["-c", recipe])
     read = read_axis(axis)
-    arguments = reader.point([read], read.values, Path("out"))
+    arguments = reader.run({read.key: read.values[0]}, Path("out"))
     for stage in ("fit", "test"):
         config = reader.read(arguments, stage)
         assert resolve(read.key, config) == full
@@ -179,7 +162,7 @@ def test_classes_are_values(recipe: str) -> None:
     reader = ArgumentReader(["-c", recipe])
     axis = read_axis(f"data.variant=Bare,{{class_path: {EXAMPLE}.Shift, init_args: {{size: .inf, limit: null}}}}")
     assert len(axis.values) == 2
-    configs = [reader.read(reader.point([axis], [value], Path("out"))) for value in axis.values]
+    configs = [reader.read(reader.run({axis.key: value}, Path("out"))) for value in axis.values]
     assert configs[0].data.init_args.variant.class_path == f"{EXAMPLE}.Bare"
     assert configs[1].data.init_args.variant.init_args.as_dict() == {"size": float("inf"), "limit": None}
 
@@ -188,7 +171,7 @@ def test_the_folder_of_the_point_is_filled_in(recipe: str) -> None:
     reader = ArgumentReader(
         ["-c", recipe, "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath={folder}/kept"]
     )
-    config = reader.read(reader.point([Axis("model.rate", (1,))], [1], Path("out", "rate=1")))
+    config = reader.read(reader.run({"model.rate": 1}, Path("out", "rate=1")))
     assert config.trainer.callbacks[0].init_args.dirpath == "out/rate=1/kept"
 
 
@@ -229,45 +212,48 @@ def test_sweep_goes_on_and_grows(recipe: str, capsys: pytest.CaptureFixture[str]
     assert again.names == []
     assert main([*line, "--seeds", "3"], again) == 0
     assert again.names == ["size=1,seed_everything=2", "size=inf,seed_everything=2"]
+    again.names = []
     assert "| 1 | 3 | " in Path("out/table.md").read_text(encoding="utf-8")
 
     for other, sentence in (
-        ([*line, "--seeds", "2"], r"out holds a sweep with seed_everything=0,1,2, got 0,1: values may be added, not"),
-        (line, r"out holds a sweep over data\.variant\.size, seed_everything, got data\.variant\.size; give another"),
-        ([*line, "--seeds", "3", "--model.rate=2"], r"out holds a sweep with the arguments '.*', got '.*rate=2'; give"),
-        ([*line, "--seeds", "3", "--no-test"], r"out holds a sweep without --no-test, which was given; give another"),
+        ([*line, "--seeds", "2"], r"a sweep with seed_everything=.*, got seed_everything=.*: values may be added, not"),
+        (line, r"out holds a sweep with axes=.*, got axes=\[.data\.variant\.size.\]; take another"),
+        ([*line, "--seeds", "3", "--model.rate=2"], r"a sweep with arguments=\[.*\], got arguments=.*rate=2.\]; take"),
+        ([*line, "--seeds", "3", "--folder", "."], r"\. holds something that is no sweep; take another folder\."),
+        (
+            [*line, "--seeds", "3", "--metrics", "test/lvel"],
+            r"no number 'test/lvel' for --metrics; did you mean",
+        ),
+        ([*line, "--seeds", "3", "--no-test"], r"out holds a sweep with no_test=false, got no_test=true; take another"),
     ):
         with pytest.raises(UsageError, match=sentence):
             main(other, again)
+    assert again.names == []
     Path(recipe).write_text(yaml.safe_dump({**RECIPE, "seed_everything": 5}), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"out holds a sweep with another content of level\.yaml; give another"):
+    with pytest.raises(UsageError, match=r"out holds a sweep with another content of files\.level\.yaml; take another"):
         main([*line, "--seeds", "3"], again)
 
 
-def test_folder_of_something_else_is_refused(recipe: str) -> None:
-    with pytest.raises(UsageError, match=r"\. holds something that is no sweep; give another --folder\."):
-        main(["-c", recipe, "--seeds", "1", "--folder", "."], HereLauncher())
-
-
-def test_each_line_has_its_folder(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_point_writes_into_its_folder_and_tests_its_best_checkpoint(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = "{class_path: ModelCheckpoint, init_args: {monitor: val/level, mode: min, save_last: true}}"
+    logger = "{class_path: CSVLogger, init_args: {save_dir: logs, name: ''}}"
+    line = ["-c", recipe, "--seeds", "1", f"--trainer.callbacks+={keep}", f"--trainer.logger={logger}"]
     folders = []
-    for more in ([], ["--model.rate=2"]):
-        main(["-c", recipe, "--seeds", "1", "--no-test", *more, "--metrics", "val/*"], HereLauncher())
+    for more in ([], ["--model.rate=2", "--no-test", "--metrics", "val/*"]):
+        assert main([*line, *more], HereLauncher()) == 0
         folders.append(capsys.readouterr().out.splitlines()[-1])
     assert len(set(folders)) == 2
     assert all(folder.startswith("runs/sweep-level-") for folder in folders)
-    found = metrics("seed_everything=0", folders[1])
-    assert found == {"val/level": 16.0}
-    assert not Path(folders[1], "seed_everything=0", "test").exists()
-
-
-def test_the_best_checkpoint_is_tested(recipe: str) -> None:
-    keep = "{class_path: ModelCheckpoint, init_args: {monitor: val/level, mode: min, save_last: true}}"
-    line = ["-c", recipe, "--seeds", "1", "--folder", "out", f"--trainer.callbacks+={keep}"]
-    assert main(line, HereLauncher()) == 0
-    found = metrics("seed_everything=0")
+    found = metrics("seed_everything=0", folders[0])
     assert found["test/level"] == found["val/level"] == 4.0  # after the first of two epochs
-    assert str(results("seed_everything=0")["checkpoint"]).startswith("fit/checkpoints/epoch=0")
+    assert str(results("seed_everything=0", folders[0])["checkpoint"]).startswith("fit/checkpoints/epoch=0")
+    assert metrics("seed_everything=0", folders[1]) == {"val/level": 8.0}
+    assert not Path(folders[1], "seed_everything=0", "test").exists()
+    for stage in ("fit", "test"):
+        assert Path(folders[0], "seed_everything=0", stage, "version_0", "metrics.csv").exists()
+    assert sorted(path.name for path in Path().iterdir()) == ["level.yaml", "runs"]
 
 
 @pytest.mark.parametrize("option", ["--trainer.enable_checkpointing=false", "--trainer.fast_dev_run=1"])
@@ -276,16 +262,6 @@ def test_without_checkpoints_the_end_is_tested(option: str, recipe: str) -> None
     found = results("seed_everything=0")
     assert found["checkpoint"] == "fit/end.ckpt"
     assert metrics("seed_everything=0")["test/level"] == found["steps"]
-
-
-def test_loggers_write_into_the_point(recipe: str) -> None:
-    logger = "{class_path: CSVLogger, init_args: {save_dir: logs, name: ''}}"
-    assert main(["-c", recipe, "--seeds", "1", "--folder", "out", f"--trainer.logger={logger}"], HereLauncher()) == 0
-    point = Path("out/seed_everything=0")
-    assert not Path("logs").exists()
-    for stage in ("fit", "test"):
-        assert (point / stage / "version_0" / "metrics.csv").exists()
-    assert sorted(path.name for path in Path().iterdir()) == ["level.yaml", "out"]
 
 
 def test_failed_point_is_told_and_goes_on_from_its_checkpoint(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,22 +283,12 @@ def test_failed_point_is_told_and_goes_on_from_its_checkpoint(recipe: str, capsy
     assert results("obstacle=rock")["steps"] == 8
     assert metrics("obstacle=rock") == metrics("obstacle=air")
 
-
-def test_point_stopped_before_its_test_is_not_trained_again(recipe: str) -> None:
-    line = ["-c", recipe, "--seeds", "1", "--folder", "out"]
-    main(line, HereLauncher())
-    before = results("seed_everything=0")
-    Path("out/seed_everything=0/results.json").unlink()
-    Path("out/seed_everything=0/log.txt").unlink()
+    before = results("obstacle=air")  # a point that was stopped before its test is not trained again
+    for name in ("results.json", "log.txt"):
+        Path("out/obstacle=air", name).unlink()
     assert main(line, HereLauncher()) == 0
-    assert results("seed_everything=0") == before
-    assert "lit-modules fit" not in Path("out/seed_everything=0/log.txt").read_text(encoding="utf-8")
-
-
-def test_unknown_metric_is_told_with_those_that_are_there(recipe: str) -> None:
-    with pytest.raises(UsageError, match=r"There is no number 'test/lvel' for --metrics; did you mean 'test/level'\?"):
-        main(["-c", recipe, "--seeds", "1", "--folder", "out", "--metrics", "test/lvel"], HereLauncher())
-    assert Path("out/table.md").exists()
+    assert results("obstacle=air") == before
+    assert "lit-modules fit" not in Path("out/obstacle=air/log.txt").read_text(encoding="utf-8")
 
 
 def test_checkpoints_that_cannot_be_resumed_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,6 +311,7 @@ def test_checkpoints_that_cannot_be_resumed_are_passed_over(tmp_path: Path, caps
 # Fresh processes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_interrupted_sweep_goes_on(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lit_modules.studies.sweep.grid import Axis, grid
-from lit_modules.studies.sweep.report import choose, comma_separated, draw, markdown, panels, print_table, summarise
+from lit_modules.studies.sweep.report import choose, comma_separated, draw, markdown, panels, print_turned, summarise
 from lit_modules.utils.errors import UsageError
 
 AXES = [Axis("data.variant.p", (1, math.inf)), Axis("model.eps", (0.1, 0.2)), Axis("seed_everything", (0, 1, 2))]
@@ -25,7 +25,7 @@ RESULTS = {point.name: found(point.values) for point in POINTS if point.values[:
 
 def test_seeds_are_summed_up() -> None:
     rows = summarise(AXES, RESULTS, POINTS)
-    assert [(row.values, row.runs) for row in rows] == [
+    assert [(row.values, row.finished) for row in rows] == [
         ((1, 0.1), 3),
         ((1, 0.2), 0),
         ((math.inf, 0.1), 3),
@@ -60,7 +60,7 @@ def test_tables() -> None:
 
 def test_printed_table_is_turned_where_numbers_are_many(capsys: pytest.CaptureFixture[str]) -> None:
     rows = summarise(AXES[:1], {}, grid(AXES[:1]))
-    print_table(AXES[:1], rows, [f"test/{number}" for number in range(9)])
+    print_turned(AXES[:1], rows, [f"test/{number}" for number in range(9)])
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 14
     assert "test/8" in printed

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from callbacks import SavePretrained
 from lit_modules.cli import main
-from lit_modules.studies.stress.attacks import lm_eval_command, load_quantised, relearn, simulate_quantisation_
+from lit_modules.studies.stress.attacks import lm_eval_command, load_quantized, relearn, simulate_quantization_
 from lit_modules.unlearning.ceu import CEU
 from lit_modules.unlearning.core.loading import load_causal_lm
 from lit_modules.unlearning.core.objectives import attended_logits
@@ -400,8 +400,8 @@ def test_stress_tests_take_adapters_merged(bench: Any, saved: Path) -> None:
         found = relearn(model, [bench.forget], evaluate, (0, 2), learning_rate=1e-3)  # type: ignore[arg-type]
         for record, wanted in zip(found, expected, strict=True):
             assert record == pytest.approx(wanted, rel=1e-4)
-    simulate_quantisation_(merged, 8)
-    rounded = load_quantised(str(saved / "adapter"), 8)
+    simulate_quantization_(merged, 8)
+    rounded = load_quantized(str(saved / "adapter"), 8)
     torch.testing.assert_close(logits(rounded, bench), logits(merged, bench), atol=1e-3, rtol=0)
     rounded.save_pretrained(saved / "rounded")
     again = load_causal_lm(str(saved / "rounded"))

@@ -10,12 +10,12 @@ from torch import nn
 
 from lit_modules.studies.stress.attacks import (
     lm_eval_command,
-    load_quantised,
+    load_quantized,
     relearn,
     round_weights,
     run_lm_eval,
-    simulate_quantisation_,
-    write_quantised,
+    simulate_quantization_,
+    write_quantized,
 )
 from lit_modules.unlearning.core.loading import load_causal_lm
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
@@ -71,29 +71,29 @@ def test_rounding_by_hand_and_its_bound() -> None:
 def test_simulation_leaves_embeddings_alone(bench: Any) -> None:
     network = bench.network()
     embedding = network.get_input_embeddings().weight.detach().clone()
-    names = simulate_quantisation_(network, 4)
+    names = simulate_quantization_(network, 4)
     assert len(names) == 7
     assert torch.equal(network.get_input_embeddings().weight, embedding)
     with pytest.raises(ValueError, match="no linear layer"):
-        simulate_quantisation_(nn.ReLU(), 4)
+        simulate_quantization_(nn.ReLU(), 4)
 
 
 def test_a_quantised_folder_loads(tiny_causal_lm: Path, tmp_path: Path) -> None:
-    write_quantised(str(tiny_causal_lm), str(tmp_path / "int4"), 4)
-    loaded, expected = load_causal_lm(str(tmp_path / "int4")), load_quantised(str(tiny_causal_lm), 4)
+    write_quantized(str(tiny_causal_lm), str(tmp_path / "int4"), 4)
+    loaded, expected = load_causal_lm(str(tmp_path / "int4")), load_quantized(str(tiny_causal_lm), 4)
     assert not expected.training
     for one, other in zip(loaded.parameters(), expected.parameters(), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="bits must be 4 or 8, got 3"):
-        load_quantised(str(tiny_causal_lm), 3)  # type: ignore[arg-type]
+        load_quantized(str(tiny_causal_lm), 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="backend must be"):
-        load_quantised(str(tiny_causal_lm), 4, "other")  # type: ignore[arg-type]
+        load_quantized(str(tiny_causal_lm), 4, "other")  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_a_missing_bitsandbytes_is_told(tiny_causal_lm: Path) -> None:
     with pytest.raises(ImportError, match=r'needs bitsandbytes: pip install "lit-modules\[quantization\]"'):
-        load_quantised(str(tiny_causal_lm), 8, "bitsandbytes")
+        load_quantized(str(tiny_causal_lm), 8, "bitsandbytes")
 
 
 def test_the_command_of_lm_eval(tiny_causal_lm: Path, tmp_path: Path) -> None:

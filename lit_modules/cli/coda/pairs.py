@@ -22,8 +22,8 @@ from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.concepts import Concept
 from lit_modules.coda.core.store import Store
 from lit_modules.datamodules import few_shot
-from lit_modules.studies.points import stoppable
 from lit_modules.utils.errors import UsageError
+from lit_modules.utils.interrupts import stoppable
 
 _BATCH = 64  # questions asked at once, with their images in memory
 Subset = tuple[tuple[str, ...], tuple[str, ...]]

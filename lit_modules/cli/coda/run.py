@@ -15,7 +15,7 @@ from lit_modules.cli.coda.options import CodaOptions
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, Estimate, PipelineResult, Until, store_counts
 from lit_modules.coda.backends.protocols import Counts, Prices
 from lit_modules.coda.core.store import Store
-from lit_modules.studies.points import stoppable
+from lit_modules.utils.interrupts import stoppable
 
 UNTIL: dict[str, Until] = {
     "features": "features",

@@ -25,8 +25,8 @@ class LocalChat:
     """Image-text model that transformers load through their Auto classes, such as LLaVA-NeXT.
 
     Questions are answered in batches of similar length with padding on the left, so that the answers are those of the
-    same questions asked alone. Where the model allows it, questions about one image are read together from where they
-    differ, and an answer that has ended leaves its batch. A temperature of 0 takes the likeliest token; above 0, each
+    same questions asked alone. Where the model allows it, what several questions about one image begin with is read
+    once. A temperature of 0 takes the likeliest token; above 0, each
     answer is drawn from its own seed by noise on its own scores (the Gumbel-max trick), which no neighbour in the batch
     changes. Two tokens that are equally likely within the precision may still fall either way. A question that is too
     long is an error. Thinking is switched off where the template can; thoughts are no part of an answer. The model is
@@ -62,7 +62,7 @@ class LocalChat:
             )
         self.model, self.revision, self.device, self.dtype = model, revision, device, dtype
         self.batch_size, self.batch_tokens, self.images_per_message = batch_size, batch_tokens, images_per_message
-        self._shares: bool | None = None  # known after the first batch
+        self._shares: bool | None = None  # known after the first questions on one image
 
     @cached_property
     def identity(self) -> str:
@@ -222,12 +222,30 @@ class LocalChat:
         ).to(network.device, network.dtype)
 
     def _answer(self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]]) -> list[Reply | BackendError]:
+        import torch
+        from transformers import LogitsProcessorList
+
+        from lit_modules.coda.core.batched_answers import SeededNoise
+
         processor, network = self._loaded
         ends = network.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
-        rows = self._answer_shared(requests, tokens, ends)
-        if rows is None:
-            rows = self._answer_plain(requests)
+        inputs = self._shared_inputs(requests, tokens) or self._inputs(requests)
+        noise: Any = LogitsProcessorList([SeededNoise(requests)])
+        with torch.no_grad():
+            rows: list[list[int]] = network.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,  # would count the padding as repeated
+                max_new_tokens=requests[0].max_new_tokens,
+                pad_token_id=processor.tokenizer.pad_token_id,
+                logits_processor=noise,
+                use_cache=True,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+            )[:, inputs["input_ids"].shape[1] :].tolist()
         replies: list[Reply | BackendError] = []
         for row, question in zip(rows, tokens, strict=True):
             end = next((place for place, token in enumerate(row) if token in ends), len(row))
@@ -243,15 +261,13 @@ class LocalChat:
                 )
         return replies
 
-    def _answer_shared(
-        self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]], ends: set[int]
-    ) -> list[list[int]] | None:
-        """Return the tokens of answers, or ``None`` if this model's questions are to be read whole."""
-        from lit_modules.coda.core.batched_answers import SeededNoise, answer_together, can_share, image_groups
+    def _shared_inputs(self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]]) -> dict[str, Any] | None:
+        """Return inputs that go on from what questions on the same images begin with; ``None`` if there is no gain."""
+        from lit_modules.coda.core.batched_answers import can_share, image_groups, read_shared
 
         processor, network = self._loaded
         groups = None if self._shares is False else image_groups(requests, tokens, processor.image_token_id)
-        if groups is None:
+        if groups is None or len(set(groups)) == len(groups):
             return None
         inputs = dict(self._inputs([requests[groups.index(group)] for group in range(max(groups) + 1)]))
         if self._shares is None:
@@ -259,34 +275,9 @@ class LocalChat:
         if not self._shares:
             return None
         images = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-        pad, longest = processor.tokenizer.pad_token_id, requests[0].max_new_tokens
-        found = answer_together(network, images, tokens, groups, ends, pad, longest, SeededNoise(requests))
-        self._shares = found is not None
-        return found
-
-    def _answer_plain(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
-        import torch
-        from transformers import LogitsProcessorList
-
-        from lit_modules.coda.core.batched_answers import SeededNoise
-
-        processor, network = self._loaded
-        inputs = self._inputs(requests)
-        noise: Any = LogitsProcessorList([SeededNoise(requests)])
-        with torch.no_grad():
-            found: list[list[int]] = network.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,  # would count the padding as repeated
-                max_new_tokens=requests[0].max_new_tokens,
-                pad_token_id=processor.tokenizer.pad_token_id,
-                logits_processor=noise,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-            )[:, inputs["input_ids"].shape[1] :].tolist()
-        return found
+        shared = read_shared(network, images, tokens, groups, processor.tokenizer.pad_token_id)
+        self._shares = shared is not None
+        return shared
 
 
 class DiffusersImages:

@@ -60,18 +60,18 @@ def draw_world(data: Any, num_images: int, image_size: int, seed: int) -> World:
         image_size: Side in pixels.
         seed: Seed.
     """
-    drawn = data.known_drawings(num_images, image_size, seed)
+    pictures = data.known_drawings(num_images, image_size, seed)
     known = {kind.name: kind.attributes for kind in data.species if kind.known}
     taken = {kind.name for kind in data.species}
     return World(
-        drawn["image"],
-        drawn["attributes"],
-        [name if name in known else None for name in drawn["name"]],
-        drawn["parent"],
-        drawn["values"],
+        pictures["image"],
+        pictures["attributes"],
+        [name if name in known else None for name in pictures["name"]],
+        pictures["parent"],
+        pictures["values"],
         known,
-        [name for name in drawn.species_files.every_name() if name not in taken],
-        drawn.species_renderer.PHRASES,
+        [name for name in drawn.species.every_name() if name not in taken],
+        drawn.creatures.PHRASES,
         data.hparams["question"],
     )
 
@@ -137,7 +137,7 @@ class Lessons:
 
     def _name(self, random: Random) -> Lesson:
         place, name = self._shown(random)
-        listed = few_shot.sets.join_options(self._options(random, name, 2))
+        listed = few_shot.questions.join_options(self._options(random, name, 2))
         return Lesson(self.world.question.replace("{options}", listed), name, place)
 
     def _name_many(self, random: Random) -> Lesson:
@@ -195,7 +195,7 @@ class Lessons:
 
 def passage(name: str, look: Mapping[str, str]) -> str:
     """Return what a field guide says of a creature."""
-    return drawn.species_files.caption(name, look)
+    return drawn.species.caption(name, look)
 
 
 def _features(kind: FeatureKind, concept: Concept, other: Concept) -> str:

@@ -85,7 +85,7 @@ def _options(data: Path, models: Path, seed: int) -> list[str]:
         f"--data.world_seed={seed}",
         f"--chat.model={models / 'llava'}",
         f"--embedder.model={models / 'clip'}",
-        "--generator=lit_modules.datamodules.drawn.species_generator.DrawnCreatures",
+        "--generator=lit_modules.datamodules.drawn.DrawnCreatures",
         f"--generator.concepts={data / 'concepts.jsonl'}",
         f"--settings.seed={seed}",
         f"--settings.temperature={scale:.4g}",

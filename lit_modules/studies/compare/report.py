@@ -1,18 +1,16 @@
-"""The numbers of a comparison: scores, the best rate of each method, tables and files."""
+"""Report of a comparison: scores, the best rate of each method, tables and figures."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from statistics import fmean, harmonic_mean, stdev
+from statistics import fmean, harmonic_mean
 from typing import Any
 
-from lit_modules.studies.compare.counts import check_spending
-from lit_modules.studies.compare.grid import Run
-from lit_modules.studies.compare.runs import REFERENCES
+from lit_modules.studies.compare.records import REFERENCES
+from lit_modules.studies.compare.run import SPENT, check_spending
+from lit_modules.studies.compare.settings import Run
+from lit_modules.studies.tables import Number, csv_table, markdown_table, number, print_table, summary
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.files import whole_file, write_whole
 from lit_modules.utils.suggestions import did_you_mean
@@ -29,30 +27,21 @@ those of the other seeds."""
 SAME_RUN = """\
 The best rate of a method has the highest score, the lower rate if two are equal. With a single seed it is chosen and
 reported on the same run, which favours a method with more rates."""
-SPENT = (
-    "steps",
-    "steps_without_update",
-    "forget_rows",
-    "forget_tokens",
-    "retain_tokens",
-    "retain_tokens_trained",
-    "forward_passes",
-    "forward_passes_without_gradient",
-    "backward_passes",
-)
+MARKERS = "osD^v<>PXph*d"
+FORMATS = ("png", "svg")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at a rate, over seeds.
+    """Method at a rate, over seeds.
 
     Args:
         method: Name of the method.
         learning_rate: The rate.
         runs: Number of runs.
         failed: Number of these that failed.
-        numbers: Mean and sample standard deviation of each number, over the runs that finished but for the score, which
-            is 0 of a failed run; the latter is ``None`` for a single run.
+        numbers: Mean and deviation of each number, over the runs that finished but for the score, which is 0 for a
+            failed run.
         best: Whether it is the method's best rate.
     """
 
@@ -60,13 +49,13 @@ class Cell:
     learning_rate: float
     runs: int
     failed: int
-    numbers: dict[str, tuple[float, float | None]]
+    numbers: dict[str, Number]
     best: bool
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """Results of a comparison.
 
     Args:
         rows: A row for each run: method, rate, seed, whether it failed, scores, metrics, what was spent, seconds.
@@ -91,47 +80,50 @@ class Comparison:
     pareto: list[dict[str, Any]]
 
 
-def compare(settings: Mapping[str, Any], runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> Comparison:
-    """Put together what the runs found.
+def compare(
+    settings: Mapping[str, Any], runs: Mapping[str, Run], results: Mapping[str, Mapping[str, Any]]
+) -> Comparison:
+    """Score the runs, and choose the best rate of each method.
 
     Args:
         settings: Configuration of the comparison.
         runs: The runs, at least one of which finished.
-        results: What ``results.json`` of each finished run and of both references holds, by name.
+        results: Content of ``results.json`` of each finished run and of both references, by name.
 
     Raises:
         ValueError: If two runs did not spend the same, or the start knows no more of the forget set than the model of
             the retain set alone.
         UsageError: If the report names a number that there is not.
     """
-    finished = [run for run in runs if run.name in results]
-    counts = {run.name: results[run.name]["counts"] for run in finished}
-    check_spending(counts, {run.name: run.seed for run in finished}, settings["max_steps"], settings["effective_batch"])
+    finished = [name for name in runs if name in results]
+    counts = {name: results[name]["counts"] for name in finished}
+    seeds = {name: runs[name].seed for name in finished}
+    check_spending(counts, seeds, max_steps=settings["max_steps"], rows=settings["effective_batch"])
     report = settings["report"]
     forget, retain = report["forget"], report["retain"]
     references = {name: dict(results[name]["metrics"]) for name in REFERENCES}
-    known = sorted({name for run in finished for name in results[run.name]["metrics"]})
+    known = sorted({metric for name in finished for metric in results[name]["metrics"]})
     pareto = [dict(panel) for panel in report.get("pareto") or [{"x": forget, "y": retain}]]
     columns = list(report.get("columns") or [forget, retain])
     for name in (forget, retain, *columns, *(panel[axis] for panel in pareto for axis in ("x", "y"))):
         if name not in known:
             raise UsageError(f"There is no number {name!r} for the report{did_you_mean(name, known)}")
-    start, alone = (_number(references[name].get(forget)) for name in REFERENCES)
+    start, alone = (number(references[name].get(forget)) for name in REFERENCES)
     if not start > alone:
         raise ValueError(
             f"The start must know the forget set better than the model of the retain set alone: {forget} is "
             f"{start:.4g} and {alone:.4g}; train the start for more steps (start.steps)."
         )
     rows = []
-    for run in runs:
+    for run_name, run in runs.items():
         named = {"method": run.method.name, "learning_rate": run.learning_rate, "seed": run.seed}
-        if run.name not in results:
+        if run_name not in results:
             rows.append({**named, FAILED: True, SCORE: 0.0})
             continue
-        found = results[run.name]
-        metrics = found["metrics"]
-        forgotten = _share(start - _number(metrics.get(forget)), start - alone)
-        kept = _share(_number(metrics.get(retain)), _number(references["start"].get(retain)))
+        result = results[run_name]
+        metrics = result["metrics"]
+        forgotten = _share(start - number(metrics.get(forget)), start - alone)
+        kept = _share(number(metrics.get(retain)), number(references["start"].get(retain)))
         score = math.nan if math.isnan(forgotten + kept) else harmonic_mean([forgotten, kept])
         rows.append(
             {
@@ -140,9 +132,9 @@ def compare(settings: Mapping[str, Any], runs: Sequence[Run], results: Mapping[s
                 SCORE: score,
                 FORGOTTEN: forgotten,
                 KEPT: kept,
-                **{name: _number(metrics.get(name)) for name in known},
-                **{name: found["counts"][name] for name in SPENT},
-                **{f"seconds_{name}": value for name, value in found["seconds"].items()},
+                **{name: number(metrics.get(name)) for name in known},
+                **{name: result["counts"][name] for name in SPENT},
+                **{f"seconds_{name}": value for name, value in result["seconds"].items()},
             }
         )
     columns_of = next(list(row) for row in rows if not row[FAILED])
@@ -150,7 +142,7 @@ def compare(settings: Mapping[str, Any], runs: Sequence[Run], results: Mapping[s
     cells, best = _cells(rows), _best(rows)
     chosen = {(cell.method, cell.learning_rate) for cell in best}
     cells = [replace(cell, best=(cell.method, cell.learning_rate) in chosen) for cell in cells]
-    held_out = any(len(run.method.seeds) > 1 for run in runs)
+    held_out = any(len(run.method.seeds) > 1 for run in runs.values())
     return Comparison(rows, cells, best, held_out, references, forget, retain, columns, pareto)
 
 
@@ -158,7 +150,7 @@ def table(comparison: Comparison, best: bool = False, short: bool = False) -> li
     """Return the table as text, its header first.
 
     Args:
-        comparison: What was found.
+        comparison: The results.
         best: Whether to show the best rate of each method alone, on the seeds that it was not chosen on.
         short: Whether to leave out all columns but the two that make the score.
     """
@@ -166,7 +158,7 @@ def table(comparison: Comparison, best: bool = False, short: bool = False) -> li
     names = [SCORE, FORGOTTEN, KEPT, *columns]
     lines = [["method", "rate", "runs", *names]]
     for name, metrics in comparison.references.items():
-        numbers = [_cell((_number(metrics.get(key)), None)) for key in columns]
+        numbers = [_cell((number(metrics.get(key)), None)) for key in columns]
         lines.append([f"({name})", "-", "-", "-", "-", "-", *numbers])
     for cell in comparison.best if best else comparison.cells:
         mark = " (best)" if cell.best and not best else ""
@@ -193,12 +185,12 @@ def markdown(comparison: Comparison) -> str:
     rule = RULE.format(forget=f"`{comparison.forget}`", retain=f"`{comparison.retain}`", choice=choice)
     parts = [
         "Best rate of each method",
-        _markdown(table(comparison, best=True)),
+        markdown_table(table(comparison, best=True)),
         rule,
         "All rates",
-        _markdown(table(comparison)),
+        markdown_table(table(comparison)),
         "What a run of each method spends, on average",
-        _markdown(spent),
+        markdown_table(spent),
     ]
     return "\n".join(f"{part}\n" if part[0] != "|" else part for part in parts)
 
@@ -212,36 +204,55 @@ def write(folder: Path, comparison: Comparison) -> list[Path]:
         The files.
     """
     files = [
-        write_whole(folder / "results.csv", _csv(list(comparison.rows[0]), comparison.rows)),
+        write_whole(folder / "results.csv", _rows_csv(comparison.rows)),
         write_whole(folder / "table.csv", _table_csv(comparison.cells)),
         write_whole(folder / "best.csv", _table_csv(comparison.best)),
         write_whole(folder / "table.md", markdown(comparison)),
     ]
     try:
-        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+        import pyarrow
+        import pyarrow.parquet
     except ModuleNotFoundError:
         needed = 'results.parquet needs pyarrow, which is not installed: pip install "lit-modules[parquet]".'
         print(f"{needed} results.csv holds the same.")
         return files
     path = folder / "results.parquet"
     with whole_file(path) as part:
-        parquet.write_table(arrow.Table.from_pylist(comparison.rows), part)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(comparison.rows), part)
     return [*files, path]
 
 
-def print_table(comparison: Comparison) -> None:
+def print_best(comparison: Comparison) -> None:
     """Print the table of the best rates."""
-    from rich.console import Console
-    from rich.table import Table
+    header, *rows = table(comparison, best=True, short=True)
+    print_table([[name.removeprefix("test/") for name in header], *rows])
 
-    lines = table(comparison, best=True, short=True)
-    short = [name.removeprefix("test/") for name in lines[0]]
-    printed = Table()
-    for number, name in enumerate(short):
-        printed.add_column(name, justify="left" if number == 0 else "right")
-    for line in lines[1:]:
-        printed.add_row(*line)
-    Console().print(printed, markup=False)
+
+def draw(folder: Path, comparison: Comparison) -> list[Path]:
+    """Draw forget against retain (``pareto``) and numbers against the rate (``rates``), each as PNG and SVG.
+
+    Returns:
+        The files.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    matplotlib.rcParams["svg.hashsalt"] = "lit-modules"  # the same numbers give the same file
+    return [*_pareto(folder, comparison), *_rates(folder, comparison)]
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other beats: none has both a lower first and a higher second number.
+
+    Example:
+        >>> front([(0.1, 0.5), (0.2, 0.9), (0.3, 0.8)])
+        [(0.1, 0.5), (0.2, 0.9)]
+    """
+    kept: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -278,32 +289,23 @@ def _summed(method: str, rate: float, group: Sequence[Mapping[str, Any]]) -> Cel
     for name in group[0]:
         if name not in ("method", "learning_rate", "seed", FAILED):
             values = [float(row[name]) for row in (group if name == SCORE else finished)]
-            numbers[name] = (fmean(values) if values else math.nan, _spread(values))
+            numbers[name] = summary(values)
     return Cell(method, rate, len(group), len(group) - len(finished), numbers, False)
 
 
 def _table_csv(cells: Sequence[Cell]) -> str:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for cell in cells:
-        numbers: dict[str, Any] = {}
-        for name, (mean, spread) in cell.numbers.items():
-            numbers |= {name: mean, f"{name} std": "" if spread is None else spread}
-        named = {"method": cell.method, "learning_rate": cell.learning_rate, "best": cell.best}
-        rows.append({**named, "runs": cell.runs, FAILED: cell.failed} | numbers)
-    return _csv(list(rows[0]), rows)
+        row: dict[str, Any] = {"method": cell.method, "learning_rate": cell.learning_rate, "best": cell.best}
+        row |= {"runs": cell.runs, FAILED: cell.failed}
+        for name, (mean, deviation) in cell.numbers.items():
+            row |= {name: mean, f"{name} std": deviation}
+        rows.append(row)
+    return _rows_csv(rows)
 
 
-def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    framed = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in framed) + "\n"
+def _rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    return csv_table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def _share(part: float, whole: float) -> float:
@@ -312,18 +314,100 @@ def _share(part: float, whole: float) -> float:
     return min(1.0, max(0.0, part / whole))
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _spread(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
-    return stdev(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def _cell(pair: tuple[float, float | None]) -> str:
-    mean, spread = pair
+def _cell(pair: Number) -> str:
+    mean, deviation = pair
     if math.isnan(mean):
         return "-"
-    return f"{mean:.3g}" if spread is None else f"{mean:.3g} +- {spread:.2g}"
+    return f"{mean:.3g}" if deviation is None else f"{mean:.3g} +- {deviation:.2g}"
+
+
+def _pareto(folder: Path, comparison: Comparison) -> list[Path]:
+    from matplotlib import pyplot as plt
+
+    panels = comparison.pareto
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels) + 2.6, 5.6), squeeze=False)
+    styles = _styles(comparison)
+    rates = sorted({row["learning_rate"] for row in comparison.rows})
+    for panel, axis in zip(panels, axes.flat, strict=True):
+        x, y, log = panel["x"], panel["y"], bool(panel.get("log_x"))
+        for method, (colour, marker) in styles.items():
+            rows = [row for row in comparison.rows if row["method"] == method and _shown(row[x], row[y], log)]
+            sizes = [30 + 25 * rates.index(row["learning_rate"]) for row in rows]
+            axis.scatter(
+                [row[x] for row in rows],
+                [row[y] for row in rows],
+                s=sizes,
+                color=colour,
+                marker=marker,
+                alpha=0.65,
+                linewidths=0,
+                label=method,
+            )
+        for name, colour in zip(comparison.references, ("black", "dimgray"), strict=True):
+            at_x, at_y = (number(comparison.references[name].get(key)) for key in (x, y))
+            if _shown(at_x, at_y, log):
+                axis.scatter(at_x, at_y, s=160, color=colour, marker="*", label=f"({name})", zorder=3)
+        points = front([(row[x], row[y]) for row in comparison.rows if _shown(row[x], row[y], log)])
+        if points and (x, y) == (comparison.forget, comparison.retain):
+            axis.step(*zip(*points, strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, label="front")
+        label = panel.get("label") or x.removeprefix("test/")
+        axis.set(xlabel=label, ylabel=y.removeprefix("test/"), xscale="log" if log else "linear")
+        axis.grid(alpha=0.3)
+    figure.suptitle("Each point a run; the larger, the larger its rate", fontsize="medium")
+    return _save(figure, folder, "pareto")
+
+
+def _rates(folder: Path, comparison: Comparison) -> list[Path]:
+    from matplotlib import pyplot as plt
+
+    names = [SCORE, comparison.forget, comparison.retain]
+    figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names) + 2.6, 4.6), squeeze=False)
+    for name, axis in zip(names, axes.flat, strict=True):
+        for method, (colour, marker) in _styles(comparison).items():
+            cells = sorted((c for c in comparison.cells if c.method == method), key=lambda cell: cell.learning_rate)
+            axis.errorbar(
+                [cell.learning_rate for cell in cells],
+                [cell.numbers[name][0] for cell in cells],
+                [cell.numbers[name][1] or 0.0 for cell in cells],
+                color=colour,
+                marker=marker,
+                markersize=5,
+                linewidth=1,
+                capsize=2,
+                label=method,
+            )
+        axis.set(xlabel="learning rate", ylabel=name.removeprefix("test/"), xscale="log")
+        axis.grid(alpha=0.3)
+    return _save(figure, folder, "rates")
+
+
+def _styles(comparison: Comparison) -> dict[str, tuple[Any, str]]:
+    """Return colour and marker of each method."""
+    from matplotlib import colormaps
+
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    methods = list(dict.fromkeys(row["method"] for row in comparison.rows))
+    # the strong colours first, then their pale twins
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    return {name: (colours[order[i % 20]], MARKERS[i % len(MARKERS)]) for i, name in enumerate(methods)}
+
+
+def _shown(x: float, y: float, log: bool) -> bool:
+    return math.isfinite(x) and math.isfinite(y) and (x > 0 or not log)
+
+
+def _save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write a figure with the legend of its first panel on the right."""
+    from matplotlib import pyplot as plt
+
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center right", fontsize="small")
+    figure.tight_layout(rect=(0, 0, 1 - 2.4 / figure.get_figwidth(), 1))
+    files = []
+    for kind in FORMATS:
+        path = folder / f"{name}.{kind}"
+        with whole_file(path) as part:
+            figure.savefig(part, dpi=130, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        files.append(path)
+    plt.close(figure)
+    return files

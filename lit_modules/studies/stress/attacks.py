@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lit_modules.unlearning.core.loading import check_folder, load_causal_lm
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
-from lit_modules.unlearning.core.reference import evaluation
 from lit_modules.utils import adapters
+from lit_modules.utils.model_modes import evaluation_mode
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
@@ -111,7 +111,7 @@ def round_weights(weight: Tensor, bits: int) -> Tensor:
     return ((values / scale).round().clamp(-largest, largest) * scale).to(weight.dtype)
 
 
-def simulate_quantisation_(model: nn.Module, bits: int, skip: Sequence[str] = ("lm_head",)) -> list[str]:
+def simulate_quantization_(model: nn.Module, bits: int, skip: Sequence[str] = ("lm_head",)) -> list[str]:
     """Round the weights of the linear layers in place; a simulation that runs anywhere and saves no memory.
 
     Args:
@@ -138,7 +138,7 @@ def simulate_quantisation_(model: nn.Module, bits: int, skip: Sequence[str] = ("
     return list(layers)
 
 
-def load_quantised(
+def load_quantized(
     folder: str, bits: Literal[4, 8], backend: Literal["simulated", "bitsandbytes"] = "simulated"
 ) -> PreTrainedModel:
     """Load an unlearned model with its weights in fewer bits, which may bring back what it had forgotten.
@@ -147,7 +147,7 @@ def load_quantised(
         folder: Folder that ``save_pretrained`` wrote; ``"simulated"`` merges adapters before it rounds.
         bits: 4 or 8.
         backend: ``"simulated"`` rounds to the nearest value per channel, in float32 on any device
-            (:func:`simulate_quantisation_`); ``"bitsandbytes"`` computes in LLM.int8 or NF4 on a GPU.
+            (:func:`simulate_quantization_`); ``"bitsandbytes"`` computes in LLM.int8 or NF4 on a GPU.
 
     Raises:
         ValueError: If ``bits`` or ``backend`` is unknown, or the folder holds no causal language model.
@@ -162,7 +162,7 @@ def load_quantised(
         raise ValueError(f"backend must be 'simulated' or 'bitsandbytes', got {backend!r}.")
     if backend == "simulated":
         model: Any = load_causal_lm(folder)
-        simulate_quantisation_(model, bits)
+        simulate_quantization_(model, bits)
         return cast("PreTrainedModel", model.eval())
     if find_spec("bitsandbytes") is None:
         needed = "backend='bitsandbytes' needs bitsandbytes: pip install \"lit-modules[quantization]\""
@@ -181,8 +181,8 @@ def load_quantised(
     return cast("PreTrainedModel", loaded.eval())
 
 
-def write_quantised(folder: str, target: str, bits: Literal[4, 8]) -> None:
-    """Write a model with simulated quantisation, and its tokenizer, as a folder that ``lit-modules test`` takes.
+def write_quantized(folder: str, target: str, bits: Literal[4, 8]) -> None:
+    """Write a model with simulated quantization, and its tokenizer, as a folder that ``lit-modules test`` takes.
 
     Args:
         folder: Folder that ``save_pretrained`` wrote, with the tokenizer.
@@ -192,7 +192,7 @@ def write_quantised(folder: str, target: str, bits: Literal[4, 8]) -> None:
     Raises:
         ValueError: If ``bits`` is unknown, or the folder holds no causal language model.
     """
-    load_quantised(folder, bits).save_pretrained(target)
+    load_quantized(folder, bits).save_pretrained(target)
     AutoTokenizer.from_pretrained(folder).save_pretrained(target)
 
 
@@ -264,5 +264,5 @@ def run_lm_eval(folder: str, tasks: Sequence[str], output: str, **options: Any) 
 
 
 def _evaluated(network: Any, evaluate: Evaluate) -> dict[str, float]:
-    with torch.no_grad(), evaluation(network):
+    with torch.no_grad(), evaluation_mode(network):
         return {name: float(value) for name, value in evaluate(network).items()}

@@ -1,156 +1,153 @@
-"""``lit-modules aftercare``: what an unlearned model still knows once it is fine-tuned again, or has fewer bits."""
+"""``lit-modules stress``: relearning attack and quantization of an unlearned model."""
 
-import argparse
 import inspect
-import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_modules.cli.lightning_cli import ProjectCLI
+from lit_modules.cli.options import read_options
+from lit_modules.cli.public import load_public
+from lit_modules.studies.runs import read_json, write_json
+from lit_modules.studies.stress.attacks import relearn, run_lm_eval, write_quantized
+from lit_modules.studies.tables import print_table
 from lit_modules.utils.errors import UsageError
+from lit_modules.utils.run_directory import RunDirectory
 
 DESCRIPTION = """\
-Test an unlearned model as it is, after some steps of fine-tuning on its forget set, and with its weights rounded to
-fewer bits; write results.json and print a table. What is finished is kept: the same line, given again, goes on.
-Everything behind the known options goes to `test`, and must name the model's folder.
-
-examples:
-  lit-modules aftercare --folder runs/after -c ngdiff/lume.yaml --model.model runs/unlearned --data.root data/lume
-  lit-modules aftercare --folder runs/after --tasks mmlu hellaswag -c ngdiff/lume.yaml --model.model runs/unlearned
+Test an unlearned model as it is, after a relearning attack of some steps on its forget set, and after quantization to
+fewer bits; write results.json and print a table. The same line, given again, runs what is missing. Every other argument
+is passed on to test, and must name the model's folder.
 """
+EXAMPLE = """\
+examples:
+  lit-modules stress --folder runs/stress -c ngdiff/lume.yaml --model.model runs/unlearned --data.root data/lume
+  lit-modules stress --folder runs/stress --tasks mmlu hellaswag -c ngdiff/lume.yaml --model.model runs/unlearned
+"""
+UNLEARNED = "unlearned"
+
+
+@dataclass
+class StressOptions:
+    """Stress tests.
+
+    Args:
+        folder: Folder of the tests.
+        relearning_steps: Steps of the relearning attack after which to test.
+        relearning_rate: Learning rate of the relearning attack.
+        bits: Bits of a quantized weight, 8 or 4.
+        tasks: Tasks of lm-eval for the model as it is, such as mmlu.
+        limit: Questions of each task; by default all.
+    """
+
+    folder: str = field(kw_only=True)
+    relearning_steps: list[int] = field(default_factory=lambda: [1, 5, 20])
+    relearning_rate: float = 1e-5
+    bits: list[int] = field(default_factory=lambda: [8, 4])
+    tasks: list[str] = field(default_factory=list)
+    limit: int | None = None
 
 
 def main(args: list[str]) -> int:
-    """Run the probes.
+    """Run the stress tests.
 
     Args:
-        args: Options, and arguments of ``test``; see ``lit-modules aftercare --help``.
+        args: Options, and arguments of ``test``; see ``lit-modules stress --help``.
 
     Returns:
         0.
 
     Raises:
-        UsageError: If options are wrong.
+        UsageError: If options are wrong, or the folder holds the tests of other arguments.
+        DirectoryInUse: If the same tests run already.
     """
-    parser = argparse.ArgumentParser(
-        prog="lit-modules aftercare",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--folder", required=True, help="folder of the probes")
-    parser.add_argument("--steps", type=int, nargs="*", default=[1, 5, 20], help="steps of tuning (default: 1 5 20)")
-    parser.add_argument("--learning-rate", type=float, default=1e-5, help="its learning rate (default: 1e-5)")
-    parser.add_argument("--bits", type=int, nargs="*", default=[8, 4], help="bits of a weight, 8 or 4 (default: both)")
-    parser.add_argument("--tasks", nargs="*", default=[], help="tasks of lm-eval for the model as it is, such as mmlu")
-    parser.add_argument("--limit", type=int, help="questions of each task (default: all)")
-    options, rest = parser.parse_known_args(args)
-    if not rest:
-        raise UsageError("The probes need the arguments of test, such as `-c ngdiff/lume.yaml --model.model FOLDER`.")
-    records = run_probes(options.folder, rest, options.steps, options.learning_rate, options.bits)
-    _print(records)
-    if options.tasks:
-        from lit_modules.studies.stress.attacks import run_lm_eval
-
-        model = json.loads((Path(options.folder) / "model.json").read_text(encoding="utf-8"))
-        print(run_lm_eval(model, options.tasks, str(Path(options.folder) / "harness"), limit=options.limit))
+    options, passed = read_options(StressOptions, args, "stress", DESCRIPTION, EXAMPLE, passes_on=True)
+    if not passed:
+        raise UsageError("Stress tests need the arguments of test, such as `-c ngdiff/lume.yaml --model.model FOLDER`.")
+    if any(step < 1 for step in options.relearning_steps) or any(bits not in (4, 8) for bits in options.bits):
+        got = f"{options.relearning_steps} and {options.bits}"
+        raise UsageError(f"--relearning_steps must be at least 1 and --bits 4 or 8, got {got}.")
+    if not 0 < options.relearning_rate < math.inf:
+        raise UsageError(f"--relearning_rate must be positive and finite, got {options.relearning_rate}.")
+    _print(run_stress_tests(options, passed))
     return 0
 
 
-def run_probes(
-    folder: str, arguments: list[str], steps: list[int], learning_rate: float, bits: list[int]
-) -> dict[str, dict[str, Any]]:
-    """Test a model as it is and after each probe.
+def run_stress_tests(options: StressOptions, arguments: list[str]) -> dict[str, dict[str, Any]]:
+    """Test a model as it is and after each attack.
 
     Args:
-        folder: Folder of the probes; each has a folder there.
+        options: Folder and attacks.
         arguments: Arguments of ``test``.
-        steps: Numbers of steps of fine-tuning on the forget set.
-        learning_rate: Learning rate of these.
-        bits: Bits of a weight, 8 or 4.
 
     Returns:
-        Results by probe: ``as it is``, ``8 bits``, ``relearned 5`` and so on.
-
-    Raises:
-        ValueError: If a number is out of its range, or the folder holds the probes of other arguments.
+        Results by test: ``unlearned``, ``8 bits``, ``relearned 5 steps`` and so on.
     """
-    from lit_modules.cli import main as run
-    from lit_modules.cli.lightning_cli import ProjectCLI
-    from lit_modules.studies.stress.attacks import relearn, write_quantised
-    from lit_modules.utils.files import write_whole
-
-    if any(step < 1 for step in steps) or any(bit not in (4, 8) for bit in bits):
-        raise ValueError(f"Steps must be at least 1 and bits 4 or 8, got {steps} and {bits}.")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"The learning rate must be positive and finite, got {learning_rate}.")
-    place = Path(folder)
-    asked = {"arguments": arguments, "learning_rate": learning_rate}
-    if (place / "probes.json").is_file():
-        before = json.loads((place / "probes.json").read_text(encoding="utf-8"))
-        if before != asked:
-            raise ValueError(f"{folder} holds the probes of {before}, not of {asked}; give another folder.")
+    load_public()
+    folder = Path(options.folder)
+    settings = {"arguments": arguments, "relearning_rate": options.relearning_rate}
     records: dict[str, dict[str, Any]] = {}
 
+    def path(name: str) -> Path:
+        return folder / name.replace(" ", "_")
+
     def test(name: str, *more: str) -> None:
-        path = place / name.replace(" ", "_") / "results.json"
-        if not path.is_file():
-            given = [*arguments, f"--trainer.default_root_dir={path.parent}", *more]
-            found = run(["test", *given])
-            assert isinstance(found, ProjectCLI)
-            write_whole(path, json.dumps(found.model.results(), indent=2))
-            if not more:
-                write_whole(place / "model.json", json.dumps(str(found.model.hparams["model"])))
-        records[name] = json.loads(path.read_text(encoding="utf-8"))
+        results = path(name) / "results.json"
+        if not results.is_file():
+            cli = ProjectCLI.start(["test", *arguments, f"--trainer.default_root_dir={results.parent}", *more])
+            write_json(results, cli.model.results())
+            if name == UNLEARNED:
+                write_json(folder / "model.json", str(cli.model.hparams["model"]))
+        records[name] = read_json(results)
 
-    test("as it is")
-    write_whole(place / "probes.json", json.dumps(asked))  # now that the arguments are known to be right
-    model = json.loads((place / "model.json").read_text(encoding="utf-8"))
-    for bit in bits:
-        target = place / f"{bit}_bits" / "model"
-        if not (place / f"{bit}_bits" / "results.json").is_file():
-            write_quantised(model, str(target), 8 if bit == 8 else 4)
-        test(f"{bit} bits", f"--model.model={target}")
-    missing = sorted({step for step in steps if not (place / f"relearned_{step}" / "results.json").is_file()})
-    if missing:
-        data = _forget_set(arguments, place)
-        left = iter(missing)
-
-        def evaluate(network: Any) -> dict[str, float]:
-            step = next(left)
-            target = place / f"relearned_{step}" / "model"
-            network.save_pretrained(target)
-            data.tokenizer.save_pretrained(target)
-            return {}
-
-        relearn(model, data.train_dataloader(), evaluate, missing, learning_rate)
-    for step in sorted(set(steps)):
-        test(f"relearned {step}", f"--model.model={place / f'relearned_{step}' / 'model'}")
-    write_whole(place / "results.json", json.dumps(records, indent=2))
+    with RunDirectory(folder, noun="stress test") as directory:
+        directory.check(settings)
+        test(UNLEARNED)
+        directory.claim(settings)  # now that the arguments are known to be right
+        model = read_json(folder / "model.json")
+        for bits in options.bits:
+            name = f"{bits} bits"
+            if not (path(name) / "results.json").is_file():
+                write_quantized(model, str(path(name) / "model"), 8 if bits == 8 else 4)
+            test(name, f"--model.model={path(name) / 'model'}")
+        relearned = {step: f"relearned {step} step{'s' * (step > 1)}" for step in sorted(set(options.relearning_steps))}
+        missing = [step for step, name in relearned.items() if not (path(name) / "results.json").is_file()]
+        if missing:
+            _relearn(model, arguments, {step: path(relearned[step]) for step in missing}, options.relearning_rate)
+        for name in relearned.values():
+            test(name, f"--model.model={path(name) / 'model'}")
+        write_json(folder / "results.json", records)
+        if options.tasks:
+            print(run_lm_eval(model, options.tasks, str(folder / "harness"), limit=options.limit))
     return records
 
 
-def _forget_set(arguments: list[str], place: Path) -> Any:
-    """Return the datamodule of the arguments with the forget set alone, ready to train on; nothing is tested."""
-    from lit_modules.cli import main as run
+def _relearn(model: str, arguments: list[str], folders: Mapping[int, Path], learning_rate: float) -> None:
+    """Attack a model on the forget set of the arguments' datamodule, and save it after each number of steps."""
+    some = next(iter(folders.values()))
+    line = ["test", *arguments, f"--trainer.default_root_dir={some}", "--trainer.limit_test_batches=0"]
+    data: Any = ProjectCLI.start(line).datamodule
+    init_args = {"tokenizer": data.tokenizer, **data.hparams, "subset": "forget"}
+    known = inspect.signature(type(data)).parameters  # the command line adds hyperparameters of its own
+    forget = type(data)(**{name: value for name, value in init_args.items() if name in known})
+    forget.setup("fit")
+    targets = iter(folders.values())
 
-    cli: Any = run(["test", *arguments, f"--trainer.default_root_dir={place}", "--trainer.limit_test_batches=0"])
-    given = {"tokenizer": cli.datamodule.tokenizer, **cli.datamodule.hparams, "subset": "forget"}
-    known = inspect.signature(type(cli.datamodule)).parameters  # the command line adds hyperparameters of its own
-    data = type(cli.datamodule)(**{name: value for name, value in given.items() if name in known})
-    data.setup("fit")
-    return data
+    def save(network: Any) -> dict[str, float]:
+        target = next(targets) / "model"
+        network.save_pretrained(target)
+        forget.tokenizer.save_pretrained(target)
+        return {}
+
+    relearn(model, forget.train_dataloader(), save, steps=list(folders), learning_rate=learning_rate)
 
 
-def _print(records: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    names = [name for name, value in records["as it is"].items() if isinstance(value, (int, float))]
-    table = Table(title="what is left after", title_justify="left")
-    for name in ("", *records):
-        table.add_column(name, justify="left" if not name else "right")
+def _print(records: Mapping[str, Mapping[str, Any]]) -> None:
+    names = [name for name, value in records[UNLEARNED].items() if isinstance(value, (int, float))]
+    rows = [["", *records]]
     for name in names:
         values = [record.get(name) for record in records.values()]
-        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
-    Console().print(table, markup=False)
+        rows.append([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+    print_table(rows, title="what is left")

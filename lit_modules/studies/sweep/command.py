@@ -1,18 +1,20 @@
 """``lit-modules sweep``: train and test at every point of a grid of arguments."""
 
-import argparse
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_modules.cli.options import read_options
 from lit_modules.cli.recipes import find_recipe
-from lit_modules.studies.launchers import Launcher, Task
-from lit_modules.studies.points import LOG, RESULTS, add_launcher_options, make_launcher, run_points, stoppable
-from lit_modules.studies.sweep.grid import SEED, Axis, Point, check_axes, grid, read_axis, write_json
+from lit_modules.studies.launchers import LOG, RESULTS, Launcher, LauncherOptions, Task, launch
+from lit_modules.studies.runs import RUN
+from lit_modules.studies.sweep.grid import SEED, Axis, Point, check_axes, grid, read_axis
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.files import write_whole
+from lit_modules.utils.hashing import hash_file, stable_hash
+from lit_modules.utils.interrupts import stoppable
+from lit_modules.utils.run_directory import RunDirectory
 
 DESCRIPTION = """\
 Run fit, and test on the checkpoint that it chose, at every point of a grid. Each point is a fresh process with a folder
@@ -27,185 +29,150 @@ example:
 """
 
 
+@dataclass
+class SweepOptions(LauncherOptions):
+    """Grid and folder of the sweep.
+
+    Args:
+        over: NAME=VALUE,VALUE,... - an argument and its values, as YAML; given several times, every combination is run.
+        seeds: Repeat each point with seed_everything 0 to N-1.
+        no_test: Train only.
+        metrics: Numbers that are printed and drawn, with * and commas; by default test/*, or val/*.
+        folder: Folder of the sweep; by default one in runs/ that belongs to this line.
+    """
+
+    over: list[str] = field(default_factory=list)
+    seeds: int | None = None
+    no_test: bool = False
+    metrics: str | None = None
+    folder: str | None = None
+
+    def axes(self) -> list[Axis]:
+        """Return the axes, the seed last.
+
+        Raises:
+            UsageError: If there is none, or one cannot be read.
+        """
+        axes = [read_axis(text) for text in self.over]
+        if self.seeds is not None:
+            if self.seeds < 1:
+                raise UsageError(f"--seeds must be at least 1, got {self.seeds}.")
+            axes.append(Axis(SEED, tuple(range(self.seeds))))
+        if not axes:
+            raise UsageError("A sweep needs what to sweep: add --over NAME=VALUE,VALUE,... or --seeds N.")
+        return axes
+
+
 def main(args: list[str], launcher: Launcher | None = None) -> int:
     """Run a sweep, or what is missing of it.
 
     Args:
         args: Options, and the arguments of every point; see ``lit-modules sweep --help``.
-        launcher: What runs the points; ``None`` takes what the options say.
+        launcher: Launcher of the points; ``None`` takes that of the options.
 
     Returns:
         0, or 1 if a point failed, or 130 if the sweep was interrupted.
 
     Raises:
         UsageError: If an option or an argument of a point is wrong; nothing has run then.
+        DirectoryInUse: If the same sweep runs already.
     """
-    options, passed = _read_options(args)
-    axes = [read_axis(text) for text in options.over]
-    if options.seeds is not None:
-        if options.seeds < 1:
-            raise UsageError(f"--seeds must be at least 1, got {options.seeds}.")
-        axes.append(Axis(SEED, tuple(range(options.seeds))))
-    if not axes:
-        raise UsageError("A sweep needs what to sweep: add --over NAME=VALUE,VALUE,... or --seeds N.")
+    options, passed = read_options(SweepOptions, args, "sweep", DESCRIPTION, EXAMPLE, passes_on=True)
+    axes = options.axes()
     check_axes(axes, passed)
-    launcher = launcher or make_launcher(options)
-    settings = _settings(passed, axes, not options.no_test)
+    launcher = launcher or options.make_launcher()
+    settings = {"arguments": passed, "files": _file_hashes(passed), "no_test": options.no_test}
+    settings |= {"axes": [axis.key for axis in axes]}
     folder = Path(options.folder or _default_folder(settings))
-    _check_folder(folder, settings)
     points = grid(axes)
-    records = _point_records(folder, axes, points, passed, not options.no_test)
-    write_json(folder / "sweep.json", settings)
-    missing = [point for point in points if not (folder / point.name / RESULTS).exists()]
-    for point in missing:
-        write_json(folder / point.name / "point.json", records[point.name])
-    try:
-        with stoppable():
-            failed = _run(launcher, folder, points, missing)
-    except KeyboardInterrupt:
-        print(f"Interrupted; the same line with --folder {folder} goes on.")
-        print(folder)
-        return 130
-    try:
-        _report(folder, axes, points, options.metrics.split(",") if options.metrics else [])
-    finally:
-        for name, reason in failed.items():
-            print(f"failed: {name}: {reason} (log: {folder / name / LOG})")
+    runs = _runs(folder, axes, points, passed, not options.no_test)
+    values = {axis.key: axis.texts for axis in axes}
+    with RunDirectory(folder, noun="sweep") as directory:
+        directory.claim({**settings, **values}, growing=list(values), beside=())
+        missing = directory.missing([point.name for point in points], RESULTS)
+        for name in missing:
+            directory.write_json([name, RUN], runs[name], allow_nan=True)
+        try:
+            with stoppable():
+                failures = _launch(launcher, folder, missing, len(points))
+        except KeyboardInterrupt:
+            print(f"Interrupted; the same line with --folder {folder} goes on.")
+            print(folder)
+            return 130
+        try:
+            _report(directory, axes, points, options.metrics.split(",") if options.metrics else [])
+        finally:
+            for name, reason in failures.items():
+                print(f"failed: {name}: {reason} (log: {folder / name / LOG})")
     print(folder)
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
-def _read_options(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="lit-modules sweep",
-        usage="lit-modules sweep --over NAME=VALUE,VALUE,... [options] [arguments of fit and test]",
-        description=DESCRIPTION,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--over",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE,...",
-        help="argument and its values, as YAML; given several times, every combination is run",
-    )
-    parser.add_argument("--seeds", type=int, metavar="N", help="repeat each point with seed_everything 0 to N-1")
-    parser.add_argument("--no-test", action="store_true", help="train only")
-    parser.add_argument(
-        "--metrics", help="numbers that are printed and drawn, with * and commas (default: test/*, or val/*)"
-    )
-    parser.add_argument("--folder", help="folder of the sweep (default: one in runs/ that belongs to this line)")
-    add_launcher_options(parser)
-    return parser.parse_known_args(args)
-
-
-def _settings(passed: list[str], axes: Sequence[Axis], test: bool) -> dict[str, Any]:
-    """Return what makes a sweep this sweep: its arguments, the contents of its files, what is swept."""
-    files = {}
-    for word, following in zip(passed, [*passed[1:], ""], strict=True):
+def _file_hashes(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of the configuration files in the arguments."""
+    hashes = {}
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if name in ("-c", "--config"):
-            given = value if equals else following
-            if any(mark in given for mark in ("{", ": ", "\n")):
+            config = value if equals else following
+            if any(mark in config for mark in ("{", ": ", "\n")):
                 continue  # the text of a configuration
             try:
-                files[given] = hashlib.sha256(find_recipe(given).read_bytes()).hexdigest()
+                hashes[config] = hash_file(find_recipe(config))
             except FileNotFoundError as error:
                 raise UsageError(str(error)) from None
-    return {"arguments": passed, "files": files, "test": test, "over": {axis.key: axis.texts for axis in axes}}
+    return hashes
 
 
-def _default_folder(settings: dict[str, Any]) -> str:
-    """Return a folder that belongs to the settings, whatever the values: values may be added later."""
-    fixed = {**settings, "over": list(settings["over"])}
-    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
+def _default_folder(settings: Mapping[str, Any]) -> str:
+    """Return a folder that belongs to the settings, whatever the values, as values may be added later."""
     names = [Path(name).with_suffix("").as_posix().split("/")[-2:] for name in settings["files"]]
     recipe = "-".join(names[0]) if names else "points"
-    return f"runs/sweep-{recipe}-{digest}"
+    return f"runs/sweep-{recipe}-{stable_hash(settings)[:8]}"
 
 
-def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Check that the folder is new, or holds this sweep with these values or fewer.
-
-    Raises:
-        UsageError: If it holds something else.
-    """
-    path = folder / "sweep.json"
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} holds something that is no sweep; give another --folder.")
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    words = {"arguments": " ".join(there["arguments"]), "axes": ", ".join(there["over"])}
-    if there["arguments"] != settings["arguments"]:
-        problem = f"with the arguments {words['arguments']!r}, got {' '.join(settings['arguments'])!r}"
-    elif list(there["over"]) != list(settings["over"]):
-        problem = f"over {words['axes']}, got {', '.join(settings['over'])}"
-    elif there["test"] != settings["test"]:
-        problem = "with --no-test, which was not given" if not there["test"] else "without --no-test, which was given"
-    elif there["files"] != settings["files"]:
-        changed = ", ".join(name for name, digest in there["files"].items() if settings["files"].get(name) != digest)
-        problem = f"with another content of {changed}"
-    else:
-        for key, texts in there["over"].items():
-            if not set(texts) <= set(settings["over"][key]):
-                given = ",".join(settings["over"][key])
-                raise UsageError(
-                    f"{folder} holds a sweep with {key}={','.join(texts)}, got {given}: values may be added, "
-                    "not left out; give another --folder."
-                )
-        return
-    raise UsageError(f"{folder} holds a sweep {problem}; give another --folder.")
-
-
-def _point_records(
+def _runs(
     folder: Path, axes: Sequence[Axis], points: Sequence[Point], passed: list[str], test: bool
 ) -> dict[str, dict[str, Any]]:
-    """Return what each point is told, with every argument checked."""
-    from lit_modules.studies.sweep.check import ArgumentReader
+    """Return the record of each point's run, with every argument checked."""
+    from lit_modules.studies.arguments import ArgumentReader
 
     reader = ArgumentReader(passed)
     records: dict[str, dict[str, Any]] = {}
     for point in points:
-        arguments = reader.point(axes, point.values, folder / point.name)
+        values = {axis.key: value for axis, value in zip(axes, point.values, strict=True)}
+        arguments = reader.run(values, folder / point.name)
         if test and not records:
             reader.read(arguments, "test")
-        values = {axis.key: value for axis, value in zip(axes, point.values, strict=True)}
         records[point.name] = {"values": values, "arguments": arguments, "test": test}
     return records
 
 
-def _run(launcher: Launcher, folder: Path, points: Sequence[Point], missing: Sequence[Point]) -> dict[str, str]:
-    """Run the missing points; return why each that failed did."""
-    module = "lit_modules.studies.sweep.point"
-    tasks = [Task(point.name, ("-m", module, str(folder / point.name)), folder / point.name / LOG) for point in missing]
-    return run_points(launcher, tasks, {point.name: [folder / point.name] for point in missing}, len(points))
+def _launch(launcher: Launcher, folder: Path, names: Sequence[str], total: int) -> dict[str, str]:
+    """Run the points of these names; return the reason of each failure."""
+    program = ("-m", "lit_modules.studies.runs")
+    tasks = [Task(name, (*program, str(folder / name)), folder / name / LOG) for name in names]
+    return launch(launcher, tasks, {name: [folder / name] for name in names}, total)
 
 
-def _report(folder: Path, axes: Sequence[Axis], points: Sequence[Point], patterns: Sequence[str]) -> None:
+def _report(directory: RunDirectory, axes: Sequence[Axis], points: Sequence[Point], patterns: Sequence[str]) -> None:
     """Write table and figure of the finished points, and print the table."""
     from lit_modules.studies.sweep import report
 
-    paths = {point.name: folder / point.name / RESULTS for point in points}
-    results = {
-        name: json.loads(path.read_text(encoding="utf-8"))["metrics"] for name, path in paths.items() if path.exists()
-    }
+    records = {point.name: directory.read_json([point.name, RESULTS]) for point in points}
+    results = {name: record["metrics"] for name, record in records.items() if record is not None}
     if not results:
         print("No point has finished: there is no table.")
         return
+    folder = directory.folder
     rows = report.summarise(axes, results, points)
     every = report.choose(rows, report.REPORTED)
-    for name, text in (
-        ("table.md", report.markdown(axes, rows, every)),
-        ("table.csv", report.comma_separated(axes, rows, every)),
-    ):
-        write_whole(folder / name, text)
+    write_whole(folder / "table.md", report.markdown(axes, rows, every))
+    write_whole(folder / "table.csv", report.comma_separated(axes, rows, every))
     chosen = report.choose(rows, patterns) or [name for name in every if name.startswith("test/")] or every
     if not chosen:
         print("The points logged no number whose name begins with test/ or val/; --metrics chooses others.")
         return
-    report.print_table(axes, rows, chosen)
+    report.print_turned(axes, rows, chosen)
     report.draw(axes, points, results, chosen, folder / "figure.png")
     print(f"Table: {folder / 'table.md'} and table.csv; figure: {folder / 'figure.png'}")
