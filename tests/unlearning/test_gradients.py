@@ -16,14 +16,13 @@ from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.unlearning.core.aggregators import (
     IMTLG,
     MGDA,
-    GradientAggregator,
     LinearScalarisation,
     LossNormalised,
     Normalised,
     PCGrad,
     Projected,
 )
-from lit_modules.unlearning.core.gradients import PairStatistics, combine_, global_norm
+from lit_modules.unlearning.core.gradients import GradientAggregator, PairStatistics, combine_, global_norm
 from lit_modules.unlearning.gradient_difference import GradientDifference
 from lit_modules.unlearning.ngdiff import NGDiff, normalised_weights
 from tests.unlearning.conftest import gradient_of, mean_nll, normalised_difference, pair_statistics

@@ -253,9 +253,8 @@ def test_options_have_help_and_the_command_line_builds_the_method(method: Any, t
     arguments = {"model": str(tiny_causal_lm), "max_new_tokens": "3"}
     given = {"accumulate": "2", "aggregator": "lit_modules.unlearning.core.aggregators.Normalised"}
     arguments |= {name: value for name, value in given.items() if name in options}
-    module = parser.instantiate_classes(
-        parser.parse_args([f"--model.{name}={value}" for name, value in arguments.items()])
-    ).model
+    config = parser.parse_args([f"--model.{name}={value}" for name, value in arguments.items()])
+    module = parser.instantiate(config).model
     own = {name for name in options if "." not in name} - {"help", "model", "model.help"}
     injected = {"tokenizer", "peft_config", "metric", "optimizer", "scheduler", "aggregator"}
     assert set(module.hparams) - {"_instantiator"} == own - injected | {"model"}
