@@ -144,13 +144,7 @@ class NoiseSchedule:
         return (signal / noise).square()
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return ``a_t z + s_t noise``.
-
-        Args:
-            clean: Latents ``(batch, ...)``.
-            noise: Standard normal, of the same shape.
-            timesteps: ``(batch,)``.
-        """
+        """Return ``a_t z + s_t noise`` of latents and noise ``(batch, ...)`` and timesteps ``(batch,)``."""
         return self._combine(clean, noise, *self.coefficients(timesteps)).to(clean.dtype)
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -163,13 +157,7 @@ class NoiseSchedule:
         return self._combine(noise, clean, signal, -spread).to(clean.dtype)
 
     def split(self, noised: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the clean latents and the noise that a prediction implies, in float32 at least.
-
-        Args:
-            noised: ``z_t``, ``(batch, ...)``.
-            prediction: The network's answer, of the same shape.
-            timesteps: ``(batch,)``.
-        """
+        """Return the clean latents and the noise, float32 at least, that a prediction on ``z_t`` implies."""
         signal, spread = self.coefficients(timesteps)
         if self.prediction == "v_prediction":
             clean = self._combine(noised, prediction, signal, -spread)
