@@ -1,4 +1,4 @@
-"""What datamodules of pairs of affordances share: the curriculum's loader, the test loader, the prompt."""
+"""Loaders of pairs of affordances, in training along the curriculum, and the prompt."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

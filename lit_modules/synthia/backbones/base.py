@@ -18,7 +18,7 @@ from lit_modules.utils.model_versions import hub_commit
 Part = Literal["text", "images", "network"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Condition = dict[str, Tensor]
-"""What the network is conditioned on, ``(batch, ...)`` each; ``prompt_embeds`` is always there."""
+"""Inputs of the network beside latents and timesteps, ``(batch, ...)`` each; ``prompt_embeds`` is always there."""
 
 
 class Backbone(ABC):
@@ -45,7 +45,7 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Names of the layers that adapters are put on by default."""
     encoding_is_cheap: ClassVar[bool] = False
-    """Whether encodings are not worth keeping."""
+    """True if encodings are not worth keeping."""
     few_step_rule: ClassVar[Literal["renoise", "deterministic"]] = "deterministic"
     """Rule of the sampler that gradients pass through; a distilled model has the one that it was made for."""
     full_precision_steps: ClassVar[int] = 0

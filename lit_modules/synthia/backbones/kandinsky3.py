@@ -60,7 +60,7 @@ class Kandinsky3(PipelineBackbone):
     encoder_part: ClassVar[str] = "movq"
     least_multiple: ClassVar[int] = 64
     pools_padding: ClassVar[bool] = True
-    """Whether the one more token that is pooled is projected padding, as in the pipeline, or zeros."""
+    """True if the one more token that is pooled is projected padding, as in the pipeline, and not zeros."""
 
     def __init__(
         self,

@@ -104,7 +104,7 @@ class PixelDiffusion(Backbone):
 
     @property
     def version(self) -> str:
-        """What tells the weights of a folder from others; a new network's are told by its arguments."""
+        """Mark of the weights of a folder; a new network's are marked by its arguments."""
         return "new" if self.folder is None else super().version
 
     def load_text(self) -> None:

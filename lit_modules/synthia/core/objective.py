@@ -72,9 +72,9 @@ class ContrastiveObjective(nn.Module, ABC):
     """
 
     space: ClassVar[Literal["sample", "noise"]] = "sample"
-    """What is compared: samples, or errors of the denoising network."""
+    """Space of the distances: samples, or errors of the denoising network."""
     needs_reference: ClassVar[bool] = False
-    """Whether ``reference`` must hold the errors of the network before it was tuned."""
+    """True if ``reference`` must hold the errors of the network before it was tuned."""
 
     def __init__(self, denoising_weight: float = 1.0, metric: Distance = "squared") -> None:
         super().__init__()

@@ -65,7 +65,7 @@ def cosine_alphas_cumprod(num_timesteps: int = 1000, largest_beta: float = 0.999
 
 
 class NoiseSchedule:
-    """How latents are noised, and what the network predicts: the formulas around it, in float32 at least.
+    """Noise schedule and prediction of a network: the formulas around them, in float32 at least.
 
     Noised latents are ``z_t = a_t z + s_t noise``. With ``alphas_cumprod``, ``a_t = sqrt(abar_t)`` and
     ``s_t = sqrt(1 - abar_t)`` at whole timesteps. Without, the schedule is that of flow matching: ``s_t = t / T`` and

@@ -23,7 +23,7 @@ BUILT_ON: dict[Step, tuple[Step, ...]] = {
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is made.
+    """Amounts to make.
 
     Args:
         num_pairs: Training pairs.
