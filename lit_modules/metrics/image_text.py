@@ -51,7 +51,7 @@ class ImageTextEncoder:
 
     @property
     def takes_phrases(self) -> bool:
-        """Whether the model has a text tower."""
+        """True if the model has a text tower."""
         return hasattr(self._load(), "get_text_features")
 
     def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:
