@@ -30,7 +30,7 @@ from timing import show
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("all", "scores", "embeddings", "generation", "update", "resume")
+    parts = ("all", "scores", "embeddings", "generation", "verdicts", "update", "resume")
     parser.add_argument("--part", choices=parts, default="all", help="what to time")
     numbers = {
         "rounds": (5, "repetitions, of which the median counts"),
@@ -45,6 +45,7 @@ def main() -> None:
         "hidden-size": (320, "width of the language model of generation and update"),
         "threads": (1, "threads of torch on the CPU"),
         "layers": (5, "layers of that language model"),
+        "tile": (112, "side in pixels of the tiles that its images are read in, 14 pixels a token"),
     }
     for name, (usual, what) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"{what} (default: {usual})")
@@ -67,7 +68,7 @@ def main() -> None:
         show(scores(options.attributes, options.images, options.rounds))
     if part in ("all", "embeddings", "resume"):
         show(runs(part, options.pairs, options.num_images, options.rounds))
-    if part in ("all", "generation", "update"):
+    if part in ("all", "generation", "verdicts", "update"):
         texts = [
             part["text"]
             for asked in questions(15).values()
@@ -76,11 +77,13 @@ def main() -> None:
             if "text" in part
         ]
         with tempfile.TemporaryDirectory() as folder:
-            size = save_llava(folder, options.hidden_size, options.layers, texts)
+            size = save_llava(folder, options.hidden_size, options.layers, texts, options.tile)
             show([(f"LLaVA-NeXT of {size / 1e6:.1f} M parameters", "", "")])
             if part != "update":
-                show(generation(folder, options.questions, options.batch_size, options.rounds))
-            if part != "generation":
+                asked = questions(options.questions)
+                asked = {name: asked[name] for name in asked if part in ("all", "generation", name)}
+                show(generation(folder, asked, options.batch_size, options.rounds))
+            if part in ("all", "update"):
                 show(update(folder, options.rows, options.steps, options.rounds))
 
 

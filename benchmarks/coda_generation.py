@@ -1,9 +1,10 @@
-"""Answers of an image-text model in batches against one at a time.
+"""Answers of an image-text model in batches against one at a time, and against images repeated for each question.
 
 A LLaVA-NeXT built from its configuration, saved and loaded as a real one is, answers the questions that a run asks, by
-`LocalChat` in batches and one at a time, in turns: lists of features on an image of each class, some 100 tokens long,
-and verdicts of two tokens on all attributes of each synthetic image. The answers are compared; where they differ, the
-scores of the first token that differs are looked at.
+`LocalChat` in batches, by transformers' batched `generate` with the image repeated for each question about it, and one
+at a time, in turns: lists of features on an image of each class, some 100 tokens long, and verdicts of two tokens on
+five attributes of each synthetic image. The answers are compared; where they differ, the scores of the first token that
+differs are looked at.
 """
 
 import statistics
@@ -40,7 +41,7 @@ def questions(number: int) -> dict[str, list[ChatRequest]]:
     verdicts = [
         replace(request, max_new_tokens=2)
         for place in range(-(-number // len(ATTRIBUTES)))
-        for request in verification_requests(picture(place), ATTRIBUTES)
+        for request in verification_requests(picture(place, width=224, height=224), ATTRIBUTES)
     ]
     return {"lists of features": features, "verdicts": verdicts[:number]}
 
@@ -59,12 +60,14 @@ def tied(chat: LocalChat, request: ChatRequest, first: str, second: str) -> bool
     return bool(top[0] - top[1] < 1e-4)
 
 
-def generation(folder: str, number: int, batch_size: int, rounds: int) -> list[Row]:
-    """Time answers in batches and one at a time."""
+def generation(folder: str, kinds: dict[str, list[ChatRequest]], batch_size: int, rounds: int) -> list[Row]:
+    """Time answers in batches, in batches that share nothing, and one at a time."""
     together, alone = LocalChat(folder, batch_size=batch_size), LocalChat(folder, batch_size=1)
+    repeated = LocalChat(folder, batch_size=batch_size)
+    repeated._shares = False
     rows: list[Row] = []
     totals = [[0.0] * rounds, [0.0] * rounds]
-    for name, asked in questions(number).items():
+    for name, asked in kinds.items():
         answers: dict[str, list[str]] = {}
 
         def timed(
@@ -77,16 +80,19 @@ def generation(folder: str, number: int, batch_size: int, rounds: int) -> list[R
             answers[name] = [str(getattr(found[place], "text", found[place])) for place in range(len(asked))]
             return second
 
-        for chat in (together, alone):
+        ways = {"batched": together, "repeated": repeated, "single": alone}
+        for chat in ways.values():
             dict(chat.chat_many(asked[:2]))  # loads the model
-        batched, single = in_turns(rounds, partial(timed, "batched", together), partial(timed, "single", alone))
+        batched, plain, single = in_turns(rounds, *(partial(timed, *way) for way in ways.items()))
         totals = [[t + o for t, o in zip(*pair, strict=True)] for pair in zip(totals, (batched, single), strict=True)]
         pairs = list(zip(asked, answers["batched"], answers["single"], strict=True))
         other = [(request, one, two) for request, one, two in pairs if one != two]
         ties = sum(tied(alone, *one) for one in other)
+        same = sum(one == two for one, two in zip(answers["batched"], answers["repeated"], strict=True))
         rate = f"{len(asked) / statistics.median(batched):.1f} / s"
         equal = f"{len(asked) - len(other)} of {len(asked)} answers equal, {ties} of the others tied"
         rows.append((f"{len(asked)} {name}, {batch_size} at a time", rate, equal))
+        rows.append(("  images repeated / in batches", spread(ratios(plain, batched)), f"{same} answers equal"))
         rows.append(("  one at a time / in batches", spread(ratios(single, batched)), ""))
     rows.append(("all answers: one at a time / in batches", spread(ratios(totals[1], totals[0])), ">= 3"))
     return rows

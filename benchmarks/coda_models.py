@@ -8,8 +8,7 @@ import torch
 import transformers
 from PIL import Image
 
-PATCH, TILE = 14, 112
-PINPOINTS = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
+PATCH = 14
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -64,13 +63,17 @@ def save_clip(folder: str) -> None:
     words.save_pretrained(folder)
 
 
-def save_llava(folder: str, hidden: int, layers: int, texts: Sequence[str]) -> int:
-    """Build a LLaVA-NeXT from its configuration, save it, and return its number of parameters."""
+def save_llava(folder: str, hidden: int, layers: int, texts: Sequence[str], tile: int = 112) -> int:
+    """Build a LLaVA-NeXT from its configuration, save it, and return its number of parameters.
+
+    A square image of two tiles or more is read as five tiles of ``(tile / 14) ** 2`` tokens.
+    """
+    pinpoints = [[tile, 2 * tile], [2 * tile, tile], [2 * tile, 2 * tile]]
     words = tokenizer(texts)
     heads = max(1, hidden // 64)
     vision = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = transformers.LlavaNextConfig(
-        vision_config={"model_type": "clip_vision_model", "image_size": TILE, "patch_size": PATCH, **vision},
+        vision_config={"model_type": "clip_vision_model", "image_size": tile, "patch_size": PATCH, **vision},
         text_config={
             "model_type": "llama",
             "vocab_size": 4096,
@@ -85,7 +88,7 @@ def save_llava(folder: str, hidden: int, layers: int, texts: Sequence[str]) -> i
             "pad_token_id": 2,
         },
         image_token_index=words.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=PINPOINTS,
+        image_grid_pinpoints=pinpoints,
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
@@ -97,7 +100,7 @@ def save_llava(folder: str, hidden: int, layers: int, texts: Sequence[str]) -> i
     network.generation_config.eos_token_id = [1, *range(2048, 2112)]
     network.save_pretrained(folder)
     images = transformers.LlavaNextImageProcessor(
-        size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}, image_grid_pinpoints=PINPOINTS
+        size={"shortest_edge": tile}, crop_size={"height": tile, "width": tile}, image_grid_pinpoints=pinpoints
     )
     made: Any = transformers.LlavaNextProcessor
     fields = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}

@@ -1,12 +1,12 @@
-"""Cost of unlearning steps and of evaluation, as ratios against a floor in the same run.
+"""Cost of unlearning steps, as ratios against a floor in the same run.
 
     python benchmarks/unlearning.py                   # all parts
     python benchmarks/unlearning.py --part methods
 
 Prints one line per figure: the NGDiff step against the same two forward and backward passes without combination;
-AdaptiveLR against NGDiff without it; the memory of a step, tensor by tensor; rows per second of batched generation
-against one row at a time. Then a table: step time and peak memory of every method against its floor and against the
-same loss in open-unlearning's form, see `unlearning_methods.py`. Runs on the GPU if there is one.
+AdaptiveLR against NGDiff without it; the memory of a step, tensor by tensor. Then a table: step time and peak memory of
+every method against its floor and against the same loss in open-unlearning's form, see `unlearning_methods.py`. Runs on
+the GPU if there is one. Generation is timed by `generation.py`.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from unlearning_methods import PASSES, methods
 from callbacks import AdaptiveLR
 from lit_modules import NGDiff
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.core.generation import greedy_generate
 
 VOCABULARY, ROWS, TOKENS = 4096, 8, 128
 
@@ -167,75 +166,14 @@ def memory() -> None:
         print(f"peak of the device: {torch.cuda.max_memory_allocated() / 2**20:.1f} MiB")
 
 
-def generation(rows: int) -> None:
-    """Compare batched generation with one row at a time, on prompts and answers of mixed lengths."""
-    model = network().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3)  # spreads the logits, so that greedy answers differ and end at different places
-    ends = list(range(64))
-    model.generation_config.eos_token_id = None
-    generator = torch.Generator().manual_seed(1)
-    lengths = torch.randint(8, 96, (rows,), generator=generator).tolist()
-    prompts = [torch.randint(64, VOCABULARY, (length,), generator=generator) for length in lengths]
-    longest = 48
-
-    began = time.perf_counter()
-    single = []
-    for prompt in prompts:
-        ids = model.generate(
-            prompt[None],
-            attention_mask=torch.ones(1, len(prompt)),
-            max_new_tokens=longest,
-            do_sample=False,
-            eos_token_id=ends,
-            pad_token_id=0,
-        )[0, len(prompt) :].tolist()
-        single.append(ids[:-1] if ids and ids[-1] in ends else ids)
-    alone = rows / (time.perf_counter() - began)
-
-    began = time.perf_counter()
-    batched: dict[int, list[int]] = {}
-    order = sorted(range(rows), key=lambda i: lengths[i])
-    for start in range(0, rows, 64):
-        chosen = order[start : start + 64]
-        width = max(lengths[i] for i in chosen)
-        ids_ = torch.stack(
-            [torch.cat([torch.zeros(width - lengths[i], dtype=torch.int64), prompts[i]]) for i in chosen]
-        )
-        mask = torch.tensor([[0] * (width - lengths[i]) + [1] * lengths[i] for i in chosen])
-        for i, answer in zip(chosen, greedy_generate(model, ids_, mask, longest, ends, 0), strict=True):
-            batched[i] = answer.tolist()
-    together = rows / (time.perf_counter() - began)
-    ties = sum(_tie(model, prompts[i], single[i], batched[i]) for i in range(rows) if single[i] != batched[i])
-    different = sum(single[i] != batched[i] for i in range(rows))
-    print(
-        f"generation: {together:.1f} rows/s in batches, {alone:.1f} one at a time, ratio {together / alone:.2f}; "
-        f"{rows - different} of {rows} rows equal, {ties} of the others tied within 1e-5"
-    )
-
-
-@torch.no_grad()
-def _tie(model: LlamaForCausalLM, prompt: torch.Tensor, first: list[int], second: list[int]) -> bool:
-    """Say whether the logits of the first token that differs are within 1e-5."""
-    common = next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
-    logits = model(torch.cat([prompt, torch.tensor(first[:common], dtype=torch.int64)])[None]).logits[0, -1]
-    top = logits.topk(2).values
-    return bool(top[0] - top[1] < 1e-5)
-
-
 def main() -> None:
     """Run all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("all", "steps", "generation", "methods")
+    parts = ("all", "steps", "methods")
     parser.add_argument("--part", choices=parts, default="all", help="what to time")
     numbers = {
         "rounds": (5, "repetitions of the steps and of their methods, of which the median counts"),
         "steps": (24, "optimizer steps of a round"),
-        "rows": (500, "rows to generate"),
         "method-steps": (6, "optimizer steps of a round of the methods"),
         "method-rows": (4, "rows of each task in a step of the methods"),
         "method-tokens": (64, "tokens of such a row"),
@@ -261,8 +199,6 @@ def main() -> None:
         print(f"{network().num_parameters() / 1e6:.1f} M parameters, {ROWS} x {TOKENS} tokens per task")
         memory()
         steps(options.rounds, options.steps)
-    if options.part in ("all", "generation"):
-        generation(options.rows)
     if options.part in ("all", "methods"):
         sizes = options.method_rows, options.method_tokens, options.hidden_size
         for row in methods(options.only, *sizes, options.method_steps, options.rounds):

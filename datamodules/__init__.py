@@ -9,10 +9,8 @@ if TYPE_CHECKING:
     from .affordances.pairs import AffordancePairs
     from .drawn.objects import DrawnObjects
     from .drawn.species import DrawnSpecies
+    from .few_shot.datasets import INaturalistPairs, NovelSpecies, SUNPairs
     from .few_shot.few_shot import FewShotPairs
-    from .few_shot.inaturalist_pairs import INaturalistPairs
-    from .few_shot.novel_species import NovelSpecies
-    from .few_shot.sun_pairs import SUNPairs
     from .images.cifar10 import CIFAR10
     from .images.digits import Digits
     from .images.fashion_mnist import FashionMNIST

@@ -12,8 +12,7 @@ from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM, V
 
 from datamodules import LUME
 from lit_modules import ClassifierUpdate, NGDiff
-from lit_modules.coda.backends.editing import DiffusersEdits
-from lit_modules.coda.backends.local import DiffusersImages, LocalChat
+from lit_modules.coda.backends.local import DiffusersEdits, DiffusersImages, LocalChat
 from lit_modules.coda.core.image_text_models import load_model, load_processor
 from lit_modules.metrics.gibberish import cleanness
 from lit_modules.metrics.image_text import ImageTextEncoder
@@ -22,10 +21,10 @@ from lit_modules.studies.stress.attacks import load_quantized
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
 from lit_modules.synthia.judge.models import LocalJudge
-from lit_modules.synthia.ontology.text_encoders import TextEncoder
+from lit_modules.synthia.ontology.text_encoder import TextEncoder
 from lit_modules.synthia.pairs.filter import ClipFilter
 from lit_modules.synthia.pairs.images import PipelineImages
-from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.pretrained import load_causal_lm
 
 Open = Callable[[str], Any]
 

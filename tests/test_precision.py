@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import lit_modules
 from lit_modules.adversarial.core.base import AdversarialTraining
-from lit_modules.coda.core.base import UpdateModule
+from lit_modules.coda.core.update import UpdateModule
 from lit_modules.networks import small_llama
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
 from lit_modules.synthia.core.base import TextToImage

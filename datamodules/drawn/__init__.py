@@ -1,7 +1,8 @@
 """Drawn objects and drawn species: offline data made from a seed."""
 
-from . import sets as sets
-from . import species_files as species_files
-from . import species_renderer as species_renderer
+from . import creatures as creatures
+from . import objects as objects
+from . import species as species
+from .creatures import DrawnCreatures as DrawnCreatures
 from .objects import DrawnObjects as DrawnObjects
 from .species import DrawnSpecies as DrawnSpecies

@@ -1,28 +1,284 @@
 """Drawn objects: pictures of everyday things and of new designs, made from a seed, to compose affordances offline."""
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from random import Random
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from ..affordances.loaders import CHOICES, TEMPLATE, curriculum_loader, evaluation_loader
+from lit_modules.utils.files import write_whole
+from lit_modules.utils.json_lines import read_json_lines
+
+from ..affordances.loaders import CHOICES, TEMPLATE, curriculum_loader, evaluation_loader, pixels
 from ..affordances.sampling import Mode
 from ..common.sampling import ResumableLoader, place_of, training_loader
 from ..images.base import AugmentedSampler
-from .ontology import AFFORDANCES, CONCEPTS, PARTS, SEEN_BY, ontology
-from .renderer import existing_design, render
-from .sets import ConceptSet, PairSet, read_pairs, shown
+from .ontology import AFFORDANCES, CONCEPTS, PARTS, SEEN_BY, known_affordances, ontology, owners
+from .renderer import Design, composed_design, existing_design, random_design, render
+
+_NAMES = tuple(CONCEPTS)
+
+
+def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
+    """Draw pictures to train a recogniser of parts on.
+
+    Of ten, two show an existing concept, six a random design of up to four parts, one two objects of at most two
+    parts each, and one no object, but the plain background or noise.
+
+    Args:
+        num_images: Number of pictures.
+        image_size: Side in pixels.
+        seed: Seed.
+
+    Returns:
+        ``image`` (uint8, ``(n, 3, size, size)``), ``parts`` (which parts are shown, bool, ``(n, len(PARTS))``),
+        ``single`` (whether there is exactly one object, bool, ``(n,)``) and ``concept`` (the concept's place in
+        ``CONCEPTS``, -1 where there is none, int64, ``(n,)``).
+
+    Raises:
+        ValueError: If ``num_images`` is below 1 or ``image_size`` below 8.
+
+    Example:
+        >>> drawings = labelled_drawings(10)
+        >>> drawings["image"].shape, int(drawings["single"].sum())
+        (torch.Size([10, 3, 32, 32]), 8)
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {num_images}.")
+    scenes: list[list[Design]] = []
+    concepts = torch.full((num_images,), -1)
+    keys = [f"{seed}/labelled/{index}" for index in range(num_images)]
+    for index, key in enumerate(keys):
+        random, kind = Random(key), index % 10
+        if kind < 2:
+            concepts[index] = concept = random.randrange(len(_NAMES))
+            scenes.append([existing_design(_NAMES[concept])])
+        elif kind == 8:
+            scenes.append([_uncrowded(random.randint(1, 2), random) for _ in range(2)])
+        elif kind == 9:
+            scenes.append([])
+        else:
+            scenes.append([_uncrowded(random.choice((0, 1, 1, 2, 2, 2, 3, 3, 4)), random)])
+    images = torch.from_numpy(render(scenes, keys, image_size))
+    noisy = torch.arange(num_images) % 20 == 9
+    generator = torch.Generator().manual_seed(seed)
+    images[noisy] = torch.randint(0, 256, images[noisy].shape, generator=generator, dtype=torch.uint8)
+    return {
+        "image": images,
+        "parts": torch.stack([part_mask(part for design in scene for part in design.parts) for scene in scenes]),
+        "single": torch.tensor([len(scene) == 1 for scene in scenes]),
+        "concept": concepts,
+    }
+
+
+def _uncrowded(number: int, random: Random) -> Design:
+    """Return a design of some random parts, of which at most two share a place."""
+    while True:
+        design = random_design(random.sample(PARTS, number), random)
+        if all(design.places.count(place) <= 2 for place in design.places):
+            return design
+
+
+def part_mask(parts: Iterable[str]) -> Tensor:
+    """Return a mask of parts, bool, ``(parts,)``."""
+    names = set(parts)
+    return torch.tensor([part in names for part in PARTS])
+
+
+class ConceptSet(Dataset[dict[str, Any]]):
+    """Pictures of single existing concepts with captions; for batches see :class:`DrawnObjects`.
+
+    Args:
+        num_images: Number of pictures; the concepts take turns.
+        image_size: Side in pixels.
+        key: Seed of pictures and captions.
+        template: Caption of affordances, with the place ``{affordances}``.
+    """
+
+    def __init__(self, num_images: int, image_size: int, key: str, template: str) -> None:
+        self.key, self.template = key, template
+        self.concepts = [index % len(_NAMES) for index in range(num_images)]
+        scenes = [[existing_design(_NAMES[concept])] for concept in self.concepts]
+        self.images = torch.from_numpy(render(scenes, [f"{key}/{index}" for index in range(num_images)], image_size))
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.concepts)
+
+    def __getitem__(self, indices: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Return the batch of some places, each perhaps with a number that draws its caption."""
+        items = _with_draws(indices)
+        index = torch.tensor([place for place, _ in items])
+        concepts = [self.concepts[place] for place, _ in items]
+        return {
+            "prompt": [
+                caption(_NAMES[concept], self.template, Random(f"{self.key}/{place}/{draw}"))
+                for concept, (place, draw) in zip(concepts, items, strict=True)
+            ],
+            "image": pixels(self.images[index]),
+            "concept": torch.tensor(concepts),
+            "parts": torch.stack([part_mask(CONCEPTS[_NAMES[concept]].parts) for concept in concepts]),
+            "index": index,
+            "draw": torch.tensor([draw for _, draw in items]),
+        }
+
+
+class PairSet(Dataset[dict[str, Any]]):
+    """Prompts of several affordances with new designs and existing concepts; for batches see :class:`DrawnObjects`.
+
+    Args:
+        rows: Pairs, as :func:`read_pairs` returns them.
+        existing: Pictures of each concept, uint8, ``(concepts, pictures, 3, size, size)``.
+        positives: Pictures of new designs for each pair.
+        negatives: Pictures of existing concepts in an item.
+        key: Seed of pictures and choices.
+        template: Prompt, with the place ``{affordances}``.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        existing: Tensor,
+        *,
+        positives: int,
+        negatives: int,
+        key: str,
+        template: str,
+    ) -> None:
+        self.rows, self.existing, self.negatives = list(rows), existing, negatives
+        self.key, self.template = key, template
+        named = [(f"{key}/{row['pair_id']}/{number}", row) for row in rows for number in range(positives)]
+        scenes = [[composed_design(row["pos_prompts"], Random(f"{name}/design"))] for name, row in named]
+        images = torch.from_numpy(render(scenes, [name for name, _ in named], existing.shape[-1]))
+        self.images = images.reshape(len(rows), positives, *images.shape[1:])
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.rows)
+
+    def __getitem__(self, indices: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Return the batch of some places, each perhaps with a number that draws its pictures."""
+        items = _with_draws(indices)
+        rows = [self.rows[place] for place, _ in items]
+        positive, negative, mask = [], [], []
+        for (place, draw), row in zip(items, rows, strict=True):
+            random = Random(f"{self.key}/{row['pair_id']}/{draw}/choice")
+            positive.append(self.images[place, random.randrange(self.images.shape[1])])
+            concepts = [_NAMES.index(name) for name in row["neg_prompts"]]
+            pool = [(concept, number) for concept in concepts for number in range(self.existing.shape[1])]
+            drawn = random.sample(pool, min(self.negatives, len(pool)))
+            mask.append([number < len(drawn) for number in range(self.negatives)])
+            drawn += [(0, 0)] * (self.negatives - len(drawn))
+            negative.append(torch.stack([self.existing[index] for index in drawn]))
+        affordances = [tuple(row["pos_prompts"]) for row in rows]
+        return {
+            "prompt": [self.template.format(affordances=", ".join(wanted)) for wanted in affordances],
+            "affordances": affordances,
+            "pos": pixels(torch.stack(positive)),
+            "neg": pixels(torch.stack(negative)),
+            "neg_mask": torch.tensor(mask),
+            "requested": torch.tensor([[name in wanted for name in AFFORDANCES] for wanted in affordances]),
+            "owners": torch.tensor([[name in row["neg_prompts"] for name in _NAMES] for row in rows]),
+            "tdistance": torch.tensor([row["tdistance"] for row in rows], dtype=torch.float32),
+            "stage": torch.tensor([row["stage"] for row in rows]),
+            "pair_id": torch.tensor([row["pair_id"] for row in rows]),
+            "draw": torch.tensor([draw for _, draw in items]),
+        }
+
+
+def _with_draws(indices: Sequence[int] | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(index, index) if isinstance(index, int) else index for index in indices]
+
+
+def caption(concept: str, template: str, random: Random) -> str:
+    """Describe an existing concept, by its name, its parts, or what it is for.
+
+    Args:
+        concept: Name of the concept.
+        template: Caption of affordances alone, with the place ``{affordances}``.
+        random: Source of the choices.
+    """
+    own = CONCEPTS[concept]
+    used_for = ", ".join(random.sample(own.affordances, random.randint(1, len(own.affordances))))
+    parts = ", ".join(random.sample(sorted(own.parts), random.randint(1, len(own.parts))))
+    name = concept.replace("_", " ")
+    return random.choice(
+        (
+            template.format(affordances=used_for),
+            template.format(affordances=used_for),
+            f"an object used to {used_for}",
+            f"a {name} used to {used_for}",
+            f"a {name} with {parts}",
+        )
+    )
+
+
+def read_pairs(folder: str, name: str) -> list[dict[str, Any]]:
+    """Read the pairs of a curriculum that are drawn.
+
+    Args:
+        folder: Folder of ``stage0.jsonl`` and so on and ``test.jsonl``.
+        name: ``"train"`` for the stages, ``"test"``.
+
+    Returns:
+        Rows with ``pair_id``, ``pos_prompts``, ``neg_prompts``, ``tdistance`` and ``stage``; a test pair gets the stage
+        that its distance falls into. A pair without ``neg_prompts`` gets all concepts that have one of its affordances.
+
+    Raises:
+        FileNotFoundError: If files are missing.
+        ValueError: If a line is malformed or names what cannot be drawn.
+    """
+    root = Path(folder)
+    stages: list[list[dict[str, Any]]] = []
+    while (path := root / f"stage{len(stages)}.jsonl").is_file():
+        stages.append(_rows(path, len(stages)))
+    if not stages:
+        raise FileNotFoundError(
+            f"The folder {root} must hold stage0.jsonl, stage1.jsonl and so on, a curriculum of the drawn objects' "
+            "ontology (DrawnObjects.write_ontology); found none of them."
+        )
+    if name == "train":
+        return [row for rows in stages for row in rows]
+    path = root / "test.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"The folder {root} must hold test.jsonl, the pairs to test on; it is missing.")
+    borders = [max(row["tdistance"] for row in rows) for rows in stages[:-1]]
+    rows = _rows(path, 0)
+    return [{**row, "stage": sum(border < row["tdistance"] for border in borders)} for row in rows]
+
+
+def _rows(path: Path, stage: int) -> list[dict[str, Any]]:
+    rows = []
+    for place, row in read_json_lines(path):
+        try:
+            affordances = known_affordances(row["pos_prompts"])
+            unknown = set(row["neg_prompts"]) - set(CONCEPTS)
+            if unknown:
+                raise ValueError(
+                    f"The concept {min(unknown)!r} cannot be drawn; those that can: {', '.join(CONCEPTS)}."
+                )
+            tdistance, pair_id = float(row["tdistance"]), int(row["pair_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{error} is missing." if isinstance(error, KeyError) else error
+            raise ValueError(f"{place}: {reason}") from error
+        negatives = tuple(row["neg_prompts"]) or owners(affordances)
+        rows.append({"pair_id": pair_id, "pos_prompts": affordances, "neg_prompts": negatives, "tdistance": tdistance})
+    if not rows:
+        raise ValueError(f"{path} must hold at least one pair, got none.")
+    return [{**row, "stage": stage} for row in rows]
 
 
 class DrawnObjects(LightningDataModule):
     """Drawn pictures of everyday objects and of new designs, made from a seed; no download.
 
-    There are 18 concepts of 25 parts and 21 affordances; :mod:`datamodules.drawn.ontology` lists them and says by which
-    parts an affordance is seen. Pictures vary in colours, size, turn, place and mirroring, and new designs in body
-    and arrangement too. Everything is a function of the seed.
+    There are 18 concepts of 25 parts and 21 affordances; :mod:`datamodules.drawn.ontology` lists them, and the parts
+    that show an affordance. Pictures vary in colours, size, turn, place and mirroring, new designs also in body and
+    arrangement. Everything is a function of the seed.
 
     ``task="concepts"`` teaches a model to draw existing concepts. A batch is ``prompt`` (captions, list of str),
     ``image`` (float32 in [-1, 1], ``(batch, 3, size, size)``), ``concept``, ``index`` and ``draw``, which numbers
@@ -98,33 +354,23 @@ class DrawnObjects(LightningDataModule):
             raise ValueError("task 'pairs' needs a curriculum, the folder of stage0.jsonl and so on; got None.")
         if "{affordances}" not in template:
             raise ValueError(f"template must have the place '{{affordances}}', got {template!r}.")
-        least = {
-            "image_size": (image_size, 8),
-            "num_images": (num_images, 1),
-            "validation_size": (validation_size, 1),
-            "positives": (positives, 1),
-            "negatives": (negatives, 1),
-            "images_per_concept": (images_per_concept, 1),
-            "samples_per_pair": (samples_per_pair, 1),
-            "batch_size": (batch_size, 1),
-            "eval_batch_size": (eval_batch_size, 1),
-            "num_workers": (num_workers, 0),
-        }
-        for name, (number, bound) in least.items():
-            if number < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {number}.")
         self.save_hyperparameters()
+        least = dict.fromkeys(("num_images", "validation_size", "positives", "negatives", "images_per_concept"), 1)
+        least |= {"image_size": 8, "samples_per_pair": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0}
+        for name, bound in least.items():
+            if self.hparams[name] < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {self.hparams[name]}.")
         self._sets: dict[str, ConceptSet | PairSet] = {}
 
     @property
     def seen_by(self) -> Tensor:
-        """Which parts show which affordance, bool, ``(affordances, parts)``."""
-        return torch.stack([shown(SEEN_BY[name]) for name in AFFORDANCES])
+        """Parts that show each affordance, bool, ``(affordances, parts)``."""
+        return torch.stack([part_mask(SEEN_BY[name]) for name in AFFORDANCES])
 
     @property
     def concept_parts(self) -> Tensor:
-        """Which parts each concept has, bool, ``(concepts, parts)``."""
-        return torch.stack([shown(concept.parts) for concept in CONCEPTS.values()])
+        """Parts of each concept, bool, ``(concepts, parts)``."""
+        return torch.stack([part_mask(concept.parts) for concept in CONCEPTS.values()])
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -136,9 +382,7 @@ class DrawnObjects(LightningDataModule):
     @staticmethod
     def write_ontology(path: str) -> None:
         """Write the ontology of the drawn objects as a JSON file, for the commands that build a curriculum."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(ontology(), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(ontology(), indent=1) + "\n")
 
     def setup(self, stage: str) -> None:
         """Draw what the stage needs, once."""
@@ -185,18 +429,20 @@ class DrawnObjects(LightningDataModule):
         return self.test_dataloader()
 
     def _concepts(self, name: str) -> ConceptSet:
-        given = self.hparams
-        number = given["num_images"] if name == "train" else given["validation_size"]
-        return ConceptSet(number, given["image_size"], f"{given['seed']}/concepts/{name}", given["template"])
+        args = self.hparams
+        number = args["num_images"] if name == "train" else args["validation_size"]
+        return ConceptSet(number, args["image_size"], f"{args['seed']}/concepts/{name}", template=args["template"])
 
     def _pairs(self, name: str) -> PairSet:
-        given = self.hparams
-        key = f"{given['seed']}/pairs/{name}"
-        number, size = given["images_per_concept"], given["image_size"]
-        names = [concept for concept in CONCEPTS for _ in range(number)]
-        existing = render(
-            [[existing_design(concept)] for concept in names], [f"{key}/existing/{i}" for i in range(len(names))], size
+        args = self.hparams
+        key, number = f"{args['seed']}/pairs/{name}", args["images_per_concept"]
+        scenes = [[existing_design(concept)] for concept in _NAMES for _ in range(number)]
+        images = render(scenes, [f"{key}/existing/{index}" for index in range(len(scenes))], args["image_size"])
+        return PairSet(
+            read_pairs(args["curriculum"], name),
+            torch.from_numpy(images.reshape(len(_NAMES), number, *images.shape[1:])),
+            positives=args["positives"],
+            negatives=args["negatives"],
+            key=key,
+            template=args["template"],
         )
-        pictures = torch.from_numpy(existing.reshape(len(CONCEPTS), number, *existing.shape[1:]))
-        rows = read_pairs(given["curriculum"], name)
-        return PairSet(rows, given["positives"], pictures, given["negatives"], key, given["template"])

@@ -1,4 +1,4 @@
-"""What the drawn objects are: concepts, their parts and affordances, and the parts an affordance is seen by.
+"""Ontology of the drawn objects: concepts, their parts and affordances, and the parts that show an affordance.
 
 A concept has a body, parts and affordances. Its affordances are those of the hand-made ontology of everyday objects
 that a picture can show: each is seen by one of the concept's parts, as :data:`SEEN_BY` says. So a picture offers an
@@ -8,21 +8,22 @@ themselves (a leg supports, a handle is for gripping) only shape the distance be
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from random import Random
 from typing import Any
+
+from lit_modules.utils.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
 class Concept:
-    """An object as people know it.
+    """Everyday object.
 
     Args:
         superordinate: Kind of object.
-        body: Shape of the body, of ``drawn_parts.BODIES``.
+        body: Shape of the body, of :data:`~datamodules.drawn.renderer.BODIES`.
         affordances: What the object is for.
         parts: Parts and what each is for.
-        places: Where parts are that are not in their usual place.
+        places: Places of parts that are not in their usual one.
     """
 
     superordinate: str
@@ -138,16 +139,14 @@ def known_affordances(affordances: Iterable[str]) -> tuple[str, ...]:
     """Return the affordances, and refuse unknown ones and none at all.
 
     Raises:
-        ValueError: If an affordance cannot be drawn, with the nearest that can; or if there is none.
+        ValueError: If an affordance cannot be drawn, with the nearest one; or if there is none.
     """
     names = tuple(affordances)
     if not names:
         raise ValueError(f"There must be at least one affordance; those that can be drawn: {', '.join(AFFORDANCES)}.")
     for name in names:
         if name not in SEEN_BY:
-            near = get_close_matches(name, AFFORDANCES, n=3, cutoff=0.5)
-            hint = f"the nearest are {', '.join(near)}" if near else f"those that can be: {', '.join(AFFORDANCES)}"
-            raise ValueError(f"The affordance {name!r} cannot be drawn; {hint}.")
+            raise ValueError(f"The affordance {name!r} cannot be drawn{did_you_mean(name, AFFORDANCES, 0.5)}")
     return names
 
 

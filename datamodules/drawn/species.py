@@ -1,28 +1,40 @@
 """Drawn species: creatures made from a seed, to teach new concepts offline."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from ..few_shot.few_shot import FewShotPairs
-from ..few_shot.samples import Method
-from ..few_shot.sets import OFFICIAL_EVALUATION_QUESTION, QUESTION, Mix
-from .species_files import Species, caption, invent_species, write_species
-from .species_renderer import ATTRIBUTES, PHRASES, draw, random_attributes, render_creatures
+from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.files import write_whole
+from lit_modules.utils.folders import whole_folder
+from lit_modules.utils.images import MAX_PIXELS
+
+from ..few_shot.few_shot import FewShotArguments, FewShotPairs
+from ..few_shot.pairs import ConfusablePair, write_pairs
+from ..few_shot.questions import OFFICIAL_EVALUATION_QUESTION
+from .creatures import ATTRIBUTES, PHRASES, draw, phrases, random_attributes, render_creatures
+
+MANIFEST = "drawn_species.json"
+VERSION = 1
+_STARTS = "vel tar mor gri sul ban dok pel zan kir lom fen hax jur nib wos".split()  # noqa: SIM905 - one line
+_MIDDLES = ["a", "e", "i", "o", "u", "an", "or", "il", "ub", "em"]
+_ENDS = ["nip", "mor", "dak", "lin", "gus", "rex", "tol", "ven", "bit", "zoo", "pax", "kel"]
 
 
 class DrawnSpecies(FewShotPairs):
     """Drawn creatures: known species, and novel ones that differ from a known one in one or two attributes.
 
     A creature has 12 attributes, all visible: body, colour, pattern, belly, horns, ears, eyes, mouth, back, wings, legs
-    and tail; :data:`~datamodules.drawn.species_renderer.PHRASES` lists their values and what texts call them. Pose,
+    and tail; :data:`~datamodules.drawn.creatures.PHRASES` lists their values and the phrases of these in texts. Pose,
     place, size, light and background vary from picture to picture. Everything is a function of ``world_seed``.
-    ``prepare_data`` writes the pictures as files in the canonical layout, with captions and attributes, and the
-    few-shot reader reads them as it reads photographs; the manifest says what a folder was drawn with.
+    ``prepare_data`` writes the pictures as files in the canonical layout, with captions and attributes, and a manifest
+    of the arguments that they were drawn with; they are then read as photographs are.
 
     Batches are those of :class:`~datamodules.few_shot.few_shot.FewShotPairs`, of pairs of a novel species and its
     known one. ``retention.json`` in ``root`` lists pairs of other known species.
@@ -36,37 +48,8 @@ class DrawnSpecies(FewShotPairs):
         test_images: Test pictures of each species.
         drawn_size: Side of the drawn pictures in pixels, at least 16.
         world_seed: Seed of species and pictures.
-        pairs: Pair file, such as that of pairs that a model confuses; ``None`` takes the novel species and those that
-            they resemble.
-        n_real: Real training pictures of each concept.
-        n_synthetic: Further training pictures of each concept.
-        method: What the further pictures are.
-        synthetic_root: Store of the augmentation stages, or a folder of pictures.
-        synthetic_kind: Kind of synthetic pictures to read.
-        n_source: Real pictures that crops and flips are made of.
-        sampling: How further pictures are drawn.
-        synthetic_probability: Chance of a further picture with ``sampling="probability"``.
-        n_query: Most pictures of each concept to ask about.
-        n_validation: Training pictures of each concept that validation asks about; ``None`` takes the validation's.
-        n_orders: Orders of the options in which each query is asked.
-        n_way: Options of a query.
-        pair: ``pair_id`` of the one pair to take; ``None`` takes all.
-        replay_pairs: Pair file of known species to rehearse.
-        replay_ratio: Rehearsed samples as a share of the others.
-        retention_pairs: Pair file of known species that are asked about alone.
-        preset: ``default`` or ``official``.
-        question: Question, with the place ``{options}``.
-        eval_question: Question of validation and test; ``None`` takes ``question``.
-        features: File of attributes.
-        feature_context: Whether attributes stand before each question of validation and test.
-        n_context: Supports of each option that come with each question of validation and test, as examples.
-        image_size: Side of the pictures as one tensor, for classifiers.
-        mix: ``cutmix`` or ``mixup`` mixes training pictures, for classifiers.
-        batch_size: Samples in a training batch, on each device.
-        eval_batch_size: Questions in a batch of validation and test, on each device.
-        seed: Seed of supports, crops, flips and orders.
-        query_seed: Seed of the choice and of the orders of queries.
-        num_workers: Worker processes of each loader.
+        n_query: Most pictures of each concept to ask about; ``None`` takes all.
+        shared: Arguments of :class:`~datamodules.few_shot.few_shot.FewShotPairs`, by name.
 
     Raises:
         ValueError: If an argument is out of its range, or ``root`` holds anything else.
@@ -95,36 +78,8 @@ class DrawnSpecies(FewShotPairs):
         test_images: int = 15,
         drawn_size: int = 64,
         world_seed: int = 0,
-        pairs: str | None = None,
-        n_real: int = 5,
-        n_synthetic: int = 0,
-        method: Method = "real",
-        synthetic_root: str | None = None,
-        synthetic_kind: str | None = None,
-        n_source: int | None = None,
-        sampling: Literal["fixed", "probability"] = "fixed",
-        synthetic_probability: float = 0.5,
         n_query: int | None = None,
-        n_validation: int | None = None,
-        n_orders: int = 2,
-        n_way: int = 2,
-        pair: str | None = None,
-        replay_pairs: str | None = None,
-        replay_ratio: float = 0.0,
-        retention_pairs: str | None = None,
-        preset: Literal["default", "official"] = "default",
-        question: str = QUESTION,
-        eval_question: str | None = None,
-        features: str | None = None,
-        feature_context: bool = False,
-        n_context: int = 0,
-        image_size: int | None = None,
-        mix: Mix = "none",
-        batch_size: int = 5,
-        eval_batch_size: int = 16,
-        seed: int = 0,
-        query_seed: int = 0,
-        num_workers: int = 0,
+        **shared: Unpack[FewShotArguments],
     ) -> None:
         least = {"num_novel": (num_novel, 1), "train_images": (train_images, 1), "drawn_size": (drawn_size, 16)}
         least |= {"validation_images": (validation_images, 1), "test_images": (test_images, 1)}
@@ -134,63 +89,38 @@ class DrawnSpecies(FewShotPairs):
         self.species: list[Species] = invent_species(num_known, num_novel, world_seed)
         super().__init__(
             root=root,
-            pairs=pairs,
-            n_real=n_real,
-            n_synthetic=n_synthetic,
-            method=method,
-            synthetic_root=synthetic_root,
-            synthetic_kind=synthetic_kind,
-            n_source=n_source,
-            sampling=sampling,
-            synthetic_probability=synthetic_probability,
             n_query=n_query,
-            n_validation=n_validation,
-            n_orders=n_orders,
-            n_way=n_way,
-            pair=pair,
-            replay_pairs=replay_pairs,
-            replay_ratio=replay_ratio,
-            retention_pairs=retention_pairs,
-            preset=preset,
-            question=question,
-            eval_question=eval_question,
-            features=features,
-            feature_context=feature_context,
-            n_context=n_context,
-            image_size=image_size,
-            mix=mix,
-            # creatures of two species that differ in a detail may look nearly alike
-            near_duplicates=False,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-            query_seed=query_seed,
-            num_workers=num_workers,
+            layout="auto",
+            folders=None,
+            annotations=None,
+            query_from="auto",
+            near_duplicates=False,  # creatures of two species that differ in a detail may look nearly alike
+            max_pixels=MAX_PIXELS,
+            **shared,
         )
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """All words of names, attributes, captions and questions, sorted; without punctuation."""
         texts = [phrase for values in PHRASES.values() for phrase in values.values()]
-        texts += [kind.name for kind in self.species] + ["A has and or no"]
-        given = self.hparams
-        texts += [given["question"], given["eval_question"] or "", OFFICIAL_EVALUATION_QUESTION]
+        texts += [species.name for species in self.species] + ["A has and or no", OFFICIAL_EVALUATION_QUESTION]
+        texts += [self.hparams["question"], self.hparams["eval_question"] or ""]
         words = {word.strip(".,:;?!") for text in texts for word in text.replace("{options}", " ").split()}
         return tuple(sorted(words - {""}))
 
     @staticmethod
     def draw(attributes: Mapping[str, str], seed: int | str = 0, size: int = 64) -> Image.Image:
-        """Draw a creature with some attributes, see :func:`~datamodules.drawn.species_renderer.draw`."""
+        """Draw a creature with some attributes, see :func:`~datamodules.drawn.creatures.draw`."""
         return draw(attributes, seed, size)
 
     def prepare_data(self) -> None:
         """Draw the pictures and write them, unless they are there."""
-        given = self.hparams
-        images = {split: given[f"{split}_images"] for split in ("train", "validation", "test")}
-        write_species(self.root, self.species, images, given["drawn_size"], given["world_seed"])
+        images = {split: self.hparams[f"{split}_images"] for split in ("train", "validation", "test")}
+        size, seed = self.hparams["drawn_size"], self.hparams["world_seed"]
+        write_species(self.root, self.species, images, image_size=size, seed=seed)
 
     def known_drawings(self, num_images: int, image_size: int = 64, seed: int = 0) -> dict[str, Any]:
-        """Draw known species and other creatures with captions, to train the models on that are to be taught.
+        """Draw known species and other creatures with captions, as training data of the models that are to be taught.
 
         Half of the creatures are of known species and named in the caption. The others are called ``creature``: a
         fourth resemble a known species but for one to three attributes, and a fourth have attributes at random. None
@@ -204,42 +134,228 @@ class DrawnSpecies(FewShotPairs):
         Returns:
             ``image`` (uint8, ``(n, 3, size, size)``), ``prompt`` (captions with three attributes), ``name``,
             ``parent`` (the known species that a creature without a name resembles, else ``None``) and ``attributes``
-            (lists), and ``values`` (place of each attribute's value, int64, ``(n, attributes)``).
+            (lists), and ``values`` (index of each attribute's value, int64, ``(n, attributes)``).
 
         Raises:
             ValueError: If ``num_images`` is below 1.
         """
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}.")
-        known = [kind for kind in self.species if kind.known]
-        novel = [kind.attributes for kind in self.species if not kind.known]
-        looks: list[Mapping[str, str]] = []
+        known = [species for species in self.species if species.known]
+        novel = [species.attributes for species in self.species if not species.known]
+        creatures: list[dict[str, str]] = []
         names, parents, prompts = [], [], []
-        for place in range(num_images):
-            random, sort = Random(f"{seed}/lessons/{place}"), place % 4
-            kind = known[place // 4 % len(known)]
-            look = dict(kind.attributes)
-            while sort > 1 and (look == kind.attributes or look in novel):
-                look = random_attributes(random)
+        for index in range(num_images):
+            random, sort = Random(f"{seed}/lessons/{index}"), index % 4
+            species = known[index // 4 % len(known)]
+            attributes = dict(species.attributes)
+            while sort > 1 and (attributes == species.attributes or attributes in novel):
+                attributes = random_attributes(random)
                 if sort == 2:
-                    changed = random.sample(list(look), random.choice((1, 1, 2, 2, 3)))
-                    look = {**kind.attributes, **{attribute: look[attribute] for attribute in changed}}
-            looks.append(look)
-            names.append(kind.name if sort < 2 else "creature")
-            parents.append(kind.name if sort == 2 else None)
-            told = sorted(random.sample(list(ATTRIBUTES), 3))
-            prompts.append(caption(names[-1], {attribute: look[attribute] for attribute in told}))
-        keys = [f"{seed}/lessons/{place}/drawn" for place in range(num_images)]
+                    changed = random.sample(list(attributes), random.choice((1, 1, 2, 2, 3)))
+                    attributes = {**species.attributes, **{name: attributes[name] for name in changed}}
+            creatures.append(attributes)
+            names.append(species.name if sort < 2 else "creature")
+            parents.append(species.name if sort == 2 else None)
+            named = sorted(random.sample(list(ATTRIBUTES), 3))
+            prompts.append(caption(names[-1], {name: attributes[name] for name in named}))
+        keys = [f"{seed}/lessons/{index}/drawn" for index in range(num_images)]
+        values = [[ATTRIBUTES[name].index(creature[name]) for name in ATTRIBUTES] for creature in creatures]
         return {
-            "image": torch.from_numpy(render_creatures(looks, keys, image_size)),
+            "image": torch.from_numpy(render_creatures(creatures, keys, image_size)),
             "prompt": prompts,
             "name": names,
             "parent": parents,
-            "attributes": looks,
-            "values": values_of(looks),
+            "attributes": creatures,
+            "values": torch.tensor(values),
         }
 
 
-def values_of(looks: list[Mapping[str, str]]) -> Tensor:
-    """Return the place of the value of each attribute, int64, ``(creatures, attributes)``."""
-    return torch.tensor([[ATTRIBUTES[name].index(look[name]) for name in ATTRIBUTES] for look in looks])
+@dataclass(frozen=True)
+class Species:
+    """Species of creatures.
+
+    Args:
+        name: Name.
+        attributes: Value of each attribute.
+        confusable: Known species that a novel one resembles; ``None`` for known ones.
+        differs_in: Attributes in which it differs from its confusable.
+        supercategory: Group; a novel species is in that of its confusable.
+    """
+
+    name: str
+    attributes: Mapping[str, str]
+    confusable: str | None = None
+    differs_in: tuple[str, ...] = ()
+    supercategory: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether it is a known species."""
+        return self.confusable is None
+
+
+def invent_species(num_known: int = 24, num_novel: int = 6, seed: int = 0) -> list[Species]:
+    """Invent known species, and novel ones that each differ from a known one in one or two attributes.
+
+    Known species differ from each other in at least four attributes. A novel species differs in at least two from
+    every other species but its confusable. No two novel species share a confusable. Colour and body stay those of the
+    confusable, so that novel species are not told at a glance.
+
+    Args:
+        num_known: Known species, at least ``num_novel`` and 2.
+        num_novel: Novel species.
+        seed: Seed.
+
+    Returns:
+        Known species, then novel ones.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Example:
+        >>> species = invent_species(8, 2)
+        >>> [kind.known for kind in species].count(False), len(species[-1].differs_in) in (1, 2)
+        (2, True)
+    """
+    if not 2 <= num_known <= 400:
+        raise ValueError(f"num_known must be from 2 to 400, got {num_known}.")
+    if not 0 <= num_novel <= num_known:
+        raise ValueError(f"num_novel must be from 0 to num_known, {num_known}, got {num_novel}.")
+    random = Random(f"{seed}/species/{VERSION}")
+    names = every_name()
+    random.shuffle(names)
+    known: list[Species] = []
+    while len(known) < num_known:
+        attributes = random_attributes(random)
+        if all(len(differences(attributes, other.attributes)) >= 4 for other in known):
+            group = "Walkers" if attributes["wings"] == "none" else "Flyers"
+            known.append(Species(names[len(known)], attributes, supercategory=group))
+    novel: list[Species] = []
+    free = [name for name in ATTRIBUTES if name not in ("body", "colour")]
+    for index, parent in enumerate(random.sample(known, num_novel)):
+        while len(novel) == index:
+            changed = tuple(sorted(random.sample(free, random.choice((1, 2)))))
+            attributes = dict(parent.attributes)
+            for name in changed:
+                attributes[name] = random.choice([value for value in ATTRIBUTES[name] if value != attributes[name]])
+            others = [other for other in (*known, *novel) if other is not parent]
+            if all(len(differences(attributes, other.attributes)) >= 2 for other in others):
+                name = names[num_known + index]
+                novel.append(
+                    Species(name, attributes, parent.name, differs_in=changed, supercategory=parent.supercategory)
+                )
+    return [*known, *novel]
+
+
+def every_name() -> list[str]:
+    """Return all names that a species may have, in a fixed order."""
+    return [f"{start}{middle}{end}".capitalize() for start in _STARTS for middle in _MIDDLES for end in _ENDS]
+
+
+def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Return the attributes in which two creatures differ."""
+    return [name for name in ATTRIBUTES if one[name] != other[name]]
+
+
+def caption(name: str, attributes: Mapping[str, str]) -> str:
+    """Return a sentence that says what a creature looks like.
+
+    Example:
+        >>> caption("Velanip", {"tail": "curled", "horns": "two"})
+        'A Velanip has a curled tail and two horns.'
+    """
+    parts = phrases(attributes)
+    return f"A {name} has " + " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) + "."
+
+
+def known_pairs(species: Sequence[Species]) -> list[ConfusablePair]:
+    """Return pairs of known species that resemble each other and no novel one, to measure what is retained."""
+    confusables = {each.confusable for each in species}
+    free = [each for each in species if each.known and each.name not in confusables]
+    pairs = []
+    while len(free) > 1:
+        one = free.pop(0)
+        other = min(free, key=lambda each: len(differences(one.attributes, each.attributes)))
+        free.remove(other)
+        pairs.append(ConfusablePair(one.name, other.name))
+    return pairs
+
+
+def write_species(
+    folder: str | Path, species: Sequence[Species], images: Mapping[str, int], image_size: int = 64, seed: int = 0
+) -> None:
+    """Write pictures of species in the canonical layout, whole or not at all; one written alike is left as it is.
+
+    The folder holds ``SPLIT/SPECIES/0000.png``, ``SPLIT/metadata.jsonl`` with ``attributes`` and ``caption``,
+    ``concepts.jsonl``, ``pairs.json``, ``retention.json`` and the manifest ``drawn_species.json``.
+
+    Args:
+        folder: Folder, new or empty.
+        species: Species.
+        images: Pictures of each species in each split.
+        image_size: Side of the pictures in pixels.
+        seed: Seed of the pictures.
+
+    Raises:
+        ValueError: If the folder holds anything else.
+    """
+    folder = Path(folder)
+    manifest = {"version": VERSION, "seed": seed, "image_size": image_size, "images": dict(images)}
+    manifest = json.loads(json.dumps({**manifest, "species": [asdict(each) for each in species]}))
+    if _is_written(folder, manifest):
+        return
+    try:
+        with whole_folder(folder) as part:
+            for split, number in images.items():
+                rows = []
+                for each in species:
+                    (part / split / each.name).mkdir(parents=True)
+                    for index in range(number):
+                        row = _picture_row(each, index)
+                        picture = draw(each.attributes, f"{seed}/{split}/{each.name}/{index}", image_size)
+                        picture.save(part / split / row["file_name"], compress_level=1)
+                        rows.append(row)
+                _write_lines(part / split / "metadata.jsonl", rows)
+            _write_lines(part / "concepts.jsonl", [_concept_row(each) for each in species])
+            pairs = [ConfusablePair(each.name, each.confusable) for each in species if each.confusable is not None]
+            write_pairs(part / "pairs.json", pairs)
+            write_pairs(part / "retention.json", known_pairs(species))
+            write_whole(part / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    except OSError:
+        if not _is_written(folder, manifest):  # another process may have been faster
+            raise
+
+
+def _is_written(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds what a manifest lists, ``False`` if there is none or it is empty.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds other files than DrawnSpecies writes; give another folder.") from error
+    if written != manifest:
+        other = [name for name in manifest if not isinstance(written, dict) or written.get(name) != manifest[name]]
+        raise ValueError(f"{folder} was drawn with another {' and '.join(other)}; give another folder or remove it.")
+    return True
+
+
+def _picture_row(species: Species, index: int) -> dict[str, Any]:
+    row = {"file_name": f"{species.name}/{index:04d}.png", "class_name": species.name, "source": "drawn"}
+    row |= {"supercategory": species.supercategory, "attributes": dict(species.attributes)}
+    return {**row, "caption": caption(species.name, species.attributes)}
+
+
+def _concept_row(species: Species) -> dict[str, Any]:
+    row = {"name": species.name, "dir": species.name, "supercategory": species.supercategory, "known": species.known}
+    row |= {"kind": "animal", "attributes": dict(species.attributes), "features": phrases(species.attributes)}
+    return row if species.known else {**row, "confusable": species.confusable, "differs_in": list(species.differs_in)}
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from lightning.pytorch import LightningDataModule
 
@@ -10,31 +10,50 @@ from lit_modules.utils.images import MAX_PIXELS
 
 from ..common.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
 from ..images.base import AugmentedSampler
-from .arguments import check_arguments
-from .concepts import Concept, ConceptFolder
 from .images import Picture
-from .layouts import Layout, read_folder
-from .pairs import official_folders, read_pairs
-from .samples import (
-    ROLES,
-    Method,
-    Pair,
-    Sample,
-    check_pictures,
-    read_features,
-    resolve,
-)
-from .selection import Selection
-from .sets import (
-    OFFICIAL_EVALUATION_QUESTION,
-    QUESTION,
-    Asking,
-    Mix,
-    QuerySet,
-    UpdateSet,
-)
+from .layouts import Concept, ConceptFolder, Layout, read_folder
+from .pairs import official_folders, read_features, read_pairs
+from .questions import OFFICIAL_EVALUATION_QUESTION, QUESTION, Mix, QuerySet, QuestionForm, UpdateSet
+from .selection import READ_METHODS, Method, Pair, Sample, Selection, Update, check_pictures, resolve
 
 _CHOICES = 2**31
+Sampling = Literal["fixed", "probability"]
+QuerySource = Literal["auto", "validation", "test", "train"]
+Preset = Literal["default", "official"]
+
+
+class FewShotArguments(TypedDict, total=False):
+    """Arguments of :class:`FewShotPairs` that :class:`~datamodules.drawn.species.DrawnSpecies` has too."""
+
+    pairs: str | list[dict[str, Any]] | None
+    n_real: int
+    n_synthetic: int
+    method: Method
+    synthetic_root: str | None
+    synthetic_kind: str | None
+    n_source: int | None
+    sampling: Sampling
+    synthetic_probability: float
+    n_validation: int | None
+    n_orders: int
+    n_way: int
+    pair: str | None
+    replay_pairs: str | None
+    replay_ratio: float
+    retention_pairs: str | None
+    preset: Preset
+    question: str
+    eval_question: str | None
+    features: str | None
+    feature_context: bool
+    n_context: int
+    image_size: int | None
+    mix: Mix
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+    query_seed: int
+    num_workers: int
 
 
 class FewShotPairs(LightningDataModule):
@@ -54,8 +73,8 @@ class FewShotPairs(LightningDataModule):
       image_size, image_size)``, stretched to a square.
     - ``label``: int64 ``(batch,)``, place of the right class in ``classes``.
     - ``prompt``, ``answer``: lists of str, the question with its options in the order asked, and the right name.
-    - ``options``: list of tuples of str, the names in the order asked; ``answer_option``: int64 ``(batch,)``, which of
-      them is right; ``option_label``: int64 ``(batch, options)``, their places in ``classes``; ``aliases``: list of
+    - ``options``: list of tuples of str, the names in the order asked; ``answer_option``: int64 ``(batch,)``, the
+      right one; ``option_label``: int64 ``(batch, options)``, their places in ``classes``; ``aliases``: list of
       tuples, for each option the tuple of other right answers.
     - ``features``: list of tuples, for each option the tuple of its attributes; empty without ``features``.
     - ``pair_id``, ``role`` (``target`` or ``confusable``: what the picture shows), ``origin`` (``real``, ``crop``,
@@ -75,7 +94,7 @@ class FewShotPairs(LightningDataModule):
         annotations: iNaturalist's JSON with ``categories``, for common names.
         n_real: Real training pictures of each concept; the paper has 5 or 20, and 1 is an extension of ours.
         n_synthetic: Further training pictures of each concept.
-        method: What the further pictures are: ``real`` has none, ``crop``, ``flip`` (also upside down) and
+        method: Source of the further pictures: ``real`` has none, ``crop``, ``flip`` (also upside down) and
             ``flip_horizontal`` change real ones, ``synthetic`` reads ``synthetic_root``; so does ``armada_lite``, for
             real ones edited by instructions of a chat model, which ``lit-modules coda armada-lite`` makes: the outline
             of ARMADA without its knowledge base and its choice by Frechet distance, and not to be reported as ARMADA.
@@ -100,9 +119,8 @@ class FewShotPairs(LightningDataModule):
             another question in validation and test.
         question: Question, with the place ``{options}``.
         eval_question: Question of validation and test; ``None`` takes ``question``.
-        features: File of attributes, see :func:`~datamodules.few_shot.samples.read_features`.
-        feature_context: Whether the attributes of all options stand before each question of validation and test,
-            whatever the method.
+        features: File of attributes, see :func:`~datamodules.few_shot.pairs.read_features`.
+        feature_context: Whether the attributes of all options stand before each question of validation and test.
         n_context: Supports of each option that come with each question of validation and test, as examples for models
             that are asked without an update; at most ``n_real``.
         image_size: Side of the pictures in pixels as one tensor, for classifiers; ``None`` leaves them as they are.
@@ -126,7 +144,7 @@ class FewShotPairs(LightningDataModule):
     home: ClassVar[str] = "data/few_shot"
     """Folder of the pictures if no other is given."""
     kind: ClassVar[str | None] = None
-    """What concepts are if neither ``concepts.jsonl`` nor the layout says it: ``animal``, ``scene`` or another."""
+    """Kind of the concepts if neither ``concepts.jsonl`` nor the layout says it: ``animal``, ``scene`` or another."""
 
     def __init__(
         self,
@@ -141,10 +159,10 @@ class FewShotPairs(LightningDataModule):
         synthetic_root: str | None = None,
         synthetic_kind: str | None = None,
         n_source: int | None = None,
-        sampling: Literal["fixed", "probability"] = "fixed",
+        sampling: Sampling = "fixed",
         synthetic_probability: float = 0.5,
         n_query: int | None = 20,
-        query_from: Literal["auto", "validation", "test", "train"] = "auto",
+        query_from: QuerySource = "auto",
         n_validation: int | None = None,
         n_orders: int = 2,
         n_way: int = 2,
@@ -152,7 +170,7 @@ class FewShotPairs(LightningDataModule):
         replay_pairs: str | None = None,
         replay_ratio: float = 0.0,
         retention_pairs: str | None = None,
-        preset: Literal["default", "official"] = "default",
+        preset: Preset = "default",
         question: str = QUESTION,
         eval_question: str | None = None,
         features: str | None = None,
@@ -168,57 +186,49 @@ class FewShotPairs(LightningDataModule):
         query_seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        # the command line hands the arguments of a derived class to hparams, and these ones alone stand there
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        # hparams hold what the command line was given, which leaves out what a derived class has set
+        args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         # loggers refuse a module and data that both have a preset or a seed, and not the same
         self.save_hyperparameters(logger=False)
-        self.arguments = given
+        _check_arguments(args)
+        self.arguments = args
         """The arguments of this class."""
         self.root = Path(self.home if root is None else root)
-        check_arguments(given)
-        self._pairs_from: str | list[dict[str, Any]] | None = pairs
-        self._folder: ConceptFolder | None = None
+        self._content: tuple[ConceptFolder, dict[str, list[Pair]]] | None = None
         self._sets: dict[str, UpdateSet | QuerySet] = {}
-        self._pairs: dict[str, list[Pair]] = {}
-        self._selection: Selection | None = None
 
     @property
     def folder(self) -> ConceptFolder:
-        """What ``root`` holds, read once."""
-        self._read()
-        assert self._folder is not None
-        return self._folder
+        """Content of ``root``, read once."""
+        return self._read()[0]
 
     @property
     def selection(self) -> Selection:
-        """What chooses the pictures."""
-        self._read()
-        assert self._selection is not None
-        return self._selection
+        """Choice of the pictures."""
+        folder, pairs = self._read()
+        return Selection(self.arguments, pairs, folder.splits)
 
     @property
     def pairs(self) -> list[Pair]:
-        """The pairs to update on and to ask about."""
-        self._read()
-        return self._pairs["pairs"]
+        """Pairs to update on and to ask about."""
+        return self._read()[1]["pairs"]
 
     @property
     def concepts(self) -> dict[str, Concept]:
-        """The concepts of all pairs by key, in the order of the labels: those of ``pairs`` first."""
-        self._read()
-        parts = [self._pairs[part] for part in ("pairs", "replay", "retention")]
-        found = [sorted({pair.concept(role).key for pair in pairs for role in ROLES}) for pairs in parts]
-        return {key: self.folder.concepts[key] for keys in found for key in keys}
+        """Concepts of all pairs by key, in the order of the labels: those of ``pairs`` first."""
+        folder, pairs = self._read()
+        keys = [sorted({concept.key for pair in part for _, concept in pair.sides}) for part in pairs.values()]
+        return {key: folder.concepts[key] for part in keys for key in part}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names that ``label`` counts."""
+        """Names of the classes, in the order of the labels."""
         return tuple(concept.name for concept in self.concepts.values())
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.concepts)
 
     def setup(self, stage: str) -> None:
@@ -243,9 +253,9 @@ class FewShotPairs(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled samples; the order of the options is drawn anew in each epoch."""
-        data, given = self.split("train"), self.arguments
-        sampler = AugmentedSampler(len(data), given["batch_size"], given["seed"], *place_of(self), choices=_CHOICES)
-        return training_loader(self, data, sampler, given["num_workers"])
+        data, args = self.split("train"), self.arguments
+        sampler = AugmentedSampler(len(data), args["batch_size"], args["seed"], *place_of(self), choices=_CHOICES)
+        return training_loader(self, data, sampler, args["num_workers"])
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the questions of validation in order."""
@@ -264,124 +274,189 @@ class FewShotPairs(LightningDataModule):
         return self.selection.support(concept)
 
     def describe(self) -> str:
-        """Return what was found, a line each."""
-        given, pairs = self.arguments, self.pairs
-        concepts = {pair.concept(role).key: pair.concept(role) for pair in pairs for role in ROLES}.values()
+        """Describe the data, a line each: pairs, pictures of each split, and what is updated on and asked about."""
+        args, pairs = self.arguments, self.pairs
+        concepts = {concept.key: concept for pair in pairs for _, concept in pair.sides}.values()
         lines = [f"{len(pairs)} pairs of {len(concepts)} concepts in {self.root}"]
         for split in self.folder.splits:
             numbers = [len(concept.pictures.get(split, [])) for concept in concepts]
             lines.append(f"{split}: {min(numbers)} to {max(numbers)} pictures of each concept")
         validation, test = (self.selection.split_of(name) for name in ("validation", "test"))
         lines.append(
-            f"update: {given['n_real']}:{given['n_synthetic']} real:{given['method']} pictures of each concept; "
+            f"update: {args['n_real']}:{args['n_synthetic']} real:{args['method']} pictures of each concept; "
             f"validation asks about {validation}, test about {test}"
         )
         return "\n".join(lines)
 
-    def _prepare(self, training: bool) -> None:
-        """Choose the pictures, check all of them at once, and make the sets."""
-        self._read()
-        given = self.arguments
-        problems: list[str] = []
-        # pictures to ask about alone are enough to ask a model that is not updated
-        training = training or "train" in self.folder.splits
-        trained = self.selection.updates(problems) if training else []
-        asked = {name: self.selection.queries(name, problems) for name in ("validation", "test")}
-        examples = self.selection.examples(problems)
-        ours = [sample for real, made in trained for sample in (real, *made)] + examples
-        theirs = [sample for samples in asked.values() for sample in samples]
-        pictures = [[(s.pair.concept(s.role), s.picture) for s in samples] for samples in (ours, theirs)]
-        problems += check_pictures(pictures[0], pictures[1], given["max_pixels"], given["near_duplicates"])
-        self._raise(problems)
-        if training:
-            self._sets["train"] = self._update_set(trained)
-        for name, samples in asked.items():
-            self._sets[name] = self._query_set(samples)
-
-    def _read(self) -> None:
-        """Read folder and pair files."""
-        if self._folder is not None:
-            return
-        given = self.arguments
-        root = self.root
-        source = self._pair_file(root)
-        folders: Mapping[str, str] | None = given["folders"]
+    def _read(self) -> tuple[ConceptFolder, dict[str, list[Pair]]]:
+        """Return the folder and the pairs of each part, ``pairs``, ``replay`` and ``retention``; read once."""
+        if self._content is not None:
+            return self._content
+        args = self.arguments
+        source = self._pair_source()
+        folders: Mapping[str, str] | None = args["folders"]
         if folders is None and isinstance(source, str):
-            named = official_folders(source)
-            if named and all((root / folder).is_dir() for name, folder in named.items() if name != "synthetic"):
-                folders = {name: folder for name, folder in named.items() if name != "synthetic"}
-        folder = read_folder(root, given["layout"], folders, given["annotations"])
+            official = official_folders(source)
+            official.pop("synthetic", None)
+            if official and all((self.root / folder).is_dir() for folder in official.values()):
+                folders = official
+        folder = read_folder(self.root, args["layout"], folders, annotations=args["annotations"])
         problems = list(folder.problems)
         listed = read_pairs(source)
-        if given["pair"] is not None:
-            known = [pair.pair_id for pair in listed]
-            if given["pair"] not in known:
-                raise ValueError(f"pair must be one of {', '.join(known)}, got {given['pair']!r}.")
-            listed = [pair for pair in listed if pair.pair_id == given["pair"]]
-        resolved = {"pairs": resolve(listed, folder, problems)}
+        if args["pair"] is not None:
+            ids = [pair.pair_id for pair in listed]
+            if args["pair"] not in ids:
+                raise ValueError(f"pair must be one of {', '.join(ids)}, got {args['pair']!r}.")
+            listed = [pair for pair in listed if pair.pair_id == args["pair"]]
+        pairs = {"pairs": resolve(listed, folder, problems)}
         for part in ("replay", "retention"):
-            more = given[f"{part}_pairs"]
-            resolved[part] = resolve(read_pairs(more), folder, problems) if more is not None else []
-        trained = {p.concept(r).key for part in ("pairs", "replay") for p in resolved[part] for r in ROLES}
-        for pair in resolved["retention"]:
-            both = [pair.concept(role).name for role in ROLES if pair.concept(role).key in trained]
-            problems += [f"pair {pair.pair_id} of retention_pairs: {name} is trained on." for name in both]
+            path = args[f"{part}_pairs"]
+            pairs[part] = [] if path is None else resolve(read_pairs(path), folder, problems)
+        trained = {concept.key for pair in (*pairs["pairs"], *pairs["replay"]) for _, concept in pair.sides}
+        problems += [
+            f"pair {pair.pair_id} of retention_pairs: {concept.name} is trained on."
+            for pair in pairs["retention"]
+            for _, concept in pair.sides
+            if concept.key in trained
+        ]
         self._raise(problems)
         for concept in folder.concepts.values():
             concept.kind = concept.kind or self.kind
-        self._folder, self._pairs = folder, resolved
-        self._selection = Selection(given, resolved, folder.splits)
+        self._content = folder, pairs
+        return self._content
 
-    def _pair_file(self, root: Path) -> str | list[dict[str, Any]]:
-        if self._pairs_from is not None:
-            return self._pairs_from
-        found = next((root / name for name in ("pairs.json", "config.json") if (root / name).is_file()), None)
-        if found is None:
-            if not root.is_dir():
-                read_folder(root)  # says that there is no such folder
+    def _pair_source(self) -> str | list[dict[str, Any]]:
+        source: str | list[dict[str, Any]] | None = self.arguments["pairs"]
+        if source is not None:
+            return source
+        paths = [self.root / name for name in ("pairs.json", "config.json")]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            if not self.root.is_dir():
+                read_folder(self.root)  # says that there is no such folder
             raise FileNotFoundError(
-                f"There is no {root / 'pairs.json'}; give `pairs`, or find the pairs that a model confuses with "
+                f"There is no {paths[0]}; give `pairs`, or find the pairs that a model confuses with "
                 "`lit-modules coda pairs`."
             )
-        return str(found)
+        return str(path)
+
+    def _prepare(self, training: bool) -> None:
+        """Choose the pictures, check all of them at once, and make the sets."""
+        args, selection, problems = self.arguments, self.selection, list[str]()
+        # pictures to ask about alone are enough to ask a model that is not updated
+        training = training or "train" in self.folder.splits
+        updates = selection.updates(problems) if training else []
+        asked = {name: selection.queries(name, problems) for name in ("validation", "test")}
+        ours = [sample for real, further in updates for sample in (real, *further)] + selection.examples(problems)
+        theirs = [sample for samples in asked.values() for sample in samples]
+        problems += check_pictures(ours, theirs, args["max_pixels"], near=args["near_duplicates"])
+        self._raise(problems)
+        if training:
+            self._sets["train"] = self._update_set(updates)
+        self._sets |= {name: self._query_set(samples) for name, samples in asked.items()}
 
     def _raise(self, problems: Sequence[str]) -> None:
-        found = list(dict.fromkeys(problems))
-        if found:
-            head = f"{self.root} has {len(found)} problem{'s'[: len(found) > 1]}:"
-            raise ValueError("\n- ".join([head, *found]))
+        unique = list(dict.fromkeys(problems))
+        if unique:
+            head = f"{self.root} has {len(unique)} problem{'s'[: len(unique) > 1]}:"
+            raise ValueError("\n- ".join([head, *unique]))
 
-    def _asking(self, question: str, with_features: bool) -> Asking:
-        given = self.arguments
-        features = read_features(given["features"]) if given["features"] is not None else {}
-        capitalize = given["preset"] == "official"
-        shown = (question, self.concepts, capitalize, features, with_features)
-        return Asking(*shown, given["image_size"], given["max_pixels"])
+    def _form(self, question: str, feature_context: bool) -> QuestionForm:
+        args = self.arguments
+        return QuestionForm(
+            question,
+            self.concepts,
+            capitalize=args["preset"] == "official",
+            features={} if args["features"] is None else read_features(args["features"]),
+            feature_context=feature_context,
+            image_size=args["image_size"],
+            max_pixels=args["max_pixels"],
+        )
 
-    def _update_set(self, trained: list[tuple[Sample, list[Sample]]]) -> UpdateSet:
-        given = self.arguments
-        asking = self._asking(given["question"], False)
-        replacements = None
-        if given["sampling"] == "probability":
-            replacements = [made or [sample] for sample, made in trained]
-        chance = given["synthetic_probability"]
-        return UpdateSet([sample for sample, _ in trained], asking, given["seed"], replacements, chance, given["mix"])
+    def _update_set(self, updates: list[Update]) -> UpdateSet:
+        args = self.arguments
+        drawn = args["sampling"] == "probability"
+        return UpdateSet(
+            [sample for sample, _ in updates],
+            self._form(args["question"], False),
+            args["seed"],
+            replacements=[further or [sample] for sample, further in updates] if drawn else None,
+            probability=args["synthetic_probability"],
+            mix=args["mix"],
+        )
 
-    def _query_set(self, asked: list[Sample]) -> QuerySet:
-        given = self.arguments
-        question = given["eval_question"] or given["question"]
-        if given["preset"] == "official" and given["eval_question"] is None and not given["feature_context"]:
+    def _query_set(self, samples: list[Sample]) -> QuerySet:
+        args, selection = self.arguments, self.selection
+        question = args["eval_question"] or args["question"]
+        if args["preset"] == "official" and args["eval_question"] is None and not args["feature_context"]:
             question = OFFICIAL_EVALUATION_QUESTION
-        asking = self._asking(question, given["feature_context"])
-        options = [self.selection.options(sample.pair, asking.concepts) for sample in asked]
-        examples = {
-            key: self.selection.support(concept)[: given["n_context"]]
-            for key, concept in asking.concepts.items()
-            if given["n_context"]
-        }
-        return QuerySet(asked, options, asking, given["n_orders"], given["query_seed"], examples)
+        form, number = self._form(question, args["feature_context"]), args["n_context"]
+        examples = {key: selection.support(concept)[:number] for key, concept in form.concepts.items() if number}
+        options = [selection.options(sample.pair, form.concepts) for sample in samples]
+        return QuerySet(samples, options, form, orders=args["n_orders"], seed=args["query_seed"], examples=examples)
 
     def _evaluation(self, name: str) -> ResumableLoader:
-        data, given = self.split(name), self.arguments
-        sampler = BatchSampler(len(data), given["eval_batch_size"], given["seed"], False, *place_of(self))
-        return batch_loader(data, sampler, given["num_workers"])
+        data, args = self.split(name), self.arguments
+        sampler = BatchSampler(len(data), args["eval_batch_size"], args["seed"], False, *place_of(self))
+        return batch_loader(data, sampler, args["num_workers"])
+
+
+def _check_arguments(args: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` if an argument is out of its range or two contradict each other."""
+    choices = {"method": Method, "sampling": Sampling, "query_from": QuerySource, "preset": Preset, "mix": Mix}
+    for name, choice in {**choices, "layout": Layout}.items():
+        allowed = get_args(choice)
+        if args[name] not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {args[name]!r}.")
+    least = {
+        "n_real": 0,
+        "n_synthetic": 0,
+        "n_context": 0,
+        "num_workers": 0,
+        "n_way": 2,
+        "image_size": 2,
+        "max_pixels": 4,
+    }
+    positive = ("n_source", "n_query", "n_validation", "n_orders", "batch_size", "eval_batch_size")
+    least |= dict.fromkeys(positive, 1)
+    for name, bound in least.items():
+        if args[name] is not None and args[name] < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {args[name]}.")
+    if args["n_real"] + args["n_synthetic"] < 1:
+        raise ValueError("n_real and n_synthetic must not both be 0; nothing would be left to train on.")
+    if args["n_way"] == 2 and args["n_orders"] > 2:
+        raise ValueError(f"n_orders must be at most 2 for two options, got {args['n_orders']}.")
+    if not 0 <= args["synthetic_probability"] <= 1:
+        raise ValueError(f"synthetic_probability must be from 0 to 1, got {args['synthetic_probability']}.")
+    if args["replay_ratio"] < 0 or (args["replay_ratio"] > 0) != (args["replay_pairs"] is not None):
+        raise ValueError(
+            f"replay_ratio must be positive with replay_pairs and 0 without, got {args['replay_ratio']} and "
+            f"{args['replay_pairs']!r}."
+        )
+    method, number = args["method"], args["n_synthetic"]
+    if (method == "real") != (number == 0):
+        raise ValueError(
+            f"method {method!r} goes with {'n_synthetic 0' if method == 'real' else 'a positive n_synthetic'}, "
+            f"got {number}."
+        )
+    if method in READ_METHODS and args["synthetic_root"] is None:
+        raise ValueError(f"method {method!r} needs synthetic_root, the folder of the pictures; got None.")
+    if method == "armada_lite" and args["synthetic_kind"] not in (None, "armada_lite"):
+        raise ValueError(f"method 'armada_lite' has a kind of its own; got synthetic_kind {args['synthetic_kind']!r}.")
+    if method not in ("real", *READ_METHODS) and not (args["n_source"] or args["n_real"]):
+        raise ValueError(f"method {method!r} with n_real 0 needs n_source, the number of pictures to change; got None.")
+    if args["sampling"] == "probability" and (method == "real" or not args["n_real"]):
+        raise ValueError("sampling 'probability' needs real pictures and others that replace them.")
+    for name in ("question", "eval_question"):
+        if args[name] is not None and "{options}" not in args[name]:
+            raise ValueError(f"{name} must have the place '{{options}}', got {args[name]!r}.")
+    if args["feature_context"] and args["features"] is None:
+        raise ValueError("feature_context needs features, the file of the attributes; got None.")
+    if args["n_context"] > args["n_real"]:
+        raise ValueError(
+            f"n_context must be at most n_real, {args['n_real']}, as examples are supports; got {args['n_context']}."
+        )
+    if args["n_context"] and args["image_size"] is not None:
+        raise ValueError(f"n_context is for models that read texts: leave image_size out, got {args['image_size']}.")
+    if args["mix"] != "none" and args["image_size"] is None:
+        raise ValueError(f"mix {args['mix']!r} needs image_size, as it is for classifiers; got None.")

@@ -1,16 +1,17 @@
-"""Pairs of a target and the concept it is taken for, and the files that list them."""
+"""Pairs of a target and the concept it is taken for, and the files that list them and their attributes."""
 
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lit_modules.utils.files import write_whole
+from lit_modules.utils.json_lines import numbered_lines, parse_json
 
 OFFICIAL_KEYS = {
     "ground_truth": "target",
@@ -20,6 +21,8 @@ OFFICIAL_KEYS = {
     "confusing_class_full_name": "confusable_dir",
 }
 OFFICIAL_FOLDERS = {"real_images_path": "train", "val_images_path": "validation", "synthetic_images_path": "synthetic"}
+Features = dict[tuple[str, str], tuple[str, ...]]
+"""Attributes of one concept that another lacks, by their names as :func:`plain_name` writes them."""
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
@@ -34,7 +37,7 @@ class ConfusablePair:
         target_dir: Folder of the target, if its name does not say it.
         confusable_dir: Folder of the confusable.
         pair_id: Name of the pair that is safe as the name of a folder; by default :func:`pair_id` of the names.
-        fields: What else the file says.
+        fields: Further entries of the file.
     """
 
     target: str
@@ -87,14 +90,14 @@ def read_pairs(source: str | Path | Sequence[Mapping[str, Any]]) -> list[Confusa
         >>> read_pairs([{"ground_truth": "Adder", "confusing_class": "Grass Snake"}])[0].target
         'Adder'
     """
-    where, found = _entries(source)
+    name, entries = _entries(source)
     problems: list[str] = []
     pairs: dict[tuple[str, ...], ConfusablePair] = {}
     ids: dict[str, int] = {}
-    for number, entry in enumerate(found):
-        pair, wrong = _pair(entry)
-        if pair is None or wrong:
-            problems += [f"pair {number}: {problem}" for problem in wrong]
+    for number, entry in enumerate(entries):
+        pair = _pair(entry)
+        if isinstance(pair, list):
+            problems += [f"pair {number}: {problem}" for problem in pair]
             continue
         key = (plain_name(pair.target_dir or pair.target), plain_name(pair.confusable_dir or pair.confusable))
         if key in pairs:
@@ -106,35 +109,24 @@ def read_pairs(source: str | Path | Sequence[Mapping[str, Any]]) -> list[Confusa
         ids.setdefault(pair.pair_id, number)
         pairs[key] = pair
     if problems:
-        raise ValueError("\n".join([f"{where} has {len(problems)} problem{'s'[: len(problems) > 1]}:", *problems]))
+        raise ValueError("\n".join([f"{name} has {len(problems)} problem{'s'[: len(problems) > 1]}:", *problems]))
     if not pairs:
-        raise ValueError(f"{where} must list at least one pair, got none.")
+        raise ValueError(f"{name} must list at least one pair, got none.")
     return list(pairs.values())
 
 
 def write_pairs(path: str | Path, pairs: Iterable[ConfusablePair], **facts: Any) -> None:
-    """Write a pair file that appears whole or not at all.
+    """Write a pair file, whole or not at all.
 
     Args:
         path: File.
         pairs: Pairs.
-        facts: What else the file should say, such as ``model``, as confusions belong to a model.
+        facts: Further entries, such as ``model``, as confusions belong to a model.
     """
-    rows = []
-    for pair in pairs:
-        row = {name: getattr(pair, name) for name in ("pair_id", "target", "confusable", "error_rate")}
-        row |= {"target_dir": pair.target_dir, "confusable_dir": pair.confusable_dir}
-        rows.append({name: value for name, value in {**pair.fields, **row}.items() if value is not None})
-    write_json(Path(path), {**facts, "pairs": rows})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        whole = Path(temporary) / path.name
-        whole.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-        os.replace(whole, path)
+    names = ("pair_id", "target", "confusable", "error_rate", "target_dir", "confusable_dir")
+    rows = [{**pair.fields, **{name: getattr(pair, name) for name in names}} for pair in pairs]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    write_whole(path, json.dumps({**facts, "pairs": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
 def official_folders(path: str | Path) -> dict[str, str]:
@@ -149,26 +141,53 @@ def official_folders(path: str | Path) -> dict[str, str]:
     return {name: folder for name, folder in named.items() if isinstance(folder, str)}
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the objects of a JSON lines file, and what is wrong with it."""
-    rows: list[dict[str, Any]] = []
-    problems: list[str] = []
+def read_objects(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the objects of a JSON lines file; what is wrong with it is added to ``problems``."""
+    rows = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = numbered_lines(path)
     except (OSError, ValueError) as error:
-        return [], [f"{path.name} cannot be read: {error}."]
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+        problems.append(f"{path.name} cannot be read: {error}")
+        return []
+    for place, line in lines:
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line, place)
+        except ValueError:
             row = None
         if isinstance(row, dict):
             rows.append(row)
         else:
-            problems.append(f"{path.name} line {number} must be a JSON object, got {line[:60]!r}.")
-    return rows, problems
+            problems.append(f"{Path(place).name} must be a JSON object, got {line[:60]!r}.")
+    return rows
+
+
+def read_features(path: str | Path) -> Features:
+    """Read the attributes that tell concepts apart.
+
+    Args:
+        path: JSON list or JSON lines of objects with ``target``, ``confusable`` and ``features``, the attributes of
+            the former that the latter lacks.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If an entry is malformed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file of features {path}; `lit-modules coda export` writes it.")
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        entries = read_objects(Path(path), [])
+    features: Features = {}
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        try:
+            names, texts = (entry["target"], entry["confusable"]), entry["features"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"features entry {number} must have target, confusable and features.") from error
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in (*names, *texts)):
+            raise ValueError(f"features entry {number} must list texts, got {texts!r}.")
+        features[plain_name(names[0]), plain_name(names[1])] = tuple(texts)
+    return features
 
 
 def _entries(source: str | Path | Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:
@@ -181,50 +200,46 @@ def _entries(source: str | Path | Sequence[Mapping[str, Any]]) -> tuple[str, lis
             "config.json with pairs."
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}.") from error
-    found = found.get("pairs") if isinstance(found, dict) else found
-    if not isinstance(found, list):
+    entries = content.get("pairs") if isinstance(content, dict) else content
+    if not isinstance(entries, list):
         raise ValueError(f"{path} must hold a list of pairs, or an object with a list at 'pairs'.")
-    return str(path), found
+    return str(path), entries
 
 
-def _pair(entry: Any) -> tuple[ConfusablePair | None, list[str]]:
-    """Return a pair, and what is wrong with it."""
+def _pair(entry: Any) -> ConfusablePair | list[str]:
+    """Return a pair, or its problems."""
     if not isinstance(entry, Mapping):
-        return None, [f"must be an object, got {entry!r}."]
-    clash = [name for name, ours in OFFICIAL_KEYS.items() if name in entry and ours in entry]
-    wrong = [f"{name} and {OFFICIAL_KEYS[name]} mean the same; give one." for name in clash]
+        return [f"must be an object, got {entry!r}."]
+    twice = [(name, ours) for name, ours in OFFICIAL_KEYS.items() if name in entry and ours in entry]
+    problems = [f"{name} and {ours} mean the same; give one." for name, ours in twice]
     row: dict[str, Any] = {OFFICIAL_KEYS.get(key, str(key)): value for key, value in entry.items()}
     names = {name: row.pop(name, None) for name in ("target", "confusable")}
     for name, value in names.items():
         if (problem := name_problem(value)) is not None:
-            wrong.append(f"{name} {problem}")
+            problems.append(f"{name} {problem}")
     folders = {name: row.pop(name, None) for name in ("target_dir", "confusable_dir")}
     for name, value in folders.items():
         if value is not None and (not isinstance(value, str) or not value or not is_inside(value)):
-            wrong.append(f"{name} must be a folder below the root, got {value!r}.")
+            problems.append(f"{name} must be a folder below the root, got {value!r}.")
     rate = row.pop("error_rate", None)
     is_number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
     if rate is not None and not (is_number and math.isfinite(rate) and 0 <= rate <= 1):
-        wrong.append(f"error_rate must be from 0 to 1, got {rate!r}.")
+        problems.append(f"error_rate must be from 0 to 1, got {rate!r}.")
     identity = row.pop("pair_id", "")
     if identity != "" and (not isinstance(identity, str) or not _SAFE.fullmatch(identity)):
-        wrong.append(f"pair_id must be letters, digits, '.', '_' and '-', got {identity!r}.")
-    if not wrong:
+        problems.append(f"pair_id must be letters, digits, '.', '_' and '-', got {identity!r}.")
+    if not problems:
         keys = [(folders[f"{role}_dir"] or names[role]) for role in ("target", "confusable")]
         if plain_name(keys[0]) == plain_name(keys[1]):
-            wrong.append(f"target and confusable must differ, got {keys[0]!r} twice.")
-    if wrong:
-        return None, wrong
-    target, confusable = str(names["target"]), str(names["confusable"])
-    given = (rate, folders["target_dir"], folders["confusable_dir"], identity)
-    return ConfusablePair(target, confusable, *given, fields=row), []
+            problems.append(f"target and confusable must differ, got {keys[0]!r} twice.")
+    return problems or ConfusablePair(**names, **folders, error_rate=rate, pair_id=identity, fields=row)
 
 
 def name_problem(name: Any) -> str | None:
-    """Return what is wrong with the name of a concept, if anything; separators and markup are allowed."""
+    """Return the problem of a concept's name, if there is one; separators and markup are allowed."""
     if not isinstance(name, str) or not name.strip():
         return f"must be a name, got {name!r}."
     if len(name) > 200:

@@ -10,7 +10,7 @@ from lit_modules.adversarial.core.defaults import default_sgd
 from lit_modules.adversarial.core.losses import kl_divergence
 from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_positive
-from lit_modules.attacks.engine.problem import Problem
+from lit_modules.attacks.engine.state import AttackState
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.utils.arguments import Unpack
 
@@ -65,33 +65,31 @@ class KLPGD(LinfPGD):
         steps: int = 10,
         step_size: Radius = 0.007,
         noise: float = 0.001,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(eps=eps, steps=steps, step_size=step_size, keep="last", **arguments)
-        check_positive("noise", noise)
+        super().__init__(eps=eps, steps=steps, step_size=step_size, keep="last", **shared)
+        check_positive(noise=noise)
         self.noise = noise
 
-    def start(self, problem: Problem) -> Tensor:
+    def start(self, state: AttackState) -> Tensor:
         """Return the samples with a little noise, within radius and bounds."""
-        noise = problem.random.normal(*problem.x.shape[1:]).to(problem.x.dtype) * self.noise
-        radius = problem.radius
-        assert radius is not None
-        return problem.clamp(problem.x + torch.minimum(torch.maximum(noise, -radius), radius))
+        noise = state.random.normal(*state.x.shape[1:]).to(state.x.dtype) * self.noise
+        return state.clamp(state.x + torch.minimum(torch.maximum(noise, -state.radius), state.radius))
 
-    def iterate(self, problem: Problem) -> Tensor:
+    def iterate(self, state: AttackState) -> Tensor:
         """Take all steps up the divergence from the answers to the clean samples."""
-        clean = problem.clean_logits
+        clean = state.clean
         if clean is None:
             with torch.no_grad():
-                clean = problem.logits(problem.x)
+                clean = state.logits(state.x)
 
         def divergence(logits: Tensor, label: Tensor) -> Tensor:
             return kl_divergence(clean, logits)
 
-        x = self.start(problem)
-        for step in range(self.steps):
-            _, _, gradient = problem.gradient(x, divergence, self.passes)
-            x = self.step(problem, x, gradient, step, {})
+        x = self.start(state)
+        for _ in range(self.steps):
+            _, _, gradient = state.gradient(x, divergence, self.eot_samples)
+            x = self.step(state, x, gradient, {})
         return x
 
 

@@ -6,29 +6,31 @@ from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.attacks.apgd import APGD, APGDT
-    from lit_modules.attacks.autoattack import AutoAttack, AutoAttackResult
-    from lit_modules.attacks.bandits import Bandits
-    from lit_modules.attacks.best_of import BestOf
-    from lit_modules.attacks.carlini_wagner import CarliniWagner
-    from lit_modules.attacks.ddn import DDN
-    from lit_modules.attacks.deepfool import DeepFool
-    from lit_modules.attacks.elastic_net import ElasticNet
+    from lit_modules.attacks.boundary import FAB, FABT, DeepFool
+    from lit_modules.attacks.carlini_wagner import CarliniWagner, ElasticNet
     from lit_modules.attacks.engine.base import Attack, AttackResult
     from lit_modules.attacks.engine.losses import SoftLogitMarginLoss, ZeroOneLoss
-    from lit_modules.attacks.fab import FAB, FABT
+    from lit_modules.attacks.ensembles import AutoAttack, AutoAttackResult, BestOf
     from lit_modules.attacks.fast_feature import FastFeature
-    from lit_modules.attacks.fmn import FMN
     from lit_modules.attacks.gen_attack import GenAttack
     from lit_modules.attacks.jsma import JSMA
     from lit_modules.attacks.lbfgs import LBFGS
-    from lit_modules.attacks.momentum import L2Momentum, LinfMomentum
-    from lit_modules.attacks.nattack import NAttack
-    from lit_modules.attacks.nes import NES
-    from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2BIM, L2PGD, LinfBIM, LinfPGD, SparseL1Descent
+    from lit_modules.attacks.minimum_norm import DDN, FMN
+    from lit_modules.attacks.pgd import (
+        FGM,
+        FGSM,
+        L1PGD,
+        L2BIM,
+        L2PGD,
+        L2Momentum,
+        LinfBIM,
+        LinfMomentum,
+        LinfPGD,
+        SparseL1Descent,
+    )
     from lit_modules.attacks.pixel import LocalSearch, SinglePixel
-    from lit_modules.attacks.rotation_translation import RotationTranslation
-    from lit_modules.attacks.spatial import SpatialTransform
-    from lit_modules.attacks.spsa import SPSA
+    from lit_modules.attacks.score_based import NES, SPSA, Bandits, NAttack
+    from lit_modules.attacks.spatial import RotationTranslation, SpatialTransform
     from lit_modules.attacks.square import Square
     from lit_modules.attacks.wrappers import EOT, FiniteDifference, NESGradient
     from lit_modules.utils.model_modes import evaluation_mode, no_parameter_gradients

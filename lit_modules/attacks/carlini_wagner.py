@@ -1,23 +1,23 @@
-"""The attack of Carlini and Wagner, and the search that it shares with the elastic-net attack."""
+"""Attacks that minimise a distance plus a weighted classification term: Carlini and Wagner's, and elastic net."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments, warn_zero_gradient
-from lit_modules.attacks.engine.checks import check_count, check_positive
+from lit_modules.attacks.engine.checks import check_choice, check_count, check_positive, check_range
 from lit_modules.attacks.engine.losses import Loss, margin
 from lit_modules.attacks.engine.norms import lp_norm, per_sample
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, Carry, Outcome
 from lit_modules.utils.arguments import Unpack
 
 _IMPROVES = 0.9999  # a run whose loss falls by less than this factor in a tenth of its steps has stalled
-_INSIDE = (
-    0.999  # share of the box where the search may start: tanh is flat at the bounds, and from 0.999999 it moves late
-)
+# share of the box where the search may start: tanh is flat at the bounds, and from 0.999999 it moves late
+_INSIDE = 0.999
 
 
 class ConstantSearch:
@@ -37,23 +37,18 @@ class ConstantSearch:
         self.upper = torch.full_like(self.weight, float("inf"))
         self.rounds = torch.zeros_like(self.weight, dtype=torch.int64)
 
-    def advance(self, place: Tensor, fooled: Tensor) -> None:
-        """Close a round of some samples and set their next weight.
-
-        Args:
-            place: Samples whose round is over, ``(ended,)``.
-            fooled: Whether their round found an adversarial sample, ``(ended,)``.
-        """
-        weight = self.weight[place]
-        lower = torch.where(fooled, self.lower[place], weight)
-        upper = torch.where(fooled, weight, self.upper[place])
-        self.weight[place] = torch.where(upper.isinf(), weight * 10, (lower + upper) / 2)
-        self.lower[place] = lower
-        self.upper[place] = upper
-        self.rounds[place] += 1
+    def advance(self, positions: Tensor, fooled: Tensor) -> None:
+        """Close a round of the samples at some positions, and set their next weight by whether it fooled the model."""
+        weight = self.weight[positions]
+        lower = torch.where(fooled, self.lower[positions], weight)
+        upper = torch.where(fooled, weight, self.upper[positions])
+        self.weight[positions] = torch.where(upper.isinf(), weight * 10, (lower + upper) / 2)
+        self.lower[positions] = lower
+        self.upper[positions] = upper
+        self.rounds[positions] += 1
 
 
-def class_scales(problem: Problem, classes: int = 9) -> Tensor:
+def class_scales(state: AttackState, classes: int = 9) -> Tensor:
     """Return by how much to stretch the lead of each class, so that leads compare as distances do.
 
     The stretch is the L2 norm of the gradient of the best other class's lead over that of the class's own, at the
@@ -62,17 +57,17 @@ def class_scales(problem: Problem, classes: int = 9) -> Tensor:
     sample alone.
 
     Args:
-        problem: Samples.
+        state: Samples.
         classes: Most classes compared, one backward pass each.
 
     Returns:
         The stretches, ``(batch, classes)``.
     """
-    point = problem.point(problem.x)
-    logits = problem.logits(point)
+    point = state.point(state.x)
+    logits = state.logits(point)
     scale = torch.ones_like(logits.detach())
-    own = logits.gather(1, problem.label[:, None])
-    others = logits.detach().scatter(1, problem.label[:, None], float("-inf"))
+    own = logits.gather(1, state.label[:, None])
+    others = logits.detach().scatter(1, state.label[:, None], float("-inf"))
     best: Tensor | None = None
     ranked = others.topk(min(classes, logits.shape[1] - 1), dim=1).indices
     for rank in range(ranked.shape[1]):
@@ -91,15 +86,19 @@ def nearest_lead(logits: Tensor, label: Tensor, scale: Tensor, confidence: float
     """Return the largest stretched lead of another class over the label, less the confidence, ``(batch,)``.
 
     It is at least 0 exactly where the largest plain lead is at least ``confidence``.
-
-    Args:
-        logits: ``(batch, classes)``.
-        label: ``(batch,)``.
-        scale: Stretch of each class, ``(batch, classes)``.
-        confidence: Least lead.
     """
     lead = (logits - logits.gather(1, label[:, None]) - confidence) * scale
     return lead.scatter(1, label[:, None], float("-inf")).amax(1)
+
+
+class PenaltyArguments(AttackArguments, total=False):
+    """Arguments of :class:`PenaltyAttack` without ``abort_early``."""
+
+    confidence: float
+    step_size: float
+    search_steps: int
+    steps: int
+    initial_const: float
 
 
 class PenaltyAttack(Attack):
@@ -111,35 +110,31 @@ class PenaltyAttack(Attack):
     kept.
 
     Args:
-        confidence: Least lead in logits of the class that is reached over the next one.
+        confidence: Least lead in logits of an adversarial sample.
         step_size: Step of the optimiser.
-        search_steps: Rounds of the search.
-        steps: Most steps of a round.
+        search_steps: Rounds of the search over the weight c.
+        steps: Most steps of a round; one forward and one backward pass each.
         initial_const: First weight.
-        abort_early: End a round whose loss has fallen by less than a ten-thousandth in a tenth of its steps.
-        arguments: Arguments of :class:`Attack`, by name.
+        abort_early: End a sample's round whose loss has fallen by less than a ten-thousandth in a tenth of the steps.
     """
 
-    minimal = True
+    minimum_norm = True
 
     def __init__(
         self,
         *,
-        confidence: float,
-        step_size: float,
-        search_steps: int,
-        steps: int,
-        initial_const: float,
-        abort_early: bool,
-        **arguments: Unpack[AttackArguments],
+        confidence: float = 0.0,
+        step_size: float = 0.01,
+        search_steps: int = 9,
+        steps: int = 1000,
+        initial_const: float = 1e-3,
+        abort_early: bool = True,
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(**arguments)
-        check_count("search_steps", search_steps)
-        check_count("steps", steps)
-        check_positive("step_size", step_size)
-        check_positive("initial_const", initial_const)
-        if not 0 <= confidence < float("inf"):
-            raise ValueError(f"confidence must be finite and at least 0, got {confidence!r}.")
+        super().__init__(**shared)
+        check_count(search_steps=search_steps, steps=steps)
+        check_positive(step_size=step_size, initial_const=initial_const)
+        check_range("[0, inf)", confidence=confidence)
         self.confidence = confidence
         self.step_size = step_size
         self.search_steps = search_steps
@@ -147,61 +142,52 @@ class PenaltyAttack(Attack):
         self.initial_const = initial_const
         self.abort_early = abort_early
 
-    def lead(self, problem: Problem, scale: Tensor | None) -> Loss:
+    def lead(self, state: AttackState, scale: Tensor | None) -> Loss:
         """Return the loss whose objective is how far a sample is beyond ``confidence``: at least 0 where it fools."""
         if scale is None:
             return lambda logits, label: margin(logits, label) + self.confidence
         return lambda logits, label: nearest_lead(logits, label, scale, self.confidence)
 
     @abstractmethod
-    def begin(self, problem: Problem) -> dict[str, Tensor]:
-        """Return what a round carries along for each sample, as it is at the start; each value is ``(batch, ...)``."""
+    def begin(self, state: AttackState) -> Carry:
+        """Return the values of each sample that a round carries along, at its start."""
 
     @abstractmethod
-    def point(self, problem: Problem, state: dict[str, Tensor]) -> Tensor:
-        """Return the samples to ask the model about, within the bounds."""
+    def point(self, state: AttackState, carry: Carry) -> Tensor:
+        """Return the samples to evaluate, within the bounds."""
 
     @abstractmethod
     def distances(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distance that is minimised and the one by which samples are kept, ``(batch,)`` each."""
 
     @abstractmethod
-    def update(self, problem: Problem, state: dict[str, Tensor], x: Tensor, gradient: Tensor, count: Tensor) -> None:
-        """Take one step, in place.
+    def update(self, state: AttackState, carry: Carry, x: Tensor, gradient: Tensor, count: Tensor) -> None:
+        """Take one step, in place, by the gradient of the weighted classification term and the samples' step counts."""
 
-        Args:
-            problem: Samples that are still under attack.
-            state: What :meth:`begin` gave.
-            x: What :meth:`point` gave.
-            gradient: Gradient of the weighted classification term with respect to ``x``.
-            count: Steps taken in the round before this one, ``(active,)``.
-        """
-
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Run the rounds of every sample."""
-        adversarial = problem.x.clone()
-        score = torch.full((len(problem),), float("-inf"), dtype=problem.x.dtype, device=problem.x.device)
-        place = torch.arange(len(problem), device=problem.x.device)
-        search, part, state = ConstantSearch(problem.x, self.initial_const), problem, self.begin(problem)
-        count, found = torch.zeros_like(place), torch.zeros_like(place, dtype=torch.bool)
+        adversarial, positions = state.x.clone(), state.positions()
+        score = torch.full((len(state),), float("-inf"), dtype=state.x.dtype, device=state.x.device)
+        search, active, carry = ConstantSearch(state.x, self.initial_const), state, self.begin(state)
+        count, successful = torch.zeros_like(positions), torch.zeros_like(positions, dtype=torch.bool)
         previous, interval, first = torch.full_like(score, float("inf")), max(1, self.steps // 10), True
-        scale = None if problem.targeted else class_scales(problem)
-        while len(place):
-            x = self.point(part, state)
-            logits, lead, gradient = part.gradient(x, self.lead(part, scale))
+        scale = None if state.targeted else class_scales(state)
+        while len(positions):
+            x = self.point(active, carry)
+            logits, lead, gradient = active.gradient(x, self.lead(active, scale))
             if first:
                 warn_zero_gradient(gradient)
                 first = False
-            weight = search.weight[place]
-            minimised, kept = self.distances(x - part.x)
-            fooled = part.fooled(logits) & (lead >= 0)
-            found |= fooled & (count >= interval)
-            better = (fooled & (-kept > score[place])).nonzero()[:, 0]
+            weight = search.weight[positions]
+            minimised, kept = self.distances(x - active.x)
+            fooled = active.fooled(logits) & (lead >= 0)
+            successful |= fooled & (count >= interval)
+            better = (fooled & (-kept > score[positions])).nonzero()[:, 0]
             if len(better):
-                adversarial[place[better]] = x[better]
-                score[place[better]] = -kept[better]
+                adversarial[positions[better]] = x[better]
+                score[positions[better]] = -kept[better]
             gradient = gradient * per_sample(torch.where(lead < 0, -weight, 0), x)  # it may be expanded
-            self.update(part, state, x, gradient, count)
+            self.update(active, carry, x, gradient, count)
             count += 1
             ended = count == self.steps
             if self.abort_early:
@@ -212,20 +198,15 @@ class PenaltyAttack(Attack):
             index = ended.nonzero()[:, 0]
             if not len(index):
                 continue
-            search.advance(place[index], found[index])
-            count[index], found[index], previous[index] = 0, False, float("inf")
-            for name, values in self.begin(part.select(index)).items():
-                state[name][index] = values
-            stay = (search.rounds[place] < self.search_steps).nonzero()[:, 0]
-            if len(stay) < len(place):
-                place, part, count, found, previous = (
-                    place[stay],
-                    part.select(stay),
-                    count[stay],
-                    found[stay],
-                    previous[stay],
-                )
-                state = {name: values[stay] for name, values in state.items()}
+            search.advance(positions[index], successful[index])
+            count[index], successful[index], previous[index] = 0, False, float("inf")
+            for name, values in self.begin(active.select(index)).items():
+                carry[name][index] = values
+            stay = (search.rounds[positions] < self.search_steps).nonzero()[:, 0]
+            if len(stay) < len(positions):
+                positions, active, count = positions[stay], active.select(stay), count[stay]
+                successful, previous = successful[stay], previous[stay]
+                carry = {name: values[stay] for name, values in carry.items()}
                 scale = None if scale is None else scale[stay]
         return Outcome(adversarial, score > float("-inf"), score)
 
@@ -245,16 +226,6 @@ class CarliniWagner(PenaltyAttack):
     batch at once. The other defaults are v0.1's. It masks logits by an offset, so that a best other logit below it is
     missed, and ignores a loss given to it; here there is no such argument.
 
-    Args:
-        confidence: Least lead in logits of an adversarial sample.
-        step_size: Learning rate of Adam.
-        search_steps: Rounds of the search over c.
-        steps: Most steps of a round; one forward and one backward pass each.
-        initial_const: First c.
-        abort_early: End a round of a sample whose loss has fallen by less than a ten-thousandth in a tenth of the
-            steps.
-        arguments: Arguments of :class:`Attack`, by name; bounds must be finite, or ``None``.
-
     Raises:
         ValueError: If an argument is outside its range.
 
@@ -273,32 +244,11 @@ class CarliniWagner(PenaltyAttack):
 
     norm = "l2"
 
-    def __init__(
-        self,
-        *,
-        confidence: float = 0.0,
-        step_size: float = 0.01,
-        search_steps: int = 9,
-        steps: int = 1000,
-        initial_const: float = 1e-3,
-        abort_early: bool = True,
-        **arguments: Unpack[AttackArguments],
-    ) -> None:
-        super().__init__(
-            confidence=confidence,
-            step_size=step_size,
-            search_steps=search_steps,
-            steps=steps,
-            initial_const=initial_const,
-            abort_early=abort_early,
-            **arguments,
-        )
-
-    def begin(self, problem: Problem) -> dict[str, Tensor]:
+    def begin(self, state: AttackState) -> Carry:
         """Return the variable of the sample itself and empty moments."""
-        variable = problem.x.clone()
-        if problem.lower is not None and problem.upper is not None:
-            middle, half = (problem.upper + problem.lower) / 2, (problem.upper - problem.lower) / 2
+        variable = state.x.clone()
+        if state.lower is not None and state.upper is not None:
+            middle, half = (state.upper + state.lower) / 2, (state.upper - state.lower) / 2
             if not bool(torch.isfinite(half).all()):
                 raise ValueError(
                     "CarliniWagner needs finite bounds, got an infinite one; pass bounds=None for no bounds."
@@ -307,27 +257,96 @@ class CarliniWagner(PenaltyAttack):
             variable = torch.atanh(share.clamp(-1, 1) * _INSIDE)
         return {"variable": variable, "first": torch.zeros_like(variable), "second": torch.zeros_like(variable)}
 
-    def point(self, problem: Problem, state: dict[str, Tensor]) -> Tensor:
+    def point(self, state: AttackState, carry: Carry) -> Tensor:
         """Return the samples of the variables."""
-        if problem.lower is None or problem.upper is None:
-            return state["variable"].clone()
-        middle, half = (problem.upper + problem.lower) / 2, (problem.upper - problem.lower) / 2
-        state["tanh"] = state["variable"].tanh()
-        return problem.clamp(state["tanh"] * half + middle)
+        if state.lower is None or state.upper is None:
+            return carry["variable"].clone()
+        middle, half = (state.upper + state.lower) / 2, (state.upper - state.lower) / 2
+        carry["tanh"] = carry["variable"].tanh()
+        return state.clamp(carry["tanh"] * half + middle)
 
     def distances(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the squared L2 norm and the L2 norm."""
         length = lp_norm(delta, "l2")
         return length.square(), length
 
-    def update(self, problem: Problem, state: dict[str, Tensor], x: Tensor, gradient: Tensor, count: Tensor) -> None:
+    def update(self, state: AttackState, carry: Carry, x: Tensor, gradient: Tensor, count: Tensor) -> None:
         """Take a step of Adam, with the moments' bias corrected by each sample's own count."""
-        gradient += 2 * (x - problem.x)
-        if problem.lower is not None and problem.upper is not None:
-            half = (problem.upper - problem.lower) / 2
-            gradient *= half * (1 - state["tanh"].square())
-        state["first"].lerp_(gradient, 0.1)
-        state["second"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        gradient += 2 * (x - state.x)
+        if state.lower is not None and state.upper is not None:
+            half = (state.upper - state.lower) / 2
+            gradient *= half * (1 - carry["tanh"].square())
+        carry["first"].lerp_(gradient, 0.1)
+        carry["second"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         taken = per_sample(count + 1, x).to(x.dtype)
-        size = (state["second"] / (1 - 0.999**taken)).sqrt_().add_(1e-8)
-        state["variable"] -= state["first"].div(size).mul_(self.step_size / (1 - 0.9**taken))
+        size = (carry["second"] / (1 - 0.999**taken)).sqrt_().add_(1e-8)
+        carry["variable"] -= carry["first"].div(size).mul_(self.step_size / (1 - 0.9**taken))
+
+
+class ElasticNet(PenaltyAttack):
+    """Elastic-net attack (EAD): least ``||d||^2 + beta ||d||_1`` with which the perturbation ``d`` fools the model.
+
+    Each step moves against the gradient of ``||x' - x||^2 + c max(confidence - lead, 0)``, shrinks the change of every
+    coordinate by ``beta``, clips to the bounds, and goes on in the direction of the last move (FISTA). The step falls
+    as ``sqrt(1 - step / steps)``; the weight c is found as in :class:`CarliniWagner`. The model is evaluated at the
+    extrapolated point alone, moved into the bounds, and that is the point kept when it fools: one forward pass a step
+    instead of the two of the authors' code.
+
+    The threshold is ``beta`` at any step size, as in the paper, so small steps weigh the L1 norm more than ``beta``
+    does. For a least L1 norm, take ``decision="l1"`` and a ``beta`` of 0.1.
+
+    AdverTorch has it since 0.2, not in v0.1, with ``num_classes``; the other defaults are its own.
+
+    Args:
+        beta: Weight of the L1 norm, and the threshold of a step in units of the samples.
+        decision: Which adversarial sample is kept: ``en`` for the least elastic-net distance, ``l1`` for the least L1
+            norm.
+        abort_early: End a round of a sample whose loss has fallen by less than a ten-thousandth in a tenth of the
+            steps.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    References:
+        Chen, Sharma, Zhang, Yi, Hsieh, "EAD: elastic-net attacks to deep neural networks via adversarial examples"
+        (arXiv 1709.04114), algorithm 1.
+    """
+
+    norm = "l1"
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.01,
+        decision: Literal["en", "l1"] = "en",
+        abort_early: bool = False,
+        **shared: Unpack[PenaltyArguments],
+    ) -> None:
+        super().__init__(abort_early=abort_early, **shared)
+        check_range("[0, inf)", beta=beta)
+        check_choice("decision", decision, ("en", "l1"))
+        self.beta = beta
+        self.decision = decision
+
+    def begin(self, state: AttackState) -> Carry:
+        """Return the sample as last iterate and as the point to ask about."""
+        return {"last": state.x.clone(), "point": state.x.clone()}
+
+    def point(self, state: AttackState, carry: Carry) -> Tensor:
+        """Return the extrapolated point within the bounds."""
+        return state.clamp(carry["point"])
+
+    def distances(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the elastic-net distance, and that of the decision rule."""
+        l1 = lp_norm(delta, "l1")
+        elastic = lp_norm(delta, "l2").square_() + self.beta * l1
+        return elastic, elastic if self.decision == "en" else l1
+
+    def update(self, state: AttackState, carry: Carry, x: Tensor, gradient: Tensor, count: Tensor) -> None:
+        """Take a step of FISTA."""
+        taken = per_sample(count, x).to(x.dtype)
+        gradient += 2 * (x - state.x)
+        delta = x - state.x - self.step_size * (1 - taken / self.steps).sqrt() * gradient
+        shrunk = state.clamp(state.x + torch.nn.functional.softshrink(delta, self.beta))
+        carry["point"] = shrunk + taken / (taken + 3) * (shrunk - carry["last"])
+        carry["last"] = shrunk

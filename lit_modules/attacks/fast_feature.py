@@ -5,47 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.engine.base import Attack, AttackArguments, AttackResult, warn_zero_gradient
-from lit_modules.attacks.engine.checks import Radius, check_count, check_positive, check_samples
+from lit_modules.attacks.engine.base import Attack, AttackResult, warn_zero_gradient
+from lit_modules.attacks.engine.checks import Bounds, Radius, check_count, check_positive, check_samples
 from lit_modules.attacks.engine.norms import random_in_ball
-from lit_modules.attacks.engine.oracle import Model
-from lit_modules.attacks.engine.problem import Outcome, Problem
-from lit_modules.attacks.pgd import step_length
+from lit_modules.attacks.engine.state import AttackState, Model, Outcome
 from lit_modules.utils.arguments import Unpack
 
 
 @dataclass
 class Tap:
-    """Holds what a layer gave in the model's last pass.
-
-    Attributes:
-        value: Output of the layer, or ``None`` before a pass.
-    """
+    """Output of a layer in the model's last pass; ``None`` before it."""
 
     value: object = None
 
 
 @dataclass
-class FeatureProblem(Problem):
-    """Problem whose samples shall have the features of their guides.
+class FeatureState(AttackState):
+    """AttackState whose samples shall have the features of their guides.
 
     Attributes:
         tap: Output of the layer, or ``None`` if the features are the model's own output.
-        wanted: Features of the guides, ``(batch, values)``.
+        target: Features of the guides, ``(batch, values)``.
     """
 
     tap: Tap | None = None
-    wanted: Tensor = field(default_factory=lambda: torch.empty(0))
+    target: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def select(self, index: Tensor) -> FeatureProblem:
-        """Return the problem of some of the samples, in the order given."""
-        part = super().select(index)
-        assert isinstance(part, FeatureProblem)
-        return replace(part, wanted=self.wanted[index])
+    def select(self, index: Tensor) -> FeatureState:
+        """Return the state of some of the samples, in this order."""
+        active = super().select(index)
+        assert isinstance(active, FeatureState)
+        return replace(active, target=self.target[index])
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, and the features in one row a sample, from one pass.
@@ -67,6 +62,16 @@ class FeatureProblem(Problem):
         return logits, (value if value.dtype == torch.float64 else value.float()).flatten(1)
 
 
+class GuideArguments(TypedDict, total=False):
+    """Arguments of :class:`Attack` without ``targeted``."""
+
+    bounds: Bounds | None
+    restarts: int
+    seed: int
+    precision: Literal["32", "bf16"]
+    model_mode: Literal["eval", "keep"]
+
+
 class FastFeature(Attack):
     """Fast feature attack: ``attack(model, x, guide)`` makes the features of ``x`` those of a guide image, within Linf.
 
@@ -86,7 +91,6 @@ class FastFeature(Attack):
         random_start: Start uniformly in the ball.
         layer: Where the features are: name of a submodule of the model, the submodule itself, or ``None`` for the
             model's output.
-        arguments: Arguments of :class:`Attack`, by name, without ``targeted``: the guide takes its place.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -115,14 +119,13 @@ class FastFeature(Attack):
         step_size: Radius = 0.05,
         random_start: bool = True,
         layer: str | nn.Module | None = None,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[GuideArguments],
     ) -> None:
-        if "targeted" in arguments:
+        if "targeted" in shared:
             raise ValueError("FastFeature takes no targeted: it always draws a sample to its guide; leave it out.")
-        super().__init__(**arguments)
-        self.targeted = True  # the guide's class is what is to be reached
-        check_count("steps", steps)
-        check_positive("step_size", step_size)
+        super().__init__(targeted=True, **shared)  # the guide's class is the target
+        check_count(steps=steps)
+        check_positive(step_size=step_size)
         self.eps = self.checked_eps(eps)
         self.steps = steps
         self.step_size = step_size
@@ -158,34 +161,33 @@ class FastFeature(Attack):
         if guide.shape != x.shape:
             raise ValueError(f"guide must have the shape of x, {tuple(x.shape)}, got {tuple(guide.shape)}.")
         if not len(x):
-            return self.result_of_none(x)
+            return self.empty_result(x)
         with self.session(model), watch(model, self.layer) as tap:
-            plain = self.problem(model, x, torch.zeros(len(x), dtype=torch.int64), seed, clean=False)
-            problem = FeatureProblem(**vars(plain), tap=tap)
+            plain = self.prepare(model, x, torch.zeros(len(x), dtype=torch.int64), seed, clean=False)
+            state = FeatureState(**vars(plain), tap=tap)
             with torch.no_grad():
-                logits, problem.wanted = problem.features(guide.detach().to(problem.x))
-            problem.label = logits.argmax(1)
+                logits, state.target = state.features(guide.detach().to(state.x))
+            state.label = logits.argmax(1)
             already = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-            return self.result(problem, x, self.solve(problem, already), already)
+            return self.result(state, x, self.solve(state, already), already)
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Take the steps and keep the iterate nearest to the guide in features."""
-        assert isinstance(problem, FeatureProblem)
-        assert problem.radius is not None
-        x = problem.x
+        assert isinstance(state, FeatureState)
+        x = state.x
         if self.random_start:
-            x = problem.clamp(x + random_in_ball(x, problem.radius, "linf", problem.random))
-        best, success = problem.x.clone(), torch.zeros_like(problem.label, dtype=torch.bool)
-        score = torch.full_like(success, float("-inf"), dtype=problem.x.dtype)
+            x = state.clamp(x + random_in_ball(x, state.radius, "linf", state.random))
+        best, success = state.x.clone(), torch.zeros_like(state.label, dtype=torch.bool)
+        score = torch.full_like(success, float("-inf"), dtype=state.x.dtype)
         for step in range(self.steps + 1):
-            point = problem.point(x)
+            point = state.point(x)
             with torch.set_grad_enabled(step < self.steps):
-                logits, features = problem.features(point)
-                distance = (features - problem.wanted).square().sum(1)
-            fooled, value = problem.fooled(logits), -distance.detach().to(score.dtype)
+                logits, features = state.features(point)
+                distance = (features - state.target).square().sum(1)
+            fooled, value = state.fooled(logits), -distance.detach().to(score.dtype)
             better = (fooled & ~success) | ((fooled == success) & (value > score))
-            place = better.nonzero()[:, 0]
-            best[place], success[place], score[place] = x[place], fooled[place], value[place]
+            positions = better.nonzero()[:, 0]
+            best[positions], success[positions], score[positions] = x[positions], fooled[positions], value[positions]
             if step == self.steps:
                 break
             if not distance.requires_grad:
@@ -196,9 +198,7 @@ class FastFeature(Attack):
             (gradient,) = torch.autograd.grad(distance.sum(), point)
             if step == 0:
                 warn_zero_gradient(gradient)
-            moved = x - step_length(self.step_size, problem) * gradient.sign()
-            moved = torch.minimum(torch.maximum(moved, problem.x - problem.radius), problem.x + problem.radius)
-            x = problem.clamp(moved)
+            x = state.project(x - state.broadcast(self.step_size) * gradient.sign(), "linf")
         return Outcome(best, success, score)
 
 
@@ -225,15 +225,15 @@ def watch(model: Model, layer: str | nn.Module | None) -> Iterator[Tap | None]:
         if layer not in names:
             known = ", ".join(repr(name) for name in list(names)[1:13])
             raise ValueError(f"The model has no layer {layer!r}; its layers are {known}.")
-        found = names[layer]
+        module: nn.Module = names[layer]
     else:
-        found = layer
+        module = layer
     tap = Tap()
 
-    def record(module: nn.Module, inputs: object, output: object) -> None:
+    def record(called: nn.Module, inputs: object, output: object) -> None:
         tap.value = output
 
-    handle = found.register_forward_hook(record)
+    handle = module.register_forward_hook(record)
     try:
         yield tap
     finally:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
-from lit_modules.attacks.engine.checks import check_count
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.checks import check_count, check_range
+from lit_modules.attacks.engine.state import AttackState, Outcome, check_differentiable
 from lit_modules.utils.arguments import Unpack
 
 
@@ -28,7 +28,6 @@ class JSMA(Attack):
     Args:
         theta: What a step adds to two values, not 0; the sum is clipped to the bounds.
         gamma: Largest share of a sample's values that may be changed, above 0 and at most 1.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -46,49 +45,53 @@ class JSMA(Attack):
     """
 
     norm = "l0"
-    minimal = True
+    minimum_norm = True
 
-    def __init__(self, *, theta: float = 1.0, gamma: float = 1.0, **arguments: Unpack[AttackArguments]) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *, theta: float = 1.0, gamma: float = 1.0, **shared: Unpack[AttackArguments]) -> None:
+        super().__init__(**shared)
         if not 0 < abs(theta) < float("inf"):
             raise ValueError(f"theta must be finite and not 0, got {theta!r}.")
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma must be above 0 and at most 1, got {gamma!r}.")
+        check_range("(0, 1]", gamma=gamma)
         self.theta = theta
         self.gamma = gamma
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Change pairs until the samples are fooled."""
-        assert problem.clean_logits is not None
-        adversarial, part = problem.x.clone(), problem
-        success = torch.zeros_like(problem.label, dtype=torch.bool)
-        place = torch.arange(len(problem), device=problem.x.device)
-        target = problem.label
-        if not problem.targeted:
-            target = problem.clean_logits.scatter(1, problem.label[:, None], float("-inf")).argmax(1)
-        x, steps = problem.x.clone(), int(self.gamma * problem.x[0].numel() / 2 + 1e-6)
+        adversarial, active = state.x.clone(), state
+        success = torch.zeros_like(state.label, dtype=torch.bool)
+        positions = state.positions()
+        target = state.label
+        if not state.targeted:
+            target = state.clean_logits.scatter(1, state.label[:, None], float("-inf")).argmax(1)
+        x, steps = state.x.clone(), int(self.gamma * state.x[0].numel() / 2 + 1e-6)
         for step in range(steps + 1):
-            point = part.point(x)
-            logits = part.logits(point)
-            fooled = part.fooled(logits)
-            adversarial[place[fooled]], success[place[fooled]] = x[fooled], True
+            point = active.point(x)
+            logits = active.logits(point)
+            fooled = active.fooled(logits)
+            adversarial[positions[fooled]], success[positions[fooled]] = x[fooled], True
             if step == steps or bool(fooled.all()):
                 break
             gain, loss = jacobian_sums(point, logits, target)
             room = torch.ones_like(x, dtype=torch.bool)
-            if part.lower is not None and part.upper is not None:
-                room = x < part.upper if self.theta > 0 else x > part.lower
+            if active.lower is not None and active.upper is not None:
+                room = x < active.upper if self.theta > 0 else x > active.lower
             sign = 1 if self.theta > 0 else -1
             pair, valid = best_pair((sign * gain).flatten(1), (-sign * loss).flatten(1), room.flatten(1))
             stay = (valid & ~fooled).nonzero()[:, 0]
             if not len(stay):
                 break
-            if len(stay) < len(place):
-                place, part, target, x, pair = place[stay], part.select(stay), target[stay], x[stay], pair[stay]
-            x = part.clamp(
+            if len(stay) < len(positions):
+                positions, active, target, x, pair = (
+                    positions[stay],
+                    active.select(stay),
+                    target[stay],
+                    x[stay],
+                    pair[stay],
+                )
+            x = active.clamp(
                 x.flatten(1).scatter_add(1, pair, torch.full_like(x.flatten(1)[:, :2], self.theta)).view_as(x)
             )
-        changed = (adversarial != problem.x).flatten(1).sum(1).to(problem.x.dtype)
+        changed = (adversarial != state.x).flatten(1).sum(1).to(state.x.dtype)
         return Outcome(adversarial, success, torch.where(success, -changed, float("-inf")))
 
 
@@ -98,11 +101,7 @@ def jacobian_sums(point: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor
     Raises:
         ValueError: If the logits do not depend on the samples in a way that has a gradient.
     """
-    if not logits.requires_grad:
-        raise ValueError(
-            "The model's output has no gradient with respect to its input; wrap the part without one in "
-            "lit_modules.defenses.BPDA, or take an attack that needs none, as LocalSearch."
-        )
+    check_differentiable(logits)
     (gain,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), point, retain_graph=True)
     (total,) = torch.autograd.grad(logits.sum(), point)
     return gain, total - gain
@@ -124,7 +123,7 @@ def best_pair(first: Tensor, second: Tensor, allowed: Tensor, max_pairs: int = 2
     Returns:
         The pair, int64 ``(batch, 2)``, and whether there is one, ``(batch,)``.
     """
-    check_count("max_pairs", max_pairs)
+    check_count(max_pairs=max_pairs)
     none = float("-inf")
     order = torch.where(allowed, first, none).argsort(dim=1, descending=True, stable=True)
     ranked = torch.where(allowed, second, none).gather(1, order)

@@ -16,7 +16,7 @@ from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import check_count, check_positive
 from lit_modules.attacks.engine.losses import Loss, LossName, margin, resolve_loss
 from lit_modules.attacks.engine.norms import lp_norm, per_sample
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, Outcome
 from lit_modules.utils.arguments import Unpack
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -28,25 +28,23 @@ class LBFGS(Attack):
     """L-BFGS attack: scipy's box-constrained L-BFGS on ``||x' - x||^2 + c loss``, with a search over c for each sample.
 
     A loss of the target is lowered, or for an untargeted attack one of the label raised. Of all
-    points that the optimiser asks about, the nearest that fools is kept; at the end it is moved towards the sample, by
+    points that the optimiser evaluates, the nearest that fools is kept; at the end it is moved towards the sample, by
     bisection of the segment between them, as far as it still fools. The optimisers of a batch run side by side, so that
     the model is called once for all of them; each sees its own sample alone.
 
     AdverTorch v0.1 has 100 iterations and cross-entropy, takes one sample at a time, and without a target does not
-    succeed: it turns the sign of the loss without that of its gradient, and tests for a target. Here cross-entropy is
-        to be
-    had, but with more than two classes the least change of the label's cross-entropy is not the way to the nearest
-    boundary, so the leads of :class:`CarliniWagner` are the default. The other defaults are v0.1's.
+    succeed: it turns the sign of the loss without that of its gradient, and tests for a target. Here the
+    leads of :class:`CarliniWagner` are the default: with more than two classes the least change of the label's
+    cross-entropy is not the way to the nearest boundary. The other defaults are v0.1's.
 
     Args:
         search_steps: Rounds of the search over c: ten times c until a round fools, then bisection.
         steps: Most iterations of L-BFGS in a round, each of one or more forward and backward passes.
-        initial_const: First c.
+        initial_const: First weight c of the loss.
         refine_steps: Bisections of the segment at the end, one forward pass each.
         loss: ``nearest`` for the lead of the class whose boundary is nearest (targeted: of the target over the others),
             ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         max_batch_size: Most optimisers at work side by side, each in a thread.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -57,7 +55,7 @@ class LBFGS(Attack):
     """
 
     norm = "l2"
-    minimal = True
+    minimum_norm = True
 
     def __init__(
         self,
@@ -68,14 +66,13 @@ class LBFGS(Attack):
         refine_steps: int = 16,
         loss: Literal["nearest"] | LossName | Loss = "nearest",
         max_batch_size: int = 128,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(**arguments)
-        check_count("search_steps", search_steps)
-        check_count("steps", steps)
-        check_positive("initial_const", initial_const)
-        check_count("refine_steps", refine_steps, 0)
-        check_count("max_batch_size", max_batch_size)
+        super().__init__(**shared)
+        check_count(search_steps=search_steps, steps=steps)
+        check_positive(initial_const=initial_const)
+        check_count(least=0, refine_steps=refine_steps)
+        check_count(max_batch_size=max_batch_size)
         self.search_steps = search_steps
         self.steps = steps
         self.initial_const = initial_const
@@ -84,47 +81,47 @@ class LBFGS(Attack):
         self.max_batch_size = max_batch_size
         self._loss = margin if loss == "nearest" else resolve_loss(loss)
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Run the rounds of every sample, then bisect."""
-        places = torch.arange(len(problem), device=problem.x.device)
+        places = state.positions()
         size = self.max_batch_size
-        parts = [self._search(problem.select(places[i : i + size])) for i in range(0, len(places), size)]
+        parts = [self._search(state.select(places[i : i + size])) for i in range(0, len(places), size)]
         adversarial, success = (torch.cat(values) for values in zip(*parts, strict=True))
         if bool(success.any()):
             index = success.nonzero()[:, 0]
-            adversarial[index] = bisect_segment(problem.select(index), adversarial[index], self.refine_steps)
-        distance = lp_norm(adversarial - problem.x, "l2")
+            adversarial[index] = bisect_segment(state.select(index), adversarial[index], self.refine_steps)
+        distance = lp_norm(adversarial - state.x, "l2")
         return Outcome(adversarial, success, torch.where(success, -distance, float("-inf")))
 
-    def _search(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        search = ConstantSearch(problem.x, self.initial_const)
-        nearest_class = self.loss == "nearest" and not problem.targeted
-        scale = class_scales(problem) if nearest_class else None
-        adversarial = problem.x.clone()
-        nearest = torch.full((len(problem),), float("inf"), dtype=problem.x.dtype, device=problem.x.device)
+    def _search(self, state: AttackState) -> tuple[Tensor, Tensor]:
+        search = ConstantSearch(state.x, self.initial_const)
+        nearest_class = self.loss == "nearest" and not state.targeted
+        scale = class_scales(state) if nearest_class else None
+        adversarial = state.x.clone()
+        nearest = torch.full((len(state),), float("inf"), dtype=state.x.dtype, device=state.x.device)
         found = torch.zeros_like(nearest, dtype=torch.bool)
-        places = torch.arange(len(problem), device=problem.x.device)
-        starts = list(problem.x.flatten(1).double().cpu().numpy())
-        bounds = [self._bounds(problem.select(place)) for place in places[:, None]]
+        places = state.positions()
+        starts = list(state.x.flatten(1).double().cpu().numpy())
+        bounds = [self._bounds(state.select(positions)) for positions in places[:, None]]
 
         def evaluate(asked: list[int], points: list[Array]) -> list[Evaluation]:
-            place = torch.tensor(asked, device=problem.x.device)
-            part = problem.select(place)
-            x = torch.from_numpy(np.stack(points)).to(part.x).view_as(part.x)
+            positions = torch.tensor(asked, device=state.x.device)
+            active = state.select(positions)
+            x = torch.from_numpy(np.stack(points)).to(active.x).view_as(active.x)
             loss = self._loss
             if scale is not None:
-                stretch = scale[place]
+                stretch = scale[positions]
 
                 def loss(logits: Tensor, label: Tensor) -> Tensor:
                     return nearest_lead(logits, label, stretch)
 
-            logits, objective, gradient = part.gradient(x, loss)
-            delta = x - part.x
-            length, fooled = lp_norm(delta, "l2"), part.fooled(logits)
-            found[place] |= fooled
-            better = (fooled & (length < nearest[place])).nonzero()[:, 0]
-            adversarial[place[better]], nearest[place[better]] = x[better], length[better]
-            weight = search.weight[place]
+            logits, objective, gradient = active.gradient(x, loss)
+            delta = x - active.x
+            length, fooled = lp_norm(delta, "l2"), active.fooled(logits)
+            found[positions] |= fooled
+            better = (fooled & (length < nearest[positions])).nonzero()[:, 0]
+            adversarial[positions[better]], nearest[positions[better]] = x[better], length[better]
+            weight = search.weight[positions]
             value = (length.square() - weight * objective).double().cpu()
             slope = (2 * delta - per_sample(weight, x) * gradient).flatten(1).double().cpu().numpy()
             return [(float(v), g) for v, g in zip(value, slope, strict=True)]
@@ -136,10 +133,10 @@ class LBFGS(Attack):
         return adversarial, nearest.isfinite()
 
     @staticmethod
-    def _bounds(problem: Problem) -> tuple[Array, Array] | None:
-        if problem.lower is None or problem.upper is None:
+    def _bounds(state: AttackState) -> tuple[Array, Array] | None:
+        if state.lower is None or state.upper is None:
             return None
-        lower, upper = (b.expand_as(problem.x).flatten().double().cpu().numpy() for b in (problem.lower, problem.upper))
+        lower, upper = (b.expand_as(state.x).flatten().double().cpu().numpy() for b in (state.lower, state.upper))
         return lower, upper
 
 
@@ -216,24 +213,19 @@ def minimise_together(
             thread.join()
 
 
-def bisect_segment(problem: Problem, adversarial: Tensor, steps: int) -> Tensor:
+def bisect_segment(state: AttackState, adversarial: Tensor, steps: int) -> Tensor:
     """Return, between each sample and its adversarial one, the nearest point that still fools, by bisection.
 
-    Every point returned is one that the model was asked about.
-
-    Args:
-        problem: Samples.
-        adversarial: Points that fool the model.
-        steps: Bisections, one forward pass each.
+    Each step costs one forward pass; every point returned has been evaluated.
     """
-    near = torch.zeros(len(problem), dtype=problem.x.dtype, device=problem.x.device)
+    near = torch.zeros(len(state), dtype=state.x.dtype, device=state.x.device)
     far = torch.ones_like(near)
-    best, delta = adversarial, adversarial - problem.x
+    best, delta = adversarial, adversarial - state.x
     for _ in range(steps):
         middle = (near + far) / 2
-        x = problem.clamp(problem.x + per_sample(middle, delta) * delta)
+        x = state.clamp(state.x + per_sample(middle, delta) * delta)
         with torch.no_grad():
-            fooled = problem.fooled(problem.logits(x))
+            fooled = state.fooled(state.logits(x))
         best = torch.where(per_sample(fooled, x), x, best)
         near, far = torch.where(fooled, near, middle), torch.where(fooled, middle, far)
     return best

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
-from lit_modules.attacks.engine.checks import check_count, check_positive
-from lit_modules.attacks.engine.estimators import ask, chunks
+from lit_modules.attacks.engine.checks import check_count, check_positive, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, margin, resolve_loss
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.state import AttackState, Outcome
+from lit_modules.attacks.score_based import chunks, query
 from lit_modules.utils.arguments import Unpack
 
 
@@ -20,15 +20,14 @@ class _PixelAttack(Attack):
 
     Args:
         max_batch: Most points of one forward pass, if the batch is smaller.
-        arguments: Arguments of :class:`Attack`, by name; bounds are needed.
     """
 
     norm = "l0"
-    minimal = True
+    minimum_norm = True
 
-    def __init__(self, *, max_batch: int, **arguments: Unpack[AttackArguments]) -> None:
-        super().__init__(**arguments)
-        check_count("max_batch", max_batch)
+    def __init__(self, *, max_batch: int, **shared: Unpack[AttackArguments]) -> None:
+        super().__init__(**shared)
+        check_count(max_batch=max_batch)
         self.max_batch = max_batch
         self._check_bounds()
 
@@ -38,17 +37,17 @@ class _PixelAttack(Attack):
                 f"{type(self).__name__} sets pixels by the bounds, got bounds=None; pass bounds=(lower, upper)."
             )
 
-    def sides(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def sides(self, state: AttackState) -> tuple[Tensor, Tensor]:
         """Return the bounds in the shape of the samples."""
         self._check_bounds()
-        assert problem.lower is not None
-        assert problem.upper is not None
-        return problem.lower.expand_as(problem.x), problem.upper.expand_as(problem.x)
+        assert state.lower is not None
+        assert state.upper is not None
+        return state.lower.expand_as(state.x), state.upper.expand_as(state.x)
 
 
-def outcome(problem: Problem, adversarial: Tensor, success: Tensor) -> Outcome:
+def outcome(state: AttackState, adversarial: Tensor, success: Tensor) -> Outcome:
     """Return successes with the number of their changed coordinates, failures unchanged."""
-    distance = lp_norm(adversarial - problem.x, "l0")
+    distance = lp_norm(adversarial - state.x, "l0")
     return Outcome(adversarial, success, torch.where(success, -distance, float("-inf")))
 
 
@@ -65,7 +64,6 @@ class SinglePixel(_PixelAttack):
     Args:
         max_pixels: Most pixels that are tried; each costs up to two forward passes.
         max_batch: Most points of one forward pass, if the batch is smaller; changes memory and speed, no result.
-        arguments: Arguments of :class:`Attack`, by name; bounds are needed.
 
     Raises:
         ValueError: If there are no bounds.
@@ -80,16 +78,16 @@ class SinglePixel(_PixelAttack):
         Narodytska, Kasiviswanathan, "Simple black-box adversarial perturbations for deep networks" (arXiv 1612.06299).
     """
 
-    def __init__(self, *, max_pixels: int = 100, max_batch: int = 256, **arguments: Unpack[AttackArguments]) -> None:
-        super().__init__(max_batch=max_batch, **arguments)
-        check_count("max_pixels", max_pixels)
+    def __init__(self, *, max_pixels: int = 100, max_batch: int = 256, **shared: Unpack[AttackArguments]) -> None:
+        super().__init__(max_batch=max_batch, **shared)
+        check_count(max_pixels=max_pixels)
         self.max_pixels = max_pixels
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Try the pixels, several at once."""
-        x = as_pixels(problem.x)
-        values = torch.stack([as_pixels(side) for side in self.sides(problem)])  # (2, batch, channels, pixels)
-        pixels = problem.random.permutation(x.shape[2])[:, : self.max_pixels]
+        x = as_pixels(state.x)
+        values = torch.stack([as_pixels(side) for side in self.sides(state)])  # (2, batch, channels, pixels)
+        pixels = state.random.permutation(x.shape[2])[:, : self.max_pixels]
         trial, value = pixels.repeat_interleave(2, 1), torch.arange(2, device=x.device).repeat(pixels.shape[1])
         every = torch.arange(len(x), device=x.device)
         new = (values != x).any(2)[value, every[:, None], trial]
@@ -97,23 +95,23 @@ class SinglePixel(_PixelAttack):
         trial, value = trial.gather(1, order), value[order]
         most = int(new.sum(1).max())
 
-        adversarial, success = problem.x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        part, done = problem, 0
+        adversarial, success = state.x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        active, done = state, 0
         while done < most and len(every):
             count = next(chunks(most - done, self.max_batch, len(every)))
             here = trial[every, done : done + count].T  # (count, active)
             colour = values[value[every, done : done + count].T, every, :, here]
             points = x[every].repeat(count, 1, 1)
             points.scatter_(2, here.reshape(-1, 1, 1).expand(-1, points.shape[1], 1), colour.flatten(0, 1)[:, :, None])
-            points = points.view(count, len(every), *problem.x.shape[1:])
-            fooled = ask(part, points, margin)[1]
+            points = points.view(count, len(every), *state.x.shape[1:])
+            fooled = query(active, points, margin)[1]
             first, found = fooled.int().argmax(0), fooled.any(0)
             chosen = found.nonzero()[:, 0]
             adversarial[every[chosen]] = points[first[chosen], chosen]
             success[every[chosen]] = True
             stay = (~found).nonzero()[:, 0]
-            every, part, done = every[stay], part.select(stay), done + count
-        return outcome(problem, adversarial, success)
+            every, active, done = every[stay], active.select(stay), done + count
+        return outcome(state, adversarial, success)
 
 
 class LocalSearch(_PixelAttack):
@@ -142,7 +140,6 @@ class LocalSearch(_PixelAttack):
         max_candidates: Most candidates of a round; each costs a forward pass.
         loss: ``cross_entropy`` for the probability of the label, as in the paper, ``margin``, ``dlr``, or a callable.
         max_batch: Most points of one forward pass, if the batch is smaller; changes memory and speed, no result.
-        arguments: Arguments of :class:`Attack`, by name; bounds are needed.
 
     Raises:
         ValueError: If an argument is outside its range, there are no bounds, or the samples are no images.
@@ -169,19 +166,15 @@ class LocalSearch(_PixelAttack):
         max_candidates: int = 128,
         loss: LossName | Loss = "cross_entropy",
         max_batch: int = 256,
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(max_batch=max_batch, **arguments)
+        super().__init__(max_batch=max_batch, **shared)
         if push is not None:
-            check_positive("push", push)
-        if not 0 <= stretch <= 2:
-            raise ValueError(f"stretch must be from 0 to 2, got {stretch}.")
-        check_count("reach", reach)
-        check_count("pixels", pixels)
-        check_count("rounds", rounds)
-        if not 0 < start <= 1:
-            raise ValueError(f"start must be above 0 and at most 1, got {start}.")
-        check_count("max_candidates", max_candidates)
+            check_positive(push=push)
+        check_range("[0, 2]", stretch=stretch)
+        check_count(reach=reach, pixels=pixels, rounds=rounds)
+        check_range("(0, 1]", start=start)
+        check_count(max_candidates=max_candidates)
         self.push = push
         self.stretch = stretch
         self.reach = reach
@@ -192,60 +185,53 @@ class LocalSearch(_PixelAttack):
         self.loss = loss
         self._loss = resolve_loss(loss)
 
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Move the pixels of the samples that are not fooled yet, round by round."""
-        if problem.x.ndim != 4:
+        if state.x.ndim != 4:
             raise ValueError(
                 "LocalSearch moves pixels of images, so x must be (batch, channel, height, width), got "
-                f"{tuple(problem.x.shape)}."
+                f"{tuple(state.x.shape)}."
             )
-        adversarial, success = problem.x.clone(), torch.zeros_like(problem.label, dtype=torch.bool)
-        part, place = problem, torch.arange(len(problem), device=problem.x.device)
-        x = as_pixels(problem.x)
+        adversarial, success = state.x.clone(), torch.zeros_like(state.label, dtype=torch.bool)
+        active, positions = state, state.positions()
+        x = as_pixels(state.x)
         near, limit = torch.ones_like(x[:, 0], dtype=torch.bool), max(1, int(self.start * x.shape[2]))
         for _ in range(self.rounds):
-            x, moved = self.move(part, x, near, limit)
-            points = x.view(-1, *problem.x.shape[1:])
-            fooled = ask(part, points[None], self._loss)[1][0]
-            adversarial[place[fooled]] = points[fooled]
-            success[place[fooled]] = True
+            x, moved = self.move(active, x, near, limit)
+            points = x.view(-1, *state.x.shape[1:])
+            fooled = query(active, points[None], self._loss)[1][0]
+            adversarial[positions[fooled]] = points[fooled]
+            success[positions[fooled]] = True
             stay = (~fooled).nonzero()[:, 0]
             if not len(stay):
                 break
-            part, place, x, moved = part.select(stay), place[stay], x[stay], moved[stay]
-            picture = moved.view(-1, 1, *problem.x.shape[2:]).to(x.dtype)
+            active, positions, x, moved = active.select(stay), positions[stay], x[stay], moved[stay]
+            picture = moved.view(-1, 1, *state.x.shape[2:]).to(x.dtype)
             near = F.max_pool2d(picture, 2 * self.reach + 1, 1, self.reach).flatten(1) > 0
             limit = x.shape[2]
-        return outcome(problem, adversarial, success)
+        return outcome(state, adversarial, success)
 
-    def move(self, problem: Problem, x: Tensor, near: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-        """Move the most influential candidates.
+    def move(self, state: AttackState, x: Tensor, near: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+        """Move the most influential of at most ``limit`` candidates among the pixels ``near``, ``(active, pixels)``.
 
-        Args:
-            problem: Samples that are still under attack.
-            x: Their images, ``(active, channels, pixels)``.
-            near: Where candidates may be, ``(active, pixels)``.
-            limit: Most candidates besides ``max_candidates``.
-
-        Returns:
-            The new images, and which pixels moved, ``(active, pixels)``.
+        Returns the images, ``(active, channels, pixels)``, and which pixels moved.
         """
-        lower, upper = (as_pixels(side) for side in self.sides(problem))
+        lower, upper = (as_pixels(side) for side in self.sides(state))
         middle, width = (upper + lower) / 2, upper - lower
         stretched = self.stretch * (x - middle)
         stretched = torch.where(stretched.abs() > width / 2, stretched - width * stretched.sign(), stretched)
         new = (middle + stretched).clamp(lower, upper)
         trial = new if self.push is None else middle + self.push * width * torch.where(x < middle, -1.0, 1.0).to(x)
         most = min(limit, self.max_candidates, int(near.sum(1).max()))
-        lot = torch.where(near, problem.random.uniform(near.shape[1]), 2.0)
+        lot = torch.where(near, state.random.uniform(near.shape[1]), 2.0)
         lot, candidates = lot.topk(most, dim=1, largest=False)
-        influence = self.influence(problem, x, trial, candidates).masked_fill(lot > 1, float("-inf"))
+        influence = self.influence(state, x, trial, candidates).masked_fill(lot > 1, float("-inf"))
         top, chosen = (v[:, : self.pixels] for v in influence.sort(dim=1, descending=True, stable=True))
         chosen = candidates.gather(1, chosen)
         moved = torch.zeros_like(near).scatter_(1, chosen, top > float("-inf"))
         return torch.where(moved[:, None], new, x), moved
 
-    def influence(self, problem: Problem, x: Tensor, trial: Tensor, candidates: Tensor) -> Tensor:
+    def influence(self, state: AttackState, x: Tensor, trial: Tensor, candidates: Tensor) -> Tensor:
         """Return the objective with each candidate alone set to its trial value, ``(active, candidates)``."""
         objectives = []
         for some in torch.split(candidates, list(chunks(candidates.shape[1], self.max_batch, len(x))), 1):
@@ -253,7 +239,7 @@ class LocalSearch(_PixelAttack):
             here = some.T[:, :, None, None].expand(-1, -1, x.shape[1], 1)
             points = x.expand(count, *x.shape).clone()
             points.scatter_(3, here, trial.expand_as(points).gather(3, here))
-            objectives.append(ask(problem, points.view(count, *problem.x.shape), self._loss)[0])
+            objectives.append(query(state, points.view(count, *state.x.shape), self._loss)[0])
         return torch.cat(objectives).T
 
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
-from lit_modules.attacks.engine.checks import Radius, check_count
-from lit_modules.attacks.engine.fixed_radius import BestSoFar
+from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
-from lit_modules.attacks.engine.norms import check_norm, lp_norm, normalise, per_sample, project, project_l1_box
-from lit_modules.attacks.engine.problem import Outcome, Problem
+from lit_modules.attacks.engine.norms import lp_norm, normalise, per_sample, project, project_l1_box
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome
 from lit_modules.utils.arguments import Unpack
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, of 10 000, after which the area halves
@@ -21,12 +20,7 @@ _BLOCK = 64  # random numbers are drawn for so many queries at once
 
 
 def square_area(query: int, start: float) -> float:
-    """Return the share of the image that a query changes.
-
-    Args:
-        query: Number of the query on the scale of 10 000.
-        start: Share at the start.
-    """
+    """Return the share of the image that a query changes; ``query`` counts on the scale of 10 000."""
     return start * 0.5 ** sum(query > bound for bound in _HALVINGS)
 
 
@@ -45,7 +39,6 @@ class Square(Attack):
         rescale: Stretch the schedule of areas from 10 000 queries to ``queries``; AutoAttack does not.
         loss: ``margin``, ``cross_entropy``, ``dlr``, ``soft_margin``, ``zero_one`` (the answer alone), or a callable
             giving one value per sample.
-        arguments: Arguments of :class:`Attack`, by name.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -65,13 +58,12 @@ class Square(Attack):
         start_area: float = 0.8,
         rescale: bool = False,
         loss: LossName | Loss = "margin",
-        **arguments: Unpack[AttackArguments],
+        **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(**arguments)
-        check_norm(norm, ("linf", "l2", "l1"))
-        check_count("queries", queries)
-        if not 0 < start_area <= 1:
-            raise ValueError(f"start_area must be above 0 and at most 1, got {start_area}.")
+        super().__init__(**shared)
+        check_choice("norm", norm, ("linf", "l2", "l1"))
+        check_count(queries=queries)
+        check_range("(0, 1]", start_area=start_area)
         self.norm = norm
         self.eps = self.checked_eps(eps)
         self.queries = queries
@@ -81,17 +73,16 @@ class Square(Attack):
         self._loss = resolve_loss(loss)
 
     @torch.no_grad()
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Search at random."""
-        found, part = BestSoFar(problem, self._loss), problem
-        place = torch.arange(len(problem), device=problem.x.device)
-        x = self._stripes(part) if self.norm == "linf" else self._bumps(part)
+        best, active, positions = BestSoFar(state, self._loss), state, state.positions()
+        x = self._stripes(active) if self.norm == "linf" else self._bumps(active)
         objective: Tensor | None = None
         numbers: Tensor | None = None
         for query in range(self.queries):
-            tried = x if numbers is None else self._change(part, x, query, numbers[:, query % _BLOCK])
-            logits = part.logits(tried)
-            value, fooled = part.objective(logits, self._loss), part.fooled(logits)
+            tried = x if numbers is None else self._change(active, x, query, numbers[:, query % _BLOCK])
+            logits = active.logits(tried)
+            value, fooled = active.objective(logits, self._loss), active.fooled(logits)
             if objective is None:
                 objective = value
             else:
@@ -99,17 +90,17 @@ class Square(Attack):
                 x = torch.where(per_sample(better, x), tried, x)
                 objective = torch.where(better, value, objective)
             if bool(fooled.any()):
-                found.offer(place[fooled], x[fooled], objective[fooled], fooled[fooled])
+                best.offer(positions[fooled], x[fooled], objective[fooled], fooled[fooled])
                 stay = (~fooled).nonzero()[:, 0]
                 if not len(stay):
-                    return found.outcome()
-                place, part, x, objective = place[stay], part.select(stay), x[stay], objective[stay]
+                    return best.outcome()
+                positions, active, x, objective = positions[stay], active.select(stay), x[stay], objective[stay]
                 numbers = None if numbers is None else numbers[stay]
             if numbers is None or (query + 1) % _BLOCK == 0:
-                numbers = part.random.uniform(_BLOCK, 5 + 2 * _shape(part.x)[0])
+                numbers = active.random.uniform(_BLOCK, 5 + 2 * _shape(active.x)[0])
         assert objective is not None
-        found.offer(place, x, objective, torch.zeros_like(place, dtype=torch.bool))
-        return found.outcome()
+        best.offer(positions, x, objective, torch.zeros_like(positions, dtype=torch.bool))
+        return best.outcome()
 
     def _sides(self, query: int, x: Tensor) -> tuple[int, int]:
         """Return height and width of the changed window."""
@@ -123,52 +114,47 @@ class Square(Attack):
         wide = min(width, max(1, round(area / tall)) if tall < side else side)
         return tall, wide
 
-    def _change(self, part: Problem, x: Tensor, query: int, numbers: Tensor) -> Tensor:
+    def _change(self, active: AttackState, x: Tensor, query: int, numbers: Tensor) -> Tensor:
         """Return the samples to try next; ``numbers`` are uniform, ``(batch, 5 + 2 channels)``."""
         channels, height, width = _shape(x)
         tall, wide = self._sides(query, x)
         top, left = (numbers[:, 0] * (height - tall + 1)).long(), (numbers[:, 1] * (width - wide + 1)).long()
         sign = (numbers[:, 5 : 5 + channels] < 0.5).to(x.dtype).mul_(2).sub_(1)[:, :, None, None]
-        assert part.radius is not None
         if self.norm == "linf":
             window = _window(x, top, left, tall, wide)
-            image, clean = x.view(-1, channels, height, width), part.x.view(-1, channels, height, width)
-            changed = clean + part.radius.view(-1, 1, 1, 1) * sign
-            return part.clamp(torch.where(window, changed, image).view_as(x))
+            image, clean = x.view(-1, channels, height, width), active.x.view(-1, channels, height, width)
+            changed = clean + active.radius.view(-1, 1, 1, 1) * sign
+            return active.clamp(torch.where(window, changed, image).view_as(x))
         second = (numbers[:, 2] * (height - tall + 1)).long(), (numbers[:, 3] * (width - wide + 1)).long()
-        return self._move(part, x, (top, left), second, (tall, wide), sign, numbers[:, 4] < 0.5)
+        return self._move(active, x, (top, left), second, (tall, wide), sign, numbers[:, 4] < 0.5)
 
-    def _stripes(self, part: Problem) -> Tensor:
+    def _stripes(self, active: AttackState) -> Tensor:
         """Return the samples plus or minus eps in vertical stripes."""
-        channels, _, width = _shape(part.x)
-        assert part.radius is not None
-        sign = part.random.sign(channels, 1, width).to(part.x.dtype)
-        image = part.x.view(-1, *_shape(part.x)) + part.radius.view(-1, 1, 1, 1) * sign
-        return part.clamp(image.view_as(part.x))
+        channels, _, width = _shape(active.x)
+        sign = active.random.sign(channels, 1, width).to(active.x.dtype)
+        image = active.x.view(-1, *_shape(active.x)) + active.radius.view(-1, 1, 1, 1) * sign
+        return active.clamp(image.view_as(active.x))
 
-    def _bumps(self, part: Problem) -> Tensor:
+    def _bumps(self, active: AttackState) -> Tensor:
         """Return the samples plus a grid of five by five bumps of random sign, at the radius."""
-        channels, height, width = _shape(part.x)
+        channels, height, width = _shape(active.x)
         side = max(1, min(height, width) // 5)
         rows, columns = max(1, height // side), max(1, width // side)
-        tile = self._bump(min(side, height), side, part.x)
-        sign = part.random.sign(channels, rows, columns).to(part.x.dtype)
-        grid = (sign[:, :, :, None, :, None] * tile[:, None, :]).reshape(len(part), channels, rows * len(tile), -1)
-        delta = torch.zeros(len(part), channels, height, width, dtype=part.x.dtype, device=part.x.device)
+        tile = self._bump(min(side, height), side, active.x)
+        sign = active.random.sign(channels, rows, columns).to(active.x.dtype)
+        grid = (sign[:, :, :, None, :, None] * tile[:, None, :]).reshape(len(active), channels, rows * len(tile), -1)
+        delta = torch.zeros(len(active), channels, height, width, dtype=active.x.dtype, device=active.x.device)
         delta[:, :, : grid.shape[2], : grid.shape[3]] = grid[:, :, :height, :width]
-        return self._at_radius(part, delta)
+        return self._at_radius(active, delta)
 
-    def _at_radius(self, part: Problem, delta: Tensor) -> Tensor:
+    def _at_radius(self, active: AttackState, delta: Tensor) -> Tensor:
         """Return the samples plus the perturbation brought to the radius, within the bounds."""
-        assert part.radius is not None
-        delta = delta.view_as(part.x)
+        delta = delta.view_as(active.x)
         if self.norm == "l2":
-            return part.clamp(part.x + project(part.radius * normalise(delta, "l2"), part.radius, "l2"))
+            return active.clamp(active.x + project(active.radius * normalise(delta, "l2"), active.radius, "l2"))
         # what is larger is not scaled down: the projection takes the same off every value, and the small ones vanish
-        short = part.radius / per_sample(lp_norm(delta, "l1"), delta).clamp_min(torch.finfo(delta.dtype).tiny)
-        lower = None if part.lower is None else part.lower - part.x
-        upper = None if part.upper is None else part.upper - part.x
-        return part.clamp(part.x + project_l1_box(delta * short.clamp_min(1), part.radius, lower, upper))
+        short = active.radius / per_sample(lp_norm(delta, "l1"), delta).clamp_min(torch.finfo(delta.dtype).tiny)
+        return active.clamp(active.x + project_l1_box(delta * short.clamp_min(1), active.radius, *active.room()))
 
     def _bump(self, tall: int, wide: int, like: Tensor) -> Tensor:
         """Return a window whose upper half is a peak and whose lower half is its negative, of unit norm."""
@@ -189,7 +175,7 @@ class Square(Attack):
 
     def _move(
         self,
-        part: Problem,
+        active: AttackState,
         x: Tensor,
         first: tuple[Tensor, Tensor],
         second: tuple[Tensor, Tensor],
@@ -199,7 +185,7 @@ class Square(Attack):
     ) -> Tensor:
         """Return the samples with the perturbation of the second window spent in the first (algorithm 3)."""
         shape = _shape(x)
-        delta = (x - part.x).view(-1, *shape)
+        delta = (x - active.x).view(-1, *shape)
         into, out = _window(x, *first, *sides), _window(x, *second, *sides)
         tile = self._bump(*sides, x)
         if sides[0] == sides[1]:
@@ -213,13 +199,12 @@ class Square(Attack):
         at = batch, channel, rows[:, None, :, None], columns[:, None, None, :]
         fresh = self._unit(sign * pattern[:, None] + self._unit(delta[at]))
         moved = delta.masked_fill(out, 0.0)
-        moved[at] = fresh * self._budget(part, delta, into | out)
-        return self._at_radius(part, moved)
+        moved[at] = fresh * self._budget(active, delta, into | out)
+        return self._at_radius(active, moved)
 
-    def _budget(self, part: Problem, delta: Tensor, windows: Tensor) -> Tensor:
+    def _budget(self, active: AttackState, delta: Tensor, windows: Tensor) -> Tensor:
         """Return the norm that each channel of the first window gets: what both held and what the radius has left."""
-        assert part.radius is not None
-        radius, channels = part.radius.view(-1, 1, 1, 1), delta.shape[1]
+        radius, channels = active.radius.view(-1, 1, 1, 1), delta.shape[1]
         if self.norm == "l2":
             free = (radius.square() - self._size(delta, (1, 2, 3)).square()).clamp_min(0)
             return (free / channels + self._size(delta * windows, (1, 2, 3)).square()).sqrt()

@@ -1,4 +1,4 @@
-"""Modules around a model: averages of a random one, and gradients of one that gives none."""
+"""Modules around a model: expectation over transformation, and estimated gradients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.engine.checks import check_count, check_positive
-from lit_modules.attacks.engine.oracle import Model, take_logits
 from lit_modules.attacks.engine.random import SampleRandom
+from lit_modules.attacks.engine.state import Model, take_logits
 
 
 class EOT(nn.Module):
@@ -21,13 +21,13 @@ class EOT(nn.Module):
 
     Args:
         model: Module or callable that gives logits.
-        passes: Passes of each call.
+        num_samples: Passes of each call.
 
     Raises:
         ValueError: If there is not at least one pass.
 
     Example:
-        >>> model = EOT(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)), passes=8)
+        >>> model = EOT(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)), num_samples=8)
         >>> model(torch.rand(2, 4)).shape
         torch.Size([2, 3])
 
@@ -35,22 +35,22 @@ class EOT(nn.Module):
         Athalye et al., "Synthesizing robust adversarial examples" (arXiv 1707.07397), equation 2.
     """
 
-    def __init__(self, model: Model, passes: int = 20) -> None:
+    def __init__(self, model: Model, num_samples: int = 20) -> None:
         super().__init__()
-        check_count("passes", passes)
+        check_count(num_samples=num_samples)
         self.model = model
-        self.passes = passes
+        self.num_samples = num_samples
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean logits, ``(batch, classes)``."""
         total = take_logits(self.model(x))
-        for _ in range(self.passes - 1):
+        for _ in range(self.num_samples - 1):
             total = total + take_logits(self.model(x))
-        return total / self.passes
+        return total / self.num_samples
 
     def extra_repr(self) -> str:
         """Return the arguments."""
-        return f"passes={self.passes}"
+        return f"num_samples={self.num_samples}"
 
 
 class EstimatedGradient(nn.Module):
@@ -67,8 +67,8 @@ class EstimatedGradient(nn.Module):
 
     def __init__(self, model: Model, step: float, max_batch: int) -> None:
         super().__init__()
-        check_positive("step", step)
-        check_count("max_batch", max_batch)
+        check_positive(step=step)
+        check_count(max_batch=max_batch)
         self.model = model
         self.step = step
         self.max_batch = max_batch
@@ -80,13 +80,7 @@ class EstimatedGradient(nn.Module):
 
     @abstractmethod
     def directions(self, x: Tensor, start: int, count: int) -> Tensor:
-        """Return some of the directions in which the model is asked, ``(count, batch, *)``.
-
-        Args:
-            x: Samples.
-            start: Number of the first direction.
-            count: Number of directions.
-        """
+        """Return ``count`` of the directions for samples ``x``, from number ``start`` on, ``(count, batch, *)``."""
 
     @abstractmethod
     def number(self, x: Tensor) -> int:
@@ -98,12 +92,7 @@ class EstimatedGradient(nn.Module):
 
     @torch.no_grad()
     def estimate(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the estimated gradient of ``(logits * weight).sum()``, shape of ``x``.
-
-        Args:
-            x: Samples, ``(batch, *)``.
-            weight: Gradient with respect to the logits, ``(batch, classes)``.
-        """
+        """Return the estimated gradient of ``(logits * weight).sum()`` with respect to the samples, shape of ``x``."""
         total, number = torch.zeros_like(x), self.number(x)
         several = max(1, self.max_batch // (2 * len(x)))
         for start in range(0, number, several):
@@ -182,7 +171,7 @@ class NESGradient(EstimatedGradient):
         self, model: Model, samples: int = 100, step: float = 1e-3, seed: int = 0, max_batch: int = 1024
     ) -> None:
         super().__init__(model, step, max_batch)
-        check_count("samples", samples)
+        check_count(samples=samples)
         self.samples = samples
         self.seed = seed
 

@@ -1,11 +1,11 @@
-"""CoDA: finding confused pairs, and contrastive synthetic images of them; each stage on tensors and lists, or all."""
+"""CoDA: confusable pairs, contrastive synthetic images of them, and the update of a model on these."""
 
 from typing import TYPE_CHECKING
 
 from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lit_modules.coda.augmentation.armada_lite import ArmadaLite, EditResult, ImageEditor
+    from lit_modules.coda.augmentation.armada_lite import ArmadaLite, EditResult, EditSettings
     from lit_modules.coda.augmentation.confusable_pairs import (
         ConfusionTable,
         confusion_questions,
@@ -17,26 +17,28 @@ if TYPE_CHECKING:
     )
     from lit_modules.coda.augmentation.discriminability import (
         AttributeScores,
+        Selection,
         discriminability_scores,
         discriminability_values,
+        select_discriminative,
     )
-    from lit_modules.coda.augmentation.edit_requests import EditSettings
-    from lit_modules.coda.augmentation.estimate import Estimate, Prices
     from lit_modules.coda.augmentation.export import export_images
     from lit_modules.coda.augmentation.features import FeatureAnswer, extract_features, feature_request
-    from lit_modules.coda.augmentation.generability import attribute_groups, generability_scores, trial_count
+    from lit_modules.coda.augmentation.generability import (
+        attribute_groups,
+        generability_scores,
+        select_generable,
+        trial_count,
+    )
     from lit_modules.coda.augmentation.generation import image_prompt, negative_prompt, plan_images
-    from lit_modules.coda.augmentation.inputs import PairTask
     from lit_modules.coda.augmentation.parsing import MalformedAnswer, parse_bits, parse_features, parse_yes_no
-    from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult, UnitResult, store_counts
-    from lit_modules.coda.augmentation.presets import CoDASettings, preset
+    from lit_modules.coda.augmentation.pipeline import CoDAPipeline, Estimate, PipelineResult, UnitResult, store_counts
     from lit_modules.coda.augmentation.ranking import rank_references, reference_scores, similarities
-    from lit_modules.coda.augmentation.report.page import write_report
-    from lit_modules.coda.augmentation.selection import Selection, select_discriminative, select_generable
+    from lit_modules.coda.augmentation.report import write_report
+    from lit_modules.coda.augmentation.settings import CoDASettings, preset
+    from lit_modules.coda.augmentation.tasks import PairTask
     from lit_modules.coda.augmentation.verification import accept_images, image_score, verification_requests
-    from lit_modules.coda.backends.bounded_endpoint import BoundedEndpoint, Budget
-    from lit_modules.coda.backends.editing import DiffusersEdits
-    from lit_modules.coda.backends.local import ClipEmbedder, DiffusersImages, LocalChat
+    from lit_modules.coda.backends.local import ClipEmbedder, DiffusersEdits, DiffusersImages, LocalChat
     from lit_modules.coda.backends.protocols import (
         BackendError,
         BudgetExhausted,
@@ -44,19 +46,22 @@ if TYPE_CHECKING:
         ChatModel,
         ChatRequest,
         Embedder,
+        ImageEditor,
         ImageGenerator,
         ImageRequest,
+        Prices,
         Reply,
         Usage,
     )
-    from lit_modules.coda.backends.remote import RemoteChat, RemoteImages
+    from lit_modules.coda.backends.remote import BoundedEndpoint, Budget, RemoteChat, RemoteImages
     from lit_modules.coda.classifier_update import ClassifierUpdate
     from lit_modules.coda.coda import CoDA
     from lit_modules.coda.core.answers import normalise_answer, read_answer
     from lit_modules.coda.core.concepts import Concept, ConfusablePair, safe_name, unique_pairs
-    from lit_modules.coda.core.pictures import perceptual_hash, picture_problem, read_picture
+    from lit_modules.coda.core.images import perceptual_hash, picture_problem
     from lit_modules.coda.core.store import Store, StoreInUse
     from lit_modules.coda.in_context import InContext
+    from lit_modules.utils.images import read_picture
 else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 

@@ -1,17 +1,17 @@
-"""Updating an image classifier on few pictures of new concepts."""
+"""Update of an image classifier on few pictures of new concepts."""
 
 import math
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torchmetrics import Metric
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from lit_modules.coda.core.base import Batch, UpdateModule, default_optimizer
+from lit_modules.coda.core.image_classifiers import is_head, load_classifier, load_image_processor, normalisation
+from lit_modules.coda.core.multiple_choice import Batch, Prediction
+from lit_modules.coda.core.update import UpdateArguments, UpdateModule
 from lit_modules.utils.adapters import own_config
-from lit_modules.utils.weights import only_tensors
+from lit_modules.utils.arguments import Unpack
 
 
 class ClassifierUpdate(UpdateModule):
@@ -35,10 +35,7 @@ class ClassifierUpdate(UpdateModule):
         warmup_ratio: Share of the steps in which the learning rate rises, in [0, 1]; then it falls by a cosine.
         mean: Mean of each channel; ``None`` takes that of the image processor beside the model.
         std: Standard deviation of each channel; ``None`` likewise.
-        seed: Seed of dropout.
-        metric: PairAccuracy, or NWayAccuracy for more than two options.
-        retention_metric: The same for the data's ``retention_pairs``.
-        optimizer: Builds the optimizer from groups of parameters that have their learning rates.
+        shared: Arguments of :class:`~lit_modules.coda.core.update.UpdateModule`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -57,14 +54,9 @@ class ClassifierUpdate(UpdateModule):
         warmup_ratio: float = 0.03,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        seed: int = 0,
-        metric: Metric | None = None,
-        retention_metric: Metric | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
+        **shared: Unpack[UpdateArguments],
     ) -> None:
-        super().__init__(warmup_ratio, metric, retention_metric, optimizer, seed)
-        objects = ["metric", "retention_metric", "optimizer"]
-        self.save_hyperparameters(ignore=objects if isinstance(model, str) else ["model", *objects])
+        super().__init__(model=model, warmup_ratio=warmup_ratio, **shared)
         if tuning not in ("full", "head", "none"):
             raise ValueError(f"tuning must be 'full', 'head' or 'none', got {tuning!r}.")
         for name, rate in (("learning_rate", learning_rate), ("head_learning_rate", head_learning_rate)):
@@ -72,36 +64,23 @@ class ClassifierUpdate(UpdateModule):
                 raise ValueError(f"{name} must be finite and not negative, got {rate}.")
         if num_classes is not None and num_classes < 2:
             raise ValueError(f"num_classes must be at least 2 or None, got {num_classes}.")
-        self.model_name = model if isinstance(model, str) else None
-        self.model = None if isinstance(model, str) else model
         self.num_classes, self.tuning = num_classes, tuning
         self.learning_rate, self.head_learning_rate = learning_rate, head_learning_rate
         self.mean, self.std = mean, std
-        self._configured = False
 
     def configure_model(self) -> None:
         """Load the classifier with a head for the classes, and freeze what does not train, once, in training mode."""
         if self._configured:
             return
-        datamodule = getattr(self._trainer, "datamodule", None)
+        datamodule = getattr(self._trainer, "datamodule", None)  # the user's own may have no classes
         number = self.num_classes or getattr(datamodule, "num_classes", None)
         if self.model is None:
             if number is None:
                 raise ValueError("num_classes must be given without a datamodule that has it.")
-            names = list(getattr(datamodule, "classes", [])) or [f"class {place}" for place in range(number)]
+            names = list(getattr(datamodule, "classes", [])) or [f"class {label}" for label in range(number)]
             if len(names) != number:
                 raise ValueError(f"num_classes is {number} and the data have {len(names)} classes.")
-            try:
-                with only_tensors(str(self.model_name)):
-                    self.model = AutoModelForImageClassification.from_pretrained(
-                        str(self.model_name),
-                        id2label=dict(enumerate(names)),
-                        label2id={name: place for place, name in enumerate(names)},
-                        ignore_mismatched_sizes=True,
-                    )
-            except (OSError, ValueError, KeyError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ValueError(f"{self.model_name!r} does not load as an image classifier: {reason}") from error
+            self.model = load_classifier(str(self.model_name), names)
         if own_config(self.model) is not None:
             raise ValueError(
                 "ClassifierUpdate trains weights of the model itself, and this one carries an adapter; give the merged "
@@ -109,11 +88,11 @@ class ClassifierUpdate(UpdateModule):
             )
         if number is not None and self.model.config.num_labels != number:
             raise ValueError(f"The model has {self.model.config.num_labels} classes and the data {number}.")
-        mean, std = self._normalisation()
-        self.register_buffer("_mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("_std", torch.tensor(std)[:, None, None], persistent=False)
+        name = str(self.model_name or self.model.config.name_or_path)
+        for buffer, values in zip(("_mean", "_std"), normalisation(name, self.mean, self.std), strict=True):
+            self.register_buffer(buffer, torch.tensor(values)[:, None, None], persistent=False)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self.tuning == "full" or (self.tuning == "head" and _is_head(name)))
+            parameter.requires_grad_(self.tuning == "full" or (self.tuning == "head" and is_head(name)))
         self.model.train()
         self._configured = True
 
@@ -132,8 +111,8 @@ class ClassifierUpdate(UpdateModule):
         self.configure_model()
         if not isinstance(images, Tensor):
             raise TypeError("ClassifierUpdate takes pictures as one tensor; set image_size of the datamodule.")
-        mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
-        logits: Tensor = self.model(pixel_values=(images - mean) / std).logits
+        pixels = (images - self.get_buffer("_mean")) / self.get_buffer("_std")
+        logits: Tensor = self.model(pixel_values=pixels).logits
         return logits
 
     def loss(self, batch: Batch) -> Tensor:
@@ -143,22 +122,22 @@ class ClassifierUpdate(UpdateModule):
         return torch.nn.functional.cross_entropy(logits, targets)
 
     @torch.no_grad()
-    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, list[Any]]:
-        """Return which option each picture shows.
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Prediction:
+        """Return the likeliest option of each picture.
 
         Args:
             batch: ``image``, ``options`` and ``option_label``.
             batch_idx: Unused.
 
         Returns:
-            Lists: ``options``, ``option`` the place of the likeliest, ``name`` of it, and its ``answer`` likewise;
-            ``option_scores`` are log-probabilities over all classes.
+            Lists: ``options``, ``option``, the index of the likeliest, its ``name``, which is the ``answer`` too, and
+            ``option_scores``, log-probabilities over all classes.
         """
         scores = self(batch["image"]).float().log_softmax(1).gather(1, batch["option_label"])
         chosen: list[int] = scores.argmax(1).tolist()
-        names = [options[place] for options, place in zip(batch["options"], chosen, strict=True)]
-        found: dict[str, list[Any]] = {"options": list(batch["options"]), "option": chosen, "name": names}
-        return {**found, "answer": names, "option_scores": scores.tolist()}
+        names = [options[index] for options, index in zip(batch["options"], chosen, strict=True)]
+        answers: Prediction = {"options": list(batch["options"]), "option": chosen, "name": names, "answer": names}
+        return {**answers, "option_scores": scores.tolist()}
 
     def save_pretrained(self, folder: str) -> None:
         """Write the classifier, and its image processor if there is one, as the Auto classes load them.
@@ -169,30 +148,12 @@ class ClassifierUpdate(UpdateModule):
         self.configure_model()
         self.model.save_pretrained(folder)
         if self.model_name is not None and (self.mean is None or self.std is None):
-            _image_processor(self.model_name).save_pretrained(folder)
+            load_image_processor(self.model_name).save_pretrained(folder)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, with the head in a group of its own, and the schedule."""
-        named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        body = [parameter for name, parameter in named if not _is_head(name)]
-        head = [parameter for name, parameter in named if _is_head(name)]
-        return self.scheduled([(body, self.learning_rate), (head, self.head_learning_rate)])
-
-    def _normalisation(self) -> tuple[list[float], list[float]]:
-        if self.mean is not None and self.std is not None:
-            return self.mean, self.std
-        name = str(self.model_name or getattr(self.model.config, "name_or_path", ""))
-        try:
-            processor = _image_processor(name)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"No image processor lies beside the model {name!r}; give mean and std.") from error
-        return list(self.mean or processor.image_mean), list(self.std or processor.image_std)
-
-
-def _image_processor(name: str) -> Any:
-    auto: Any = AutoImageProcessor
-    return auto.from_pretrained(name)
-
-
-def _is_head(name: str) -> bool:
-    return name.split(".")[0] in ("classifier", "head", "fc", "cls_classifier", "distillation_classifier")
+        groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[is_head(name)].append(parameter)
+        return self.scheduled([(groups[False], self.learning_rate), (groups[True], self.head_learning_rate)])

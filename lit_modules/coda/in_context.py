@@ -1,24 +1,22 @@
-"""Asking a chat model about new concepts with examples in its prompt, instead of an update."""
+"""Questions to a chat model about new concepts, with examples in the prompt instead of an update."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from PIL.Image import Image
-from torchmetrics import Metric
 
-from lit_modules.coda.augmentation.calls import RecordedChat, answers
-from lit_modules.coda.backends.protocols import BackendError, ChatModel, ChatRequest, Reply
-from lit_modules.coda.core.base import Batch, QuestionModule
+from lit_modules.coda.backends.protocols import BackendError, ChatModel, ChatRequest, Reply, answers
+from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.concepts import prompt_text
 from lit_modules.coda.core.conversations import check_conversation, conversation
-from lit_modules.coda.core.scores import read_answers
+from lit_modules.coda.core.multiple_choice import Batch, MultipleChoice, Prediction, QuestionArguments, prediction
 from lit_modules.coda.core.store import Store
+from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.hashing import stable_seed
 
 Example = tuple[Image, str]
 
 
-class InContext(QuestionModule):
+class InContext(MultipleChoice):
     """Ask a chat model, local or behind an endpoint, about concepts that examples in the prompt show; nothing learns.
 
     It is the baseline for models that cannot be updated here, and with no examples the zero-shot one. Each example is
@@ -35,9 +33,7 @@ class InContext(QuestionModule):
         store: Folder in which answers are kept, so that no question is asked twice; ``None`` keeps none.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 takes the likeliest answer.
-        seed: Seed of drawn answers.
-        metric: PairAccuracy, or NWayAccuracy for more than two options.
-        retention_metric: The same for the data's ``retention_pairs``.
+        shared: Arguments of :class:`~lit_modules.coda.core.multiple_choice.MultipleChoice`, by name.
 
     Raises:
         ValueError: If an argument is out of its range; at the first batch, if a question has more pictures than the
@@ -55,21 +51,18 @@ class InContext(QuestionModule):
         store: str | None = None,
         max_new_tokens: int = 16,
         temperature: float = 0.0,
-        seed: int = 0,
-        metric: Metric | None = None,
-        retention_metric: Metric | None = None,
+        **shared: Unpack[QuestionArguments],
     ) -> None:
-        super().__init__(metric, retention_metric)
+        super().__init__(**shared)
         if max_new_tokens < 1 or not temperature >= 0:
             raise ValueError(
                 f"max_new_tokens must be at least 1 and temperature not negative, got {max_new_tokens} and "
                 f"{temperature}."
             )
-        self.save_hyperparameters(ignore=["chat", "metric", "retention_metric"])
         self.chat, self.store = chat, store
-        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
 
-    def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, list[Any]]:
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Prediction:
         """Answer a batch of questions.
 
         Args:
@@ -77,23 +70,13 @@ class InContext(QuestionModule):
             batch_idx: Unused.
 
         Returns:
-            Lists: ``question``, ``options`` in the order asked, ``answer`` as the model gave it, ``option`` its place
-            among them or -1, and ``name`` of it or ``None``. ``pair_id``, ``path`` and ``order`` of the batch are
-            handed through.
+            Lists of :func:`~lit_modules.coda.core.multiple_choice.prediction`.
         """
         number = len(batch["prompt"])
-        places = batch["index"].tolist() if "index" in batch else range(number)
-        context = batch.get("context", [()] * number)
-        rows = zip(batch["image"], batch["prompt"], context, places, strict=True)
+        index = batch["index"].tolist() if "index" in batch else range(number)
+        rows = zip(batch["image"], batch["prompt"], batch.get("context", [()] * number), index, strict=True)
         replies = self._ask([self.request(*row) for row in rows])
-        found: dict[str, list[Any]] = {name: list(batch[name]) for name in ("pair_id", "path") if name in batch}
-        if "order" in batch:
-            found["order"] = batch["order"].tolist()
-        found |= {"question": list(batch["prompt"]), "options": list(batch["options"])}
-        found["answer"] = [reply.text.strip() for reply in replies]
-        found["option"] = read_answers(found["answer"], batch)
-        chosen = zip(batch["options"], found["option"], strict=True)
-        return {**found, "name": [names[place] if place >= 0 else None for names, place in chosen]}
+        return prediction(batch, [reply.text.strip() for reply in replies])
 
     def request(self, image: Image, prompt: str, examples: Sequence[Example] = (), place: int = 0) -> ChatRequest:
         """Return a question about a picture, after examples.
@@ -138,17 +121,16 @@ class InContext(QuestionModule):
         )
 
     def _ask(self, requests: Sequence[ChatRequest]) -> list[Reply]:
-        if self.store is not None:
+        if self.store is None:
+            by_number = dict(answers(self.chat, requests))
+            replies = [by_number[number] for number in range(len(requests))]
+        else:
             ranks = 1 if self._trainer is None else self._trainer.world_size
             shard = (self.global_rank + 1, ranks) if ranks > 1 else None
             with Store(self.store, shard) as store:  # closed after each batch, so that a run that fails holds no lock
-                found = RecordedChat(self.chat, store).ask_many(requests)
-        else:
-            by_number = dict(answers(self.chat, requests))
-            found = [by_number[number] for number in range(len(requests))]
-        replies = [reply for reply in found if isinstance(reply, Reply)]
-        missing = [reply for reply in found if isinstance(reply, BackendError)]
-        if missing:
-            kept = "the others are kept, and the same line asks again" if self.store else "set store to keep the others"
-            raise BackendError(f"{len(missing)} of {len(found)} questions were not answered ({missing[0]}); {kept}.")
-        return replies
+                replies = RecordedChat(self.chat, store).ask_many(requests)
+        errors = [reply for reply in replies if isinstance(reply, BackendError)]
+        if errors:
+            rest = "the others are kept, and the same line asks again" if self.store else "set store to keep the others"
+            raise BackendError(f"{len(errors)} of {len(replies)} questions were not answered ({errors[0]}); {rest}.")
+        return [reply for reply in replies if isinstance(reply, Reply)]

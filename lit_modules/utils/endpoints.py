@@ -1,31 +1,29 @@
-"""OpenAI-compatible endpoints of language and image models, asked with patience and with few requests at a time."""
+"""Client of OpenAI-compatible endpoints of language and image models, with retries."""
 
 import base64
 import binascii
-import http.client
 import json
 import os
 import random
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lit_modules.utils.keys import without_key
+import httpx
+
 from lit_modules.utils.thoughts import without_thoughts
 
 Answer = TypeVar("Answer")
-_MOST_BYTES = 2**26
-_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-_STOP = frozenset({401, 403, 404, 405})
+_MAX_BYTES = 2**26
+_SECRET_LENGTH = 8  # shorter keys, such as EMPTY for a local server, are no secrets and occur in texts by chance
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+_UNUSABLE = frozenset({401, 403, 404, 405})
 _UNPAID = frozenset({"insufficient_quota", "billing_hard_limit_reached", "402"})
-_THINKING = frozenset({"thinking", "reasoning"})
 _CONTENT = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
+_THINKING = frozenset({"thinking", "reasoning"})
 
 
 class RefusedError(ValueError):
@@ -33,7 +31,7 @@ class RefusedError(ValueError):
 
     Args:
         message: Its reason.
-        content: Whether the reason is what the request is about, so that it would be refused again.
+        content: Whether the reason is the content of the request, so that it would be refused again.
     """
 
     def __init__(self, message: str, content: bool = False) -> None:
@@ -42,28 +40,28 @@ class RefusedError(ValueError):
 
 
 class AnswerError(ValueError):
-    """What the endpoint answered could not be used, and asking again in this run is of no use."""
+    """The endpoint's answer is of no use, and asking again in this run would not help."""
 
 
 class EndpointError(OSError):
-    """The endpoint cannot be used: wrong key, address or model, or it does not answer."""
+    """The endpoint cannot be used: wrong key, address or model, or no answer."""
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint.
+    """OpenAI-compatible endpoint.
 
-    A request that fails for a while (HTTP 429 and 5xx, no connection, no answer in time) is sent again after a pause
-    that doubles, or the one that ``Retry-After`` asks for; so is one whose answer cannot be used, but not one for which
-    the account has nothing left. Redirections are not followed, as they could lead the key elsewhere. What a model
-    thinks before it answers is no part of the answer, and an answer that was cut off is none.
+    A request that fails for a while (HTTP 429 and 5xx, no connection, timeout), or whose answer cannot be read, is sent
+    again after a pause that doubles, or that of ``Retry-After``; not so if the account is used up. Redirects are not
+    followed, as they could lead the key elsewhere. The proxies of the environment (``HTTPS_PROXY``, ``NO_PROXY``) are
+    used. Thoughts are no part of an answer, and an answer that was cut off is refused.
 
     Args:
         url: Address up to the version, such as ``"http://127.0.0.1:8000/v1"``.
         model: Name of the model.
-        key_variable: Environment variable that holds the key; it may be unset for endpoints that need none. The key is
-            kept nowhere else; where an answer or an error says it back, stars stand, see :mod:`lit_modules.utils.keys`.
+        key_variable: Environment variable of the key; may be unset for endpoints that need none. The key is sent in a
+            header, which is never logged, and stored nowhere; stars replace it where a server repeats it.
         timeout: Seconds to wait for an answer.
-        attempts: Times that a request is sent at most.
+        attempts: Most times that a request is sent.
         pause: Seconds before the second attempt.
         longest_pause: Seconds of the longest pause.
 
@@ -89,11 +87,10 @@ class Endpoint:
                 "timeout must be positive, attempts at least 1 and pauses not negative, "
                 f"got {timeout}, {attempts}, {pause} and {longest_pause}."
             )
-        self.model = model
-        self.key_variable = key_variable
-        self.timeout, self.attempts, self.pause, self.longest_pause = timeout, attempts, pause, longest_pause
+        self.model, self.key_variable = model, key_variable
+        self.attempts, self.pause, self.longest_pause = attempts, pause, longest_pause
         self.stopped = threading.Event()
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._client = httpx.Client(timeout=timeout, limits=httpx.Limits(max_connections=None))
 
     def chat(self, messages: list[dict[str, str]], read: Callable[[str], Answer], **options: Any) -> Answer:
         """Ask a language model, until its answer can be read.
@@ -109,19 +106,19 @@ class Endpoint:
             EndpointError: If the endpoint cannot be used.
         """
 
-        def text(data: Any) -> Answer:
-            told, cut_off = read_chat(data)
+        def read_text(data: Any) -> Answer:
+            text, cut_off = read_chat(data)
             if cut_off:
-                raise AnswerError(f"the answer was cut off at the longest length that there is: {told[-80:]!r}")
-            return read(told)
+                raise AnswerError(f"the answer was cut off at the longest length that there is: {text[-80:]!r}")
+            return read(text)
 
-        return self._ask("chat/completions", {"messages": messages, **options}, text)
+        return self._ask("chat/completions", {"messages": messages, **options}, read_text)
 
     def image(self, prompt: str, size: int, read: Callable[[bytes], Answer]) -> Answer:
         """Ask an image model for one image.
 
         Args:
-            prompt: What the image shows.
+            prompt: Content of the image.
             size: Side in pixels.
             read: Reads the file; raises ``ValueError`` if it cannot.
 
@@ -134,118 +131,118 @@ class Endpoint:
         return self._ask("images/generations", fields, lambda data: read(read_image(data)))
 
     def stop(self) -> None:
-        """Send nothing any more: requests that wait for their next attempt end at once."""
+        """Send nothing more; requests that wait for their next attempt end at once."""
         self.stopped.set()
+
+    def without_key(self, text: str) -> str:
+        """Return a text with stars in place of the key."""
+        key = self._key()
+        return text.replace(key, "***") if len(key) >= _SECRET_LENGTH else text
 
     def _ask(self, path: str, fields: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
         body = json.dumps({"model": self.model, **fields}).encode()
         for attempt in range(1, self.attempts + 1):
             if self.stopped.is_set():
-                raise EndpointError(f"The request to {self.url} was given up, as the run was stopped.")
+                break
             last = attempt == self.attempts
-            wait = min(self.longest_pause, self.pause * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0)
+            pause = min(self.longest_pause, self.pause * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0)
             try:
-                return read(self._data(self._send(path, body)))
-            except (EndpointError, RefusedError, AnswerError):
-                raise
-            except urllib.error.HTTPError as error:
-                said, codes = self._said(error)
-                if codes & _UNPAID:
-                    raise EndpointError(self._unpaid(f"answered HTTP {error.code}{said}")) from None
-                if error.code in _STOP or 300 <= error.code < 400:
-                    raise EndpointError(
-                        f"{self.url} answered HTTP {error.code}{said}. Check the address, the model {self.model!r} and "
-                        f"the key, which is read from the environment variable {self.key_variable} alone."
-                    ) from None
-                if error.code not in _AGAIN:
-                    raise RefusedError(f"HTTP {error.code}{said}", bool(codes & _CONTENT)) from None
+                status, headers, content = self._send(path, body)
+                if 200 <= status < 300:
+                    return read(self._decode(content))
+                failure = self._failure(status, content)
+                if not isinstance(failure, str):
+                    raise failure
                 if last:
-                    raise EndpointError(
-                        f"{self.url} answered HTTP {error.code}{said}, {attempt} times; go on later with the same line."
-                    ) from None
-                wait = self._asked_pause(error, wait)
+                    raise EndpointError(f"{failure}, {attempt} times; go on later with the same line.")
+                pause = self._requested_pause(headers, pause)
+            except (RefusedError, AnswerError):
+                raise
             except ValueError as error:
                 if last:
                     raise AnswerError(str(error)) from error
-            except (OSError, http.client.HTTPException) as error:
+            except httpx.RequestError as error:
                 if last:
-                    reason = getattr(error, "reason", error)
                     raise EndpointError(
-                        f"{self.url} does not answer ({reason or type(error).__name__}), {attempt} times; go on later "
-                        "with the same line."
+                        f"{self.url} does not answer ({str(error) or type(error).__name__}), {attempt} times; go on "
+                        "later with the same line."
                     ) from None
-            self.stopped.wait(wait)
-        raise EndpointError(f"{self.url} was not asked.")  # attempts is at least 1
+            self.stopped.wait(pause)
+        raise EndpointError(f"The request to {self.url} was given up, as the run was stopped.")
 
-    def _data(self, body: bytes) -> Any:
-        """Return what an answer with HTTP 200 holds.
-
-        Raises:
-            EndpointError: If it says that the account is used up.
-            ValueError: If it is no JSON, or says that something went wrong.
-        """
-        try:
-            data = json.loads(body)
-        except ValueError as error:
-            raise ValueError(f"the answer is no JSON: it begins with {body[:80]!r}") from error
-        if isinstance(data, dict) and data.get("error"):
-            said, codes = _told(data["error"])
-            if codes & _UNPAID:
-                raise EndpointError(self._unpaid(f"answered: {said}"))
-            raise ValueError(f"the provider reports an error: {said}")
-        return data
-
-    def _unpaid(self, said: str) -> str:
-        return f"{self.url} {said}. The account has nothing left; pay, and go on with the same line."
-
-    def _send(self, path: str, body: bytes) -> bytes:
-        request = urllib.request.Request(f"{self.url}/{path}", body, {"Content-Type": "application/json"})
-        key = self._key()
-        if key:
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
-        with self._opener.open(request, timeout=self.timeout) as response:
-            data: bytes = response.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise ValueError(f"the answer is longer than {_MOST_BYTES} bytes")
-        return without_key(data, key)
+    def _send(self, path: str, body: bytes) -> tuple[int, Mapping[str, str], str]:
+        """Return status, headers and content of the answer to one request, without the key."""
+        headers = {"Content-Type": "application/json"}
+        if key := self._key():
+            headers["Authorization"] = f"Bearer {key}"
+        content = bytearray()
+        with self._client.stream("POST", f"{self.url}/{path}", content=body, headers=headers) as response:
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > _MAX_BYTES:
+                    raise ValueError(f"the answer is longer than {_MAX_BYTES} bytes")
+        return response.status_code, response.headers, self.without_key(content.decode(errors="replace"))
 
     def _key(self) -> str:
         key = os.environ.get(self.key_variable, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            # the library would show it in its own error
+        if not (key.isascii() and key.isprintable()):  # httpx would show it in its own error
             raise EndpointError(
                 f"The key in the environment variable {self.key_variable} must be plain printable text."
             )
         return key
 
-    def _said(self, error: urllib.error.HTTPError) -> tuple[str, set[str]]:
-        """Return what an answer says about its error, without the key, and the codes that it gives."""
-        key, codes = self._key(), {str(error.code)}
+    def _decode(self, content: str) -> Any:
+        """Parse an answer with HTTP 200.
+
+        Raises:
+            EndpointError: If it says that the account is used up.
+            ValueError: If it is no JSON, or reports an error.
+        """
         try:
-            # before it is decoded or cut off, either of which may hide the key from a search
-            text = without_key(error.read(4096), key).decode(errors="replace")
-        except (OSError, http.client.HTTPException):
-            return "", codes
+            data = json.loads(content)
+        except ValueError as error:
+            raise ValueError(f"the answer is no JSON: it begins with {content[:80]!r}") from error
+        if isinstance(data, dict) and data.get("error"):
+            words, codes = _error_words(data["error"])
+            if codes & _UNPAID:
+                raise EndpointError(self._unpaid(f"answered: {words}"))
+            raise ValueError(f"the provider reports an error: {words}")
+        return data
+
+    def _failure(self, status: int, content: str) -> Exception | str:
+        """Return the error of an answer that is none, or a text if the request may be sent again."""
+        words, codes = content, {str(status)}
         try:
-            text, more = _told(json.loads(text)["error"])
+            words, more = _error_words(json.loads(content)["error"])
             codes |= more
         except (ValueError, KeyError, TypeError):
-            pass
-        text = " ".join(text.split())
-        text = without_key(text.encode(errors="replace"), key).decode(errors="replace")
-        text = text.replace(key, "***") if key else text  # a short one too, as nothing hangs on the words of an error
-        return (f" ({text[:200]})" if text else ""), codes
+            pass  # no JSON of the usual form: its own words
+        words = self.without_key(" ".join(words.split()))
+        answer = f"answered HTTP {status}" + (f" ({words[:200]})" if words else "")
+        if codes & _UNPAID:
+            return EndpointError(self._unpaid(answer))
+        if status in _UNUSABLE or status < 400:
+            return EndpointError(
+                f"{self.url} {answer}. Check the address, the model {self.model!r} and the key, which is read from the "
+                f"environment variable {self.key_variable} alone."
+            )
+        if status not in _RETRIED:
+            return RefusedError(answer.removeprefix("answered "), bool(codes & _CONTENT))
+        return f"{self.url} {answer}"
 
-    def _asked_pause(self, error: urllib.error.HTTPError, wait: float) -> float:
-        milliseconds, given = (error.headers.get(name, "") for name in ("retry-after-ms", "Retry-After"))
+    def _unpaid(self, answer: str) -> str:
+        return f"{self.url} {answer}. The account has nothing left; pay, and go on with the same line."
+
+    def _requested_pause(self, headers: Mapping[str, str], pause: float) -> float:
+        milliseconds, value = (headers.get(name, "") for name in ("retry-after-ms", "retry-after"))
         try:
-            asked = float(milliseconds) / 1000 if milliseconds else float(given)
+            seconds = float(milliseconds) / 1000 if milliseconds else float(value)
         except ValueError:
             try:
-                asked = max(0.0, (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds())
+                seconds = max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
             except (ValueError, TypeError):  # neither seconds nor a date
-                return wait
-        return min(self.longest_pause, asked) if asked >= 0 else wait
+                return pause
+        return min(self.longest_pause, seconds) if seconds >= 0 else pause
 
 
 def read_chat(data: Any) -> tuple[str, bool]:
@@ -255,9 +252,9 @@ def read_chat(data: Any) -> tuple[str, bool]:
         data: Decoded answer of ``chat/completions``.
 
     Raises:
-        RefusedError: If the model refuses, or a content filter took the answer out.
-        AnswerError: If the answer was cut off before it said anything.
-        ValueError: If there is no text; says the provider's reason where it gives one.
+        RefusedError: If the model refuses, or a content filter removed the answer.
+        AnswerError: If the answer was cut off before it had any text.
+        ValueError: If there is no text; gives the provider's reason if there is one.
 
     Example:
         >>> read_chat({"choices": [{"message": {"content": "<think>A tail?</think>yes"}, "finish_reason": "stop"}]})
@@ -276,7 +273,8 @@ def read_chat(data: Any) -> tuple[str, bool]:
     if reason == "content_filter":
         raise RefusedError("its content filter took the answer out", content=True)
     if reason == "error" or choice.get("error"):
-        raise ValueError(f"the provider reports an error: {_told(choice.get('error') or 'it does not say which')[0]}")
+        words, _ = _error_words(choice.get("error") or "it does not say which")
+        raise ValueError(f"the provider reports an error: {words}")
     text = without_thoughts(content) if isinstance(content, str) else ""
     if not text:
         thoughts = " but thoughts" if content or message.get("reasoning_content") or message.get("reasoning") else ""
@@ -294,7 +292,7 @@ def read_image(data: Any) -> bytes:
             line breaks or as a ``data:`` URL too.
 
     Raises:
-        AnswerError: If there is the address of an image alone.
+        AnswerError: If there is only the address of an image.
         ValueError: If there is no image or no base64.
     """
     entry = _entry(data, "data", 0) or _entry(data, "images", 0)
@@ -314,16 +312,8 @@ def read_image(data: Any) -> bytes:
         raise ValueError(f"the image is no base64: {error}") from error
 
 
-def _told(error: Any) -> tuple[str, set[str]]:
-    """Return the words and the codes of a provider's error."""
-    if not isinstance(error, dict):
-        return str(error), set()
-    codes = {str(error[name]) for name in ("code", "type") if error.get(name)}
-    return str(error.get("message") or json.dumps(error)), codes
-
-
 def checked_url(url: str) -> str:
-    """Return an address of an endpoint without a slash at its end.
+    """Return the address of an endpoint without a slash at its end.
 
     Raises:
         ValueError: If it is none of HTTP, or holds a password, a query or a fragment, where keys may stand.
@@ -339,12 +329,12 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> None:
-        """Follow no redirection, so that it becomes an error."""
-        return
+def _error_words(error: Any) -> tuple[str, set[str]]:
+    """Return the words and the codes of a provider's error."""
+    if not isinstance(error, dict):
+        return str(error), set()
+    codes = {str(error[name]) for name in ("code", "type") if error.get(name)}
+    return str(error.get("message") or json.dumps(error)), codes
 
 
 def _entry(data: Any, *path: str | int) -> Any:

@@ -15,7 +15,7 @@ from lit_modules.adversarial import AdversarialSet, PGDTraining, attack_dataset
 from lit_modules.attacks import FMN, L2PGD, FastFeature, LinfPGD
 from lit_modules.attacks.engine.norms import lp_norm
 
-COLUMNS = ("index", "label", "prediction", "adversarial_prediction", "success", "distance", "forward_passes")
+COLUMNS = ("index", "label", "prediction", "adversarial_prediction", "success", "distance", "num_queries")
 
 
 def classifier(bench: Any) -> nn.Module:
@@ -130,6 +130,7 @@ print("done", len(found))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     script = tmp_path / "attack.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)), encoding="utf-8")

@@ -95,7 +95,7 @@ def test_the_record_agrees_with_the_attacks_themselves(bench: Any) -> None:
         assert (numbers["attacked"], numbers["successes"]) == (int(right.sum()), int(success.sum()))
         assert numbers["distance"]["max"] == pytest.approx(float(found.distance[success].max()), rel=1e-5)
         assert numbers["distance"]["median"] == pytest.approx(float(found.distance[success].quantile(0.5)), rel=1e-5)
-        assert numbers["forward_passes"]["total"] == int(found.forward_passes[right].sum())
+        assert numbers["num_queries"]["total"] == int(found.num_queries[right].sum())
         assert (numbers["norm"], numbers["eps"]) == (attack.norm, attack.eps)
         assert numbers["seconds"] >= 0
         assert logged[f"test/robust_accuracy/{name}"] == pytest.approx(robust / 32)
@@ -351,7 +351,7 @@ class Cheat(LinfPGD):
     def run(self, model: Any, x: Any, y: Any = None, *, seed: Any = None) -> AttackResult:
         found = super().run(model, x, y, seed=seed)
         return AttackResult(
-            found.adversarial + self.shift, found.success, found.distance, found.forward_passes, found.already
+            found.adversarial + self.shift, found.success, found.distance, found.num_queries, found.already
         )
 
 
@@ -373,7 +373,7 @@ def test_a_perturbation_outside_radius_or_bounds_stops_the_test(bench: Any) -> N
 
 def test_attacks_for_the_smallest_perturbation_stay_out_of_the_worst_case(bench: Any) -> None:
     class Smallest(LinfPGD):
-        minimal = True
+        minimum_norm = True
 
     network, batch = trained(bench), bench.batch(12)
     named: dict[str, Attack] = {"smallest": Smallest(eps=0.9), "pgd": LinfPGD(eps=0.05)}
@@ -388,7 +388,7 @@ def test_attacks_for_the_smallest_perturbation_stay_out_of_the_worst_case(bench:
 
 def test_failures_for_the_smallest_perturbation_are_infinitely_far(bench: Any) -> None:
     class Sometimes(L2PGD):
-        minimal = True
+        minimum_norm = True
 
         def run(self, model: Any, x: Any, y: Any = None, *, seed: Any = None) -> AttackResult:
             found = super().run(model, x, y, seed=seed)
@@ -435,7 +435,7 @@ def test_a_misclassified_set_is_reported(spy: Spy, bench: Any) -> None:
     record = evaluation.finish()
     assert (record["clean"]["accuracy"], record["worst_case"]["robust_accuracy"], spy.seen) == (0.0, 0.0, [])
     assert record["attacks"]["pgd"]["distance"]["median"] is None
-    assert record["attacks"]["pgd"]["forward_passes"] == {"total": 0, "mean": None}
+    assert record["attacks"]["pgd"]["num_queries"] == {"total": 0, "mean": None}
     assert "| pgd | linf | 0.1 | 0.00 % |" in markdown(record)
 
 

@@ -193,7 +193,7 @@ def test_kl_attack_raises_the_divergence_within_the_ball(bench: Any) -> None:
     assert bool((kl_divergence(clean, network(end)) > kl_divergence(clean, network(start))).all())
     # neither the labels nor whether they are right matter
     assert torch.equal(end, far(network, x, (batch["label"] + 1) % 3))
-    assert far.run(network, x, batch["label"]).forward_passes.max() == 7
+    assert far.run(network, x, batch["label"]).num_queries.max() == 7
 
 
 def test_defaults_are_the_papers(bench: Any) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks import APGD, L1PGD, L2PGD, Attack, LinfPGD, Square
-from lit_modules.attacks.engine.audit import audit_perturbation
+from lit_modules.attacks.engine.checks import audit_perturbation
 
 
 def test_norms_in_float64() -> None:

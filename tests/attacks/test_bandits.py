@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_modules.attacks.bandits import Bandits
+from lit_modules.attacks.score_based import Bandits
 
 
 def image_model(channels: int, height: int, width: int, margin: float = 100.0) -> tuple[nn.Module, torch.Tensor]:
@@ -56,7 +56,7 @@ def test_linf_guess_stays_a_probability() -> None:
 def test_cost_is_three_passes_a_step() -> None:
     model, _ = image_model(1, 4, 4)
     result = Bandits(eps=0.1, steps=7).run(model, torch.full((2, 1, 4, 4), 0.5))
-    assert result.forward_passes.tolist() == [1 + 3 * 7] * 2
+    assert result.num_queries.tolist() == [1 + 3 * 7] * 2
 
 
 def test_tiles_need_images() -> None:
@@ -64,9 +64,3 @@ def test_tiles_need_images() -> None:
         Bandits(tile=2)(nn.Linear(12, 2), torch.full((2, 12), 0.5))
     with pytest.raises(ValueError, match="tile must be an integer of at least 1, got 0"):
         Bandits(tile=0)
-
-
-@pytest.mark.parametrize("name", ["step_size", "prior_step", "exploration", "fd_step"])
-def test_lengths_must_be_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be positive and finite, got 0"):
-        Bandits(**{name: 0})  # type: ignore[arg-type]

@@ -153,7 +153,7 @@ def hide(how: str, net: nn.Module) -> Callable[[Tensor], Tensor]:
         "partial": partial(lambda net, x: net(x), net),
         "partial of a keyword": partial(lambda x, net: net(x), net=net),
         "module": Wrapped(lambda x: net(x)),
-        "mean": EOT(lambda x: net(x), passes=2),
+        "mean": EOT(lambda x: net(x), num_samples=2),
         "BPDA": nn.Sequential(BPDA(lambda x: net(x))),
     }
     return ways[how]

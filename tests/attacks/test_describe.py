@@ -71,9 +71,9 @@ def test_other_settings_have_another_text(kind: str) -> None:
 
 def test_arguments_of_the_bases_are_shown() -> None:
     for kind in (SparseL1Descent, LinfBIM, L2BIM):
-        assert repr(kind(passes=3)).endswith("passes=3)")
+        assert repr(kind(eot_samples=3)).endswith("eot_samples=3)")
         assert "random_start" not in repr(kind())
-    assert repr(FGSM()) == "FGSM(eps=0.3, loss='cross_entropy', keep='first')"
+    assert repr(FGSM()) == "FGSM(eps=0.3, loss='cross_entropy', keep='first', eot_samples=1)"
     assert (
         repr(AutoAttack(seed=2))
         == "AutoAttack(norm='linf', eps=0.3, version='standard', attacks=None, check=True, seed=2)"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_modules.attacks.nattack import NAttack
+from lit_modules.attacks.score_based import NAttack
 
 
 def strong_margin(size: int) -> nn.Module:
@@ -59,22 +59,9 @@ def test_a_draw_that_fools_ends_the_search() -> None:
     model.bias.data = torch.tensor([-2.95, 2.95])
     result = NAttack(eps=0.2, steps=10, samples=20).run(model, torch.full((1, 6), 0.5), torch.tensor([0]))
     assert result.success.all()
-    assert result.forward_passes[0] <= 1 + 20 + 1
+    assert result.num_queries[0] <= 1 + 20 + 1
 
 
 def test_cost() -> None:
     result = NAttack(eps=0.01, steps=3, samples=5).run(strong_margin(4), torch.full((2, 4), 0.5))
-    assert result.forward_passes.tolist() == [1 + 3 * (5 + 1)] * 2
-
-
-def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="transform='tanh' maps onto the bounds, got bounds=None; pass"):
-        NAttack(transform="tanh", bounds=None)
-    with pytest.raises(ValueError, match="transform must be 'identity' or 'tanh', got 'exp'"):
-        NAttack(transform="exp")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="samples must be an integer of at least 2, got 1"):
-        NAttack(samples=1)
-    with pytest.raises(ValueError, match="sigma must be positive and finite, got 0"):
-        NAttack(sigma=0)
-    with pytest.raises(ValueError, match="step_size must be positive and finite, got 0"):
-        NAttack(step_size=0)
+    assert result.num_queries.tolist() == [1 + 3 * (5 + 1)] * 2

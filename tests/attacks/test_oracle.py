@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks import EOT, FGSM, FiniteDifference, LinfPGD, NESGradient, Square
-from lit_modules.attacks.engine.oracle import Oracle, take_logits
+from lit_modules.attacks.engine.state import Oracle, take_logits
 from lit_modules.defenses import BPDA
 
 INNERMOST = (288, 1, 24, 3)  # strides of a batch of 3 x 12 x 8 with the channels innermost
@@ -76,7 +76,7 @@ def test_no_probe_where_passes_count_or_change_the_model() -> None:
         return model(x)
 
     result = Square(eps=0.1, queries=5).run(box, images())
-    assert sum(asked) == int(result.forward_passes.sum())
+    assert sum(asked) == int(result.num_queries.sum())
     training = nn.Sequential(nn.BatchNorm2d(3), Watched())
     LinfPGD(eps=0.1, steps=1, model_mode="keep", keep="last")(training, images(), torch.zeros(4, dtype=torch.int64))
     assert int(training[0].num_batches_tracked) == 1
@@ -149,7 +149,7 @@ def test_answers_that_hold_logits(wrap: Any) -> None:
 
     attack = LinfPGD(eps=0.1, steps=3)
     assert torch.equal(attack(model, x), attack(net, x))
-    for wrapper in (EOT(model, passes=2), FiniteDifference(model), NESGradient(model)):
+    for wrapper in (EOT(model, num_samples=2), FiniteDifference(model), NESGradient(model)):
         assert attack(wrapper, x).shape == x.shape
 
 

@@ -9,13 +9,13 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
-from lit_modules.attacks.ddn import DDN
-from lit_modules.attacks.engine.planes import differences, likely_others, nearest_plane, project_on_plane
-from lit_modules.attacks.engine.problem import Problem
+from lit_modules.attacks.boundary import differences, likely_others, nearest_plane, project_on_plane
+from lit_modules.attacks.engine.state import AttackState
+from lit_modules.attacks.minimum_norm import DDN
 
 
-def problem_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Problem:
-    return DDN(bounds=None).problem(model, x, None, None)
+def state_of(model: Callable[[Tensor], Tensor], x: Tensor) -> AttackState:
+    return DDN(bounds=None).prepare(model, x, None, None)
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -140,10 +140,10 @@ def test_differences_have_their_gradients(activation: Callable[[Tensor], Tensor]
     torch.manual_seed(0)
     first, second = nn.Linear(5, 7).double(), nn.Linear(7, 4).double()
     x = random(0, 3, 5)
-    problem = problem_of(lambda z: second(activation(first(z))), x)
+    state = state_of(lambda z: second(activation(first(z))), x)
     classes = torch.tensor([[1, 2, 3], [3, 0, 0]])
     reference = torch.tensor([0, 1, 2])
-    logits, gaps, gradients = differences(problem, x, classes, reference)
+    logits, gaps, gradients = differences(state, x, classes, reference)
     jacobian = torch.autograd.functional.jacobian(
         lambda z: second(torch.sin(first(z))).sum(0), x
     )  # (classes, batch, 5)
@@ -152,21 +152,21 @@ def test_differences_have_their_gradients(activation: Callable[[Tensor], Tensor]
             a, b = classes[row, sample], reference[sample]
             torch.testing.assert_close(gaps[row, sample], logits[sample, a] - logits[sample, b])
             torch.testing.assert_close(gradients[row, sample], jacobian[a, sample] - jacobian[b, sample])
-    assert problem.spent.tolist() == [2, 2, 2]  # the clean pass and this one
+    assert state.num_queries.tolist() == [2, 2, 2]  # the clean pass and this one
 
 
 def test_model_without_gradient_is_refused() -> None:
     x = torch.rand(2, 3)
-    problem = problem_of(lambda z: z.detach(), x)
+    state = state_of(lambda z: z.detach(), x)
     with pytest.raises(ValueError, match=r"no gradient with respect to its input.*BPDA"):
-        differences(problem, x, torch.tensor([[0, 0]]), torch.tensor([1, 1]))
+        differences(state, x, torch.tensor([[0, 0]]), torch.tensor([1, 1]))
 
 
 def test_likely_others_leave_the_label_out() -> None:
-    problem = problem_of(lambda z: z, torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]]))
-    assert likely_others(problem, 2).tolist() == [[2, 1], [2, 1]]
-    assert likely_others(problem, None).tolist() == [[2, 1, 3], [2, 1, 0]]
-    assert likely_others(problem, 99).shape == (2, 3)
+    state = state_of(lambda z: z, torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]]))
+    assert likely_others(state, 2).tolist() == [[2, 1], [2, 1]]
+    assert likely_others(state, None).tolist() == [[2, 1, 3], [2, 1, 0]]
+    assert likely_others(state, 99).shape == (2, 3)
 
 
 def test_nearest_plane_divides_by_the_dual_norm() -> None:
@@ -174,7 +174,7 @@ def test_nearest_plane_divides_by_the_dual_norm() -> None:
     weight = torch.tensor([[0.0, 0.0], [0.1, 0.0], [3.0, 4.0]])
     bias = torch.tensor([0.0, -1.0, -10.0])
     x = torch.zeros(1, 2)
-    problem = problem_of(lambda z: z @ weight.T + bias, x)
-    _, value, gradient = nearest_plane(problem, x, torch.tensor([[1, 2]]), "l2")
+    state = state_of(lambda z: z @ weight.T + bias, x)
+    _, value, gradient = nearest_plane(state, x, torch.tensor([[1, 2]]), "l2")
     assert float(value) == -10
     assert gradient.tolist() == [[3.0, 4.0]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.rotation_translation import RotationTranslation, move
+from lit_modules.attacks.spatial import RotationTranslation, move
 
 
 class Corner(nn.Module):
@@ -67,13 +67,13 @@ def test_finds_the_corner(search: Any) -> None:
 
 def test_grid_has_all_movements_but_none() -> None:
     attack = RotationTranslation(rotations=3, translations=3, max_rotation=30, max_translation=2, bounds=None)
-    problem = attack.problem(Steady(), torch.rand(2, 1, 4, 4), None, 0)
-    moves = attack.moves(problem)
+    state = attack.prepare(Steady(), torch.rand(2, 1, 4, 4), None, 0)
+    moves = attack.moves(state)
     assert moves.shape == (26, 1, 3)
     assert len(moves.unique(dim=0)) == 26
     assert moves.abs().amax((0, 1)).tolist() == [30.0, 2.0, 2.0]
     result = RotationTranslation(rotations=3, translations=3).run(Steady(), torch.rand(2, 1, 4, 4))
-    assert result.forward_passes.tolist() == [27, 27]
+    assert result.num_queries.tolist() == [27, 27]
 
 
 def test_failures_return_the_worst_image_seen() -> None:
@@ -96,8 +96,8 @@ def test_first_leaves_early_and_best_is_at_least_as_strong() -> None:
     label = model(x).argmax(1)
     loss = nn.CrossEntropyLoss(reduction="none")
     assert bool((loss(model(best.adversarial), label) >= loss(model(first.adversarial), label) - 1e-5).all())
-    assert bool((first.forward_passes <= best.forward_passes).all())
-    assert torch.equal(best.forward_passes, torch.full((8,), 45))
+    assert bool((first.num_queries <= best.num_queries).all())
+    assert torch.equal(best.num_queries, torch.full((8,), 45))
     assert torch.equal(model(first.adversarial).argmax(1) != label, first.success)
 
 
@@ -117,38 +117,10 @@ def test_seed_and_restarts_of_the_random_search() -> None:
     attack = RotationTranslation(search="random", samples=3)
     assert torch.equal(attack(Steady(), x, seed=1), attack(Steady(), x, seed=1))
     assert not torch.equal(attack(Steady(), x, seed=1), attack(Steady(), x, seed=2))
-    assert attack.run(Steady(), x).forward_passes.tolist() == [4] * 4
+    assert attack.run(Steady(), x).num_queries.tolist() == [4] * 4
     more = RotationTranslation(search="random", samples=3, restarts=4).run(Steady(), x)
-    assert more.forward_passes.tolist() == [13] * 4
+    assert more.num_queries.tolist() == [13] * 4
     assert bool((more.adversarial[:, 0, 1, 1] >= attack(Steady(), x)[:, 0, 1, 1]).all())
-
-
-def test_targeted_and_bounds() -> None:
-    model, x = linear(), torch.rand(6, 1, 6, 8) * 0.5 + 0.25
-    target = torch.arange(6) % 3
-    result = RotationTranslation(targeted=True, bounds=(0.25, 0.75)).run(model, x, target)
-    assert torch.equal(model(result.adversarial).argmax(1) == target, result.success)
-    assert bool(result.success.any())
-    assert float(result.adversarial.min()) >= 0.25
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_rotation": -1.0}, r"max_rotation must be finite and at least 0, got -1\.0"),
-        ({"max_translation": float("inf")}, "max_translation must be finite and at least 0, got inf"),
-        ({"search": "all"}, "search must be 'grid' or 'random', got 'all'"),
-        ({"keep": "last"}, "keep must be 'first' or 'best', got 'last'"),
-        ({"rotations": 0}, "rotations must be an integer of at least 1, got 0"),
-        ({"samples": 1.5}, r"samples must be an integer of at least 1, got 1\.5"),
-        ({"max_batch": 0}, "max_batch must be an integer of at least 1, got 0"),
-        ({"padding_mode": "x"}, "padding_mode must be one of zeros, border, reflection, got 'x'"),
-        ({"loss": "x"}, "loss must be one of"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        RotationTranslation(**arguments)
 
 
 def test_refuses_vectors() -> None:

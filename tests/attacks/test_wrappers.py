@@ -37,7 +37,7 @@ class Noise(nn.Module):
 def test_eot_averages_logits_and_gradients() -> None:
     torch.manual_seed(0)
     noise = Noise()
-    model = EOT(noise, passes=400)
+    model = EOT(noise, num_samples=400)
     x = torch.rand(2, 6)
     assert torch.allclose(model(x), noise.linear(x), atol=0.1)
     assert noise.calls == 400
@@ -49,14 +49,14 @@ def test_eot_averages_logits_and_gradients() -> None:
 
 def test_eot_is_the_model_if_it_does_not_answer_at_random() -> None:
     model, x = smooth_model(), torch.rand(4, 12)
-    assert torch.allclose(EOT(model, passes=3)(x), model(x), atol=1e-6)
+    assert torch.allclose(EOT(model, num_samples=3)(x), model(x), atol=1e-6)
     assert set(EOT(model).state_dict()) == {f"model.{name}" for name in model.state_dict()}
-    assert EOT(lambda x: x * 2, passes=2)(x).shape == x.shape
+    assert EOT(lambda x: x * 2, num_samples=2)(x).shape == x.shape
 
 
 def test_eot_under_attack_with_dropout_in_training_mode() -> None:
     torch.manual_seed(0)
-    model = EOT(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.3)), passes=8).train()
+    model = EOT(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.3)), num_samples=8).train()
     result = LinfPGD(eps=0.5, steps=5, step_size=0.2, model_mode="keep").run(model, torch.rand(4, 6))
     assert result.adversarial.shape == (4, 6)
     assert model.training
@@ -126,7 +126,7 @@ def test_queries_are_those_asked() -> None:
 
 def test_parameters_receive_no_gradient_and_modules_pickle() -> None:
     inner, x = smooth_model(), torch.rand(2, 12)
-    for model in (FiniteDifference(inner), NESGradient(inner, samples=3), EOT(inner, passes=2)):
+    for model in (FiniteDifference(inner), NESGradient(inner, samples=3), EOT(inner, num_samples=2)):
         again = pickle.loads(pickle.dumps(model))
         assert torch.equal(gradient(again, x), gradient(model, x))
         assert len(list(model.parameters())) == 4
@@ -136,8 +136,8 @@ def test_parameters_receive_no_gradient_and_modules_pickle() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="passes must be an integer of at least 1, got 0"):
-        EOT(nn.Identity(), passes=0)
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, got 0"):
+        EOT(nn.Identity(), num_samples=0)
     with pytest.raises(ValueError, match=r"step must be positive and finite, got 0\.0"):
         FiniteDifference(nn.Identity(), step=0.0)
     with pytest.raises(ValueError, match="samples must be an integer of at least 1, got 0"):

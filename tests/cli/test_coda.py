@@ -227,7 +227,7 @@ def test_annotate(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["augment", "--budget.calls", "4"], "none of the models is behind one"),
         (["augment", "--data.n_rael", "4"], "DrawnSpecies has no argument 'n_rael'; did you mean 'n_real'"),
         (["pairs", "--shard", "1/2"], "these are not known yet"),
-        (["export", "--output", "x", "--kind", "textual"], "There is no kind 'textual'"),
+        (["export", "--output", "x", "--kind", "textual"], "kind must be 'textual_plain' or .* got 'textual'"),
     ],
 )
 def test_mistakes_are_one_sentence(recipe: str, more: list[str], message: str) -> None:

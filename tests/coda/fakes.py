@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_modules.coda.augmentation.inputs import PairTask
-from lit_modules.coda.augmentation.presets import CoDASettings, preset
+from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult, Until
+from lit_modules.coda.augmentation.settings import CoDASettings, preset
+from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.backends.protocols import Capabilities, Message, Reply, Usage
 from lit_modules.coda.core.concepts import Concept, ConfusablePair
+from lit_modules.coda.core.store import Store
 
 COLOURS = {"red": (1.0, 0.1, 0.1), "blue": (0.1, 0.1, 1.0)}
 
@@ -123,6 +125,20 @@ def support(folder: Path, colour: str, count: int = 3) -> tuple[str, ...]:
 def discs(folder: Path, names: tuple[str, str] = ("Red Disc", "Blue Disc"), inner: str = "discs") -> PairTask:
     pair = ConfusablePair(Concept(names[0], "disc", "object"), Concept(names[1], "disc", "object"), 0.4)
     return PairTask(pair, support(folder / inner, "red"), support(folder / inner, "blue"))
+
+
+def run_pipeline(
+    folder: Path,
+    tasks: list[PairTask],
+    until: Until = "verification",
+    chat: Any = None,
+    generator: Any = None,
+    **changes: Any,
+) -> PipelineResult:
+    """Run the stages on a store with rules for models and a few small images."""
+    with Store(folder) as store:
+        models = chat or FakeChat(), generator or FakeGenerator(), FakeEmbedder()
+        return CoDAPipeline(store, tiny(**changes), *models).run(tasks, until)
 
 
 def tiny(**changes: Any) -> CoDASettings:

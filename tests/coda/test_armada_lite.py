@@ -12,11 +12,10 @@ from PIL import Image
 from datamodules import DrawnSpecies
 from datamodules.few_shot.few_shot import FewShotPairs
 from lit_modules.cli import main
-from lit_modules.coda.augmentation.armada_lite import ArmadaLite, EditResult, ImageEditor
-from lit_modules.coda.augmentation.edit_requests import EditSettings
-from lit_modules.coda.augmentation.inputs import PairTask
-from lit_modules.coda.backends.editing import DiffusersEdits
-from lit_modules.coda.backends.protocols import BudgetExhausted, Message, Reply
+from lit_modules.coda.augmentation.armada_lite import ArmadaLite, EditResult, EditSettings
+from lit_modules.coda.augmentation.tasks import PairTask
+from lit_modules.coda.backends.local import DiffusersEdits
+from lit_modules.coda.backends.protocols import BudgetExhausted, ImageEditor, Message, Reply
 from lit_modules.coda.core.concepts import Concept, ConfusablePair
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.errors import UsageError

@@ -22,17 +22,16 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
+    MistralConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.utils.import_utils import is_serve_available
 
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline
 from lit_modules.coda.backends.local import ClipEmbedder, DiffusersImages, LocalChat
-from lit_modules.coda.backends.model_versions import model_version
 from lit_modules.coda.backends.protocols import (
     BackendError,
     BatchChatModel,
-    ChatModel,
     ChatRequest,
     Embedder,
     ImageGenerator,
@@ -42,6 +41,7 @@ from lit_modules.coda.backends.protocols import (
 from lit_modules.coda.backends.remote import BoundedEndpoint, RemoteChat
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.kv_cache import cache_argument
+from lit_modules.utils.model_versions import model_version
 from tests.coda.fakes import FakeChat, discs, tiny
 
 WORDS = ["[PAD]", "[BOS]", "[UNK]", "[EOS]", "<image>", "user", "assistant", "[UNUSED]"]
@@ -110,11 +110,11 @@ def picture(seed: int, width: int = 20, height: int = 20) -> Image.Image:
 
 
 def requests(temperature: float = 0.0) -> list[ChatRequest]:
-    """Questions of many lengths, with and without images."""
-    found = []
+    """Questions of many lengths, with and without images, some of them on the same one."""
+    found, shown = [], [picture(number, 20, 20 + 10 * number) for number in range(4)]
     for number in range(10):
         text = "what is it " + " ".join("abcdefghij"[: 1 + 7 * number % 10])
-        images = (picture(number, 20, 20 + 10 * (number % 3)),) if number % 3 else ()
+        images = (shown[number % 4],) if number % 3 else ()
         message = user_message(text, len(images))
         found.append(ChatRequest((message,), images, 12 if number % 4 else 5, temperature, seed=number))
     return found
@@ -151,7 +151,7 @@ def test_batches_give_the_answers_of_single_questions(
     chat._shares = shares
     together = dict(chat.chat_many(asked))
     rows = [rows for rows, _ in reads]
-    assert (sum(rows), max(rows)) == (10, 3)
+    assert (sum(rows), max(rows)) == (8 if shares is None else 10, 3)
     assert chat._shares is (shares is None)
     chat._shares = False
     single = list(one_by_one(chat, asked))
@@ -177,19 +177,39 @@ def test_an_image_is_read_once_for_its_questions(chat: LocalChat, reads: list[tu
     assert len({reply.text for reply in single}) > 1
 
 
-def test_settings_of_a_model_that_the_shared_way_does_not_know_are_obeyed(chat: LocalChat) -> None:
+def test_settings_of_a_model_are_obeyed_by_the_shared_way(chat: LocalChat) -> None:
     settings = chat._loaded[1].generation_config
-    asked = [ChatRequest((user_message("what is it"),), (), 6)]
+    shown = picture(1)
+    asked = [ChatRequest((user_message(text, 1),), (shown,), 6) for text in ("what is it", "what")]
     plain = LocalChat(chat.model, device="cpu")
     plain.__dict__["_loaded"] = chat._loaded
     settings.suppress_tokens = list(range(9, len(WORDS)))
     try:
-        (reply,) = (found for _, found in plain.chat_many(asked))
+        replies = [found for _, found in plain.chat_many(asked)]
     finally:
         settings.suppress_tokens = None
-    assert plain._shares is False
-    assert isinstance(reply, Reply)
-    assert not set(reply.text.split()) - {*WORDS[:9]}
+    assert plain._shares is True
+    for reply in replies:
+        assert isinstance(reply, Reply)
+        assert not set(reply.text.split()) - {*WORDS[:9]}
+
+
+def test_a_cache_with_a_sliding_window_is_not_shared(llava: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llava, folder)
+    config: Any = LlavaNextConfig.from_pretrained(llava)
+    sizes: dict[str, Any] = {"vocab_size": len(WORDS), "num_key_value_heads": 2, **SIZES, **IDS}
+    config.text_config = MistralConfig(**sizes, sliding_window=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlavaNextForConditionalGeneration(config).save_pretrained(folder)
+    shown = picture(1)
+    texts = ["what is it a", "what is it b c d", "what is it", "yes"]
+    asked = [ChatRequest((user_message(text, 1),), (shown,), 6) for text in texts]
+    sliding = LocalChat(str(folder), device="cpu")
+    together = dict(sliding.chat_many(asked))
+    assert sliding._shares is False
+    assert [together[number] for number in range(4)] == list(one_by_one(sliding, asked))
 
 
 def test_the_likeliest_answer_is_that_of_the_model(chat: LocalChat) -> None:
@@ -236,19 +256,13 @@ def test_options_are_scored_by_their_mean_log_probability(chat: LocalChat) -> No
 
 
 def test_a_question_that_is_too_long_is_an_error_of_its_own(chat: LocalChat) -> None:
+    assert isinstance(chat, BatchChatModel)
     long = ChatRequest((user_message("a " * 200),), (), 5)
     replies = dict(chat.chat_many([requests()[0], long]))
     assert isinstance(replies[0], Reply)
     assert str(replies[1]).startswith("The question takes 205 tokens and its answer up to 5, more than the 128 that")
     with pytest.raises(BackendError, match="The question takes 205 tokens"):
         chat.chat(long.messages, [], 5, 0.0)
-
-
-def test_the_chat_is_of_the_protocols(chat: LocalChat) -> None:
-    model: ChatModel = chat
-    assert isinstance(model, BatchChatModel)
-    assert model.capabilities.option_scores
-    assert model.capabilities.images_per_message == 1
     with pytest.raises(ValueError, match=r"batch_tokens must be at least 1 .* got 0, 1 and 1"):
         LocalChat("m", batch_size=0, batch_tokens=1)
     with pytest.raises(ValueError, match="0 places for images and 1 images"):
@@ -295,35 +309,6 @@ def test_a_processor_without_a_setting_is_refused_by_its_name(llava: str, tmp_pa
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="has no chat template; take an instruction-tuned model"):
         LocalChat(str(folder), device="cpu").chat(message, [], 5, 0.0)
-
-
-def test_a_model_that_cannot_be_had_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"'no/such/model' is neither a folder nor a model that the Hub gives"):
-        model_version("no/such/model", None, "config.json")
-
-
-def test_a_version_follows_the_weights_and_not_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "here" / "model"
-    folder.mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"model has no config.json; give the folder of a saved model"):
-        model_version(str(folder), None, "config.json")
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"0" * 100)
-    first = model_version(str(folder), None, "config.json")
-    moved = shutil.copytree(folder, tmp_path / "there" / "model")
-    assert model_version(str(moved), None, "config.json") == first
-    assert str(tmp_path) not in first
-    (moved / "model.safetensors").write_bytes(b"0" * 99 + b"1")
-    assert model_version(str(moved), None, "config.json") != first
-    asked = []
-
-    def download(model: str, file: str, revision: str | None) -> str:
-        asked.append((model, file, revision))
-        return "/cache/snapshots/0a1b/config.json"
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert LocalChat("some/model", revision="v1").identity == "some/model@0a1b (auto)"
-    assert asked == [("some/model", "config.json", "v1")]
 
 
 def test_pipelines_make_the_picture_of_a_seed(stable_diffusion: str) -> None:
@@ -403,3 +388,16 @@ def test_the_pipeline_runs_on_local_models(
         told = CoDAPipeline(store, tiny(kinds=("textual_contrastive",), feature_tokens=4), chat, *models).run([task])
     assert told.counts["features"].calls > 0
     assert all("No features" in str(unit.failure) for unit in told.units)  # its words are no list
+
+
+def test_a_model_that_is_missing_is_named_and_a_moved_one_is_the_same(llava: str, tmp_path: Path) -> None:
+    moved = shutil.copytree(llava, tmp_path / Path(llava).name)
+    assert LocalChat(str(moved)).identity == LocalChat(llava).identity
+    assert str(tmp_path) not in LocalChat(str(moved)).identity
+    (moved / "config.json").unlink()
+    for folder, message in (
+        (str(moved), "has no config.json; give the folder of a saved model"),
+        ("no/such/model", "'no/such/model' is neither a folder nor a model that the Hub gives"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            _ = LocalChat(folder).identity

@@ -4,10 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_modules.coda.augmentation.discriminability import discriminability_scores, discriminability_values
-from lit_modules.coda.augmentation.generability import attribute_groups, generability_scores, trial_count
+from lit_modules.coda.augmentation.discriminability import (
+    discriminability_scores,
+    discriminability_values,
+    select_discriminative,
+)
+from lit_modules.coda.augmentation.generability import (
+    attribute_groups,
+    generability_scores,
+    select_generable,
+    trial_count,
+)
 from lit_modules.coda.augmentation.ranking import rank_references, reference_scores, similarities
-from lit_modules.coda.augmentation.selection import select_discriminative, select_generable
 
 
 def cosines(images: int, attributes: int, seed: int) -> Tensor:

@@ -34,7 +34,7 @@ def test_no_answer_is_trained_or_asked_for_inside_an_open_thought(opening: str) 
     assert question.endswith(CLOSED)
     assert tail == "Adder</s>"
     assert render(tools, "Adder or Puff Adder?") == (question, "")
-    batch = encode(tools, [picture("red")], ["Which?"], ["Adder"])
+    batch = encode(tools, [picture("red")], ["Which?"], answers=["Adder"])
     assert tools.tokenizer.decode(batch["input_ids"][0]).endswith(f"{CLOSED}Adder</s>")
     assert tools.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]) == "Adder</s>"
 
@@ -101,7 +101,7 @@ def test_answers_of_a_tuned_model_are_without_thoughts() -> None:
             return torch.cat([given["input_ids"], said], 1)
 
     batch = {"input_ids": torch.ones(1, 4, dtype=torch.long)}
-    assert generate(Network(), words, batch, 9, 0.0) == ["Puff Adder"]
+    assert generate(Network(), words, batch, max_new_tokens=9, temperature=0.0) == ["Puff Adder"]
 
 
 def test_a_judge_on_this_machine_does_not_think_aloud(folder: str, tmp_path: Path) -> None:

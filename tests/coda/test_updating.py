@@ -14,8 +14,8 @@ from callbacks import SavePretrained
 from datamodules.few_shot.few_shot import FewShotPairs
 from lit_modules.coda.classifier_update import ClassifierUpdate
 from lit_modules.coda.coda import CoDA
-from lit_modules.coda.core.presets import update_preset
-from lit_modules.coda.core.scores import read_answers
+from lit_modules.coda.core.image_text_models import PRESETS
+from lit_modules.coda.core.multiple_choice import read_options
 from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
 from tests.coda.tiny_llava import picture
 
@@ -176,16 +176,12 @@ def test_trained_weights_are_float32_and_frozen_ones_are_not(tiny_llava: str) ->
     assert len(module.answer(rows()["image"], rows()["prompt"])) == 4
 
 
-def test_presets_are_those_of_the_table() -> None:
-    official, small = update_preset("coda_34b"), update_preset("small")
-    assert (official.rank, official.alpha, official.learning_rate, official.projector_learning_rate) == (
-        (128, 256, 2e-4, 2e-5)
-    )
-    assert (official.epochs, official.batch_size, official.accumulate_grad_batches) == (30, 5, 1)
-    assert (small.rank, small.alpha, small.learning_rate, small.projector_learning_rate) == (16, 32, 1e-4, 0)
-    assert (small.epochs, small.batch_size, small.accumulate_grad_batches) == (10, 2, 8)
+def test_presets_are_those_of_the_table(tiny_llava: str) -> None:
+    names = ("rank", "alpha", "learning_rate", "projector_learning_rate", "dtype", "gradient_checkpointing")
+    assert [PRESETS["coda_34b"][name] for name in names] == [128, 256, 2e-4, 2e-5, "bfloat16", True]
+    assert [PRESETS["small"][name] for name in names] == [16, 32, 1e-4, 0, "bfloat16", True]
     with pytest.raises(ValueError, match="no preset 'smal'; did you mean 'small'"):
-        update_preset("smal")
+        make(tiny_llava, preset="smal")
 
 
 def test_a_checkpoint_holds_what_trains_and_goes_on_as_if_never_stopped(tiny_llava: str, tmp_path: Path) -> None:
@@ -296,7 +292,7 @@ def test_a_model_of_float16_does_not_train(tiny_llava: str) -> None:
 def test_nested_names_are_credited_once_and_no_answer_is_dropped(tiny_llava: str, tmp_path: Path) -> None:
     module = make(tiny_llava, tuning="none", metric=PairAccuracy(resamples=0))
     said = ["Puff Adder.", "It is a puff adder", "a snake", "Adder"]
-    assert read_answers(said, rows()) == [0, 1, -1, 0]
+    assert read_options(said, rows()) == [0, 1, -1, 0]
     module.answer = lambda *_: said  # type: ignore[method-assign]
     run = trainer(tmp_path)
     run.test(module, Data(), verbose=False)
@@ -306,9 +302,10 @@ def test_nested_names_are_credited_once_and_no_answer_is_dropped(tiny_llava: str
     assert numbers["invalid"] == 0.25
     # both orders: named first are rows 0 and 3 of the three valid ones
     assert numbers["position_bias"] == pytest.approx(2 / 3)
-    module.scores.add(rows(), read_answers(said, rows()), {"pair": 0})
-    assert module.metric is not None
-    assert module.metric.pair_table()[0].sum(1).tolist() == [1, 1]  # type: ignore[operator]
+    module.score(rows(), read_options(said, rows()))
+    assert isinstance(module.metric, PairAccuracy)
+    (table,) = module.metric.pair_table().values()
+    assert table.sum(1).tolist() == [1, 1]
 
 
 def test_answers_are_the_likeliest_and_drawn_ones_come_from_the_seed(tiny_llava: str) -> None:
@@ -356,7 +353,7 @@ def test_many_options_are_scored_by_the_other_metric(tiny_llava: str, tmp_path: 
     assert 0 <= module.results()["acc_macro"] <= 1
     many = {**rows(), "options": [(*names, "Mole") for names in rows()["options"]]}
     with pytest.raises(ValueError, match="PairAccuracy needs two options, got 3"):
-        make(tiny_llava, metric=PairAccuracy()).scores.add(many, [0, 0, 0, 0], {})
+        make(tiny_llava, metric=PairAccuracy()).score(many, [0, 0, 0, 0])
 
 
 def test_the_few_shot_data_are_what_it_is_updated_on(tiny_llava: str, tmp_path: Path) -> None:

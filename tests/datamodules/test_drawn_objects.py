@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from datamodules.drawn.objects import DrawnObjects
+from datamodules.drawn.objects import DrawnObjects, caption, labelled_drawings, read_pairs
 from datamodules.drawn.ontology import (
     AFFORDANCES,
     CONCEPTS,
@@ -18,9 +18,9 @@ from datamodules.drawn.ontology import (
     known_affordances,
     ontology,
 )
-from datamodules.drawn.parts import PART_SHAPES
 from datamodules.drawn.renderer import (
     _BEHIND,
+    PART_SHAPES,
     PLACES,
     Design,
     _paint,
@@ -31,9 +31,8 @@ from datamodules.drawn.renderer import (
     random_design,
     render,
 )
-from datamodules.drawn.sets import caption, labelled_drawings, read_pairs
 
-HOUSEHOLD = Path(__file__).parents[2] / "lit_modules" / "synthia" / "ontology" / "data" / "household.yaml"
+HOUSEHOLD = Path(__file__).parents[2] / "lit_modules" / "utils" / "data" / "household.yaml"
 
 
 def pair(number: int, *affordances: str, tdistance: float = 0.5, negatives: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -210,7 +209,7 @@ def test_labelled_drawings() -> None:
         (lambda: DrawnObjects(template="a thing"), "template must have the place"),
         (lambda: DrawnObjects(image_size=4), "image_size must be at least 8, got 4"),
         (lambda: DrawnObjects().split("validation"), "must be 'train' or 'test', got 'validation'"),
-        (lambda: known_affordances(["pouring"]), "'pouring' cannot be drawn; the nearest are pour"),
+        (lambda: known_affordances(["pouring"]), "'pouring' cannot be drawn; did you mean 'pour'"),
         (lambda: known_affordances([]), "There must be at least one affordance"),
         (lambda: existing_design("spoon"), "concept must be one of chair, .*, got 'spoon'"),
         (lambda: random_design(["wing"], Random(0)), "part must be one of .*, got 'wing'"),
@@ -236,8 +235,8 @@ def test_says_which_files_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (pair(0, "sit", "swim"), "line 1: The affordance 'swim' cannot be drawn"),
-        (pair(0, "sit", negatives=("spoon",)), "the concept 'spoon' cannot be drawn"),
+        (pair(0, "sit", "swim"), "stage0.jsonl:1: The affordance 'swim' cannot be drawn"),
+        (pair(0, "sit", negatives=("spoon",)), "The concept 'spoon' cannot be drawn"),
         ({"pair_id": 0}, "'pos_prompts' is missing"),
     ],
 )

@@ -9,9 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.drawn.species import DrawnSpecies
-from datamodules.drawn.species_files import differences, invent_species, known_pairs, write_species
-from datamodules.drawn.species_renderer import (
+from datamodules.drawn.creatures import (
     ATTRIBUTES,
     PHRASES,
     attributes_in,
@@ -20,6 +18,7 @@ from datamodules.drawn.species_renderer import (
     random_attributes,
     render_creatures,
 )
+from datamodules.drawn.species import DrawnSpecies, differences, invent_species, known_pairs, write_species
 
 SMALL = {"num_known": 6, "num_novel": 2, "train_images": 4, "validation_images": 2, "test_images": 2, "drawn_size": 32}
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from datamodules import DrawnSpecies
-from datamodules.drawn.species_generator import DrawnCreatures
-from datamodules.drawn.species_renderer import draw
+from datamodules.drawn.creatures import DrawnCreatures, draw
 from lit_modules.coda.backends.protocols import ImageGenerator
 
 

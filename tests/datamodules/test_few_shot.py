@@ -14,8 +14,8 @@ from PIL import Image
 
 from datamodules.few_shot.few_shot import FewShotPairs
 from datamodules.few_shot.pairs import pair_id
-from datamodules.few_shot.samples import changed
-from datamodules.few_shot.sets import OFFICIAL_EVALUATION_QUESTION, join_options
+from datamodules.few_shot.questions import OFFICIAL_EVALUATION_QUESTION, join_options
+from datamodules.few_shot.selection import crop_or_flip as changed
 
 NAMES = ("Puff Adder", "Adder", "Southeastern Five-lined Skink")
 PAIRS = [{"target": "Puff Adder", "confusable": "Adder"}, {"target": NAMES[2], "confusable": "Adder"}]
@@ -454,7 +454,7 @@ def test_missing_queries_and_pair_files_say_the_way_out(make: Callable[..., FewS
         make()
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         make(root=str(root / "none"))
-    with pytest.raises(ValueError, match=r"'Ader' is not among the 3 classes; did you mean Adder\?"):
+    with pytest.raises(ValueError, match=r"'Ader' is not among the 3 classes; did you mean 'Adder'\?"):
         make(pairs=[{"target": "Ader", "confusable": "Puff Adder"}])
 
 

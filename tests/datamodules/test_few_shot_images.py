@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.few_shot.images import Picture, decode, inspect, same_pictures
+from datamodules.few_shot.images import Picture, same_pictures
+from datamodules.few_shot.images import fingerprint as inspect
+from datamodules.few_shot.images import read_picture as decode
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.few_shot.datasets import INaturalistPairs, NovelSpecies, SUNPairs
 from datamodules.few_shot.few_shot import FewShotPairs
-from datamodules.few_shot.inaturalist_pairs import INaturalistPairs
 from datamodules.few_shot.layouts import read_folder
-from datamodules.few_shot.novel_species import NovelSpecies
 from datamodules.few_shot.pairs import read_pairs
-from datamodules.few_shot.sun_pairs import SUNPairs
 
 OFFICIAL = "novelspecies/inat_confusable_pairs_example.json"
 ADDER = "05129_Animalia_Chordata_Reptilia_Squamata_Viperidae_Vipera_berus"
@@ -153,8 +151,8 @@ def test_all_problems_of_metadata_and_concepts_are_told(tmp_path: Path) -> None:
         "train/a/9.png is missing; train/metadata.jsonl row 5 names it",
         "row 6: class_name must be a name, got None",
         "row 7: split_role must be 'support' or 'query', got 'dev'",
-        "metadata.jsonl line 8 must be a JSON object",
-        "metadata.jsonl line 9 must be a JSON object",
+        "metadata.jsonl:8 must be a JSON object",
+        "metadata.jsonl:9 must be a JSON object",
         "train/a/1.png is not in train/metadata.jsonl; add it or move it away",
         "concepts.jsonl row 1: name must be a name",
         "concepts.jsonl row 2: aliases must be a list of names, got 'B'",
@@ -176,8 +174,8 @@ def test_folders_that_do_not_fit_the_layout_are_told(tmp_path: Path) -> None:
     fill(tmp_path / "train" / "Adder")
     assert "must be named as 05129" in "\n".join(read_folder(tmp_path, "inaturalist").problems)
     found = read_folder(tmp_path)
-    assert "may be Adder or Reptiles/Adder; give its folder" in found.find("adder")[1]
-    assert found.find("adder", "Reptiles/Adder")[0] is found.concepts["Reptiles/Adder"]
+    assert "may be Adder or Reptiles/Adder; give its folder" in found.find("adder")
+    assert found.find("adder", "Reptiles/Adder") is found.concepts["Reptiles/Adder"]
     (tmp_path / "train" / "0.png").write_bytes(png(0))
     fill(tmp_path / "valid" / "Adder")
     problems = "\n".join(read_folder(tmp_path).problems)

@@ -35,7 +35,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from lit_modules.unlearning.core.generation import _way, greedy_generate
+from lit_modules.unlearning.core.generation import _reads_padded, greedy_generate
 
 VOCAB, PAD, MAX = 97, 0, 24
 ENDS = [5, 11, 17, 23, 29]
@@ -143,18 +143,18 @@ def test_ids_equal_one_row_at_a_time(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "way"),
+    ("name", "padded"),
     [
-        ("bart", "alone"),  # positions that count the padding
-        ("roberta", "alone"),  # positions that begin elsewhere
-        ("rwkv", "alone"),  # a state and no cache
-        ("recurrent_gemma", "alone"),  # a state within the network
-        ("mamba2", "batch"),  # a cache that cannot drop rows
-        ("opt", "compact"),
-        ("gpt2", "compact"),
+        ("bart", False),  # positions that count the padding
+        ("roberta", False),  # positions that begin elsewhere
+        ("rwkv", False),  # a state and no cache
+        ("recurrent_gemma", True),  # a state within the network
+        ("mamba2", True),
+        ("opt", True),
+        ("gpt2", True),
     ],
 )
-def test_an_unusual_model_answers_as_one_row_at_a_time(name: str, way: str) -> None:
+def test_an_unusual_model_answers_as_one_row_at_a_time(name: str, padded: bool) -> None:
     """The reference reads each row anew for each token."""
     model, rows = build(name).eval(), prompts([3, 9, 1, 6, 6])
 
@@ -177,8 +177,8 @@ def test_an_unusual_model_answers_as_one_row_at_a_time(name: str, way: str) -> N
         greedy_generate(model, *pad(rows), 1, ends, PAD)
     assert [answer.tolist() for answer in answers] == expected
     said = [str(warning.message) for warning in caught if "answered one by one" in str(warning.message)]
-    assert len(said) == (way == "alone")
-    assert _way(model, model, PAD) == way
+    assert len(said) == (not padded)
+    assert _reads_padded(model, model, PAD) == padded
 
 
 def test_padding_and_its_filler_change_nothing() -> None:
@@ -237,19 +237,24 @@ class LastLogits(LlamaForCausalLM):
         return output
 
 
-def test_finished_rows_leave_and_only_last_logits_are_computed() -> None:
+def test_only_last_logits_are_computed() -> None:
     torch.manual_seed(0)
     model, rows = LastLogits(LlamaConfig(**SIZES)), prompts([3, 17, 1, 9])
-    model.load_state_dict(LlamaForCausalLM(LlamaConfig(**SIZES)).state_dict())
-    with torch.no_grad():
-        model.lm_head.weight.mul_(9)
-        for parameter in model.model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(9)
     lengths = [len(answer) for answer in greedy_generate(model, *pad(rows), MAX, ENDS, PAD)]
-    live = [sum(length >= step for length in lengths) for step in range(min(max(lengths) + 1, MAX))]
-    assert model.seen == [(count, 1, VOCAB) for count in live]
-    assert live[0] > live[-1]
+    assert model.seen[-min(max(lengths) + 1, MAX) :] == [(4, 1, VOCAB)] * min(max(lengths) + 1, MAX)
+
+
+def test_settings_of_the_model_are_set_aside_and_kept() -> None:
+    model, rows = build("llama"), prompts([4, 11, 7])
+    expected = [answer.tolist() for answer in greedy_generate(model, *pad(rows), MAX, ENDS, PAD)]
+    settings: Any = model.generation_config
+    settings.update(repetition_penalty=3.0, do_sample=True, num_beams=2, min_new_tokens=9, suppress_tokens=[7])
+    before, state = settings.to_dict(), torch.get_rng_state()
+    answers = greedy_generate(model, *pad(rows), MAX, ENDS, PAD)
+    assert [answer.tolist() for answer in answers] == expected
+    assert model.generation_config is settings
+    assert settings.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_each_part_gets_its_mode_back() -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from datamodules.affordances.files import ImageStore
 from datamodules.few_shot.images import Picture
-from lit_modules.coda.augmentation.inputs import SupportImage
-from lit_modules.coda.core.pictures import read_picture as read_in_coda
+from lit_modules.coda import read_picture as read_in_coda
+from lit_modules.coda.augmentation.tasks import SupportImage
 from lit_modules.metrics.concept_images import read_folder
 from lit_modules.synthia.pairs.images import reread
 from lit_modules.utils.images import FORMATS, read_picture, read_picture_file
@@ -87,7 +87,7 @@ def store(path: Path) -> np.ndarray:
 READERS: dict[str, Callable[[Path], object]] = {
     "datamodules": lambda path: Picture(path, path.name).load(),
     "coda": lambda path: read_in_coda(path.read_bytes(), path.name),
-    "augmentation": lambda path: SupportImage(str(path)).picture,
+    "augmentation": lambda path: SupportImage(str(path)).image,
     "metrics": lambda path: read_folder(path.parent)[0].permute(1, 2, 0).numpy(),
     "endpoints": lambda path: read_picture(reread(path.read_bytes()), "came"),
 }

@@ -18,7 +18,7 @@ from lit_modules.utils.checkpoints import load_plain
 from lit_modules.utils.files import whole_file
 
 _FILE = "adversarial_set.pt"
-_COLUMNS = ("index", "label", "prediction", "adversarial_prediction", "success", "distance", "forward_passes")
+_COLUMNS = ("index", "label", "prediction", "adversarial_prediction", "success", "distance", "num_queries")
 _logger = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class AdversarialSet(Dataset[dict[str, Tensor]]):
         adversarial_prediction: Its answer to the adversarial one.
         success: Whether it is fooled (targeted: answers the target), bool.
         distance: Norm of the perturbation in ``norm``, float64.
-        forward_passes: Forward passes spent, int64.
+        num_queries: Forward passes spent, int64.
         norm: Norm of ``distance``.
         attack: The attack, as text.
 
@@ -53,7 +53,7 @@ class AdversarialSet(Dataset[dict[str, Tensor]]):
     adversarial_prediction: Tensor
     success: Tensor
     distance: Tensor
-    forward_passes: Tensor
+    num_queries: Tensor
 
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / _FILE
@@ -152,7 +152,7 @@ def attack_dataset(
         >>> robust_accuracy = (adversarial.adversarial_prediction == adversarial.label).double().mean()
     """
     if limit_batches is not None:
-        check_count("limit_batches", limit_batches)
+        check_count(limit_batches=limit_batches)
     if isinstance(attack.eps, Tensor) and attack.eps.numel() > 1:
         raise ValueError(f"The attack must have one radius for all samples, got {attack.eps.numel()}.")
     if "y" not in inspect.signature(attack.run).parameters:
@@ -213,7 +213,7 @@ def _collect(run: AttackRun, root: Path | None, rows: list[tuple[int, int, int, 
         "adversarial_prediction": torch.tensor([outcome.after for outcome in outcomes]),
         "success": torch.tensor([outcome.finished.success for outcome in outcomes]),
         "distance": torch.tensor([outcome.finished.distance for outcome in outcomes], dtype=torch.float64),
-        "forward_passes": torch.tensor([outcome.finished.forward_passes for outcome in outcomes]),
+        "num_queries": torch.tensor([outcome.finished.num_queries for outcome in outcomes]),
         "norm": run.attack.norm or "l2",
         "attack": repr(run.attack),
     }

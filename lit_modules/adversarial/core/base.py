@@ -19,7 +19,7 @@ from lit_modules.adversarial.core.evaluation import RobustEvaluation, name_attac
 from lit_modules.adversarial.core.report import markdown, plot_examples, table_rows
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.checks import check_classes
-from lit_modules.attacks.engine.oracle import take_logits
+from lit_modules.attacks.engine.state import take_logits
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
 from lit_modules.utils.precision import check_precision

@@ -117,7 +117,7 @@ class RobustEvaluation:
 
     def robust_accuracy(self) -> float:
         """Return the share of this process's samples so far that no attack of a radius fools."""
-        counted = [name for name, attack in self.attacks.items() if not attack.minimal]
+        counted = [name for name, attack in self.attacks.items() if not attack.minimum_norm]
         right = [name for name, correct in self._clean.values() if correct]
         held = sum(not any(self._done[attack][name].success for attack in counted) for name in right)
         return held / max(1, len(self._clean))

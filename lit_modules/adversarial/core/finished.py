@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.adversarial.core.report import Example, Finished
-from lit_modules.attacks.engine.audit import audit_perturbation
 from lit_modules.attacks.engine.base import Attack
-from lit_modules.attacks.engine.oracle import Oracle
+from lit_modules.attacks.engine.checks import audit_perturbation
+from lit_modules.attacks.engine.state import Oracle
 from lit_modules.utils.checkpoints import load_plain
 from lit_modules.utils.files import whole_file, write_whole
 from lit_modules.utils.fingerprint import UnidentifiableError, identify
@@ -160,7 +160,7 @@ class AttackRun:
             images,
             result.adversarial,
             norm=self.attack.norm,
-            eps=None if self.attack.minimal else self.attack.eps,
+            eps=None if self.attack.minimum_norm else self.attack.eps,
             bounds=self.attack.bounds,
             name=f"The attack {self.name!r}",
             samples=[sample.place for sample in samples],
@@ -187,7 +187,7 @@ class AttackRun:
             "answers": logits.clone(),
             "success": success.tolist(),
             "distance": result.distance.double().tolist(),
-            "forward_passes": result.forward_passes.tolist(),
+            "num_queries": result.num_queries.tolist(),
             "seconds": [seconds] * len(samples),
             "after": after,
             "flags": list(getattr(result, "flags", ())),

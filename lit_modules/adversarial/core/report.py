@@ -20,13 +20,13 @@ class Finished:
     Attributes:
         success: Whether the classifier was fooled.
         distance: Norm of the perturbation.
-        forward_passes: Forward passes spent.
+        num_queries: Forward passes spent.
         seconds: Its share of the wall-clock time of its batch.
     """
 
     success: bool
     distance: float
-    forward_passes: int
+    num_queries: int
     seconds: float
 
 
@@ -79,7 +79,7 @@ def summarise(
         ``eps``, ``robust_accuracy``, its Wilson ``interval`` of 95 per cent, ``attacked``, ``successes``,
         ``success_rate``, ``distance`` over the successes with ``min``, ``median``, ``mean``, ``max`` (the median of an
         attack for the smallest perturbation is over all that were attacked, a failure being ``"inf"``),
-        ``forward_passes`` with ``total`` and ``mean`` per attacked sample, ``seconds``, ``flags``) and ``worst_case``
+        ``num_queries`` with ``total`` and ``mean`` per attacked sample, ``seconds``, ``flags``) and ``worst_case``
         (``robust_accuracy``, ``interval``, ``attacks``), ``None`` where there is nothing to tell.
 
     Raises:
@@ -93,25 +93,25 @@ def summarise(
     for title, attack in attacks.items():
         found = [done[title][name] for name in right]
         fooled = {name for name in right if done[title][name].success}
-        if not attack.minimal:
+        if not attack.minimum_norm:
             counted.append(title)
             survivors -= fooled
         chosen = torch.tensor([finished.success for finished in found], dtype=torch.bool)
         distance = torch.tensor([finished.distance for finished in found], dtype=torch.float64)
         sizes = distance_statistics(distance, chosen)
-        if attack.minimal:
+        if attack.minimum_norm:
             sizes["median"] = median_distance(distance, chosen)
-        passes = sum(finished.forward_passes for finished in found)
+        passes = sum(finished.num_queries for finished in found)
         rows[title] = {
             "attack": repr(attack),
             "norm": attack.norm,
-            "eps": None if attack.eps is None or attack.minimal else float(attack.eps),
+            "eps": None if attack.eps is None or attack.minimum_norm else float(attack.eps),
             **_share("robust_accuracy", len(right) - len(fooled), len(clean)),
             "attacked": len(found),
             "successes": len(fooled),
             "success_rate": len(fooled) / len(found) if found else None,
             "distance": {key: _jsonable(sizes[key]) for key in ("min", "median", "mean", "max")},
-            "forward_passes": {"total": passes, "mean": passes / len(found) if found else None},
+            "num_queries": {"total": passes, "mean": passes / len(found) if found else None},
             "seconds": round(sum(finished.seconds for finished in found), 3),
             "flags": list((flags or {}).get(title, ())),
         }
@@ -144,7 +144,7 @@ def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
     rows = [titles, ["clean", "", "", *_accuracy(record["clean"], "accuracy"), *[""] * 7]]
     for name, numbers in record["attacks"].items():
         sizes = [_short(numbers["distance"][key]) for key in ("min", "median", "mean", "max")]
-        cost = [_short(numbers["forward_passes"]["mean"]), f"{numbers['seconds']:.1f}"]
+        cost = [_short(numbers["num_queries"]["mean"]), f"{numbers['seconds']:.1f}"]
         hit = f"{numbers['successes']}/{numbers['attacked']}"
         accuracy = _accuracy(numbers, "robust_accuracy")
         rows.append([name, numbers["norm"] or "", _short(numbers["eps"]), *accuracy, hit, *sizes, *cost])

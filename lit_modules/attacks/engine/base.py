@@ -1,4 +1,4 @@
-"""What every attack shares: arguments, the active set, restarts, and the record of a run."""
+"""Base class of the attacks, their shared arguments, and the record of a run."""
 
 from __future__ import annotations
 
@@ -7,52 +7,55 @@ import warnings
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Literal, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_modules.attacks.engine.checks import (
     Bounds,
     Radius,
     check_bounds,
+    check_choice,
     check_count,
     check_eps,
     check_labels,
     check_radius,
     check_samples,
 )
-from lit_modules.attacks.engine.describe import describe
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.engine.oracle import Model, Oracle
-from lit_modules.attacks.engine.problem import Outcome, Problem, check_repeatable
 from lit_modules.attacks.engine.random import SampleRandom
+from lit_modules.attacks.engine.state import AttackState, Model, Oracle, Outcome, check_repeatable
 from lit_modules.attacks.wrappers import EOT, EstimatedGradient
+from lit_modules.utils.fingerprint import UnidentifiableError, identify
 from lit_modules.utils.model_modes import evaluation_mode, modules_of, no_parameter_gradients
+
+_SHOWN = 16  # most numbers of a tensor that are written out in a text
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack found.
+    """Record of an attack.
 
     Attributes:
         adversarial: Adversarial samples, shape and dtype of the input.
         success: Whether the model is fooled (targeted: answers the target), ``(batch,)``.
         distance: Norm of the perturbation in the attack's norm, float64, ``(batch,)``; L2 for attacks without one;
-            infinite where an attack for the smallest perturbation found none.
-        forward_passes: Forward passes spent on each sample, ``(batch,)``.
+            infinite where a minimum-norm attack failed.
+        num_queries: Forward passes spent on each sample, ``(batch,)``.
         already: Samples that needed no attack, ``(batch,)``; they come back unchanged.
     """
 
     adversarial: Tensor
     success: Tensor
     distance: Tensor
-    forward_passes: Tensor
+    num_queries: Tensor
     already: Tensor
 
 
 class AttackArguments(TypedDict, total=False):
-    """Arguments that every attack takes by name; see :class:`Attack`."""
+    """Arguments that all attacks share; see :class:`Attack`."""
 
     targeted: bool
     bounds: Bounds | None
@@ -65,10 +68,10 @@ class AttackArguments(TypedDict, total=False):
 class Attack(ABC):
     """Base of the attacks: ``attack(model, x, y)`` gives adversarial samples, ``attack.run(model, x, y)`` a record.
 
-    The model is called in evaluation mode, without gradients of its parameters, and is left as it was found. A sample
-    that is already misclassified comes back unchanged; a sample on which the attack fails comes back as the best
-    attempt, or unchanged from an attack that looks for the smallest perturbation. Randomness belongs to each sample:
-    neither the batch nor its order changes a result.
+    The model is called in evaluation mode, without gradients of its parameters, and is left as it was. A sample that is
+    already misclassified comes back unchanged; a sample on which the attack fails comes back as the best attempt, or
+    unchanged from a minimum-norm attack. Random numbers belong to each sample: neither the batch nor its order changes
+    a result.
 
     Args:
         targeted: Whether ``y`` is the class to be reached.
@@ -85,8 +88,8 @@ class Attack(ABC):
 
     norm: str | None = None
     eps: Radius | None = None
-    fixed: tuple[str, ...] = ()  # arguments of the base that the attack sets itself
-    minimal = False  # looks for the smallest perturbation instead of the best in a radius
+    fixed: tuple[str, ...] = ()  # arguments of a base class that the attack sets itself
+    minimum_norm = False  # seeks the smallest perturbation instead of the largest loss in a radius
 
     def __init__(
         self,
@@ -98,11 +101,9 @@ class Attack(ABC):
         precision: Literal["32", "bf16"] = "32",
         model_mode: Literal["eval", "keep"] = "eval",
     ) -> None:
-        check_count("restarts", restarts)
-        if precision not in ("32", "bf16"):
-            raise ValueError(f"precision must be '32' or 'bf16', got {precision!r}.")
-        if model_mode not in ("eval", "keep"):
-            raise ValueError(f"model_mode must be 'eval' or 'keep', got {model_mode!r}.")
+        check_count(restarts=restarts)
+        check_choice("precision", precision, ("32", "bf16"))
+        check_choice("model_mode", model_mode, ("eval", "keep"))
         self.targeted = targeted
         self.bounds = bounds
         self.restarts = restarts
@@ -111,14 +112,13 @@ class Attack(ABC):
         self.model_mode = model_mode
 
     def checked_eps(self, eps: Radius) -> Radius:
-        """Return a radius that is not negative, and warn of one that bounds of two numbers cannot need.
+        """Return a radius that is not negative, and warn of one wider than bounds of two numbers.
 
         Raises:
             ValueError: If it is negative or no radius.
         """
         check_eps(eps)
-        if self.norm == "linf" and self._has_plain_bounds():
-            assert self.bounds is not None
+        if self.norm == "linf" and self.bounds is not None and self._has_plain_bounds():
             warn_wide("linf", torch.as_tensor(eps), torch.as_tensor(self.bounds[1] - self.bounds[0]))
         return eps
 
@@ -126,7 +126,7 @@ class Attack(ABC):
         return self.bounds is not None and not any(isinstance(side, Tensor) for side in self.bounds)
 
     @abstractmethod
-    def attack(self, problem: Problem) -> Outcome:
+    def attack(self, state: AttackState) -> Outcome:
         """Attack samples that the model still classifies as it should: the method proper, one restart."""
 
     def __call__(
@@ -149,57 +149,50 @@ class Attack(ABC):
 
         Raises:
             ValueError: If an argument is malformed.
-            RuntimeError: If the attack passed its own radius or bounds.
+            RuntimeError: If the attack exceeded its own radius or bounds.
         """
         check_samples(x)
         if not len(x):
-            return self.result_of_none(x)
+            return self.empty_result(x)
         with self.session(model):
-            problem = self.problem(model, x, y, seed)
-            already = problem.already()
-            return self.result(problem, x, self.solve(problem, already), already)
+            state = self.prepare(model, x, y, seed)
+            already = state.already()
+            return self.result(state, x, self.solve(state, already), already)
 
-    def result(self, problem: Problem, x: Tensor, outcome: Outcome, already: Tensor) -> AttackResult:
-        """Return the record of a run, after the audit of what is returned.
-
-        Args:
-            problem: All samples.
-            x: The samples as they were given.
-            outcome: What the run found.
-            already: Samples that needed no attack.
-        """
-        adversarial = problem.returned(outcome.adversarial, x)
-        distance = problem.audit(adversarial, self.norm)
-        if self.minimal:
+    def result(self, state: AttackState, x: Tensor, outcome: Outcome, already: Tensor) -> AttackResult:
+        """Return the record of a run on the input samples ``x``, after the audit of the samples returned."""
+        adversarial = state.returned(outcome.adversarial, x)
+        distance = state.audit(adversarial, self.norm)
+        if self.minimum_norm:
             distance = distance.masked_fill(~outcome.success, float("inf"))
-        return AttackResult(adversarial, outcome.success, distance, problem.spent, already)
+        return AttackResult(adversarial, outcome.success, distance, state.num_queries, already)
 
-    def result_of_none(self, x: Tensor) -> AttackResult:
+    def empty_result(self, x: Tensor) -> AttackResult:
         """Return the record of an empty batch."""
         none = torch.zeros(0, dtype=torch.bool, device=x.device)
         return AttackResult(x.clone(), none, none.double(), none.long(), none)
 
-    def solve(self, problem: Problem, already: Tensor) -> Outcome:
+    def solve(self, state: AttackState, already: Tensor) -> Outcome:
         """Run the attack with its restarts on the samples that are not misclassified yet."""
-        adversarial, success = problem.x.clone(), already.clone()
-        score = torch.full_like(already, float("-inf"), dtype=problem.x.dtype)
+        adversarial, success = state.x.clone(), already.clone()
+        score = torch.full_like(already, float("-inf"), dtype=state.x.dtype)
         for restart in range(self.restarts):
-            index = (~(already if self.minimal else success)).nonzero()[:, 0]
+            index = (~(already if self.minimum_norm else success)).nonzero()[:, 0]
             if not len(index):
                 break
-            part = problem.select(index)
-            part.random = part.random.fork(restart)
-            found = self.attack(part)
-            better = found.success & ~success[index]
-            better |= (found.success == success[index]) & (found.score > score[index])
+            active = state.select(index)
+            active.random = active.random.fork(restart)
+            outcome = self.attack(active)
+            better = outcome.success & ~success[index]
+            better |= (outcome.success == success[index]) & (outcome.score > score[index])
             chosen = index[better]
-            adversarial[chosen] = found.adversarial[better].to(adversarial.dtype)
-            success[chosen] = found.success[better]
-            score[chosen] = found.score[better].to(score.dtype)
+            adversarial[chosen] = outcome.adversarial[better].to(adversarial.dtype)
+            success[chosen] = outcome.success[better]
+            score[chosen] = outcome.score[better].to(score.dtype)
         return Outcome(adversarial, success, score)
 
     def session(self, model: Model) -> ExitStack:
-        """Return the context in which a model is attacked: gradients on, those of parameters off, evaluation mode."""
+        """Return the context of an attack: gradients on, those of parameters off, evaluation mode."""
         stack = ExitStack()
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -208,10 +201,10 @@ class Attack(ABC):
             stack.enter_context(evaluation_mode(model))
         return stack
 
-    def problem(
+    def prepare(
         self, model: Model, x: Tensor, y: Tensor | None, seed: int | torch.Generator | None, clean: bool = True
-    ) -> Problem:
-        """Check the input and make the problem of the whole batch.
+    ) -> AttackState:
+        """Check the input and return the state of the whole batch.
 
         Args:
             model: Gives logits.
@@ -224,70 +217,92 @@ class Attack(ABC):
         lower, upper = check_bounds(self.bounds, x)
         if self.targeted and y is None:
             raise ValueError("A targeted attack needs y, the class that each sample shall be taken for.")
-        asks = any(isinstance(module, EstimatedGradient) for module in modules_of(model))
-        oracle = Oracle(model, x, probe=not asks)
+        estimated = any(isinstance(module, EstimatedGradient) for module in modules_of(model))
+        oracle = Oracle(model, x, probe=not estimated)
         dtype = torch.promote_types(torch.promote_types(x.dtype, oracle.own_dtype), torch.float32)
-        # a copy of its own: contiguous, whatever layout was given, and no tensor of an inference mode
+        # a copy: contiguous in any layout of the input, and no tensor of an inference mode
         work = torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x.detach())
-        problem = Problem(
+        state = AttackState(
             oracle=oracle,
             x=work,
             label=torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else check_labels(y, x),
-            radius=None if self.eps is None else check_radius(self.eps, work),
+            eps=None if self.eps is None else check_radius(self.eps, work),
             lower=None if lower is None else lower.to(dtype),
             upper=None if upper is None else upper.to(dtype),
             random=SampleRandom.of(work, resolve_seed(self.seed if seed is None else seed)),
-            clean_logits=None,
+            clean=None,
             targeted=self.targeted,
-            spent=torch.zeros(len(x), dtype=torch.int64, device=x.device),
+            num_queries=torch.zeros(len(x), dtype=torch.int64, device=x.device),
             index=torch.arange(len(x), device=x.device),
             precision=self.precision,
             dtype=x.dtype,
         )
-        checked = self.norm == "linf" and self._has_plain_bounds()  # when the attack was made
-        if not checked and problem.radius is not None and lower is not None and upper is not None and self.norm != "l0":
+        warned = self.norm == "linf" and self._has_plain_bounds()  # when the attack was made
+        if not warned and state.eps is not None and lower is not None and upper is not None and self.norm != "l0":
             width = (upper - lower).expand_as(work)
-            warn_wide(self.norm or "l2", problem.radius.flatten(), lp_norm(width, self.norm or "l2"))
+            warn_wide(self.norm or "l2", state.eps.flatten(), lp_norm(width, self.norm or "l2"))
         if clean or y is None:
             with torch.no_grad():
-                problem.clean_logits = problem.logits(work)
+                state.clean = state.logits(work)
                 training = any(module.training for module in modules_of(model))
                 if self.model_mode == "keep" and training and not isinstance(model, EOT):
-                    check_repeatable(problem)
+                    check_repeatable(state)
             if y is None:
-                problem.label = problem.clean_logits.argmax(1)
-        return problem
+                state.label = state.clean.argmax(1)
+        return state
 
     def arguments(self) -> dict[str, object]:
-        """Return the arguments of the class, and those of its bases that are not the default, by name."""
-        found: dict[str, object] = {}
-        seen = set(self.fixed)
-        for kind in type(self).__mro__:
-            for name, parameter in inspect.signature(kind).parameters.items() if kind is not object else ():
-                if name in seen or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        """Return the arguments of the attack by name; those of :class:`Attack` only if not the default."""
+        values: dict[str, object] = {}
+        for kind in type(self).__mro__[: type(self).__mro__.index(Attack) + 1]:
+            for name, parameter in inspect.signature(kind).parameters.items():
+                if name in values or name in self.fixed or not hasattr(self, name):
                     continue
-                seen.add(name)
-                if not hasattr(self, name):
+                # an argument without default in a base class is set by its subclasses
+                if kind is not type(self) and parameter.default is parameter.empty:
                     continue
-                value = getattr(self, name)
-                differs = parameter.default is not parameter.empty and describe(value) != describe(parameter.default)
-                if kind is type(self) or differs:  # what a base needs and the class does not take, it sets itself
-                    found[name] = value
-        return found
+                if kind is not Attack or describe(getattr(self, name)) != describe(parameter.default):
+                    values[name] = getattr(self, name)
+        return values
 
     def __repr__(self) -> str:
         """Return the class with its arguments; attacks that differ in one differ in this."""
         return f"{type(self).__name__}({', '.join(f'{k}={describe(v)}' for k, v in self.arguments().items())})"
 
 
-def warn_wide(norm: str, radius: Tensor, width: Tensor) -> None:
-    """Warn of a radius beyond the largest distance within the bounds.
+def describe(value: object) -> str:
+    """Return the text of an argument; it differs for arguments that act differently.
+
+    Numbers, texts, containers and small tensors are written out; losses, modules and large tensors carry the beginning
+    of their hash. Objects without a hash have their own text.
 
     Args:
-        norm: Norm.
-        radius: Radii.
-        width: Norm of the difference of the bounds, one or as many.
+        value: Argument of an attack.
+
+    Example:
+        >>> describe((torch.tensor(0.5), 1.0))
+        '(tensor(0.5, dtype=torch.float32), 1.0)'
     """
+    if isinstance(value, list):
+        return f"[{', '.join(map(describe, value))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, Tensor):
+        if value.numel() <= _SHOWN:
+            return f"tensor({value.tolist()!r}, dtype={value.dtype})"
+        return f"tensor(shape={tuple(value.shape)}, dtype={value.dtype}, hash={identify(value)[:16]})"
+    if value is None or isinstance(value, bool | int | float | str | Attack):
+        return repr(value)
+    kind = value if isinstance(value, FunctionType) else type(value)
+    name = repr(value) if isinstance(value, nn.Module) else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        return f"{name}#{identify(value)[:16]}"
+    except UnidentifiableError:
+        return repr(value)
+
+
+def warn_wide(norm: str, radius: Tensor, width: Tensor) -> None:
+    """Warn of a radius beyond the largest distance within the bounds."""
     wide = (radius > width.to(radius)) & (width.to(radius) > 0)
     if bool(wide.any()):
         eps, most = float(radius.max()), float(width.max())

@@ -1,27 +1,48 @@
-"""Checks of what attacks are given; each raises one sentence with the value got and what is allowed."""
+"""Checks of input and output of the attacks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.engine.norms import per_sample
+from lit_modules.attacks.engine.norms import lp_norm, per_sample
 
 Radius = float | Tensor
 Bounds = tuple[float | Tensor, float | Tensor]
+ALLOWANCE = 1e-6  # of a radius, for rounding
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise a sentence if a count is no integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+def check_count(*, least: int = 1, **counts: int) -> None:
+    """Refuse counts that are no integers of at least ``least``."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
-def check_positive(name: str, value: float | Tensor) -> None:
-    """Raise a sentence if a value, or any of a tensor, is not positive and finite."""
-    values = torch.as_tensor(value, dtype=torch.float64)
-    if not bool((values > 0).all() & torch.isfinite(values).all()):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+def check_positive(**values: float | Tensor) -> None:
+    """Refuse values, single or in a tensor, that are not positive and finite."""
+    for name, value in values.items():
+        numbers = torch.as_tensor(value, dtype=torch.float64)
+        if not bool((numbers > 0).all() & torch.isfinite(numbers).all()):
+            raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+
+
+def check_range(interval: str, **values: float) -> None:
+    """Refuse numbers outside an interval, as in ``check_range("(0, 1]", share=share)``."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    for name, value in values.items():
+        above = value > low or (value == low and interval[0] == "[")
+        below = value < high or (value == high and interval[-1] == "]")
+        if not (above and below):
+            raise ValueError(f"{name} must lie in {interval}, got {value!r}.")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse a value that is not among the allowed ones."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}.")
 
 
 def check_eps(eps: Radius) -> Radius:
@@ -51,7 +72,7 @@ def check_radius(eps: Radius, x: Tensor) -> Tensor:
 
 
 def check_samples(x: Tensor) -> None:
-    """Raise a sentence if samples are no finite floating-point batch; it may be empty."""
+    """Refuse samples that are no finite floating-point batch; it may be empty."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating-point tensor, got {got}; divide 8-bit images by 255.")
@@ -63,7 +84,7 @@ def check_samples(x: Tensor) -> None:
         )
 
 
-def place_bounds(bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
+def expand_bounds(bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return bounds as tensors that broadcast against the samples, in their precision but at least float32.
 
     Raises:
@@ -90,7 +111,7 @@ def check_bounds(bounds: Bounds | None, x: Tensor) -> tuple[Tensor | None, Tenso
     """
     if bounds is None:
         return None, None
-    lower, upper = place_bounds(bounds, x)
+    lower, upper = expand_bounds(bounds, x)
     if bool((lower > upper).any()):
         raise ValueError(f"The lower bound must not be above the upper one, got {bounds!r}.")
     if bool(((x < lower) | (x > upper)).any()):
@@ -114,7 +135,7 @@ def check_labels(y: Tensor, x: Tensor) -> Tensor:
 
 
 def check_classes(y: Tensor, classes: int) -> None:
-    """Raise a sentence if a label is no class of the model."""
+    """Refuse labels that are no class of the model."""
     if bool(((y < 0) | (y >= classes)).any()):
         raise ValueError(
             f"y must be from 0 to {classes - 1}, the model's classes, got {int(y.min())} to {int(y.max())}."
@@ -122,7 +143,7 @@ def check_classes(y: Tensor, classes: int) -> None:
 
 
 def check_logits(logits: Tensor, batch: int) -> None:
-    """Raise a sentence if a model's output is no batch of logits."""
+    """Refuse a model's output that is no batch of logits."""
     if logits.ndim != 2 or len(logits) != batch or logits.shape[1] < 2:
         raise ValueError(
             f"The model must give logits of shape ({batch}, classes), at least 2 classes, got {tuple(logits.shape)}."
@@ -133,3 +154,73 @@ def check_logits(logits: Tensor, batch: int) -> None:
             "The model gives probabilities (each row is in [0, 1] and sums to 1); attacks need logits: leave out the "
             "softmax, or wrap the model to return its logarithm."
         )
+
+
+def audit_perturbation(
+    x: Tensor,
+    adversarial: Tensor,
+    *,
+    norm: str | None = None,
+    eps: Radius | None = None,
+    bounds: Bounds | None = None,
+    name: str = "The attack",
+    samples: Sequence[int] | None = None,
+) -> Tensor:
+    """Return the norms of perturbations in float64, after a check of radius and bounds.
+
+    Attacks compute in float32 (float64 for float64 samples). So a norm may pass the radius by a millionth of it, and by
+    the norm of the rounding of the values that moved: for each the spacing of numbers of its size. The bounds, rounded
+    to that precision, are held exactly.
+
+    Args:
+        x: Clean samples, ``(batch, *)``.
+        adversarial: Adversarial samples, ``(batch, *)``.
+        norm: Norm of the radius and of the result; ``None`` takes L2 and checks no radius.
+        eps: Radius, a number or one per sample; ``None`` for none.
+        bounds: Least and largest value; ``None`` for no bounds.
+        name: Subject of the error message.
+        samples: Number of each sample in an error message; ``None`` takes its position in the batch.
+
+    Returns:
+        The norms, ``(batch,)``.
+
+    Raises:
+        RuntimeError: If a sample is outside, has another shape, or is not finite; with the amount and the sample.
+
+    Example:
+        >>> x = torch.tensor([[0.5, 0.5]])
+        >>> audit_perturbation(x, x + 0.1, norm="linf", eps=0.1).round(decimals=4)
+        tensor([0.1000], dtype=torch.float64)
+    """
+    if adversarial.shape != x.shape:
+        raise RuntimeError(f"{name} gave samples of shape {tuple(adversarial.shape)} for {tuple(x.shape)}.")
+    numbers = range(len(x)) if samples is None else samples
+    clean, moved = x.detach().double(), adversarial.detach().double()
+    delta = moved - clean
+    finite = delta.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        worst = int((~finite).nonzero()[0])
+        raise RuntimeError(f"{name} gave values that are not finite, for sample {numbers[worst]}.")
+    distance = lp_norm(delta, norm or "l2")
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if eps is not None and norm is not None:
+        radius = check_radius(eps, clean).flatten()
+        spacing = torch.finfo(work).eps * torch.maximum(clean.abs(), moved.abs()).where(delta != 0, 0.0)
+        rounding = torch.zeros_like(distance) if norm == "l0" else lp_norm(spacing, norm)
+        over = distance - radius * (1 + ALLOWANCE) - rounding
+        if bool((over > 0).any()):
+            worst = int(over.argmax())
+            raise RuntimeError(
+                f"{name} broke its radius: {norm} distance {float(distance[worst]):.8g} of sample {numbers[worst]}, "
+                f"allowed {float(radius[worst]):.8g}."
+            )
+    if bounds is not None:
+        lower, upper = (side.double() for side in expand_bounds(bounds, x.to(work)))
+        outside = torch.maximum(lower - moved, moved - upper).flatten(1).amax(1)
+        if bool((outside > 0).any()):
+            worst = int(outside.argmax())
+            raise RuntimeError(
+                f"{name} left the bounds by {float(outside[worst]):.8g} on sample {numbers[worst]}, with "
+                f"values from {float(moved[worst].min()):.8g} to {float(moved[worst].max()):.8g}."
+            )
+    return distance

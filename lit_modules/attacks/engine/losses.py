@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_modules.attacks.engine.checks import check_choice
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 LossName = Literal["cross_entropy", "margin", "dlr", "soft_margin", "zero_one"]
 
@@ -137,8 +139,7 @@ class SoftLogitMarginLoss(nn.Module):
 
     def __init__(self, reduction: Literal["none", "mean", "sum"] = "none") -> None:
         super().__init__()
-        if reduction not in ("none", "mean", "sum"):
-            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+        check_choice("reduction", reduction, ("none", "mean", "sum"))
         self.reduction = reduction
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:

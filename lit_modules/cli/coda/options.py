@@ -1,28 +1,28 @@
 """Options of ``lit-modules coda``: one file for all actions, each value of which the command line may override."""
 
 import re
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
 
-from jsonargparse import Namespace
-
-from lit_modules.cli.coda.command import ACTIONS
+import lit_modules.coda
+import lit_modules.datamodules
 from lit_modules.cli.lightning_cli import ProjectParser, RecipeFile
 from lit_modules.cli.public import load_public
-from lit_modules.coda.augmentation.estimate import Prices
-from lit_modules.coda.augmentation.presets import CoDASettings, preset
-from lit_modules.coda.backends.bounded_endpoint import BoundedEndpoint, Budget
-from lit_modules.coda.backends.protocols import ChatModel, Embedder, ImageGenerator
+from lit_modules.coda.augmentation.features import FeatureKind
+from lit_modules.coda.augmentation.settings import CoDASettings, preset
+from lit_modules.coda.backends.protocols import ChatModel, Embedder, ImageGenerator, Prices
+from lit_modules.coda.backends.remote import BoundedEndpoint, Budget
 from lit_modules.datamodules import FewShotPairs
 from lit_modules.utils.errors import UsageError
 
+Options = TypeVar("Options", bound="CodaOptions")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
-_MODELS = ("chat", "verifier", "generator", "embedder")
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the endpoints of a run may take together.
+    """Bounds of the endpoints of a run together.
 
     Args:
         calls: Most answers of chat models; None for any number, as for all others.
@@ -39,7 +39,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Confusions:
-    """How confused pairs are found.
+    """Search for confusable pairs.
 
     Args:
         targets: Concepts whose images are asked about. novel takes those that concepts.jsonl says are not known, each
@@ -80,82 +80,41 @@ class Confusions:
             )
 
 
-def coda_parser(action: str) -> ProjectParser:
-    """Return the parser of an action, with what all actions know.
+@dataclass(kw_only=True)
+class CodaOptions:
+    """Options of all actions.
 
     Args:
-        action: Name of the action.
-    """
-    description = ACTIONS[action][1].removeprefix("... and ").capitalize()
-    parser = ProjectParser(prog=f"lit-modules coda {action}", description=description)
-    text = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
-    parser.add_argument("-c", "--config", action=RecipeFile, help=text)
-    parser.add_subclass_arguments(FewShotPairs, "data", required=False, help="pairs and their support images")
-    for model, kind, text in (
-        ("chat", ChatModel, "model that is asked for features, and for pairs"),
-        ("verifier", ChatModel, "model that is asked what images show; null takes chat"),
-        ("generator", ImageGenerator, "model that makes images"),
-        ("embedder", Embedder, "model of scores and references, such as CLIP"),
-    ):
-        parser.add_argument(f"--{model}", type=kind, help=text)
-    parser.add_argument(
-        "--preset",
-        type=Literal["default", "official"],
-        default="default",
-        help="what the settings start from; official is the released code",
-    )
-    parser.add_argument("--settings", type=CoDASettings, default=preset(), help="settings of the run")
-    parser.add_argument("--store", type=str, default="runs/coda", help="folder of the run; it is made")
-    parser.add_argument(
-        "--shard", type=str | None, help="part of the pairs that this machine does, such as 1/4 for the first of 4"
-    )
-    parser.add_argument("--prices", type=Prices, default=Prices(), help="prices, in one currency")
-    parser.add_argument("--budget", type=Bounds, default=Bounds(), help="what the endpoints may take together")
-    parser.add_argument("--confusions", type=Confusions, default=Confusions(), help="how confused pairs are found")
-    return parser
-
-
-@dataclass
-class Plan:
-    """What an action was told.
-
-    Args:
-        action: Name of the action.
-        parser: Its parser.
-        config: Arguments.
-        objects: The arguments with the classes built.
+        data: pairs and their support images
+        chat: model that is asked for features, and for pairs
+        verifier: model that is asked what images show; null takes chat
+        generator: model that makes images
+        embedder: model of scores and references, such as CLIP
+        preset: what the settings start from; official is the released code
+        settings: settings of the run
+        store: folder of the run; it is made
+        shard: part of the pairs that this machine does, such as 1/4 for the first of 4
+        prices: prices, in one currency
+        budget: what the endpoints may take together
+        confusions: how confused pairs are found
     """
 
-    action: str
-    parser: ProjectParser
-    config: Namespace
-    objects: Namespace
+    data: FewShotPairs | None = None
+    chat: ChatModel | None = None
+    verifier: ChatModel | None = None
+    generator: ImageGenerator | None = None
+    embedder: Embedder | None = None
+    preset: Literal["default", "official"] = "default"
+    settings: CoDASettings = field(default_factory=CoDASettings)
+    store: str = "runs/coda"
+    shard: str | None = None
+    prices: Prices = field(default_factory=Prices)
+    budget: Bounds = field(default_factory=Bounds)
+    confusions: Confusions = field(default_factory=Confusions)
 
-    @property
-    def settings(self) -> CoDASettings:
-        """Settings of the run."""
-        return cast(CoDASettings, self.objects["settings"])
-
-    @property
-    def store(self) -> str:
-        """Folder of the run."""
-        return str(self.config["store"])
-
-    @property
-    def shard(self) -> tuple[int, int] | None:
-        """Number, from 1, and total of the parts.
-
-        Raises:
-            UsageError: If it is no such thing.
-        """
-        given = self.config["shard"]
-        if given is None:
-            return None
-        found = _SHARD.fullmatch(given.strip())
-        number, total = (int(found[1]), int(found[2])) if found else (0, 0)
-        if not 1 <= number <= total:
-            raise UsageError(f"shard must be i/n with i from 1 to n, such as 1/4; got {given!r}.")
-        return number, total
+    def __post_init__(self) -> None:
+        self.action = ""
+        self.data_arguments: dict[str, Any] = {}
 
     def need(self, *names: str) -> None:
         """Check that these were given.
@@ -163,23 +122,33 @@ class Plan:
         Raises:
             UsageError: If one was not; names it.
         """
-        missing = [name for name in names if self.objects[name] is None]
+        missing = [name for name in names if getattr(self, name) is None]
         if missing:
-            given = ", ".join(f"--{name}" for name in missing)
             raise UsageError(
-                f"`lit-modules coda {self.action}` needs {' and '.join(missing)}: add {given}, or -c with a "
-                "configuration file."
+                f"`lit-modules coda {self.action}` needs {' and '.join(missing)}: add "
+                f"{', '.join(f'--{name}' for name in missing)}, or -c with a configuration file."
             )
 
-    def data(self, **changes: Any) -> Any:
-        """Return the datamodule, built anew with other arguments if there are any, with its files written."""
+    def parse_shard(self) -> tuple[int, int] | None:
+        """Return number, from 1, and total of the parts.
+
+        Raises:
+            UsageError: If it has another form.
+        """
+        if self.shard is None:
+            return None
+        match = _SHARD.fullmatch(self.shard.strip())
+        number, total = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= number <= total:
+            raise UsageError(f"shard must be i/n with i from 1 to n, such as 1/4; got {self.shard!r}.")
+        return number, total
+
+    def prepare_data(self) -> FewShotPairs:
+        """Return the datamodule, with its files written."""
         self.need("data")
-        data = self.objects["data"]
-        if changes:
-            arguments = {**self.config["data"].get("init_args", {}), **changes}
-            data = type(data)(**arguments)
-        data.prepare_data()
-        return data
+        assert self.data is not None
+        self.data.prepare_data()
+        return self.data
 
     def apply_budget(self) -> None:
         """Let all endpoints share the budget.
@@ -187,38 +156,77 @@ class Plan:
         Raises:
             UsageError: If there is a budget and no endpoint that keeps it.
         """
-        bounds = vars(self.objects["budget"])
+        bounds = asdict(self.budget)
         if all(bound is None for bound in bounds.values()):
             return
-        endpoints = [getattr(self.objects[name], "endpoint", None) for name in _MODELS]
-        found = [endpoint for endpoint in endpoints if isinstance(endpoint, BoundedEndpoint)]
-        if not found:
+        models = (self.chat, self.verifier, self.generator, self.embedder)
+        endpoints = [getattr(model, "endpoint", None) for model in models]  # local models have none
+        bounded = [endpoint for endpoint in endpoints if isinstance(endpoint, BoundedEndpoint)]
+        if not bounded:
             raise UsageError("budget bounds what endpoints take, and none of the models is behind one; leave it out.")
-        budget = Budget(**bounds, prices=self.objects["prices"])
-        for endpoint in found:
+        budget = Budget(**bounds, prices=self.prices)
+        for endpoint in bounded:
             endpoint.budget = budget
 
 
-def read_plan(parser: ProjectParser, action: str, args: list[str]) -> Plan:
-    """Read the arguments of an action and build its classes.
+@dataclass(kw_only=True)
+class KindOptions(CodaOptions):
+    """Options of an action on the images of one kind of features.
 
     Args:
-        parser: Parser of the action, with its own options.
+        kind: kind of features whose images to take
+    """
+
+    kind: FeatureKind | None = None
+
+    def chosen_kind(self) -> FeatureKind:
+        """Return the kind of features.
+
+        Raises:
+            UsageError: If the settings have several and none was named.
+        """
+        if self.kind is None and len(self.settings.kinds) > 1:
+            raise UsageError(
+                f"The settings have the kinds {', '.join(self.settings.kinds)}; add --kind with one of them."
+            )
+        return self.kind or self.settings.kinds[0]
+
+
+def read_options(options: type[Options], action: str, description: str, args: Sequence[str]) -> Options:
+    """Read the arguments of an action and build its classes.
+
+    Hyphens may stand for underscores in an option's name, and ``--flag`` for ``--flag=true``.
+
+    Args:
+        options: Class of the options.
         action: Name of the action.
+        description: Help line of the action.
         args: Arguments as on the command line.
 
     Raises:
         UsageError: If they are wrong; the first line says what.
         ValueError: If a value is out of its range.
     """
-    import lit_modules.coda
-    import lit_modules.datamodules
-
     load_public(lit_modules.datamodules, lit_modules.coda)
-    parser.words = args
-    config = parser.parse_args(args)
+    parser = ProjectParser(
+        prog=f"lit-modules coda {action}", description=description.removeprefix("... and ").capitalize()
+    )
+    text = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
+    parser.add_argument("-c", "--config", action=RecipeFile, help=text)
+    parser.add_class_arguments(options)
+    flags = {f"--{each.name}" for each in fields(options) if each.type is bool}
+    words = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
+        words.append(name + (equals + value if equals else "=true" if name in flags else ""))
+    parser.words = words
+    config = parser.parse_args(words)
     if config["preset"] != "default":
         parser.set_defaults({"settings": preset(config["preset"]).record()})
-        config = parser.parse_args(args)
-    objects = parser.instantiate(config)
-    return Plan(action, parser, config, objects)
+        config = parser.parse_args(words)
+    built: Any = parser.instantiate(config)
+    read = options(**{each.name: built[each.name] for each in fields(options)})
+    read.action = action
+    read.data_arguments = {} if config["data"] is None else {**config["data"].get("init_args", {})}
+    return read

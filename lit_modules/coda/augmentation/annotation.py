@@ -1,4 +1,4 @@
-"""Having people check whether features belong to pictures: a sample to answer, and what the answers say."""
+"""Human evaluation of features: a blind sample of images for annotators, and the scores of their answers."""
 
 import base64
 import csv
@@ -13,12 +13,13 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from lit_modules.coda.augmentation.export import accepted_images
 from lit_modules.coda.augmentation.features import FeatureKind
-from lit_modules.coda.augmentation.inputs import PairTask, shard_tasks
+from lit_modules.coda.augmentation.tasks import PairTask, shard_tasks
 from lit_modules.coda.core.concepts import safe_name
-from lit_modules.coda.core.pictures import read_picture
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.files import write_whole
+from lit_modules.utils.images import read_picture
 
 Group = Literal["real target", "real misidentified", "synthetic"]
 _ANSWERS = {"yes": 1, "y": 1, "1": 1, "no": 0, "n": 0, "0": 0}
@@ -27,10 +28,10 @@ _SIDE, _THUMBNAIL = 512, 160
 
 @dataclass(frozen=True)
 class GroupScore:
-    """What annotators say about one group of pictures.
+    """Annotators' score of one group of images.
 
     Args:
-        items: Number of pictures with a feature.
+        items: Number of images with a feature.
         percent: Share of the answers that are yes, in percent.
         kappa: Fleiss' kappa; NaN if all answers are the same, or there is one annotator.
     """
@@ -49,12 +50,11 @@ def export_annotation(
     annotators: int = 3,
     seed: int = 0,
 ) -> int:
-    """Write pictures, each with a feature, for annotators to say whether the picture shows the feature.
+    """Write images, each with a feature, for annotators to say whether the image shows the feature.
 
-    Real pictures of the concept that a feature belongs to, real ones of the concept that it tells it from, and accepted
-    synthetic ones are mixed, under numbers that do not tell which is which. Written are ``images``, ``sheet.html`` to
-    look at, ``annotator-1.csv`` and so on with a blank ``answer`` for yes or no, and ``key.csv``, which annotators must
-    not see.
+    Real images of the concept that a feature belongs to, real ones of the other concept, and accepted synthetic ones
+    are mixed, under numbers that do not tell which is which. Written are ``images``, ``sheet.html`` to look at,
+    ``annotator-1.csv`` and so on with a blank ``answer`` for yes or no, and ``key.csv``, which annotators must not see.
 
     Args:
         store: Store of a run.
@@ -84,25 +84,24 @@ def export_annotation(
         (group, *item) for group, pool in pools.items() for item in random.sample(pool, min(num_items, len(pool)))
     ]
     random.shuffle(chosen)
-    blank, key, parts = [], [], []
+    blank, key, rows = [], [], []
     for number, (group, data, name, concept, feature) in enumerate(chosen, 1):
-        picture = read_picture(data, name)
-        picture.thumbnail((_SIDE, _SIDE))
-        place = f"images/{number:04d}.png"
-        write_whole(root / place, _png(picture))
-        blank.append([str(number), place, _cell(feature), ""])
+        image = read_picture(data, name)
+        image.thumbnail((_SIDE, _SIDE))
+        path = f"images/{number:04d}.png"
+        write_whole(root / path, _png(image))
+        blank.append([str(number), path, _cell(feature), ""])
         key.append([str(number), group, _cell(concept), _cell(feature)])
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        coded = base64.b64encode(_png(picture)).decode()
-        shown = f'<td><img src="data:image/png;base64,{coded}" alt=""></td><td>{html.escape(feature)}</td>'
-        parts.append(f"<tr><td>{number}</td>{shown}</tr>")
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        coded = base64.b64encode(_png(image)).decode()
+        cells = f'<td><img src="data:image/png;base64,{coded}" alt=""></td><td>{html.escape(feature)}</td>'
+        rows.append(f"<tr><td>{number}</td>{cells}</tr>\n")
     for annotator in range(1, annotators + 1):
         _write_csv(root / f"annotator-{annotator}.csv", ["item", "image", "feature", "answer"], blank)
     _write_csv(root / "key.csv", ["item", "group", "concept", "feature"], key)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Features and pictures</title>'
-    asked = "<p>Does the picture show the feature? Write yes or no as the answer in your CSV file.</p>"
-    rows = "\n".join(parts)
-    write_whole(root / "sheet.html", f"{head}<body>{asked}<table>\n{rows}\n</table></body></html>\n")
+    question = "<p>Does the picture show the feature? Write yes or no as the answer in your CSV file.</p>"
+    write_whole(root / "sheet.html", f"{head}<body>{question}<table>\n{''.join(rows)}</table></body></html>\n")
     return len(chosen)
 
 
@@ -127,10 +126,10 @@ def score_annotation(files: Sequence[str | Path], key: str | Path) -> dict[Group
     answers = [_answers(Path(file), groups) for file in files]
     scores: dict[Group, GroupScore] = {}
     for group in get_args(Group):
-        items = [item for item, found in groups.items() if found == group]
+        items = [item for item, own in groups.items() if own == group]
         if not items:
             continue
-        yes = [sum(one[item] for one in answers) for item in items]
+        yes = [sum(of_annotator[item] for of_annotator in answers) for item in items]
         counts = [[len(files) - number, number] for number in yes]
         kappa = fleiss_kappa(counts) if len(files) > 1 else float("nan")
         scores[group] = GroupScore(len(items), 100 * sum(yes) / (len(items) * len(files)), kappa)
@@ -162,7 +161,7 @@ def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float:
     if not counts or len({len(row) for row in counts}) > 1 or min(min(row, default=-1) for row in counts) < 0:
         raise ValueError("counts must be at least one row, each with a number of raters for every category.")
     raters = sum(counts[0])
-    different = [place for place, row in enumerate(counts) if sum(row) != raters]
+    different = [index for index, row in enumerate(counts) if sum(row) != raters]
     if raters < 2 or different:
         where = f"; item {different[0]} has {sum(counts[different[0]])}" if different else ""
         raise ValueError(f"Each item needs as many raters, at least 2: the first has {raters}{where}.")
@@ -176,42 +175,36 @@ def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float:
 def _items(
     store: Store, tasks: Sequence[PairTask], kind: FeatureKind
 ) -> dict[Group, list[tuple[bytes, str, str, str]]]:
-    """Return all items of each group: bytes and name of a picture, concept, feature."""
+    """Return all items of each group: bytes and name of an image, concept, feature."""
     pools: dict[Group, list[tuple[bytes, str, str, str]]] = {group: [] for group in get_args(Group)}
     for task in shard_tasks(tasks):
-        pair = task.pair
-        turned = ((pair.target, task.target_images, task.confusable_images),)
-        for concept, own, others in (*turned, (pair.confusable, task.confusable_images, task.target_images)):
-            place = [pair.pair_id, safe_name(concept.name), kind]
-            record = store.read_json([*place, "images.json"])
+        for concept, _, own, others in task.directions():
+            path = [task.pair.pair_id, safe_name(concept.name), kind]
+            record = store.read_json([*path, "images.json"])
             if record is None:
                 continue
-            made = [
-                (data, f"{index}.png")
-                for index in record["accepted"]
-                if (data := store.read_file([*place, "images", f"{index}.png"], record["files"][f"{index}.png"]))
-            ]
-            real = [[(Path(path).read_bytes(), path) for path in paths] for paths in (own, others)]
+            made = [(data, f"{index}.png") for index, data in accepted_images(store, path, record) if data is not None]
+            real = [[(Path(name).read_bytes(), name) for name in names] for names in (own, others)]
             for feature in record["attributes"]:
-                for group, pictures in zip(get_args(Group), (*real, made), strict=True):
-                    pools[group] += [(data, name, concept.name, feature) for data, name in pictures]
+                for group, images in zip(get_args(Group), (*real, made), strict=True):
+                    pools[group] += [(data, name, concept.name, feature) for data, name in images]
     return pools
 
 
 def _answers(path: Path, groups: dict[str, Group]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    answers: dict[str, int] = {}
     for row in _read_csv(path, "answer"):
         answer = row["answer"].strip().lower()
         if not answer:
             raise ValueError(f"{path}: item {row['item']} has no answer; write yes or no.")
         if answer not in _ANSWERS:
             raise ValueError(f"{path}: the answer to item {row['item']} must be yes or no, got {row['answer']!r}.")
-        found[row["item"]] = _ANSWERS[answer]
-    missing = [item for item in groups if item not in found]
-    if missing or len(found) != len(groups):
-        what = f"item {missing[0]} is missing" if missing else "it has items that the key does not have"
-        raise ValueError(f"{path} is not of this sample: {what}.")
-    return found
+        answers[row["item"]] = _ANSWERS[answer]
+    missing = [item for item in groups if item not in answers]
+    if missing or len(answers) != len(groups):
+        problem = f"item {missing[0]} is missing" if missing else "it has items that the key does not have"
+        raise ValueError(f"{path} is not of this sample: {problem}.")
+    return answers
 
 
 def _read_csv(path: Path, column: str) -> list[dict[str, str]]:
@@ -237,12 +230,12 @@ def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def _cell(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula."""
+    """Quote a text that a spreadsheet would take for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.info.clear()
-    picture.save(file, "PNG")
+    image.info.clear()
+    image.save(file, "PNG")
     return file.getvalue()

@@ -1,54 +1,108 @@
-"""A baseline: support images edited by instructions that a chat model proposes; named ``armada_lite``, not ARMADA."""
+"""Baseline ``armada_lite``, not ARMADA: support images edited by instructions that a chat model proposes."""
 
-import errno
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from lit_modules.coda.augmentation.calls import RecordedChat
-from lit_modules.coda.augmentation.edit_requests import EditSettings, edit_request
-from lit_modules.coda.augmentation.export import write_training_folder
-from lit_modules.coda.augmentation.inputs import PairTask, SupportImage
+from lit_modules.coda.augmentation.export import image_row, write_training_folder
+from lit_modules.coda.augmentation.generation import template_fields
 from lit_modules.coda.augmentation.parsing import MalformedAnswer, parse_features
-from lit_modules.coda.backends.protocols import BudgetExhausted, ChatModel, Counts
+from lit_modules.coda.augmentation.pipeline import DISK_ERRORS
+from lit_modules.coda.augmentation.tasks import PairTask, SupportImage
+from lit_modules.coda.backends.protocols import (
+    BudgetExhausted,
+    ChatModel,
+    ChatRequest,
+    Counts,
+    ImageEditor,
+    check_not_negative,
+    check_positive,
+    user_message,
+)
+from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.concepts import Concept, prompt_text, safe_name
-from lit_modules.coda.core.pictures import picture_problem, png_bytes, read_picture
+from lit_modules.coda.core.images import picture_problem, png_bytes
 from lit_modules.coda.core.store import Store, StoreInUse, stage_key
 from lit_modules.utils.hashing import stable_seed
+from lit_modules.utils.images import read_picture
 
 KIND = "armada_lite"
-"""What these images are called everywhere; ``method`` of the datamodules."""
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Kind of these images everywhere; ``method`` of the datamodules."""
+PROMPT = (
+    "The picture shows {target}. Propose {count} different edits of it, each of one attribute that may vary while it "
+    "still shows {target}: the surroundings, the weather, the light, the season, the distance or the pose. Leave alone "
+    "what {target} is recognised by."
+)
+"""Question for edits; a run may give its own, with these fields."""
+_FORM = (
+    " Each edit is one instruction of at most {max_words} words that begins with a verb, such as "
+    '"put it on wet sand at dusk". Answer with a JSON list of strings and nothing else.'
+)
+_REMINDER = " The last answer could not be read. Answer only with a JSON list of strings."
 
 
-class ImageEditor(Protocol):
-    """A model that changes a picture as an instruction says."""
+@dataclass(frozen=True)
+class EditSettings:
+    """All settings of the edits, but the models.
 
-    @property
-    def identity(self) -> str:
-        """Name and revision, and all settings of the editor that shape a picture; it holds no secret."""
-        ...
+    Args:
+        seed: Seed of the run.
+        num_images: Edited images of each concept; its support images take turns.
+        prompt: Question for edits, with the fields ``{target}`` and ``{count}``.
+        temperature: Temperature of sampling the edits.
+        max_new_tokens: Longest answer, in tokens.
+        max_words: Longest instruction, in words.
+        retries: Further attempts after an answer that cannot be read or has too few edits.
+        steps: Denoising steps.
+        guidance: Scale of the instruction, above 1.
+        image_guidance: Scale of the likeness to the image, at least 1.
+        min_change: Least mean difference of an edit from its image, of 255; one below it changed nothing.
+        min_side: Shortest side of an image, in pixels.
+        max_attempts: Seeds that are tried for an image before it fails.
 
-    def edit(
-        self, image: Image.Image, instruction: str, seed: int, steps: int, guidance: float, image_guidance: float
-    ) -> Image.Image:
-        """Return the changed picture; the same arguments give the same one."""
-        ...
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    seed: int = 0
+    num_images: int = 5
+    prompt: str = PROMPT
+    temperature: float = 0.5
+    max_new_tokens: int = 500
+    max_words: int = 20
+    retries: int = 3
+    steps: int = 20
+    guidance: float = 7.5
+    image_guidance: float = 1.5
+    min_change: float = 2.0
+    min_side: int = 64
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        check_positive(self, "num_images", "max_new_tokens", "max_words", "steps", "min_side", "max_attempts")
+        check_not_negative(self, "temperature", "retries", "min_change")
+        if not (self.guidance > 1 and self.image_guidance >= 1):
+            raise ValueError(
+                "guidance must be above 1 and image_guidance at least 1, as neither has an effect otherwise; got "
+                f"{self.guidance:g} and {self.image_guidance:g}."
+            )
+        if template_fields(self.prompt) != {"target", "count"}:
+            raise ValueError(f"prompt must have the places {{target}} and {{count}}, got {self.prompt!r}.")
 
 
 @dataclass(frozen=True)
 class EditedConcept:
-    """What came of a concept.
+    """Result of a concept.
 
     Args:
         concept: Name of the concept.
-        made: Edited images that are there.
+        made: Number of edited images.
         failure: Why there are fewer than wanted; ``None`` if there are not.
     """
 
@@ -59,12 +113,12 @@ class EditedConcept:
 
 @dataclass
 class EditResult:
-    """What a run did.
+    """Result of a run.
 
     Args:
-        concepts: What came of each concept.
-        counts: What this run took; what the store had costs nothing.
-        stopped: Why the run stopped before its end; ``None`` if it came to it.
+        concepts: Results of the concepts.
+        counts: Use of models in this run; answers and images of the store cost nothing.
+        stopped: Why the run stopped before its end; ``None`` if it did not.
     """
 
     concepts: list[EditedConcept] = field(default_factory=list)
@@ -73,7 +127,7 @@ class EditResult:
 
 
 class ArmadaLite:
-    """Edit the support images of concepts, and go on where an earlier run was.
+    """Edit the support images of concepts, and resume an earlier run.
 
     A chat model looks at each support image and proposes changes of attributes that leave the concept what it is, and
     an editor such as InstructPix2Pix makes them. This is the outline of ARMADA and not ARMADA: attribute values come
@@ -81,7 +135,7 @@ class ArmadaLite:
     by simple checks and not by a Frechet distance. Numbers of it are none of ARMADA's.
 
     Args:
-        store: Where answers and images are kept.
+        store: Store of answers and images.
         settings: Settings of the run.
         chat: Model that proposes edits; it takes an image.
         editor: Model that makes them.
@@ -90,110 +144,123 @@ class ArmadaLite:
     def __init__(self, store: Store, settings: EditSettings, chat: ChatModel, editor: ImageEditor) -> None:
         self.store, self.settings, self.editor = store, settings, editor
         self.result = EditResult()
-        self.chat = RecordedChat(chat, store, lambda took: self._report("edits", took))
+        self.chat = RecordedChat(chat, store, lambda counts: self._report("edits", counts))
 
     def run(self, tasks: Sequence[PairTask]) -> EditResult:
         """Make the images of all concepts of some pairs, each once; one that fails stops no other."""
         self.result = EditResult()
-        record = {
-            "method": KIND,
-            "settings": self.settings.record(),
-            "models": {"chat": self.chat.model.identity, "editor": self.editor.identity},
-        }
-        self.store.write_json(["manifest.json"], record)
+        models = {"chat": self.chat.model.identity, "editor": self.editor.identity}
+        self.store.write_json(["manifest.json"], {"method": KIND, "settings": asdict(self.settings), "models": models})
         try:
             for concept, images in _concepts(tasks).values():
-                self.result.concepts.append(self._concept(concept, images))
+                self.result.concepts.append(self._edit_concept(concept, images))
         except BudgetExhausted as error:
             self.result.stopped = str(error)
         return self.result
 
-    def _report(self, stage: str, took: Counts) -> None:
-        self.result.counts.setdefault(stage, Counts()).add(took)
-        self.store.log({"stage": stage, **{name: getattr(took, name) for name in took.__dataclass_fields__}})
+    def _report(self, stage: str, counts: Counts) -> None:
+        self.result.counts.setdefault(stage, Counts()).add(counts)
+        self.store.log({"stage": stage, **asdict(counts)})
 
-    def _concept(self, concept: Concept, paths: Sequence[str]) -> EditedConcept:
-        made, failures = 0, []
+    def _edit_concept(self, concept: Concept, paths: Sequence[str]) -> EditedConcept:
+        failures: list[str] = []
+        made, wanted = 0, self.settings.num_images
         try:
             images = [SupportImage(path) for path in paths]
             proposed: dict[str, list[str]] = {}
-            for index in range(self.settings.num_images):
+            for index in range(wanted):
                 image, turn = images[index % len(images)], index // len(images)
                 if image.digest not in proposed:
-                    wanted = -(-(self.settings.num_images - index) // len(images))
-                    proposed[image.digest] = self._edits(concept, image, wanted)
-                problem = self._image(concept, image, proposed[image.digest][turn], index)
-                made += problem is None
+                    count = -(-(wanted - index) // len(images))
+                    proposed[image.digest] = self._propose(concept, image, count)
+                problem = self._edit(concept, image, proposed[image.digest][turn], index)
+                made += not problem
                 failures += [problem] if problem else []
         except (BudgetExhausted, StoreInUse):
             raise
         except Exception as error:  # whatever a model raises is of this concept alone
-            if isinstance(error, OSError) and error.errno in _DISK:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
             failures.append(f"{type(error).__name__}: {error}")
         for failure in failures:
             self.store.log({"stage": "failure", "unit": safe_name(concept.name), "reason": failure})
         return EditedConcept(concept.name, made, failures[0] if failures else None)
 
-    def _edits(self, concept: Concept, image: SupportImage, count: int) -> list[str]:
-        """Return the instructions for a picture.
+    def _propose(self, concept: Concept, image: SupportImage, count: int) -> list[str]:
+        """Return the instructions for an image.
 
         Raises:
             MalformedAnswer: If no answer has as many.
         """
         settings, problem = self.settings, ""
-        parts = (settings.seed, concept.name, image.digest)
+        text = settings.prompt.format(target=f'"{prompt_text(concept.name)}"', count=count)
+        text += _FORM.format(max_words=settings.max_words)
         for attempt in range(1 + settings.retries):
-            reply = self.chat.ask(edit_request(concept, image.picture, count, settings, parts, attempt))
+            request = ChatRequest(
+                (user_message(text + (_REMINDER if attempt else ""), 1),),
+                (image.image,),
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                seed=stable_seed(settings.seed, concept.name, image.digest, "edits", attempt),
+            )
+            reply = self.chat.ask(request)
             try:
-                found = parse_features(reply.text, max_features=count, max_words=settings.max_words).features
+                edits = parse_features(reply.text, max_features=count, max_words=settings.max_words).features
             except MalformedAnswer as error:
                 problem = str(error)
                 continue
-            if len(found) == count:
-                return [prompt_text(instruction) for instruction in found]
-            problem = f"The answer has {len(found)} edits that can be used, and {count} are wanted."
+            if len(edits) == count:
+                return [prompt_text(instruction) for instruction in edits]
+            problem = f"The answer has {len(edits)} edits that can be used, and {count} are wanted."
         raise MalformedAnswer(f"{image.path.name}: {problem}")
 
-    def _image(self, concept: Concept, image: SupportImage, instruction: str, index: int) -> str | None:
-        """Make an image unless the store has it; return what is wrong with it."""
+    def _edit(self, concept: Concept, image: SupportImage, instruction: str, index: int) -> str:
+        """Make an image unless the store has it; return its problem, or an empty text."""
         settings, folder = self.settings, [safe_name(concept.name), "images"]
-        given = {
+        values = asdict(settings)
+        inputs: dict[str, Any] = {
             "instruction": instruction,
-            "source": {"name": image.path.name, "sha256": image.digest},
+            "source": image.record(),
             "editor": self.editor.identity,
-            **{name: getattr(settings, name) for name in ("steps", "guidance", "image_guidance")},
+            **{name: values[name] for name in ("steps", "guidance", "image_guidance")},
         }
-        checks = {name: getattr(settings, name) for name in ("seed", "min_change", "min_side", "max_attempts")}
-        key = stage_key(KIND, {**given, **checks, "index": index, "concept": concept.name})
-        record = self.store.read_done([*folder, f"{index}.json"], key)
+        checks = {name: values[name] for name in ("seed", "min_change", "min_side", "max_attempts")}
+        key = stage_key(KIND, {**inputs, **checks, "index": index, "concept": concept.name})
+        image_path, record_path = [*folder, f"{index}.png"], [*folder, f"{index}.json"]
+        record = self.store.read_done(record_path, key)
         if record is not None and (
-            not record["accepted"] or self.store.read_file([*folder, f"{index}.png"], record["sha256"]) is not None
+            not record["accepted"] or self.store.read_file(image_path, record["sha256"]) is not None
         ):
-            return record["reason"] or None
+            return str(record["reason"])
         reason, data, seed = "", b"", 0
         for attempt in range(settings.max_attempts):
             seed = stable_seed(settings.seed, KIND, concept.name, image.digest, index, attempt)
             started = time.perf_counter()
             edited = self.editor.edit(
-                image.picture, instruction, seed, settings.steps, settings.guidance, settings.image_guidance
+                image.image,
+                instruction,
+                seed,
+                steps=settings.steps,
+                guidance=settings.guidance,
+                image_guidance=settings.image_guidance,
             )
             data = png_bytes(edited, key)
             self._report("images", Counts(images=1, seconds=time.perf_counter() - started))
-            reason = _problem(image.picture, read_picture(data, f"{index}.png"), settings)
+            reason = _problem(image.image, read_picture(data, f"{index}.png"), settings)
             if not reason:
                 break
-        reason = f"{image.path.name}, {instruction!r}: {reason}, {settings.max_attempts} times" if reason else ""
-        facts = {"key": key, "accepted": not reason, "reason": reason, "seed": seed, **given}
-        self.store.write_bytes([*folder, f"{index}.png"], data)
-        self.store.write_json([*folder, f"{index}.json"], {**facts, "sha256": hashlib.sha256(data).hexdigest()})
-        return reason or None
+        if reason:
+            reason = f"{image.path.name}, {instruction!r}: {reason}, {settings.max_attempts} times"
+        record = {"key": key, "accepted": not reason, "reason": reason, "seed": seed, **inputs}
+        self.store.write_bytes(image_path, data)
+        self.store.write_json(record_path, {**record, "sha256": hashlib.sha256(data).hexdigest()})
+        return reason
 
     def export(self, folder: str | Path, tasks: Sequence[PairTask], allow_short: bool = False) -> int:
         """Write the images as training data for ``method="armada_lite"`` of the datamodules.
 
         Args:
-            folder: Folder to write; files that are there already and fit are left alone.
+            folder: Folder to write; files that exist and fit are left alone.
             tasks: Pairs whose concepts to export.
             allow_short: Whether a concept may have fewer images than wanted.
 
@@ -205,36 +272,25 @@ class ArmadaLite:
         """
         rows, problems, files = [], [], []
         concepts = {name: concept for name, (concept, _) in _concepts(tasks).items()}
+        wanted = self.settings.num_images
         for concept in concepts.values():
-            number = 0
-            for index in range(self.settings.num_images):
-                place = [safe_name(concept.name), "images"]
-                facts = self.store.read_json([*place, f"{index}.json"])
-                if facts is None or not facts["accepted"]:
+            number, own = 0, safe_name(concept.name)
+            for index in range(wanted):
+                record = self.store.read_json([own, "images", f"{index}.json"])
+                if record is None or not record["accepted"]:
                     continue
-                data = self.store.read_file([*place, f"{index}.png"], facts["sha256"])
+                data = self.store.read_file([own, "images", f"{index}.png"], record["sha256"])
                 if data is None:
                     problems.append(f"image {index} of {concept.name} is not what was made")
                     continue
                 number += 1
-                name = f"{place[0]}/{KIND}-{index}.png"
+                name = f"{own}/{KIND}-{index}.png"
                 files.append((name, data))
-                rows.append(
-                    {
-                        "file_name": name,
-                        "class_name": concept.name,
-                        "source": "synthetic",
-                        "supercategory": concept.supercategory,
-                        "split_role": "support",
-                        "kind": KIND,
-                        "prompt": facts["instruction"],
-                        "edited_from": facts["source"]["name"],
-                        "generator": facts["editor"],
-                        **{name: facts[name] for name in ("seed", "sha256")},
-                    }
-                )
-            if not number or (number < self.settings.num_images and not allow_short):
-                problems.append(f"{concept.name} has {number} of {self.settings.num_images} images")
+                made = {"prompt": record["instruction"], "edited_from": record["source"]["name"]}
+                made |= {"generator": record["editor"], "seed": record["seed"], "sha256": record["sha256"]}
+                rows.append(image_row(name, concept, KIND, **made))
+            if not number or (number < wanted and not allow_short):
+                problems.append(f"{concept.name} has {number} of {wanted} images")
         if problems:
             raise ValueError(f"The images cannot be exported: {'; '.join(problems)}.")
         write_training_folder(folder, rows, files, concepts)
@@ -242,11 +298,12 @@ class ArmadaLite:
 
 
 def _concepts(tasks: Sequence[PairTask]) -> dict[str, tuple[Concept, tuple[str, ...]]]:
-    found: dict[str, tuple[Concept, tuple[str, ...]]] = {}
+    """Return each concept of some pairs with its support images."""
+    concepts: dict[str, tuple[Concept, tuple[str, ...]]] = {}
     for task in tasks:
-        for concept, images in ((task.pair.target, task.target_images), (task.pair.confusable, task.confusable_images)):
-            found.setdefault(concept.name, (concept, images))
-    return found
+        for concept, _, images, _ in task.directions():
+            concepts.setdefault(concept.name, (concept, images))
+    return concepts
 
 
 def _problem(source: Image.Image, edited: Image.Image, settings: EditSettings) -> str:

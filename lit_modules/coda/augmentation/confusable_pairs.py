@@ -1,8 +1,9 @@
-"""Finding the pairs of concepts that a model confuses: many-way questions, a table of its answers, a threshold."""
+"""Confusable pairs of a model: many-way questions, the confusion table of its answers, a threshold."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lit_modules.utils.hashing import stable_seed
 
 @dataclass(frozen=True)
 class ConfusionQuestion:
-    """One picture and the options to choose from.
+    """Image and the options to choose from.
 
     Args:
         target: Name of the concept shown.
@@ -32,7 +33,7 @@ class ConfusionQuestion:
 
 
 def options_question(options: Sequence[str]) -> str:
-    """Return the question which of some names a picture shows.
+    """Return the question which of some names an image shows.
 
     Names are joined by commas with "or" before the last; if one holds a comma, all are quoted.
 
@@ -81,7 +82,7 @@ def draw_subset(names: Sequence[str], size: int = 15, seed: int = 0, always: str
             f"A question of {size} options needs at least {max(drawn, 2)} known concepts, got {len(known)}; lower size."
         )
     generator = torch.Generator().manual_seed(stable_seed(seed, known, always, "subset"))
-    chosen = sorted(known[place] for place in torch.randperm(len(known), generator=generator)[:drawn].tolist())
+    chosen = sorted(known[index] for index in torch.randperm(len(known), generator=generator)[:drawn].tolist())
     return (*chosen, always) if always is not None else tuple(chosen)
 
 
@@ -107,14 +108,14 @@ def confusion_questions(
     questions = []
     for number, image in enumerate(images):
         generator = torch.Generator().manual_seed(stable_seed(seed, target, ordered, number, "options"))
-        order = [ordered[place] for place in torch.randperm(len(ordered), generator=generator).tolist()]
-        request = ChatRequest((user_message(options_question(order), 1),), (image,), max_new_tokens, 0.0, seed=0)
+        order = [ordered[index] for index in torch.randperm(len(ordered), generator=generator).tolist()]
+        request = ChatRequest((user_message(options_question(order), 1),), (image,), max_new_tokens, seed=0)
         questions.append(ConfusionQuestion(target, tuple(order), request))
     return questions
 
 
 class ConfusionTable:
-    """Counts how images of each concept were answered; answers that name no option have a column of their own.
+    """Counts of the answers to images of each concept; answers that name no option have a column of their own.
 
     A table belongs to a model, and so do the pairs found in it. One table holds the questions of one subset.
 
@@ -143,7 +144,7 @@ class ConfusionTable:
             raise ValueError("model must name the model that answers, as confusions belong to it; got nothing.")
         self.names, self.model = tuple(names), model
         self.aliases = {name: tuple((aliases or {}).get(name, ())) for name in names}
-        self._place = {name: place for place, name in enumerate(self.names)}
+        self._index = {name: index for index, name in enumerate(self.names)}
         self.counts = [[0] * (len(names) + 1) for _ in names]  # the last column: no option
 
     def add(self, target: str, answer: str, options: Sequence[str] | None = None) -> str | None:
@@ -162,20 +163,20 @@ class ConfusionTable:
         """
         asked = tuple(options or self.names)
         for name in (target, *asked):
-            if name not in self._place:
+            if name not in self._index:
                 raise ValueError(f"{name!r} is not in the table of {', '.join(self.names)}.")
         number = read_answer(answer, asked, [self.aliases[name] for name in asked])
         read = None if number is None else asked[number]
-        self.counts[self._place[target]][-1 if read is None else self._place[read]] += 1
+        self.counts[self._index[target]][-1 if read is None else self._index[read]] += 1
         return read
 
     def asked(self, target: str) -> int:
         """Return how many images of a concept were asked about."""
-        return sum(self.counts[self._place[target]])
+        return sum(self.counts[self._index[target]])
 
     def rate(self, target: str, confusable: str) -> float:
         """Return the share of all images of ``target`` that were answered as ``confusable``; NaN if none was asked."""
-        return self._share(target, self._place[confusable])
+        return self._share(target, self._index[confusable])
 
     def invalid_rate(self, target: str) -> float:
         """Return the share of all images of ``target`` whose answer named no option."""
@@ -183,7 +184,7 @@ class ConfusionTable:
 
     def _share(self, target: str, column: int) -> float:
         total = self.asked(target)
-        return self.counts[self._place[target]][column] / total if total else float("nan")
+        return self.counts[self._index[target]][column] / total if total else float("nan")
 
     def pairs(
         self, concepts: Mapping[str, Concept], threshold: float = 0.2, top_n: int | None = None
@@ -206,12 +207,12 @@ class ConfusionTable:
         missing = [name for name in self.names if name not in concepts]
         if missing:
             raise ValueError(f"concepts must hold all names of the table, got none for {', '.join(missing)}.")
-        found = []
+        pairs = []
         for target in self.names:
             rates = [(self.rate(target, other), other) for other in self.names if other != target]
-            over = sorted((pair for pair in rates if pair[0] > threshold), key=lambda pair: -pair[0])
-            found += [ConfusablePair(concepts[target], concepts[other], rate) for rate, other in over[:top_n]]
-        return found
+            over = sorted((row for row in rates if row[0] > threshold), key=lambda row: -row[0])
+            pairs += [ConfusablePair(concepts[target], concepts[other], rate) for rate, other in over[:top_n]]
+        return pairs
 
     def record(self) -> dict[str, Any]:
         """Return the whole table as plain values."""
@@ -244,12 +245,12 @@ def merge_pairs(*lists: Sequence[ConfusablePair]) -> list[ConfusablePair]:
 
     Both directions of a pair may be present: they are different findings.
     """
-    found: dict[tuple[str, str], ConfusablePair] = {}
-    for pair in (pair for pairs in lists for pair in pairs):
+    merged: dict[tuple[str, str], ConfusablePair] = {}
+    for pair in chain(*lists):
         key = (pair.target.name, pair.confusable.name)
-        if key not in found or (pair.error_rate or 0) > (found[key].error_rate or 0):
-            found[key] = pair
-    return list(found.values())
+        if key not in merged or (pair.error_rate or 0) > (merged[key].error_rate or 0):
+            merged[key] = pair
+    return list(merged.values())
 
 
 def save_pairs(
@@ -266,7 +267,7 @@ def save_pairs(
         pairs: Pairs.
         tables: Tables that they were found in, of one model.
         threshold: Threshold that was used.
-        directories: Folder of each concept, by name.
+        directories: Folders of concepts, by name.
 
     Raises:
         ValueError: If there is no table, or they are of several models.
@@ -274,17 +275,13 @@ def save_pairs(
     models = sorted({table.model for table in tables})
     if len(models) != 1:
         raise ValueError(f"The pairs of a file belong to one model, got {', '.join(models) or 'no table'}.")
-    folders = directories or {}
-    rows = [
-        {
-            "target": pair.target.name,
-            "confusable": pair.confusable.name,
-            "error_rate": pair.error_rate,
-            **({"target_dir": folders[pair.target.name]} if pair.target.name in folders else {}),
-            **({"confusable_dir": folders[pair.confusable.name]} if pair.confusable.name in folders else {}),
-        }
-        for pair in pairs
-    ]
+    rows = []
+    for pair in pairs:
+        row = {"target": pair.target.name, "confusable": pair.confusable.name, "error_rate": pair.error_rate}
+        for field, concept in (("target_dir", pair.target), ("confusable_dir", pair.confusable)):
+            if directories and concept.name in directories:
+                row[field] = directories[concept.name]
+        rows.append(row)
     record = {
         "model": models[0],
         "threshold": threshold,

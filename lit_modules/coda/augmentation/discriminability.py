@@ -1,6 +1,7 @@
-"""How well an attribute tells the images of one concept from those of another."""
+"""Discriminability: how well an attribute separates the images of one concept from those of another."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ _SAFE = {torch.float64: 600.0, torch.float32: 150.0}
 
 @dataclass(frozen=True)
 class AttributeScores:
-    """Scores of attributes, with how sure they are.
+    """Scores of attributes with their intervals.
 
     Args:
         values: Score of each attribute, in [0, 1].
@@ -66,11 +67,11 @@ def discriminability_values(target: Tensor, confusable: Tensor, temperature: flo
     target, confusable = _checked(target, confusable, temperature)
     own, other, shares = _prepared(target, confusable, temperature, dtype)
     rows = max(1, _BLOCK // len(confusable))
-    found = own.new_zeros(len(own), dtype=torch.float64)
+    total = own.new_zeros(len(own), dtype=torch.float64)
     for images in torch.split(own, rows, 1):
-        for place in _pieces(len(own), _BLOCK // (images.shape[1] * len(confusable))):
-            found[place] += shares(images[place], other[place]).sum(2).double().sum(1)
-    return found / (len(target) * len(confusable))
+        for part in _slices(len(own), _BLOCK // (images.shape[1] * len(confusable))):
+            total[part] += shares(images[part], other[part]).sum(2).double().sum(1)
+    return total / (len(target) * len(confusable))
 
 
 def discriminability_scores(
@@ -98,8 +99,8 @@ def discriminability_scores(
         ValueError: If an argument is out of its range or does not fit.
 
     Example:
-        >>> found = discriminability_scores(torch.tensor([[0.3]]), torch.tensor([[0.3]]))
-        >>> found.values, found.num_pairs
+        >>> scores = discriminability_scores(torch.tensor([[0.3]]), torch.tensor([[0.3]]))
+        >>> scores.values, scores.num_pairs
         ((0.5,), 1)
     """
     target, confusable = _checked(target, confusable, temperature)
@@ -111,13 +112,83 @@ def discriminability_scores(
     values: list[float] = []
     intervals: list[Tensor] = []
     own, other, shares_of = _prepared(target, confusable, temperature, torch.float64)
-    for place in _pieces(len(own), _CHUNK // (max(len(target), resamples) * len(confusable))):
-        shares = shares_of(own[place], other[place])
+    for part in _slices(len(own), _CHUNK // (max(len(target), resamples) * len(confusable))):
+        shares = shares_of(own[part], other[part])
         values += shares.mean((1, 2)).tolist()
         resampled = ((own_weights @ shares) * other_weights).sum(2)
         intervals.append(resampled.quantile(ends, dim=1))
     lower, upper = torch.cat(intervals, 1).tolist() if intervals else ([], [])
     return AttributeScores(tuple(values), tuple(lower), tuple(upper), len(target) * len(confusable))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Selected attributes.
+
+    Args:
+        kept: Their indices.
+        reasons: For each attribute why it is kept or dropped.
+        fallback: Whether none passed and the best ones were taken all the same; to be shown.
+    """
+
+    kept: tuple[int, ...]
+    reasons: tuple[str, ...]
+    fallback: bool = False
+
+
+def select_discriminative(values: Sequence[float], threshold: float = 0.6, min_features: int = 3) -> Selection:
+    """Keep the attributes whose discriminability is over the threshold; if there is none, the best ones, flagged.
+
+    Args:
+        values: Discriminability of each attribute, in [0, 1].
+        threshold: A value must be greater, in [0, 1]; 0.6 is what a cosine gap of 0.0041 reaches.
+        min_features: Number of attributes to take if none passes, at least 1.
+
+    Returns:
+        The kept ones in the given order.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> select_discriminative([0.45, 0.98, 0.6]).kept
+        (1,)
+    """
+    check_selection(values, "threshold", threshold, min_features=min_features)
+    kept = [index for index, value in enumerate(values) if value > threshold]
+    fallback = bool(values) and not kept
+    if fallback:
+        kept = sorted(best_first(values)[:min_features])
+    reasons = [
+        f"best of none over {threshold:g}" if fallback and index in kept else compared(value, threshold)
+        for index, value in enumerate(values)
+    ]
+    return Selection(tuple(kept), tuple(reasons), fallback)
+
+
+def best_first(values: Sequence[float]) -> list[int]:
+    """Return the indices of values, the greatest first; ties in the given order."""
+    return sorted(range(len(values)), key=lambda index: -values[index])
+
+
+def compared(value: float, threshold: float) -> str:
+    """Return in words on which side of a threshold a value lies."""
+    return f"{value:.4g} is {'over' if value > threshold else 'not over'} {threshold:g}"
+
+
+def check_selection(values: Sequence[float], name: str, threshold: float, **counts: int) -> None:
+    """Refuse scores and a threshold outside [0, 1], and numbers of attributes below 1.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {threshold}.")
+    for count, number in counts.items():
+        if number < 1:
+            raise ValueError(f"{count} must be at least 1, got {number}.")
+    if any(math.isnan(value) or not 0 <= value <= 1 for value in values):
+        raise ValueError(f"Scores must be numbers in [0, 1], got {list(values)}.")
 
 
 def _checked(target: Tensor, confusable: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -135,7 +206,7 @@ def _checked(target: Tensor, confusable: Tensor, temperature: float) -> tuple[Te
     return target.detach().double(), confusable.detach().double()
 
 
-def _pieces(length: int, size: int) -> Iterator[slice]:
+def _slices(length: int, size: int) -> Iterator[slice]:
     size = max(1, size)
     return (slice(start, start + size) for start in range(0, length, size))
 

@@ -1,12 +1,12 @@
-"""Asking a multimodal model for the visible features of a concept, alone or against the one it is taken for."""
+"""Extraction of the visible features of a concept by a chat model, plain or in contrast to the confusable one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from PIL.Image import Image
 
-from lit_modules.coda.augmentation.parsing import MalformedAnswer, ParsedFeatures, join_features, parse_features
+from lit_modules.coda.augmentation.parsing import MalformedAnswer, join_features, parse_features
 from lit_modules.coda.backends.protocols import Capabilities, ChatRequest, Reply, refuse_cut_off, user_message
 from lit_modules.coda.core.concepts import Concept, prompt_text
 from lit_modules.utils.hashing import stable_seed
@@ -14,7 +14,7 @@ from lit_modules.utils.hashing import stable_seed
 FeatureKind = Literal[
     "textual_plain", "visual_plain", "both_plain", "textual_contrastive", "visual_contrastive", "both_contrastive"
 ]
-"""Where features come from (T, V, T+V), and whether the other concept is named."""
+"""Source of features (T, V, T+V), and whether the other concept is named."""
 
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 SCHEMA = {"type": "array", "items": {"type": "string"}}
@@ -27,7 +27,7 @@ PROMPTS = {
     "visual_contrastive": "The {picture} shows {target}. What sets it apart from {confusable}? Name only attributes "
     "that you see in the {picture} of {target}.",
 }
-"""Questions by kind; a run may give its own, with the same places."""
+"""Questions by kind; a run may give its own, with the same fields."""
 
 _FORM = (
     "Each attribute is a short phrase of at most {max_words} words on what can be seen, such as a colour, pattern or "
@@ -39,13 +39,13 @@ _REMINDER = 'The last answer could not be read. Answer only with a JSON list of 
 
 @dataclass(frozen=True)
 class FeatureAnswer:
-    """What a model answered on a concept.
+    """Features of a concept in a model's answers.
 
     Args:
         kind: Kind of features.
-        features: Features that stay.
-        dropped: What was left out, with the reason.
-        raw: The answers as they were given, failed tries included.
+        features: Features that are kept.
+        dropped: Dropped items with the reason.
+        raw: The answers as they were given, those of failed attempts included.
         failure: Why there are no features; ``None`` if there are.
     """
 
@@ -57,13 +57,7 @@ class FeatureAnswer:
 
     def record(self) -> dict[str, Any]:
         """Return the fields as plain values."""
-        return {
-            "kind": self.kind,
-            "features": list(self.features),
-            "dropped": [list(pair) for pair in self.dropped],
-            "raw": list(self.raw),
-            "failure": self.failure,
-        }
+        return asdict(self)
 
 
 def base_kinds(kind: FeatureKind) -> tuple[FeatureKind, ...]:
@@ -86,7 +80,7 @@ def base_kinds(kind: FeatureKind) -> tuple[FeatureKind, ...]:
 
 
 def wording(kind: FeatureKind, prompts: dict[str, str] | None = None) -> list[str]:
-    """Return the texts that a question is made of; what was answered to others is out of date."""
+    """Return the texts of a question; an answer to other texts is out of date."""
     return [{**PROMPTS, **(prompts or {})}[kind], _FORM, _REMINDER]
 
 
@@ -113,9 +107,9 @@ def feature_request(
         target_image: Real image of the target, for visual kinds.
         confusable_image: Real image of the confusable to show beside it, for contrastive visual kinds, if the model
             takes two; otherwise it is left out.
-        capabilities: What the model can do; ``None`` takes the least.
-        attempt: Number of the try from 0; later ones add a reminder of the form and have another seed.
-        seed_parts: What the seed of sampling belongs to, such as the run's seed and the pair.
+        capabilities: Capabilities of the model; ``None`` takes the least.
+        attempt: Number of the attempt from 0; later ones add a reminder of the form and have another seed.
+        seed_parts: Values that the seed of sampling is made of, such as the run's seed and the pair.
         temperature: Temperature of sampling, not negative.
         max_new_tokens: Longest answer, in tokens.
         max_words: Longest feature, in words.
@@ -126,15 +120,15 @@ def feature_request(
     """
     if len(base_kinds(kind)) > 1:
         raise ValueError(f"kind {kind!r} is the union of {' and '.join(base_kinds(kind))}; ask for these.")
-    able = capabilities or Capabilities()
+    capabilities = capabilities or Capabilities()
     images: list[Image] = []
     if kind.startswith("visual"):
         if target_image is None:
             raise ValueError(f"kind {kind!r} needs target_image, an image of {target.name!r}, got None.")
-        if able.images_per_message < 1:
+        if capabilities.images_per_message < 1:
             raise ValueError(f"kind {kind!r} needs a model that takes images; take a textual kind.")
         images.append(target_image)
-        if confusable_image is not None and kind == "visual_contrastive" and able.images_per_message > 1:
+        if confusable_image is not None and kind == "visual_contrastive" and capabilities.images_per_message > 1:
             images.append(confusable_image)
     text = {**PROMPTS, **(prompts or {})}[kind].format(
         target=_quoted(target.name),
@@ -144,8 +138,7 @@ def feature_request(
     if len(images) > 1:
         text += f" The second picture shows {_quoted(confusable.name)}."
     if kind.startswith("textual"):
-        shown = (target, confusable) if kind.endswith("contrastive") else (target,)
-        for concept in shown:
+        for concept in (target, confusable) if kind.endswith("contrastive") else (target,):
             if concept.knowledge_text:
                 text += f" What is known of {_quoted(concept.name)}: {prompt_text(concept.knowledge_text)}"
     text += " " + _FORM.format(max_words=max_words)
@@ -156,7 +149,7 @@ def feature_request(
         images=tuple(images),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        schema=SCHEMA if able.structured_output else None,
+        schema=SCHEMA if capabilities.structured_output else None,
         seed=stable_seed(*seed_parts, kind, "features", attempt),
     )
 
@@ -172,27 +165,27 @@ def read_features(
 
     Args:
         kind: Kind of features.
-        replies: Replies of all tries so far, at least one.
+        replies: Replies of all attempts so far, at least one.
         names: Names of both classes, which features must not hold.
         max_features: Most features.
         max_words: Longest feature, in words.
     """
     raw = tuple(reply.text for reply in replies)
     try:
-        found: ParsedFeatures = parse_features(raw[-1], names, max_features, max_words)
+        parsed = parse_features(raw[-1], names, max_features, max_words)
     except MalformedAnswer as error:
         return FeatureAnswer(kind, (), (), raw, str(error))
     failure = None
-    if not found.features:
-        reasons = sorted({reason for _, reason in found.dropped})
+    if not parsed.features:
+        reasons = sorted({reason for _, reason in parsed.dropped})
         failure = f"The answer holds no feature that can be used ({', '.join(reasons) or 'an empty list'})."
-    return FeatureAnswer(kind, found.features, found.dropped, raw, failure)
+    return FeatureAnswer(kind, parsed.features, parsed.dropped, raw, failure)
 
 
 def join_answers(kind: FeatureKind, answers: Sequence[FeatureAnswer], max_features: int = 30) -> FeatureAnswer:
     """Return the union of a textual and a visual answer (T+V), without duplicates; the textual ones come first.
 
-    It fails only if all fail. To stay within the bound, it takes from both in turn.
+    It fails only if all fail. Where the union is too long, it takes from both in turn.
 
     Args:
         kind: ``"both_plain"`` or ``"both_contrastive"``, or any other for a single answer.
@@ -202,16 +195,16 @@ def join_answers(kind: FeatureKind, answers: Sequence[FeatureAnswer], max_featur
     if len(answers) == 1:
         return answers[0]
     union = join_features(*(answer.features for answer in answers))
-    taken = set(union)
+    kept = set(union)
     if len(union) > max_features:
-        turns = [answer.features[place : place + 1] for place in range(max_features) for answer in answers]
-        taken = set(join_features(*turns)[:max_features])
+        turns = [answer.features[index : index + 1] for index in range(max_features) for answer in answers]
+        kept = set(join_features(*turns)[:max_features])
     dropped = [pair for answer in answers for pair in answer.dropped]
-    dropped += [(item, f"after the first {max_features}") for item in union if item not in taken]
+    dropped += [(item, f"after the first {max_features}") for item in union if item not in kept]
     failures = [answer.failure for answer in answers if answer.failure]
     return FeatureAnswer(
         kind,
-        tuple(item for item in union if item in taken),
+        tuple(item for item in union if item in kept),
         tuple(dropped),
         tuple(text for answer in answers for text in answer.raw),
         " ".join(failures) if failures and not union else None,
@@ -219,7 +212,7 @@ def join_answers(kind: FeatureKind, answers: Sequence[FeatureAnswer], max_featur
 
 
 def extract_features(
-    ask: Any,
+    ask: Callable[[ChatRequest], Reply],
     kind: FeatureKind,
     target: Concept,
     confusable: Concept,
@@ -239,11 +232,11 @@ def extract_features(
         target_image: Real image of the target, for visual kinds.
         confusable_image: Real image of the confusable.
         max_features: Most features.
-        retries: Further tries after an answer that cannot be read, not negative.
+        retries: Further attempts after an answer that cannot be read, not negative.
         options: Further arguments of :func:`feature_request`.
 
     Returns:
-        The answer; a failed one says why, and is never passed over in silence.
+        The answer; a failed one says why.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -256,15 +249,15 @@ def extract_features(
     answers: list[FeatureAnswer] = []
     for base in base_kinds(kind):
         replies: list[Reply] = []
-        while True:
+        for attempt in range(1 + retries):
             request = feature_request(
-                base, target, confusable, target_image, confusable_image, attempt=len(replies), **options
+                base, target, confusable, target_image, confusable_image, attempt=attempt, **options
             )
             replies.append(ask(request))
             answer = read_features(base, replies, names, max_features, max_words)
-            if answer.failure is None or len(replies) > retries:
+            if answer.failure is None:
                 break
-        if answer.failure is not None:
+        else:
             refuse_cut_off(replies, "feature_tokens")
         answers.append(answer)
     return join_answers(kind, answers, max_features)

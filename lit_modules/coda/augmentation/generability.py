@@ -1,4 +1,4 @@
-"""Whether a generator can draw an attribute: groups of attributes, their trial images, and the score of these."""
+"""Generability: whether an image generator can render an attribute, by trial images of groups of attributes."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_modules.coda.augmentation.discriminability import AttributeScores, discriminability_scores
+from lit_modules.coda.augmentation.discriminability import (
+    AttributeScores,
+    Selection,
+    best_first,
+    check_selection,
+    compared,
+    discriminability_scores,
+)
 from lit_modules.coda.augmentation.ranking import TEMPERATURE
 
 
@@ -38,7 +45,7 @@ def attribute_groups(
 
 
 def trial_count(num_attributes: int, group_size: int = 4, trials_per_group: int = 5) -> int:
-    """Return how many trial images attributes need.
+    """Return the number of trial images that attributes need.
 
     Example:
         >>> trial_count(8), trial_count(16)
@@ -79,14 +86,52 @@ def generability_scores(
     attributes = confusable.shape[-1]
     if flat != list(range(attributes)):
         raise ValueError(f"The groups must hold each of the {attributes} attributes once, got {flat}.")
-    values, lower, upper = [0.0] * attributes, [0.0] * attributes, [0.0] * attributes
+    rows: dict[int, tuple[float, float, float]] = {}
     num_pairs = 0
     for cosines, group in zip(trials, groups, strict=True):
-        chosen = list(group)
+        columns = list(group)
         if cosines.ndim != 2 or cosines.shape[1] != attributes:
             raise ValueError(f"trials must be of shape (trials, {attributes}), got {tuple(cosines.shape)}.")
-        found = discriminability_scores(cosines[:, chosen], confusable[:, chosen], temperature, resamples, seed=seed)
-        num_pairs = found.num_pairs
-        for place, number in enumerate(chosen):
-            values[number], lower[number], upper[number] = found.values[place], found.lower[place], found.upper[place]
-    return AttributeScores(tuple(values), tuple(lower), tuple(upper), num_pairs)
+        scores = discriminability_scores(cosines[:, columns], confusable[:, columns], temperature, resamples, seed=seed)
+        num_pairs = scores.num_pairs
+        rows |= dict(zip(columns, zip(scores.values, scores.lower, scores.upper, strict=True), strict=True))
+    values, lower, upper = zip(*(rows[number] for number in flat), strict=True) if rows else ((), (), ())
+    return AttributeScores(values, lower, upper, num_pairs)
+
+
+def select_generable(
+    values: Sequence[float], top_k: int = 5, min_generability: float | None = 0.5, min_features: int = 1
+) -> Selection:
+    """Keep the ``top_k`` attributes of greatest generability; if none is good enough, the best ones, flagged.
+
+    Args:
+        values: Generability of each attribute, in [0, 1].
+        top_k: Most attributes to keep, at least 1.
+        min_generability: A value must be greater, in [0, 1]; 0.5 is chance, ``None`` sets no bound.
+        min_features: Number of attributes to take if none passes, at least 1.
+
+    Returns:
+        The kept ones, the best first; ties in the given order.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> select_generable([0.86, 0.14, 0.93], top_k=5).kept
+        (2, 0)
+    """
+    threshold = 0.0 if min_generability is None else min_generability
+    check_selection(values, "min_generability", threshold, top_k=top_k, min_features=min_features)
+    order = best_first(values)
+    good = [index for index in order if min_generability is None or values[index] > threshold]
+    fallback = bool(values) and not good
+    kept = order[: min(min_features, top_k)] if fallback else good[:top_k]
+    reasons: list[str] = []
+    for index, value in enumerate(values):
+        if index in kept:
+            reasons.append(f"best of none over {threshold:g}" if fallback else f"among the best {top_k}")
+        elif index in good:
+            reasons.append(f"not among the best {top_k}")
+        else:
+            reasons.append(compared(value, threshold))
+    return Selection(tuple(kept), tuple(reasons), fallback)

@@ -1,4 +1,4 @@
-"""Prompts, seeds and settings of synthetic images: a plan that says all before anything is made."""
+"""Prompts and requests of synthetic images, each with a seed of its own."""
 
 from collections.abc import Callable, Sequence
 from string import Formatter
@@ -8,7 +8,7 @@ from lit_modules.coda.core.concepts import Concept, prompt_text, with_article
 from lit_modules.utils.hashing import stable_seed
 
 PROMPT = "A realistic 4K photograph of {subject} with {attributes}"
-"""Prompt of an image; a run may give its own, with these places."""
+"""Prompt of an image; a run may give its own, with these fields."""
 
 _NEGATIVE = {
     "animal": "man-made objects, unnatural colours, cartoon, drawing, text",
@@ -22,30 +22,40 @@ def image_prompt(
     """Return the prompt of an image of a concept with exactly these attributes.
 
     Args:
-        concept: What the image shows.
+        concept: Concept of the image.
         attributes: Its attributes, at least one.
-        template: Text with the places ``{subject}`` and ``{attributes}``.
+        template: Text with the fields ``{subject}`` and ``{attributes}``.
         name_in_prompt: Whether to name the concept; otherwise its wider class, or its kind, stands there, as the name
             of a novel concept means nothing to a generator.
 
     Raises:
-        ValueError: If there are no attributes, or the template lacks a place or has another.
+        ValueError: If there are no attributes, or the template lacks a field or has another.
 
     Example:
         >>> image_prompt(Concept("Puff Adder", "snake"), ["a short tail", "keeled scales"], name_in_prompt=False)
         'A realistic 4K photograph of a snake with a short tail, keeled scales'
     """
-    places = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    if places != {"subject", "attributes"}:
+    fields = template_fields(template)
+    if fields != {"subject", "attributes"}:
         raise ValueError(
             f"The template must have the places {{subject}} and {{attributes}}, got {template!r} with "
-            f"{', '.join(sorted(places)) or 'none'}."
+            f"{', '.join(sorted(fields)) or 'none'}."
         )
     if not attributes:
         raise ValueError(f"An image of {concept.name!r} needs at least one attribute; without any its prompt is empty.")
     subject = concept.name if name_in_prompt else with_article(concept.supercategory or concept.kind)
     listed = ", ".join(prompt_text(attribute) for attribute in attributes)
     return template.format(subject=prompt_text(subject), attributes=listed)
+
+
+def template_fields(template: str) -> set[str]:
+    """Return the names of the fields in a template.
+
+    Example:
+        >>> sorted(template_fields("{attributes} of {subject}"))
+        ['attributes', 'subject']
+    """
+    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
 
 
 def negative_prompt(kind: str, guidance: float, text: str | None = None) -> str | None:
@@ -62,8 +72,7 @@ def negative_prompt(kind: str, guidance: float, text: str | None = None) -> str 
     """
     if guidance <= 1:
         return None
-    chosen = _NEGATIVE.get(kind, "cartoon, drawing, text") if text is None else text
-    return chosen or None
+    return (_NEGATIVE.get(kind, "cartoon, drawing, text") if text is None else text) or None
 
 
 def plan_images(

@@ -1,10 +1,11 @@
-"""Reading lists of features, bits, and yes or no from what models answer."""
+"""Parsers of lists of features, bits, and yes or no in models' answers."""
 
 import ast
 import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from lit_modules.coda.core.answers import names_in
 
 _LONGEST = 40_000
 _MOST_STARTS = 64
-_MOST_STEPS = 100_000  # letters looked at for closing brackets, so that a hostile answer takes no long time
+_MOST_STEPS = 100_000  # letters searched for closing brackets, so that a hostile answer takes no long time
 _BULLET = re.compile(
     r"^[^\S\n]*(?:[-*\u2022\u2013\u2014\u00b7+]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])(?:[^\S\n]+|[^\S\n]*\n[^\S\n]*)(\S.*)$",
     re.MULTILINE,
@@ -21,16 +22,16 @@ _UNKNOWN = {"", "unknown", "none", "n a", "na", "null", "nil", "no", "not known"
 
 
 class MalformedAnswer(ValueError):
-    """A model's answer cannot be read; another try may give one that can."""
+    """A model's answer cannot be read; another attempt may give one that can."""
 
 
 @dataclass(frozen=True)
 class ParsedFeatures:
-    """Features read from an answer.
+    """Features in an answer.
 
     Args:
         features: Features in the order of the answer.
-        dropped: What was left out, with the reason.
+        dropped: Dropped items with the reason.
         cut_off: Whether the list was not closed, and only its whole items were taken.
     """
 
@@ -42,8 +43,8 @@ class ParsedFeatures:
 def parse_features(text: str, names: Iterable[str] = (), max_features: int = 30, max_words: int = 12) -> ParsedFeatures:
     """Read a list of features from an answer: JSON, a Python list, bullets or numbers, or words in square brackets.
 
-    Text around the list is passed over. Quotes are stripped. Dropped with their reason are duplicates, empty items,
-    items that say "unknown", are too long, hold a class name, or come after the first ``max_features``.
+    Text around the list is ignored. Quotes are stripped. Dropped with their reason are duplicates, empty items, items
+    that say "unknown", are too long, hold a class name, or come after the first ``max_features``.
 
     Args:
         text: The model's answer.
@@ -56,8 +57,8 @@ def parse_features(text: str, names: Iterable[str] = (), max_features: int = 30,
         ValueError: If a bound is less than 1.
 
     Example:
-        >>> found = parse_features("Sure: ['short tail', 'Short tail', 'adder-like head']", ["Adder"])
-        >>> found.features, found.dropped
+        >>> parsed = parse_features("Sure: ['short tail', 'Short tail', 'adder-like head']", ["Adder"])
+        >>> parsed.features, parsed.dropped
         (('short tail',), (('Short tail', 'duplicate'), ('adder-like head', 'names a class')))
     """
     if min(max_features, max_words) < 1:
@@ -69,19 +70,15 @@ def parse_features(text: str, names: Iterable[str] = (), max_features: int = 30,
     for raw in items:
         item = _clean(raw)
         form = _form(item)
-        reason = None
-        if not form:
-            reason = "empty"
-        elif form in _UNKNOWN:
-            reason = "unknown"
-        elif form in kept:
-            reason = "duplicate"
-        elif len(item.split()) > max_words:
-            reason = f"more than {max_words} words"
-        elif names_in(item, forbidden):
-            reason = "names a class"
-        elif len(kept) >= max_features:
-            reason = f"after the first {max_features}"
+        reasons = {
+            "empty": not form,
+            "unknown": form in _UNKNOWN,
+            "duplicate": form in kept,
+            f"more than {max_words} words": len(item.split()) > max_words,
+            "names a class": bool(names_in(item, forbidden)),
+            f"after the first {max_features}": len(kept) >= max_features,
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
         if reason is None:
             kept[form] = item
         else:
@@ -90,17 +87,17 @@ def parse_features(text: str, names: Iterable[str] = (), max_features: int = 30,
 
 
 def join_features(*lists: Sequence[str]) -> tuple[str, ...]:
-    """Return the union of lists in their order, without what differs in case or punctuation alone.
+    """Return the union of lists in their order, without items that differ in case or punctuation alone.
 
     Example:
         >>> join_features(["blue tail", "long legs"], ["Blue tail", "red eye"])
         ('blue tail', 'long legs', 'red eye')
     """
-    found: dict[str, str] = {}
+    union: dict[str, str] = {}
     for items in lists:
         for item in items:
-            found.setdefault(_form(item), item)
-    return tuple(found.values())
+            union.setdefault(_form(item), item)
+    return tuple(union.values())
 
 
 def parse_bits(text: str, count: int) -> tuple[bool, ...]:
@@ -118,22 +115,16 @@ def parse_bits(text: str, count: int) -> tuple[bool, ...]:
         (True, False)
     """
     text = text[:_LONGEST]
-    wrong = None
-    for value in _literals(text):
-        values = _flat(value)
-        if values and all(isinstance(one, bool | int | str) and _bit(one) is not None for one in values):
-            if len(values) == count:
-                return tuple(bool(_bit(one)) for one in values)
-            wrong = len(values)
-    if wrong is None:
-        bare = text.strip().strip(".`[]() \n")
-        if re.fullmatch(r"[01](?:[\s,;]+[01])*", bare):
-            bits = re.findall("[01]", bare)
-            if len(bits) == count:
-                return tuple(bit == "1" for bit in bits)
-            wrong = len(bits)
-    if wrong is not None:
-        raise MalformedAnswer(f"The answer must have {count} bits, one for each attribute, got {wrong}.")
+    lists = [[_bit(item) for item in _flat(value)] for value in _literals(text)]
+    bare = text.strip().strip(".`[]() \n")
+    if re.fullmatch(r"[01](?:[\s,;]+[01])*", bare):
+        lists.append([bit == "1" for bit in re.findall("[01]", bare)])
+    lists = [bits for bits in lists if bits and None not in bits]
+    for bits in lists:
+        if len(bits) == count:
+            return tuple(map(bool, bits))
+    if lists:
+        raise MalformedAnswer(f"The answer must have {count} bits, one for each attribute, got {len(lists[-1])}.")
     raise MalformedAnswer(f"The answer must be a list of {count} zeros and ones, got {text[:80]!r}.")
 
 
@@ -151,30 +142,29 @@ def parse_yes_no(text: str) -> bool:
     meaning = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
     if words and words[0] in meaning:
         return meaning[words[0]]
-    said = {meaning[word] for word in words if word in ("yes", "no", "true", "false")}
-    if len(said) == 1:
-        return said.pop()
+    meanings = {meaning[word] for word in words if word in ("yes", "no", "true", "false")}
+    if len(meanings) == 1:
+        return meanings.pop()
     raise MalformedAnswer(f"The answer must be yes or no, got {text[:80]!r}.")
 
 
 def _items(text: str) -> tuple[list[str], bool]:
+    """Return the items of the first list in a text, and whether it was cut off."""
     for value in _literals(text):
         items = [item for item in _flat(value) if isinstance(item, str)]
-        if items:
+        if items or value == []:
             return items, False
-        if value == []:
-            return [], False
     bullets = _BULLET.findall(text)
     if len(bullets) >= 2:
         return bullets, False
     bare = [inner for inner in re.findall(r"\[([^\[\]]*)\]", text) if "," in inner]
     if bare:
         return max(bare, key=len).split(","), False
-    single = re.fullmatch(r"[^\[\]]*\[([^\[\]]*)\][^\[\]]*", text)
-    if single and not bullets:
-        return [single[1]], False
     if bullets:
         return bullets, False
+    single = re.fullmatch(r"[^\[\]]*\[([^\[\]]*)\][^\[\]]*", text)
+    if single:
+        return [single[1]], False
     if "[" in text:
         whole = re.findall(r"\"((?:[^\"\\\n]|\\.)*)\"\s*(?=,)", text[text.index("[") :])
         if whole:
@@ -182,25 +172,23 @@ def _items(text: str) -> tuple[list[str], bool]:
     raise MalformedAnswer(f"The answer holds no list of features, got {text[:80]!r}.")
 
 
-def _literals(text: str) -> Iterable[Any]:
-    """Yield the JSON and Python lists in a text, and the lists that stand in JSON objects."""
+def _literals(text: str) -> Iterable[list[Any]]:
+    """Yield the JSON and Python lists in a text, and the lists in JSON objects."""
     decoder = json.JSONDecoder()
     position, starts, steps = 0, 0, _MOST_STEPS
-    while starts < _MOST_STARTS and (found := re.compile(r"[\[{]").search(text, position)):
+    while starts < _MOST_STARTS and (opening := re.compile(r"[\[{]").search(text, position)):
         starts += 1
-        position = found.start()
+        position = opening.start()
+        value, end = None, position + 1
         try:
             value, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
-            closing = _closing(text, position, steps) if text[position] == "[" else None
-            value, end = None, position + 1
             if text[position] == "[":
+                closing = _closing(text, position, steps)
                 steps -= (closing or len(text)) - position
-            if closing is not None:
-                try:
-                    value, end = ast.literal_eval(text[position:closing]), closing
-                except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-                    value = None
+                if closing is not None:
+                    with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+                        value, end = ast.literal_eval(text[position:closing]), closing
         if isinstance(value, dict):
             yield from (inner for inner in value.values() if isinstance(inner, list))
         elif isinstance(value, list):
@@ -209,56 +197,56 @@ def _literals(text: str) -> Iterable[Any]:
 
 
 def _closing(text: str, start: int, steps: int) -> int | None:
-    """Return the place after the bracket that closes the one at ``start``; quoted brackets do not count."""
-    depth, quote, place = 0, "", start
-    while place < min(len(text), start + steps):
-        letter = text[place]
+    """Return the position after the bracket that closes the one at ``start``; quoted brackets do not count."""
+    depth, quote, position = 0, "", start
+    while position < min(len(text), start + steps):
+        letter = text[position]
         if quote:
             if letter == "\\":
-                place += 1
+                position += 1
             elif letter == quote:
                 quote = ""
-        elif letter == '"' or (letter == "'" and text[place - 1] in "[, \n"):
+        elif letter == '"' or (letter == "'" and text[position - 1] in "[, \n"):
             quote = letter
         elif letter == "[":
             depth += 1
         elif letter == "]":
             depth -= 1
             if depth == 0:
-                return place + 1
-        place += 1
+                return position + 1
+        position += 1
     return None
 
 
 def _flat(value: Any) -> list[Any]:
-    """Return the items of a list and of lists in it; of mappings in it the texts."""
+    """Return the items of a list and of lists in it; of a mapping in it the first text."""
     flat: list[Any] = []
-    waiting = [value]  # the next one is the last
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, list | tuple):
-            waiting.extend(reversed(one))
-        elif isinstance(one, dict):
-            texts = [inner for inner in one.values() if isinstance(inner, str)]
-            flat += texts[:1]
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list | tuple):
+            stack.extend(reversed(item))
+        elif isinstance(item, dict):
+            flat += [inner for inner in item.values() if isinstance(inner, str)][:1]
         else:
-            flat.append(one)
+            flat.append(item)
     return flat
 
 
-def _bit(value: bool | int | str) -> int | None:
+def _bit(value: Any) -> bool | None:
     if isinstance(value, str):
-        value = {"0": 0, "1": 1}.get(value.strip(), 2)
-    return int(value) if value in (0, 1) else None
+        return {"0": False, "1": True}.get(value.strip())
+    return bool(value) if isinstance(value, int) and value in (0, 1) else None
 
 
 def _clean(item: str) -> str:
-    """Return an item on one line, without quotes, marks of lists and emphasis around it."""
-    kept = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in item)
-    kept = " ".join(re.sub(r"\*\*|__|`", "", kept).split())
-    return kept.strip(" \t\"'\u201c\u201d\u2018\u2019.,;*").strip()
+    """Return an item on one line, without quotes, list marks and emphasis around it."""
+    line = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in item)
+    line = " ".join(re.sub(r"\*\*|__|`", "", line).split())
+    return line.strip(" \t\"'\u201c\u201d\u2018\u2019.,;*").strip()
 
 
 def _form(text: str) -> str:
+    """Return a text without case and punctuation, for comparisons."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.sub(r"[\W_]+", " ", re.sub("['\u2019]", "", text)).split())

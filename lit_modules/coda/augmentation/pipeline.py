@@ -1,22 +1,22 @@
-"""The augmentation of CoDA from pairs and support images to accepted synthetic images, on a store."""
+"""The augmentation of CoDA, from pairs and support images to accepted synthetic images, and its dry run."""
 
 import errno
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import PIL
 import torch
 
-from lit_modules.coda.augmentation.calls import RecordedChat
-from lit_modules.coda.augmentation.drawing import Drawing
-from lit_modules.coda.augmentation.estimate import Estimate, Prices, estimate_unit
-from lit_modules.coda.augmentation.features import FeatureKind
-from lit_modules.coda.augmentation.inputs import Embeddings, PairTask, Side, shard_tasks, sides
-from lit_modules.coda.augmentation.presets import CoDASettings
-from lit_modules.coda.augmentation.stages import Workshop
+from lit_modules.coda.augmentation.features import FeatureKind, base_kinds
+from lit_modules.coda.augmentation.generability import trial_count
+from lit_modules.coda.augmentation.ranking import EmbeddingCache
+from lit_modules.coda.augmentation.settings import CoDASettings
+from lit_modules.coda.augmentation.stages import StageRunner
+from lit_modules.coda.augmentation.tasks import Direction, PairTask, read_directions, shard_tasks
+from lit_modules.coda.augmentation.verification import SHORT_ANSWER
 from lit_modules.coda.backends.protocols import (
     BudgetExhausted,
     ChatModel,
@@ -24,31 +24,34 @@ from lit_modules.coda.backends.protocols import (
     Counts,
     Embedder,
     ImageGenerator,
+    Prices,
 )
+from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.store import Store, StoreInUse
 
 Until = Literal["features", "scores", "images", "verification"]
-"""Last stage of a run: ``features`` extracts them, ``scores`` chooses among them by trial images, ``images`` makes the
-first final images, ``verification`` accepts or rejects them and makes more where too few pass."""
+"""Last stage of a run: ``features`` extracts them, ``scores`` selects among them by trial images, ``images`` generates
+the first final images, ``verification`` accepts or rejects them and generates more where too few pass."""
 Progress = Callable[[int, int, Mapping[str, Counts]], None]
-"""Takes the units that are done, those that there are, and what the run took so far, by stage."""
-_TOGETHER = 64  # questions asked at once, with their images in memory
-_DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
+"""Takes the units that are done, their total, and the counts of the run so far, by stage."""
+_QUESTIONS = 64  # asked at once, with their images in memory
+DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
+"""Errors that would meet every unit, so that the run ends."""
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What came of one direction of a pair and one kind of features.
+    """Result of one direction of a pair and one kind of features.
 
     Args:
         pair_id: Folder name of the pair.
         direction: Folder name of the direction.
-        concept: Name of the concept drawn.
-        other: Name of the one it is told from.
+        concept: Name of the concept generated.
+        other: Name of the other one.
         kind: Kind of features.
         accepted: Number of accepted images.
         failure: Why there are no or too few images; ``None`` if there are enough.
-        warnings: What a reader of the results should know.
+        warnings: Warnings to a reader of the results.
         features: Number of features extracted.
         kept: Number of features in the prompt.
         made: Number of final images, whether accepted or not.
@@ -69,12 +72,12 @@ class UnitResult:
 
 @dataclass
 class PipelineResult:
-    """What a run did.
+    """Result of a run.
 
     Args:
-        units: What came of each unit.
-        counts: What this run took, by stage; what the store had costs nothing.
-        stopped: Why the run stopped before its end; ``None`` if it came to it.
+        units: Results of the units.
+        counts: Use of models in this run, by stage; answers and images of the store cost nothing.
+        stopped: Why the run stopped before its end; ``None`` if it did not.
     """
 
     units: list[UnitResult] = field(default_factory=list)
@@ -87,24 +90,86 @@ class PipelineResult:
         return [unit for unit in self.units if unit.failure is not None]
 
 
-class CoDAPipeline:
-    """Run the stages for both directions of all pairs, and go on where an earlier run was.
-
-    Every model is given once and used for all pairs. A unit, which is a direction of a pair with one kind of features,
-    that fails is recorded with its reason and stops no other. A changed setting makes the stages anew that depend on
-    it, and no earlier one.
+@dataclass
+class Bounds:
+    """Bounds of the calls and images of a stage.
 
     Args:
-        store: Store, open for writing; its shard says which pairs are done here.
+        least_calls: Calls at least.
+        most_calls: Calls at most.
+        least_images: Images at least.
+        most_images: Images at most.
+        most_tokens: Tokens of all answers at most.
+    """
+
+    least_calls: int = 0
+    most_calls: int = 0
+    least_images: int = 0
+    most_images: int = 0
+    most_tokens: int = 0
+
+    def add(self, calls: tuple[int, int] = (0, 0), images: tuple[int, int] = (0, 0), tokens: int = 0) -> None:
+        """Add the least and most calls and images of a unit, and its most tokens."""
+        self.least_calls += calls[0]
+        self.most_calls += calls[1]
+        self.least_images += images[0]
+        self.most_images += images[1]
+        self.most_tokens += tokens
+
+
+@dataclass
+class Estimate:
+    """Estimate of a run's use of models.
+
+    Args:
+        stages: Bounds by stage: ``"features"``, ``"trials"``, ``"images"``, ``"verification"``.
+        units: Units that are not done.
+        done: Units that are done.
+        prices: Prices.
+    """
+
+    stages: dict[str, Bounds] = field(
+        default_factory=lambda: {name: Bounds() for name in ("features", "trials", "images", "verification")}
+    )
+    units: int = 0
+    done: int = 0
+    prices: Prices = field(default_factory=Prices)
+
+    @property
+    def calls(self) -> tuple[int, int]:
+        """Calls at least and at most."""
+        bounds = self.stages.values()
+        return sum(bound.least_calls for bound in bounds), sum(bound.most_calls for bound in bounds)
+
+    @property
+    def images(self) -> tuple[int, int]:
+        """Images at least and at most."""
+        bounds = self.stages.values()
+        return sum(bound.least_images for bound in bounds), sum(bound.most_images for bound in bounds)
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """Cost at least, without the answers' tokens, and at most."""
+        tokens = sum(bound.most_tokens for bound in self.stages.values())
+        least = self.prices.estimate(self.calls[0], 0, self.images[0])
+        return least, self.prices.estimate(self.calls[1], tokens, self.images[1])
+
+
+class CoDAPipeline:
+    """Run the stages for both directions of all pairs, and resume an earlier run.
+
+    Every model is given once and used for all pairs. A unit, which is a direction of a pair with one kind of features,
+    that fails is recorded with its reason and stops no other. A changed setting redoes the stages that depend on it,
+    and no earlier one.
+
+    Args:
+        store: Store, open for writing; its shard selects the pairs.
         settings: Settings of the run, such as ``preset("official")``.
         chat: Model that is asked for features.
-        generator: Model that makes images.
+        generator: Model that generates images.
         embedder: Model of scores and references, such as CLIP.
-        verifier: Model that is asked what images show; ``None`` takes ``chat``. Do not let a model judge the images
-            that it is tested with, without saying so.
-
-    Attributes:
-        embeddings: Embeddings of this run, each made once.
+        verifier: Model that is asked about the attributes of images; ``None`` takes ``chat``. Do not let a model judge
+            the images that it is tested with, without saying so.
 
     References:
         Zhou et al., "Contrastive Visual Data Augmentation", ICML 2025, arXiv 2502.17709.
@@ -123,12 +188,16 @@ class CoDAPipeline:
         self.result = PipelineResult()
         self._progress: Progress | None = None
         self._total = 0
-        self.embeddings = Embeddings(embedder)
-        self.chat = RecordedChat(chat, store, partial(self._report, "features"))
         asked = settings.verification in ("questions", "batch")
-        judge = RecordedChat(verifier or chat, store, partial(self._report, "verification")) if asked else None
-        self.workshop = Workshop(store, settings, self.chat, generator, self.embeddings, self._report)
-        self.drawing = Drawing(self.workshop, judge)
+        self.stages = StageRunner(
+            store,
+            settings,
+            chat=RecordedChat(chat, store, partial(self._report, "features")),
+            generator=generator,
+            embeddings=EmbeddingCache(embedder),
+            verifier=RecordedChat(verifier or chat, store, partial(self._report, "verification")) if asked else None,
+            report=self._report,
+        )
 
     def run(
         self, tasks: Sequence[PairTask], until: Until = "verification", progress: Progress | None = None
@@ -136,12 +205,12 @@ class CoDAPipeline:
         """Run the stages, or what is missing of them.
 
         Args:
-            tasks: All pairs; the store's shard chooses among them.
+            tasks: All pairs; the store's shard selects among them.
             until: Last stage to run; a later run goes on from it.
-            progress: Is told of each call, each image and each unit that is done.
+            progress: Called after each call, each image and each unit.
 
         Returns:
-            What came of each unit. A run whose budget is used up says so and can be gone on with.
+            Results of the units. A run whose budget is used up says so and can be resumed.
 
         Raises:
             ValueError: If there is no such stage.
@@ -151,37 +220,83 @@ class CoDAPipeline:
             raise ValueError(f"until must be {', '.join(map(repr, get_args(Until)))}, got {until!r}.")
         self.result, self._progress = PipelineResult(), progress
         self._write_manifest(tasks)
-        chosen = shard_tasks(tasks, self.store.shard)
         try:
-            units = self._units(chosen)
+            units = list(self._units(shard_tasks(tasks, self.store.shard)))
             self._total = len(self.result.units) + len(units)
-            self._tell()
+            self._notify()
             self._ask_together(units)
             for side, kind in units:
                 self.result.units.append(self._guarded(side, kind, until))
-                self._tell()
+                self._notify()
         except BudgetExhausted as error:
             self.result.stopped = str(error)
         return self.result
 
     def dry_run(self, tasks: Sequence[PairTask], prices: Prices | None = None) -> Estimate:
-        """Return how many calls and images a run would take, and what they cost; no model is asked and nothing drawn.
+        """Return bounds of a run's calls and images, and their cost; no model is asked.
 
-        Features that the store does not have yet, and answers to them, are unknown: so the counts are bounds.
+        Features that the store does not have yet, and answers to them, are unknown.
 
         Args:
-            tasks: All pairs; the store's shard chooses among them.
+            tasks: All pairs; the store's shard selects among them.
             prices: Prices of calls, tokens and images; ``None`` counts without cost.
         """
         total = Estimate(prices=prices or Prices())
         for task in shard_tasks(tasks, self.store.shard):
-            for side in sides(task):
-                asked: set[FeatureKind] = set()
+            for side in read_directions(task):
+                asked: set[FeatureKind] = set()  # kinds share their answers
                 for kind in self.settings.kinds:
-                    estimate_unit(total, self.workshop, self.drawing, side, kind, asked)
+                    self._estimate_unit(total, side, kind, asked)
         return total
 
-    def run_unit(self, side: Side, kind: FeatureKind, until: Until = "verification") -> UnitResult:
+    def _estimate_unit(self, total: Estimate, side: Direction, kind: FeatureKind, asked: set[FeatureKind]) -> None:
+        """Add one unit; without the record of its references, which would need the embedder, it is not begun."""
+        settings, stages, store = self.settings, self.stages, self.store
+        begun = all(
+            store.read_done(one.path("references.json"), stages.references_key(one)) is not None
+            for one in (side, side.reverse)
+        )
+        features = store.read_done(side.path(kind, "features.json"), stages.features_key(side, kind)) if begun else None
+        failed = features is not None and features["failure"] is not None
+        scores = None
+        if features is not None and not failed:
+            key = stages.scores_key(side, kind, features["features"])
+            scores = store.read_done(side.path(kind, "scores.json"), key)
+        if failed or (scores is not None and stages.read_images(side, kind, scores["prompt_attributes"]) is not None):
+            total.done += 1
+            return
+        total.units += 1
+        if features is None:
+            new = [base for base in base_kinds(kind) if base not in asked]
+            asked.update(new)
+            most_calls = len(new) * (1 + settings.retries)
+            total.stages["features"].add((len(new), most_calls), tokens=most_calls * settings.feature_tokens)
+        filtered = kind in settings.filtered_kinds
+        most_features = settings.max_features if features is None else len(features["features"])
+        if scores is None and filtered:
+            fewest = 1 if features is None else min(most_features, 1)
+            least, most = (
+                trial_count(number, settings.group_size, settings.trials_per_group)
+                for number in (fewest, most_features)
+            )
+            total.stages["trials"].add(images=(least, most))
+        images = settings.num_images
+        total.stages["images"].add(images=(images, images * settings.max_attempts))
+        if stages.verifier is not None:
+            least, most = 1, min(most_features, settings.top_k) if filtered else most_features
+            if scores is not None:
+                least = most = len(scores["prompt_attributes"])
+            batch = settings.verification == "batch"
+            answers = images * settings.max_attempts * (1 + settings.retries)
+            thinks = stages.verifier.model.capabilities.thinks
+            length = SHORT_ANSWER + (settings.thought_tokens if thinks else 0)
+            total.stages["verification"].add(
+                # images that the guards refuse are not asked about
+                (0 if settings.guards else images * (1 if batch else least), answers * (1 if batch else most)),
+                tokens=answers * (length + 4 * most if batch else length * most),
+            )
+
+    def run_unit(self, side: Direction, kind: FeatureKind, until: Until = "verification") -> UnitResult:
         """Run the stages for one direction of a pair and one kind of features.
 
         Args:
@@ -193,22 +308,22 @@ class CoDAPipeline:
             BudgetExhausted: If a model's budget is used up.
             BackendError: If a model could not answer.
         """
-        result = UnitResult(side.pair_id, side.direction, side.concept.name, side.other.name, kind)
-        features = self.workshop.features(side, kind)
-        number = len(features["features"])
+        stages, result = self.stages, UnitResult(side.pair_id, side.name, side.concept.name, side.other.name, kind)
+        features = stages.features(side, kind)
         if features["failure"] is not None:
             return replace(result, failure=f"No features: {features['failure']}")
         warn = partial(unit_warnings, self.settings.min_features, features)
+        result = replace(result, features=len(features["features"]), warnings=tuple(warn()))
         if until == "features":
-            return replace(result, features=number, warnings=tuple(warn()))
-        scores = self.workshop.scores(side, kind, features["features"])
+            return result
+        scores = stages.scores(side, kind, features["features"])
         attributes = scores["prompt_attributes"]
-        result = replace(result, features=number, kept=len(attributes), warnings=tuple(warn(scores)))
+        result = replace(result, kept=len(attributes), warnings=tuple(warn(scores)))
         if until == "scores":
             return result
         if until == "images":
-            return replace(result, made=self.drawing.draw(side, kind, attributes))
-        images = self.drawing.images(side, kind, attributes)
+            return replace(result, made=stages.generate(side, kind, attributes))
+        images = stages.images(side, kind, attributes)
         return replace(
             result,
             accepted=len(images["accepted"]),
@@ -217,69 +332,69 @@ class CoDAPipeline:
             made=len(images["files"]),
         )
 
-    def _units(self, tasks: Sequence[PairTask]) -> list[tuple[Side, FeatureKind]]:
-        units: list[tuple[Side, FeatureKind]] = []
+    def _units(self, tasks: Sequence[PairTask]) -> Iterator[tuple[Direction, FeatureKind]]:
+        """Yield the units; those of pairs whose images cannot be read are recorded as failed."""
         for task in tasks:
             try:
-                both = sides(task)
+                directions = read_directions(task)
             except (ValueError, OSError) as error:
-                pair = task.pair
-                self.store.log({"stage": "failure", "unit": pair.pair_id, "reason": str(error)})
-                for concept, other in ((pair.target, pair.confusable), (pair.confusable, pair.target)):
-                    for kind in self.settings.kinds:
-                        facts = (pair.pair_id, "", concept.name, other.name, kind)
-                        self.result.units.append(UnitResult(*facts, failure=str(error)))
+                pair_id, failure = task.pair.pair_id, str(error)
+                self.store.log({"stage": "failure", "unit": pair_id, "reason": failure})
+                self.result.units += [
+                    UnitResult(pair_id, "", concept.name, other.name, kind, failure=failure)
+                    for concept, other, _, _ in task.directions()
+                    for kind in self.settings.kinds
+                ]
                 continue
-            units += [(side, kind) for side in both for kind in self.settings.kinds]
-        return units
+            yield from ((side, kind) for side in directions for kind in self.settings.kinds)
 
-    def _ask_together(self, units: Sequence[tuple[Side, FeatureKind]]) -> None:
+    def _ask_together(self, units: Sequence[tuple[Direction, FeatureKind]]) -> None:
         """Ask the first questions of many units at once, which is faster; the units then find the answers."""
+        chat = self.stages.chat
         waiting: list[ChatRequest] = []
         for side, kind in units:
             try:
-                waiting += self.workshop.first_questions(side, kind)
+                waiting += self.stages.first_questions(side, kind)
             except Exception:  # the unit meets it again when its turn comes, and records it as its failure
                 continue
-            if len(waiting) >= _TOGETHER:
-                self.chat.ask_many(waiting)
+            if len(waiting) >= _QUESTIONS:
+                chat.ask_many(waiting)
                 waiting = []
-        if waiting:
-            self.chat.ask_many(waiting)
+        chat.ask_many(waiting)
 
-    def _guarded(self, side: Side, kind: FeatureKind, until: Until) -> UnitResult:
-        """Run a unit; what goes wrong in it is its result, unless it would go wrong in all."""
+    def _guarded(self, side: Direction, kind: FeatureKind, until: Until) -> UnitResult:
+        """Run a unit; its error is its result, unless all units would meet it."""
         try:
             return self.run_unit(side, kind, until)
         except (BudgetExhausted, StoreInUse):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _DISK:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
             failure = f"{type(error).__name__}: {error}"
-            place = "/".join(side.place(kind))
-            self.store.log({"stage": "failure", "unit": place, "reason": failure})
-            return UnitResult(side.pair_id, side.direction, side.concept.name, side.other.name, kind, 0, failure)
+            self.store.log({"stage": "failure", "unit": "/".join(side.path(kind)), "reason": failure})
+            return UnitResult(
+                side.pair_id, side.name, side.concept.name, other=side.other.name, kind=kind, failure=failure
+            )
 
     def _report(self, stage: str, counts: Counts) -> None:
         self.result.counts.setdefault(stage, Counts()).add(counts)
-        self.store.log({"stage": stage, **{name: getattr(counts, name) for name in counts.__dataclass_fields__}})
-        self._tell()
+        self.store.log({"stage": stage, **asdict(counts)})
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._progress is not None:
             self._progress(len(self.result.units), self._total, self.result.counts)
 
     def _write_manifest(self, tasks: Sequence[PairTask]) -> None:
-        judge = self.drawing.verifier
-        unique = shard_tasks(tasks)
+        stages, verifier = self.stages, self.stages.verifier
         manifest: dict[str, Any] = {
             "settings": self.settings.record(),
             "models": {
-                "chat": self.chat.model.identity,
-                "generator": self.workshop.generator.identity,
-                "embedder": self.embeddings.embedder.identity,
-                "verifier": self.settings.verification if judge is None else judge.model.identity,
+                "chat": stages.chat.model.identity,
+                "generator": stages.generator.identity,
+                "embedder": stages.embeddings.embedder.identity,
+                "verifier": self.settings.verification if verifier is None else verifier.model.identity,
             },
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "pillow": PIL.__version__},
             "pairs": [
@@ -289,7 +404,7 @@ class CoDAPipeline:
                     "confusable": task.pair.confusable.record(),
                     "error_rate": task.pair.error_rate,
                 }
-                for task in unique
+                for task in shard_tasks(tasks)
             ],
         }
         self.store.write_json(["manifest.json"], manifest)
@@ -301,7 +416,7 @@ def unit_warnings(
     scores: Mapping[str, Any] | None = None,
     images: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return what a reader of a unit's results should know, from the records of its stages.
+    """Return the warnings of a unit, from the records of its stages.
 
     Args:
         min_features: Number below which features are few.
@@ -312,8 +427,8 @@ def unit_warnings(
     number = len(features["features"])
     warnings = [f"few features: {number}"] if number < min_features else []
     if scores is not None:
-        for stage, fallen in scores["fallback"].items():
-            if fallen:
+        for stage, fallback in scores["fallback"].items():
+            if fallback:
                 warnings.append(f"no feature passed {stage}; the best ones were taken")
         for text, tokens in scores["cut_off"]:
             warnings.append(f"the text encoder cuts off {text!r} ({tokens} tokens)")
@@ -326,11 +441,10 @@ def unit_warnings(
 
 
 def store_counts(store: Store) -> dict[str, Counts]:
-    """Return what all runs on a store took, by stage, from its log."""
-    found: dict[str, Counts] = {}
+    """Return the use of models by all runs on a store, by stage, from its log."""
+    totals: dict[str, Counts] = {}
     for event in store.events():
-        if event.get("stage") == "failure":
-            continue
-        counts = Counts(**{name: event.get(name, 0) for name in Counts.__dataclass_fields__})
-        found.setdefault(str(event.get("stage")), Counts()).add(counts)
-    return found
+        if event.get("stage") != "failure":
+            counts = Counts(**{name: event.get(name, 0) for name in asdict(Counts())})
+            totals.setdefault(str(event.get("stage")), Counts()).add(counts)
+    return totals

@@ -1,31 +1,34 @@
-"""Choosing the real reference images of a class, by the likeness of images and texts."""
+"""Similarities of images and texts, and the choice of a class's reference images by them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
+
+from lit_modules.coda.backends.protocols import Embedder
 
 TEMPERATURE = 100.0
 """Factor of cosines (tau) of CLIP."""
 
 
-def unit_rows(embeddings: Tensor, what: str = "embeddings") -> Tensor:
+def unit_rows(embeddings: Tensor, name: str = "embeddings") -> Tensor:
     """Return the rows as float64 of unit length, on the CPU.
 
     Raises:
         ValueError: If they are no matrix, or a row is zero or not finite.
     """
     if embeddings.ndim != 2:
-        raise ValueError(f"{what} must be of shape (n, d), got {tuple(embeddings.shape)}.")
+        raise ValueError(f"{name} must be of shape (n, d), got {tuple(embeddings.shape)}.")
     rows = embeddings.detach().to("cpu", torch.float64)
     lengths = rows.norm(dim=1, keepdim=True)
-    if not bool((lengths.isfinite() & (lengths > 0)).all()):
-        place = int((~(lengths.isfinite() & (lengths > 0))).nonzero()[0, 0])
+    bad = ~(lengths.isfinite() & (lengths > 0))
+    if bool(bad.any()):
         raise ValueError(
-            f"{what} must be finite and not zero, and row {place} is not; the model may run in half precision."
+            f"{name} must be finite and not zero, and row {int(bad.nonzero()[0, 0])} is not; the model may run in half "
+            "precision."
         )
-    unit: Tensor = rows / lengths
-    return unit
+    return torch.div(rows, lengths)
 
 
 def similarities(images: Tensor, texts: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ def rank_references(
     num_references: int = 5,
     temperature: float = TEMPERATURE,
 ) -> list[int]:
-    """Return the places of the best images of a class, the best first.
+    """Return the indices of the best images of a class, the best first.
 
     The order is that of :func:`reference_scores`. Ties go to the file name that sorts first, so the order in which a
     folder was listed changes nothing. With fewer images all are taken. Give the support images only: ranking all
@@ -108,5 +111,39 @@ def rank_references(
     total = (generic.double() + named.double()).tolist()
     if any(value != value for value in total):
         raise ValueError("Cosines must be numbers, got NaN.")
-    order = sorted(range(len(total)), key=lambda place: (-round(total[place], 12), file_names[place]))
+    order = sorted(range(len(total)), key=lambda index: (-round(total[index], 12), file_names[index]))
     return order[:num_references]
+
+
+class EmbeddingCache:
+    """Embeddings of images and texts, each computed once in a run.
+
+    Args:
+        embedder: The model.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self._images: dict[str, Tensor] = {}
+        self._texts: dict[str, Tensor] = {}
+
+    def images(self, images: Sequence[tuple[str, Callable[[], Image]]]) -> Tensor:
+        """Return embeddings ``(n, d)`` of images, given by the hash of each and a function that opens it."""
+        missing = {digest: load for digest, load in images if digest not in self._images}
+        if missing:
+            rows = self.embedder.embed_images([load() for load in missing.values()])
+            self._images |= _by_name(list(missing), rows, "images")
+        return torch.stack([self._images[digest] for digest, _ in images])
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Return embeddings ``(n, d)`` of texts."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if missing:
+            self._texts |= _by_name(missing, self.embedder.embed_texts(missing), "texts")
+        return torch.stack([self._texts[text] for text in texts])
+
+
+def _by_name(names: list[str], rows: Tensor, noun: str) -> dict[str, Tensor]:
+    if rows.ndim != 2 or len(rows) != len(names):
+        raise ValueError(f"The embedder must return {len(names)} rows for as many {noun}, got {tuple(rows.shape)}.")
+    return dict(zip(names, rows.detach().to("cpu", torch.float32, copy=True), strict=True))

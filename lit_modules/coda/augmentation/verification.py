@@ -1,4 +1,4 @@
-"""Whether synthetic images show what was asked for, and which of them are accepted."""
+"""Verification of synthetic images: questions on their attributes, scores, acceptance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ _BITS = {"type": "array", "items": {"type": "integer", "enum": [0, 1]}}
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Images that are accepted.
+    """Accepted images.
 
     Args:
-        accepted: Their places, the best first.
-        level: Least score that was asked for; ``None`` if nothing was.
+        accepted: Their indices, the best first.
+        level: Least score that was required; ``None`` if none was.
         relaxed: Whether it is lower than the first level.
-        short: Number of images that are missing.
+        short: Number of missing images.
     """
 
     accepted: tuple[int, ...]
@@ -51,11 +51,11 @@ def verification_requests(
 
     Args:
         image: The image.
-        attributes: What it should show, at least one.
+        attributes: Attributes that it should show, at least one.
         form: Form of the questions; ``"batch"`` asks for a list of zeros and ones.
-        capabilities: What the model can do.
-        attempt: Number of the try from 0; later ones remind of the form.
-        thought_tokens: Tokens that a model which may think first gets beyond those of its short answer.
+        capabilities: Capabilities of the model.
+        attempt: Number of the attempt from 0; later ones remind of the form.
+        thought_tokens: Extra tokens of a model that may think before its short answer.
 
     Raises:
         ValueError: If there are no attributes or the form is unknown.
@@ -64,8 +64,8 @@ def verification_requests(
         raise ValueError(f"form must be 'questions' or 'batch', got {form!r}.")
     if not attributes:
         raise ValueError("There must be at least one attribute to look for.")
-    able = capabilities or Capabilities()
-    length = SHORT_ANSWER + (thought_tokens if able.thinks else 0)
+    capabilities = capabilities or Capabilities()
+    length = SHORT_ANSWER + (thought_tokens if capabilities.thinks else 0)
     if form == "questions":
         reminder = " Your answer must be the word yes or the word no." if attempt else ""
         texts = [
@@ -80,8 +80,9 @@ def verification_requests(
     )
     if attempt:
         text += f" Your answer must be a list of exactly {len(attributes)} zeros and ones."
-    schema = {**_BITS, "minItems": len(attributes), "maxItems": len(attributes)} if able.structured_output else None
-    return [ChatRequest((user_message(text, 1),), (image,), length + 4 * len(attributes), schema=schema, seed=attempt)]
+    number = len(attributes)
+    schema = {**_BITS, "minItems": number, "maxItems": number} if capabilities.structured_output else None
+    return [ChatRequest((user_message(text, 1),), (image,), length + 4 * number, schema=schema, seed=attempt)]
 
 
 def read_verification(
@@ -180,9 +181,9 @@ def accept_images(
         raise ValueError(f"wanted must be at least 1, got {wanted}.")
     if any(score is not None and not 0 <= score <= 1 for score in scores):
         raise ValueError(f"Scores must be in [0, 1], got {list(scores)}.")
-    rated = [(place, score) for place, score in enumerate(scores) if score is not None]
+    rated = [(index, score) for index, score in enumerate(scores) if score is not None]
     if levels is None:
-        chosen = [place for place, _ in rated][:wanted]
+        chosen = [index for index, _ in rated][:wanted]
         return Acceptance(tuple(chosen), None, False, wanted - len(chosen))
     if not levels or list(levels) != sorted(set(levels), reverse=True) or not 0 <= levels[-1] <= levels[0] <= 1:
         raise ValueError(f"levels must be falling numbers in [0, 1], at least one, got {list(levels)}.")
@@ -190,7 +191,7 @@ def accept_images(
     chosen, level = [], levels[0]
     for level in levels:
         # scores are fractions, such as 4 / 5, that may miss a level by rounding
-        chosen = [place for place, score in ordered if score >= level - 1e-9][:wanted]
+        chosen = [index for index, score in ordered if score >= level - 1e-9][:wanted]
         if len(chosen) == wanted:
             break
     return Acceptance(tuple(chosen), level, level < levels[0], wanted - len(chosen))

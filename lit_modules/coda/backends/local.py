@@ -1,4 +1,4 @@
-"""Models on this machine: image-text models of transformers, pipelines of diffusers, and CLIP-like embedders."""
+"""Models on this machine: image-text models of transformers, pipelines of diffusers, CLIP-like embedders."""
 
 import inspect
 from collections import defaultdict
@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from lit_modules.coda.backends.model_versions import chosen_device, model_version
 from lit_modules.coda.backends.protocols import BackendError, Capabilities, ChatRequest, Message, Reply, Usage
+from lit_modules.utils.model_versions import model_version
 from lit_modules.utils.thoughts import decode_answer, mentions_thoughts, opened_thought, template_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _QUESTION_END = 16  # tokens among which a template opens a thought
+_SIDE_UNIT = 8  # of edited images, as a side of the latents is an eighth of theirs
 
 
 class LocalChat:
-    """An image-text model that transformers load through their Auto classes, such as LLaVA-NeXT.
+    """Image-text model that transformers load through their Auto classes, such as LLaVA-NeXT.
 
     Questions are answered in batches of similar length with padding on the left, so that the answers are those of the
-    same questions asked alone. Where the model allows it, questions about one image are read together from where they
-    differ, and an answer that has ended leaves its batch. A temperature of 0 takes the likeliest token; above 0, each
+    same questions asked alone. Where the model allows it, what several questions about one image begin with is read
+    once. A temperature of 0 takes the likeliest token; above 0, each
     answer is drawn from its own seed by noise on its own scores (the Gumbel-max trick), which no neighbour in the batch
-    changes. Two tokens that are equally likely within the precision may still fall either way. Nothing is ever cut off:
-    a question that is too long is an error. A template that can switch thinking off does so; where a model thinks all
-    the same, its thoughts are no part of the answer. The model is loaded at the first question, frozen and in
-    evaluation mode.
+    changes. Two tokens that are equally likely within the precision may still fall either way. A question that is too
+    long is an error. Thinking is switched off where the template can; thoughts are no part of an answer. The model is
+    loaded at the first question, frozen and in evaluation mode.
 
     Args:
         model: Name or folder of the model; its processor must have a chat template.
@@ -62,7 +62,7 @@ class LocalChat:
             )
         self.model, self.revision, self.device, self.dtype = model, revision, device, dtype
         self.batch_size, self.batch_tokens, self.images_per_message = batch_size, batch_tokens, images_per_message
-        self._shares: bool | None = None  # known after the first batch
+        self._shares: bool | None = None  # known after the first questions on one image
 
     @cached_property
     def identity(self) -> str:
@@ -71,7 +71,7 @@ class LocalChat:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the model can do."""
+        """Capabilities of the model."""
         thinks = mentions_thoughts(self._processor)
         return Capabilities(self.images_per_message, option_scores=True, trainable=True, thinks=thinks)
 
@@ -149,12 +149,11 @@ class LocalChat:
             question = self._continued(question, f"\n{marks[1]}\n\n")
         scores = []
         for option in options:
-            given = self._continued(question, option)
-            tokens = given["input_ids"][:, question["input_ids"].shape[1] :]
+            inputs = self._continued(question, option)
+            tokens = inputs["input_ids"][:, question["input_ids"].shape[1] :]
             with torch.no_grad():
-                logits = network(**given).logits[:, -tokens.shape[1] - 1 : -1].float()
-            found = logits.log_softmax(-1).gather(-1, tokens[..., None])
-            scores.append(float(found.mean()))
+                logits = network(**inputs).logits[:, -tokens.shape[1] - 1 : -1].float()
+            scores.append(float(logits.log_softmax(-1).gather(-1, tokens[..., None]).mean()))
         return scores
 
     def _continued(self, question: dict[str, Any], text: str) -> dict[str, Any]:
@@ -163,28 +162,24 @@ class LocalChat:
 
         tokens = self._processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         tokens = tokens.to(question["input_ids"].device)
-        given = dict(question)
+        longer = dict(question)
         for name, fill in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens))):
-            given[name] = torch.cat([question[name], fill], dim=1)
+            longer[name] = torch.cat([question[name], fill], dim=1)
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in question:
-                given[name] = torch.cat([question[name], torch.zeros_like(tokens)], dim=1)
+                longer[name] = torch.cat([question[name], torch.zeros_like(tokens)], dim=1)
         if "cross_attention_mask" in question:  # the text sees the images that the question's last token sees
-            seen = question["cross_attention_mask"]
-            last = seen[:, -1:].expand(-1, tokens.shape[1], *seen.shape[2:])
-            given["cross_attention_mask"] = torch.cat([seen, last], dim=1)
-        return given
-
-    @property
-    def _where(self) -> dict[str, str | None]:
-        return {} if Path(self.model).is_dir() else {"revision": self.revision}
+            mask = question["cross_attention_mask"]
+            last = mask[:, -1:].expand(-1, tokens.shape[1], *mask.shape[2:])
+            longer["cross_attention_mask"] = torch.cat([mask, last], dim=1)
+        return longer
 
     @cached_property
     def _processor(self) -> Any:
         from transformers import AutoProcessor
 
         loader: Any = AutoProcessor
-        processor: Any = loader.from_pretrained(self.model, **self._where)
+        processor: Any = loader.from_pretrained(self.model, **_revision(self.model, self.revision))
         if not getattr(processor, "chat_template", None):
             raise ValueError(f"The processor of {self.model} has no chat template; take an instruction-tuned model.")
         for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
@@ -203,8 +198,10 @@ class LocalChat:
         from transformers import AutoModelForImageTextToText
 
         processor = self._processor
-        network: Any = AutoModelForImageTextToText.from_pretrained(self.model, dtype=self.dtype, **self._where)
-        return processor, network.to(chosen_device(self.device)).requires_grad_(False).eval()
+        network: Any = AutoModelForImageTextToText.from_pretrained(
+            self.model, dtype=self.dtype, **_revision(self.model, self.revision)
+        )
+        return processor, network.to(_device(self.device)).requires_grad_(False).eval()
 
     @property
     def _limit(self) -> int | None:
@@ -225,12 +222,30 @@ class LocalChat:
         ).to(network.device, network.dtype)
 
     def _answer(self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]]) -> list[Reply | BackendError]:
+        import torch
+        from transformers import LogitsProcessorList
+
+        from lit_modules.coda.core.batched_answers import SeededNoise
+
         processor, network = self._loaded
         ends = network.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
-        rows = self._answer_shared(requests, tokens, ends)
-        if rows is None:
-            rows = self._answer_plain(requests)
+        inputs = self._shared_inputs(requests, tokens) or self._inputs(requests)
+        noise: Any = LogitsProcessorList([SeededNoise(requests)])
+        with torch.no_grad():
+            rows: list[list[int]] = network.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,  # would count the padding as repeated
+                max_new_tokens=requests[0].max_new_tokens,
+                pad_token_id=processor.tokenizer.pad_token_id,
+                logits_processor=noise,
+                use_cache=True,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+            )[:, inputs["input_ids"].shape[1] :].tolist()
         replies: list[Reply | BackendError] = []
         for row, question in zip(rows, tokens, strict=True):
             end = next((place for place, token in enumerate(row) if token in ends), len(row))
@@ -246,15 +261,13 @@ class LocalChat:
                 )
         return replies
 
-    def _answer_shared(
-        self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]], ends: set[int]
-    ) -> list[list[int]] | None:
-        """Return the tokens of answers, or ``None`` if this model's questions are to be read whole."""
-        from lit_modules.coda.core.batched_answers import SeededNoise, answer_together, can_share, image_groups
+    def _shared_inputs(self, requests: Sequence[ChatRequest], tokens: Sequence[list[int]]) -> dict[str, Any] | None:
+        """Return inputs that go on from what questions on the same images begin with; ``None`` if there is no gain."""
+        from lit_modules.coda.core.batched_answers import can_share, image_groups, read_shared
 
         processor, network = self._loaded
         groups = None if self._shares is False else image_groups(requests, tokens, processor.image_token_id)
-        if groups is None:
+        if groups is None or len(set(groups)) == len(groups):
             return None
         inputs = dict(self._inputs([requests[groups.index(group)] for group in range(max(groups) + 1)]))
         if self._shares is None:
@@ -262,38 +275,13 @@ class LocalChat:
         if not self._shares:
             return None
         images = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-        pad, longest = processor.tokenizer.pad_token_id, requests[0].max_new_tokens
-        found = answer_together(network, images, tokens, groups, ends, pad, longest, SeededNoise(requests))
-        self._shares = found is not None
-        return found
-
-    def _answer_plain(self, requests: Sequence[ChatRequest]) -> list[list[int]]:
-        import torch
-        from transformers import LogitsProcessorList
-
-        from lit_modules.coda.core.batched_answers import SeededNoise
-
-        processor, network = self._loaded
-        inputs = self._inputs(requests)
-        noise: Any = LogitsProcessorList([SeededNoise(requests)])
-        with torch.no_grad():
-            found: list[list[int]] = network.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,  # would count the padding as repeated
-                max_new_tokens=requests[0].max_new_tokens,
-                pad_token_id=processor.tokenizer.pad_token_id,
-                logits_processor=noise,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-            )[:, inputs["input_ids"].shape[1] :].tolist()
-        return found
+        shared = read_shared(network, images, tokens, groups, processor.tokenizer.pad_token_id)
+        self._shares = shared is not None
+        return shared
 
 
 class DiffusersImages:
-    """Any text-to-image pipeline of diffusers, loaded for the first picture.
+    """Text-to-image pipeline of diffusers, loaded for the first image.
 
     The noise is drawn on the CPU, so that a seed means the same noise on every device.
 
@@ -328,15 +316,15 @@ class DiffusersImages:
     def generate(
         self, prompt: str, negative: str | None, seed: int, width: int, height: int, steps: int, guidance: float
     ) -> Image.Image:
-        """Return a picture; the same arguments give the same one.
+        """Return an image; the same arguments give the same one.
 
         Raises:
-            BackendError: If the pipeline's own safety checker takes the picture out.
+            BackendError: If the pipeline's own safety checker removes the image.
             ValueError: If the pipeline does not know one of the arguments.
         """
         import torch
 
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "width": width,
             "height": height,
             "num_inference_steps": steps,
@@ -345,32 +333,93 @@ class DiffusersImages:
             **self.options,
         }
         if negative is not None:
-            given["negative_prompt"] = negative
+            arguments["negative_prompt"] = negative
         pipeline = self._pipeline
-        known = inspect.signature(pipeline.__call__).parameters
-        unknown = sorted(set(given) - set(known))
+        unknown = sorted(set(arguments) - set(inspect.signature(pipeline.__call__).parameters))
         if unknown:
             raise ValueError(f"{type(pipeline).__name__} of {self.model} does not take {', '.join(unknown)}.")
-        with torch.no_grad():
-            output = pipeline(prompt, **given)
-        if any(getattr(output, "nsfw_content_detected", None) or ()):
-            raise BackendError(f"The safety checker of {self.model} took the picture out.")
-        picture: Image.Image = output.images[0].convert("RGB")
-        return picture
+        return _run_pipeline(pipeline, self.model, prompt=prompt, **arguments)
 
     @cached_property
     def _pipeline(self) -> Any:
-        import torch
-        from diffusers import DiffusionPipeline
+        return _load_pipeline(self.model, self.revision, self.device, self.dtype)
 
-        where = {} if Path(self.model).is_dir() else {"revision": self.revision}
-        pipeline: Any = DiffusionPipeline.from_pretrained(self.model, dtype=getattr(torch, self.dtype), **where)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(chosen_device(self.device))
+
+class DiffusersEdits:
+    """Pipeline of diffusers that edits an image by an instruction, such as InstructPix2Pix, loaded for the first image.
+
+    The noise is drawn on the CPU, so that a seed means the same noise on every device.
+
+    Args:
+        model: Name or folder of the pipeline, such as one of ``StableDiffusionInstructPix2PixPipeline``.
+        revision: Revision of a pipeline on the Hub; ``None`` takes the newest.
+        device: Where to compute, as torch names it; ``None`` takes a GPU if there is one.
+        dtype: Precision of the weights, such as ``"float32"`` or ``"bfloat16"``.
+        max_side: Longest side of the images after scaling, in pixels.
+
+    Raises:
+        ValueError: If ``max_side`` is too small; at the first image, if the pipeline edits no images.
+
+    References:
+        Brooks et al., "InstructPix2Pix: Learning to Follow Image Editing Instructions", arXiv 2211.09800.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        max_side: int = 512,
+    ) -> None:
+        if max_side < _SIDE_UNIT:
+            raise ValueError(f"max_side must be at least {_SIDE_UNIT}, got {max_side}.")
+        self.model, self.revision, self.device, self.dtype, self.max_side = model, revision, device, dtype, max_side
+
+    @cached_property
+    def identity(self) -> str:
+        """Name, revision or hash of the files, precision and size."""
+        version = model_version(self.model, self.revision, "model_index.json")
+        return f"{version} ({self.dtype}, max_side={self.max_side})"
+
+    def edit(
+        self, image: Image.Image, instruction: str, seed: int, steps: int, guidance: float, image_guidance: float
+    ) -> Image.Image:
+        """Return the changed image, RGB; the same arguments give the same one.
+
+        Raises:
+            BackendError: If the pipeline's own safety checker removes the image.
+            ValueError: If the pipeline edits no images.
+        """
+        import torch
+
+        scale = self.max_side / max(image.size)
+        width, height = (max(_SIDE_UNIT, round(side * scale / _SIDE_UNIT) * _SIDE_UNIT) for side in image.size)
+        return _run_pipeline(
+            self._pipeline,
+            self.model,
+            prompt=instruction,
+            image=image.convert("RGB").resize((width, height)),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            image_guidance_scale=image_guidance,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        pipeline = _load_pipeline(self.model, self.revision, self.device, self.dtype)
+        missing = {"image", "image_guidance_scale"} - set(inspect.signature(pipeline.__call__).parameters)
+        if missing:
+            raise ValueError(
+                f"{type(pipeline).__name__} of {self.model} edits no pictures by instructions, as it does not take "
+                f"{' and '.join(sorted(missing))}; give a pipeline such as StableDiffusionInstructPix2PixPipeline."
+            )
+        return pipeline
 
 
 class ClipEmbedder:
-    """A model for images and texts of transformers, such as CLIP or SigLIP.
+    """Model of transformers for images and texts, such as CLIP or SigLIP.
 
     Args:
         model: Name or folder of the model; a folder pins it.
@@ -396,7 +445,7 @@ class ClipEmbedder:
         """Return unit vectors ``(n, d)``."""
         import torch
 
-        device = chosen_device(self.device)
+        device = _device(self.device)
         pixels = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).to(device) for image in images]
         return self.encoder.images(pixels)
 
@@ -433,3 +482,33 @@ def _conversation(request: ChatRequest) -> list[dict[str, Any]]:
 def _token_key(request: ChatRequest) -> tuple[Any, ...]:
     """Return what the tokens of a question depend on: its text and the sizes of its images."""
     return (repr([dict(message) for message in request.messages]), *(image.size for image in request.images))
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _revision(model: str, revision: str | None) -> dict[str, str | None]:
+    return {} if Path(model).is_dir() else {"revision": revision}
+
+
+def _load_pipeline(model: str, revision: str | None, device: str | None, dtype: str) -> Any:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    pipeline: Any = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, dtype), **_revision(model, revision))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(_device(device))
+
+
+def _run_pipeline(pipeline: Any, model: str, **arguments: Any) -> Image.Image:
+    import torch
+
+    with torch.no_grad():
+        output = pipeline(**arguments)
+    if any(getattr(output, "nsfw_content_detected", None) or ()):  # not all pipelines have a checker
+        raise BackendError(f"The safety checker of {model} took the picture out.")
+    image: Image.Image = output.images[0].convert("RGB")
+    return image

@@ -1,8 +1,8 @@
-"""What the stages ask of models: chat with images, image generation and embeddings, wherever a model runs."""
+"""Interfaces of the models that the stages use: chat with images, image generation, embeddings."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from PIL.Image import Image
@@ -15,7 +15,7 @@ Message = Mapping[str, Any]
 
 
 class BudgetExhausted(RuntimeError):
-    """A back end has used up its calls, tokens or money; the run stops, and goes on later where it was."""
+    """A back end has used up its calls, tokens or money; the run stops and can be resumed later."""
 
 
 class BackendError(RuntimeError):
@@ -24,7 +24,7 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that a call took.
+    """Tokens of a call.
 
     Args:
         input_tokens: Tokens of the question, images included.
@@ -42,7 +42,7 @@ class Reply:
     Args:
         text: The answer.
         model: Name of the model that gave it.
-        usage: Tokens that it took.
+        usage: Tokens of the call.
         cached: Whether it was read from a store and no model was asked.
         cut_off: Whether the service ended it at its longest length; such an answer is not kept in a store.
     """
@@ -56,7 +56,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a chat model can do.
+    """Capabilities of a chat model.
 
     Args:
         images_per_message: Most images in one message; 0 for a model without vision.
@@ -79,14 +79,14 @@ class ChatRequest:
 
     Args:
         messages: The conversation.
-        images: Images in the order of their places in the messages.
+        images: Images in the order of their parts in the messages.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 for the likeliest answer.
         schema: JSON schema of the answer, for models with ``structured_output``.
         seed: Seed of sampling.
 
     Raises:
-        ValueError: If there are not as many images as places for them, or a number is out of its range.
+        ValueError: If there are not as many images as parts for them, or a number is out of its range.
     """
 
     messages: tuple[Message, ...]
@@ -97,7 +97,13 @@ class ChatRequest:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_image_places(self.messages, len(self.images))
+        turns = [message["content"] for message in self.messages if not isinstance(message["content"], str)]
+        places = sum(part["type"] == "image" for turn in turns for part in turn)
+        if places != len(self.images):
+            raise ValueError(
+                f"The messages have {places} places for images and {len(self.images)} images were given; the model "
+                "would not see what has no place."
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
         if not self.temperature >= 0:
@@ -117,11 +123,11 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One picture to make: the arguments of ``ImageGenerator.generate``.
+    """One image to generate: the arguments of ``ImageGenerator.generate``.
 
     Args:
-        prompt: What the picture shows.
-        negative: What it must not show; ``None`` sends nothing.
+        prompt: Content of the image.
+        negative: Negative prompt; ``None`` sends nothing.
         seed: Seed of the noise.
         width: Width in pixels.
         height: Height in pixels.
@@ -151,14 +157,14 @@ class ImageRequest:
             )
 
     def record(self) -> dict[str, Any]:
-        """Return all that shapes the picture but the generator, as plain values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """Return all that shapes the image but the generator, as plain values."""
+        return asdict(self)
 
 
 class ChatModel(Protocol):
     """A model that answers messages with images.
 
-    A model may have ``chat_many(requests)`` too, as :class:`BatchChatModel` says.
+    It may have ``chat_many(requests)`` too, see :class:`BatchChatModel`.
     """
 
     @property
@@ -168,7 +174,7 @@ class ChatModel(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the model can do."""
+        """Capabilities of the model."""
         ...
 
     def chat(
@@ -194,25 +200,40 @@ class BatchChatModel(Protocol):
     """A chat model that answers many questions faster together, in batches or at the same time."""
 
     def chat_many(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:
-        """Yield the number of a request with its answer, in any order, as soon as it is there.
+        """Yield the number of a request with its answer, in any order, as soon as it is known.
 
-        What was yielded is recorded at once, so a run that is killed asks only what was under way again.
+        Each is recorded at once, so a run that is killed asks only what was under way again.
         """
         ...
 
 
 class ImageGenerator(Protocol):
-    """A model that makes a picture from a text."""
+    """A text-to-image model."""
 
     @property
     def identity(self) -> str:
-        """Name and revision, and all settings of the generator that shape a picture; it holds no secret."""
+        """Name and revision, and all settings of the generator that shape an image; it holds no secret."""
         ...
 
     def generate(
         self, prompt: str, negative: str | None, seed: int, width: int, height: int, steps: int, guidance: float
     ) -> Image:
-        """Return a picture; the same arguments give the same one."""
+        """Return an image; the same arguments give the same one."""
+        ...
+
+
+class ImageEditor(Protocol):
+    """A model that changes an image as an instruction says."""
+
+    @property
+    def identity(self) -> str:
+        """Name and revision, and all settings of the editor that shape an image; it holds no secret."""
+        ...
+
+    def edit(
+        self, image: Image, instruction: str, seed: int, steps: int, guidance: float, image_guidance: float
+    ) -> Image:
+        """Return the changed image; the same arguments give the same one."""
         ...
 
 
@@ -238,15 +259,15 @@ class Embedder(Protocol):
 
 @dataclass
 class Counts:
-    """What a stage or a run took.
+    """Use of models by a stage or a run.
 
     Args:
         calls: Calls of a chat model.
         input_tokens: Tokens of the questions.
         output_tokens: Tokens of the answers.
-        images: Images made.
-        seconds: Time that the models took, in seconds.
-        cached: Questions that an earlier run had asked already; its answers were read from the store.
+        images: Images generated.
+        seconds: Time of the models, in seconds.
+        cached: Questions of an earlier run, whose answers were read from the store.
     """
 
     calls: int = 0
@@ -258,33 +279,93 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Add other counts."""
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices of models, in one currency; those that are 0 cost nothing.
+
+    Args:
+        call: Price of a call of a chat model.
+        million_input_tokens: Price of a million tokens of questions.
+        million_output_tokens: Price of a million tokens of answers.
+        image: Price of an image.
+        input_tokens_per_call: Tokens of a question with its image, for the estimate.
+
+    Raises:
+        ValueError: If one is negative.
+    """
+
+    call: float = 0.0
+    million_input_tokens: float = 0.0
+    million_output_tokens: float = 0.0
+    image: float = 0.0
+    input_tokens_per_call: int = 1500
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, *(each.name for each in fields(self)))
+
+    def cost(self, counts: Counts) -> float:
+        """Return the price of calls, tokens and images."""
+        tokens = counts.input_tokens * self.million_input_tokens + counts.output_tokens * self.million_output_tokens
+        return counts.calls * self.call + counts.images * self.image + tokens / 1e6
+
+    def estimate(self, calls: int, output_tokens: int, images: int) -> float:
+        """Return the expected price of calls, the tokens of all their answers, and images."""
+        return self.cost(Counts(calls, calls * self.input_tokens_per_call, output_tokens, images))
+
+
+def check_positive(settings: object, *names: str) -> None:
+    """Raise a ``ValueError`` for the first of some fields that is less than 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}.")
+
+
+def check_not_negative(settings: object, *names: str) -> None:
+    """Raise a ``ValueError`` for the first of some fields that is negative or NaN."""
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(settings, name)}.")
 
 
 def user_message(text: str, num_images: int = 0) -> dict[str, Any]:
-    """Return a user's message with places for images before its text."""
-    places: list[dict[str, Any]] = [{"type": "image"} for _ in range(num_images)]
-    return {"role": "user", "content": [*places, {"type": "text", "text": text}]}
+    """Return a user's message with parts for images before its text."""
+    images: list[dict[str, Any]] = [{"type": "image"} for _ in range(num_images)]
+    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
 
 
-def check_image_places(messages: Sequence[Message], num_images: int) -> None:
-    """Refuse images without a place in the messages, which a model would not see, and places without an image.
+def answers(model: ChatModel, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:
+    """Yield the number of a request with its answer or error, together where the model answers many at once.
 
     Raises:
-        ValueError: If the numbers differ.
+        BudgetExhausted: If the model's budget is used up.
     """
-    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
-    places = sum(part["type"] == "image" for part in parts)
-    if places != num_images:
-        raise ValueError(
-            f"The messages have {places} places for images and {num_images} images were given; the model would not see "
-            "what has no place."
-        )
+    if isinstance(model, BatchChatModel):
+        if requests:
+            yield from model.chat_many(requests)
+        return
+    for number, request in enumerate(requests):
+        try:
+            yield number, model.chat(
+                request.messages, request.images, request.max_new_tokens, request.temperature, request.schema,
+                request.seed,
+            )  # fmt: skip
+        except BackendError as error:
+            yield number, error
+
+
+def answered(reply: Reply | BackendError) -> Reply:
+    """Return a reply, or raise the error in its place."""
+    if isinstance(reply, BackendError):
+        raise reply
+    return reply
 
 
 def refuse_cut_off(replies: Sequence[Reply], setting: str) -> None:
-    """Refuse answers that were cut off, where they could not be read: a later run asks again.
+    """Refuse unreadable answers that were cut off: a later run asks again.
 
     Args:
         replies: Replies.
@@ -293,15 +374,16 @@ def refuse_cut_off(replies: Sequence[Reply], setting: str) -> None:
     Raises:
         BackendError: If one was cut off.
     """
-    cut = next((reply for reply in replies if reply.cut_off), None)
-    if cut is not None:
-        raise BackendError(
-            f"The answer of {cut.model} was cut off before it could be read, at {cut.text[-80:]!r}; raise {setting}."
-        )
+    for reply in replies:
+        if reply.cut_off:
+            raise BackendError(
+                f"The answer of {reply.model} was cut off before it could be read, at {reply.text[-80:]!r}; raise "
+                f"{setting}."
+            )
 
 
 def pixel_hash(image: Image) -> str:
     """Return the SHA-256 of an image's mode, size and pixels."""
-    found = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
-    found.update(image.tobytes())
-    return found.hexdigest()
+    digest = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()

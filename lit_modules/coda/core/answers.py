@@ -1,4 +1,4 @@
-"""Reading which option an answer names."""
+"""Parser of the option that an answer names."""
 
 import re
 import unicodedata
@@ -77,9 +77,9 @@ def read_answer(text: str, options: Sequence[str], aliases: Sequence[Sequence[st
         if form in names:
             return names[form]
     for answer in whole:
-        found = {names[name] for name in names_in(answer, names)}
-        if len(found) == 1:
-            return found.pop()
+        numbers = {names[name] for name in names_in(answer, names)}
+        if len(numbers) == 1:
+            return numbers.pop()
     return None
 
 
@@ -100,14 +100,14 @@ def names_in(text: str, names: Iterable[str]) -> set[str]:
         {'Puff Adder'}
     """
     forms = {_plain_words(name): name for name in names}
-    rest, found = _plain_words(text), set()
+    rest, present = _plain_words(text), set()
     for form in sorted(filter(None, forms), key=len, reverse=True):
         begin = "" if _UNSPACED.match(form[0]) else _BEGIN
         end = "" if _UNSPACED.match(form[-1]) else _END
         rest, number = re.subn(f"{begin}{re.escape(form)}{end}", " \0 ", rest)
         if number:
-            found.add(forms[form])
-    return found
+            present.add(forms[form])
+    return present
 
 
 def _plain_words(text: str) -> str:
@@ -125,9 +125,9 @@ def _without_brackets(text: str) -> str:
         elif opened.get(letter):
             start = opened[letter].pop()
             del kept[start:]
-            for places in opened.values():  # of brackets that opened inside
-                while places and places[-1] >= start:
-                    places.pop()
+            for starts in opened.values():  # of brackets that opened inside
+                while starts and starts[-1] >= start:
+                    starts.pop()
             letter = " "
         kept.append(letter)
     return "".join(kept)

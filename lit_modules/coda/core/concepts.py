@@ -1,9 +1,9 @@
-"""Concepts, the pairs of them that a model confuses, and the names that they bear in prompts and on disk."""
+"""Concepts, confusable pairs of them, and their names in prompts and on disk."""
 
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_modules.utils.hashing import stable_hash
@@ -15,7 +15,7 @@ _NEUTRAL = str.maketrans({"<": "\u2039", ">": "\u203a", "[": "(", "]": ")", "{":
 
 @dataclass(frozen=True)
 class Concept:
-    """A class of pictures, such as a species or a kind of place.
+    """Class of images, such as a species or a kind of scene.
 
     Args:
         name: Name in questions and prompts, and of the class; kept as given.
@@ -37,9 +37,9 @@ class Concept:
     known: bool = True
 
     def __post_init__(self) -> None:
-        for what in ("name", "kind"):
-            if not getattr(self, what).strip():
-                raise ValueError(f"A concept's {what} must not be empty, got {getattr(self, what)!r}.")
+        for field_name in ("name", "kind"):
+            if not getattr(self, field_name).strip():
+                raise ValueError(f"A concept's {field_name} must not be empty, got {getattr(self, field_name)!r}.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,19 +53,12 @@ class Concept:
 
     def record(self) -> dict[str, Any]:
         """Return the fields as plain values."""
-        return {
-            "name": self.name,
-            "supercategory": self.supercategory,
-            "kind": self.kind,
-            "aliases": list(self.aliases),
-            "knowledge_text": self.knowledge_text,
-            "known": self.known,
-        }
+        return {**asdict(self), "aliases": list(self.aliases)}
 
 
 @dataclass(frozen=True)
 class ConfusablePair:
-    """A concept and the one that a model takes it for.
+    """Concept and the one that a model takes it for.
 
     Args:
         target: Concept shown (T).
@@ -134,10 +127,10 @@ def unique_pairs(pairs: Iterable[ConfusablePair]) -> list[ConfusablePair]:
 
     Each pair is worked on in both directions, so the reverse of a pair would be done twice.
     """
-    found: dict[str, ConfusablePair] = {}
+    unique: dict[str, ConfusablePair] = {}
     for pair in pairs:
-        found.setdefault(pair.pair_id, pair)
-    return list(found.values())
+        unique.setdefault(pair.pair_id, pair)
+    return list(unique.values())
 
 
 def _words(name: str, longest: int) -> str:

@@ -1,29 +1,352 @@
-"""Loading, adapting, running and writing image-text models of transformers for an update."""
+"""Image-text models of transformers: loading, adapters, asking, and writing."""
 
-import copy
 import inspect
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from peft import LoraConfig, PeftModel
-from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from lit_modules.coda.core.conversations import IGNORED
+from lit_modules.coda.core.conversations import IGNORED, check_processor, encode
+from lit_modules.coda.core.update import UpdateArguments, UpdateModule
 from lit_modules.utils import adapters
+from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.model_modes import evaluation_mode
+from lit_modules.utils.precision import check_trained
+from lit_modules.utils.suggestions import did_you_mean
 from lit_modules.utils.thoughts import decode_answer
 from lit_modules.utils.weights import only_tensors
 
 LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """Linear layers of the language model; names of leaves alone would find those of the vision tower too."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "coda_34b": {  # the released code, on three devices by default
+        "rank": 128,
+        "alpha": 256,
+        "dropout": 0.05,
+        "learning_rate": 2e-4,
+        "projector_learning_rate": 2e-5,
+        "warmup_ratio": 0.03,
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+    },
+    "small": {  # a model of 7B on a GPU of 24 to 48 GB: smaller adapters against overfitting, a frozen projector
+        "rank": 16,
+        "alpha": 32,
+        "dropout": 0.05,
+        "learning_rate": 1e-4,
+        "projector_learning_rate": 0.0,
+        "warmup_ratio": 0.03,
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+    },
+}
 _VISION = ("vision_tower", "vision_model", "visual")
 _REMEDY = "Give the name or folder of an image-text model, as `save_pretrained` writes it."
+Tuning = Literal["lora", "full", "none"]
+DType = Literal["float32", "bfloat16"]
 
 
-def load_model(name: str, dtype: torch.dtype, revision: str | None = None, load_in_4bit: bool = False) -> Any:
+class ImageTextArguments(UpdateArguments, total=False):
+    """Arguments of :class:`ImageTextUpdate`."""
+
+    processor: str | ProcessorMixin | None
+    preset: Literal["coda_34b", "small"]
+    tuning: Tuning
+    rank: int | None
+    alpha: int | None
+    dropout: float | None
+    target_modules: str
+    learning_rate: float | None
+    projector_learning_rate: float | None
+    projector: str
+    warmup_ratio: float | None
+    dtype: DType | None
+    gradient_checkpointing: bool | None
+    load_in_4bit: bool
+    image_grid_pinpoints: list[list[int]] | None
+    max_length: int | None
+    revision: str | None
+
+
+class ImageTextUpdate(UpdateModule):
+    """Update of an image-text model: its adapters and projector, processor, questions, and what is saved.
+
+    Args:
+        model: Name of an image-text model on a hub, folder of one or of adapters, or a model.
+        processor: Name, folder or processor; ``None`` takes the one beside the model.
+        preset: Settings that take the place of each ``None`` below, see :data:`PRESETS`.
+        tuning: ``lora`` trains adapters, ``full`` all but the vision tower, ``none`` asks alone.
+        rank: Rank of the adapters, at least 1.
+        alpha: Scale of the adapters, divided by the rank.
+        dropout: Dropout of the adapters' inputs, in [0, 1).
+        target_modules: Regular expression of the layers that get adapters, for the whole of their names.
+        learning_rate: Greatest learning rate of adapters or language model.
+        projector_learning_rate: The same of the projector; 0 freezes it.
+        projector: Name of the module between vision tower and language model.
+        warmup_ratio: Share of the steps in which the learning rate rises, in [0, 1]; then it falls by a cosine.
+        dtype: Type of frozen weights and of computing; a model that is given keeps its own.
+        gradient_checkpointing: Whether to compute activations anew in the backward pass, to save memory.
+        load_in_4bit: Whether frozen weights have 4 bits; needs bitsandbytes and CUDA.
+        image_grid_pinpoints: LLaVA-NeXT's sizes, height and width in pixels, that pictures are tiled in; fewer save
+            memory. ``None`` takes the model's.
+        max_length: Most tokens of a conversation, beyond which an error is raised; ``None`` takes the model's limit.
+        revision: Revision of the model on the hub.
+        shared: Arguments of :class:`~lit_modules.coda.core.update.UpdateModule`, by name.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        processor: str | ProcessorMixin | None = None,
+        preset: Literal["coda_34b", "small"] = "small",
+        tuning: Tuning = "lora",
+        rank: int | None = None,
+        alpha: int | None = None,
+        dropout: float | None = None,
+        target_modules: str = LANGUAGE_MODEL,
+        learning_rate: float | None = None,
+        projector_learning_rate: float | None = None,
+        projector: str = "multi_modal_projector",
+        warmup_ratio: float | None = None,
+        dtype: DType | None = None,
+        gradient_checkpointing: bool | None = None,
+        load_in_4bit: bool = False,
+        image_grid_pinpoints: list[list[int]] | None = None,
+        max_length: int | None = None,
+        revision: str | None = None,
+        **shared: Unpack[UpdateArguments],
+    ) -> None:
+        if preset not in PRESETS:
+            raise ValueError(f"There is no preset {preset!r}{did_you_mean(preset, PRESETS)}")
+        own = {name: value for name, value in locals().items() if name in PRESETS[preset] and value is not None}
+        settings = PRESETS[preset] | own
+        objects = () if isinstance(processor, str) else ("processor",)
+        super().__init__(*objects, model=model, warmup_ratio=settings["warmup_ratio"], **shared)
+        self._processor: Any = processor
+        self.tuning, self.projector, self.revision = tuning, projector, revision
+        self.learning_rate: float = settings["learning_rate"]
+        self.projector_learning_rate: float = settings["projector_learning_rate"]
+        self.dtype_name: DType = settings["dtype"]
+        self.gradient_checkpointing: bool = settings["gradient_checkpointing"]
+        self.load_in_4bit, self.image_grid_pinpoints, self.max_length = load_in_4bit, image_grid_pinpoints, max_length
+        names = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+        self._lora = {key: settings[name] for key, name in names.items()} | {"target_modules": target_modules}
+        # adapters that the model carries must be those that are asked for by name
+        self._asked = {key: own[name] for key, name in names.items() if name in own}
+        if target_modules != LANGUAGE_MODEL:
+            self._asked["target_modules"] = target_modules
+        for name, allowed in (("tuning", get_args(Tuning)), ("dtype", get_args(DType))):
+            value = tuning if name == "tuning" else self.dtype_name
+            if value not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}.")
+        for name in ("rank", "alpha"):
+            if settings[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {settings[name]}.")
+        for name in ("learning_rate", "projector_learning_rate"):
+            if not 0 <= settings[name] < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {settings[name]}.")
+        if not 0 <= settings["dropout"] < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {settings['dropout']}.")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1 or None, got {max_length}.")
+        if load_in_4bit and (tuning == "full" or self.model_name is None):
+            raise ValueError("load_in_4bit needs the name of a model, and adapters: set tuning to 'lora'.")
+
+    def configure_model(self) -> None:
+        """Load the model and its processor, add adapters and freeze the rest, once, in training mode."""
+        if self._configured:
+            return
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
+        if self.model is None:
+            self.model = load_model(str(self.model_name), dtype, self.revision, load_in_4bit=self.load_in_4bit)
+        self.model = adapters.take_over(self.model)
+        self._compute_dtype = dtype if self.load_in_4bit else self.model.dtype
+        if self.tuning != "none":  # adapters are float32 and computed with in this type
+            check_trained(self.model.parameters(), type(self).__name__)
+        if self.image_grid_pinpoints is not None:
+            set_pinpoints(self.model, self.processor, self.image_grid_pinpoints)
+        check_processor(self.processor, self.model.config)
+        self._choose_what_trains()
+        # trained weights of 16 bits would lose small updates
+        for parameter in self.trainable_parameters():
+            parameter.data = parameter.data.float()
+        if self.gradient_checkpointing and self.tuning != "none":
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()
+        self._configured = True
+
+    @property
+    def processor(self) -> Any:
+        """The given processor, else the one beside the model."""
+        if self._processor is None or isinstance(self._processor, str):
+            name = str(self._processor or self.model_name or self.model.config.name_or_path)
+            self._processor = load_processor(name, self.revision if name == self.model_name else None)
+        return self._processor
+
+    def encode(
+        self, images: Sequence[Image], prompts: Sequence[str], answers: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return questions about one image each as the model takes them, on its device.
+
+        Args:
+            images: One image for each question.
+            prompts: Questions.
+            answers: Right answers; with them there are ``labels``.
+        """
+        self.configure_model()
+        config = self.model.config
+        limit = self.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)  # not all have it
+        batch = encode(self.processor, images, prompts, answers=answers, max_length=limit, config=config)
+        return {name: value.to(self.model.device) for name, value in batch.items()}
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """Run the model; see its own ``forward``."""
+        with self.autocast():
+            return self.model(**inputs)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the type of the frozen weights, whatever the trainer's precision."""
+        kind, dtype = self.model.device.type, self._compute_dtype
+        return torch.autocast(kind, enabled=False) if dtype == torch.float32 else torch.autocast(kind, dtype=dtype)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask without dropout, in the type of computing."""
+        with evaluation_mode(self.model), self.autocast():
+            yield
+
+    def save_pretrained(self, folder: str, merge: bool = False) -> None:
+        """Write adapters or model, and the processor, so that ``model: <folder>`` loads them.
+
+        Args:
+            folder: Folder to write to.
+            merge: Whether to merge adapters into the weights, which ``AutoModelForImageTextToText`` loads and servers
+                take; otherwise the folder holds adapters and a trained projector as peft writes them.
+        """
+        self.configure_model()
+        self.check_save_pretrained(folder, merge)
+        adapted = isinstance(self.model, PeftModel)
+        if adapted and not merge:
+            self.model.save_pretrained(folder)
+        else:
+            whole = adapters.merged(self.model) if adapted else self.model
+            state = {name: value.to(self._compute_dtype) for name, value in whole.state_dict().items()}
+            whole.save_pretrained(folder, state_dict=state)
+        self.processor.save_pretrained(folder)
+
+    def check_save_pretrained(self, folder: str, merge: bool = False) -> None:
+        """Check, before training, that :meth:`save_pretrained` will be able to write.
+
+        Raises:
+            ValueError: If the adapters cannot be merged, or the folder holds what would be loaded instead.
+        """
+        if merge:
+            adapters.check_merge(self.model)
+        adapters.check_folder(self.model, folder, merge)
+
+    def trainable_parts(self) -> dict[str, int]:
+        """Return the numbers of parameters that train in ``language model``, ``projector`` and ``vision tower``."""
+        self.configure_model()
+        numbers = {"language model": 0, "projector": 0, "vision tower": 0}
+        for name, parameter in self.model.named_parameters():
+            numbers[part_of(name, self.projector)] += parameter.numel() if parameter.requires_grad else 0
+        return numbers
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, with the projector in a group of its own, and the schedule."""
+        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[part_of(name, self.projector) == "projector"].append(parameter)
+        return self.scheduled([(groups[False], self.learning_rate), (groups[True], self.projector_learning_rate)])
+
+    def on_fit_start(self) -> None:
+        """Print what trains."""
+        parts = ", ".join(f"{name} {number:,}" for name, number in self.trainable_parts().items())
+        rank_zero_info(f"Trainable parameters: {parts}.")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what trains, the configuration of the adapters, and the name of the base."""
+        super().on_save_checkpoint(checkpoint)
+        config = adapters.own_config(self.model)
+        if config is not None:
+            checkpoint[adapters.KEY] = adapters.describe(config)
+        checkpoint["lit_modules_base"] = {"model": self.model_name, "revision": self.revision}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other adapters."""
+        self.configure_model()
+        remedy = "give the arguments that say what trains as they were"
+        if adapters.adapter_to_restore(checkpoint, adapters.own_config(self.model), remedy) is not None:
+            raise ValueError(
+                f"The checkpoint holds adapters, and tuning={self.tuning!r} has none to load them into; set tuning to "
+                "'lora'."
+            )
+        super().on_load_checkpoint(checkpoint)
+
+    def _choose_what_trains(self) -> None:
+        """Add adapters and freeze the rest, or go on with the adapters that the model carries."""
+        projector = self.projector if self.projector_learning_rate > 0 else None
+        names = [name for name, _ in self.model.named_modules()]
+        carried: Any = adapters.own_config(self.model)
+        if self.tuning == "none":
+            self.model.requires_grad_(False)
+            return
+        if self.tuning == "full" and carried is not None:
+            raise ValueError(
+                "tuning='full' trains a whole model, and this one carries adapters; set tuning to 'lora' to go on with "
+                "them, or merge them first, save_pretrained(folder, merge=True), and give that folder."
+            )
+        if carried is not None:
+            self._check_carried(carried, projector)
+            return
+        if (self.tuning == "full" or projector) and not any(n.rpartition(".")[2] == self.projector for n in names):
+            raise ValueError(
+                f"{type(self.model).__name__} has no module {self.projector!r}; set projector to the name of the one "
+                "between vision tower and language model, such as connector."
+            )
+        if self.tuning == "full":
+            for name, parameter in self.model.named_parameters():
+                part = part_of(name, self.projector)
+                parameter.requires_grad_(part == "language model" or (part == "projector" and projector is not None))
+            return
+        config = LoraConfig(**self._lora, modules_to_save=None if projector is None else [projector])
+        try:
+            self.model = adapters.start_adapter(self.model, config, self.revision)
+        except ValueError as error:
+            raise ValueError(
+                f"target_modules {config.target_modules!r} finds no layer of {type(self.model).__name__}."
+            ) from error
+
+    def _check_carried(self, config: Any, projector: str | None) -> None:
+        """Check that the adapters that the model carries are those that are asked for."""
+        for name, value in self._asked.items():
+            carried = getattr(config, name)
+            if value != carried:
+                raise ValueError(
+                    f"The model carries adapters with {name}={carried!r}, got {value!r}; leave it out to go on with "
+                    "them, or merge them first, save_pretrained(folder, merge=True), and start new ones from that "
+                    "folder."
+                )
+        if projector is not None and projector not in (config.modules_to_save or ()):
+            raise ValueError(
+                f"The adapters that the model carries leave {projector!r} frozen; set projector_learning_rate to 0, or "
+                "merge them first, save_pretrained(folder, merge=True), and start from that folder."
+            )
+
+
+def load_model(name: str, dtype: torch.dtype, revision: str | None = None, *, load_in_4bit: bool = False) -> Any:
     """Load an image-text model, or a base model with the adapters that a folder holds.
 
     Args:
@@ -41,7 +364,7 @@ def load_model(name: str, dtype: torch.dtype, revision: str | None = None, load_
     saved = adapters.saved_config(name, revision)
     if saved is not None:
         base = adapters.base_of(saved, name)
-        return adapters.continue_adapter(load_model(base, dtype, saved.revision, load_in_4bit), name)
+        return adapters.continue_adapter(load_model(base, dtype, saved.revision, load_in_4bit=load_in_4bit), name)
     more: dict[str, Any] = {}
     if load_in_4bit:
         more = {"quantization_config": _four_bits(dtype), "device_map": {"": torch.cuda.current_device()}}
@@ -92,72 +415,8 @@ def set_pinpoints(model: Any, processor: Any, pinpoints: list[list[int]]) -> Non
     processor.image_processor.image_grid_pinpoints = pinpoints
 
 
-def add_adapters(model: Any, config: LoraConfig, projector: str | None, revision: str | None = None) -> Any:
-    """Return the model with adapters, which train, and all else frozen but perhaps the projector.
-
-    Args:
-        model: Model without adapters.
-        config: Adapters.
-        projector: Name of the projector if it trains.
-        revision: Revision of the model on the hub.
-
-    Raises:
-        ValueError: If no layer has the names, or there is no projector of the name.
-    """
-    if projector is not None:
-        _check_projector(model, projector)
-        config = copy.copy(config)
-        config.modules_to_save = [projector]
-    try:
-        return adapters.start_adapter(model, config, revision)
-    except ValueError as error:
-        raise ValueError(
-            f"target_modules {config.target_modules!r} finds no layer of {type(model).__name__}."
-        ) from error
-
-
-def check_continued(model: PeftModel, asked: Mapping[str, Any], projector: str | None) -> None:
-    """Check that the adapters that a model carries are those that are asked for.
-
-    Args:
-        model: Model with adapters.
-        asked: Settings of :class:`peft.LoraConfig`; ``None`` takes what is there.
-        projector: Name of the projector if it is to train.
-
-    Raises:
-        ValueError: If they are others, or the projector is not among what they train.
-    """
-    config: Any = adapters.own_config(model)
-    for name, value in asked.items():
-        there = getattr(config, name)
-        if value is not None and value != there:
-            raise ValueError(
-                f"The model carries adapters with {name}={there!r}, got {value!r}; leave it out to go on with them, or "
-                "merge them first, save_pretrained(folder, merge=True), and start new ones from that folder."
-            )
-    if projector is not None and projector not in (config.modules_to_save or ()):
-        raise ValueError(
-            f"The adapters that the model carries leave {projector!r} frozen; set projector_learning_rate to 0, or "
-            "merge them first, save_pretrained(folder, merge=True), and start from that folder."
-        )
-
-
-def train_all(model: Any, projector: str, with_projector: bool) -> None:
-    """Let all but the vision tower train.
-
-    Args:
-        model: Model.
-        projector: Name of the projector.
-        with_projector: Whether the projector trains.
-    """
-    _check_projector(model, projector)
-    for name, parameter in model.named_parameters():
-        part = part_of(name, projector)
-        parameter.requires_grad_(part != "vision tower" and (with_projector or part != "projector"))
-
-
 def part_of(name: str, projector: str) -> str:
-    """Return which part a parameter belongs to: ``projector``, ``vision tower`` or ``language model``.
+    """Return the part that a parameter belongs to: ``projector``, ``vision tower`` or ``language model``.
 
     Args:
         name: Name of the parameter.
@@ -172,13 +431,6 @@ def part_of(name: str, projector: str) -> str:
     return "vision tower" if any(word in name for word in _VISION) else "language model"
 
 
-def autocast(model: Any, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Compute in a type of 16 bits, whatever the trainer's precision; float32 changes nothing."""
-    if dtype == torch.float32:
-        return torch.autocast(model.device.type, enabled=False)
-    return torch.autocast(model.device.type, dtype=dtype)
-
-
 def answer_log_probs(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the log-probability of each row's answer with its end token, and its number of tokens.
 
@@ -186,7 +438,7 @@ def answer_log_probs(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, T
 
     Args:
         model: Model.
-        batch: What it takes, padded on the right, with ``labels``, -100 where there is no answer.
+        batch: Its inputs, padded on the right, with ``labels``, -100 where there is no answer.
 
     Returns:
         Sums and counts, float32 and int64 ``(batch,)``.
@@ -204,18 +456,20 @@ def answer_log_probs(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, T
     return -losses.sum(1), (targets != IGNORED).sum(1)
 
 
-def generate(model: Any, tokenizer: Any, batch: Mapping[str, Tensor], max_new_tokens: int, temperature: float) -> Any:
+def generate(
+    model: Any, tokenizer: Any, batch: Mapping[str, Tensor], *, max_new_tokens: int, temperature: float
+) -> list[str]:
     """Answer questions.
 
     Args:
         model: Model.
         tokenizer: Tokenizer.
-        batch: What the model takes, padded on the left.
+        batch: Inputs of the model, padded on the left.
         max_new_tokens: Longest answer in tokens.
         temperature: 0 takes the likeliest token; above it tokens are drawn.
 
     Returns:
-        List of answers without thoughts and special tokens.
+        Answers without thoughts and special tokens.
     """
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -232,50 +486,6 @@ def generate(model: Any, tokenizer: Any, batch: Mapping[str, Tensor], max_new_to
         pad_token_id=tokenizer.pad_token_id,
     )
     return [decode_answer(tokenizer, row) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
-
-
-def check_write(model: Any, folder: str, merge: bool) -> None:
-    """Check that :func:`write_model` can write a model.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    if merge:
-        adapters.check_merge(model)
-    adapters.check_folder(model, folder, merge)
-
-
-def write_model(model: Any, processor: Any, folder: str, merge: bool, dtype: torch.dtype) -> None:
-    """Write a model and its processor as the Auto classes and peft load them.
-
-    Args:
-        model: Model, with adapters or without.
-        processor: Processor.
-        folder: Folder to write to.
-        merge: Whether to merge adapters into the weights; the model itself stays as it is.
-        dtype: Type of the weights that are written, but for adapters alone.
-
-    Raises:
-        ValueError: If the adapters cannot be merged, or the folder holds what would be loaded in place of the model.
-    """
-    check_write(model, folder, merge)
-    adapted = isinstance(model, PeftModel)
-    if adapted and not merge:
-        model.save_pretrained(folder)
-    else:
-        written = adapters.merged(model) if adapted else model
-        written.save_pretrained(
-            folder, state_dict={name: value.to(dtype) for name, value in written.state_dict().items()}
-        )
-    processor.save_pretrained(folder)
-
-
-def _check_projector(model: Any, projector: str) -> None:
-    if not any(name.rpartition(".")[2] == projector for name, _ in model.named_modules()):
-        raise ValueError(
-            f"{type(model).__name__} has no module {projector!r}; set projector to the name of the one between vision "
-            "tower and language model, such as connector."
-        )
 
 
 def _four_bits(dtype: torch.dtype) -> Any:

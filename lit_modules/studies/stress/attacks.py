@@ -14,8 +14,8 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lit_modules.unlearning.core.loading import check_folder, load_causal_lm
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.pretrained import check_folder, load_causal_lm
 from lit_modules.utils import adapters
 from lit_modules.utils.model_modes import evaluation_mode
 

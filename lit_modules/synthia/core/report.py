@@ -9,9 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_modules.synthia.core.pictures import as_array, data_uri
+from lit_modules.synthia.core.images import as_array, data_uri
 from lit_modules.utils.files import whole_file, write_whole
-from lit_modules.utils.pages import render_page
+from lit_modules.utils.html import render_html
 
 _TEMPLATE = "data/report.html.j2"
 _SMALL = 128
@@ -132,7 +132,7 @@ def write_report(
             for pair in pairs
         ],
     }
-    return write_whole(path, render_page("lit_modules.synthia.core", _TEMPLATE, values, {"number": _number}))
+    return write_whole(path, render_html("lit_modules.synthia.core", _TEMPLATE, values, {"number": _number}))
 
 
 def plot_grid(

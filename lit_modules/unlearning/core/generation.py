@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin
 
 from lit_modules.utils.kv_cache import accepted_arguments, cache_argument
 
 __all__ = ["greedy_generate", "position_limit"]
-
-COMPACT = 0.8
-"""Ended rows leave the batch when at most this share of it goes on: each time costs a copy of the cache."""
 
 
 def greedy_generate(
@@ -29,15 +28,16 @@ def greedy_generate(
 ) -> list[Tensor]:
     """Continue each prompt by its most probable tokens.
 
-    The prompts run through the model once; after that each step feeds one token per row and reads the rest from the
-    key-value cache. Rows that have ended leave the batch and the cache, so short answers do not pay for long ones. Pad
-    positions are masked and do not count as positions, so a row gets the ids that it gets alone, up to ties of the
-    logits within rounding. Of ``model.generation_config`` only the ends are read.
+    This is transformers' batched ``generate`` with the model's own settings set aside; of them only the ends are read.
+    A loop that lets ended rows leave the batch is 1.26 times as fast on LUME, too little for a loop of our own
+    (``python benchmarks/generation.py``, Llama of 4.7 M parameters, one thread of 2 cores, no GPU, 2026-11-28). A batch
+    costs as many steps as its longest answer, so put prompts of one kind and of similar length together.
 
-    A model that takes no positions, keeps a state or is made as a decoder beside an encoder is tried once on two short
-    rows. If its cache cannot drop rows, ended ones stay. If it has no cache, or answers a padded row otherwise than the
-    row alone, as RWKV, RecurrentGemma and the decoder of BART do, its prompts are answered one by one and read anew for
-    each token, which is slow; a warning says so.
+    Pad positions are masked and do not count as positions, so a row gets the ids that it gets alone, up to ties of the
+    logits within rounding. A model that takes no positions, keeps a state or is made as a decoder beside an encoder is
+    tried once on two short rows. If it has no cache, or answers a padded row otherwise than the row alone, as RWKV and
+    the decoder of BART do, its prompts are answered one by one and read anew for each token, which is slow; a warning
+    says so.
 
     The model runs in evaluation mode without gradients; afterwards each of its parts is back in the mode it had.
 
@@ -67,108 +67,90 @@ def greedy_generate(
         return []
     room = _room(inner, attention_mask, max_new_tokens)
 
-    way = _way(model, inner, pad_token_id)
-    if way == "alone":
-        return _one_by_one(model, inner, input_ids, attention_mask, room, eos_token_id)
-    accepted = accepted_arguments(inner)
-    ends = _ends(inner, eos_token_id, input_ids.device)
+    ends = _ends(inner, eos_token_id)
     mask = attention_mask.to(torch.int64)
-    tokens = input_ids.masked_fill(mask == 0, pad_token_id)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    rows = torch.arange(len(input_ids), device=input_ids.device)  # where each live row stands in the result
-    answers = input_ids.new_full((len(input_ids), max_new_tokens), pad_token_id)
-    lengths = room.clone()
-    going = torch.ones_like(rows, dtype=torch.bool)
-    extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    cached = cast("str", cache_argument(inner))
-
-    with _evaluation_mode(model), torch.inference_mode():
-        cache = None
-        for step in range(max_new_tokens):
-            if "position_ids" in accepted:
-                extra["position_ids"] = positions
-            output = model(input_ids=tokens, attention_mask=mask, use_cache=True, **{cached: cache}, **extra)
-            best = output.logits[:, -1].argmax(-1)
-            ended = torch.isin(best, ends) & going
-            answers[rows, step] = best
-            lengths[rows[ended]] = step
-            going &= ~ended & (room > step + 1)
-            kept = int(going.sum())
-            if kept == 0:
-                break
-            cache = getattr(output, cached)
-            positions = (positions[:, -1:] + 1) * going.unsqueeze(1)  # rows that have ended must not run out of them
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if way == "compact" and kept <= COMPACT * len(rows):
-                live = going.nonzero().squeeze(1)
-                cache.batch_select_indices(live)
-                rows, best, positions, mask = rows[live], best[live], positions[live], mask[live]
-                going, room = going[live], room[live]
-            tokens = best.unsqueeze(1)
-    return [answer[:length].clone() for answer, length in zip(answers, lengths.tolist(), strict=True)]
+    answers = [input_ids[0, :0]] * len(input_ids)
+    with _evaluation_mode(model), torch.no_grad():
+        if not _reads_padded(model, inner, pad_token_id):
+            rows = zip(input_ids, mask.bool(), room.tolist(), strict=True)
+            return [_read_anew(model, inner, ids[attended], most, ends) for ids, attended, most in rows]
+        tokens = input_ids.masked_fill(mask == 0, pad_token_id)
+        for most in sorted(set(room.tolist())):  # a row must not run out of positions while another goes on
+            places = (room == most).nonzero().squeeze(1)
+            whole = _generate(
+                model,
+                inner,
+                input_ids=tokens[places],
+                attention_mask=mask[places],
+                max_new_tokens=most,
+                eos_token_id=ends or None,
+                pad_token_id=pad_token_id,
+            )
+            new = whole[:, tokens.shape[1] :]
+            ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
+            lengths = torch.where(ended.any(1), ended.int().argmax(1), new.shape[1])
+            for place, row, length in zip(places.tolist(), new, lengths.tolist(), strict=True):
+                answers[place] = row[:length].clone()
+    return answers
 
 
-Way = Literal["compact", "batch", "alone"]
-"""Prompts in a batch that ended rows leave, in one that they stay in, or one by one without a cache."""
-_TRIED: WeakKeyDictionary[nn.Module, Way] = WeakKeyDictionary()
+def _generate(model: Any, inner: Any, **options: Any) -> Any:
+    """Call ``generate`` without the settings of the model, which it would take for all that the options leave open."""
+    settings, inner.generation_config = inner.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        return model.generate(do_sample=False, synced_gpus=False, **options)  # `sharding.in_step` keeps ranks in step
+    finally:
+        inner.generation_config = settings
 
 
-def _way(model: nn.Module, inner: nn.Module, pad_token_id: int) -> Way:
-    """Return the fastest way that gives each row what it gets alone; try a model once if its kind leaves a doubt."""
+_TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _reads_padded(model: nn.Module, inner: nn.Module, pad_token_id: int) -> bool:
+    """Return whether a row in a padded batch gets what it gets alone; try a model once if its kind leaves a doubt."""
     accepted = accepted_arguments(inner)
-    if cache_argument(inner) is None:
-        way: Way = "alone"
+    if inner in _TRIED:
+        return _TRIED[inner]
+    if not isinstance(inner, GenerationMixin) or cache_argument(inner) is None:
+        padded = False
     elif (
-        "position_ids" in accepted
+        "position_ids" in inspect.signature(inner.forward).parameters  # where `generate` looks, too
         and "encoder_hidden_states" not in accepted
         and not getattr(inner, "_is_stateful", False)
     ):
-        return "compact"
-    elif inner in _TRIED:
-        return _TRIED[inner]
+        return True
     else:
-        with _evaluation_mode(model), torch.inference_mode():
-            ways: tuple[Way, ...] = ("compact", "batch")
-            way = next((way for way in ways if _agrees(model, inner, pad_token_id, way)), "alone")
-    if way == "alone" and inner not in _TRIED:
+        padded = _agrees(model, inner, pad_token_id)
+    if not padded:
         rank_zero_warn(
             f"{type(inner).__name__} does not answer a padded batch from a cache as it answers each prompt alone, so "
             "its prompts are answered one by one, and read anew for each token; this is slow."
         )
-    _TRIED[inner] = way
-    return way
+    _TRIED[inner] = padded
+    return padded
 
 
-def _agrees(model: nn.Module, inner: Any, pad_token_id: int, way: Way) -> bool:
+def _agrees(model: nn.Module, inner: Any, pad_token_id: int) -> bool:
     """Return whether a short row in a padded batch has the next two predictions that it has alone."""
-    accepted = accepted_arguments(inner)
     device = next(inner.parameters()).device
     long = torch.arange(1, 6, device=device) % inner.get_input_embeddings().weight.shape[0]
     short = torch.cat([long.new_full((2,), pad_token_id), long[2:]])
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]], device=device)
-    cached = cast("str", cache_argument(inner))
-
-    def read(tokens: Tensor, mask: Tensor, cache: Any) -> Any:
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        extra = {"position_ids": positions} if "position_ids" in accepted else {}
-        return model(input_ids=tokens, attention_mask=mask, use_cache=True, **{cached: cache}, **extra)
-
-    output = read(torch.stack([long, short]), mask[:, :5], None)
-    cache = getattr(output, cached, None)
-    if cache is None:
-        return False
-    found, tokens = [output.logits[1, -1]], long[:1].expand(2, 1)
-    if way == "compact":
-        try:
-            cache.batch_select_indices(torch.tensor([1], device=device))
-        except AttributeError:  # a layer whose state has no such method
-            return False
-        tokens, mask = tokens[1:], mask[1:]
-    found.append(read(tokens, mask, cache).logits[-1, -1])
-    expected = [_read(model, inner, long[2:]), _read(model, inner, torch.cat([long[2:], long[:1]]))]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], device=device)
+    output = _generate(
+        model,
+        inner,
+        input_ids=torch.stack([long, short]),
+        attention_mask=mask,
+        max_new_tokens=2,
+        pad_token_id=pad_token_id,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    expected = [_read(model, inner, row) for row in (long[2:], output.sequences[1, 2:-1])]
     loose = 1e-3 if expected[0].dtype in (torch.float32, torch.float64) else 5e-2
     return all(
-        bool((one - two).abs().max() <= loose * two.abs().max()) for one, two in zip(found, expected, strict=True)
+        bool((one[1] - two).abs().max() <= loose * two.abs().max())
+        for one, two in zip(output.logits, expected, strict=True)
     )
 
 
@@ -183,34 +165,21 @@ def _read(model: nn.Module, inner: nn.Module, tokens: Tensor) -> Tensor:
     return logits[0, -1]
 
 
-def _one_by_one(
-    model: nn.Module,
-    inner: nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    room: Tensor,
-    eos_token_id: int | list[int] | None,
-) -> list[Tensor]:
-    """Answer each prompt alone, without a cache; see :func:`greedy_generate`."""
-    ends = _ends(inner, eos_token_id, input_ids.device)
-    answers = []
-    with _evaluation_mode(model), torch.inference_mode():
-        for ids, mask, most in zip(input_ids, attention_mask.bool(), room.tolist(), strict=True):
-            row = ids[mask]
-            start = len(row)
-            while len(row) < start + most:
-                best = _read(model, inner, row).argmax(-1, keepdim=True)
-                if torch.isin(best, ends):
-                    break
-                row = torch.cat([row, best])
-            answers.append(row[start:].clone())
-    return answers
+def _read_anew(model: nn.Module, inner: nn.Module, row: Tensor, most: int, ends: list[int]) -> Tensor:
+    """Answer a prompt alone, without a cache; see :func:`greedy_generate`."""
+    start = len(row)
+    while len(row) < start + most:
+        best = _read(model, inner, row).argmax(-1, keepdim=True)
+        if int(best) in ends:
+            break
+        row = torch.cat([row, best])
+    return row[start:].clone()
 
 
-def _ends(inner: nn.Module, eos_token_id: int | list[int] | None, device: torch.device) -> Tensor:
+def _ends(inner: nn.Module, eos_token_id: int | list[int] | None) -> list[int]:
     """Return the tokens that end an answer: those given, and the model's own."""
     configured = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
-    return torch.tensor(sorted({*_as_list(eos_token_id), *_as_list(configured)}), dtype=torch.int64, device=device)
+    return sorted({*_as_list(eos_token_id), *_as_list(configured)})
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

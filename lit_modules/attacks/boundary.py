@@ -1,0 +1,377 @@
+"""Minimum-norm attacks on the linearised boundary: DeepFool, FAB and FAB-T."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_modules.attacks.engine.checks import check_choice, check_count, check_range
+from lit_modules.attacks.engine.losses import logit_gap, margin
+from lit_modules.attacks.engine.norms import lp_norm, per_sample, steepest
+from lit_modules.attacks.engine.state import AttackState, Carry, Outcome, check_differentiable
+from lit_modules.attacks.minimum_norm import (
+    DUAL,
+    Iterate,
+    MinimumNormArguments,
+    MinimumNormAttack,
+)
+from lit_modules.utils.arguments import Unpack
+
+
+def differences(state: AttackState, x: Tensor, classes: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, differences ``logit[class] - logit[reference]``, and their gradients with respect to the samples.
+
+    One forward pass, and one backward pass for each row of classes, ``(rows, batch)``. Logits are ``(batch, classes)``,
+    differences ``(rows, batch)`` and gradients ``(rows, batch, *)``, all detached.
+    """
+    point = state.point(x)
+    logits = state.logits(point)
+    check_differentiable(logits)
+    gaps = (logits.gather(1, classes.T) - logits.gather(1, reference[:, None])).T
+    return logits.detach(), gaps.detach(), _row_gradients(gaps, point)
+
+
+def _row_gradients(values: Tensor, point: Tensor) -> Tensor:
+    """Return the gradient of each row's sum, ``(rows, batch, *)``.
+
+    All rows share one backward pass if the model's operations allow it.
+    """
+    rows = len(values)
+    if rows > 1:
+        pick = torch.eye(rows, dtype=values.dtype, device=values.device)[..., None].expand(rows, *values.shape)
+        try:
+            (gradients,) = torch.autograd.grad(values, point, pick, retain_graph=True, is_grads_batched=True)
+        except RuntimeError:  # an operation without a batched form, as a custom autograd function: row by row
+            pass
+        else:
+            return gradients.contiguous()
+    sums = values.sum(1)
+    return torch.stack([torch.autograd.grad(sums[row], point, retain_graph=row < rows - 1)[0] for row in range(rows)])
+
+
+def likely_others(state: AttackState, count: int | None) -> Tensor:
+    """Return at most ``count`` classes other than the label, the most likely first, ``(batch, classes)``."""
+    others = state.clean_logits.scatter(1, state.label[:, None], float("-inf"))
+    most = others.shape[1] - 1
+    return others.topk(most if count is None else min(count, most), dim=1).indices
+
+
+def nearest_plane(state: AttackState, x: Tensor, others: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, and value and gradient of the logit difference whose linear model has the nearest zero.
+
+    The classes ``others``, ``(batch, rows)``, are compared with the label.
+    """
+    logits, values, normals = differences(state, x, others.T, state.label)
+    length = lp_norm(normals.flatten(0, 1), DUAL[norm]).view_as(values)
+    row = (values.abs() / length.clamp_min(torch.finfo(x.dtype).tiny)).argmin(0)
+    column = torch.arange(len(x), device=x.device)
+    return logits, values[row, column], normals[row, column]
+
+
+def project_on_plane(
+    points: Tensor, normal: Tensor, value: Tensor, norm: str, lower: Tensor | None, upper: Tensor | None
+) -> Tensor:
+    """Return the smallest moves within the bounds that bring points onto planes, exactly.
+
+    A point is on its plane when ``value + <normal, move> = 0``. Where the bounds do not reach the plane, the move goes
+    as close as they allow. Coordinates go the way of the normal's sign, each up to its bound: by a common length for
+    ``linf``, in proportion to the normal for ``l2``, and the largest entries first for ``l1``. The common factor is a
+    root of a concave piecewise linear function; Newton's method from zero meets it exactly, after as many steps as
+    pieces lie before it.
+
+    Args:
+        points: Points within the bounds, ``(versions, batch, *)``.
+        normal: Normals of the planes, ``(batch, *)``.
+        value: Value of the linear function at each point, ``(versions, batch)``.
+        norm: Norm of the move: ``linf``, ``l2`` or ``l1``.
+        lower: Least allowed value, broadcastable against a batch, or ``None``.
+        upper: Largest allowed value, broadcastable against a batch, or ``None``.
+
+    Returns:
+        Moves, shape of ``points``.
+
+    References:
+        Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (arXiv 1907.02044),
+        section 2.2.
+    """
+    check_choice("norm", norm, ("linf", "l2", "l1"))
+    versions, tiny = len(points), torch.finfo(points.dtype).tiny
+    flat = normal.flatten(1)
+    scale = flat.abs().amax(1, keepdim=True).clamp_min(tiny)
+    weight = (flat.abs() / scale).repeat(versions, 1)
+    need = (value.abs() / scale[:, 0]).clamp_max(1e30).view(-1, 1)
+    sign = (flat.sign() * -value.sign()[..., None]).flatten(0, 1)
+    if lower is None and upper is None:
+        room = torch.full_like(sign, float("inf"))
+    else:
+        infinite = torch.full((), float("inf"), dtype=points.dtype, device=points.device)
+        above = infinite if upper is None else (upper - points).flatten(2).flatten(0, 1)
+        below = infinite if lower is None else (points - lower).flatten(2).flatten(0, 1)
+        room = torch.where(sign > 0, above, below)
+    if norm == "linf":
+        move = torch.minimum(room, _meet(weight, room, need))
+    elif norm == "l2":
+        move = torch.minimum(room, weight * _meet(weight * weight, room / weight.clamp_min(tiny), need))
+    else:
+        move = _greedy(weight, room, need)
+    return move.mul_(sign).view_as(points)
+
+
+def _meet(weight: Tensor, kinks: Tensor, need: Tensor) -> Tensor:
+    """Return the least ``t`` with ``sum weight min(kinks, t) = need``, or one beyond all kinks without one."""
+    level = torch.zeros_like(need)
+    rows = torch.arange(len(need), device=need.device)
+    here = level
+    while len(rows):
+        rising = torch.gt(kinks, here, out=torch.empty_like(kinks))
+        slope = torch.linalg.vecdot(weight, rising)[:, None]
+        short = need - torch.linalg.vecdot(weight, torch.minimum(kinks, here))[:, None]
+        step = torch.where(slope > 0, short / slope, 0.0).clamp_min_(0)
+        here = here + step
+        level[rows] = here
+        going = (step > here * 1e-6).flatten()
+        if int(going.sum()) <= len(rows) * 3 // 4:  # the rest goes on without the rows that are there
+            rows, here, need = rows[going], here[going], need[going]
+            weight, kinks = weight[going], kinks[going]
+    return level
+
+
+def _greedy(weight: Tensor, room: Tensor, need: Tensor, count: int = 32) -> Tensor:
+    """Return moves that use up the room of the largest weights first until ``sum weight move = need``.
+
+    ``count`` coordinates are looked at; rows for which they are too few are done again with more.
+    """
+    count = min(count, weight.shape[1])
+    large, order = weight.topk(count, dim=1)
+    space = room.gather(1, order)
+    gain = torch.where(large > 0, large * space, 0.0).cumsum(1)
+    before = torch.nn.functional.pad(gain[:, :-1], (1, 0))
+    move = ((need - before) / large.clamp_min(torch.finfo(large.dtype).tiny)).clamp_min_(0)
+    move = torch.where(large > 0, torch.minimum(move, space), 0.0)
+    moves = torch.zeros_like(room).scatter_(1, order, move)
+    few = (gain[:, -1:] < need).flatten().nonzero()[:, 0] if count < weight.shape[1] else gain.new_zeros(0)
+    if len(few):
+        moves[few] = _greedy(weight[few], room[few], need[few], count * 8)
+    return moves
+
+
+_FURTHER = 0.01  # of the distance so far
+
+
+class DeepFool(MinimumNormAttack):
+    """DeepFool: a small perturbation by steps to the nearest linearised boundary.
+
+    One forward pass and one backward pass over all classes considered give a step; samples leave when they are fooled.
+    A last search takes back most of the overshoot.
+
+    DeepFool came after AdverTorch v0.1; the 0.2 releases have Linf only, capped at eps 0.1, all classes, and ignore
+    ``targeted``. Here a targeted attack goes to the boundary between the target and the largest other logit.
+
+    Args:
+        norm: Norm of the perturbation to be small: ``l2`` or ``linf``.
+        steps: Largest number of steps.
+        classes: How many of the most likely classes are considered, the sample's own included; ``None`` for all.
+        overshoot: Part by which the perturbation passes the linearised boundary, at least 0.
+        search_steps: Forward passes of a last search between the sample and the result; 0 leaves the overshoot in.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 3)
+        >>> bool(DeepFool(bounds=None).run(model, torch.rand(2, 4)).success.all())
+        True
+
+    References:
+        Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks" (arXiv
+        1511.04599), algorithm 2 and section 3.3.
+    """
+
+    leaves_when_fooled = True
+
+    def __init__(
+        self,
+        *,
+        norm: Literal["l2", "linf"] = "l2",
+        steps: int = 50,
+        classes: int | None = 10,
+        overshoot: float = 0.02,
+        search_steps: int = 2,
+        **shared: Unpack[MinimumNormArguments],
+    ) -> None:
+        super().__init__(norm=norm, steps=steps, search_steps=search_steps, **shared)
+        check_choice("norm", norm, ("l2", "linf"))
+        if classes is not None:
+            check_count(least=2, classes=classes)
+        check_range("[0, inf)", overshoot=overshoot)
+        self.classes = classes
+        self.overshoot = overshoot
+
+    def initial_carry(self, state: AttackState) -> Carry:
+        """Return the classes considered, and the sum of the moves."""
+        count = None if self.classes is None else self.classes - 1
+        others = {} if state.targeted else {"others": likely_others(state, count)}
+        return others | {"total": torch.zeros_like(state.x)}
+
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, and the difference of logits whose linear model has the nearest zero."""
+        if active.targeted:
+            return active.gradient(x, margin)
+        return nearest_plane(active, x, carry["others"], self.norm)
+
+    def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
+        """Add the move to the plane to the sum, and pass the boundary by the overshoot.
+
+        The bounds cut the result, not the sum. As that may keep the result short of the boundary for ever, each move is
+        a little longer than the way to the plane.
+        """
+        total = carry["total"]
+        if not step:
+            total += at.move  # of a random start
+        length = lp_norm(at.gradient, DUAL[self.norm]).clamp_min(torch.finfo(total.dtype).tiny)
+        way = (at.value.abs() / length).clamp_max(1e30) + _FURTHER * at.distance
+        total += per_sample(way, total) * steepest(at.gradient, self.norm)
+        return active.clamp(active.x + (1 + self.overshoot) * total)
+
+
+class FABArguments(MinimumNormArguments, total=False):
+    """Arguments that FAB and FAB-T share; see :class:`FAB`."""
+
+    norm: Literal["linf", "l2", "l1"]
+    steps: int
+    alpha_max: float
+    eta: float
+    beta: float
+    search_steps: int
+
+
+class FAB(MinimumNormAttack):
+    """Fast adaptive boundary attack: the smallest perturbation, by steps onto the linearised boundary.
+
+    Each step linearises the boundary with the nearest class, projects the iterate and the sample onto it within the
+    bounds, exactly, and moves to a mix of both a little beyond the boundary. An iterate that fools the model is kept if
+    it is the nearest so far, and the next step starts closer to the sample. One pass per step gives both the gradient
+    and the answer: after an iterate that fools, the plane found there serves for the point closer to the sample. The
+    cost is one forward and ``classes - 1`` backward passes per step; :class:`FABT` takes one backward pass per class
+    that it tries.
+
+    FAB came after AdverTorch v0.1; the 0.2 releases have these defaults, bounds of [0, 1] only, and ignore
+    ``targeted``. Here a targeted attack goes to the boundary between the target and the largest other logit.
+
+    Args:
+        norm: Norm of the perturbation to be small: ``linf``, ``l2`` or ``l1``.
+        steps: Number of steps.
+        alpha_max: Largest weight of the sample's own projection, from 0 to 1.
+        eta: Overshoot of the projections, at least 1.
+        beta: Share of the perturbation kept after an iterate that fools, between 0 and 1.
+        search_steps: Forward passes of a last search between the sample and the best iterate.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> result = FAB(norm="l2", steps=10, bounds=None).run(model, torch.rand(2, 4))
+        >>> bool(result.success.all())
+        True
+
+    References:
+        Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (arXiv 1907.02044),
+        algorithm 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: Literal["linf", "l2", "l1"] = "linf",
+        steps: int = 100,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        search_steps: int = 3,
+        **shared: Unpack[MinimumNormArguments],
+    ) -> None:
+        super().__init__(norm=norm, steps=steps, search_steps=search_steps, **shared)
+        check_choice("norm", norm, ("linf", "l2", "l1"))
+        check_range("[0, 1]", alpha_max=alpha_max)
+        check_range("[1, inf)", eta=eta)
+        check_range("(0, 1)", beta=beta)
+        self.alpha_max = alpha_max
+        self.eta = eta
+        self.beta = beta
+
+    def initial_carry(self, state: AttackState) -> Carry:
+        """Return the classes to compare with."""
+        return {} if state.targeted else {"others": likely_others(state, None)}
+
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, and the linear function whose zeros are the boundary; it is positive beyond it."""
+        if active.targeted:
+            return active.gradient(x, margin)
+        return nearest_plane(active, x, carry["others"], self.norm)
+
+    def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
+        """Project the iterate, drawn back if it fools, and the sample; move to a mix of both."""
+        slope = (at.gradient * at.move).flatten(1).sum(1)
+        keep = torch.where(at.fooled, self.beta, 1.0).to(at.x.dtype)
+        points = torch.stack([active.x + per_sample(keep, at.x) * at.move, active.x])
+        values = torch.stack([at.value - (1 - keep) * slope, at.value - slope])
+        moves = project_on_plane(points, at.gradient, values, self.norm, active.lower, active.upper)
+        length = lp_norm(moves.flatten(0, 1), self.norm).view(2, -1)
+        weight = length[0] / length.sum(0).clamp_min(torch.finfo(length.dtype).tiny)
+        weight = per_sample(weight.clamp_max(self.alpha_max), at.x)
+        reached = points.add_(moves, alpha=self.eta)
+        return active.clamp(torch.lerp(reached[0], reached[1], weight))
+
+
+class FABT(FAB):
+    """FAB towards each of the most likely other classes, all in one batch; the nearest result of a sample is kept.
+
+    A step costs one forward and one backward pass for each target. With a ``stop_radius`` all targets of a sample leave
+    with the first that comes within it. AutoAttack has 9 targets. With ``targeted=True`` the class given is the only
+    target.
+
+    Args:
+        n_targets: How many classes are tried, in the order of the clean logits; fewer if the model has fewer.
+        max_batch: Largest number of points in one pass.
+
+    References:
+        Croce, Hein (arXiv 1907.02044), algorithm 1; Croce, Hein, "Reliable evaluation of adversarial robustness with an
+        ensemble of diverse parameter-free attacks" (arXiv 2003.01690), section 5, for the targets.
+    """
+
+    def __init__(self, *, n_targets: int = 9, max_batch: int = 4096, **shared: Unpack[FABArguments]) -> None:
+        super().__init__(**shared)
+        check_count(n_targets=n_targets, max_batch=max_batch)
+        self.n_targets = n_targets
+        self.max_batch = max_batch
+
+    def targets(self, state: AttackState) -> Tensor:
+        """Return the classes to try, ``(batch, targets)``."""
+        return state.label[:, None] if state.targeted else likely_others(state, self.n_targets)
+
+    def search(self, state: AttackState, radius: Tensor | None) -> Outcome:
+        """Take the steps towards all targets, then the last search from the nearest result."""
+        targets = self.targets(state)
+        count = targets.shape[1]
+        best, nearest = [], []
+        for index in torch.split(torch.arange(len(state), device=targets.device), max(1, self.max_batch // count)):
+            several = index.repeat(count)
+            found, distance = self.descend(
+                state.select(several),
+                None if radius is None else radius[several],
+                {"target": targets[index].T.flatten()},
+            )
+            closest = distance.view(count, -1).min(0)
+            nearest.append(closest.values)
+            best.append(found[closest.indices * len(index) + torch.arange(len(index), device=index.device)])
+        return self.refine(state, torch.cat(best), torch.cat(nearest))
+
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, and the linear function that is zero at the boundary with the target, positive beyond."""
+        if active.targeted:
+            return active.gradient(x, margin)
+        return active.gradient(x, lambda logits, label: logit_gap(logits, label, carry["target"]))
