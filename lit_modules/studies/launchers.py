@@ -183,11 +183,11 @@ class RayLauncher:
 
     def _check(self, ray: Any) -> None:
         resources = ray.cluster_resources()
-        for name, wanted in (("CPU", self.num_cpus), ("GPU", self.num_gpus)):
-            there = resources.get(name, 0)
-            if wanted > there:
+        for name, number in (("CPU", self.num_cpus), ("GPU", self.num_gpus)):
+            available = resources.get(name, 0)
+            if number > available:
                 raise ValueError(
-                    f"num_{name.lower()}s must be at most {there:g}, what this machine has, got {wanted:g}; "
+                    f"num_{name.lower()}s must be at most {available:g}, what this machine has, got {number:g}; "
                     "an address names a larger cluster."
                 )
 
@@ -301,8 +301,8 @@ def _started(
     task: Task, folder: str, path: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Start the process of a task; at the end of the block it and its children are asked to end, then forced."""
-    given = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    python_path = os.pathsep.join(dict.fromkeys([*path, *given]))
+    inherited = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    python_path = os.pathsep.join(dict.fromkeys([*path, *inherited]))
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with task.log.open("ab") as log:
         process = subprocess.Popen(

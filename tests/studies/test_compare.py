@@ -337,7 +337,10 @@ def test_runs_of_wandb_have_a_group() -> None:
     assert init_args == {"group": "out", "name": RUNS[-1], "project": "p", "offline": True}
 
 
-@pytest.mark.parametrize("name", ["tofu_tiny", "lume_rates", pytest.param("lume_tiny", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("lume_rates", "lume_tiny")]
+
+
+@pytest.mark.parametrize("name", ["tofu_tiny", *SLOW])
 def test_shipped_comparisons_are_whole(
     name: str, data_folder: Path, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,7 +251,13 @@ def test_a_point_writes_into_its_folder_and_tests_its_best_checkpoint(
     assert sorted(path.name for path in Path().iterdir()) == ["level.yaml", "runs"]
 
 
-@pytest.mark.parametrize("option", ["--trainer.enable_checkpointing=false", "--trainer.fast_dev_run=1"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--trainer.enable_checkpointing=false",
+        pytest.param("--trainer.fast_dev_run=1", marks=pytest.mark.slow),
+    ],
+)
 def test_without_checkpoints_the_end_is_tested(option: str, recipe: str) -> None:
     assert main(["-c", recipe, "--seeds", "1", "--folder", "out", option], HereLauncher()) == 0
     found = results("seed_everything=0")

@@ -165,7 +165,7 @@ class _Study:
 
 
 def _check_finished(folder: Path, records: Mapping[str, Record]) -> None:
-    """Check that the finished runs in the folder are those asked for.
+    """Check that the finished runs in the folder are those of the configuration.
 
     Raises:
         UsageError: If one had another record.

@@ -1,6 +1,5 @@
 """Record of each run of a comparison: what it trains and tests, for the start, the references and the methods."""
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from lit_modules.studies.arguments import ArgumentReader
 from lit_modules.studies.compare.settings import SHARED, Method, Run, filled
+from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.hashing import hash_file, stable_hash
 from lit_modules.utils.json_lines import read_json_lines
@@ -151,9 +151,9 @@ def _parameters(path: str, where: str) -> set[str]:
             module = import_module(package)
         except ImportError:
             continue
-        found = getattr(module, name, None)  # a module of the user's may have anything
-        if isinstance(found, type):
-            return set(inspect.signature(found).parameters)
+        attribute = getattr(module, name, None)  # a module of the user's may have anything
+        if isinstance(attribute, type):
+            return set(argument_names(attribute))
         known += getattr(module, "__all__", [])
     raise UsageError(f"{where}: there is no class {path!r}{did_you_mean(name, known)}")
 
@@ -182,9 +182,9 @@ def _read_texts(root: Path, files: Sequence[str], fields: Sequence[str]) -> Iter
     for name in files:
         if not (root / name).is_file():
             raise FileNotFoundError(f"The tokenizer learns from {name}, which is missing in {root}.")
-        for place, row in read_json_lines(root / name):
+        for where, row in read_json_lines(root / name):
             if not isinstance(row, dict) or any(field not in row for field in fields):
-                raise ValueError(f"{place}: a line must be a JSON object with the fields {', '.join(fields)}.")
+                raise ValueError(f"{where}: a line must be a JSON object with the fields {', '.join(fields)}.")
             yield " ".join(str(row[field]) for field in fields)
 
 

@@ -173,11 +173,11 @@ def markdown(comparison: Comparison) -> str:
     """Return the tables in Markdown: the best rates, all rates, and what the runs spent."""
     spent = [["method", *(name.replace("_", " ") for name in SPENT), "seconds"]]
     for method in dict.fromkeys(row["method"] for row in comparison.rows):
-        of_it = [row for row in comparison.rows if row["method"] == method and not row[FAILED]]
-        if not of_it:
+        of_method = [row for row in comparison.rows if row["method"] == method and not row[FAILED]]
+        if not of_method:
             continue
-        means = [fmean(row[name] for row in of_it) for name in SPENT]
-        seconds = fmean(row["seconds_train"] + row["seconds_test"] for row in of_it)
+        means = [fmean(row[name] for row in of_method) for name in SPENT]
+        seconds = fmean(row["seconds_train"] + row["seconds_test"] for row in of_method)
         spent.append(
             [method, *(f"{mean:.10g}" if mean == int(mean) else f"{mean:.1f}" for mean in means), f"{seconds:.1f}"]
         )
@@ -242,17 +242,17 @@ def draw(folder: Path, comparison: Comparison) -> list[Path]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other beats: none has both a lower first and a higher second number.
+    """Return the Pareto front: the points that no other beats by a lower first and a higher second number.
 
     Example:
         >>> front([(0.1, 0.5), (0.2, 0.9), (0.3, 0.8)])
         [(0.1, 0.5), (0.2, 0.9)]
     """
-    kept: list[tuple[float, float]] = []
+    optimal: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not kept or point[1] > kept[-1][1]:
-            kept.append(point)
-    return kept
+        if not optimal or point[1] > optimal[-1][1]:
+            optimal.append(point)
+    return optimal
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -264,23 +264,23 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
     """Choose a rate for each method on its first seed, and report it on the others."""
-    found = []
+    best = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        of_it = [row for row in rows if row["method"] == method]
-        first = of_it[0]["seed"]
+        of_method = [row for row in rows if row["method"] == method]
+        first = of_method[0]["seed"]
         scores = {
             row["learning_rate"]: row[SCORE]
-            for row in sorted(of_it, key=lambda row: row["learning_rate"])
+            for row in sorted(of_method, key=lambda row: row["learning_rate"])
             if row["seed"] == first and not row[FAILED] and not math.isnan(row[SCORE])
         }
         if not scores:
-            found.append(_summed(method, math.nan, [row for row in of_it if row["seed"] == first]))
+            best.append(_summed(method, math.nan, [row for row in of_method if row["seed"] == first]))
             continue
         rate = max(scores, key=scores.__getitem__)
-        chosen = [row for row in of_it if row["learning_rate"] == rate]
+        chosen = [row for row in of_method if row["learning_rate"] == rate]
         others = [row for row in chosen if row["seed"] != first]
-        found.append(replace(_summed(method, rate, others or chosen), best=True))
-    return found
+        best.append(replace(_summed(method, rate, others or chosen), best=True))
+    return best
 
 
 def _summed(method: str, rate: float, group: Sequence[Mapping[str, Any]]) -> Cell:

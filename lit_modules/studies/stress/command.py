@@ -1,6 +1,5 @@
 """``lit-modules stress``: relearning attack and quantization of an unlearned model."""
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from lit_modules.cli.public import load_public
 from lit_modules.studies.runs import read_json, write_json
 from lit_modules.studies.stress.attacks import relearn, run_lm_eval, write_quantized
 from lit_modules.studies.tables import print_table
+from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.run_directory import RunDirectory
 
@@ -129,7 +129,7 @@ def _relearn(model: str, arguments: list[str], folders: Mapping[int, Path], lear
     line = ["test", *arguments, f"--trainer.default_root_dir={some}", "--trainer.limit_test_batches=0"]
     data: Any = ProjectCLI.start(line).datamodule
     init_args = {"tokenizer": data.tokenizer, **data.hparams, "subset": "forget"}
-    known = inspect.signature(type(data)).parameters  # the command line adds hyperparameters of its own
+    known = argument_names(type(data))  # the command line adds hyperparameters of its own
     forget = type(data)(**{name: value for name, value in init_args.items() if name in known})
     forget.setup("fit")
     targets = iter(folders.values())
