@@ -53,10 +53,10 @@ def read_options(
         ...     folder: str
         ...     steps: tuple[int, ...] = (1, 5)
         ...     dry_run: bool = False
-        >>> read_options(Stress, ["out", "--steps", "1", "2", "--dry-run"], "stress", "Test a model.")
+        >>> read_options(Stress, ["out", "--steps", "1", "2", "--dry-run"], command="stress", description="Test.")
         (Stress(folder='out', steps=(1, 2), dry_run=True), [])
-        >>> read_options(Stress, ["out", "-c", "a.yaml", "--model", "B"], "stress", "Test a model.", passes_on=True)
-        (Stress(folder='out', steps=(1, 5), dry_run=False), ['-c', 'a.yaml', '--model', 'B'])
+        >>> read_options(Stress, ["out", "-c", "a.yaml"], command="stress", description="Test.", passes_on=True)
+        (Stress(folder='out', steps=(1, 5), dry_run=False), ['-c', 'a.yaml'])
     """
     parser = ProjectParser(
         prog=f"lit-modules {command}", description=description, epilog=example, formatter_class=_HelpFormatter

@@ -66,7 +66,7 @@ def prepare_models(settings: Mapping[str, Any], root: Path, hashes: Mapping[str,
     """
     vocab_size = None
     if "tokenizer" in settings:
-        tokenizer, vocab_size = _train_tokenizer(settings["tokenizer"], root, hashes, folder)
+        tokenizer, vocab_size = _train_tokenizer(settings["tokenizer"], root, hashes=hashes, folder=folder)
     elif isinstance(settings["start"]["model"], str):
         tokenizer = settings["start"]["model"]
     else:
@@ -75,7 +75,7 @@ def prepare_models(settings: Mapping[str, Any], root: Path, hashes: Mapping[str,
     trainings = {key: _training_record(settings, subset, vocab_size) for key, subset in subsets.items()}
     made_by = [dict(hashes), Path(tokenizer).name]
     names = {key: f"{key}-{digest([record, made_by])}" for key, record in trainings.items()}
-    return Models(folder, tokenizer, trainings, names)
+    return Models(folder, tokenizer, trainings=trainings, names=names)
 
 
 def run_records(settings: Mapping[str, Any], runs: Mapping[str, Run], group: str) -> dict[str, Record]:
@@ -212,7 +212,7 @@ def _training_record(settings: Mapping[str, Any], subset: str, vocab_size: int |
     trainer = _trainer(settings, start["steps"], [saving])
     if start.get("clip_norm") is not None:
         trainer["gradient_clip_val"] = start["clip_norm"]
-    config = _config(start.get("seed", 0), FINE_TUNING, arguments, data, trainer)
+    config = _config(start.get("seed", 0), FINE_TUNING, arguments, data=data, trainer=trainer)
     return {"values": {"model": subset}, "config": config, "train": True, "test": logged, "count": False}
 
 
@@ -220,7 +220,8 @@ def _reference_record(settings: Mapping[str, Any], model: str) -> Record:
     """Return the record of a test of a model that no method has changed."""
     arguments = {"model": f"{{{model}}}", **_evaluation(settings)}
     data = _data(settings, settings["batch_size"], 0)
-    config = _config(0, FINE_TUNING, arguments, data, _trainer(settings, settings["max_steps"], []))
+    trainer = _trainer(settings, settings["max_steps"], [])
+    config = _config(0, FINE_TUNING, arguments, data=data, trainer=trainer)
     return {"values": {"model": model}, "config": config, "train": False, "test": True, "count": False}
 
 
@@ -237,7 +238,7 @@ def _method_record(settings: Mapping[str, Any], run: Run) -> Record:
         arguments.setdefault("cache_dir", "{models}/reference_log_probs")
     data = _data(settings, settings["batch_size"], run.seed)
     trainer = _trainer(settings, settings["max_steps"], method.callbacks)
-    config = _config(run.seed, method.class_path, arguments, data, trainer)
+    config = _config(run.seed, method.class_path, arguments, data=data, trainer=trainer)
     values = {"method": method.name, "learning_rate": run.learning_rate, "seed": run.seed}
     return {"values": values, "config": config, "train": True, "test": True, "count": True}
 

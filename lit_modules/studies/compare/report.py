@@ -143,7 +143,17 @@ def compare(
     chosen = {(cell.method, cell.learning_rate) for cell in best}
     cells = [replace(cell, best=(cell.method, cell.learning_rate) in chosen) for cell in cells]
     held_out = any(len(run.method.seeds) > 1 for run in runs.values())
-    return Comparison(rows, cells, best, held_out, references, forget, retain, columns, pareto)
+    return Comparison(
+        rows=rows,
+        cells=cells,
+        best=best,
+        held_out=held_out,
+        references=references,
+        forget=forget,
+        retain=retain,
+        columns=columns,
+        pareto=pareto,
+    )
 
 
 def table(comparison: Comparison, best: bool = False, short: bool = False) -> list[list[str]]:
@@ -290,7 +300,7 @@ def _summed(method: str, rate: float, group: Sequence[Mapping[str, Any]]) -> Cel
         if name not in ("method", "learning_rate", "seed", FAILED):
             values = [float(row[name]) for row in (group if name == SCORE else finished)]
             numbers[name] = summary(values)
-    return Cell(method, rate, len(group), len(group) - len(finished), numbers, False)
+    return Cell(method, rate, runs=len(group), failed=len(group) - len(finished), numbers=numbers, best=False)
 
 
 def _table_csv(cells: Sequence[Cell]) -> str:

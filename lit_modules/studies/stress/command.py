@@ -63,7 +63,9 @@ def main(args: list[str]) -> int:
         UsageError: If options are wrong, or the folder holds the tests of other arguments.
         DirectoryInUse: If the same tests run already.
     """
-    options, passed = read_options(StressOptions, args, "stress", DESCRIPTION, EXAMPLE, passes_on=True)
+    options, passed = read_options(
+        StressOptions, args, command="stress", description=DESCRIPTION, example=EXAMPLE, passes_on=True
+    )
     if not passed:
         raise UsageError("Stress tests need the arguments of test, such as `-c ngdiff/lume.yaml --model.model FOLDER`.")
     if any(step < 1 for step in options.relearning_steps):
@@ -114,7 +116,8 @@ def run_stress_tests(options: StressOptions, arguments: list[str]) -> dict[str, 
         relearned = {step: f"relearned {step} step{'s' * (step > 1)}" for step in sorted(set(options.relearning_steps))}
         missing = [step for step, name in relearned.items() if not (path(name) / "results.json").is_file()]
         if missing:
-            _relearn(model, arguments, {step: path(relearned[step]) for step in missing}, options.relearning_rate)
+            folders = {step: path(relearned[step]) for step in missing}
+            _relearn(model, arguments, folders, learning_rate=options.relearning_rate)
         for name in relearned.values():
             test(name, f"--model.model={path(name) / 'model'}")
         write_json(folder / "results.json", records)
