@@ -123,6 +123,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
         try:
             with stoppable():
                 trainings = {models.names[key]: record for key, record in models.trainings.items()}
+                print("Train the start and the model of the retain set alone, unless they exist ...", flush=True)
                 failures = study.launch(models.folder, trainings, together=1)
                 if not failures and RETAIN_LOG not in json.dumps(settings["evaluation"]):
                     failures = study.launch(folder / "runs", {"start": records["start"]}, together=1)

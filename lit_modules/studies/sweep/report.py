@@ -31,7 +31,7 @@ class Row:
     values: tuple[Any, ...]
     finished: int
     points: int
-    numbers: dict[str, Number]
+    numbers: Mapping[str, Number]
 
     def cells(self, metrics: Sequence[str]) -> list[str]:
         """Return the row as text: the values, the number of runs, each number as ``mean +- deviation``."""
