@@ -438,9 +438,9 @@ def test_missing_pictures_and_pair_files_say_the_way_out(make: Make, root: Path)
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"method": "zoom"}, "method must be one of 'real', .*, got 'zoom'"),
-        ({"layout": "x"}, "layout must be one of 'auto', .*, got 'x'"),
-        ({"query_from": "x"}, "query_from must be one of"),
+        ({"method": "zoom"}, "method must be of 'real', .*, got 'zoom'"),
+        ({"layout": "x"}, "layout must be of 'auto', .*, got 'x'"),
+        ({"query_from": "x"}, "query_from must be of"),
         ({"n_real": -1}, "n_real must be at least 0, got -1"),
         ({"n_real": 0}, "n_real and n_synthetic must not both be 0"),
         ({"n_synthetic": 3}, "method 'real' goes with n_synthetic 0, got 3"),
