@@ -47,7 +47,7 @@ SECTIONS = {
     "world_facts": "eval_real_world_wo_options.json",
     "forget": "eval_log_forget.json",
 }
-"""What the official files call each split."""
+"""Name of each split in the official files."""
 
 REQUIRED = ("avg_gt_loss", "avg_paraphrased_loss", "average_perturb_loss")
 LARGEST = 700.0
