@@ -26,7 +26,7 @@ def network() -> nn.Module:
     return model.eval()
 
 
-def samples(count: int = 24, size: int = 16) -> Tensor:
+def samples(count: int = 12, size: int = 16) -> Tensor:
     return torch.rand(count, size, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
 
 
@@ -44,7 +44,7 @@ def test_stretched_leads_are_right_where_plain_ones_are() -> None:
     model, x = network(), samples()
     state = CarliniWagner().prepare(model, x, None, 0)
     scale = class_scales(state)
-    other = torch.rand(24, 16)
+    other = torch.rand(12, 16)
     stretched = nearest_lead(model(other), state.label, scale, 0.5)
     assert torch.equal(stretched >= 0, margin(model(other), state.label) >= 0.5)
     flat = class_scales(CarliniWagner().prepare(model, x, None, 0), classes=1)
@@ -100,6 +100,7 @@ def test_infinite_bounds_are_refused() -> None:
         CarliniWagner(bounds=(0.0, float("inf")))(network(), samples())
 
 
+@pytest.mark.slow
 def test_no_farther_than_art() -> None:
     evasion = pytest.importorskip("art.attacks.evasion")
     estimators = pytest.importorskip("art.estimators.classification")
