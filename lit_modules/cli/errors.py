@@ -223,6 +223,7 @@ def _class_paths() -> dict[str, str]:
     import lit_modules.networks
 
     def below(base: type) -> Iterator[type]:
+        kind: type
         for kind in type.__subclasses__(base):
             yield kind
             yield from below(kind)

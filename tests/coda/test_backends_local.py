@@ -32,7 +32,6 @@ from lit_modules.coda.backends.local import ClipEmbedder, DiffusersImages, Local
 from lit_modules.coda.backends.protocols import (
     BackendError,
     BatchChatModel,
-    ChatModel,
     ChatRequest,
     Embedder,
     ImageGenerator,
@@ -199,7 +198,8 @@ def test_a_cache_with_a_sliding_window_is_not_shared(llava: str, tmp_path: Path)
     folder = tmp_path / "model"
     shutil.copytree(llava, folder)
     config: Any = LlavaNextConfig.from_pretrained(llava)
-    config.text_config = MistralConfig(vocab_size=len(WORDS), num_key_value_heads=2, sliding_window=8, **SIZES, **IDS)
+    sizes: dict[str, Any] = {"vocab_size": len(WORDS), "num_key_value_heads": 2, **SIZES, **IDS}
+    config.text_config = MistralConfig(**sizes, sliding_window=8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlavaNextForConditionalGeneration(config).save_pretrained(folder)
@@ -256,19 +256,13 @@ def test_options_are_scored_by_their_mean_log_probability(chat: LocalChat) -> No
 
 
 def test_a_question_that_is_too_long_is_an_error_of_its_own(chat: LocalChat) -> None:
+    assert isinstance(chat, BatchChatModel)
     long = ChatRequest((user_message("a " * 200),), (), 5)
     replies = dict(chat.chat_many([requests()[0], long]))
     assert isinstance(replies[0], Reply)
     assert str(replies[1]).startswith("The question takes 205 tokens and its answer up to 5, more than the 128 that")
     with pytest.raises(BackendError, match="The question takes 205 tokens"):
         chat.chat(long.messages, [], 5, 0.0)
-
-
-def test_the_chat_is_of_the_protocols(chat: LocalChat) -> None:
-    model: ChatModel = chat
-    assert isinstance(model, BatchChatModel)
-    assert model.capabilities.option_scores
-    assert model.capabilities.images_per_message == 1
     with pytest.raises(ValueError, match=r"batch_tokens must be at least 1 .* got 0, 1 and 1"):
         LocalChat("m", batch_size=0, batch_tokens=1)
     with pytest.raises(ValueError, match="0 places for images and 1 images"):
@@ -315,35 +309,6 @@ def test_a_processor_without_a_setting_is_refused_by_its_name(llava: str, tmp_pa
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="has no chat template; take an instruction-tuned model"):
         LocalChat(str(folder), device="cpu").chat(message, [], 5, 0.0)
-
-
-def test_a_model_that_cannot_be_had_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"'no/such/model' is neither a folder nor a model that the Hub gives"):
-        model_version("no/such/model", None, "config.json")
-
-
-def test_a_version_follows_the_weights_and_not_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "here" / "model"
-    folder.mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"model has no config.json; give the folder of a saved model"):
-        model_version(str(folder), None, "config.json")
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"0" * 100)
-    first = model_version(str(folder), None, "config.json")
-    moved = shutil.copytree(folder, tmp_path / "there" / "model")
-    assert model_version(str(moved), None, "config.json") == first
-    assert str(tmp_path) not in first
-    (moved / "model.safetensors").write_bytes(b"0" * 99 + b"1")
-    assert model_version(str(moved), None, "config.json") != first
-    asked = []
-
-    def download(model: str, file: str, revision: str | None) -> str:
-        asked.append((model, file, revision))
-        return "/cache/snapshots/0a1b/config.json"
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert LocalChat("some/model", revision="v1").identity == "some/model@0a1b (auto)"
-    assert asked == [("some/model", "config.json", "v1")]
 
 
 def test_pipelines_make_the_picture_of_a_seed(stable_diffusion: str) -> None:
@@ -423,3 +388,16 @@ def test_the_pipeline_runs_on_local_models(
         told = CoDAPipeline(store, tiny(kinds=("textual_contrastive",), feature_tokens=4), chat, *models).run([task])
     assert told.counts["features"].calls > 0
     assert all("No features" in str(unit.failure) for unit in told.units)  # its words are no list
+
+
+def test_a_model_that_is_missing_is_named_and_a_moved_one_is_the_same(llava: str, tmp_path: Path) -> None:
+    moved = shutil.copytree(llava, tmp_path / Path(llava).name)
+    assert LocalChat(str(moved)).identity == LocalChat(llava).identity
+    assert str(tmp_path) not in LocalChat(str(moved)).identity
+    (moved / "config.json").unlink()
+    for folder, message in (
+        (str(moved), "has no config.json; give the folder of a saved model"),
+        ("no/such/model", "'no/such/model' is neither a folder nor a model that the Hub gives"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            _ = LocalChat(folder).identity

@@ -1,6 +1,5 @@
 import base64
 import io
-import json
 import logging
 import threading
 import time
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult
+from lit_modules.coda.augmentation.report import write_report
 from lit_modules.coda.backends.protocols import (
     BackendError,
     BatchChatModel,
@@ -28,17 +28,23 @@ from lit_modules.coda.backends.protocols import (
 from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.backends.remote import BoundedEndpoint, Budget, RemoteChat, RemoteImages
 from lit_modules.coda.core.store import Store
-from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
+from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, run_pipeline, tiny
 from tests.scripted_server import ScriptedServer
 
 KEY = "sk-secret-4711"
 CUT_OFF = (200, {"Transfer-Encoding": "chunked"}), b'ff\r\n{"choices": [{"mess'
 BUSY = (429, {"Retry-After": "0"}), {"error": {"message": "slow down"}}
+THOUGHT = "<think>The options are Adder or Puff Adder; no horn, [0, 0].</think>\n\n"
+BAD: dict[str, Any] = {"url": "http://127.0.0.1:1/v1", "model": "llava"}
+
+
+def choice(message: dict[str, Any], **more: Any) -> tuple[int, Any]:
+    return 200, {"choices": [{"message": message, **more}]}
 
 
 def told(content: Any, inputs: int = 7, outputs: int = 3, **more: Any) -> tuple[int, Any]:
-    usage = {"prompt_tokens": inputs, "completion_tokens": outputs}
-    return 200, {"model": "llava-1", "usage": usage, "choices": [{"message": {"content": content}, **more}]}
+    status, data = choice({"content": content}, **more)
+    return status, {**data, "model": "llava-1", "usage": {"prompt_tokens": inputs, "completion_tokens": outputs}}
 
 
 def painted(picture: Image.Image) -> tuple[int, Any]:
@@ -63,10 +69,18 @@ def ask(chat: RemoteChat, text: str = "What is it?") -> Reply:
     return chat.chat([user_message(text)], [], 5, 0.0)
 
 
+def asked_text(request: dict[str, Any]) -> str:
+    return str(request["messages"][-1]["content"][-1]["text"])
+
+
 def shown(part: dict[str, Any]) -> Image.Image:
     head, _, coded = part["image_url"]["url"].partition(",")
     assert head in ("data:image/png;base64", "data:image/jpeg;base64")
     return Image.open(io.BytesIO(base64.b64decode(coded, validate=True)))
+
+
+def images_in(request: dict[str, Any]) -> list[Image.Image]:
+    return [shown(part) for part in request["messages"][-1]["content"] if part["type"] == "image_url"]
 
 
 def test_a_question_with_images_travels_in_one_request() -> None:
@@ -81,38 +95,31 @@ def test_a_question_with_images_travels_in_one_request() -> None:
         chat: ChatModel = RemoteChat(endpoint(server), images_per_message=2, max_side=20, extra_body={"top_k": 1})
         reply = chat.chat(messages, [first, second], 9, 0.5, {"type": "array"}, 3)
     assert reply == Reply("a disc", "llava-1", Usage(7, 3))
-    assert server.paths == ["/v1/chat/completions"]
     (request,) = server.requests
     parts = request["messages"][1]["content"]
-    assert request["messages"][0] == messages[0]
-    assert parts[1] == text
-    assert (shown(parts[0]).size, shown(parts[2]).size) == ((20, 10), (4, 4))
-    assert shown(parts[0]).info == {}
+    assert (server.paths, request["messages"][0], parts[1]) == (["/v1/chat/completions"], messages[0], text)
+    assert (shown(parts[0]).size, shown(parts[0]).info, shown(parts[2]).size) == ((20, 10), {}, (4, 4))
     assert np.asarray(shown(parts[2])).tolist() == np.asarray(second).tolist()
     fields = {name: value for name, value in request.items() if name != "messages"}
     assert fields == {"model": "llava", "max_tokens": 9, "temperature": 0.5, "seed": 3, "top_k": 1}
-    assert chat.capabilities.images_per_message == 2
-    assert not chat.capabilities.structured_output
+    assert (chat.capabilities.images_per_message, chat.capabilities.structured_output) == (2, False)
 
 
 def test_fields_follow_what_the_server_knows() -> None:
     schema = {"type": "array"}
-    asked = question(schema=schema, seed=1)
     with ScriptedServer(script(told([{"type": "text", "text": "[1"}, {"type": "text", "text": "]"}]))) as server:
         usual = RemoteChat(endpoint(server), schema_field="response_format", omit=("temperature", "seed"))
         own = RemoteChat(endpoint(server), schema_field="guided_json", token_field="max_completion_tokens")
-        replies = [reply for chat in (usual, own) for _, reply in chat.chat_many([asked])]
-        picture = Image.new("RGB", (8, 8))
+        replies = [reply for chat in (usual, own) for _, reply in chat.chat_many([question(schema=schema, seed=1)])]
         jpeg = RemoteChat(endpoint(server), image_format="JPEG")
-        jpeg.chat([user_message("Which?", 1)], [picture], 5, 0.0)
+        jpeg.chat([user_message("Which?", 1)], [Image.new("RGB", (8, 8))], 5, 0.0)
     assert [reply.text for reply in replies if isinstance(reply, Reply)] == ["[1]", "[1]"]
-    assert usual.capabilities.structured_output
     first, second, third = server.requests
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
     assert (first["response_format"], first["max_tokens"]) == (form, 1000)
     assert not {"temperature", "seed"} & set(first)
     assert (second["guided_json"], second["max_completion_tokens"], second["seed"]) == (schema, 1000, 1)
-    assert shown(third["messages"][0]["content"][0]).format == "JPEG"
+    assert images_in(third)[0].format == "JPEG"
 
 
 def test_a_question_is_asked_again_after_every_passing_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +128,6 @@ def test_a_question_is_asked_again_after_every_passing_trouble(monkeypatch: pyte
     with ScriptedServer(script(*troubles, told("at last"))) as server:
         chat = RemoteChat(endpoint(server, attempts=7))
         assert ask(chat).text == "at last"
-    assert len(server.requests) == 7
     assert server.keys == [f"Bearer {KEY}"] * 7
     # what was refused costs nothing
     assert chat.endpoint.budget.used == {"calls": 5, "tokens": 20, "images": 0, "cost": 0.0}
@@ -129,32 +135,32 @@ def test_a_question_is_asked_again_after_every_passing_trouble(monkeypatch: pyte
 
 def test_a_question_without_an_answer_fails_alone() -> None:
     def answer(request: dict[str, Any], number: int) -> Any:
-        text = request["messages"][0]["content"][0]["text"]
-        refused = (400, {"error": {"message": "not allowed"}})
+        text = asked_text(request)
         filtered = told("", finish_reason="content_filter")
+        refused = (400, {"error": {"message": "not allowed"}})
         return {"refused": refused, "unreadable": (200, [1]), "filtered": filtered}.get(text, told(text))
 
-    texts = ["one", "refused", "unreadable", "filtered", "two"]
     with ScriptedServer(answer) as server:
         chat = RemoteChat(endpoint(server, max_concurrency=1))
-        replies = dict(chat.chat_many([question(text) for text in texts]))
+        texts = ["one", "refused", "unreadable", "filtered", "two"]
+        replies = [str(getattr(reply, "text", reply)) for _, reply in sorted(chat.chat_many([*map(question, texts)]))]  # type: ignore[arg-type]
         with pytest.raises(BackendError, match=r"llava refuses the request: HTTP 400 \(not allowed\)"):
             ask(chat, "refused")
     assert isinstance(chat, BatchChatModel)
-    errors = [str(reply) for reply in replies.values() if isinstance(reply, BackendError)]
-    assert errors == [
+    assert replies == [
+        "one",
         "llava refuses the request: HTTP 400 (not allowed).",
         "llava gave no answer that can be used: the answer has no message.",
         "llava refuses the request: its content filter took the answer out.",
+        "two",
     ]
-    assert [replies[number].text for number in (0, 4)] == ["one", "two"]  # type: ignore[union-attr]
 
 
-def test_answers_come_as_they_are_ready_and_few_are_under_way(tmp_path: Path) -> None:
+def test_answers_come_as_they_are_ready_and_few_are_under_way() -> None:
     release = threading.Event()
 
     def answer(request: dict[str, Any], number: int) -> Any:
-        text = request["messages"][0]["content"][0]["text"]
+        text = asked_text(request)
         if text == "0":
             release.wait(10)
         else:
@@ -170,47 +176,16 @@ def test_answers_come_as_they_are_ready_and_few_are_under_way(tmp_path: Path) ->
             found.append(number)
             if len(found) == 11:
                 release.set()  # the slow one holds up no other
-        assert server.most_busy == 3
-        assert list(chat.chat_many([])) == []
-        with Store(tmp_path / "store") as store:
-            recorded = RecordedChat(chat, store)
-            replies = recorded.ask_many([question(str(number)) for number in range(5)])
-            assert [reply.text for reply in replies if isinstance(reply, Reply)] == list("01234")
-    assert sorted(found) == list(range(12))
-    assert found[-1] == 0
-
-
-def test_the_bound_holds_for_all_that_share_an_endpoint() -> None:
-    def answer(request: dict[str, Any], number: int) -> Any:
-        time.sleep(0.01)
-        return told("yes")
-
-    with ScriptedServer(answer) as server:
-        shared = endpoint(server, max_concurrency=2)
+        assert (server.most_busy, list(chat.chat_many([]))) == (3, [])
+        shared = endpoint(server, max_concurrency=2)  # whoever uses it
         chats = [RemoteChat(shared), RemoteChat(shared)]
         threads = [threading.Thread(target=lambda c=chat: list(c.chat_many([question()] * 4))) for chat in chats]
+        server.most_busy = 0
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert (server.most_busy, len(server.requests)) == (2, 8)
-
-
-def test_a_slow_server_is_given_up_and_the_run_stops() -> None:
-    release = threading.Event()
-
-    def silent(request: dict[str, Any], number: int) -> Any:
-        release.wait(10)
-        return told("late")
-
-    with ScriptedServer(silent) as server:
-        server.server.handle_error = lambda *given: None  # type: ignore[method-assign]
-        chat = RemoteChat(endpoint(server, timeout=0.05, attempts=2))
-        try:
-            with pytest.raises(BudgetExhausted, match=r"does not answer \(.*timed out.*\), 2 times; go on later"):
-                ask(chat)
-        finally:
-            release.set()
+    assert (sorted(found), found[-1], server.most_busy, len(server.requests)) == (list(range(12)), 0, 2, 20)
 
 
 def test_an_outage_fails_a_question_and_a_lasting_one_stops_the_run() -> None:
@@ -223,37 +198,31 @@ def test_an_outage_fails_a_question_and_a_lasting_one_stops_the_run() -> None:
     assert len(server.requests) == 1 + 3 * 2
 
 
-def test_a_budget_of_calls_is_never_exceeded_and_keeps_what_came(tmp_path: Path) -> None:
-    requests = [question(str(number)) for number in range(20)]
-    with ScriptedServer(script(told("yes"))) as server, Store(tmp_path / "store") as store:
-        poor = RemoteChat(endpoint(server, budget=Budget(calls=6)))
-        with pytest.raises(BudgetExhausted, match=r"The budget of 6 calls is used up \(6\); go on later"):
-            RecordedChat(poor, store).ask_many(requests)
-        assert len(server.requests) == 6
-        rich = RecordedChat(RemoteChat(endpoint(server)), store)
-        assert {reply.text for reply in rich.ask_many(requests) if isinstance(reply, Reply)} == {"yes"}
-        assert (rich.calls, len(server.requests)) == (14, 20)
-
-
 @pytest.mark.parametrize(
-    ("bounds", "message"),
+    ("bounds", "requests", "message"),
     [
-        ({"tokens": 25}, r"budget of 25 tokens is used up \(30\)"),
-        ({"cost": 2.5, "prices": Prices(call=0.3, million_output_tokens=2e5)}, r"budget of 2.5 cost is used up \(2.7"),
-        ({"calls": 0}, r"budget of 0 calls is used up \(0\)"),
+        ({"calls": 6}, 6, r"The budget of 6 calls is used up \(6\); go on later"),
+        ({"tokens": 25}, 3, r"budget of 25 tokens is used up \(30\)"),
+        ({"cost": 2.5, "prices": Prices(0.3, 0.0, 2e5)}, 3, r"budget of 2.5 cost is used up \(2.7"),
+        ({"calls": 0}, 0, r"budget of 0 calls is used up \(0\)"),
     ],
 )
-def test_budgets_of_tokens_and_cost(bounds: dict[str, Any], message: str) -> None:
-    with ScriptedServer(script(told("yes"))) as server:
-        chat = RemoteChat(endpoint(server, budget=Budget(**bounds)))
+def test_a_budget_stops_the_run_and_keeps_what_came(
+    bounds: dict[str, Any], requests: int, message: str, tmp_path: Path
+) -> None:
+    asked = [question(str(number)) for number in range(10)]
+    with ScriptedServer(script(told("yes"))) as server, Store(tmp_path) as store:
+        poor = RemoteChat(endpoint(server, budget=Budget(**bounds), max_concurrency=1))
         with pytest.raises(BudgetExhausted, match=message):
-            [ask(chat) for _ in range(5)]
-    assert len(server.requests) == (0 if "calls" in bounds else 3)
+            RecordedChat(poor, store).ask_many(asked)
+        assert len(server.requests) == requests
+        rich = RecordedChat(RemoteChat(endpoint(server)), store)
+        assert {reply.text for reply in rich.ask_many(asked) if isinstance(reply, Reply)} == {"yes"}
+        assert (rich.calls, len(server.requests)) == (10 - requests, 10)
 
 
 def test_a_budget_of_tokens_needs_a_server_that_tells_them() -> None:
-    silent = (200, {"choices": [{"message": {"content": "yes"}}]})
-    with ScriptedServer(script(silent)) as server:
+    with ScriptedServer(script(choice({"content": "yes"}))) as server:
         assert ask(RemoteChat(endpoint(server))) == Reply("yes", "llava", Usage())
         with pytest.raises(BudgetExhausted, match="llava does not tell the tokens of its answers"):
             ask(RemoteChat(endpoint(server, budget=Budget(tokens=100))))
@@ -265,22 +234,22 @@ def test_images() -> None:
     cut = base64.b64decode(painted(picture)[1]["data"][0]["b64_json"])[:-45]
     damaged = (200, {"data": [{"b64_json": base64.b64encode(cut).decode()}]})
     answers = (none, (200, {"data": [{"b64_json": "?"}]}), damaged, CUT_OFF, painted(picture))
+    request: tuple[Any, ...] = (5, 16, 8, 4)
     with ScriptedServer(script(*answers)) as server:
         budget = Budget(images=5, cost=10, prices=Prices(image=0.5))
         plain: ImageGenerator = RemoteImages(endpoint(server, attempts=5, budget=budget))
-        made = plain.generate("a disc", None, 5, 16, 8, 4, 0.0)
+        made = plain.generate("a disc", None, *request, 0.0)
         assert np.asarray(made).tolist() == np.asarray(picture).tolist()
         assert (budget.used["images"], budget.used["cost"]) == (5, 2.5)
         with pytest.raises(BudgetExhausted, match="budget of 5 images is used up"):
-            plain.generate("a disc", None, 5, 16, 8, 4, 0.0)
+            plain.generate("a disc", None, *request, 0.0)
         with pytest.raises(ValueError, match="llava takes no negative prompt, got 'text'; set guidance to 0"):
-            plain.generate("a disc", "text", 5, 16, 8, 4, 4.5)
+            plain.generate("a disc", "text", *request, 4.5)
         names = {"seed": "seed", "negative": "negative_prompt", "steps": "num_inference_steps"}
-        able = RemoteImages(
-            endpoint(server), fields=names, omit=("response_format", "n"), extra_body={"style": "photo"}
-        )
-        able.generate("a disc", "text", 5, 16, 8, 4, 4.5)
-        able.generate("a disc", None, 5, 16, 8, 4, 0.0)
+        more: dict[str, Any] = {"omit": ("response_format", "n"), "extra_body": {"style": "photo"}}
+        able = RemoteImages(endpoint(server), fields=names, **more)
+        able.generate("a disc", "text", *request, 4.5)
+        able.generate("a disc", None, *request, 0.0)
     assert server.paths == ["/v1/images/generations"] * 7
     usual = {"model": "llava", "prompt": "a disc", "n": 1, "size": "16x8", "response_format": "b64_json"}
     own = {"model": "llava", "prompt": "a disc", "size": "16x8", "seed": 5, "num_inference_steps": 4, "style": "photo"}
@@ -288,28 +257,45 @@ def test_images() -> None:
     assert server.requests[5:] == [{**own, "negative_prompt": "text"}, own]
 
 
-THOUGHT = "<think>The options are Adder or Puff Adder; no horn, [0, 0].</think>\n\n"
+def test_images_come_in_several_forms_and_neither_addresses_nor_bombs_are_taken() -> None:
+    picture = Image.new("RGB", (16, 8), "teal")
+    coded = painted(picture)[1]["data"][0]["b64_json"]
+    prefixed = f"data:image/png;base64,{coded}"
+    broken = "\n".join(coded[start : start + 20] for start in range(0, len(coded), 20))
+    forms: list[Any] = [
+        {"data": [{"url": prefixed}]},
+        {"data": [{"b64_json": broken}]},
+        {"images": [{"b64_json": coded}]},
+        {"images": [prefixed]},
+    ]
+    for form in forms:
+        with ScriptedServer(script((200, form))) as server:
+            made = RemoteImages(endpoint(server, attempts=1)).generate("a disc", None, 5, 16, 8, 4, 0.0)
+        assert np.array_equal(np.asarray(made), np.asarray(picture))
+    link = (200, {"data": [{"b64_json": None, "url": "http://127.0.0.1/image.png"}]})
+    bomb = painted(Image.new("1", (10000, 9000)))
+    for answer, message in (
+        (link, "sends the address of an image and not the image; addresses are not"),
+        (bomb, "what came is a decompression bomb: it has 10000 x 9000 pixels"),
+    ):
+        with ScriptedServer(script(answer)) as server:
+            with pytest.raises(BackendError, match=message):
+                RemoteImages(endpoint(server, attempts=1)).generate("a disc", None, 5, 16, 8, 4, 0.0)
+            assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
     "answer",
     [
         told(f"{THOUGHT}Adder"),
-        told("Adder or Puff Adder, I compare.</think>Adder"),  # the template opened the thought
-        told("[THINK]Puff Adder?[/THINK]Adder"),
-        told("<|channel|>analysis<|message|>Puff Adder?<|end|><|channel|>final<|message|>Adder"),
         told([{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "Adder"}]),
         told([{"type": "reasoning", "text": "Puff Adder?"}, {"type": "text", "text": "Adder"}]),
-        (200, {"choices": [{"message": {"content": "Adder", "reasoning_content": "Puff Adder?"}}]}),
+        choice({"content": "Adder", "reasoning_content": "Puff Adder?"}),
     ],
 )
 def test_thoughts_are_no_part_of_an_answer(answer: Any) -> None:
     with ScriptedServer(script(answer)) as server:
         assert ask(RemoteChat(endpoint(server))).text == "Adder"
-
-
-def choice(message: dict[str, Any], **more: Any) -> tuple[int, Any]:
-    return 200, {"choices": [{"message": message, **more}]}
 
 
 @pytest.mark.parametrize(
@@ -322,122 +308,56 @@ def choice(message: dict[str, Any], **more: Any) -> tuple[int, Any]:
         ((200, b"<html>Bad gateway</html>"), "the answer is no JSON: it begins with '<html>Bad gateway", 4),
         (choice({"content": ""}, finish_reason="length"), "cut off when it had no text; allow it more tokens", 1),
         (choice({"content": "<think>Is it"}, finish_reason="length"), "cut off when it had no text but thoughts", 1),
-        (
-            choice({"content": None, "refusal": "I can't\nhelp."}),
-            "llava refuses the request: it says \"I can't help",
-            1,
-        ),
+        (choice({"content": None, "refusal": "I can't\nhelp."}), "refuses the request: it says \"I can't help", 1),
         (choice({"content": "par"}, finish_reason="content_filter"), "its content filter took the answer out", 1),
     ],
 )
-def test_no_answer_is_said_in_the_words_of_the_provider_and_asked_for_anew(
+def test_no_answer_is_said_in_the_words_of_the_provider_and_not_kept(
     answer: Any, message: str, requests: int, tmp_path: Path
 ) -> None:
-    asked = [question()]
-    with ScriptedServer(script(answer)) as server, Store(tmp_path / "store") as store:
-        (reply,) = RecordedChat(RemoteChat(endpoint(server)), store).ask_many(asked)
-        assert isinstance(reply, BackendError)
-        assert message in str(reply)
-        assert len(server.requests) == requests
-    with ScriptedServer(script(told("yes"))) as server, Store(tmp_path / "store") as store:
-        (again,) = RecordedChat(RemoteChat(endpoint(server)), store).ask_many(asked)
-    assert isinstance(again, Reply)
-    assert again.text == "yes"
+    for replied, number in ((answer, requests), (told("yes"), 1)):
+        with ScriptedServer(script(replied)) as server, Store(tmp_path) as store:
+            (reply,) = RecordedChat(RemoteChat(endpoint(server)), store).ask_many([question()])
+            assert message in str(reply) if replied is answer else isinstance(reply, Reply)
+            assert len(server.requests) == number
 
 
 def test_an_answer_that_was_cut_off_is_used_and_not_kept(tmp_path: Path) -> None:
-    with (
-        ScriptedServer(script(told('["red", "bl', finish_reason="length"))) as server,
-        Store(tmp_path / "store") as store,
-    ):
+    cut = told('["red", "bl', finish_reason="length")
+    with ScriptedServer(script(cut)) as server, Store(tmp_path) as store:
         for run in range(2):
             (reply,) = RecordedChat(RemoteChat(endpoint(server)), store).ask_many([question()])
-            assert isinstance(reply, Reply)
-            assert (reply.text, reply.cut_off, len(server.requests)) == ('["red", "bl', True, run + 1)
+            assert reply == Reply('["red", "bl', "llava-1", Usage(7, 3), cut_off=True)
+            assert len(server.requests) == run + 1
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        choice({"content": ""}, finish_reason="error", error={"message": "Upstream"}),
-        choice({"content": ""}, finish_reason="length"),
-        choice({"content": "Let me see, is it a"}, finish_reason="length"),
-        choice({"content": ""}, finish_reason="content_filter"),
-    ],
-)
 @pytest.mark.parametrize("verifying", [False, True], ids=["features", "verification"])
-def test_the_same_line_asks_again_when_the_provider_is_well(bad: Any, verifying: bool, tmp_path: Path) -> None:
-    task, fake, settings = discs(tmp_path), FakeChat(), tiny(kinds=("textual_contrastive",), retries=1)
+@pytest.mark.parametrize("bad", ["Let me see, is it a", ""], ids=["cut off", "empty"])
+def test_the_same_line_asks_again_when_the_provider_is_well(bad: str, verifying: bool, tmp_path: Path) -> None:
+    task, fake = discs(tmp_path), FakeChat()
 
-    def ill(request: dict[str, Any], number: int) -> Any:
-        text = request["messages"][0]["content"][-1]["text"]
-        return bad if text.startswith("Does this picture") == verifying else well(request, number)
-
-    def well(request: dict[str, Any], number: int) -> Any:
-        images = [shown(part) for part in request["messages"][-1]["content"] if part["type"] == "image_url"]
-        return told(fake.chat(request["messages"], images, request["max_tokens"], 0.0).text)
+    def answer(request: dict[str, Any], ill: bool) -> Any:
+        if ill and asked_text(request).startswith("Does this picture") == verifying:
+            return choice({"content": bad}, finish_reason="length")
+        if request["max_tokens"] < 200:  # a verifier that thinks first has room to
+            return choice({"content": ""}, finish_reason="length")
+        reply = fake.chat(request["messages"], images_in(request), request["max_tokens"], 0.0)
+        return told(THOUGHT + reply.text)
 
     results = []
-    for answer in (ill, well):
-        with ScriptedServer(answer) as server, Store(tmp_path / "store") as store:
+    for ill in (True, False):
+        with ScriptedServer(lambda request, _, ill=ill: answer(request, ill)) as server:  # type: ignore[misc]
             chat = RemoteChat(endpoint(server, attempts=1), images_per_message=2)
-            results.append(CoDAPipeline(store, settings, chat, FakeGenerator(), FakeEmbedder()).run([task]))
+            results.append(
+                run_pipeline(tmp_path / "store", [task], chat=chat, kinds=("textual_contrastive",), retries=1)
+            )
     assert [unit.accepted for unit in results[0].units] == [0, 0]
     assert all(unit.failure for unit in results[0].units)
     assert [unit.accepted for unit in results[1].units] == [2, 2]
 
 
-def test_a_verifier_that_thinks_first_has_room_to(tmp_path: Path) -> None:
-    task, fake = discs(tmp_path), FakeChat()
-
-    def answer(request: dict[str, Any], number: int) -> Any:
-        images = [shown(part) for part in request["messages"][-1]["content"] if part["type"] == "image_url"]
-        if request["max_tokens"] < 200:
-            return choice({"content": ""}, finish_reason="length")
-        return told(f"{THOUGHT}{fake.chat(request['messages'], images, 0, 0.0).text}")
-
-    settings = tiny(kinds=("textual_contrastive",))
-    with ScriptedServer(answer) as server, Store(tmp_path / "store") as store:
-        chat = RemoteChat(endpoint(server, attempts=1), images_per_message=2)
-        result = CoDAPipeline(store, settings, chat, FakeGenerator(), FakeEmbedder()).run([task])
-    assert [unit.accepted for unit in result.units] == [2, 2]
-    assert {request["max_tokens"] for request in server.requests} == {1000, 1016}
-
-
-def test_images_come_in_several_forms_and_addresses_are_not_followed() -> None:
-    picture = Image.new("RGB", (16, 8), "teal")
-    coded = painted(picture)[1]["data"][0]["b64_json"]
-    prefixed = f"data:image/png;base64,{coded}"
-    broken = "\n".join(coded[start : start + 20] for start in range(0, len(coded), 20))
-    forms: list[Any] = [
-        {"data": [{"url": prefixed}]},
-        {"data": [{"b64_json": prefixed}]},
-        {"data": [{"b64_json": broken}]},
-        {"images": [{"b64_json": coded}]},
-        {"images": [prefixed]},
-    ]
-    for form in forms:
-        with ScriptedServer(script((200, form))) as server:
-            made = RemoteImages(endpoint(server, attempts=1)).generate("a disc", None, 5, 16, 8, 4, 0.0)
-        assert np.array_equal(np.asarray(made), np.asarray(picture))
-    link = (200, {"data": [{"b64_json": None, "url": "http://127.0.0.1/image.png"}]})
-    with ScriptedServer(script(link)) as server:
-        with pytest.raises(BackendError, match="sends the address of an image and not the image; addresses are not"):
-            RemoteImages(endpoint(server)).generate("a disc", None, 5, 16, 8, 4, 0.0)
-        assert len(server.requests) == 1
-
-
-def test_an_image_that_is_a_decompression_bomb_is_refused() -> None:
-    bomb = painted(Image.new("1", (10000, 9000)))
-    with (
-        ScriptedServer(script(bomb)) as server,
-        pytest.raises(BackendError, match="what came is a decompression bomb: it has 10000 x 9000 pixels"),
-    ):
-        RemoteImages(endpoint(server, attempts=1)).generate("a disc", None, 5, 16, 8, 4, 0.0)
-
-
 def test_identities_tell_settings_apart_and_hold_no_address() -> None:
-    one, moved = BoundedEndpoint("http://127.0.0.1:1/v1", "llava"), BoundedEndpoint("http://127.0.0.2/v1", "llava")
+    one, moved = BoundedEndpoint(**BAD), BoundedEndpoint("http://127.0.0.2/v1", "llava")
     assert RemoteChat(one).identity == RemoteChat(moved).identity
     changed: list[dict[str, Any]] = [
         {},
@@ -446,7 +366,7 @@ def test_identities_tell_settings_apart_and_hold_no_address() -> None:
         {"image_format": "JPEG"},
         {"schema_field": "guided_json"},
         {"omit": ["temperature"]},
-        {"extra_body": {"top_k": 1}},
+        {"extra_body": {"max_key_frames": 1}},
     ]
     assert len({RemoteChat(one, **more).identity for more in changed}) == len(changed)
     images: list[dict[str, Any]] = [{}, {"revision": "b"}, {"fields": {"seed": "seed"}}, {"extra_body": {"style": "a"}}]
@@ -454,7 +374,7 @@ def test_identities_tell_settings_apart_and_hold_no_address() -> None:
 
 
 class WorkingServer(ScriptedServer):
-    """Answers as the fakes do, with troubles in between."""
+    """Answers as the fakes do, with troubles in between, and repeats the key."""
 
     def __init__(self) -> None:
         self.chat, self.generator = FakeChat(), FakeGenerator()
@@ -469,19 +389,18 @@ class WorkingServer(ScriptedServer):
             if "prompt" in request:
                 width, height = map(int, request["size"].split("x"))
                 return painted(self.generator.generate(request["prompt"], None, request["seed"], width, height, 4, 0.0))
-            parts = request["messages"][-1]["content"]
-            images = [shown(part) for part in parts if part["type"] == "image_url"]
+            images = images_in(request)
             reply = self.chat.chat(request["messages"], images, request["max_tokens"], request["temperature"])
         return told(f"{reply.text} (for {KEY})" if images == [] else reply.text)
 
 
 def run(server: ScriptedServer, folder: Path, task: Any, budget: Budget | None = None) -> PipelineResult:
     shared = endpoint(server, max_concurrency=2, budget=budget)
-    chat = RemoteChat(shared, images_per_message=2)
+    models = RemoteChat(shared, images_per_message=2), RemoteImages(shared, fields={"seed": "seed"}), FakeEmbedder()
     with Store(folder) as store:
-        return CoDAPipeline(store, tiny(), chat, RemoteImages(shared, fields={"seed": "seed"}), FakeEmbedder()).run(
-            [task]
-        )
+        result = CoDAPipeline(store, tiny(), *models).run([task])
+        write_report(store, folder / "report.html")
+    return result
 
 
 def test_the_pipeline_on_remote_models_stops_at_its_budget_goes_on_and_shows_no_key(
@@ -499,17 +418,20 @@ def test_the_pipeline_on_remote_models_stops_at_its_budget_goes_on_and_shows_no_
         rest = run(server, tmp_path / "store", task)
     with WorkingServer() as other:
         whole = run(other, tmp_path / "whole", task)
-    assert (rest.stopped, whole.stopped) == (None, None)
+    assert (rest.stopped, whole.stopped, rest.units) == (None, None, whole.units)
     assert [(unit.accepted, unit.failure) for unit in rest.units] == [(2, None)] * 4
-    assert rest.units == whole.units
-    assert all(key == f"Bearer {KEY}" for key in server.keys)
+    assert set(server.keys) == {f"Bearer {KEY}"}
+    reports = [(tmp_path / name / "report.html").read_bytes() for name in ("store", "whole")]
+    for name in ("store", "whole"):
+        (tmp_path / name / "report.html").unlink()
     hashes = [Store(tmp_path / name, writable=False).content_hashes() for name in ("store", "whole")]
     assert hashes[0] == hashes[1]
-    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    written = b"".join([*reports, *(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())])
     assert b"(for ***)" in written
     assert KEY.encode() not in written
-    assert KEY not in caplog.text
-    assert KEY not in "".join(capfd.readouterr())
+    assert "Request" in caplog.text  # httpx tells of its requests
+    for text in (KEY, "authorization"):
+        assert text not in f"{caplog.text} {''.join(capfd.readouterr())}".lower()
 
 
 def test_the_key_is_in_no_error_and_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,35 +440,28 @@ def test_the_key_is_in_no_error_and_no_identity(monkeypatch: pytest.MonkeyPatch)
         chat = RemoteChat(endpoint(server, key_variable="CODA_KEY"))
         with pytest.raises(BudgetExhausted, match=r"HTTP 401 \(wrong key \*\*\*\)\. Check .* CODA_KEY") as caught:
             ask(chat)
-        assert len(server.requests) == 1
-        assert KEY not in f"{caught.value} {chat.identity} {vars(chat)} {vars(chat.endpoint)}"
-        held: Any
-        for held in ({"api_key": "abc"}, {"nested": [{"Authorization": "x"}]}, {"user": f"me {KEY}"}):
-            with pytest.raises(ValueError, match=r"extra_body must hold no key, .* variable CODA_KEY") as refused:
-                RemoteChat(chat.endpoint, extra_body=held)
-            assert KEY not in str(refused.value)
-    assert json.dumps(RemoteChat(chat.endpoint, extra_body={"max_key_frames": 1}).extra_body)
+    assert KEY not in f"{caught.value} {chat.identity} {vars(chat)} {vars(chat.endpoint)}"
+    for held in ({"api_key": "abc"}, {"nested": [{"Authorization": "x"}]}, {"user": f"me {KEY}"}):
+        with pytest.raises(ValueError, match=r"extra_body must hold no key, .* variable CODA_KEY") as refused:
+            RemoteChat(chat.endpoint, extra_body=held)
+        assert KEY not in str(refused.value)
 
 
-def test_bad_input_is_refused() -> None:
-    one = BoundedEndpoint("http://127.0.0.1:1/v1", "llava")
-    with pytest.raises(ValueError, match="max_concurrency must be at least 1, got 0"):
-        BoundedEndpoint("http://127.0.0.1:1/v1", "llava", max_concurrency=0)
-    with pytest.raises(ValueError, match="must hold no user, password, query"):
-        BoundedEndpoint("http://127.0.0.1:1/v1?key=1", "llava")
-    with pytest.raises(ValueError, match="max_side at least 1, got 1 and 0"):
-        RemoteChat(one, max_side=0)
-    with pytest.raises(ValueError, match="image_format must be 'PNG' or 'JPEG', got 'GIF'"):
-        RemoteChat(one, image_format="GIF")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"omit may name seed, temperature, got \('model',\)"):
-        RemoteChat(one, omit=("model",))
-    with pytest.raises(ValueError, match=r"extra_body must not hold \['messages'\]"):
-        RemoteChat(one, extra_body={"messages": []})
-    with pytest.raises(ValueError, match=r"fields may name guidance, .*, got \['width'\]"):
-        RemoteImages(one, fields={"width": "w"})
-    with pytest.raises(ValueError, match="tokens must not be negative, got -1"):
-        Budget(tokens=-1)
-    with pytest.raises(ValueError, match="A budget of cost 3 needs the prices"):
-        Budget(cost=3)
-    with pytest.raises(ValueError, match="0 places for images and 1 images"):
-        RemoteChat(one).chat([user_message("a")], [Image.new("RGB", (1, 1))], 5, 0.0)
+@pytest.mark.parametrize(
+    ("build", "more", "message"),
+    [
+        (BoundedEndpoint, {**BAD, "max_concurrency": 0}, "max_concurrency must be at least 1, got 0"),
+        (BoundedEndpoint, {**BAD, "url": "http://127.0.0.1:1/v1?key=1"}, "must hold no user, password, query"),
+        (RemoteChat, {"max_side": 0}, "max_side at least 1, got 1 and 0"),
+        (RemoteChat, {"image_format": "GIF"}, "image_format must be 'PNG' or 'JPEG', got 'GIF'"),
+        (RemoteChat, {"omit": ("model",)}, r"omit may name seed, temperature, got \('model',\)"),
+        (RemoteChat, {"extra_body": {"messages": []}}, r"extra_body must not hold \['messages'\]"),
+        (RemoteImages, {"fields": {"width": "w"}}, r"fields may name guidance, .*, got \['width'\]"),
+        (Budget, {"tokens": -1}, "tokens must not be negative, got -1"),
+        (Budget, {"cost": 3}, "A budget of cost 3 needs the prices"),
+    ],
+)
+def test_bad_input_is_refused(build: Any, more: dict[str, Any], message: str) -> None:
+    remote = {"endpoint": BoundedEndpoint(**BAD)} if build in (RemoteChat, RemoteImages) else {}
+    with pytest.raises(ValueError, match=message):
+        build(**remote, **more)

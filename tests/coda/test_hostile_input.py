@@ -8,6 +8,7 @@ import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,12 @@ from PIL import Image
 from datamodules.few_shot.few_shot import FewShotPairs
 from lit_modules.coda.augmentation.export import export_images
 from lit_modules.coda.augmentation.parsing import MalformedAnswer, parse_bits, parse_features, parse_yes_no
-from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult
 from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.core.answers import normalise_answer, read_answer
 from lit_modules.coda.core.concepts import Concept, ConfusablePair
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.images import read_picture
-from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, support, tiny
+from tests.coda.fakes import FakeChat, discs, run_pipeline, support
 
 CYRILLIC, FULL_WIDTH = "\u0410dder", "\uff21dder"
 
@@ -70,30 +70,14 @@ def test_brackets_and_what_is_in_them_are_left_out_as_they_nest() -> None:
     assert normalise_answer("a (b) c") == "b c"
 
 
-def asked_of(folder: Path, answers: list[str], **more: object) -> PipelineResult:
-    changes = {"kinds": ("textual_contrastive",), "verification": "none", "retries": 2, "guards": False}
-    with Store(folder / "store") as store:
-        chat, images = FakeChat(script=answers), FakeGenerator()
-        return CoDAPipeline(store, tiny(**changes | more), chat, images, FakeEmbedder()).run([discs(folder)])
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        'Here they are:\n[["red body", ["long tail"]]]',
-        "['red body', 'long tail']",
-        '{"attributes": [{"name": "red body"}, {"name": "long tail"}]} Enjoy!',
-        "1) red body\n2) long tail",
-    ],
-)
-def test_lists_in_any_form_reach_the_prompt(tmp_path: Path, answer: str) -> None:
-    result = asked_of(tmp_path, [answer, answer], min_discriminability=0.0, min_generability=None)
-    assert [(unit.features, unit.failure) for unit in result.units] == [(2, None)] * 2
+PLAIN: dict[str, Any] = {"kinds": ("textual_contrastive",), "verification": "none", "guards": False}
 
 
 @pytest.mark.parametrize("answer", ["", "I'm sorry, but I cannot help with that.", "[]", '["unknown"]', "[[[["])
 def test_refusals_fail_one_direction_with_the_reason_and_keep_what_was_said(tmp_path: Path, answer: str) -> None:
-    result = asked_of(tmp_path, [answer] * 3)  # the first question of both directions, and two more tries of one
+    # the first question of both directions, and two more attempts of one
+    chat = FakeChat(script=[answer] * 3)
+    result = run_pipeline(tmp_path / "store", [discs(tmp_path)], chat=chat, retries=2, **PLAIN)
     failed = [unit for unit in result.units if unit.failure]
     assert len(failed) <= 1
     assert all("no list of features" in str(unit.failure) or "no feature" in str(unit.failure) for unit in failed)
@@ -111,11 +95,8 @@ def test_names_that_look_alike_are_told_apart_and_names_that_are_the_same_are_re
     pictures = {name: support(tmp_path / inner, "red" if inner == "a" else "blue") for name, inner in folders.items()}
     task = PairTask(ConfusablePair(Concept("Adder"), Concept(CYRILLIC)), pictures["Adder"], pictures[CYRILLIC])
     chat = FakeChat(script=['["red body"]', '["blue body"]'])
-    plain = tiny(kinds=("textual_contrastive",), verification="none", guards=False)
-    with Store(tmp_path / "store") as store:
-        result = CoDAPipeline(store, plain, chat, FakeGenerator(), FakeEmbedder()).run([task])
-        assert not result.failures
-        export_images(store, tmp_path / "out", [task], "textual_contrastive")
+    assert not run_pipeline(tmp_path / "store", [task], chat=chat, **PLAIN).failures
+    export_images(Store(tmp_path / "store", writable=False), tmp_path / "out", [task], "textual_contrastive")
     shown = {}
     for row in map(json.loads, (tmp_path / "out" / "train" / "metadata.jsonl").read_text().splitlines()):
         pixels = np.asarray(Image.open(tmp_path / "out" / "train" / row["file_name"])).mean((0, 1))
@@ -127,24 +108,6 @@ def test_names_that_look_alike_are_told_apart_and_names_that_are_the_same_are_re
     (tmp_path / "same" / "pairs.json").write_text(json.dumps([{"target": "Adder", "confusable": FULL_WIDTH}]))
     with pytest.raises(ValueError, match="target and confusable must differ, got 'Adder' twice"):
         FewShotPairs(str(tmp_path / "same"), n_real=1).setup("fit")
-
-
-@pytest.mark.parametrize(
-    "name", ["x" * 5000, "../" * 40 + "etc", "a/b\\c", "\u202egnp.exe", "<image>" * 9, "..", "\x1b[2J"]
-)
-def test_files_stay_inside_whatever_a_class_is_called(tmp_path: Path, name: str) -> None:
-    red, blue = support(tmp_path / "real", "red"), support(tmp_path / "real", "blue")
-    task = PairTask(ConfusablePair(Concept(name), Concept("Adder")), red, blue)
-    chat = FakeChat(script=['["red body"]', '["blue body"]'])
-    plain = tiny(kinds=("textual_contrastive",), verification="none", guards=False)
-    with Store(tmp_path / "store") as store:
-        assert not CoDAPipeline(store, plain, chat, FakeGenerator(), FakeEmbedder()).run([task]).failures
-        assert export_images(store, tmp_path / "out", [task], "textual_contrastive") == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real", "store"]
-    for path in (*(tmp_path / "store").rglob("*"), *(tmp_path / "out").rglob("*")):
-        assert path.name.isascii()
-        assert len(path.name) < 130
-    assert all("<" not in text and "\x1b" not in text and "\n" not in text for text in chat.asked)
 
 
 # --- pictures
@@ -160,7 +123,7 @@ def encoded(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
 def test_damaged_pictures_are_read_or_refused_by_name(kind: str) -> None:
     draw, whole = random.Random(0), encoded(kind)
-    for _ in range(200):
+    for _ in range(100):
         data = bytearray(whole)
         for _ in range(draw.choice([1, 2, 8])):
             data[draw.randrange(min(len(data), draw.choice([40, 400, 10**6])))] = draw.randrange(256)
@@ -199,9 +162,7 @@ def test_a_bad_support_picture_fails_its_pair_by_the_name_of_the_file(
     Path(task.target_images[0]).write_bytes(data)
     other = ConfusablePair(Concept("Red Ring"), Concept("Blue Ring"))
     whole = PairTask(other, support(tmp_path / "rings", "red"), support(tmp_path / "rings", "blue"))
-    with Store(tmp_path / "store") as store:
-        chat, kinds = FakeChat(), tiny(kinds=("visual_contrastive",))
-        result = CoDAPipeline(store, kinds, chat, FakeGenerator(), FakeEmbedder()).run([task, whole])
+    result = run_pipeline(tmp_path / "store", [task, whole], kinds=("visual_contrastive",))
     failures = [str(unit.failure) for unit in result.failures]
     assert failures
     assert all(task.target_images[0] in failure and message in failure for failure in failures)

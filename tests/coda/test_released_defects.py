@@ -1,10 +1,12 @@
-"""The released code's defects, numbered as known; each test shows that this code does not have one of them."""
+"""The released code's defects, numbered as known; each test shows that this code does not have one of them.
+
+Others are held elsewhere: 2 by the recipes (``test_configs``), 6 to 9 and 11 by ``test_defect_*`` of ``test_parsing``,
+``test_pipeline``, ``test_images``, ``test_features`` and ``tests/metrics``.
+"""
 
 import inspect
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,21 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks import ResultRecord
 from datamodules.few_shot.few_shot import FewShotPairs
 from datamodules.few_shot.selection import Method
-from lit_modules.cli import main
-from lit_modules.coda.augmentation.pipeline import CoDAPipeline
-from lit_modules.coda.augmentation.settings import preset
-from lit_modules.coda.backends.local import DiffusersImages, LocalChat
+from lit_modules.coda.backends.local import LocalChat
 from lit_modules.coda.backends.protocols import user_message
 from lit_modules.coda.coda import CoDA
-from lit_modules.coda.core.answers import read_answer
 from lit_modules.coda.core.conversations import IGNORED, check_conversation, conversation
-from lit_modules.coda.core.store import Store
 from lit_modules.metrics.few_shot import PairAccuracy
-from lit_modules.utils.errors import UsageError
-from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
 from tests.coda.test_updating import make, trainer
 
 NAMES = ("Puff Adder", "Adder", "Horned Adder")
@@ -98,19 +92,6 @@ def test_defect_1_each_training_question_has_exactly_one_picture_and_the_model_s
             check_conversation(wrong, 1)
 
 
-def test_defect_2_the_entry_point_of_fine_tuning_runs(
-    tiny_llava: str, root: Path, tmp_path: Path, quiet: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = [f"--model.model={tiny_llava}", "--model.dtype=float32", "--model.max_new_tokens=2"]
-    more += [f"--data.root={root}", "--data.n_real=1", "--data.n_query=1", *quiet, "--trainer.max_steps=2"]
-    more += [f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false", "--trainer.num_sanity_val_steps=0"]
-    main(["fit", "--model=CoDA", "--data=FewShotPairs", *more])
-    kept = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=True)["state_dict"]
-    grown = [value for name, value in kept.items() if "lora_B" in name]  # zero before the first step
-    assert grown
-    assert all(bool(value.any()) for value in grown)
-
-
 def test_defect_3_one_template_asks_and_trains_and_each_row_has_labels(tiny_llava: str, root: Path) -> None:
     module = make(tiny_llava)
     tokenizer = module.processor.tokenizer
@@ -177,86 +158,12 @@ def test_defect_6_evaluation_is_greedy_and_the_test_pictures_have_a_split_and_a_
     assert not trained & set(usual)
 
 
-def test_defect_7_one_option_is_credited_and_an_answer_that_names_none_is_counted() -> None:
-    options = ["Adder", "Adder Rock"]
-    read = [read_answer(text, options) for text in ("adder", "Adder Rock.", "Adder rocket", "a viper", "")]
-    assert read == [0, 1, 0, None, None]
-    metric = PairAccuracy(resamples=0)
-    numbers = torch.tensor([-1 if place is None else place for place in read])
-    metric.update(torch.zeros(5, dtype=torch.int64), torch.tensor([0, 1, 0, 0, 1]), numbers, torch.zeros_like(numbers))
-    table = metric.pair_table()[0]
-    assert table.sum(1).tolist() == pytest.approx([1, 1])
-    assert table.tolist() == [pytest.approx([2 / 3, 0, 1 / 3]), [0, 0.5, 0.5]]
-    assert float(metric.compute()["invalid"]) == 0.4
-
-
-def test_defect_8_seeds_are_recorded_and_nothing_is_overwritten(tmp_path: Path) -> None:
-    settings = tiny(kinds=("visual_contrastive",), group_size=1, min_discriminability=0.0)
-
-    def run(folder: Path) -> dict[str, str]:
-        with Store(folder) as store:
-            CoDAPipeline(store, settings, FakeChat(), FakeGenerator(), FakeEmbedder()).run([discs(tmp_path)])
-        return store.content_hashes()
-
-    hashes = run(tmp_path / "a")
-    drawn = [place for place in hashes if re.search(r"/(images|trials)/.*\.png$", place)]
-    seeds = {json.loads((tmp_path / "a" / place).with_suffix(".json").read_text())["seed"] for place in drawn}
-    assert len(seeds) == len(drawn)
-    groups = {place.rpartition("/")[0] for place in drawn if "/trials/" in place and "/red-disc-" in place}
-    assert len(groups) == 2  # one attribute each, with its own images
-    assert run(tmp_path / "b") == hashes
-    assert run(tmp_path / "a") == hashes
-
-
-def test_defect_8_a_second_result_does_not_overwrite_the_first(tiny_llava: str, root: Path, tmp_path: Path) -> None:
-    for number in (0, 1):
-        module = make(tiny_llava, metric=PairAccuracy(resamples=number), scoring="loglik")
-        run = trainer(tmp_path, callbacks=[ResultRecord(str(tmp_path))])
-        run.test(module, species(root), verbose=False)
-        (tmp_path / f"own-{number}.json").write_text(json.dumps(module.results(), indent=2) + "\n")
-    written = sorted(path.name for path in tmp_path.glob("results*.json"))
-    assert written == ["results-1.json", "results.json"]
-    for name, number in (("results.json", 0), ("results-1.json", 1)):
-        assert json.loads((tmp_path / name).read_text()) == json.loads((tmp_path / f"own-{number}.json").read_text())
-
-
-def test_defect_9_prompts_numbers_and_switches_are_honoured(root: Path, tmp_path: Path) -> None:
-    own = (("visual_contrastive", "Say what {target} has and {confusable} lacks."),)
-    chat, generator = FakeChat(), FakeGenerator()
-    settings = tiny(kinds=("visual_contrastive",), feature_prompts=own, prompt="{attributes}: a drawn {subject}")
-    with Store(tmp_path / "store") as store:
-        CoDAPipeline(store, settings, chat, generator, FakeEmbedder()).run([discs(tmp_path)])
-    assert any(text.startswith('Say what "Red Disc" has and "Blue Disc" lacks.') for text in chat.asked)
-    assert {prompt.partition(": ")[2] for prompt, _, _ in generator.requests} == {
-        "a drawn Red Disc",
-        "a drawn Blue Disc",
-    }
-    with pytest.raises(ValueError, match=r"feature_prompts may be of textual_plain, .*, got visual_contrastve"):
-        tiny(feature_prompts=(("visual_contrastve", "x {target}"),))
-    for method in get_args(Method)[1:]:
-        for number in (1, 4):
-            origins = [origin for batch in batches(baseline(root, method, number)) for origin in batch["origin"]]
-            assert origins.count(method) == number * 2 * len(PAIRS)
-            assert origins.count("real") == 2 * 2 * len(PAIRS)
-
-
-@pytest.mark.parametrize(("text", "shown"), [("true", True), ("false", False)])
-def test_defect_9_booleans_of_the_command_line_are_read(
-    tiny_llava: str, root: Path, tmp_path: Path, quiet: list[str], text: str, shown: bool
-) -> None:
-    line = ["test", "--model=CoDA", f"--model.model={tiny_llava}", "--model.max_new_tokens=1", "--data=FewShotPairs"]
-    line += [
-        f"--data.root={root}",
-        f"--data.features={root / 'features.json'}",
-        "--data.n_query=1",
-        "--data.n_real=2",
-        *quiet,
-    ]
-    line += [f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
-    data = main([*line, f"--data.feature_context={text}"]).datamodule  # type: ignore[union-attr]
-    assert any("a broad head" in prompt for batch in batches(data, "test") for prompt in batch["prompt"]) == shown
-    with pytest.raises((SystemExit, UsageError)):
-        main([*line, "--data.feature_context=perhaps"])
+@pytest.mark.parametrize("method", get_args(Method)[1:])
+def test_defect_9_as_many_further_pictures_as_were_asked_for(root: Path, method: str) -> None:
+    for number in (1, 4):
+        origins = [origin for batch in batches(baseline(root, method, number)) for origin in batch["origin"]]
+        assert origins.count(method) == number * 2 * len(PAIRS)
+        assert origins.count("real") == 2 * 2 * len(PAIRS)
 
 
 def test_defect_10_no_path_or_device_of_a_machine_is_written_down(repository: Path) -> None:
@@ -286,21 +193,3 @@ def test_defect_10_a_model_is_loaded_once_for_all_pairs(
     for pair in data.pairs:
         chat.chat([user_message(f"Is it a {pair.target.name}?", 1)], [noise(1)], 2, 0.0)
     assert loads == [tiny_llava] * 2
-
-
-def test_defect_11_a_negative_prompt_has_an_effect_or_is_refused(stable_diffusion: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'fog' has no effect with guidance 0; leave negative out, or give guidance"):
-        preset(negative="fog")
-    guided = tiny(kinds=("visual_contrastive",), guidance=4.0, negative="fog", width=16, height=16, min_side=8)
-    sent: dict[str, set[str | None]] = {}
-    for name, settings in (("guided", guided), ("plain", replace(guided, guidance=0.0, negative=None))):
-        generator = FakeGenerator()
-        with Store(tmp_path / name) as store:
-            CoDAPipeline(store, settings, FakeChat(), generator, FakeEmbedder()).run([discs(tmp_path)])
-        sent[name] = {negative for _, negative, _ in generator.requests}
-    assert sent == {"guided": {"fog"}, "plain": {None}}
-    images = DiffusersImages(stable_diffusion, device="cpu")
-    pictures: Sequence[bytes] = [
-        images.generate("a disc", negative, 3, 16, 16, 2, 4.0).tobytes() for negative in ("fog", "text", None)
-    ]
-    assert len(set(pictures)) == 3

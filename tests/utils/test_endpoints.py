@@ -1,3 +1,4 @@
+import logging
 import threading
 import time
 from typing import Any
@@ -35,38 +36,67 @@ def test_a_request_is_patient(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedServer(script(busy, (503, b"<html>"), chat("bad"), chat("good"))) as server:
         assert ask(server) == "good"
     assert server.paths == ["/v1/chat/completions"] * 4
-    assert server.requests[3] == {
-        "model": "tiny",
-        "messages": [{"role": "user", "content": "hello"}],
-        "temperature": 0.5,
-    }
+    messages = [{"role": "user", "content": "hello"}]
+    assert server.requests[3] == {"model": "tiny", "messages": messages, "temperature": 0.5}
     assert server.keys == [f"Bearer {KEY}"] * 4
 
 
-def test_patience_ends() -> None:
-    with ScriptedServer(script((500, {"error": "broken"}))) as server:
-        with pytest.raises(
-            EndpointError, match=r"answered HTTP 500 \(broken\), 4 times; go on later with the same line"
-        ):
-            ask(server)
-        assert len(server.requests) == 4
-        assert server.keys[0] is None
-    with pytest.raises(EndpointError, match=r"does not answer \(.*refused.*\), 2 times"):
-        ask(server, attempts=2)
+QUOTA = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
+CUT = {"choices": [{"message": {"content": "A wide dome"}, "finish_reason": "length"}]}
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [chat("bad"), (200, {"choices": []}), (200, [1]), (200, b"no json"), (200, b"\xff"), (200, {"choices": {}})],
+    ("answer", "kind", "message", "requests"),
+    [
+        ((500, {"error": "broken"}), EndpointError, r"answered HTTP 500 \(broken\), 4 times; go on later with", 4),
+        (
+            (401, {"error": {"message": f"Wrong {KEY}"}}),
+            EndpointError,
+            r"HTTP 401 \(Wrong \*\*\*\)\. Check .*_API_KEY",
+            1,
+        ),
+        ((500, f"no {KEY}".encode()), EndpointError, r"HTTP 500 \(no \*\*\*\), 4 times", 4),
+        ((400, {"error": {"message": "not allowed"}}), RefusedError, r"HTTP 400 \(not allowed\)", 1),
+        ((429, QUOTA), EndpointError, r"You exceeded your quota.*The account has nothing left; pay", 1),
+        ((402, {"error": {"message": "exceeded"}}), EndpointError, r"exceeded.*The account has nothing left; pay", 1),
+        ((200, QUOTA), EndpointError, r"You exceeded your quota.*The account has nothing left; pay", 1),
+        ((200, CUT), AnswerError, "cut off at the longest length that there is: 'A wide dome'", 1),
+        (chat("bad"), AnswerError, "it is bad", 4),
+        ((200, {"choices": []}), AnswerError, "the answer has no message", 4),
+        ((200, [1]), AnswerError, "the answer has no message", 4),
+        ((200, b"\xff"), AnswerError, "the answer is no JSON", 4),
+    ],
 )
-def test_answers_that_cannot_be_read_are_asked_for_again(answer: Any) -> None:
+def test_no_answer_is_an_error_in_the_words_of_the_provider_without_the_key(
+    answer: Any,
+    kind: type[Exception],
+    message: str,
+    requests: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
     with ScriptedServer(script(answer)) as server:
-        with pytest.raises(AnswerError):
+        with pytest.raises(kind, match=message) as caught:
             ask(server)
-        assert len(server.requests) == 4
+        assert len(server.requests) == requests
+    assert KEY not in f"{caught.value!r} {caught.value.__cause__!r} {caplog.text}"
 
 
-def test_a_server_that_is_silent() -> None:
+def test_an_answer_that_repeats_the_key_has_stars(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(script(chat(f"Bearer {KEY}, EMPTY"))) as server:
+        monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
+        assert ask(server) == "Bearer ***, EMPTY"
+        monkeypatch.setenv("LIT_MODULES_API_KEY", "EMPTY")  # no secret
+        assert ask(server) == f"Bearer {KEY}, EMPTY"
+    monkeypatch.setenv("LIT_MODULES_API_KEY", "two\nlines")
+    with pytest.raises(EndpointError, match="LIT_MODULES_API_KEY must be plain printable text") as caught:
+        ask(server)
+    assert "lines" not in str(caught.value)
+
+
+def test_a_server_that_is_silent_or_away() -> None:
     release = threading.Event()
 
     def silent(request: dict[str, Any], number: int) -> Any:
@@ -74,47 +104,14 @@ def test_a_server_that_is_silent() -> None:
         return chat("late")
 
     with ScriptedServer(silent) as server:
+        server.server.handle_error = lambda *given: None  # type: ignore[method-assign]
         try:
             with pytest.raises(EndpointError, match=r"does not answer \(.*timed out.*\), 2 times"):
                 ask(server, timeout=0.05, attempts=2)
         finally:
             release.set()
-
-
-def test_errors_that_will_not_go_away_and_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
-    wrong = {"error": {"message": f"Incorrect key {KEY} provided"}}
-    with ScriptedServer(script((401, wrong))) as server:
-        with pytest.raises(
-            EndpointError, match=r"HTTP 401 \(Incorrect key \*\*\* provided\)\. Check .*LIT_MODULES_API_KEY"
-        ):
-            ask(server)
-        assert len(server.requests) == 1
-    with ScriptedServer(script((400, {"error": {"message": "not allowed"}}))) as server:
-        with pytest.raises(RefusedError, match=r"HTTP 400 \(not allowed\)"):
-            ask(server)
-        assert len(server.requests) == 1
-    monkeypatch.setenv("LIT_MODULES_API_KEY", "two\nlines")
-    with pytest.raises(EndpointError, match="LIT_MODULES_API_KEY must be plain printable text") as caught:
-        ask(server)
-    assert "lines" not in str(caught.value).replace("printable", "")
-
-
-def test_an_account_that_is_used_up_is_not_asked_again() -> None:
-    quota = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
-    for answer in ((429, quota), (402, {"error": {"message": "You exceeded your quota"}}), (200, quota)):
-        with ScriptedServer(script(answer)) as server:
-            with pytest.raises(EndpointError, match=r"You exceeded your quota.*The account has nothing left; pay"):
-                ask(server)
-            assert len(server.requests) == 1
-
-
-def test_an_answer_that_is_cut_off_is_none() -> None:
-    cut = (200, {"choices": [{"message": {"content": "A wide dome"}, "finish_reason": "length"}]})
-    with ScriptedServer(script(cut)) as server:
-        with pytest.raises(AnswerError, match="cut off at the longest length that there is: 'A wide dome'"):
-            ask(server)
-        assert len(server.requests) == 1
+    with pytest.raises(EndpointError, match=r"does not answer \(.*refused.*\), 2 times"):
+        ask(server, attempts=2)
 
 
 @pytest.mark.parametrize(
@@ -128,20 +125,24 @@ def test_an_answer_that_is_cut_off_is_none() -> None:
     ],
 )
 def test_a_pause_is_the_one_that_the_endpoint_asks_for(headers: dict[str, str], wanted: float) -> None:
-    endpoint = Endpoint("http://127.0.0.1", "m", longest_pause=0.5)
-    found = endpoint._requested_pause(httpx.Headers(headers), 9.0)
+    found = Endpoint("http://127.0.0.1", "m", longest_pause=0.5)._requested_pause(httpx.Headers(headers), 9.0)
     assert found == pytest.approx(wanted)
 
 
-def test_redirections_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redirections_are_not_followed_and_proxies_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
     with (
         ScriptedServer(script(chat("stolen"))) as other,
-        ScriptedServer(script(((307, {"Location": other.url}), {}))) as server,
+        ScriptedServer(script(((307, {"Location": other.url}), {}), chat("by proxy"))) as server,
     ):
         with pytest.raises(EndpointError, match="answered HTTP 307"):
             ask(server)
         assert other.requests == []
+        monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert Endpoint("http://models.invalid/v1", "m", attempts=1).chat([], str) == "by proxy"
+    assert server.paths[1] == "http://models.invalid/v1/chat/completions"
 
 
 def test_stopping_ends_a_pause() -> None:
@@ -167,15 +168,18 @@ def test_images() -> None:
         reread(b"GIF89a")
 
 
-def test_bad_input_is_refused() -> None:
-    for url in ("file:///etc/hosts", "127.0.0.1:8000", "http://"):
-        with pytest.raises(ValueError, match="must begin with http:// or https:// and a host, got"):
-            Endpoint(url, "m")
-    for url in ("http://me:secret@127.0.0.1/v1", "http://127.0.0.1/v1?key=secret"):
-        with pytest.raises(ValueError, match="must hold no user, password, query") as caught:
-            Endpoint(url, "m")
-        assert "secret" not in str(caught.value)
-    with pytest.raises(ValueError, match="model must name the endpoint's model"):
-        Endpoint("http://127.0.0.1", "")
-    with pytest.raises(ValueError, match="attempts at least 1"):
-        Endpoint("http://127.0.0.1", "m", attempts=0)
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"url": "file:///etc/hosts"}, "must begin with http:// or https:// and a host, got"),
+        ({"url": "127.0.0.1:8000"}, "must begin with http:// or https:// and a host, got"),
+        ({"url": "http://me:secret@127.0.0.1/v1"}, "must hold no user, password, query"),
+        ({"url": "http://127.0.0.1/v1?key=secret"}, "must hold no user, password, query"),
+        ({"model": ""}, "model must name the endpoint's model"),
+        ({"attempts": 0}, "attempts at least 1"),
+    ],
+)
+def test_bad_input_is_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Endpoint(**{"url": "http://127.0.0.1", "model": "m", **more})
+    assert "secret" not in str(caught.value)

@@ -18,10 +18,10 @@ from lit_modules.coda.augmentation.report import write_report
 from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.backends.protocols import ImageEditor
 from lit_modules.coda.core.store import Store
-from lit_modules.studies.points import stoppable
 from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.files import whole_file
+from lit_modules.utils.interrupts import stoppable
 from lit_modules.utils.json_lines import read_json_lines
 
 

@@ -75,7 +75,7 @@ def greedy_generate(
             rows = zip(input_ids, mask.bool(), room.tolist(), strict=True)
             return [_read_anew(model, inner, ids[attended], most, ends) for ids, attended, most in rows]
         tokens = input_ids.masked_fill(mask == 0, pad_token_id)
-        for most in room.unique().tolist():  # a row must not run out of positions while another goes on
+        for most in sorted(set(room.tolist())):  # a row must not run out of positions while another goes on
             places = (room == most).nonzero().squeeze(1)
             whole = _generate(
                 model,
@@ -96,7 +96,7 @@ def greedy_generate(
 
 def _generate(model: Any, inner: Any, **options: Any) -> Any:
     """Call ``generate`` without the settings of the model, which it would take for all that the options leave open."""
-    settings, inner.generation_config = inner.generation_config, GenerationConfig()
+    settings, inner.generation_config = inner.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         return model.generate(do_sample=False, synced_gpus=False, **options)  # `sharding.in_step` keeps ranks in step
     finally:
