@@ -29,9 +29,6 @@ class _PixelAttack(Attack):
         super().__init__(**shared)
         check_count(max_batch=max_batch)
         self.max_batch = max_batch
-        self._check_bounds()
-
-    def _check_bounds(self) -> None:
         if self.bounds is None:
             raise ValueError(
                 f"{type(self).__name__} sets pixels by the bounds, got bounds=None; pass bounds=(lower, upper)."
@@ -39,7 +36,6 @@ class _PixelAttack(Attack):
 
     def sides(self, state: AttackState) -> tuple[Tensor, Tensor]:
         """Return the bounds in the shape of the samples."""
-        self._check_bounds()
         assert state.lower is not None
         assert state.upper is not None
         return state.lower.expand_as(state.x), state.upper.expand_as(state.x)

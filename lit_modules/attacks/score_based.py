@@ -129,6 +129,12 @@ class BallArguments(QueryArguments, total=False):
     steps: int
 
 
+class EstimateArguments(BallArguments, total=False):
+    """Arguments of :class:`EstimatedGradientAttack`."""
+
+    step_size: Radius
+
+
 class QueryAttack(Attack):
     """Base of attacks in a radius that use the model's answers alone, never its gradients.
 
@@ -162,10 +168,18 @@ class QueryAttack(Attack):
 
 
 class EstimatedGradientAttack(QueryAttack):
-    """Base of query attacks that climb an estimated gradient.
+    """Base of query attacks that climb an estimated gradient by steps in the steepest direction of the norm.
 
     A sample leaves when it is fooled; one that never is comes back as the iterate of the largest loss.
+
+    Args:
+        step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
     """
+
+    def __init__(self, *, step_size: Radius = 0.01, **shared: Unpack[BallArguments]) -> None:
+        super().__init__(**shared)
+        check_positive(step_size=step_size)
+        self.step_size = step_size
 
     def attack(self, state: AttackState) -> Outcome:
         """Take the steps with the samples that are not fooled yet."""
@@ -202,17 +216,10 @@ class EstimatedGradientAttack(QueryAttack):
         they fool.
         """
 
-    @abstractmethod
     def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
-        """Return the next iterate, within radius and bounds.
-
-        Args:
-            state: Samples that are still under attack.
-            x: Their iterates, ``(active, *)``.
-            gradient: Estimate of :meth:`estimate`.
-            step: Number of the step, from 0.
-            carry: Values of :meth:`initial_carry`, to be changed in place.
-        """
+        """Return the next iterate, within radius and bounds; ``carry`` is changed in place."""
+        moved = x + state.broadcast(self.step_size) * steepest(gradient, self.norm)
+        return project_into_ball(state, moved, self.norm)
 
     def values(self, state: AttackState) -> Values:
         """Return the function to differentiate; points outside the bounds are moved into them first."""
@@ -269,11 +276,9 @@ class SPSA(EstimatedGradientAttack):
         fd_step: float = 0.01,
         **shared: Unpack[QueryArguments],
     ) -> None:
-        super().__init__(norm="linf", steps=steps, **shared)
-        check_positive(step_size=step_size)
+        super().__init__(norm="linf", steps=steps, step_size=step_size, **shared)
         check_count(directions=directions)
         check_positive(fd_step=fd_step)
-        self.step_size = step_size
         self.directions = directions
         self.fd_step = fd_step
 
@@ -311,12 +316,10 @@ class NES(EstimatedGradientAttack):
     AdverTorch (0.2, not in v0.1) has Linf only, asks for eps, and has the other defaults that stand here.
 
     Args:
-        step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
         directions: Random directions of a step; each costs two forward passes.
         fd_step: Standard deviation of the differences, in units of the samples.
 
     Example:
-        >>> import torch
         >>> model = torch.nn.Linear(4, 3)
         >>> attack = NES(norm="l2", eps=0.1, steps=5, step_size=0.05, directions=8)
         >>> bool((attack(model, torch.full((2, 4), 0.5)) - 0.5).norm(dim=1).max() <= 0.1 + 1e-6)
@@ -327,19 +330,10 @@ class NES(EstimatedGradientAttack):
         1.
     """
 
-    def __init__(
-        self,
-        *,
-        step_size: Radius = 0.01,
-        directions: int = 100,
-        fd_step: float = 0.01,
-        **shared: Unpack[BallArguments],
-    ) -> None:
+    def __init__(self, *, directions: int = 100, fd_step: float = 0.01, **shared: Unpack[EstimateArguments]) -> None:
         super().__init__(**shared)
-        check_positive(step_size=step_size)
         check_count(directions=directions)
         check_positive(fd_step=fd_step)
-        self.step_size = step_size
         self.directions = directions
         self.fd_step = fd_step
 
@@ -353,10 +347,6 @@ class NES(EstimatedGradientAttack):
             fd_step=self.fd_step,
             max_batch=self.max_batch,
         )
-
-    def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
-        """Move in the steepest direction of the norm, project into ball and bounds."""
-        return project_into_ball(state, x + state.broadcast(self.step_size) * steepest(gradient, self.norm), self.norm)
 
 
 class Bandits(EstimatedGradientAttack):
@@ -373,7 +363,6 @@ class Bandits(EstimatedGradientAttack):
     ``exploration``, from 0.1 to 1, learns faster.
 
     Args:
-        step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
         prior_step: Learning rate of the guess (the paper's ``h_g``).
         exploration: Length of the exploration (the paper's ``delta``).
         fd_step: L2 length of the differences, in units of the samples.
@@ -394,18 +383,16 @@ class Bandits(EstimatedGradientAttack):
     def __init__(
         self,
         *,
-        step_size: Radius = 0.01,
         prior_step: float = 0.1,
         exploration: float = 0.01,
         fd_step: float = 0.01,
         tile: int | None = None,
-        **shared: Unpack[BallArguments],
+        **shared: Unpack[EstimateArguments],
     ) -> None:
         super().__init__(**shared)
-        check_positive(step_size=step_size, prior_step=prior_step, exploration=exploration, fd_step=fd_step)
+        check_positive(prior_step=prior_step, exploration=exploration, fd_step=fd_step)
         if tile is not None:
             check_count(tile=tile)
-        self.step_size = step_size
         self.prior_step = prior_step
         self.exploration = exploration
         self.fd_step = fd_step
@@ -441,10 +428,6 @@ class Bandits(EstimatedGradientAttack):
         else:
             carry["prior"] = prior + move
         return self.spread(carry["prior"], x)
-
-    def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
-        """Move in the steepest direction of the norm, project into ball and bounds."""
-        return project_into_ball(state, x + state.broadcast(self.step_size) * steepest(gradient, self.norm), self.norm)
 
     def spread(self, prior: Tensor, x: Tensor) -> Tensor:
         """Return the guess with one value for each coordinate of ``x``."""
@@ -499,14 +482,12 @@ class NAttack(EstimatedGradientAttack):
         transform: Literal["identity", "tanh"] = "identity",
         **shared: Unpack[BallArguments],
     ) -> None:
-        super().__init__(**shared)
-        check_positive(step_size=step_size)
+        super().__init__(step_size=step_size, **shared)
         check_count(least=2, samples=samples)
         check_positive(sigma=sigma)
         check_choice("transform", transform, ("identity", "tanh"))
         if transform == "tanh" and self.bounds is None:
             raise ValueError("transform='tanh' maps onto the bounds, got bounds=None; pass transform='identity'.")
-        self.step_size = step_size
         self.samples = samples
         self.sigma = sigma
         self.transform = transform
@@ -549,6 +530,6 @@ class NAttack(EstimatedGradientAttack):
 
     def box(self, state: AttackState) -> tuple[Tensor, Tensor]:
         """Return the middle of the bounds and half their distance."""
-        if state.lower is None or state.upper is None:
-            raise ValueError("transform='tanh' maps onto the bounds, got bounds=None; pass transform='identity'.")
+        assert state.lower is not None
+        assert state.upper is not None
         return (state.upper + state.lower) / 2, (state.upper - state.lower) / 2
