@@ -96,10 +96,11 @@ class FastFeature(Attack):
         ValueError: If an argument is outside its range.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> x, guide = torch.full((2, 4), 0.4), torch.full((2, 4), 0.6)
         >>> adversarial = FastFeature(eps=0.2, layer="1")(model, x, guide)
-        >>> bool((model[0](adversarial) - model[0](guide)).norm() < (model[0](x) - model[0](guide)).norm())
+        >>> bool((model[:2](adversarial) - model[:2](guide)).norm() < (model[:2](x) - model[:2](guide)).norm())
         True
 
     References:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_positive
-from lit_modules.attacks.engine.losses import Loss, LossName, check_per_sample, resolve_loss
+from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
 from lit_modules.attacks.engine.norms import normalise, project, steepest
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Outcome
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Outcome, best_version, chunks
 from lit_modules.utils.arguments import Unpack
 
 Values = Callable[[Tensor], Tensor]
@@ -71,25 +71,6 @@ def weighted_sum(weights: Tensor, directions: Tensor) -> Tensor:
     return total.reshape(len(directions), *directions.shape[2:])
 
 
-def chunks(total: int, max_batch: int, batch: int) -> Iterator[int]:
-    """Split versions, of ``batch`` points each, into parts of at most ``max_batch`` points, at least one version."""
-    most = max(1, max_batch // max(1, batch))
-    for done in range(0, total, most):
-        yield min(most, total - done)
-
-
-def query(state: AttackState, points: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Query the model about several versions of each sample, ``(versions, batch, *)``, without gradients.
-
-    Returns the objectives, and whether the model is fooled, both ``(versions, batch)``.
-    """
-    with torch.no_grad():
-        logits = state.logits(points)
-        flat = logits.flatten(0, 1)
-        values = check_per_sample(loss(flat, state.label.repeat(len(points))), len(flat)).reshape(points.shape[:2])
-    return -values if state.targeted else values, state.fooled(logits)
-
-
 def project_into_ball(state: AttackState, x: Tensor, norm: str) -> Tensor:
     """Return points, ``(batch, *)`` or ``(versions, batch, *)``, moved into radius and bounds."""
     delta = x - state.x
@@ -101,17 +82,6 @@ def project_into_ball(state: AttackState, x: Tensor, norm: str) -> Tensor:
         radius = state.radius.expand(len(x), *state.radius.shape).flatten(0, 1)
         delta = project(delta.flatten(0, 1), radius, norm).reshape(x.shape)
     return state.clamp(delta.add_(state.x))
-
-
-def best_version(points: Tensor, objective: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose a version of each sample: the largest objective among those that fool, else among all.
-
-    Takes points ``(versions, batch, *)`` with their objectives and whether they fool; returns one of each sample.
-    """
-    success = fooled.any(0)
-    chosen = objective.masked_fill(~fooled & success, float("-inf")).argmax(0)
-    here = torch.arange(points.shape[1], device=points.device)
-    return points[chosen, here], objective[chosen, here], success
 
 
 class QueryArguments(AttackArguments, total=False):
@@ -223,7 +193,7 @@ class EstimatedGradientAttack(QueryAttack):
 
     def values(self, state: AttackState) -> Values:
         """Return the function to differentiate; points outside the bounds are moved into them first."""
-        return lambda points: query(state, state.clamp(points), self._loss)[0]
+        return lambda points: state.query(state.clamp(points), self._loss)[0]
 
 
 def warn_flat(gradient: Tensor) -> None:
@@ -418,9 +388,9 @@ class Bandits(EstimatedGradientAttack):
         sides = [normalise(self.spread(prior + way * self.exploration * u, x), "l2") for way in (1, -1)]
         points = state.clamp(x + self.fd_step * torch.stack(sides))
         if 2 * len(x) <= self.max_batch:
-            ahead, behind = query(state, points, self._loss)[0]
+            ahead, behind = state.query(points, self._loss)[0]
         else:
-            ahead, behind = (query(state, point[None], self._loss)[0][0] for point in points)
+            ahead, behind = (state.query(point[None], self._loss)[0][0] for point in points)
         slope = ((ahead - behind) / self.fd_step).reshape(-1, *(1,) * len(shape))
         move = self.prior_step * slope * u
         if self.norm == "linf":  # exponentiated gradients of (prior + 1) / 2, a probability
@@ -507,7 +477,7 @@ class NAttack(EstimatedGradientAttack):
         for count in chunks(self.samples, self.max_batch, len(x)):
             u = state.random.normal(count, *x.shape[1:]).to(x.dtype)
             points = self.points(state, mean + self.sigma * u.transpose(0, 1))
-            objective, fooled = query(state, points, self._loss)
+            objective, fooled = state.query(points, self._loss)
             offer(*best_version(points, objective, fooled))
             losses.append(objective)
             weighted += weighted_sum(objective - losses[0][0], u)  # a constant less, for accuracy

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lit_modules.attacks import L2PGD, NES, SPSA, Attack, Bandits, GenAttack, LinfPGD, NAttack
 from lit_modules.attacks.engine.random import SampleRandom
-from lit_modules.attacks.score_based import chunks, estimate_gradient, weighted_sum
+from lit_modules.attacks.engine.state import chunks
+from lit_modules.attacks.score_based import estimate_gradient, weighted_sum
 
 DRAWS = ["sign", "normal"]  # SPSA and NES
 ATTACKS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
