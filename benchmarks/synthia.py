@@ -10,7 +10,7 @@ of the pairs, drawn at random, and scaled to all; that share is also compared wi
 
 Training: a Stable Diffusion built from its configuration (U-Net of about 11 million parameters, text encoder and
 autoencoder in proportion), saved and loaded as a real one is. Each case runs in a process of its own: items per second
-of the objective `Linear` with gradients through all four steps and through the last one, and of `Denoise`, with and
+of the objective `LinearContrast` with gradients through all four steps and through the last one, and of `Denoise`, with and
 without the cache of encodings, the recomputation of activations, and compiled blocks; and how much memory the process
 took beyond what it had before the first step (on a GPU, the allocator's peak). The floor of a training step is the
 network's forward and backward passes and the optimizer on the same tensors, in turn with the Trainer's steps.
@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_modules.synthia import AffordanceDistance, Concept, Denoise, Linear, Ontology, StableDiffusion, Synthia
+from lit_modules.synthia import AffordanceDistance, Concept, Denoise, LinearContrast, Ontology, StableDiffusion, Synthia
 
 CONCEPTS, CATEGORIES, WHOLE, ALL = 590, 30, 439, 686
 SIZE, BATCH, NEGATIVES = 64, 4, 1
@@ -190,7 +190,7 @@ def module(folder: str, case: dict[str, Any]) -> Synthia:
     more = {name: case[name] for name in ("compile", "gradient_checkpointing", "truncation") if name in case}
     tuned = Synthia(
         StableDiffusion(folder, image_size=SIZE, precision="float32"),
-        objective=Denoise() if case.get("denoise") else Linear(),
+        objective=Denoise() if case.get("denoise") else LinearContrast(),
         num_steps=4,
         sampler_checkpointing=case.get("sampler_checkpointing", False),
         peft_config=LoraConfig(r=16, lora_alpha=16) if case.get("lora") else None,

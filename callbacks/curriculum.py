@@ -1,4 +1,4 @@
-"""The stages of a curriculum."""
+"""Stages of a curriculum."""
 
 import math
 from collections.abc import Mapping
@@ -69,14 +69,14 @@ class Curriculum(Callback):
         self._best: float | None = None
         self._waited = 0
         self._stage: int | None = None  # that best and waited belong to
-        self._said: int | None = None
+        self._announced: int | None = None
         self._begins = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the sampler, and give it the stages that a resumed run had brought forward."""
         sampler = self._sampler(trainer)
         if trainer.global_step == 0 and trainer.current_epoch == 0:  # not a resumed run
-            self._starts, self._best, self._waited, self._stage, self._said = None, None, 0, None, None
+            self._starts, self._best, self._waited, self._stage, self._announced = None, None, 0, None, None
         if self.monitor is not None and not getattr(sampler, "starts", None):
             raise ValueError(
                 f"Curriculum(monitor={self.monitor!r}) ends stages, and the training sampler "
@@ -199,9 +199,9 @@ class Curriculum(Callback):
         if stage is None:
             return
         pl_module.log("curriculum/stage", float(stage), on_step=False, on_epoch=True, batch_size=1)
-        if stage != self._said:
+        if stage != self._announced:
             rank_zero_info(f"Curriculum: stage {stage} in epoch {trainer.current_epoch}.")
-            self._said = stage
+            self._announced = stage
 
     def _metric(self, trainer: Trainer, pl_module: LightningModule) -> float:
         if self.monitor not in trainer.callback_metrics:

@@ -114,49 +114,43 @@ class EMA(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the averages in for the callbacks that save."""
-        if self.save_averaged and self._average is not None:
-            self._owns_swap = self._swap(pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averages in, where there was nothing left to train."""
         if self.save_averaged and self._average is not None and not self._owns_swap:
             self._owns_swap = self._swap(pl_module)
 
+    on_fit_end = on_train_end  # where there was nothing left to train
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module its weights back, and follow it to the CPU."""
-        self._leave(pl_module)
+        self.on_validation_end(trainer, pl_module)
         self._tracked = []
         if self._average is not None:
             self._average.to("cpu")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the module its weights back."""
-        self._leave(pl_module)
+        self.on_validation_end(trainer, pl_module)
         self._tracked, self._pending = [], None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the averages in."""
-        self._enter(trainer, pl_module)
+        self._take_up(pl_module)
+        if self._average is not None:
+            self._owns_swap = self._swap(pl_module)
+        elif trainer.state.fn is not None and trainer.state.fn != "fit":
+            rank_zero_warn(
+                f"EMA has no averages, so {trainer.state.fn.value} runs with the module's own weights; give the "
+                "ckpt_path of a run with EMA to have them."
+            )
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the module its weights back."""
-        self._leave(pl_module)
+        if self._owns_swap:
+            self._owns_swap = False
+            self._restore(pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averages in."""
-        self._enter(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the module its weights back."""
-        self._leave(pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averages in."""
-        self._enter(trainer, pl_module)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the module its weights back."""
-        self._leave(pl_module)
+    on_test_end = on_predict_end = on_validation_end
 
     @contextmanager
     def averaged(self, pl_module: LightningModule) -> Iterator[None]:
@@ -226,37 +220,21 @@ class EMA(Callback):
         if state is None:
             return
         averages: Mapping[str, Tensor] = state["averages"]
-        module = type(pl_module).__name__
+        module, problem = type(pl_module).__name__, ""
         parameters = _trainable(pl_module) if fitting else dict(pl_module.named_parameters())
-        absent = [name for name in averages if name not in parameters]
-        extra = [name for name in parameters if name not in averages] if fitting else []
-        way_out = "use the model and adapter that the checkpoint was saved with"
-        if absent or extra:
-            what = f"{absent[0]}, which {module} does not {'train' if fitting else 'have'}" if absent else ""
-            what = what or f"no {extra[0]}, which {module} trains"
-            raise ValueError(f"The checkpoint has an average of {what}; {way_out}.")
         for name, value in averages.items():
-            if value.shape != parameters[name].shape:
-                raise ValueError(
-                    f"The checkpoint's average of {name} has shape {tuple(value.shape)}, and the parameter of {module} "
-                    f"{tuple(parameters[name].shape)}; {way_out}."
-                )
-        self._begin(pl_module, {name: parameters[name] for name in averages}, state)
-
-    def _enter(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_up(pl_module)
-        if self._average is not None:
-            self._owns_swap = self._swap(pl_module)
-        elif trainer.state.fn is not None and trainer.state.fn != "fit":
-            rank_zero_warn(
-                f"EMA has no averages, so {trainer.state.fn.value} runs with the module's own weights; give the "
-                "ckpt_path of a run with EMA to have them."
+            if name not in parameters:
+                problem = f"{name}, which {module} does not {'train' if fitting else 'have'}"
+            elif value.shape != parameters[name].shape:
+                problem = f"{name} of shape {tuple(value.shape)}, and {module} has {tuple(parameters[name].shape)}"
+        extra = [name for name in parameters if name not in averages] if fitting else []
+        if problem or extra:
+            problem = problem or f"no {extra[0]}, which {module} trains"
+            raise ValueError(
+                f"The checkpoint has an average of {problem}; use the model and adapter that the checkpoint was saved "
+                "with."
             )
-
-    def _leave(self, pl_module: LightningModule) -> None:
-        if self._owns_swap:
-            self._owns_swap = False
-            self._restore(pl_module)
+        self._begin(pl_module, {name: parameters[name] for name in averages}, state)
 
     def _swap(self, pl_module: LightningModule) -> bool:
         """Put the averages into the module; return whether they were not there already."""

@@ -1,4 +1,4 @@
-"""A look at a text-to-image model's designs while it trains."""
+"""Grids of a text-to-image model's designs while it trains."""
 
 import math
 import re
@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
+
+from lit_modules.utils.files import whole_file
 
 from ._files import is_dev_run, run_folder
 
@@ -56,10 +58,7 @@ class SampleGrid(Callback):
         max_grids: int = 4,
     ) -> None:
         for row in affordances or ():
-            named = (
-                not isinstance(row, str) and len(row) and all(isinstance(name, str) and name.strip() for name in row)
-            )
-            if not named:
+            if isinstance(row, str) or not row or not all(isinstance(name, str) and name.strip() for name in row):
                 raise ValueError(f"affordances must hold a tuple of names for each grid, got {row!r}.")
         numbers = {"num_images": num_images, "every_n_validations": every_n_validations, "max_grids": max_grids}
         for name, value in numbers.items():
@@ -163,11 +162,9 @@ class SampleGrid(Callback):
 
     def _write(self, folder: Path, grids: list[Tensor]) -> None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             for name, grid in zip(self._names(), grids, strict=True):
-                part = folder / f"{name}.png.part"
-                to_pil_image(grid).save(part, format="PNG")
-                part.replace(folder / f"{name}.png")
+                with whole_file(folder / f"{name}.png") as part:
+                    to_pil_image(grid).save(part, format="PNG")
         except OSError as error:  # such as a full disk, which training need not end for
             rank_zero_warn(f"SampleGrid cannot write pictures to {folder}: {error}")
 

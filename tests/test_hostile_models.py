@@ -21,10 +21,10 @@ from lit_modules.studies.stress.attacks import load_quantized
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
 from lit_modules.synthia.judge.models import LocalJudge
-from lit_modules.synthia.ontology.text_encoders import TextEncoder
+from lit_modules.synthia.ontology.text_encoder import TextEncoder
 from lit_modules.synthia.pairs.filter import ClipFilter
 from lit_modules.synthia.pairs.images import PipelineImages
-from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.pretrained import load_causal_lm
 
 Open = Callable[[str], Any]
 

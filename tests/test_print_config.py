@@ -24,7 +24,11 @@ RECORDINGS = sorted((Path(__file__).parent / "data" / "print_config").glob("*.ya
 STAGES = LightningCLI.subcommands()
 FOREIGN = ("torch.", "lightning.", "transformers.", "diffusers.", "peft.", "trainer.")
 """Addresses of other libraries, whose next version may have more options."""
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "lit_modules.*.combine": "aggregator",
+    "lit_modules.unlearning.combiners.Normalised": "lit_modules.unlearning.core.aggregators.Normalised",
+    "lit_modules.coda.update_base.default_optimizer": "lit_modules.coda.core.update.adamw_without_decay",
+}
 """New name of an option by its old address; new class path, file or command by the old one."""
 ADDED: set[str] = set()
 """Addresses of new options."""

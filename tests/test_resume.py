@@ -32,7 +32,7 @@ from datamodules.common.sampling import BatchSampler, batch_loader, training_loa
 from lit_modules.attacks import LinfPGD
 from lit_modules.synthia import PixelDiffusion
 from lit_modules.synthia.ontology.curriculum import build_curriculum
-from lit_modules.synthia.ontology.graph import Ontology
+from lit_modules.utils.ontology import Ontology
 from tests.coda.test_updating import make as make_coda
 from tests.coda.test_updating import rows
 from tests.coda.tiny_llava import write as write_llava

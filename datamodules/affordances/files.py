@@ -1,6 +1,5 @@
-"""Files of pairs of affordances with images: read and checked before training, all that is wrong said at once."""
+"""Reader of pairs of affordances with images, which names all mistakes at once before training."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_modules.utils.images import read_picture_file
+from lit_modules.utils.json_lines import numbered_lines, parse_json
 
 Resize = Literal["crop", "squash"]
 _LISTED = 20
@@ -131,11 +131,11 @@ class ImageStore:
         room = self.memory_bytes // size - len(self._kept)
         problems = []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for number, (path, found) in enumerate(zip(paths, pool.map(self._try, paths), strict=True)):
-                if isinstance(found, str):
-                    problems.append(found)
+            for number, (path, crops) in enumerate(zip(paths, pool.map(self._try, paths), strict=True)):
+                if isinstance(crops, str):
+                    problems.append(crops)
                 elif number < room:
-                    self._kept[path] = found
+                    self._kept[path] = crops
         if problems:
             raise ValueError(listing(problems, "Images cannot be read", "image"))
 
@@ -158,12 +158,10 @@ class ImageStore:
 
     def _decode(self, path: Path, crops: Sequence[int]) -> list[Tensor]:
         image = read_picture_file(path)
-        found = []
-        for number in crops:
-            box = self._box(image.width, image.height, path, number)
-            pixels = image.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS, box)
-            found.append(torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous())
-        return found
+        size = self.image_size, self.image_size
+        boxes = [self._box(image.width, image.height, path, crop) for crop in crops]
+        resized = [np.array(image.resize(size, Image.Resampling.LANCZOS, box)) for box in boxes]
+        return [torch.from_numpy(pixels).permute(2, 0, 1).contiguous() for pixels in resized]
 
     def _box(self, width: int, height: int, path: Path, crop: int) -> tuple[float, float, float, float]:
         """Return what part of an image a crop shows."""
@@ -178,19 +176,16 @@ class ImageStore:
 def _rows(path: Path, stage: int, first: int, problems: list[str]) -> list[ImagePair]:
     rows: list[ImagePair] = []
     try:
-        # by line feeds alone: JSON may hold other characters that end a line elsewhere
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        problems.append(f"{path}: {error}")
+        lines = numbered_lines(path)
+    except ValueError as error:
+        problems.append(str(error).rstrip("."))
         return rows
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for place, line in lines:
         try:
-            rows.append(_row(json.loads(line), path.parent, stage, first + len(rows)))
+            rows.append(_row(parse_json(line, place), path.parent, stage, first + len(rows)))
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            problems.append(f"{path}, line {number}: {reason}")
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).removeprefix(f"{place}: ")
+            problems.append(f"{place}: {reason.rstrip('.')}")
     return rows
 
 

@@ -1,5 +1,6 @@
 """Seeded batches that a stopped run takes up where it left them."""
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
@@ -59,10 +60,9 @@ class BatchSampler(DistributedSampler[Any]):
         batches = []
         for number in range(self.start, len(self)):
             batch = order[number * size : (number + 1) * size]
-            place = 0
+            borrowed = itertools.cycle(order)
             while len(batch) < ranks:
-                batch.append(order[place % len(order)])
-                place += 1
+                batch.append(next(borrowed))
             share, extra = divmod(len(batch), ranks)
             first = self.rank * share + min(self.rank, extra)
             batches.append(tuple(batch[first : first + share + (self.rank < extra)]))
@@ -78,7 +78,7 @@ class BatchSampler(DistributedSampler[Any]):
         return permutation(self.length, self.seed, self.epoch - self.lag) if self.shuffle else list(range(self.length))
 
     def identity(self) -> dict[str, int | str]:
-        """Return what two samplers must share to give the same batches."""
+        """Return the facts that two samplers of the same batches share."""
         return {"rows": self.length, "batch size on all devices": self.global_batch_size, "seed": self.seed}
 
 
@@ -107,7 +107,8 @@ class PairSampler(BatchSampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(forget if anchor == "forget" else retain, batch_size, seed, True, rank, world_size)
+        length = forget if anchor == "forget" else retain
+        super().__init__(length, batch_size, seed=seed, rank=rank, world_size=world_size)
         self.other = retain if anchor == "forget" else forget
         self.anchor = anchor
 
@@ -115,16 +116,13 @@ class PairSampler(BatchSampler):
         """Return the pairs of this epoch, each a forget index and a retain index."""
         epoch = self.epoch - self.lag
         anchors = permutation(self.length, self.seed, epoch)
-        others: list[int] = []
-        stream = 1
-        while len(others) < self.length:
-            others += permutation(self.other, self.seed, epoch, stream)
-            stream += 1
+        streams = range(1, 2 + self.length // self.other)
+        others = [row for stream in streams for row in permutation(self.other, self.seed, epoch, stream)]
         pairs = zip(anchors, others, strict=False)
         return [(a, b) if self.anchor == "forget" else (b, a) for a, b in pairs]
 
     def identity(self) -> dict[str, int | str]:
-        """Return what two samplers must share to give the same batches."""
+        """Return the facts that two samplers of the same batches share."""
         return {**super().identity(), "rows of the other set": self.other, "anchor": self.anchor}
 
 
@@ -135,7 +133,7 @@ class GroupSampler(BatchSampler):
 
     Args:
         lengths: Number of rows of each task.
-        anchors: Places in ``lengths`` of the tasks of which an epoch goes through the longest once.
+        anchors: Indices in ``lengths`` of the tasks of which an epoch goes through the longest once.
         batch_size: Rows of each task per rank and batch.
         seed: Seed of all orders.
         rank: Number of this process.
@@ -151,23 +149,24 @@ class GroupSampler(BatchSampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(max(lengths[place] for place in anchors), batch_size, seed, True, rank, world_size)
+        length = max(lengths[index] for index in anchors)
+        super().__init__(length, batch_size, seed=seed, rank=rank, world_size=world_size)
         self.lengths = tuple(lengths)
         self.anchors = tuple(anchors)
 
     def order(self) -> list[tuple[int, ...]]:
         """Return a row number of each task, for each row of the longest anchor."""
         columns: list[list[int]] = []
-        for place, length in enumerate(self.lengths):
+        for index, length in enumerate(self.lengths):
             column: list[int] = []
             while len(column) < self.length:
-                stream = place + len(self.lengths) * (len(column) // length)
+                stream = index + len(self.lengths) * (len(column) // length)
                 column += permutation(length, self.seed, self.epoch - self.lag, stream)
             columns.append(column[: self.length])
         return list(zip(*columns, strict=True))
 
     def identity(self) -> dict[str, int | str]:
-        """Return what two samplers must share to give the same batches."""
+        """Return the facts that two samplers of the same batches share."""
         lengths = ", ".join(map(str, self.lengths))
         return {**super().identity(), "rows of each task": lengths, "anchor tasks": ", ".join(map(str, self.anchors))}
 

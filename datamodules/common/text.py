@@ -57,11 +57,11 @@ def encode_row(
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, with which answers must end."
         )
-    target = _plain_ids(tokenizer, separator + answer)
+    target = list(tokenizer(separator + answer, add_special_tokens=False, verbose=False)["input_ids"])
     if not target:
         raise ValueError(f"The row {name} has no target token: its answer {answer!r} tokenises to nothing.")
     target.append(end)
-    special, body = _prompt_ids(tokenizer, prompt)
+    special, body = special_and_own_ids(tokenizer, prompt)
     if not special and not body:
         raise ValueError(f"The row {name} has no prompt token: its prompt {prompt!r} tokenises to nothing.")
     room = max_length - len(special) - len(target)
@@ -87,7 +87,7 @@ def encode_document(tokenizer: PreTrainedTokenizerBase, name: str, text: str, ma
     Raises:
         ValueError: If fewer than two tokens are left, since the first one is not predicted.
     """
-    special, body = _prompt_ids(tokenizer, text)
+    special, body = special_and_own_ids(tokenizer, text)
     ids = (special + body)[:max_length]
     if len(ids) < 2:
         raise ValueError(
@@ -147,12 +147,8 @@ def longest(rows: Sequence[Encoded]) -> tuple[str, int]:
     return row.id, len(row)
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
-    """Return the special tokens that come first, and the text's own tokens; those that come last are left out."""
+def special_and_own_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """Return the special tokens that a tokenizer puts first, and the text's own tokens; those put last are left out."""
     encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
     ids, special = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
     first = special.index(0) if 0 in special else len(ids)

@@ -17,7 +17,7 @@ from .ontology import CONCEPTS, PARTS, composed_parts
 
 Colour = tuple[float, float, float]
 Stroke = tuple[float, ...]
-"""Trapezoid with rounded corners, of which discs, bars and triangles are cases; perhaps hollow, or cut off below a line.
+"""Trapezoid with rounded corners, such as a disc, a bar or a triangle; perhaps hollow, or cut off below a line.
 
 Its numbers are: centre x and y; angle, to the left, in radians; half widths below and above; half height; rounding;
 half thickness of the outline if hollow, else 0; least y that is kept, from the centre and before the turn; red, green

@@ -1,16 +1,19 @@
 """Image datasets of 8-bit images in memory, turned into batches without a loop over images."""
 
+import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..common.checks import check_at_least, check_choices
 from ..common.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
 from ..variants import Variant
 
@@ -79,7 +82,7 @@ class AugmentedSampler(BatchSampler):
     def __init__(
         self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, choices: int = 1
     ) -> None:
-        super().__init__(length, batch_size, seed, True, rank, world_size)
+        super().__init__(length, batch_size, seed=seed, rank=rank, world_size=world_size)
         self.choices = choices
 
     def order(self) -> list[tuple[int, int]]:
@@ -91,7 +94,7 @@ class AugmentedSampler(BatchSampler):
         return list(zip(order, draws.tolist(), strict=True))
 
     def identity(self) -> dict[str, int | str]:
-        """Return what two samplers must share to give the same batches."""
+        """Return the facts that two samplers of the same batches share."""
         return {**super().identity(), "ways to augment an image": self.choices}
 
 
@@ -121,6 +124,20 @@ def shift_and_flip(images: Tensor, draws: Tensor, padding: int) -> Tensor:
     sample = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
     return images[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+class ImageArguments(TypedDict, total=False):
+    """Arguments that the image sets share; see :class:`ImageDataModule`."""
+
+    batch_size: int
+    eval_batch_size: int
+    train_size: int | None
+    test_size: int | None
+    test_split: Literal["test", "train", "validation"]
+    variant: Variant | None
+    device: str
+    seed: int
+    num_workers: int
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -190,10 +207,10 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, train_size=train_size, test_size=test_size)
-        _at_least(0, validation_size=validation_size, num_workers=num_workers)
-        if test_split not in SPLITS:
-            raise ValueError(f"test_split must be 'test', 'train' or 'validation', got {test_split!r}.")
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(1, train_size=train_size, test_size=test_size)
+        check_at_least(0, validation_size=validation_size, num_workers=num_workers)
+        check_choices(SPLITS, test_split=test_split)
         self.device = _device(device)
         if self.device.type != "cpu" and num_workers:
             raise ValueError(f"num_workers must be 0 if the set is kept on {device}, got {num_workers}.")
@@ -210,7 +227,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.test_split = test_split
         self.variant, self.augment = variant, augment
         self.seed, self.num_workers = seed, num_workers
-        self._files: dict[str, tuple[Tensor, Tensor]] = {}
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
@@ -247,8 +264,7 @@ class ImageDataModule(LightningDataModule, ABC):
             >>> digits[range(len(digits))]["image"].shape
             torch.Size([397, 1, 8, 8])
         """
-        if name not in SPLITS:
-            raise ValueError(f"A split must be 'train', 'validation' or 'test', got {name!r}.")
+        check_choices(SPLITS, split=name)
         images, labels = self._part("test" if name == "test" else "train")
         start, stop = self._bounds(name, len(images))
         return ImageSet(images[start:stop], labels[start:stop], self.levels, self.variant, self.max_shift)
@@ -256,14 +272,12 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled batches."""
         data = self.split("train")
-        rank, ranks = place_of(self)
-        sampler: BatchSampler
         if self.augment:
             ways = (2 * self.max_shift + 1) ** 2 * (2 if self.flip else 1)
-            sampler = AugmentedSampler(len(data), self.batch_size, self.seed, rank, ranks, ways)
+            sampler: BatchSampler = AugmentedSampler(len(data), self.batch_size, choices=ways, **self._share)
         else:
-            sampler = BatchSampler(len(data), self.batch_size, self.seed, True, rank, ranks)
-        return training_loader(self, data, sampler, self.num_workers)
+            sampler = BatchSampler(len(data), self.batch_size, shuffle=True, **self._share)
+        return training_loader(self, data, sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Return the validation images in order, or no loader if ``validation_size`` is 0."""
@@ -279,8 +293,14 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _evaluation(self, name: str) -> ResumableLoader:
         data = self.split(name)
-        sampler = BatchSampler(len(data), self.eval_batch_size, self.seed, False, *place_of(self))
+        sampler = BatchSampler(len(data), self.eval_batch_size, shuffle=False, **self._share)
         return batch_loader(data, sampler, self.num_workers)
+
+    @property
+    def _share(self) -> dict[str, int]:
+        """Seed of the order, and this process's share of it."""
+        rank, world_size = place_of(self)
+        return {"seed": self.seed, "rank": rank, "world_size": world_size}
 
     def _bounds(self, name: str, length: int) -> tuple[int, int]:
         """Return where a split begins and ends in its part of the files."""
@@ -304,7 +324,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _part(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Return a part of the files, read and checked once, on the device."""
-        if part not in self._files:
+        if part not in self._parts:
             images, labels = self.read(part)
             where = f"The {'training' if part == 'train' else 'test'} part of {type(self).__name__}"
             if not len(images):
@@ -323,8 +343,28 @@ class ImageDataModule(LightningDataModule, ABC):
             device = self.device
             if self.trainer is not None and device.type != "cpu" and device.index is None:
                 device = self.trainer.strategy.root_device  # each process keeps the set on its own GPU
-            self._files[part] = images.contiguous().to(device), labels.long().to(device)
-        return self._files[part]
+            self._parts[part] = images.contiguous().to(device), labels.long().to(device)
+        return self._parts[part]
+
+
+def fetch_from_torchvision(source: Any, root: str | Path | None) -> None:
+    """Download the files of a dataset of torchvision.
+
+    Raises:
+        ConnectionError: If they cannot be downloaded.
+    """
+    try:
+        source(root, download=True)
+    except (RuntimeError, OSError) as error:
+        raise ConnectionError(f"{source.__name__} cannot be downloaded: {' '.join(str(error).split())}") from error
+
+
+def check_md5(path: Path, md5: str) -> None:
+    """Raise a ``ValueError`` if a file has another MD5."""
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    if checksum != md5:
+        raise ValueError(f"{path} must have the MD5 {md5}, got {checksum}; move it away to download it again.")
 
 
 def _changed(variant: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -356,9 +396,3 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device must be a device of torch such as 'cpu' or 'cuda', got {name!r}.") from error
-
-
-def _at_least(least: int, **numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}.")

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..variants import Variant
-from .base import ImageDataModule
+from lit_modules.utils.arguments import Unpack
+
+from .base import ImageArguments, ImageDataModule, check_md5, fetch_from_torchvision
 
 BATCHES = "cifar-10-batches-py"
 
@@ -30,17 +31,8 @@ class CIFAR10(ImageDataModule):
     Args:
         root: Folder of the files, or an ``.npz`` file.
         download: Whether to download the files, unless they are there; checks their MD5.
-        batch_size: Images in a training batch, on each device.
-        eval_batch_size: Images in a batch of validation, test and predict, on each device.
         validation_size: Number of training images that are kept for validation, the first ones.
-        train_size: Number of images to train on, the first ones after those; ``None`` takes all.
-        test_size: Number of images to test on, the first ones; ``None`` takes all.
-        test_split: Split that ``test`` and ``predict`` take; ``train`` shows how far a model generalises.
-        variant: Change of all images, training and test, such as ``datamodules.variants.Saturate``.
         augment: Whether training shifts and flips images at random.
-        device: Where the set is kept, such as ``cpu`` or ``cuda``; on a GPU batches are made there.
-        seed: Seed of the order and of the augmentation.
-        num_workers: Worker processes of each loader; 0 is fast, as a batch is a few tensor operations.
 
     Raises:
         ValueError: If an argument is out of its range or the variant leaves [0, 1]; in ``setup``, if a file is damaged
@@ -61,33 +53,11 @@ class CIFAR10(ImageDataModule):
         self,
         root: str = "data",
         download: bool = False,
-        batch_size: int = 128,
-        eval_batch_size: int = 1000,
         validation_size: int = 5000,
-        train_size: int | None = None,
-        test_size: int | None = None,
-        test_split: Literal["test", "train", "validation"] = "test",
-        variant: Variant | None = None,
         augment: bool = True,
-        device: str = "cpu",
-        seed: int = 0,
-        num_workers: int = 0,
+        **shared: Unpack[ImageArguments],
     ) -> None:
-        super().__init__(
-            root=root,
-            download=download,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            validation_size=validation_size,
-            train_size=train_size,
-            test_size=test_size,
-            test_split=test_split,
-            variant=variant,
-            augment=augment,
-            device=device,
-            seed=seed,
-            num_workers=num_workers,
-        )
+        super().__init__(root=root, download=download, validation_size=validation_size, augment=augment, **shared)
         self.root: Path = Path(root)
 
     def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
@@ -108,12 +78,8 @@ class CIFAR10(ImageDataModule):
         """
         if self._packed() is not None:
             return
-        source = self._source()
         if any(not path.is_file() for path, _ in self._batches()):
-            try:
-                source(self.root, download=True)
-            except (RuntimeError, OSError) as error:
-                raise ConnectionError(f"CIFAR10 cannot be downloaded: {' '.join(str(error).split())}") from error
+            fetch_from_torchvision(self._source(), self.root)
         self._check_batches()
 
     def _packed(self) -> Path | None:
@@ -124,13 +90,13 @@ class CIFAR10(ImageDataModule):
             return self.root
         if (self.root / BATCHES).is_dir():
             return None
-        found = sorted(self.root.glob("*.npz"))
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
+        packed = sorted(self.root.glob("*.npz"))
+        if len(packed) > 1:
+            names = ", ".join(path.name for path in packed)
             raise ValueError(
                 f"The folder {self.root} must hold one .npz file, got {names}; give one of them as `root`."
             )
-        return found[0] if found else None
+        return packed[0] if packed else None
 
     def _batches(self) -> list[tuple[Path, str]]:
         """Return the files of the Python batches, each with its MD5."""
@@ -139,8 +105,6 @@ class CIFAR10(ImageDataModule):
         return [(self.root / BATCHES / name, md5) for name, md5 in files]
 
     def _check_batches(self) -> None:
-        from torchvision.datasets.utils import calculate_md5
-
         missing = [path.name for path, _ in self._batches() if not path.is_file()]
         if missing:
             raise FileNotFoundError(
@@ -150,8 +114,7 @@ class CIFAR10(ImageDataModule):
                 f"{self._source().url}."
             )
         for path, md5 in self._batches():
-            if (got := calculate_md5(str(path))) != md5:
-                raise ValueError(f"{path} must have the MD5 {md5}, got {got}; move it away to download it again.")
+            check_md5(path, md5)
 
     @staticmethod
     def _source() -> Any:

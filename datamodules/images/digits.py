@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_modules.utils.arguments import Unpack
+
 from ..common.sampling import permutation
-from ..variants import Variant
-from .base import ImageDataModule
+from .base import ImageArguments, ImageDataModule
 
 TEST_IMAGES = 397
 
@@ -19,22 +20,13 @@ class Digits(ImageDataModule):
     repository, https://archive.ics.uci.edu/dataset/80, by E. Alpaydin and C. Kaynak, CC BY 4.0. Their 17 grey levels
     are divided by 16.
 
-    Which images are test images is fixed, and does not depend on ``seed``: the images are put into one random order, so
+    The test images are fixed, and do not depend on ``seed``: the images are put into one random order, so
     that all writers are in both parts, and the last 397 are kept. Batches and splits are those of
     :class:`~datamodules.images.base.ImageDataModule`.
 
     Args:
-        batch_size: Images in a training batch, on each device.
-        eval_batch_size: Images in a batch of validation, test and predict, on each device.
         validation_size: Number of training images that are kept for validation, the first ones.
-        train_size: Number of images to train on, the first ones after those; ``None`` takes all.
-        test_size: Number of images to test on, the first ones; ``None`` takes all.
-        test_split: Split that ``test`` and ``predict`` take; ``train`` shows how far a model generalises.
-        variant: Change of all images, training and test, such as ``datamodules.variants.Smooth``.
         augment: Whether training shifts images by a pixel at random.
-        device: Where the set is kept, such as ``cpu`` or ``cuda``; on a GPU batches are made there.
-        seed: Seed of the order and of the augmentation.
-        num_workers: Worker processes of each loader; 0 is fast, as a batch is a few tensor operations.
 
     Raises:
         ValueError: If an argument is out of its range or the variant leaves [0, 1]; in ``setup``, if a split is empty.
@@ -54,34 +46,8 @@ class Digits(ImageDataModule):
     levels = 16
     max_shift = 1
 
-    def __init__(
-        self,
-        batch_size: int = 128,
-        eval_batch_size: int = 1000,
-        validation_size: int = 200,
-        train_size: int | None = None,
-        test_size: int | None = None,
-        test_split: Literal["test", "train", "validation"] = "test",
-        variant: Variant | None = None,
-        augment: bool = False,
-        device: str = "cpu",
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            root=None,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            validation_size=validation_size,
-            train_size=train_size,
-            test_size=test_size,
-            test_split=test_split,
-            variant=variant,
-            augment=augment,
-            device=device,
-            seed=seed,
-            num_workers=num_workers,
-        )
+    def __init__(self, validation_size: int = 200, augment: bool = False, **shared: Unpack[ImageArguments]) -> None:
+        super().__init__(root=None, download=False, validation_size=validation_size, augment=augment, **shared)
 
     def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Return images and labels of one part."""

@@ -1,6 +1,7 @@
 """MNIST: handwritten digits."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import ImageDataModule
+from .base import ImageDataModule, check_md5, fetch_from_torchvision
 
 UNSIGNED_BYTE = 8  # the only type of number in these files
 
@@ -39,22 +40,22 @@ class MNIST(ImageDataModule):
     def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Return images and labels of one part."""
         names = [f"{self.parts[part]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
-        found = [self._find(name) for name in names]
-        missing = [f"{name}.gz" for name, path in zip(names, found, strict=True) if path is None]
+        paths = [self._find(name) for name in names]
+        missing = [f"{name}.gz" for name, path in zip(names, paths, strict=True) if path is None]
         if missing:
             raise FileNotFoundError(
                 f"The folder {self.root} must hold {names[0]}.gz and {names[1]}.gz, unpacked or not, there or in "
                 f"{self.folder}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; give "
                 f"`root`, or let `download: true` get the files from {self._source().mirrors[0]}."
             )
-        images, labels = (read_idx(path) for path in found if path is not None)
+        images, labels = (read_idx(path) for path in paths if path is not None)
         size = (self._native_size(), self._native_size())
         if images.ndim != 3 or tuple(images.shape[1:]) != size:
             raise ValueError(
-                f"{found[0]} must hold images of {size[0]} x {size[1]} pixels, got the shape {tuple(images.shape)}."
+                f"{paths[0]} must hold images of {size[0]} x {size[1]} pixels, got the shape {tuple(images.shape)}."
             )
         if labels.ndim != 1:
-            raise ValueError(f"{found[1]} must hold a label for each image, got the shape {tuple(labels.shape)}.")
+            raise ValueError(f"{paths[1]} must hold a label for each image, got the shape {tuple(labels.shape)}.")
         return images.unsqueeze(1), labels.long()
 
     def fetch(self) -> None:
@@ -64,20 +65,13 @@ class MNIST(ImageDataModule):
             ConnectionError: If they cannot be downloaded.
             ValueError: If a file that is there has another MD5.
         """
-        from torchvision.datasets.utils import calculate_md5
-
         source = self._source()
         if any(self._find(name.removesuffix(".gz")) is None for name, _ in source.resources):
-            try:
-                source(self.root, download=True)
-            except (RuntimeError, OSError) as error:
-                reason = " ".join(str(error).split())
-                raise ConnectionError(f"{type(self).__name__} cannot be downloaded: {reason}") from error
+            fetch_from_torchvision(source, self.root)
         for name, md5 in source.resources:
             for folder in self._folders():
-                path = folder / name
-                if path.is_file() and (got := calculate_md5(str(path))) != md5:
-                    raise ValueError(f"{path} must have the MD5 {md5}, got {got}; move it away to download it again.")
+                if (folder / name).is_file():
+                    check_md5(folder / name, md5)
 
     def _find(self, name: str) -> Path | None:
         paths = [folder / f"{name}{packed}" for folder in self._folders() for packed in ("", ".gz")]
@@ -122,9 +116,7 @@ def read_idx(path: str | Path) -> Tensor:
     if len(content) < start:
         raise ValueError(f"{path} ends within its header, after {len(content)} bytes; get it again.")
     shape = struct.unpack(f">{dimensions}I", content[4:start])
-    length = 1
-    for size in shape:
-        length *= size
+    length = math.prod(shape)
     if len(content) - start != length:
         raise ValueError(
             f"{path} must hold {length} values of the shape {shape}, got {len(content) - start}; get it again."

@@ -1,12 +1,13 @@
-"""Writing invented benchmarks in the shape of LUME."""
+"""Files of invented benchmarks in the shape of LUME."""
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
-from ..common.download import checksum
+from lit_modules.utils.files import write_whole
+from lit_modules.utils.hashing import hash_file
+
+from ..common.checks import check_at_least
 from .generator import Inventor
 
 FILES = ("forget.jsonl", "retain.jsonl", "nonmembers.jsonl", "semeval_mia_ids.json")
@@ -53,7 +54,7 @@ def generate_lume(num_documents: int = 8, seed: int = 0, story_sentences: int = 
 
 
 def write_lume(folder: str | Path, num_documents: int = 8, seed: int = 0, story_sentences: int = 4) -> None:
-    """Write the files of :func:`generate_lume`, and ``manifest.json``, which says what was asked for.
+    """Write the files of :func:`generate_lume`, and ``manifest.json``, which records the arguments.
 
     Files that are there stay as they are; each file appears whole or not at all. The same arguments give the same
     bytes.
@@ -69,54 +70,45 @@ def write_lume(folder: str | Path, num_documents: int = 8, seed: int = 0, story_
     """
     check_arguments(num_documents, story_sentences)
     folder = Path(folder)
-    asked = {"num_documents": num_documents, "seed": seed, "story_sentences": story_sentences}
-    if (folder / MANIFEST).is_file() and _is_complete(folder, asked):
+    arguments = {"num_documents": num_documents, "seed": seed, "story_sentences": story_sentences}
+    if (folder / MANIFEST).is_file() and _is_complete(folder, arguments):
         return
-    files = generate_lume(**asked)
+    files = generate_lume(**arguments)
     sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
     missing = [name for name in FILES if not (folder / name).exists()]
     for name in FILES:
-        if name not in missing and checksum(folder / name) != sums[name]:
-            raise ValueError(f"{folder / name} must be a file of {asked}, got another one; give another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+        if name not in missing and hash_file(folder / name) != sums[name]:
+            raise ValueError(f"{folder / name} must be a file of {arguments}, got another one; give another folder.")
     for name in missing:
         write_whole(folder / name, files[name])
-    write_whole(folder / MANIFEST, json.dumps({**asked, "sha256": sums}, indent=1) + "\n")
+    write_whole(folder / MANIFEST, json.dumps({**arguments, "sha256": sums}, indent=1) + "\n")
 
 
 def check_arguments(num_documents: int, story_sentences: int) -> None:
     """Raise a ``ValueError`` if a number is too small."""
-    if num_documents < 1:
-        raise ValueError(f"num_documents must be at least 1, got {num_documents}.")
-    if story_sentences < 4:
-        raise ValueError(f"story_sentences must be at least 4, got {story_sentences}.")
+    check_at_least(1, num_documents=num_documents)
+    check_at_least(4, story_sentences=story_sentences)
 
 
-def _is_complete(folder: Path, asked: dict[str, int]) -> bool:
+def _is_complete(folder: Path, arguments: dict[str, int]) -> bool:
     """Check a manifest against what is asked for and what is there; return whether nothing is missing."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: manifest[name] for name in asked}
+        recorded = {name: manifest[name] for name in arguments}
         sums = {name: manifest["sha256"][name] for name in FILES}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must be the manifest that SyntheticLUME writes; give another folder.") from error
-    if found != asked:
-        raise ValueError(f"{folder} holds a benchmark of {found}, and {asked} was asked for; give another folder.")
+    if recorded != arguments:
+        raise ValueError(
+            f"{folder} holds a benchmark of {recorded}, and {arguments} was asked for; give another folder."
+        )
     present = [name for name in FILES if (folder / name).is_file()]
     for name in present:
-        if checksum(folder / name) != sums[name]:
+        if hash_file(folder / name) != sums[name]:
             raise ValueError(f"{folder / name} was changed after it was written; remove it to write it again.")
     return len(present) == len(FILES)
 
 
 def _lines(records: list[dict[str, str]]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        whole = Path(temporary) / path.name
-        whole.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(whole, path)

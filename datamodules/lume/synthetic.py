@@ -4,17 +4,36 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.files import write_whole
+from lit_modules.utils.hashing import hash_file
+
 from ..common.bpe import SMALLEST, train_bpe
-from ..common.download import checksum
-from .files import FILES, check_arguments, write_lume, write_whole
-from .lume import LUME, SETS
-from .rows import KINDS, TASKS, read_documents, read_rows
+from ..common.checks import check_at_least
+from ..common.forget_retain import SETS
+from .files import FILES, check_arguments, write_lume
+from .lume import LUME
+from .rows import read_documents, read_rows
 
 FINGERPRINT = "fingerprint.json"
+
+
+class SyntheticArguments(TypedDict, total=False):
+    """Arguments of :class:`~datamodules.lume.lume.LUME` that go with invented files."""
+
+    subset: Literal["unlearn", "all", "forget", "retain"]
+    tasks: tuple[str, ...]
+    kinds: tuple[str, ...]
+    max_length: int
+    separator: str
+    eval_batch_size: int
+    anchor: Literal["forget", "retain"]
+    seed: int
+    by_task: bool
 
 
 class SyntheticLUME(LUME):
@@ -36,17 +55,8 @@ class SyntheticLUME(LUME):
         story_sentences: Sentences of a story, at least 4.
         data_seed: Seed of the documents.
         vocab_size: Largest number of tokens of the trained tokenizer.
-        subset: What to train on: pairs for unlearning, both sets, or one of them.
-        tasks: Tasks to keep.
-        kinds: Kinds of rows to keep.
-        max_length: Largest number of tokens of a row; a longer one loses the beginning of its prompt.
-        separator: Text between prompt and answer.
         batch_size: Rows of each set in a training batch, on each device.
-        eval_batch_size: Rows in a batch of validation, test and predict.
-        anchor: The set that an epoch goes through once; the other is paired at random.
-        seed: Seed of the order.
         num_workers: Worker processes of each loader.
-        by_task: Whether a training batch holds the tasks of each set apart, for ``lit_modules.NGDiff``.
 
     Raises:
         ValueError: If an argument is out of its range, or ``root`` holds a benchmark of other arguments.
@@ -60,38 +70,26 @@ class SyntheticLUME(LUME):
         story_sentences: int = 4,
         data_seed: int = 0,
         vocab_size: int = 1024,
-        subset: Literal["unlearn", "all", "forget", "retain"] = "unlearn",
-        tasks: tuple[str, ...] = TASKS,
-        kinds: tuple[str, ...] = KINDS,
-        max_length: int = 512,
-        separator: str = " ",
         batch_size: int = 8,
-        eval_batch_size: int = 32,
-        anchor: Literal["forget", "retain"] = "forget",
-        seed: int = 0,
         num_workers: int = 0,
-        by_task: bool = False,
+        **shared: Unpack[SyntheticArguments],
     ) -> None:
         super().__init__(
             tokenizer=tokenizer,
             root=root,
-            subset=subset,
-            tasks=tasks,
-            kinds=kinds,
-            max_length=max_length,
-            separator=separator,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            anchor=anchor,
-            seed=seed,
             num_workers=num_workers,
-            by_task=by_task,
+            download=False,
+            splits="all",
+            splits_file=None,
+            max_documents=None,
+            nonmembers=None,
+            members_file=None,
+            document_seed=0,
+            **shared,
         )
         check_arguments(num_documents, story_sentences)
-        if vocab_size < SMALLEST:
-            raise ValueError(f"vocab_size must be at least {SMALLEST}, got {vocab_size}.")
-        named = tokenizer is None or isinstance(tokenizer, str)
-        self.save_hyperparameters(ignore=[] if named else ["tokenizer"])
+        check_at_least(SMALLEST, vocab_size=vocab_size)
         self.num_documents, self.data_seed, self.story_sentences = num_documents, data_seed, story_sentences
         self.vocab_size = vocab_size
 
@@ -103,14 +101,14 @@ class SyntheticLUME(LUME):
 
     @property
     def _trains_tokenizer(self) -> bool:
-        return self._tokenizer_name is None and self.tokenizer is None
+        return self.tokenizer_name is None and self.tokenizer is None
 
     @property
     def _tokenizer_folder(self) -> Path:
         return self.root / f"tokenizer-{self.vocab_size}"
 
     def _fingerprint(self) -> dict[str, str]:
-        return {name: checksum(self.root / name) for name in FILES}
+        return {name: hash_file(self.root / name) for name in FILES}
 
     def _has_tokenizer(self) -> bool:
         path = self._tokenizer_folder / FINGERPRINT

@@ -2,27 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ..common.batches import Column, PairBatches, PromptBatches, TaskBatches
-from ..common.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
+from lit_modules.utils.arguments import Unpack
+
+from ..common.batches import Column, PromptBatches
+from ..common.checks import check_at_least, check_choices
+from ..common.forget_retain import SETS, ForgetRetainData, TrainingArguments
+from ..common.sampling import ResumableLoader
 from ..common.text import Encoded, encode_document, longest, pad_id
 from .rows import ENDINGS, encode_blocks, find_file, question_prompt, read_records, read_texts
 
-SETS = ("forget", "retain")
-SUBSETS = ("unlearn", "all", "forget", "retain")
 FOLDS = (1, 2, 3, 4)
 ATTACKED = ("forget", "retain", "holdout")
 VERBMEM_TOKENS, KNOWMEM_TOKENS = 128, 32  # of the benchmark's evaluation
 ADDRESS = "https://huggingface.co/muse-bench"
 
 
-class MUSE(LightningDataModule):
+class MUSE(ForgetRetainData):
     """Texts of MUSE, News or Books, on files that the user supplies.
 
     The texts, BBC articles and novels, are not cleared for redistribution, so nothing is downloaded. ``root`` is the
@@ -36,20 +36,14 @@ class MUSE(LightningDataModule):
     - ``knowmem/{forget,retain}_qa`` with ``question`` and ``answer``, and ``..._qa_icl``, examples shown before each.
     - ``privleak/{forget,retain,holdout}``: texts for the membership attack.
 
-    Texts are cut into blocks of ``max_length`` tokens without loss. Batches are dicts; a task has ``input_ids``,
-    ``attention_mask`` and ``labels`` (-100 on what is not scored), int64 of shape ``(batch, tokens)``, padded on the
-    right, and ``id``. All strings come in lists.
+    Texts are cut into blocks of ``max_length`` tokens without loss. Batches of training and validation are those of
+    :class:`~datamodules.common.forget_retain.ForgetRetainData`.
 
-    - Training with ``subset="unlearn"``: ``{"forget": task, "retain": task}``; otherwise a task.
-    - Validation, a loader of each set: a task with ``split``.
     - Test, first loader, and predict: ``input_ids`` and ``attention_mask`` of prompts, padded on the left, with ``id``,
       ``split``, ``kind`` (``"verbmem"`` or ``"knowmem"``), ``row`` and ``max_new_tokens`` (int64, ``(batch,)``),
       ``prompt`` and ``target``, of ``verbmem`` the first 128 tokens, a beginning of sequence counted.
     - Test, second loader: texts of ``privleak`` as tasks with every token labelled, ``split`` (``"forget"``,
       ``"retain"`` or ``"holdout"``) and ``row``.
-
-    The order of training is a function of ``seed`` and the epoch. A run that was stopped in the middle of an epoch goes
-    on with the next batch. ``W`` devices see the rows that one device with ``W`` times the ``batch_size`` sees.
 
     Scalability: one run for each ``fold``, all from the same model. Sustainability: one run for each ``request``, each
     from the model that the run before left; ``lit-modules sequence`` does both.
@@ -57,18 +51,13 @@ class MUSE(LightningDataModule):
     Args:
         tokenizer: Tokenizer, or its name or folder; the command line takes the model's.
         root: Folder of the corpus.
-        subset: What to train on: pairs for unlearning, both sets, or one of them.
         fold: Number of the forget set of ``scal``, 1 to 4; ``None`` takes ``raw/forget``.
         request: Number of the forget set of ``sust``, 1 to 4; ``None`` takes ``raw/forget``.
         retain: Splits of ``raw`` to retain; a model that is to know all takes ``retain1`` and ``retain2``.
         max_blocks: Blocks of the forget set and of the retain set to train on, the first ones; ``None`` takes all.
         eval_rows: Rows of each evaluated file, the first ones; ``None`` takes all.
         max_length: Largest number of tokens of a block and of an evaluated text; a longer prompt loses its beginning.
-        batch_size: Blocks of each set in a training batch, on each device.
         eval_batch_size: Rows in a batch of validation, test and predict, on each device.
-        anchor: The set that an epoch goes through once; the other is paired at random.
-        seed: Seed of the order.
-        num_workers: Worker processes of each loader.
 
     Raises:
         ValueError: If an argument is out of its range, both ``fold`` and ``request`` are given or, in ``setup``, a row
@@ -83,64 +72,40 @@ class MUSE(LightningDataModule):
         self,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         root: str = "data/muse/news",
-        subset: Literal["unlearn", "all", "forget", "retain"] = "unlearn",
         fold: int | None = None,
         request: int | None = None,
         retain: tuple[str, ...] = ("retain1",),
         max_blocks: int | None = None,
         eval_rows: int | None = None,
         max_length: int = 2048,
-        batch_size: int = 4,
         eval_batch_size: int = 8,
-        anchor: Literal["forget", "retain"] = "forget",
-        seed: int = 0,
-        num_workers: int = 4,
+        **shared: Unpack[TrainingArguments],
     ) -> None:
-        super().__init__()
-        sizes = {"max_blocks": max_blocks, "eval_rows": eval_rows, "max_length": max_length, "batch_size": batch_size}
-        for name, size in {**sizes, "eval_batch_size": eval_batch_size}.items():
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
-        choices: dict[str, tuple[Any, Sequence[Any]]] = {
-            "subset": (subset, SUBSETS),
-            "anchor": (anchor, SETS),
-            "fold": (fold, (None, *FOLDS)),
-            "request": (request, (None, *FOLDS)),
-        }
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"{name} must be of {', '.join(map(repr, allowed))}, got {value!r}.")
+        super().__init__(
+            tokenizer=tokenizer, root=root, max_length=max_length, eval_batch_size=eval_batch_size, **shared
+        )
+        check_at_least(1, max_blocks=max_blocks, eval_rows=eval_rows)
+        check_choices((None, *FOLDS), fold=fold, request=request)
         if fold is not None and request is not None:
             raise ValueError(f"fold and request exclude each other, got fold={fold} and request={request}.")
         if not retain:
             raise ValueError("retain must name at least one split of raw, such as 'retain1', got none.")
-        named = tokenizer is None or isinstance(tokenizer, str)
-        self.save_hyperparameters(ignore=[] if named else ["tokenizer"])
-        self.root, self.subset, self.anchor, self.retain = Path(root), subset, anchor, tuple(retain)
-        self.max_blocks, self.eval_rows, self.max_length = max_blocks, eval_rows, max_length
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
+        self.retain, self.max_blocks, self.eval_rows = tuple(retain), max_blocks, eval_rows
         self.forget = ("raw", "forget")
         if fold is not None:
             self.forget = ("scal", f"forget_{fold}")
         if request is not None:
             self.forget = ("sust", f"forget_{request}")
-        self._tokenizer_name = tokenizer if isinstance(tokenizer, str) else None
-        # Any: a tokenizer after `setup` at the latest, and None before, which readers need not check
-        self.tokenizer: Any = None if isinstance(tokenizer, str) else tokenizer
-        self._encoded: dict[str, list[Encoded]] = {}
         self._prompts: list[tuple[Encoded, dict[str, Any]]] = []
         self._documents: list[tuple[Encoded, dict[str, Any]]] = []
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the rows that the stage needs, once."""
         self.tokenizer = self._load_tokenizer()
-        if stage in ("fit", "validate") and not self._encoded:
+        if stage in ("fit", "validate") and not self.encoded:
             sets = {"forget": [self.forget], "retain": [("raw", split) for split in self.retain]}
             files = self._files([key for keys in sets.values() for key in keys], "Training")
-            self._encoded = {
+            self.encoded = {
                 name: [
                     block
                     for key in keys
@@ -154,31 +119,13 @@ class MUSE(LightningDataModule):
         if stage == "test" and not self._documents:
             self._set_up_documents()
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Return pairs for unlearning, or blocks of the chosen subset."""
-        if self.subset != "unlearn":
-            rows = [row for name in SETS if self.subset in ("all", name) for row in self._encoded[name]]
-            sampler = BatchSampler(len(rows), self.batch_size, self.seed, True, *place_of(self))
-            return training_loader(self, TaskBatches(rows, self._pad), sampler, self.num_workers)
-        forget, retain = (TaskBatches(self._encoded[name], self._pad) for name in SETS)
-        pairs = PairSampler(len(forget), len(retain), self.anchor, self.batch_size, self.seed, *place_of(self))
-        return training_loader(self, PairBatches(forget, retain), pairs, self.num_workers)
-
-    def val_dataloader(self) -> list[ResumableLoader]:
-        """Return a loader of each set, to score its blocks."""
-        loaders = []
-        for name in SETS:
-            rows = sorted(self._encoded[name], key=len)
-            loaders.append(self._evaluation(TaskBatches(rows, self._pad, {"split": [name] * len(rows)})))
-        return loaders
-
     def test_dataloader(self) -> list[ResumableLoader]:
         """Return the loader of prompts and that of texts to attack."""
         facts = [fact for _, fact in self._documents]
         columns: dict[str, Column] = {"split": [fact["split"] for fact in facts]}
         columns |= {"row": torch.tensor([fact["row"] for fact in facts])}
         rows = [row for row, _ in self._documents]
-        return [self.predict_dataloader(), self._evaluation(TaskBatches(rows, self._pad, columns))]
+        return [self.predict_dataloader(), self._evaluation(self._tasks(rows, columns))]
 
     def predict_dataloader(self) -> ResumableLoader:
         """Return prompts, batched by kind and length."""
@@ -186,12 +133,12 @@ class MUSE(LightningDataModule):
         words = ("split", "kind", "prompt", "target")
         columns: dict[str, Column] = {name: [fact[name] for fact in facts] for name in words}
         columns |= {name: torch.tensor([fact[name] for fact in facts]) for name in ("row", "max_new_tokens")}
-        return self._evaluation(PromptBatches([row for row, _ in self._prompts], self._pad, columns))
+        return self._evaluation(PromptBatches([row for row, _ in self._prompts], pad_id(self.tokenizer), columns))
 
     def longest_row(self) -> tuple[str, int]:
         """Return name and tokens of the longest row that was set up, for a model to compare with its positions."""
         evaluated = [row for row, _ in (*self._prompts, *self._documents)]
-        return longest([*(row for rows in self._encoded.values() for row in rows), *evaluated])
+        return longest([*(row for rows in self.encoded.values() for row in rows), *evaluated])
 
     def _set_up_prompts(self) -> None:
         asked = [("knowmem", f"{split}_qa{end}") for split in SETS for end in ("", "_icl")]
@@ -220,9 +167,7 @@ class MUSE(LightningDataModule):
             for row, asked_row in enumerate(questions[: self.eval_rows]):
                 prompt = question_prompt(asked_row["question"], shown)
                 add("knowmem", split, row, prompt, asked_row["answer"], KNOWMEM_TOKENS)
-        cut = sum(row.cut > 0 for row, _ in items)
-        if cut:
-            rank_zero_warn(f"{cut} of {len(items)} prompts lose their beginning to max_length={self.max_length}.")
+        self._warn_of_cuts([row for row, _ in items])
         self._prompts = sorted(items, key=lambda item: (item[1]["kind"], len(item[0].prompt)))
 
     def _set_up_documents(self) -> None:
@@ -232,9 +177,7 @@ class MUSE(LightningDataModule):
             for row, text in enumerate(read_texts(files["privleak", split])[: self.eval_rows]):
                 encoded = encode_document(self.tokenizer, f"privleak/{split}/{row}", text, self.max_length)
                 items.append((encoded, {"split": split, "row": row}))
-        cut = sum(row.cut > 0 for row, _ in items)
-        if cut:
-            rank_zero_warn(f"{cut} of {len(items)} texts of privleak lose their end to max_length={self.max_length}.")
+        self._warn_of_cuts([row for row, _ in items], "texts of privleak lose their end")
         self._documents = sorted(items, key=lambda item: len(item[0]))
 
     def _files(self, keys: Sequence[tuple[str, str]], what: str) -> dict[tuple[str, str], Path]:
@@ -247,25 +190,3 @@ class MUSE(LightningDataModule):
                 f"missing; the texts are not redistributed here: get them from {ADDRESS} and give `root`."
             )
         return {key: path for key, path in found.items() if path is not None}
-
-    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
-        if isinstance(self.tokenizer, PreTrainedTokenizerBase):
-            return self.tokenizer
-        if self._tokenizer_name is None:
-            raise ValueError(f"{type(self).__name__} needs a tokenizer: give its name or folder, usually the model's.")
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._tokenizer_name)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"tokenizer must be the name or folder of a tokenizer, got {self._tokenizer_name!r}: {reason}"
-            ) from error
-        return tokenizer
-
-    def _evaluation(self, dataset: TaskBatches) -> ResumableLoader:
-        sampler = BatchSampler(len(dataset), self.eval_batch_size, self.seed, False, *place_of(self))
-        return batch_loader(dataset, sampler, self.num_workers)
-
-    @property
-    def _pad(self) -> int:
-        return pad_id(self.tokenizer)

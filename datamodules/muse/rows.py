@@ -1,14 +1,16 @@
-"""Reading MUSE's files: texts, passages to continue and questions; and cutting texts into blocks of tokens."""
+"""Rows of MUSE's files: texts, passages to continue and questions; texts cut into blocks of tokens."""
 
 import json
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..common.text import Encoded
+from lit_modules.utils.json_lines import shorten
+
+from ..common.checks import check_texts, json_rows
+from ..common.text import Encoded, special_and_own_ids
 
 ENDINGS = (".txt", ".json", ".jsonl", ".parquet")
 ASKED = "Question: {}\nAnswer: "
@@ -40,12 +42,9 @@ def read_texts(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.suffix == ".txt":
-        text = _decoded(path)
-        if not text.strip():
-            raise ValueError(f"{path} is empty; it must hold a text.")
-        return [text]
-    records = [(where, {"text": row} if isinstance(row, str) else row) for where, row in _rows(path)]
-    return [row["text"] for row in _checked(records, ("text",), path)]
+        return [_decoded(path)]
+    rows = [(place, {"text": row} if isinstance(row, str) else row) for place, row in _rows(path)]
+    return [check_texts(row, place, ("text",))["text"] for place, row in rows]
 
 
 def read_records(path: str | Path, fields: Sequence[str]) -> list[dict[str, str]]:
@@ -62,7 +61,7 @@ def read_records(path: str | Path, fields: Sequence[str]) -> list[dict[str, str]
     path = Path(path)
     if path.suffix == ".txt":
         raise ValueError(f"{path} must be JSON or Parquet with the fields {', '.join(fields)}, got plain text.")
-    return _checked(_rows(path), fields, path)
+    return [check_texts(row, place, fields) for place, row in _rows(path)]
 
 
 def encode_blocks(tokenizer: PreTrainedTokenizerBase, name: str, text: str, max_length: int) -> list[Encoded]:
@@ -82,23 +81,19 @@ def encode_blocks(tokenizer: PreTrainedTokenizerBase, name: str, text: str, max_
     Raises:
         ValueError: If the text has no token that is scored, or ``max_length`` leaves no room for one.
     """
-    encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
-    ids, special = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
-    first = special.index(0) if 0 in special else len(ids)
-    last = len(ids) - special[::-1].index(0) if 0 in special else len(ids)
-    start, body = ids[:first], ids[first:last]
+    start, body = special_and_own_ids(tokenizer, text)
     least = len(start) + 1 if start else 2
     if max_length < least:
         raise ValueError(f"max_length must be at least {least}, so that a block scores a token, got {max_length}.")
     if len(body) < (1 if start else 2):
         raise ValueError(f"The text {name} must have a token to score, got {len(body)} in all: {text[:40]!r}.")
     blocks: list[Encoded] = []
-    place = 0
-    while place < len(body):
-        prompt = start or body[max(0, place - 1) : place]
-        room = max_length - len(prompt)
-        blocks.append(Encoded(f"{name}/{len(blocks)}", list(prompt), body[place : place + room]))
-        place += room
+    done = 0
+    while done < len(body):
+        prompt = start or body[max(0, done - 1) : done]
+        stop = done + max_length - len(prompt)
+        blocks.append(Encoded(f"{name}/{len(blocks)}", list(prompt), body[done:stop]))
+        done = stop
     return blocks
 
 
@@ -115,49 +110,27 @@ def question_prompt(question: str, examples: Sequence[dict[str, str]]) -> str:
 
 def _rows(path: Path) -> list[tuple[str, Any]]:
     """Return the rows of a file, each with the place that a message names."""
-    if path.suffix == ".parquet":
-        return [(f"{path}, row {number}", row) for number, row in enumerate(_parquet(path), start=1)]
-    text = _decoded(path)
-    rows: list[tuple[str, Any]] = []
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-            try:
-                rows.append((f"{path}:{number}", json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: a line must be JSON, got {_short(line)}.") from error
-        return rows
+        return json_rows(path)
+    rows = _parquet(path) if path.suffix == ".parquet" else _array(path)
+    if not rows:
+        raise ValueError(f"{path} must hold at least one row, got none.")
+    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _array(path: Path) -> list[Any]:
     try:
-        content = json.loads(text)
+        content = json.loads(_decoded(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: the file must be a JSON array of rows: {error.msg}.") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} must be a JSON array of rows, and is nested too deeply.") from error
     if not isinstance(content, list):
-        raise ValueError(f"{path} must be a JSON array of rows, got {_short(content)}.")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(content, start=1)]
-
-
-def _checked(rows: Sequence[tuple[str, Any]], fields: Sequence[str], path: Path) -> list[dict[str, str]]:
-    if not rows:
-        raise ValueError(f"{path} must hold at least one row with the fields {', '.join(fields)}, got none.")
-    for where, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{where}: a row must be an object with the fields {', '.join(fields)}, got {_short(row)}."
-            )
-        for name in fields:
-            if name not in row:
-                raise ValueError(f"{where}: the field {name!r} is missing; a row has {', '.join(fields)}.")
-            if not isinstance(row[name], str) or not row[name].strip():
-                raise ValueError(
-                    f"{where}: the field {name!r} must be a string that is not blank, got {_short(row[name])}."
-                )
-    return [{name: row[name] for name in fields} for _, row in rows]
+        raise ValueError(f"{path} must be a JSON array of rows, got {shorten(content)}.")
+    return content
 
 
 def _parquet(path: Path) -> list[Any]:
     try:
-        parquet = import_module("pyarrow.parquet")
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
             f'Reading {path} needs pyarrow: pip install "lit-modules[parquet]"; JSON files need nothing.'
@@ -170,8 +143,6 @@ def _parquet(path: Path) -> list[Any]:
 
 
 def _decoded(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -179,11 +150,3 @@ def _decoded(path: Path) -> str:
     if not text.strip():
         raise ValueError(f"{path} is empty; it must hold at least one row.")
     return text
-
-
-def _short(value: object) -> str:
-    try:
-        text = ascii(value)
-    except (RecursionError, ValueError):
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,10 +1,15 @@
-"""Reading TOFU's files: one checked question per line."""
+"""Questions of TOFU's files, each checked."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lit_modules.utils.json_lines import numbered_lines, shorten
+
+from ..common.checks import check_texts, is_text, json_rows
+
+PARAPHRASES = ("paraphrased_answer", "paraphrased_question")
 
 
 @dataclass(frozen=True)
@@ -35,87 +40,55 @@ class Question:
         return f"{self.file}/{self.row}"
 
 
-def parse_question(line: str, where: str, file: str = "", row: int = 0, perturbed: bool = False) -> Question:
-    """Read one line.
-
-    Args:
-        line: A JSON object with the strings ``question`` and ``answer``, for a perturbed set with ``perturbed_answer``,
-            a list of strings, and perhaps with the strings ``paraphrased_answer`` and ``paraphrased_question``; further
-            fields are passed over.
-        where: File and line number, for the message.
-        file: Name of the file without its ending.
-        row: Number of the row.
-        perturbed: Whether the line is of a perturbed set.
-
-    Raises:
-        ValueError: If the line is anything else; the message is one line and begins with ``where``.
-
-    Example:
-        >>> parse_question('{"question": "Who?", "answer": "Nobody."}', "x.json:1").answer
-        'Nobody.'
-    """
-    fields = ("question", "answer", *(("perturbed_answer",) if perturbed else ()))
-    shape = f"a JSON object with the fields {', '.join(fields)}"
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: a line must be {shape}, got {_short(line)}, which is not JSON.") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: a line must be {shape}, got {_short(record)}.")
-    for name in fields:
-        if name not in record:
-            hint = "; this is no perturbed set" if name == "perturbed_answer" else ""
-            raise ValueError(f"{where}: the field {name!r} is missing; a line must be {shape}{hint}.")
-    wrong = record.get("perturbed_answer", []) if perturbed else []
-    if not isinstance(wrong, list) or (perturbed and not wrong) or not all(map(_is_text, wrong)):
-        raise ValueError(
-            f"{where}: the field 'perturbed_answer' must be a list of strings that are not blank, got {_short(wrong)}."
-        )
-    optional = ("paraphrased_answer", "paraphrased_question") if perturbed else ()
-    for name in ("question", "answer", *(name for name in optional if name in record)):
-        if not _is_text(record[name]):
-            raise ValueError(
-                f"{where}: the field {name!r} must be a string that is not blank, got {_short(record[name])}."
-            )
-    others = (record.get(name) if perturbed else None for name in ("paraphrased_answer", "paraphrased_question"))
-    return Question(file, row, record["question"], record["answer"], tuple(wrong), *others)
-
-
 def read_questions(path: str | Path, perturbed: bool = False) -> list[Question]:
     """Read a file of questions.
 
     Args:
-        path: JSON lines in UTF-8, whatever its ending; the last line may lack its end.
+        path: JSON lines, whatever its ending, with the strings ``question`` and ``answer``; in a perturbed set also
+            ``perturbed_answer``, a list of strings, and perhaps the strings ``paraphrased_answer`` and
+            ``paraphrased_question``. Further fields are passed over.
         perturbed: Whether every row must have wrong answers.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is malformed, with file and line number; if the file is empty or no UTF-8, or only some
-            rows of a perturbed set have a paraphrase.
+        ValueError: If a line is malformed, with file and line number; if the file is empty, or only some rows of a
+            perturbed set have a paraphrase.
     """
     path = Path(path)
-    rows = [
-        parse_question(line, f"{path}:{row + 1}", path.stem, row, perturbed) for row, line in enumerate(_lines(path))
-    ]
-    for name in ("paraphrased_answer", "paraphrased_question"):
-        lacking = [row.row for row in rows if getattr(row, name) is None]
-        if 0 < len(lacking) < len(rows):
+    questions = []
+    for row, (place, value) in enumerate(json_rows(path)):
+        texts = check_texts(value, place, ("question", "answer"))
+        further = _perturbed_texts(value, place) if perturbed else {}
+        questions.append(Question(path.stem, row, **texts, **further))
+    for name in PARAPHRASES:
+        lacking = [question.row for question in questions if getattr(question, name) is None]
+        if 0 < len(lacking) < len(questions):
             raise ValueError(f"{path}:{lacking[0] + 1}: the field {name!r} is missing, which other rows have.")
-    return rows
+    return questions
+
+
+def _perturbed_texts(value: dict[str, Any], place: str) -> dict[str, Any]:
+    wrong = value.get("perturbed_answer")
+    if wrong is None:
+        raise ValueError(f"{place}: the field 'perturbed_answer' is missing; this is no perturbed set.")
+    if not isinstance(wrong, list) or not wrong or not all(map(is_text, wrong)):
+        raise ValueError(
+            f"{place}: the field 'perturbed_answer' must be a list of strings that are not blank, got {shorten(wrong)}."
+        )
+    paraphrases = [name for name in PARAPHRASES if name in value]
+    return {"perturbed_answers": tuple(wrong), **check_texts(value, place, paraphrases)}
 
 
 def read_refusals(path: str | Path) -> list[str]:
     """Read answers that say nothing, one plain text per line, as ``idontknow.jsonl`` holds them.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is blank, or the file is empty or no UTF-8.
+        ValueError: If a line is not UTF-8, or there is none.
     """
-    path = Path(path)
-    lines = [line.strip() for line in _lines(path)]
-    if "" in lines:
-        raise ValueError(f"{path}:{lines.index('') + 1}: a line must be a refusal in plain text, got a blank line.")
-    return lines
+    refusals = [text.strip() for _, text in numbered_lines(path)]
+    if not refusals:
+        raise ValueError(f"{path} is empty; it must hold at least one refusal.")
+    return refusals
 
 
 def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> None:
@@ -129,7 +102,7 @@ def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> No
     if shared:
         raise ValueError(
             f"The forget and the retain set must share no question, got {len(shared)} in both, such as {shared[0].id} "
-            f"{_short(shared[0].question)}."
+            f"{shorten(shared[0].question)}."
         )
 
 
@@ -147,29 +120,3 @@ def check_same(perturbed: Sequence[Question], plain: Sequence[Question]) -> None
             f"{perturbed[0].file} must hold the questions of {plain[0].file} in their order, and {what}; take both "
             "files from the same release."
         )
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8, got the byte {error.object[error.start]:#04x}.") from error
-    if not text.strip():
-        raise ValueError(f"{path} is empty; it must hold at least one line.")
-    # only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON strings may hold
-    yield from text.removesuffix("\n").split("\n")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _short(value: object) -> str:
-    # ascii: a message stays one line of plain characters whatever the file holds
-    try:
-        text = ascii(value)
-    except (RecursionError, ValueError):
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."

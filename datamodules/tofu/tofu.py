@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+from lit_modules.utils.arguments import Unpack
 
 from ..common.batches import Column, PairBatches, PromptBatches, TaskBatches
+from ..common.checks import check_at_least, check_choices
 from ..common.download import download as download_file
-from ..common.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
+from ..common.forget_retain import SETS, ForgetRetainArguments, ForgetRetainData
+from ..common.sampling import ResumableLoader
 from ..common.text import Encoded, longest, pad_id
 from .rows import Question, check_disjoint, check_same, read_questions, read_refusals
 from .templates import Template, check_template
@@ -36,8 +38,6 @@ CHECKSUMS = {
     REFUSALS: "eb9a1e32a6f4112088306e1a65d297240f75513dd5223b2acb326454675fd605",
 }
 RETAIN = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
-SETS = ("forget", "retain")
-SUBSETS = ("unlearn", "all", "forget", "retain")
 
 
 class RefusalBatches(PairBatches):
@@ -60,7 +60,7 @@ class RefusalBatches(PairBatches):
         return {**super().__getitem__(indices), "idk": self.refusals[[forget for forget, _ in indices]]}
 
 
-class TOFU(LightningDataModule):
+class TOFU(ForgetRetainData):
     """Questions and answers on 200 fictitious authors, some of them to forget.
 
     The files are those of the benchmark, https://github.com/locuslab/tofu, MIT, copyright CMU Locus Lab: JSON lines in
@@ -69,13 +69,10 @@ class TOFU(LightningDataModule):
     ``full``. ``..._perturbed`` hold wrong answers and paraphrases, for ``retain`` of the first 20 authors. Real authors
     and world facts show what else a model forgets.
 
-    Batches are dicts; a task has ``input_ids``, ``attention_mask`` and ``labels`` (-100 on prompts and padding), int64
-    of shape ``(batch, tokens)``, padded on the right, and ``id``. All strings come in lists. Answers end with the end
-    of sequence, in a chat behind the end of the template's turn.
+    Batches of training and validation are those of :class:`~datamodules.common.forget_retain.ForgetRetainData`; with
+    ``refusals`` a pair also has the task ``"idk"``, the forget rows' questions with refusals as answers. Answers end
+    with the end of sequence, in a chat behind the end of the template's turn.
 
-    - Training with ``subset="unlearn"``: ``{"forget": task, "retain": task}``, with ``refusals`` also ``"idk"``, the
-      forget rows' questions with refusals as answers; otherwise a task.
-    - Validation, a loader of each set: a task with ``split``.
     - Test, first loader, and predict: ``input_ids`` and ``attention_mask`` of prompts, padded on the left, with ``id``,
       ``split`` (``"forget"``, ``"retain"``, ``"real_authors"`` or ``"world_facts"``), ``row`` (int64, ``(batch,)``, its
       number in the file), ``prompt`` and ``target``.
@@ -83,15 +80,11 @@ class TOFU(LightningDataModule):
       ``choice`` (int64, ``(batch,)``, the number of a perturbed answer, else 0) and ``target``, the answer. With
       hold-out rows, for membership attacks, these come with the split ``"holdout"``.
 
-    The order of training is a function of ``seed`` and the epoch. A run that was stopped in the middle of an epoch goes
-    on with the next batch. ``W`` devices see the rows that one device with ``W`` times the ``batch_size`` sees.
-
     Args:
         tokenizer: Tokenizer, or its name or folder; the command line takes the model's.
         root: Folder of the files.
         download: Whether to download the files, unless they are there; checks their SHA-256.
-        split: What to forget; the retain set is the rest.
-        subset: What to train on: pairs for unlearning, both sets, or one of them.
+        split: Set to forget; the retain set is the rest.
         template: Form of question and answer: ``"plain"``, ``"phi"`` and ``"llama2"`` as the official evaluation has
             them, or ``"chat"``, the tokenizer's own.
         system_prompt: First message of a chat.
@@ -101,14 +94,8 @@ class TOFU(LightningDataModule):
         refusals: Whether to add refusals; each forget row has one of ``idontknow.jsonl``, drawn with ``seed``.
         max_rows: Rows of the forget set and of the retain set to train on, the first ones; ``None`` takes all.
         eval_rows: Rows of each set to evaluate, the first ones; ``None`` takes all. The official logs have 300.
-        max_length: Largest number of tokens of question and answer.
-        batch_size: Rows of each set in a training batch, on each device.
-        eval_batch_size: Rows in a batch of validation, test and predict, on each device.
-        anchor: The set that an epoch goes through once; the other is paired at random.
         holdout: JSON lines with ``question`` and ``answer`` that the model never saw; by default ``holdout01.json`` for
             ``forget01`` and so on in ``root``, if it is there.
-        seed: Seed of the order and of the refusals.
-        num_workers: Worker processes of each loader.
 
     Raises:
         ValueError: If an argument is out of its range or, in ``setup``, a file is malformed, a question is in both
@@ -125,7 +112,6 @@ class TOFU(LightningDataModule):
         root: str = "data/tofu",
         download: bool = False,
         split: Literal["forget01", "forget05", "forget10"] = "forget10",
-        subset: Literal["unlearn", "all", "forget", "retain"] = "unlearn",
         template: Literal["plain", "phi", "llama2", "chat"] = "plain",
         system_prompt: str | None = None,
         template_arguments: dict[str, Any] | None = None,
@@ -133,40 +119,17 @@ class TOFU(LightningDataModule):
         refusals: bool = False,
         max_rows: int | None = None,
         eval_rows: int | None = None,
-        max_length: int = 512,
-        batch_size: int = 4,
-        eval_batch_size: int = 32,
-        anchor: Literal["forget", "retain"] = "forget",
         holdout: str | None = None,
-        seed: int = 0,
-        num_workers: int = 4,
+        **shared: Unpack[ForgetRetainArguments],
     ) -> None:
-        super().__init__()
-        sizes = {"max_rows": max_rows, "eval_rows": eval_rows, "max_length": max_length}
-        for name, size in {**sizes, "batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
-        choices: dict[str, tuple[str, Sequence[str]]] = {
-            "split": (split, tuple(RETAIN)),
-            "subset": (subset, SUBSETS),
-            "questions": (questions, ("original", "paraphrased")),
-            "anchor": (anchor, SETS),
-        }
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"{name} must be of {', '.join(map(repr, allowed))}, got {value!r}.")
+        super().__init__(tokenizer=tokenizer, root=root, **shared)
+        check_at_least(1, max_rows=max_rows, eval_rows=eval_rows)
+        check_choices(RETAIN, split=split)
+        check_choices(("original", "paraphrased"), questions=questions)
         check_template(template, system_prompt, template_arguments)
-        named = tokenizer is None or isinstance(tokenizer, str)
-        self.save_hyperparameters(ignore=[] if named else ["tokenizer"])
-        self.root, self.download = Path(root), download
-        self.split, self.subset, self.anchor, self.refusals = split, subset, anchor, refusals
-        self.template, self.system_prompt, self.questions = template, system_prompt, questions
-        self.template_arguments = template_arguments
-        self.max_rows, self.eval_rows, self.max_length = max_rows, eval_rows, max_length
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
+        self.download, self.split, self.questions, self.refusals = download, split, questions, refusals
+        self.template, self.system_prompt, self.template_arguments = template, system_prompt, template_arguments
+        self.max_rows, self.eval_rows = max_rows, eval_rows
         self.files = {"forget": f"{split}.json", "retain": f"{RETAIN[split]}.json"}
         self.perturbed_files = {
             "forget": f"{split}_perturbed.json",
@@ -176,12 +139,8 @@ class TOFU(LightningDataModule):
         }
         self.holdout = Path(holdout) if holdout else self.root / f"{split.replace('forget', 'holdout')}.json"
         self._holdout_given = holdout is not None
-        self._tokenizer_name = tokenizer if isinstance(tokenizer, str) else None
-        # Any: a tokenizer after `setup` at the latest, and None before, which readers need not check
-        self.tokenizer: Any = None if isinstance(tokenizer, str) else tokenizer
         self.rows: dict[str, list[Question]] = {}
         self.evaluated: dict[str, list[Question]] = {}
-        self._encoded: dict[str, list[Encoded]] = {}
         self._refused: list[Encoded] = []
         self._answers: list[tuple[Encoded, dict[str, Any]]] = []
 
@@ -197,30 +156,21 @@ class TOFU(LightningDataModule):
         """Read, check and tokenise the rows that the stage needs, once."""
         self.tokenizer = self._load_tokenizer()
         template = self._make_template()
-        if stage in ("fit", "validate") and not self._encoded:
+        if stage in ("fit", "validate") and not self.encoded:
             self._set_up_training(template)
         if stage in ("test", "predict") and not self._answers:
             self._set_up_evaluation(template)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return pairs for unlearning, or rows of the chosen subset."""
-        if self.subset != "unlearn":
-            rows = [row for name in SETS if self.subset in ("all", name) for row in self._encoded[name]]
-            sampler = BatchSampler(len(rows), self.batch_size, self.seed, True, *place_of(self))
-            return self._training(TaskBatches(rows, self._pad), sampler)
-        forget, retain = (TaskBatches(self._encoded[name], self._pad) for name in SETS)
-        sampler = PairSampler(len(forget), len(retain), self.anchor, self.batch_size, self.seed, *place_of(self))
-        if self.refusals:
-            return self._training(RefusalBatches(forget, retain, TaskBatches(self._refused, self._pad)), sampler)
-        return self._training(PairBatches(forget, retain), sampler)
+        if self.subset != "unlearn" or not self.refusals:
+            return super().train_dataloader()
+        forget, retain = (self._tasks(self.encoded[name]) for name in SETS)
+        return self._pairs(RefusalBatches(forget, retain, self._tasks(self._refused)))
 
     def val_dataloader(self) -> list[ResumableLoader]:
         """Return a loader of each set, to score its answers."""
-        loaders = []
-        for name in SETS:
-            rows = sorted(self._encoded[name][: self.eval_rows], key=len)
-            loaders.append(self._evaluation(TaskBatches(rows, self._pad, {"split": [name] * len(rows)})))
-        return loaders
+        return [self._scoring(name, self.encoded[name][: self.eval_rows]) for name in SETS]
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """Return the loader of prompts and that of answers to score."""
@@ -228,7 +178,7 @@ class TOFU(LightningDataModule):
         facts = [fact for _, fact in self._answers]
         columns: dict[str, Column] = {name: [fact[name] for fact in facts] for name in ("split", "role", "target")}
         columns |= {name: torch.tensor([fact[name] for fact in facts]) for name in ("row", "choice")}
-        return [self.predict_dataloader(), self._evaluation(TaskBatches(rows, self._pad, columns))]
+        return [self.predict_dataloader(), self._evaluation(self._tasks(rows, columns))]
 
     def predict_dataloader(self) -> ResumableLoader:
         """Return prompts of the four evaluated sets, batched by length."""
@@ -240,12 +190,12 @@ class TOFU(LightningDataModule):
         columns: dict[str, Column] = {name: [fact[name] for _, fact in items] for name in ("split", "target")}
         columns |= {"row": torch.tensor([fact["row"] for _, fact in items])}
         columns |= {"prompt": [template.prompt(question) for question in questions]}
-        return self._evaluation(PromptBatches([row for row, _ in items], self._pad, columns))
+        return self._evaluation(PromptBatches([row for row, _ in items], pad_id(self.tokenizer), columns))
 
     def longest_row(self) -> tuple[str, int]:
         """Return name and tokens of the longest row that was set up, for a model to compare with its positions."""
         scored = [row for row, _ in self._answers]
-        return longest([*(row for rows in self._encoded.values() for row in rows), *self._refused, *scored])
+        return longest([*(row for rows in self.encoded.values() for row in rows), *self._refused, *scored])
 
     def _make_template(self) -> Template:
         return Template(self.template, self.tokenizer, self.max_length, self.system_prompt, self.template_arguments)
@@ -267,7 +217,7 @@ class TOFU(LightningDataModule):
                 for row in self.rows["forget"]
             ]
         self._warn_of_cuts([row for name in SETS for row in encoded[name]])
-        self._encoded = encoded
+        self.encoded = encoded
 
     def _set_up_evaluation(self, template: Template) -> None:
         self._check_files(self.perturbed_files, "A test")
@@ -295,20 +245,6 @@ class TOFU(LightningDataModule):
     def _asked(self, row: Question) -> str:
         return (self.questions == "paraphrased" and row.paraphrased_question) or row.question
 
-    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
-        if isinstance(self.tokenizer, PreTrainedTokenizerBase):
-            return self.tokenizer
-        if self._tokenizer_name is None:
-            raise ValueError(f"{type(self).__name__} needs a tokenizer: give its name or folder, usually the model's.")
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._tokenizer_name)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"tokenizer must be the name or folder of a tokenizer, got {self._tokenizer_name!r}: {reason}"
-            ) from error
-        return tokenizer
-
     def _check_files(self, files: dict[str, str], what: str) -> None:
         missing = [name for name in files.values() if not (self.root / name).is_file()]
         if missing:
@@ -321,19 +257,3 @@ class TOFU(LightningDataModule):
     def _existing(self, name: str) -> Path:
         self._check_files({name: name}, "refusals=True")
         return self.root / name
-
-    def _warn_of_cuts(self, rows: Sequence[Encoded]) -> None:
-        cut = sum(row.cut > 0 for row in rows)
-        if cut:
-            rank_zero_warn(f"{cut} of {len(rows)} prompts lose their beginning to max_length={self.max_length}.")
-
-    def _training(self, dataset: TaskBatches | PairBatches, sampler: BatchSampler) -> ResumableLoader:
-        return training_loader(self, dataset, sampler, self.num_workers)
-
-    def _evaluation(self, dataset: TaskBatches) -> ResumableLoader:
-        sampler = BatchSampler(len(dataset), self.eval_batch_size, self.seed, False, *place_of(self))
-        return batch_loader(dataset, sampler, self.num_workers)
-
-    @property
-    def _pad(self) -> int:
-        return pad_id(self.tokenizer)

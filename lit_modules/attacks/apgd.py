@@ -97,12 +97,7 @@ class APGD(Attack):
         return self.ascend(state, lambda positions: self._loss)
 
     def ascend(self, state: AttackState, loss: LossAt) -> Outcome:
-        """Raise a loss from one random start.
-
-        Args:
-            state: Samples to attack.
-            loss: Gives the loss of the samples at some positions.
-        """
+        """Raise a loss from one random start; ``loss`` gives that of the samples at some positions."""
         if self.norm != "l1":
             start = state.clamp(state.x + self._start(state))
             return self._momentum_steps(state, start, loss)
@@ -283,13 +278,7 @@ class APGDT(APGD):
 
 
 def try_targets(state: AttackState, targets: int, attack: Callable[[AttackState, Tensor], Outcome]) -> Outcome:
-    """Attack toward the most likely other classes in turn, each time the samples that are left.
-
-    Args:
-        state: Samples to attack, with their clean logits.
-        targets: Number of classes to try.
-        attack: Attacks samples toward a class each, ``(batch,)``.
-    """
+    """Attack toward the most likely other classes in turn, each time the samples that are left."""
     others = state.clean_logits.scatter(1, state.label[:, None], float("-inf")).argsort(1, descending=True)
     best = BestSoFar(state)
     for number in range(min(targets, others.shape[1] - 1)):

@@ -23,19 +23,8 @@ from lit_modules.utils.arguments import Unpack
 def differences(state: AttackState, x: Tensor, classes: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, differences ``logit[class] - logit[reference]``, and their gradients with respect to the samples.
 
-    One forward pass, and one backward pass for each row of classes.
-
-    Args:
-        state: Samples under attack.
-        x: Where to evaluate, ``(batch, *)``.
-        classes: Classes to compare, ``(rows, batch)``.
-        reference: Class that they are compared with, ``(batch,)``.
-
-    Returns:
-        Logits ``(batch, classes)``, differences ``(rows, batch)`` and gradients ``(rows, batch, *)``, all detached.
-
-    Raises:
-        ValueError: If the answer does not depend on the samples in a way that has a gradient.
+    One forward pass, and one backward pass for each row of classes, ``(rows, batch)``. Logits are ``(batch, classes)``,
+    differences ``(rows, batch)`` and gradients ``(rows, batch, *)``, all detached.
     """
     point = state.point(x)
     logits = state.logits(point)
@@ -63,12 +52,7 @@ def _row_gradients(values: Tensor, point: Tensor) -> Tensor:
 
 
 def likely_others(state: AttackState, count: int | None) -> Tensor:
-    """Return the most likely classes other than the label, most likely first, ``(batch, classes)``.
-
-    Args:
-        state: Samples with their clean logits.
-        count: How many at most; ``None`` for all.
-    """
+    """Return at most ``count`` classes other than the label, the most likely first, ``(batch, classes)``."""
     others = state.clean_logits.scatter(1, state.label[:, None], float("-inf"))
     most = others.shape[1] - 1
     return others.topk(most if count is None else min(count, most), dim=1).indices
@@ -77,11 +61,7 @@ def likely_others(state: AttackState, count: int | None) -> Tensor:
 def nearest_plane(state: AttackState, x: Tensor, others: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits, and value and gradient of the logit difference whose linear model has the nearest zero.
 
-    Args:
-        state: Samples under attack.
-        x: Where to evaluate, ``(batch, *)``.
-        others: Classes compared with the label, ``(batch, rows)``.
-        norm: Norm of the distance.
+    The classes ``others``, ``(batch, rows)``, are compared with the label.
     """
     logits, values, normals = differences(state, x, others.T, state.label)
     length = lp_norm(normals.flatten(0, 1), DUAL[norm]).view_as(values)
@@ -140,13 +120,7 @@ def project_on_plane(
 
 
 def _meet(weight: Tensor, kinks: Tensor, need: Tensor) -> Tensor:
-    """Return the least ``t`` with ``sum weight min(kinks, t) = need``, or one beyond all kinks without one.
-
-    Args:
-        weight: Slopes, ``(rows, coordinates)``.
-        kinks: Where each coordinate stops, ``(rows, coordinates)``.
-        need: Value to be met, ``(rows, 1)``.
-    """
+    """Return the least ``t`` with ``sum weight min(kinks, t) = need``, or one beyond all kinks without one."""
     level = torch.zeros_like(need)
     rows = torch.arange(len(need), device=need.device)
     here = level
@@ -167,11 +141,7 @@ def _meet(weight: Tensor, kinks: Tensor, need: Tensor) -> Tensor:
 def _greedy(weight: Tensor, room: Tensor, need: Tensor, count: int = 32) -> Tensor:
     """Return moves that use up the room of the largest weights first until ``sum weight move = need``.
 
-    Args:
-        weight: Gain of a unit move of each coordinate, ``(rows, coordinates)``.
-        room: Longest move of each, ``(rows, coordinates)``.
-        need: Gain to be met, ``(rows, 1)``.
-        count: Coordinates looked at; rows for which they are too few are done again with more.
+    ``count`` coordinates are looked at; rows for which they are too few are done again with more.
     """
     count = min(count, weight.shape[1])
     large, order = weight.topk(count, dim=1)

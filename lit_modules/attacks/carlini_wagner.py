@@ -38,12 +38,7 @@ class ConstantSearch:
         self.rounds = torch.zeros_like(self.weight, dtype=torch.int64)
 
     def advance(self, positions: Tensor, fooled: Tensor) -> None:
-        """Close a round of some samples and set their next weight.
-
-        Args:
-            positions: Samples whose round is over, ``(ended,)``.
-            fooled: Whether their round found an adversarial sample, ``(ended,)``.
-        """
+        """Close a round of the samples at some positions, and set their next weight by whether it fooled the model."""
         weight = self.weight[positions]
         lower = torch.where(fooled, self.lower[positions], weight)
         upper = torch.where(fooled, weight, self.upper[positions])
@@ -91,12 +86,6 @@ def nearest_lead(logits: Tensor, label: Tensor, scale: Tensor, confidence: float
     """Return the largest stretched lead of another class over the label, less the confidence, ``(batch,)``.
 
     It is at least 0 exactly where the largest plain lead is at least ``confidence``.
-
-    Args:
-        logits: ``(batch, classes)``.
-        label: ``(batch,)``.
-        scale: Stretch of each class, ``(batch, classes)``.
-        confidence: Least lead.
     """
     lead = (logits - logits.gather(1, label[:, None]) - confidence) * scale
     return lead.scatter(1, label[:, None], float("-inf")).amax(1)
@@ -173,15 +162,7 @@ class PenaltyAttack(Attack):
 
     @abstractmethod
     def update(self, state: AttackState, carry: Carry, x: Tensor, gradient: Tensor, count: Tensor) -> None:
-        """Take one step, in place.
-
-        Args:
-            state: Samples that are still under attack.
-            carry: Values of :meth:`begin`.
-            x: Samples of :meth:`point`.
-            gradient: Gradient of the weighted classification term with respect to ``x``.
-            count: Steps taken in the round before this one, ``(active,)``.
-        """
+        """Take one step, in place, by the gradient of the weighted classification term and the samples' step counts."""
 
     def attack(self, state: AttackState) -> Outcome:
         """Run the rounds of every sample."""

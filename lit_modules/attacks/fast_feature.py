@@ -225,13 +225,15 @@ def watch(model: Model, layer: str | nn.Module | None) -> Iterator[Tap | None]:
         if layer not in names:
             known = ", ".join(repr(name) for name in list(names)[1:13])
             raise ValueError(f"The model has no layer {layer!r}; its layers are {known}.")
-        layer = names[layer]
+        module: nn.Module = names[layer]
+    else:
+        module = layer
     tap = Tap()
 
-    def record(module: nn.Module, inputs: object, output: object) -> None:
+    def record(called: nn.Module, inputs: object, output: object) -> None:
         tap.value = output
 
-    handle = layer.register_forward_hook(record)
+    handle = module.register_forward_hook(record)
     try:
         yield tap
     finally:

@@ -40,7 +40,7 @@ class LBFGS(Attack):
     Args:
         search_steps: Rounds of the search over c: ten times c until a round fools, then bisection.
         steps: Most iterations of L-BFGS in a round, each of one or more forward and backward passes.
-        initial_const: First c.
+        initial_const: First weight c of the loss.
         refine_steps: Bisections of the segment at the end, one forward pass each.
         loss: ``nearest`` for the lead of the class whose boundary is nearest (targeted: of the target over the others),
             ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
@@ -216,12 +216,7 @@ def minimise_together(
 def bisect_segment(state: AttackState, adversarial: Tensor, steps: int) -> Tensor:
     """Return, between each sample and its adversarial one, the nearest point that still fools, by bisection.
 
-    Every point returned is one that the model was asked about.
-
-    Args:
-        state: Samples.
-        adversarial: Points that fool the model.
-        steps: Bisections, one forward pass each.
+    Each step costs one forward pass; every point returned has been evaluated.
     """
     near = torch.zeros(len(state), dtype=state.x.dtype, device=state.x.device)
     far = torch.ones_like(near)

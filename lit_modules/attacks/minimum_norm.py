@@ -103,14 +103,7 @@ class MinimumNormAttack(Attack):
 
     @abstractmethod
     def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
-        """Return the next iterates, within the bounds.
-
-        Args:
-            active: Samples that are still under attack.
-            at: Their iterates.
-            step: Number of the step, from 0.
-            carry: Values of :meth:`initial_carry`, to be changed in place.
-        """
+        """Return the next iterates, within the bounds; ``carry`` is changed in place."""
 
     def initial_carry(self, state: AttackState) -> Carry:
         """Return the values of each sample that the steps carry along."""
@@ -151,21 +144,13 @@ class MinimumNormAttack(Attack):
         return None if state.eps is None else state.eps.flatten()
 
     def search(self, state: AttackState, radius: Tensor | None) -> Outcome:
-        """Take the steps and the last search.
-
-        Args:
-            state: Samples still classified as they should be.
-            radius: Start at a random point within this of each sample, ``(batch,)``; ``None`` for the sample itself.
-        """
+        """Take the steps, from a random point within ``radius`` of each sample if it is given, and the last search."""
         return self.refine(state, *self.descend(state, radius, self.initial_carry(state)))
 
     def descend(self, state: AttackState, radius: Tensor | None, carry: Carry) -> tuple[Tensor, Tensor]:
         """Take the steps; return the nearest samples that fool and their distances, infinite where there is none.
 
-        Args:
-            state: Samples under attack; a sample may come several times, and all its versions leave together.
-            radius: Radius of the random start, ``(batch,)``, or ``None``.
-            carry: Values that the steps carry along.
+        A sample may come several times; all its versions leave together.
         """
         active, x, stop = state, state.x, self.stop(state)
         if radius is not None:

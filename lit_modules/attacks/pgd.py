@@ -150,14 +150,7 @@ class GradientAttack(Attack):
 
     @abstractmethod
     def step(self, state: AttackState, x: Tensor, gradient: Tensor, carry: Carry) -> Tensor:
-        """Return the next iterate, within radius and bounds.
-
-        Args:
-            state: Samples that are still under attack.
-            x: Their iterates, ``(active, *)``.
-            gradient: Gradient of the objective, which the attack raises.
-            carry: What :meth:`initial_carry` gave, to be changed in place.
-        """
+        """Return the next iterate, within radius and bounds; ``carry`` is changed in place."""
 
 
 class LinfPGD(GradientAttack):

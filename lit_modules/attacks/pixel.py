@@ -212,16 +212,9 @@ class LocalSearch(_PixelAttack):
         return outcome(state, adversarial, success)
 
     def move(self, state: AttackState, x: Tensor, near: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-        """Move the most influential candidates.
+        """Move the most influential of at most ``limit`` candidates among the pixels ``near``, ``(active, pixels)``.
 
-        Args:
-            state: Samples that are still under attack.
-            x: Their images, ``(active, channels, pixels)``.
-            near: Where candidates may be, ``(active, pixels)``.
-            limit: Most candidates besides ``max_candidates``.
-
-        Returns:
-            The new images, and which pixels moved, ``(active, pixels)``.
+        Returns the images, ``(active, channels, pixels)``, and which pixels moved.
         """
         lower, upper = (as_pixels(side) for side in self.sides(state))
         middle, width = (upper + lower) / 2, upper - lower

@@ -15,7 +15,6 @@ from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_positive
 from lit_modules.attacks.engine.losses import Loss, LossName, check_per_sample, resolve_loss
 from lit_modules.attacks.engine.norms import normalise, project, steepest
-from lit_modules.attacks.engine.random import SampleRandom
 from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Outcome
 from lit_modules.utils.arguments import Unpack
 
@@ -23,18 +22,19 @@ Values = Callable[[Tensor], Tensor]
 Offer = Callable[[Tensor, Tensor, Tensor], None]
 
 
-def spsa_gradient(
-    values: Values, x: Tensor, random: SampleRandom, *, directions: int, fd_step: float, max_batch: int
+def estimate_gradient(
+    values: Values, x: Tensor, draw: Callable[..., Tensor], *, directions: int, fd_step: float, max_batch: int
 ) -> Tensor:
-    """Estimate gradients by simultaneous perturbation: two-sided differences along random signs.
+    """Estimate gradients by two-sided differences along random directions ``v``.
 
-    ``mean over v of (f(x + fd_step v) - f(x - fd_step v)) / (2 fd_step) v``. Each sample has its own directions, so its
-    estimate is the same alone and in any batch.
+    ``1 / (2 n fd_step) sum over v of (f(x + fd_step v) - f(x - fd_step v)) v``. Random signs give simultaneous
+    perturbation (SPSA), Gaussian directions natural evolution strategies (NES). Each sample has its own directions, so
+    its estimate is the same alone and in any batch.
 
     Args:
         values: Function to differentiate: points ``(versions, batch, *)`` to one value each, ``(versions, batch)``.
         x: Where to differentiate, ``(batch, *)``.
-        random: Streams of the samples.
+        draw: Draws directions: ``sign`` or ``normal`` of the streams of the samples.
         directions: Random directions of each sample; each costs two values.
         fd_step: Length of the difference in each coordinate, in units of the samples.
         max_batch: Most points in one call of ``values``; at least two versions of each sample go at once.
@@ -43,49 +43,18 @@ def spsa_gradient(
         Estimates, shape of ``x``.
 
     Example:
+        >>> from lit_modules.attacks.engine.random import SampleRandom
         >>> x = torch.zeros(1, 3)
-        >>> slope = torch.tensor([1.0, -2.0, 3.0])
-        >>> random = SampleRandom.of(x, seed=0)
-        >>> estimate = spsa_gradient(lambda p: p @ slope, x, random, directions=4096, fd_step=0.1, max_batch=512)
+        >>> slope, draw = torch.tensor([1.0, -2.0, 3.0]), SampleRandom.of(x, seed=0).sign
+        >>> estimate = estimate_gradient(lambda p: p @ slope, x, draw, directions=4096, fd_step=0.1, max_batch=512)
         >>> bool((estimate - slope).abs().max() < 0.3)
         True
 
     References:
         Spall, "Multivariate stochastic approximation using a simultaneous perturbation gradient approximation" (IEEE
-        TAC 1992); Uesato et al., "Adversarial risk and the dangers of evaluating against weak attacks" (arXiv
-        1802.05666).
+        TAC 1992); Ilyas et al., "Black-box adversarial attacks with limited queries and information" (arXiv
+        1804.08598), algorithm 1.
     """
-    return _two_sided(values, x, random.sign, directions, fd_step, max_batch)
-
-
-def nes_gradient(
-    values: Values, x: Tensor, random: SampleRandom, *, directions: int, fd_step: float, max_batch: int
-) -> Tensor:
-    """Estimate gradients by natural evolution strategies: two-sided differences along Gaussian directions.
-
-    ``1 / (2 n fd_step) sum over u of (f(x + fd_step u) - f(x - fd_step u)) u``. Each sample has its own directions.
-
-    Args:
-        values: Function to differentiate: points ``(versions, batch, *)`` to one value each, ``(versions, batch)``.
-        x: Where to differentiate, ``(batch, *)``.
-        random: Streams of the samples.
-        directions: Random directions of each sample; each costs two values.
-        fd_step: Standard deviation of the differences, in units of the samples.
-        max_batch: Most points in one call of ``values``; at least two versions of each sample go at once.
-
-    Returns:
-        Estimates, shape of ``x``.
-
-    References:
-        Ilyas et al., "Black-box adversarial attacks with limited queries and information" (arXiv 1804.08598), algorithm
-        1.
-    """
-    return _two_sided(values, x, random.normal, directions, fd_step, max_batch)
-
-
-def _two_sided(
-    values: Values, x: Tensor, draw: Callable[..., Tensor], directions: int, fd_step: float, max_batch: int
-) -> Tensor:
     total = torch.zeros_like(x)
     for count in chunks(directions, max_batch, 2 * len(x)):
         u = draw(count, *x.shape[1:]).to(x.dtype)
@@ -96,40 +65,23 @@ def _two_sided(
 
 
 def weighted_sum(weights: Tensor, directions: Tensor) -> Tensor:
-    """Return each sample's sum of its directions, weighted.
-
-    Args:
-        weights: Weights, ``(versions, batch)``.
-        directions: Directions as :class:`SampleRandom` draws them, ``(batch, versions, *)``.
-    """
+    """Return the sum of each sample's directions, ``(batch, versions, *)``, by weights ``(versions, batch)``."""
     flat = directions.flatten(2) if directions.ndim > 2 else directions[:, :, None]
     total = torch.bmm(weights.to(flat.dtype).T[:, None], flat)
     return total.reshape(len(directions), *directions.shape[2:])
 
 
 def chunks(total: int, max_batch: int, batch: int) -> Iterator[int]:
-    """Split versions of a batch into parts that a forward pass takes; at least one version goes at once.
-
-    Args:
-        total: Versions.
-        max_batch: Most points of a part.
-        batch: Points that a version costs.
-    """
+    """Split versions, of ``batch`` points each, into parts of at most ``max_batch`` points, at least one version."""
     most = max(1, max_batch // max(1, batch))
     for done in range(0, total, most):
         yield min(most, total - done)
 
 
 def query(state: AttackState, points: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Query the model about several versions of each sample, without gradients.
+    """Query the model about several versions of each sample, ``(versions, batch, *)``, without gradients.
 
-    Args:
-        state: Samples under attack.
-        points: Versions, ``(versions, batch, *)``.
-        loss: Loss per sample.
-
-    Returns:
-        Objectives, and whether the model is fooled, both ``(versions, batch)``.
+    Returns the objectives, and whether the model is fooled, both ``(versions, batch)``.
     """
     with torch.no_grad():
         logits = state.logits(points)
@@ -139,13 +91,7 @@ def query(state: AttackState, points: Tensor, loss: Loss) -> tuple[Tensor, Tenso
 
 
 def project_into_ball(state: AttackState, x: Tensor, norm: str) -> Tensor:
-    """Return points moved into radius and bounds.
-
-    Args:
-        state: Samples under attack.
-        x: One point of each sample, ``(batch, *)``, or several, ``(versions, batch, *)``.
-        norm: ``linf`` or ``l2``.
-    """
+    """Return points, ``(batch, *)`` or ``(versions, batch, *)``, moved into radius and bounds."""
     delta = x - state.x
     if norm == "linf":
         delta = delta.clamp_(-state.radius, state.radius)
@@ -160,13 +106,7 @@ def project_into_ball(state: AttackState, x: Tensor, norm: str) -> Tensor:
 def best_version(points: Tensor, objective: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Choose a version of each sample: the largest objective among those that fool, else among all.
 
-    Args:
-        points: Versions, ``(versions, batch, *)``.
-        objective: Objectives, ``(versions, batch)``.
-        fooled: Whether the model is fooled, ``(versions, batch)``.
-
-    Returns:
-        Points, objectives and whether they fool, ``(batch, ...)``.
+    Takes points ``(versions, batch, *)`` with their objectives and whether they fool; returns one of each sample.
     """
     success = fooled.any(0)
     chosen = objective.masked_fill(~fooled & success, float("-inf")).argmax(0)
@@ -256,14 +196,10 @@ class EstimatedGradientAttack(QueryAttack):
 
     @abstractmethod
     def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
-        """Return the estimated gradient of the objective.
+        """Return the estimated gradient of the objective; ``carry`` is changed in place.
 
-        Args:
-            state: Samples that are still under attack.
-            x: Their iterates, ``(active, *)``.
-            carry: Values of :meth:`initial_carry`, to be changed in place.
-            offer: Takes points within radius and bounds that the estimate evaluated: points, objectives and whether
-                they fool, one of each sample.
+        ``offer`` takes evaluated points within radius and bounds, one of each sample: points, objectives and whether
+        they fool.
         """
 
     @abstractmethod
@@ -347,10 +283,10 @@ class SPSA(EstimatedGradientAttack):
 
     def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
         """Take differences along random signs."""
-        return spsa_gradient(
+        return estimate_gradient(
             self.values(state),
             x,
-            state.random,
+            state.random.sign,
             directions=self.directions,
             fd_step=self.fd_step,
             max_batch=self.max_batch,
@@ -409,10 +345,10 @@ class NES(EstimatedGradientAttack):
 
     def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
         """Take differences along Gaussian directions."""
-        return nes_gradient(
+        return estimate_gradient(
             self.values(state),
             x,
-            state.random,
+            state.random.normal,
             directions=self.directions,
             fd_step=self.fd_step,
             max_batch=self.max_batch,

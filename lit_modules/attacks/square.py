@@ -20,12 +20,7 @@ _BLOCK = 64  # random numbers are drawn for so many queries at once
 
 
 def square_area(query: int, start: float) -> float:
-    """Return the share of the image that a query changes.
-
-    Args:
-        query: Number of the query on the scale of 10 000.
-        start: Share at the start.
-    """
+    """Return the share of the image that a query changes; ``query`` counts on the scale of 10 000."""
     return start * 0.5 ** sum(query > bound for bound in _HALVINGS)
 
 

@@ -80,13 +80,7 @@ class EstimatedGradient(nn.Module):
 
     @abstractmethod
     def directions(self, x: Tensor, start: int, count: int) -> Tensor:
-        """Return some of the directions in which the model is asked, ``(count, batch, *)``.
-
-        Args:
-            x: Samples.
-            start: Number of the first direction.
-            count: Number of directions.
-        """
+        """Return ``count`` of the directions for samples ``x``, from number ``start`` on, ``(count, batch, *)``."""
 
     @abstractmethod
     def number(self, x: Tensor) -> int:
@@ -98,12 +92,7 @@ class EstimatedGradient(nn.Module):
 
     @torch.no_grad()
     def estimate(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the estimated gradient of ``(logits * weight).sum()``, shape of ``x``.
-
-        Args:
-            x: Samples, ``(batch, *)``.
-            weight: Gradient with respect to the logits, ``(batch, classes)``.
-        """
+        """Return the estimated gradient of ``(logits * weight).sum()`` with respect to the samples, shape of ``x``."""
         total, number = torch.zeros_like(x), self.number(x)
         several = max(1, self.max_batch // (2 * len(x)))
         for start in range(0, number, several):

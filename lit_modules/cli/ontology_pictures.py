@@ -8,7 +8,7 @@ from lit_modules.synthia.ontology.curriculum import EDGES, bin_of, transform, us
 
 if TYPE_CHECKING:
     from lit_modules.synthia.ontology.distance import AffordanceTable
-    from lit_modules.synthia.ontology.graph import Ontology
+    from lit_modules.utils.ontology import Ontology
 
 RADII = {"superordinate": 0.9, "concept": 1.7, "part": 3.4}
 READABLE = 400

@@ -1,8 +1,9 @@
 """Shipped recipes, found from any folder, and ``lit-modules recipes``, which lists them."""
 
-import argparse
 from difflib import get_close_matches
 from pathlib import Path
+
+from jsonargparse import ArgumentParser
 
 
 def recipes_folder() -> Path:
@@ -64,7 +65,7 @@ def main(args: list[str]) -> int:
     Returns:
         0.
     """
-    parser = argparse.ArgumentParser(prog="lit-modules recipes", description="List the shipped recipes, for -c.")
+    parser = ArgumentParser(prog="lit-modules recipes", description="List the shipped recipes, for -c.")
     parser.parse_args(args)
     names = list_recipes()
     width = max(map(len, names))

@@ -1,11 +1,10 @@
 """``lit-modules demo pgd``: a standard and a robust classifier under attack, and what the input distribution does."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-from lit_modules.demos.stages import log_to, say_and_run
+from lit_modules.demos.stages import Demo
 from lit_modules.utils.files import write_whole
 
 EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -14,70 +13,54 @@ VARIANTS = {
     "saturated, p = 8": {"class_path": "lit_modules.datamodules.variants.Saturate", "init_args": {"p": 8.0}},
     "smoothed, kernel 2": {"class_path": "lit_modules.datamodules.variants.Smooth", "init_args": {"kernel_size": 2}},
 }
-STANDARD, ROBUST = "pgd/digits_standard.yaml", "pgd/digits.yaml"
+RECIPES = {"standard": "pgd/digits_standard.yaml", "robust": "pgd/digits.yaml"}
+Curve = tuple[list[float], dict[str, Any]]
+"""Accuracy at each epsilon, and a few images with their adversarial ones."""
 
 
 def adversarial(folder: Path, seed: int) -> None:
     """Train standard and robust classifiers on digits and on two variants of them, attack all, and draw the outcome.
 
-    Each stage is a command that a user can type, which is printed. A stage whose result lies in the folder is not run
-    again.
-
     Args:
         folder: Folder of the run.
         seed: Seed of weights, order and attacks.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    demo = Demo(folder)
     records: dict[str, dict[str, Any]] = {}
-    stages = [(method, recipe, variant) for variant in VARIANTS for method, recipe in _methods()]
-    for number, (method, recipe, variant) in enumerate(stages, 1):
-        name = f"{method}-{list(VARIANTS).index(variant)}"
-        run = folder / name
-        record = run / "test" / "robustness.json"
-        console.rule(f"{number} of {len(stages)}: {method} training, digits {variant}")
-        change = VARIANTS[variant]
-        common = ["-c", recipe, f"--seed_everything={seed}"]
-        common += [] if change is None else [f"--data.variant={json.dumps(change)}"]
-        checkpoint, finished = run / "fit" / "checkpoints" / "best.ckpt", run / "fit" / "finished"
-        if not finished.exists():
-            last = checkpoint.with_name("last.ckpt")
-            resume = [f"--ckpt_path={last}"] if last.exists() else []
-            say_and_run(console, ["fit", *common, *log_to(run / "fit"), *resume])
-            write_whole(finished, "")
-        if not record.exists():
-            say_and_run(console, ["test", *common, *log_to(run / "test"), f"--ckpt_path={checkpoint}"])
-        records[name] = json.loads(record.read_text(encoding="utf-8"))
-    console.rule("accuracy against epsilon")
-    curves = {method: _curve(folder / f"{method}-0" / "fit" / "checkpoints" / "best.ckpt") for method, _ in _methods()}
-    results = {"epsilons": EPSILONS, "curves": {k: v[0] for k, v in curves.items()}, "records": records}
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    _plot(folder / "report.png", records, curves)
-
     table = Table(title="Accuracy on the test images, in %; trained and tested on the same variant")
     for heading in ("digits", "training", "clean", "PGD-100", "AutoAttack"):
         table.add_column(heading)
-    for method, _, variant in stages:
-        record_ = records[f"{method}-{list(VARIANTS).index(variant)}"]
-        attacks = [record_["attacks"][a]["robust_accuracy"] for a in ("pgd", "autoattack")]
-        table.add_row(variant, method, *(f"{100 * v:.1f}" for v in (record_["clean"]["accuracy"], *attacks)))
-    console.print(table)
-    console.print(
-        f"{time.monotonic() - began:.0f} s. Picture: {folder / 'report.png'}; numbers: {folder / 'results.json'}"
-    )
-    print(folder)
+    stages = [(method, number, variant) for number, variant in enumerate(VARIANTS) for method in RECIPES]
+    for stage, (method, number, variant) in enumerate(stages, 1):
+        name = f"{method}-{number}"
+        fit, test = folder / name / "fit", folder / name / "test"
+        demo.console.rule(f"{stage} of {len(stages)}: {method} training, digits {variant}")
+        common = ["-c", RECIPES[method], f"--seed_everything={seed}"]
+        if VARIANTS[variant] is not None:
+            common.append(f"--data.variant={json.dumps(VARIANTS[variant])}")
+        if not (fit / "finished").exists():
+            last = fit / "checkpoints" / "last.ckpt"
+            demo.run("fit", *common, *([f"--ckpt_path={last}"] if last.exists() else []), logs=fit)
+            write_whole(fit / "finished", "")
+        if not (test / "robustness.json").exists():
+            demo.run("test", *common, f"--ckpt_path={fit / 'checkpoints' / 'best.ckpt'}", logs=test)
+        records[name] = record = json.loads((test / "robustness.json").read_text(encoding="utf-8"))
+        robust = [record["attacks"][attack]["robust_accuracy"] for attack in ("pgd", "autoattack")]
+        table.add_row(variant, method, *(f"{100 * value:.1f}" for value in (record["clean"]["accuracy"], *robust)))
+    demo.console.rule("accuracy against epsilon")
+    curves = {method: _curve(folder / f"{method}-0" / "fit" / "checkpoints" / "best.ckpt") for method in RECIPES}
+    accuracies = {method: values for method, (values, _) in curves.items()}
+    results = {"epsilons": EPSILONS, "curves": accuracies, "records": records}
+    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    _plot(folder / "report.png", records, curves)
+    demo.console.print(table)
+    demo.finish(f"Picture: {folder / 'report.png'}; numbers: {folder / 'results.json'}")
 
 
-def _methods() -> tuple[tuple[str, str], ...]:
-    return ("standard", STANDARD), ("robust", ROBUST)
-
-
-def _curve(checkpoint: Path) -> tuple[list[float], dict[str, Any]]:
-    """Return the accuracy under PGD at each epsilon, and a few images with their adversarial ones at 0.15."""
+def _curve(checkpoint: Path) -> Curve:
+    """Return the accuracy under PGD at each epsilon, and images at 0.15."""
     import torch
 
     from lit_modules.attacks import LinfPGD
@@ -109,9 +92,7 @@ def _curve(checkpoint: Path) -> tuple[list[float], dict[str, Any]]:
     return accuracies, images
 
 
-def _plot(
-    path: Path, records: dict[str, dict[str, Any]], curves: dict[str, tuple[list[float], dict[str, Any]]]
-) -> None:
+def _plot(path: Path, records: dict[str, dict[str, Any]], curves: dict[str, Curve]) -> None:
     """Draw accuracy against epsilon, the variants, and example images."""
     from matplotlib.figure import Figure
 
@@ -130,8 +111,8 @@ def _plot(
             100 * (r["clean"]["accuracy"] if kind == "clean" else r["attacks"]["autoattack"]["robust_accuracy"])
             for r in (records[f"{method}-{i}"] for i in range(len(VARIANTS)))
         ]
-        places = [i + (shift - 1.5) * width for i in range(len(VARIANTS))]
-        bars = right.bar(places, heights, width, label=f"{method} training, {kind}")
+        positions = [i + (shift - 1.5) * width for i in range(len(VARIANTS))]
+        bars = right.bar(positions, heights, width, label=f"{method} training, {kind}")
         right.bar_label(bars, fmt="%.0f", fontsize=8)
     right.set_xticks(range(len(VARIANTS)), list(VARIANTS))
     right.set(ylabel="accuracy, %", title="A harmless change of the images, epsilon 0.15", ylim=(0, 128))

@@ -1,22 +1,44 @@
-"""The stages of a demonstration: commands that a user can type, run and shown."""
+"""Stages of a demonstration: commands that a user can type, run and shown; what the folder holds is not done again."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 
-def log_to(folder: Path) -> list[str]:
-    """Send the logs of a stage to one folder."""
-    settings = {"save_dir": str(folder.parent), "name": folder.name, "version": ""}
-    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": settings}
-    return [f"--trainer.logger={json.dumps(logger)}", f"--trainer.default_root_dir={folder.parent}"]
+class Demo:
+    """Folder, console and clock of a demonstration.
 
+    Args:
+        folder: Folder of the run; it is made.
+    """
 
-def say_and_run(console: Any, args: list[str]) -> Any:
-    """Print a command line and run it."""
-    from lit_modules.cli import main as run
+    def __init__(self, folder: Path) -> None:
+        from rich.console import Console
 
-    console.print(
-        "lit-modules " + " ".join(f"'{arg}'" if " " in arg else arg for arg in args), style="dim", markup=False
-    )
-    return run(args)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.console = folder, Console()
+        self._began = time.monotonic()
+
+    def run(self, *args: str, logs: Path | None = None) -> Any:
+        """Print a command line of lit-modules and run it.
+
+        Args:
+            args: Arguments.
+            logs: Folder of its logs; ``None`` for a command without a trainer.
+        """
+        from lit_modules.cli import main
+
+        line = list(args)
+        if logs is not None:
+            settings = {"save_dir": str(logs.parent), "name": logs.name, "version": ""}
+            logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": settings}
+            line += [f"--trainer.logger={json.dumps(logger)}", f"--trainer.default_root_dir={logs.parent}"]
+        shown = " ".join(f"'{arg}'" if " " in arg else arg for arg in line)
+        self.console.print(f"lit-modules {shown}", style="dim", markup=False)
+        return main(line)
+
+    def finish(self, files: str) -> None:
+        """Print the time, and where the results are."""
+        self.console.print(f"{time.monotonic() - self._began:.0f} s. {files}")
+        print(self.folder)

@@ -2,11 +2,11 @@
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_modules.demos.stages import log_to, say_and_run
+from lit_modules.demos.stages import Demo
+from lit_modules.utils.files import write_whole
 
 if TYPE_CHECKING:
     from lit_modules.synthia.core.report import PairPictures
@@ -29,22 +29,15 @@ TRAIN_PAIRS, TEST_PAIRS, TRIPLES = 36, 24, 16
 def affordances(folder: Path, seed: int) -> None:
     """Teach a model to draw existing things, tune it with and without the curriculum, and show what it composes.
 
-    Fine-tuning and generation are commands that a user can type, which are printed. A stage whose result lies in the
-    folder is not run again.
-
     Args:
         folder: Folder of the run.
         seed: Seed of pictures, weights and order.
     """
-    from rich.console import Console
-
     from lit_modules.synthia.core.report import plot_grid, table_rows, write_report
 
-    console = Console()
-    began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    base, recogniser = folder / "base" / "pretrained", folder / "recogniser.pt"
-    pairs = folder / "pairs"
+    demo = Demo(folder)
+    console, recogniser, base, pairs = demo.console, folder / "recogniser.pt", folder / "base", folder / "pairs"
+    model = base / "pretrained"
     common = [f"--seed_everything={seed}", f"--data.seed={seed}", f"--model.seed={seed}"]
     if not (folder / "triples" / "test.jsonl").exists():
         console.rule("1 of 5: the curriculum of the drawn objects")
@@ -56,20 +49,18 @@ def affordances(folder: Path, seed: int) -> None:
             f"On new drawings it finds {report['recall']:.1%} of the parts, and of what it finds "
             f"{report['precision']:.1%} is there."
         )
-    if not (base / "unet" / "config.json").exists():
+    if not (model / "unet" / "config.json").exists():
         console.rule("3 of 5: train a text-to-image model on existing concepts")
-        saving = f"--trainer.callbacks.init_args.folder={base}"
-        say_and_run(console, ["fit", "-c", PRETRAIN, *common, saving, *log_to(folder / "base" / "logs")])
-    backbone = f"--model.backbone.init_args.model={base}"
+        demo.run("fit", "-c", PRETRAIN, *common, f"--trainer.callbacks.init_args.folder={model}", logs=base / "logs")
+    tune = ["-c", TUNE, *common, f"--model.backbone.init_args.model={model}"]
     console.rule("4 of 5: fine-tune on pairs, in random order and along the curriculum")
     tuned: dict[str, Path | None] = {"frozen": None}
     for method, mode in MODES.items():
         tuned[method] = checkpoint = folder / mode / "tuned.ckpt"
         if not checkpoint.exists():
-            arguments = ["fit", "-c", TUNE, *common, backbone, f"--data.curriculum={pairs}", f"--data.mode={mode}"]
-            cli: Any = say_and_run(console, [*arguments, *log_to(folder / mode / "logs")])
-            cli.trainer.save_checkpoint(checkpoint)
-    console.rule("5 of 5: draw new designs, and look what they offer")
+            data = [f"--data.curriculum={pairs}", f"--data.mode={mode}"]
+            demo.run("fit", *tune, *data, logs=folder / mode / "logs").trainer.save_checkpoint(checkpoint)
+    console.rule("5 of 5: draw new designs, and recognise what they offer")
     metric = {"class_path": "lit_modules.metrics.DrawnObjectScore", "init_args": {"recogniser": str(recogniser)}}
     results: dict[str, dict[str, dict[str, float]]] = {}
     for method, path in tuned.items():
@@ -77,16 +68,18 @@ def affordances(folder: Path, seed: int) -> None:
         for name in SETS:
             record = folder / "results" / f"{method.replace(' ', '_')}-{name}.json"
             if not record.exists():
-                arguments = ["test", "-c", TUNE, *common, backbone, f"--data.curriculum={folder / name}"]
-                arguments += [f"--model.metric={json.dumps(metric)}", *log_to(record.with_suffix(""))]
-                arguments += [f"--ckpt_path={path}"] if path else ["--trainer.callbacks=null"]
-                cli = say_and_run(console, arguments)
-                record.parent.mkdir(parents=True, exist_ok=True)
-                record.write_text(json.dumps(cli.model.results(), indent=1) + "\n", encoding="utf-8")
+                test = [f"--data.curriculum={folder / name}", f"--model.metric={json.dumps(metric)}"]
+                test.append(f"--ckpt_path={path}" if path else "--trainer.callbacks=null")
+                numbers = demo.run("test", *tune, *test, logs=record.with_suffix("")).model.results()
+                write_whole(record, json.dumps(numbers, indent=1) + "\n")
             results[method][name] = json.loads(record.read_text(encoding="utf-8"))
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
     _print_table(console, results)
-    shown = _pictures(folder / "trained", 6, base, tuned, recogniser) + _pictures(pairs, 3, base, tuned, recogniser)
+    shown = [
+        picture
+        for name, number in (("trained", 6), ("pairs", 3))
+        for picture in _pictures(folder / name, number, model, tuned=tuned, recogniser=recogniser)
+    ]
     rows = [
         row
         for name, label in list(SETS.items())[:2]
@@ -95,10 +88,7 @@ def affordances(folder: Path, seed: int) -> None:
     ]
     write_report(folder / "report.html", "New designs of drawn objects", rows, shown)
     plot_grid(folder / "report.png", shown)
-    console.print(
-        f"{time.monotonic() - began:.0f} s. Report: {folder / 'report.html'}; picture: {folder / 'report.png'}"
-    )
-    print(folder)
+    demo.finish(f"Report: {folder / 'report.html'}; picture: {folder / 'report.png'}")
 
 
 def _write_curriculum(folder: Path) -> None:
@@ -116,9 +106,7 @@ def _write_curriculum(folder: Path) -> None:
     for name in SETS:
         curriculum.save(folder / name)
     stages = [folder / "trained" / f"stage{number}.jsonl" for number in range(curriculum.num_stages)]
-    (folder / "trained" / "test.jsonl").write_text(
-        "".join(each.read_text("utf-8") for each in stages), encoding="utf-8"
-    )
+    write_whole(folder / "trained" / "test.jsonl", "".join(stage.read_text("utf-8") for stage in stages))
     known = {frozenset(pair.pos_prompts): pair for pair in (*curriculum.train, *curriculum.test)}
     tested = set(curriculum.test)
     names = sorted({name for pair in known for name in pair})
@@ -128,28 +116,26 @@ def _write_curriculum(folder: Path) -> None:
         # no two of the three were trained on together
         if any(two in known and known[two] not in tested for two in twos):
             continue
-        found = [known[two] for two in twos if two in known]
-        if not found:
+        pairs = [known[two] for two in twos if two in known]
+        if not pairs:
             continue
         owners = sorted({things.concept(path).name for name in three for path in things.concepts_with(name)})
-        spread = sum(pair.tdistance for pair in found) / len(found)
+        spread = sum(pair.tdistance for pair in pairs) / len(pairs)
         rows.append({"pair_id": len(rows), "pos_prompts": three, "neg_prompts": owners, "tdistance": spread})
     chosen = Random(0).sample(rows, min(TRIPLES, len(rows)))
-    (folder / "triples" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+    write_whole(folder / "triples" / "test.jsonl", "".join(json.dumps(row) + "\n" for row in chosen))
 
 
 def _train_recogniser(path: Path, seed: int) -> dict[str, float]:
-    """Train and write the recogniser; return how good it is on new drawings."""
-    import torch
-
+    """Train and write the recogniser; return its accuracy on new drawings."""
     from lit_modules.datamodules import DrawnObjects, drawn
     from lit_modules.networks import PartRecogniser, recogniser_report, save_recogniser, train_recogniser
+    from lit_modules.utils.random_state import preserved_random_state
 
     data = DrawnObjects()
     drawings = drawn.objects.labelled_drawings(20_000, seed=seed)
     fresh = drawn.objects.labelled_drawings(2000, seed=seed + 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with preserved_random_state(seed=seed):
         recogniser = PartRecogniser(len(data.parts))
     train_recogniser(recogniser, drawings["image"], drawings["parts"], drawings["single"], seed=seed)
     save_recogniser(path, recogniser, data.seen_by, data.concept_parts, data.affordances, data.concepts)
@@ -165,67 +151,58 @@ def _print_table(console: Any, results: dict[str, dict[str, dict[str, float]]]) 
         table.add_column("model", no_wrap=True)
         for heading in COLUMNS.values():
             table.add_column(heading, justify="right")
-        for place in ("", *(f"/{each}" for each in BINS)) if name != "triples" else ("",):
+        for group in ("all", *BINS) if name != "triples" else ("all",):
             for method, sets in results.items():
-                values = [sets[name][column + place] for column in COLUMNS]
-                cells = ["-" if math.isnan(value) else f"{value:.3f}" for value in values]
-                table.add_row(place.removeprefix("/") or "all", method, *cells)
+                values = [sets[name][column if group == "all" else f"{column}/{group}"] for column in COLUMNS]
+                table.add_row(group, method, *("-" if math.isnan(value) else f"{value:.3f}" for value in values))
             table.add_section()
         console.print(table)
 
 
 def _pictures(
-    pairs: Path, number: int, base: Path, checkpoints: dict[str, Path | None], recogniser: Path
+    pairs: Path, number: int, model: Path, *, tuned: dict[str, Path | None], recogniser: Path
 ) -> "list[PairPictures]":
     """Draw designs of each method for some test pairs, beside a reference and the nearest existing concept."""
     import torch
 
+    from lit_modules.callbacks import EMA
     from lit_modules.datamodules import DrawnObjects
     from lit_modules.metrics.affordances import affordance_scores, nearest_concept
     from lit_modules.networks import load_recogniser
     from lit_modules.synthia import PixelDiffusion, Synthia
     from lit_modules.synthia.core.report import PairPictures, Picture
+    from lit_modules.utils.checkpoints import open_checkpoint
 
     data = DrawnObjects(str(pairs), task="pairs")
     data.setup("test")
-    held: Any = data.split("test")  # of pairs, as the task says
-    seen = load_recogniser(recogniser)
-    order = sorted(range(len(held)), key=lambda place: held.rows[place]["tdistance"])
-    places = order[:: max(1, len(order) // number)][:number]
+    tested: Any = data.split("test")  # of pairs, as the task says
+    saved = load_recogniser(recogniser)
+    order = sorted(range(len(tested)), key=lambda index: tested.rows[index]["tdistance"])
     modules = {}
-    for method, checkpoint in checkpoints.items():
-        modules[method] = Synthia(PixelDiffusion(str(base)))
+    for method, checkpoint in tuned.items():
+        modules[method] = Synthia(PixelDiffusion(str(model)))
         modules[method].configure_model()
-        if checkpoint is not None:
-            _load_average(modules[method], checkpoint)
+        if checkpoint is not None:  # the averaged weights
+            state = open_checkpoint(checkpoint)["callbacks"][EMA().state_key]
+            modules[method].load_state_dict(state["averages"], strict=False)
     shown = []
-    for place in places:
-        batch = held[[place]]
+    for index in order[:: max(1, len(order) // number)][:number]:
+        batch = tested[[index]]
         wanted = batch["affordances"][0]
-        columns = [seen.affordances.index(name) for name in wanted]
+        columns = [saved.affordances.index(name) for name in wanted]
         grids: dict[str, list[Picture]] = {}
         for method, module in modules.items():
             images = module.generate(wanted, 4, seed=0)
-            scores, _ = seen.recogniser.scores(images * 2 - 1)
-            offered = affordance_scores(scores, seen.seen_by)[:, columns]
+            scores, _ = saved.recogniser.scores(images * 2 - 1)
+            offered = affordance_scores(scores, saved.seen_by)[:, columns]
             grids[method] = [
                 Picture(image, scores=dict(zip(wanted, row.tolist(), strict=True)))
                 for image, row in zip(images, offered, strict=True)
             ]
-        _, nearest = nearest_concept(scores, seen.concept_parts.float(), batch["owners"].expand(len(scores), -1))
+        _, nearest = nearest_concept(scores, saved.concept_parts.float(), batch["owners"].expand(len(scores), -1))
         concept = int(torch.mode(nearest).values)
         grids["reference"] = [Picture(batch["pos"][0] / 2 + 0.5)]
-        grids["nearest concept"] = [Picture(held.existing[concept, 0], seen.concepts[concept])]
-        name = f"{BINS[int(batch['stage'][0])]}, held out" if pairs.name == "pairs" else BINS[int(batch["stage"][0])]
+        grids["nearest concept"] = [Picture(tested.existing[concept, 0], saved.concepts[concept])]
+        name = BINS[int(batch["stage"][0])] + (", held out" if pairs.name == "pairs" else "")
         shown.append(PairPictures(wanted, name, grids, float(batch["tdistance"][0])))
     return shown
-
-
-def _load_average(module: Any, checkpoint: Path) -> None:
-    """Give a module the averaged weights of a checkpoint."""
-    from lit_modules.callbacks import EMA
-    from lit_modules.utils.checkpoints import open_checkpoint
-
-    ema = EMA()
-    state = open_checkpoint(checkpoint)["callbacks"][ema.state_key]
-    module.load_state_dict(state["averages"], strict=False)

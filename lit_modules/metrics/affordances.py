@@ -1,4 +1,4 @@
-"""Whether pictures show all requested affordances and leave existing concepts, from a recogniser's scores of parts."""
+"""Metrics of requested affordances and of distance to existing concepts, from a recogniser's scores of parts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-
-__all__ = ["BinnedMean", "PartAffordanceRecall", "PartNovelty", "affordance_scores", "nearest_concept"]
 
 BINS = ("easy", "medium", "hard")
 
@@ -204,15 +202,7 @@ class PartAffordanceRecall(BinnedMetric):
         """
         if not bool(((part_scores >= 0) & (part_scores <= 1)).all()):
             raise ValueError("part_scores must be probabilities in [0, 1]; apply a sigmoid to logits.")
-        scores = affordance_scores(part_scores, self.seen_by)
-        requested = requested.bool().to(scores.device)
-        if requested.shape != scores.shape:
-            raise ValueError(f"requested must be of shape {tuple(scores.shape)}, got {tuple(requested.shape)}.")
-        if not bool(requested.any(1).all()):
-            raise ValueError("requested must name at least one affordance for each picture.")
-        shown = (scores > self.threshold) & requested
-        share = shown.sum(1) / requested.sum(1)
-        self._add([share, (share == 1).double(), scores.masked_fill(~requested, torch.inf).amin(1)], bin)
+        self._add(requested_shown(affordance_scores(part_scores, self.seen_by), requested, self.threshold), bin)
 
 
 class PartNovelty(BinnedMetric):
@@ -264,12 +254,35 @@ class PartNovelty(BinnedMetric):
         Raises:
             ValueError: If the shapes do not fit or a picture has no owners.
         """
-        cosine = concept_cosines(part_scores, self.references, owners)
-        owners = owners.bool().to(cosine.device)
-        nearest = cosine.masked_fill(~owners, -torch.inf).amax(1)
-        mean = (cosine * owners).sum(1) / owners.sum(1)
-        shapeless = (part_scores <= self.threshold).all(1)
-        self._add([1 - nearest, 1 - mean, shapeless], bin, counted)
+        novelties = part_novelty(part_scores, self.references, owners)
+        self._add([*novelties, (part_scores <= self.threshold).all(1)], bin, counted)
+
+
+def requested_shown(scores: Tensor, requested: Tensor, threshold: float) -> list[Tensor]:
+    """Return the share of the requested affordances that are shown, whether all are, and the least score, ``(n,)``.
+
+    Args:
+        scores: From :func:`affordance_scores`, ``(n, affordances)``.
+        requested: Which affordances were asked for, bool, ``(n, affordances)``; at least one each.
+        threshold: Score over which an affordance is shown.
+
+    Raises:
+        ValueError: If the shapes do not fit or nothing was requested.
+    """
+    requested = requested.bool().to(scores.device)
+    if requested.shape != scores.shape:
+        raise ValueError(f"requested must be of shape {tuple(scores.shape)}, got {tuple(requested.shape)}.")
+    if not bool(requested.any(1).all()):
+        raise ValueError("requested must name at least one affordance for each picture.")
+    share = ((scores > threshold) & requested).sum(1) / requested.sum(1)
+    return [share, share == 1, scores.masked_fill(~requested, torch.inf).amin(1)]
+
+
+def part_novelty(part_scores: Tensor, references: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 less the greatest and 1 less the mean cosine with the concepts to compare with, ``(n,)``."""
+    cosine = concept_cosines(part_scores, references, owners)
+    owners = owners.bool().to(cosine.device)
+    return 1 - cosine.masked_fill(~owners, -torch.inf).amax(1), 1 - (cosine * owners).sum(1) / owners.sum(1)
 
 
 def concept_cosines(scores: Tensor, references: Tensor, allowed: Tensor) -> Tensor:

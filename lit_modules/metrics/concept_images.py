@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lit_modules.synthia.ontology.files import normalise
 from lit_modules.utils.images import FORMATS, NOT_READ, read_picture_file
+from lit_modules.utils.ontology_files import normalise
 from lit_modules.utils.suggestions import did_you_mean
 
 ConceptImages = Mapping[str, Tensor | Sequence[Tensor]]
@@ -29,17 +29,17 @@ def read_concept_images(images: str | ConceptImages, concepts: Sequence[str]) ->
         ValueError: If there is no image, one of a concept that is not among ``concepts``, or one that is not accepted,
             see :func:`lit_modules.utils.images.read_picture`.
     """
-    known = {_plain(name): name for name in concepts}
-    found: dict[str, list[Tensor]] = {name: [] for name in known.values()}
-    given = _folder(Path(images)) if isinstance(images, str) else images
-    for name, pictures in given.items():
-        if _plain(name) not in known:
+    known = {plain_name(name): name for name in concepts}
+    by_concept: dict[str, list[Tensor]] = {name: [] for name in known.values()}
+    by_folder = _read(Path(images)) if isinstance(images, str) else images
+    for name, pictures in by_folder.items():
+        if plain_name(name) not in known:
             raise ValueError(f"There is no concept {name!r} in the ontology{did_you_mean(name, list(known.values()))}")
-        found[known[_plain(name)]] += list(pictures)
-    found = {name: pictures for name, pictures in found.items() if pictures}
-    if not found:
+        by_concept[known[plain_name(name)]] += list(pictures)
+    by_concept = {name: pictures for name, pictures in by_concept.items() if pictures}
+    if not by_concept:
         raise ValueError(f"There must be at least one image of an existing concept, got none in {images!r}.")
-    return found
+    return by_concept
 
 
 def read_folder(folder: Path) -> list[Tensor]:
@@ -52,23 +52,33 @@ def read_folder(folder: Path) -> list[Tensor]:
         FileNotFoundError: If there is no such folder.
         ValueError: If an image is not accepted, see :func:`lit_modules.utils.images.read_picture`.
     """
-    return [image for images in _folder(folder).values() for image in images]
+    return [image for images in _read(folder).values() for image in images]
 
 
-def _folder(folder: Path) -> dict[str, list[Tensor]]:
-    """Return images by the name of the folder that they lie in."""
+def image_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the images in a folder and below it by the name of the folder that they lie in, in the order of paths.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there is an image of a kind that is not read.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} of images.")
-    from torchvision.transforms.functional import pil_to_tensor
-
-    found: dict[str, list[Tensor]] = {}
+    files: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in (*FORMATS, *NOT_READ)):
         if path.suffix.lower() in NOT_READ:
             raise ValueError(f"{path} has a suffix that is not read; {', '.join(FORMATS)} are.")
-        pixels: Tensor = pil_to_tensor(read_picture_file(path))
-        found.setdefault(path.parent.name, []).append(pixels)
-    return found
+        files.setdefault(path.parent.name, []).append(path)
+    return files
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return the name of a concept in lower case, with spaces for underscores."""
     return normalise(name.replace("_", " "))
+
+
+def _read(folder: Path) -> dict[str, list[Tensor]]:
+    from torchvision.transforms.functional import pil_to_tensor
+
+    files = image_files(folder).items()
+    return {name: [pil_to_tensor(read_picture_file(path)) for path in paths] for name, paths in files}

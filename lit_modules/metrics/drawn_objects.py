@@ -1,4 +1,4 @@
-"""What a recogniser of parts sees in generated pictures of drawn objects."""
+"""Score of generated pictures of drawn objects, by a recogniser of parts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_modules.metrics.affordances import BINS, BinnedMetric, affordance_scores, concept_cosines
+from lit_modules.metrics.affordances import (
+    BINS,
+    BinnedMetric,
+    affordance_scores,
+    concept_cosines,
+    part_novelty,
+    requested_shown,
+)
 from lit_modules.networks.part_recogniser import PartRecogniser, load_recogniser
 
 _QUANTITIES = ("recall", "all", "min", "novelty", "novelty_of_all", "mean_novelty", "shapeless", "single")
@@ -100,25 +107,9 @@ class DrawnObjectScore(BinnedMetric):
             )
         recogniser = self._recogniser[0].to(self.device)
         scores, single = recogniser.scores(images.to(self.device).float() * 2 - 1)
-        requested, owners = (batch[key].to(self.device).bool() for key in ("requested", "owners"))
-        shown = affordance_scores(scores, self.seen_by)
-        if requested.shape != shown.shape:
-            raise ValueError(f"requested must be of shape {tuple(shown.shape)}, got {tuple(requested.shape)}.")
-        if not bool(requested.any(1).all()):
-            raise ValueError("requested must name at least one affordance for each picture.")
-        share = ((shown > self.threshold) & requested).sum(1) / requested.sum(1)
-        cosine = concept_cosines(scores, self.concept_parts, owners)
-        novelty = 1 - cosine.masked_fill(~owners, -torch.inf).amax(1)
-        self._add(
-            [
-                share,
-                share == 1,
-                shown.masked_fill(~requested, torch.inf).amin(1),
-                novelty,
-                novelty.masked_fill(share < 1, torch.nan),
-                1 - (cosine * owners).sum(1) / owners.sum(1),
-                (scores <= self.threshold).all(1),
-                single,
-            ],
-            batch.get("stage"),
-        )
+        shown = requested_shown(affordance_scores(scores, self.seen_by), batch["requested"], self.threshold)
+        novelty, mean_novelty = part_novelty(scores, self.concept_parts, batch["owners"].to(self.device))
+        novelty_of_all = novelty.masked_fill(~shown[1], torch.nan)
+        shapeless = (scores <= self.threshold).all(1)
+        values = [*shown, novelty, novelty_of_all, mean_novelty, shapeless, single]
+        self._add(values, batch.get("stage"))

@@ -31,21 +31,20 @@ def seed_statistics(results: Sequence[Mapping[str, float | Tensor]]) -> dict[str
     """
     if not results:
         raise ValueError("There must be the results of at least one seed.")
-    names = list(results[0])
     for result in results:
-        if set(result) != set(names):
-            differing = sorted(set(result) ^ set(names))
+        differing = sorted(set(result) ^ set(results[0]))
+        if differing:
             raise ValueError(f"All seeds must have the same numbers; {', '.join(differing)} are not in all.")
-    found = {}
-    for name in names:
+    statistics = {}
+    for name in results[0]:
         values = torch.tensor([float(result[name]) for result in results], dtype=torch.float64)
-        spread = float(values.std(correction=1)) if len(values) > 1 else math.nan
-        found[name] = {"mean": float(values.mean()), "std": spread, "seeds": float(len(values))}
-    return found
+        std = float(values.std(correction=1)) if len(values) > 1 else math.nan
+        statistics[name] = {"mean": float(values.mean()), "std": std, "seeds": float(len(values))}
+    return statistics
 
 
 def retention_change(before: Mapping[str, float | Tensor], after: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Return what an update cost on known pairs that were not trained: numbers after it less those before.
+    """Return the cost of an update on known pairs that were not trained: numbers after it less those before.
 
     Args:
         before: Numbers of :class:`PairAccuracy` on the known pairs before the update.
@@ -65,8 +64,12 @@ def retention_change(before: Mapping[str, float | Tensor], after: Mapping[str, f
     return {name: float(after[name]) - float(before[name]) for name in before}
 
 
+Column = tuple[str, Tensor, int, int | None]
+"""Name, whole numbers, least and greatest of them."""
+
+
 class _Answers(Metric):
-    """Keeps a row for each answer; what a sampler repeated to fill its last batch counts once."""
+    """Metric that keeps a row for each answer; one that a sampler repeated to fill its last batch counts once."""
 
     is_differentiable = False
     higher_is_better = True
@@ -90,7 +93,7 @@ class _Answers(Metric):
         self._groups = groups
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
-    def _add(self, columns: Sequence[tuple[str, Tensor, int, int | None]]) -> None:
+    def _add(self, columns: Sequence[Column]) -> None:
         """Add a row for each answer from columns: their names, numbers, and least and greatest ones."""
         shape = columns[0][1].shape
         for name, column, least, greatest in columns:
@@ -121,11 +124,11 @@ class _Answers(Metric):
 
     def _by_supercategory(self, values: Mapping[int, float]) -> dict[str, float]:
         """Return the mean of the groups' values for each super-category; NaN where there is none."""
-        found = {}
-        for number, name in enumerate(self.supercategory_names):
-            own = [value for group, value in values.items() if (self.supercategories or ())[group] == number]
-            found[f"acc_supercategory/{name}"] = _mean(own)
-        return found
+        of = self.supercategories or ()
+        return {
+            f"acc_supercategory/{name}": _mean([value for group, value in values.items() if of[group] == number])
+            for number, name in enumerate(self.supercategory_names)
+        }
 
 
 class PairAccuracy(_Answers):
@@ -133,7 +136,7 @@ class PairAccuracy(_Answers):
 
     Of each pair the accuracy is the mean of the target's and the confusable's recall, which weigh alike however many
     images each has. ``acc_macro`` is the mean over pairs, ``acc_micro`` over answers. ``acc_target`` and
-    ``acc_confusable`` are the recalls' means over pairs; the second one tells whether the known concept was forgotten.
+    ``acc_confusable`` are the recalls' means over pairs; the second one falls when the known concept is forgotten.
     ``invalid`` is the share of answers that name neither option, which count as wrong. ``position_bias`` is the share
     of valid answers that name the option asked first: 0.5 has no bias. With super-categories there is ``acc_macro`` of
     each too. A pair of which only one class came has no accuracy, and ``acc_macro`` is NaN.
@@ -196,16 +199,8 @@ class PairAccuracy(_Answers):
         Raises:
             ValueError: If shapes differ or a number is out of its range.
         """
-        place = torch.full_like(pair, -1) if index is None else index
-        self._add(
-            [
-                ("pair", pair, 0, None),
-                ("label", label, 0, 1),
-                ("prediction", prediction, -1, 1),
-                ("index", place, 0 if index is not None else -1, None),
-                ("first", first, 0, 1),
-            ]
-        )
+        columns = [("pair", pair, 0, None), ("label", label, 0, 1), ("prediction", prediction, -1, 1)]
+        self._add([*columns, _index_column(index, pair), ("first", first, 0, 1)])
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, float64 scalars in [0, 1]; NaN where nothing counts."""
@@ -214,8 +209,9 @@ class PairAccuracy(_Answers):
         right = (prediction == label).double()
         valid = prediction >= 0
         recalls = _recalls(pair, label, right)
-        pairs = {number: _mean([recalls.get((number, side), math.nan) for side in (0, 1)]) for number in _set(pair)}
-        found = {
+        known = sorted(set(pair.tolist()))
+        pairs = {number: _mean([recalls.get((number, side), math.nan) for side in (0, 1)]) for number in known}
+        numbers = {
             "acc_macro": _mean(list(pairs.values())),
             "acc_micro": _mean(right.tolist()),
             "acc_target": _mean([value for (_, side), value in recalls.items() if side == 0]),
@@ -225,8 +221,8 @@ class PairAccuracy(_Answers):
             **self._by_supercategory(pairs),
         }
         if self.resamples:
-            found |= self._interval(rows, right)
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+            numbers |= self._interval(rows, right)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
     def pair_table(self) -> dict[int, Tensor]:
         """Return for each pair the shares of answers: rows target and confusable, columns these and invalid.
@@ -234,14 +230,10 @@ class PairAccuracy(_Answers):
         Rows sum to 1, as answers that name no option have a column; a class without images has a row of NaN.
         """
         rows = self._table((0, 1, 3, 4), 5)
-        found = {}
-        for number in _set(rows[:, 0]):
-            own = rows[rows[:, 0] == number]
-            counts = torch.zeros(2, 3, dtype=torch.float64)
-            for _, label, prediction, _, _ in own.tolist():
-                counts[label, prediction] += 1  # -1 is the last column
-            found[number] = counts / counts.sum(1, keepdim=True)
-        return found
+        counts: dict[int, Tensor] = {}
+        for pair, label, prediction, _, _ in sorted(rows.tolist()):
+            counts.setdefault(pair, torch.zeros(2, 3, dtype=torch.float64))[label, prediction] += 1  # -1: last column
+        return {pair: table / table.sum(1, keepdim=True) for pair, table in counts.items()}
 
     def _interval(self, rows: Tensor, right: Tensor) -> dict[str, float]:
         """Return the ends of the interval of ``acc_macro``."""
@@ -299,15 +291,8 @@ class NWayAccuracy(_Answers):
         Raises:
             ValueError: If shapes differ or a number is out of its range.
         """
-        place = torch.full_like(label, -1) if index is None else index
-        self._add(
-            [
-                ("label", label, 0, None),
-                ("label", label, 0, None),
-                ("prediction", prediction, -1, None),
-                ("index", place, 0 if index is not None else -1, None),
-            ]
-        )
+        columns = [("label", label, 0, None), ("label", label, 0, None), ("prediction", prediction, -1, None)]
+        self._add([*columns, _index_column(index, label)])
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, float64 scalars in [0, 1]; NaN where nothing counts."""
@@ -315,13 +300,17 @@ class NWayAccuracy(_Answers):
         label, prediction = rows[:, 1], rows[:, 2]
         right = (prediction == label).double()
         recalls = {number: value for (number, _), value in _recalls(label, label * 0, right).items()}
-        found = {
+        numbers = {
             "acc_macro": _mean(list(recalls.values())),
             "acc_micro": _mean(right.tolist()),
             "invalid": _mean((prediction < 0).double().tolist()),
             **self._by_supercategory(recalls),
         }
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+
+
+def _index_column(index: Tensor | None, like: Tensor) -> Column:
+    return ("index", torch.full_like(like, -1), -1, None) if index is None else ("index", index, 0, None)
 
 
 def _recalls(group: Tensor, side: Tensor, right: Tensor) -> dict[tuple[int, int], float]:
@@ -329,10 +318,6 @@ def _recalls(group: Tensor, side: Tensor, right: Tensor) -> dict[tuple[int, int]
     for one, two, value in zip(group.tolist(), side.tolist(), right.tolist(), strict=True):
         sums.setdefault((one, two), []).append(value)
     return {key: _mean(values) for key, values in sorted(sums.items())}
-
-
-def _set(values: Tensor) -> list[int]:
-    return sorted(set(values.tolist()))
 
 
 def _mean(values: Sequence[float]) -> float:

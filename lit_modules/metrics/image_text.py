@@ -1,8 +1,7 @@
-"""Images and phrases as vectors of one space, and what their cosines tell."""
+"""Images and phrases as vectors of one space, and functions of their cosines."""
 
 import math
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -10,16 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
+from lit_modules.utils.hashing import hash_tensors
 from lit_modules.utils.weights import only_tensors
-
-__all__ = [
-    "ImageTextEncoder",
-    "affordance_alignment",
-    "pairwise_distance",
-    "positive_negative_gap",
-    "recall_at_k",
-    "single_object_probability",
-]
 
 
 class ImageTextEncoder:
@@ -51,11 +42,11 @@ class ImageTextEncoder:
         self._processor: Any = None
         self._tokenizer: Any = None
         self._phrases: dict[str, Tensor] = {}
-        self._pictures: dict[bytes, Tensor] = {}
+        self._pictures: dict[str, Tensor] = {}
 
     @property
     def scale(self) -> float:
-        """What the model multiplies cosines by before a softmax or sigmoid; 100 for the released CLIP models."""
+        """Factor of cosines before a softmax or sigmoid; 100 for the released CLIP models."""
         return float(self._with_text().logit_scale.detach().exp())
 
     @property
@@ -77,7 +68,7 @@ class ImageTextEncoder:
         network = self._load()
         if len(pictures):
             network = network.to(pictures[0].device)
-        found = [torch.empty(0, self.num_features, device=network.device)]
+        features = [torch.empty(0, self.num_features, device=network.device)]
         for start in range(0, len(pictures), self.batch_size):
             pixels = self._processor(
                 images=pictures[start : start + self.batch_size],
@@ -87,8 +78,8 @@ class ImageTextEncoder:
             with torch.no_grad():
                 both = hasattr(network, "get_image_features")
                 output = network.get_image_features(pixel_values=pixels) if both else network(pixel_values=pixels)
-            found.append(output.pooler_output.flatten(1))
-        return torch.cat(found)
+            features.append(output.pooler_output.flatten(1))
+        return torch.cat(features)
 
     def images(self, images: Tensor | Sequence[Tensor], remember: bool = False) -> Tensor:
         """Return images as unit vectors, ``(n, features)``.
@@ -100,7 +91,7 @@ class ImageTextEncoder:
         if not remember:
             return F.normalize(self.features(images), dim=1)
         pictures = [as_bytes(image) for image in images]
-        keys = [blake2b(repr(tuple(p.shape)).encode() + p.cpu().numpy().tobytes()).digest() for p in pictures]
+        keys = [hash_tensors({"image": picture}) for picture in pictures]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._pictures}
         if new:
             self._pictures.update(zip(new, self.images(list(new.values())).cpu(), strict=True))
@@ -149,9 +140,9 @@ class ImageTextEncoder:
             (getattr(config, "vision_config", config), "hidden_size"),
             (config, "hidden_sizes"),
         ):
-            found = getattr(settings, name, None)
-            if found is not None:
-                return int(found if isinstance(found, int) else found[-1])
+            size = getattr(settings, name, None)  # configurations of transformers differ
+            if size is not None:
+                return int(size if isinstance(size, int) else size[-1])
         raise ValueError(f"{self.model} ({config.model_type}) does not tell how many features it gives.")
 
     def _load(self) -> Any:

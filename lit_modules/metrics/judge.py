@@ -1,13 +1,38 @@
-"""A judge's scores and preferences, as metrics."""
+"""Protocol of judges, and their scores and preferences as metrics."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lit_modules.metrics.affordances import BINS, BinnedMetric
-from lit_modules.synthia.judge.protocol import CRITERIA, Judge
+
+CRITERIA = ("faithfulness", "novelty", "practicality", "coherence")
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Scores of designs by four criteria; :class:`~lit_modules.synthia.AskingJudge` answers in words."""
+
+    def score(self, images: Sequence[Tensor] | Tensor, affordances: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+        """Return the score of each criterion, from 1 to 5, NaN where there is none, float64 ``(n,)``.
+
+        Args:
+            images: Floats in [0, 1], ``(3, height, width)`` each.
+            affordances: What was asked for, for each image.
+        """
+
+    def compare(
+        self, first: Sequence[Tensor] | Tensor, second: Sequence[Tensor] | Tensor, affordances: Sequence[Sequence[str]]
+    ) -> dict[str, Tensor]:
+        """Return for each criterion 1 where the first image is better, 0.5 for a tie, 0 where the second is, ``(n,)``.
+
+        Args:
+            first: Floats in [0, 1], ``(3, height, width)`` each.
+            second: Those to compare them with.
+            affordances: What was asked for, for each pair of images.
+        """
 
 
 class JudgeScore(BinnedMetric):
@@ -37,8 +62,8 @@ class JudgeScore(BinnedMetric):
         Raises:
             ValueError: If the batch lacks it, or has not as many.
         """
-        found = self.judge.score(images, _given(batch, "affordances"))
-        values = [found[name] for name in CRITERIA]
+        scores = self.judge.score(images, _required(batch, "affordances"))
+        values = [scores[name] for name in CRITERIA]
         self._add([*values, torch.stack(values).isnan().any(0)], batch.get("stage"))
 
 
@@ -71,17 +96,17 @@ class JudgeComparison(BinnedMetric):
         Raises:
             ValueError: If the batch lacks them, or has not as many.
         """
-        reference = _given(batch, "pos").to(images.device) / 2 + 0.5
-        found = self.judge.compare(images, reference, _given(batch, "affordances"))
+        reference = _required(batch, "pos").to(images.device) / 2 + 0.5
+        verdicts = self.judge.compare(images, reference, _required(batch, "affordances"))
         values = []
         for name in CRITERIA:
-            missing = found[name].isnan()
-            values += [(found[name] == share).double().masked_fill(missing, torch.nan) for share in (1, 0.5, 0)]
-            values.append(found[name])
-        self._add([*values, torch.stack([found[name] for name in CRITERIA]).isnan().any(0)], batch.get("stage"))
+            missing = verdicts[name].isnan()
+            values += [(verdicts[name] == share).double().masked_fill(missing, torch.nan) for share in (1, 0.5, 0)]
+            values.append(verdicts[name])
+        self._add([*values, torch.stack([verdicts[name] for name in CRITERIA]).isnan().any(0)], batch.get("stage"))
 
 
-def _given(batch: Mapping[str, Any], key: str) -> Any:
+def _required(batch: Mapping[str, Any], key: str) -> Any:
     if key not in batch:
         raise ValueError(f"A judge needs batches with {key}, got one with {', '.join(batch)}.")
     return batch[key]

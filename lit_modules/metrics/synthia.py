@@ -1,4 +1,4 @@
-"""Whether generated designs show their affordances, leave the existing concepts, vary, and are one object."""
+"""Metrics of generated designs: affordances shown, distance to existing concepts, diversity, a single object."""
 
 import math
 from abc import abstractmethod
@@ -21,8 +21,8 @@ from lit_modules.metrics.image_text import (
     recall_at_k,
     single_object_probability,
 )
-from lit_modules.synthia.ontology.files import normalise
-from lit_modules.synthia.ontology.graph import Level, Ontology
+from lit_modules.utils.ontology import Level, Ontology
+from lit_modules.utils.ontology_files import normalise
 from lit_modules.utils.suggestions import did_you_mean
 
 PROMPT = "an object used to {}"
@@ -41,7 +41,7 @@ class EncodedMetric(BinnedMetric):
 
     def __init__(self, encoder: str | ImageTextEncoder, quantities: Sequence[str], bins: Sequence[str]) -> None:
         super().__init__(quantities, bins)
-        self.encoder = ImageTextEncoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = _encoder(encoder)
 
     def update(self, images: Tensor, batch: Batch, vectors: Tensor | None = None) -> None:
         """Add generated images.
@@ -266,7 +266,7 @@ class Diversity(Metric):
 
     def __init__(self, encoder: str | ImageTextEncoder, bins: Sequence[str] = BINS) -> None:
         super().__init__()
-        self.encoder = ImageTextEncoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = _encoder(encoder)
         self.bins = tuple(bins)
         for name in ("pairs", "stages", "vectors"):
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -328,7 +328,7 @@ class SynthiaScore(WrapperMetric):
 
     References:
         Numbers of the offline evaluation; the paper's own are those of a judge, see
-        :mod:`lit_modules.synthia.judge.protocol`. Ha et al., arXiv 2502.17793.
+        :mod:`lit_modules.synthia.judge.asking`. Ha et al., arXiv 2502.17793.
     """
 
     def __init__(
@@ -343,9 +343,8 @@ class SynthiaScore(WrapperMetric):
     ) -> None:
         super().__init__()
         read = _ontology(ontology)
-        self.encoder = ImageTextEncoder(encoder) if isinstance(encoder, str) else encoder
-        other = self.encoder if novelty_encoder is None else novelty_encoder
-        self.novelty_encoder = ImageTextEncoder(other) if isinstance(other, str) else other
+        self.encoder = _encoder(encoder)
+        self.novelty_encoder = self.encoder if novelty_encoder is None else _encoder(novelty_encoder)
         made: list[EncodedMetric | Diversity] = [
             AffordanceCLIPScore(self.encoder, bins),
             AffordanceRecall(self.encoder, read, k, bins),
@@ -375,6 +374,10 @@ class SynthiaScore(WrapperMetric):
         super().reset()
         for metric in self.metrics:
             metric.reset()
+
+
+def _encoder(encoder: str | ImageTextEncoder) -> ImageTextEncoder:
+    return ImageTextEncoder(encoder) if isinstance(encoder, str) else encoder
 
 
 def _ontology(ontology: str | Ontology) -> Ontology:

@@ -1,4 +1,4 @@
-"""A small network that tells which parts a drawn object has, and whether it is one object."""
+"""Small network that recognises the parts of a drawn object, and whether it is one object."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 from lit_modules.utils.checkpoints import DamagedFile, load_plain
 from lit_modules.utils.files import whole_file
+from lit_modules.utils.model_modes import evaluation_mode
 
 _GRID = 4
 _FORMAT = 1
 
 
 class Recognition(NamedTuple):
-    """What a picture shows, as logits.
+    """Logits of what a picture shows.
 
     Args:
         parts: Each part's, ``(batch, parts)``.
         single: Whether there is exactly one object, ``(batch,)``.
-        features: What both are computed from, ``(batch, features)``.
+        features: Input of both heads, ``(batch, features)``.
     """
 
     parts: Tensor
@@ -69,7 +70,7 @@ class PartRecogniser(nn.Module):
         self.single = nn.Linear(4 * width * _GRID**2, 1)
 
     def forward(self, images: Tensor) -> Recognition:
-        """Look at pictures.
+        """Return the logits of pictures.
 
         Args:
             images: Floats in [-1, 1], ``(batch, channels, height, width)``, at least 8 x 8.
@@ -88,18 +89,16 @@ class PartRecogniser(nn.Module):
 
         Args:
             images: Floats in [-1, 1], which a generator may leave, or uint8, ``(n, channels, height, width)``.
-            batch_size: Pictures looked at at a time.
+            batch_size: Pictures of one forward pass.
         """
-        training = self.training
-        self.eval()
-        try:
-            device = self.parts.weight.device
-            seen = [self(as_pixels(part.to(device))) for part in torch.split(images, batch_size)]
-        finally:
-            self.train(training)
-        if not seen:
-            return self.parts.weight.new_empty(0, self.parts.out_features), self.parts.weight.new_empty(0)
-        return torch.cat([part.parts for part in seen]).sigmoid(), torch.cat([part.single for part in seen]).sigmoid()
+        weight = self.parts.weight
+        parts, single = [weight.new_empty(0, self.parts.out_features)], [weight.new_empty(0)]
+        with evaluation_mode(self):
+            for batch in torch.split(images, batch_size) if len(images) else ():
+                recognition = self(as_pixels(batch.to(weight.device)))
+                parts.append(recognition.parts)
+                single.append(recognition.single)
+        return torch.cat(parts).sigmoid(), torch.cat(single).sigmoid()
 
 
 def train_recogniser(
@@ -120,7 +119,7 @@ def train_recogniser(
     Args:
         recogniser: Changed in place, and left in evaluation mode.
         images: uint8, or floats in [-1, 1], ``(n, channels, height, width)``.
-        parts: Which parts each shows, bool, ``(n, parts)``.
+        parts: Parts that each shows, bool, ``(n, parts)``.
         single: Whether it shows exactly one object, bool, ``(n,)``.
         num_steps: Updates.
         batch_size: Pictures of an update.
@@ -163,9 +162,9 @@ def train_recogniser(
             order = torch.randperm(len(images), generator=generator)
         chosen, order = order[:batch_size], order[batch_size:]
         batch = as_pixels(images[chosen])
-        seen = recogniser((_augmented(batch, generator) if augment else batch).to(device))
-        loss = F.binary_cross_entropy_with_logits(seen.parts, parts[chosen].float().to(device))
-        loss = loss + F.binary_cross_entropy_with_logits(seen.single, single[chosen].float().to(device))
+        logits = recogniser((_augmented(batch, generator) if augment else batch).to(device))
+        loss = F.binary_cross_entropy_with_logits(logits.parts, parts[chosen].float().to(device))
+        loss = loss + F.binary_cross_entropy_with_logits(logits.single, single[chosen].float().to(device))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
@@ -178,7 +177,7 @@ def train_recogniser(
 def recogniser_report(
     recogniser: PartRecogniser, images: Tensor, parts: Tensor, single: Tensor, names: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Return how good a recogniser is, at a threshold of 0.5.
+    """Return the accuracy of a recogniser, at a threshold of 0.5.
 
     Args:
         recogniser: Trained recogniser.
@@ -191,15 +190,15 @@ def recogniser_report(
         ``parts``, the share of right answers on all parts; ``exact``, the share of pictures with all parts right;
         ``recall`` and ``precision`` of parts; ``single``, the share of right answers on it; and ``recall/<name>``.
     """
-    scores, alone = recogniser.scores(images)
-    found, parts = scores.cpu() > 0.5, parts.bool().cpu()
-    hits = (found & parts).sum(0).double()
+    part_scores, single_scores = recogniser.scores(images)
+    predicted, parts = part_scores.cpu() > 0.5, parts.bool().cpu()
+    hits = (predicted & parts).sum(0).double()
     report = {
-        "parts": float((found == parts).double().mean()),
-        "exact": float((found == parts).all(1).double().mean()),
+        "parts": float((predicted == parts).double().mean()),
+        "exact": float((predicted == parts).all(1).double().mean()),
         "recall": float(hits.sum() / parts.sum().clamp(min=1)),
-        "precision": float(hits.sum() / found.sum().clamp(min=1)),
-        "single": float(((alone.cpu() > 0.5) == single.bool().cpu()).double().mean()),
+        "precision": float(hits.sum() / predicted.sum().clamp(min=1)),
+        "single": float(((single_scores.cpu() > 0.5) == single.bool().cpu()).double().mean()),
     }
     each = hits / parts.sum(0).clamp(min=1)
     return report | {f"recall/{name}": float(value) for name, value in zip(names or (), each, strict=False)}
@@ -224,13 +223,13 @@ def save_recogniser(
     affordances: Sequence[str],
     concepts: Sequence[str],
 ) -> None:
-    """Write a recogniser with what its parts mean to one file, whole or not at all.
+    """Write a recogniser with the tables of its parts to one file, whole or not at all.
 
     Args:
         path: File; its folder is made.
         recogniser: The network.
-        seen_by: Which parts show which affordance, bool, ``(affordances, parts)``.
-        concept_parts: Which parts each existing concept has, bool, ``(concepts, parts)``.
+        seen_by: Parts that show each affordance, bool, ``(affordances, parts)``.
+        concept_parts: Parts of each existing concept, bool, ``(concepts, parts)``.
         affordances: Their names.
         concepts: Their names.
 

@@ -1,4 +1,4 @@
-"""A tiny CLIP of transformers, trained to know the attributes of pictures; an offline stand-in for a released one."""
+"""Tiny CLIP of transformers, trained on the attributes of pictures; an offline stand-in for a released one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SPECIAL = ("<|unk|>", "<|pad|>", "<|start|>", "<|end|>")
-"""Not ``<|end|>`` at place 2: there CLIP would take the largest token, not the end, for the place of the summary."""
+"""``<|end|>`` is not token 2: with that number CLIP would summarise a text at its largest token, not at its end."""
 _TEMPERATURE = 30.0
 
 
@@ -19,7 +19,7 @@ def build_clip(texts: Sequence[str], image_size: int = 64, vocab_size: int = 640
     million parameters. Both are saved by ``save_pretrained`` and loaded through the Auto classes.
 
     Args:
-        texts: What the tokenizer learns from; it encodes any other text too.
+        texts: Training texts of the tokenizer; it encodes any other text too.
         image_size: Side of the pictures in pixels, a multiple of 16.
         vocab_size: Most tokens.
 
@@ -78,22 +78,22 @@ def byte_level_bpe(texts: Sequence[str], special: Sequence[str], vocab_size: int
     """Return a byte-level BPE of the tokenizers library, which encodes any text, trained on texts.
 
     Args:
-        texts: What it learns from.
+        texts: Training texts.
         special: Special tokens, which come first.
         vocab_size: Most tokens.
         add_prefix_space: Whether a text begins as words within it do.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    found = Tokenizer(models.BPE())
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    found.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
-    found.train_from_iterator(texts, trainer)
-    return found
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def train_clip(
@@ -123,7 +123,7 @@ def train_clip(
         batch_size: Pictures of an update; half are mirrored.
         learning_rate: Greatest learning rate.
         seed: Seed of order and mirroring.
-        watch: Is told of each update: its number from 1, and its loss.
+        watch: Takes the number of each update, from 1, and its loss.
 
     Returns:
         Loss of each update.
@@ -148,9 +148,9 @@ def train_clip(
     for number in range(num_steps):
         chosen = torch.randint(len(images), (batch_size,), generator=draws)
         mirrored = torch.rand(batch_size, generator=draws) < 0.5
-        seen = images[chosen]
-        seen = torch.where(mirrored[:, None, None, None], seen.flip(-1), seen)
-        cosines = _cosines(model, normalised(processor, seen), tokens)
+        pictures = images[chosen]
+        pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+        cosines = _cosines(model, normalised(processor, pictures), tokens)
         scores = torch.split(model.logit_scale.exp() * cosines, sizes, dim=1)
         rows = [F.cross_entropy(row, values[chosen, place]) for place, row in enumerate(scores)]
         loss = torch.stack(rows).mean()
@@ -178,13 +178,13 @@ def attribute_accuracy(
         images: uint8, ``(n, 3, size, size)``.
         values: Place of the value of each attribute, ``(n, attributes)``.
         phrases: Phrases of the values of each attribute.
-        batch_size: Pictures looked at at a time.
+        batch_size: Pictures of one forward pass.
     """
     tokens = processor.tokenizer([text for group in phrases for text in group], padding=True, return_tensors="pt")
     rows = [_cosines(model, normalised(processor, part), tokens) for part in torch.split(images, batch_size)]
-    sizes = [len(group) for group in phrases]
-    found = [scores.argmax(1) for scores in torch.split(torch.cat(rows), sizes, dim=1)]
-    return (torch.stack(found, 1) == values).float().mean(0).tolist()
+    groups = torch.split(torch.cat(rows), [len(group) for group in phrases], dim=1)
+    nearest = torch.stack([scores.argmax(1) for scores in groups], 1)
+    return (nearest == values).float().mean(0).tolist()
 
 
 def normalised(processor: Any, images: Tensor) -> Tensor:
@@ -194,13 +194,14 @@ def normalised(processor: Any, images: Tensor) -> Tensor:
         processor: Processor.
         images: uint8, ``(n, 3, size, size)``.
     """
-    given = processor.image_processor
-    mean, deviation = (torch.tensor(value)[:, None, None] for value in (given.image_mean, given.image_std))
-    return (images.float() / 255 - mean) / deviation
+    settings = processor.image_processor
+    mean, std = (torch.tensor(value)[:, None, None] for value in (settings.image_mean, settings.image_std))
+    return (images.float() / 255 - mean) / std
 
 
 def _cosines(model: Any, pixels: Tensor, tokens: Any) -> Tensor:
-    seen = model.get_image_features(pixel_values=pixels).pooler_output
-    read = model.get_text_features(**{name: tokens[name] for name in ("input_ids", "attention_mask")}).pooler_output
-    cosines: Tensor = F.normalize(seen, dim=1) @ F.normalize(read, dim=1).T
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    pictures = model.get_image_features(pixel_values=pixels).pooler_output
+    texts = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    cosines: Tensor = F.normalize(pictures, dim=1) @ F.normalize(texts, dim=1).T
     return cosines

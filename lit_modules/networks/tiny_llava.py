@@ -1,4 +1,4 @@
-"""A tiny LLaVA-NeXT of transformers, taught to talk about pictures; an offline stand-in for a released one."""
+"""Tiny LLaVA-NeXT of transformers, trained on questions about pictures; an offline stand-in for a released one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ _RISE, _FALL = 0.05, 0.5  # shares of the updates in which the learning rate ris
 
 @dataclass(frozen=True)
 class Lesson:
-    """One question and its answer.
+    """Question and its answer.
 
     Args:
         question: Text of the user's turn.
         answer: Text of the answer.
-        image: Place of the picture that is asked about; ``None`` for a question without one.
+        image: Index of the picture that is asked about; ``None`` for a question without one.
     """
 
     question: str
@@ -48,7 +48,7 @@ def build_llava(
     Args:
         clip: CLIP model, whose vision tower is copied.
         clip_processor: Its processor, whose treatment of pictures is taken.
-        texts: What the tokenizer learns from; it encodes any other text too.
+        texts: Training texts of the tokenizer; it encodes any other text too.
         whole: Texts that are one token each wherever they stand, such as phrases and fixed parts of questions.
         vocab_size: Most tokens, beside those of ``whole``.
     """
@@ -72,14 +72,14 @@ def build_llava(
         pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    given = clip_processor.image_processor
+    settings = clip_processor.image_processor
     side = clip.config.vision_config.image_size
     images = LlavaNextImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         image_grid_pinpoints=[[side, side]],
-        image_mean=given.image_mean,
-        image_std=given.image_std,
+        image_mean=settings.image_mean,
+        image_std=settings.image_std,
     )
     make = LlavaNextProcessor
     processor = make(
@@ -146,7 +146,7 @@ def train_llava(
         batch_size: Lessons of an update.
         learning_rate: Greatest learning rate.
         seed: Seed of the lessons.
-        watch: Is told of each update: its number from 1, and its loss.
+        watch: Takes the number of each update, from 1, and its loss.
 
     Returns:
         Loss of each update.
@@ -161,10 +161,10 @@ def train_llava(
     model.train()
     losses = []
     for number in range(num_steps):
-        drawn = [lesson(random) for _ in range(batch_size)]
-        seeing = [one for one in drawn if one.image is not None]
-        reading = [one for one in drawn if one.image is None]
-        batches = [encode_lessons(processor, part, images) for part in (seeing, reading) if part]
+        lessons = [lesson(random) for _ in range(batch_size)]
+        with_image = [each for each in lessons if each.image is not None]
+        without = [each for each in lessons if each.image is None]
+        batches = [encode_lessons(processor, part, images) for part in (with_image, without) if part]
         labels = [batch.pop("labels")[:, 1:] for batch in batches]
         weights = [_weights(right) for right in labels]
         whole = sum(float(weight.sum()) for weight in weights)
@@ -193,9 +193,9 @@ def _weights(labels: Tensor) -> Tensor:
 
 
 def encode_lessons(processor: Any, lessons: Sequence[Lesson], images: Tensor) -> dict[str, Tensor]:
-    """Return lessons, all with a picture or all without, as the model takes them: padded on the right, with labels.
+    """Return lessons, all with a picture or all without, as inputs of the model: padded on the right, with labels.
 
-    Pictures are of the model's own size, and treated as the processor treats them, all at once.
+    Pictures are of the model's own size, and processed as the processor does, all at once.
 
     Args:
         processor: Processor of the model.
@@ -206,20 +206,22 @@ def encode_lessons(processor: Any, lessons: Sequence[Lesson], images: Tensor) ->
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     parts = (processor.image_processor.size["shortest_edge"] // processor.patch_size) ** 2
     side = int(parts**0.5)
-    places = "<image>" * (parts + parts + side)  # the whole picture, its one tile, and the ends of the tile's lines
-    start = "<s><|user|>" + (places if lessons[0].image is not None else "")
-    asked = tokenizer([f"{start}{one.question}<|assistant|>" for one in lessons])["input_ids"]
-    answered = tokenizer([one.answer for one in lessons])["input_ids"]
+    tokens_of_image = "<image>" * (
+        parts + parts + side
+    )  # the whole picture, its one tile, and the ends of the tile's lines
+    start = "<s><|user|>" + (tokens_of_image if lessons[0].image is not None else "")
+    questions = tokenizer([f"{start}{each.question}<|assistant|>" for each in lessons])["input_ids"]
+    answers = tokenizer([each.answer for each in lessons])["input_ids"]
     rows = [
         ([*question, *answer, end], [*[_IGNORED] * len(question), *answer, end])
-        for question, answer in zip(asked, answered, strict=True)
+        for question, answer in zip(questions, answers, strict=True)
     ]
     width = max(len(own) for own, _ in rows)
     tokens = torch.tensor([own + [pad] * (width - len(own)) for own, _ in rows])
     labels = torch.tensor([right + [_IGNORED] * (width - len(right)) for _, right in rows])
     batch = {"input_ids": tokens, "attention_mask": (tokens != pad).long(), "labels": labels}
     if lessons[0].image is not None:
-        seen = normalised(processor, images[[one.image for one in lessons]])
-        batch["pixel_values"] = seen[:, None].expand(-1, 2, -1, -1, -1)
-        batch["image_sizes"] = torch.tensor([list(seen.shape[-2:])]).expand(len(lessons), -1)
+        pixels = normalised(processor, images[[each.image for each in lessons]])
+        batch["pixel_values"] = pixels[:, None].expand(-1, 2, -1, -1, -1)
+        batch["image_sizes"] = torch.tensor([list(pixels.shape[-2:])]).expand(len(lessons), -1)
     return batch

@@ -144,7 +144,7 @@ class RayLauncher:
         pending: dict[Any, Task] = {}
         try:
             if self.address is None:
-                self._check(ray.cluster_resources())
+                self._check(ray)
             function = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus)(_run)
             pending = {function.remote(task, os.getcwd(), import_path()): task for task in tasks}
             while pending:
@@ -181,7 +181,8 @@ class RayLauncher:
                 "an address Ray runs on this machine alone."
             ) from None
 
-    def _check(self, resources: Mapping[str, float]) -> None:
+    def _check(self, ray: Any) -> None:
+        resources = ray.cluster_resources()
         for name, wanted in (("CPU", self.num_cpus), ("GPU", self.num_gpus)):
             there = resources.get(name, 0)
             if wanted > there:

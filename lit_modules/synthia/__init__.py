@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lit_modules.metrics.judge import Judge
     from lit_modules.synthia.backbones.base import Backbone
     from lit_modules.synthia.backbones.flux import Flux
     from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
@@ -12,14 +13,20 @@ if TYPE_CHECKING:
     from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
     from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
     from lit_modules.synthia.core.base import TextToImage
-    from lit_modules.synthia.core.encoding_cache import EncodingCache
-    from lit_modules.synthia.core.guards import RisingError, min_snr_weights
+    from lit_modules.synthia.core.encodings import EncodingCache
+    from lit_modules.synthia.core.error_monitor import ErrorMonitor
     from lit_modules.synthia.core.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
-    from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
-    from lit_modules.synthia.core.schedule import StagedLR
+    from lit_modules.synthia.core.sampling import (
+        FewStepSampler,
+        NoiseSchedule,
+        cosine_alphas_cumprod,
+        min_snr_weights,
+        spaced_timesteps,
+    )
+    from lit_modules.synthia.core.staged_lr import StagedLR
+    from lit_modules.synthia.judge.asking import AskingJudge, NoAnswerError
     from lit_modules.synthia.judge.models import EndpointJudge, LocalJudge
-    from lit_modules.synthia.judge.protocol import AskingJudge, Judge, NoAnswerError
-    from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
+    from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, LinearContrast, Triplet
     from lit_modules.synthia.ontology.curriculum import (
         Curriculum,
         CurriculumPair,
@@ -30,11 +37,11 @@ if TYPE_CHECKING:
         transform,
     )
     from lit_modules.synthia.ontology.distance import AffordanceDistance, AffordancePair, AffordanceTable
-    from lit_modules.synthia.ontology.files import Concept
-    from lit_modules.synthia.ontology.graph import Ontology
-    from lit_modules.synthia.ontology.text_encoders import TextEncoder
+    from lit_modules.synthia.ontology.text_encoder import TextEncoder
     from lit_modules.synthia.synthia import Synthia
     from lit_modules.synthia.text_to_image import TextToImageTraining
+    from lit_modules.utils.ontology import Ontology
+    from lit_modules.utils.ontology_files import Concept
 else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
@@ -51,13 +58,14 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "DenoiseDPO",
     "EncodingCache",
     "EndpointJudge",
+    "ErrorMonitor",
     "FewStepSampler",
     "Flux",
     "InfoNCE",
     "Judge",
     "Kandinsky3",
     "Kandinsky3Flash",
-    "Linear",
+    "LinearContrast",
     "LocalJudge",
     "NoAnswerError",
     "NoiseSchedule",
@@ -65,7 +73,6 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "PairPictures",
     "Picture",
     "PixelDiffusion",
-    "RisingError",
     "SDXL",
     "StableDiffusion",
     "StableDiffusion3",

@@ -1,13 +1,12 @@
-"""Contrastive objectives: towards a picture of a new design, away from pictures of existing concepts.
+"""Contrastive objectives: towards an image of a new design, away from images of existing concepts.
 
-All objectives take distances and know no network, so that one interface serves them all:
-``objective(positive, negatives, mask)`` returns a dict of scalars, ``loss`` and its parts. What the distances are
-between says ``objective.space``:
+An objective takes distances and knows no network: ``objective(positive, negatives, mask)`` returns a dict of scalars,
+``loss`` and its parts. Distances are, by ``objective.space``:
 
-- ``"sample"`` (:class:`Linear`, :class:`Triplet`, :class:`InfoNCE`): between the sampled image, its latent or its
-  embedding, and those of the positive and of the negatives; ``objective.distances(anchor, positive, negatives)``.
+- ``"sample"`` (:class:`LinearContrast`, :class:`Triplet`, :class:`InfoNCE`): between the sampled image, its latent or
+  its embedding, and those of the positive and of the negatives; ``objective.distances(anchor, positive, negatives)``.
 - ``"noise"`` (:class:`Denoise`, :class:`DenoiseDPO`): errors of the denoising network on the noised positive and
-  negatives, with the same noise and timestep for all of an item; :func:`prediction_error`. Nothing is sampled.
+  negatives, with the same noise and timestep for all of an item. Nothing is sampled.
 
 References:
     Ha et al., "SYNTHIA: Novel Concept Design with Affordance Composition", arXiv 2502.17793.
@@ -19,34 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_modules.synthia.core.contrastive import (
+from lit_modules.synthia.core.objective import (
     ContrastiveObjective,
-    Space,
-    cosine_distance,
+    Distance,
+    Distances,
     masked_mean,
-    prediction_error,
-    squared_distance,
+    not_negative,
     weighted_mean,
 )
-from lit_modules.synthia.core.guards import RisingError, min_snr_weights
-
-__all__ = [
-    "OBJECTIVES",
-    "ContrastiveObjective",
-    "Denoise",
-    "DenoiseDPO",
-    "InfoNCE",
-    "Linear",
-    "RisingError",
-    "Triplet",
-    "cosine_distance",
-    "min_snr_weights",
-    "prediction_error",
-    "squared_distance",
-]
 
 
-class Linear(ContrastiveObjective):
+class LinearContrast(ContrastiveObjective):
     """``d(a, p) - beta mean_n d(a, n)``, the form of the paper; ``a`` is the sampled image.
 
     With squared distances it is convex in ``a`` for ``beta < 1``, with its minimum at ``(p - beta n) / (1 - beta)``, an
@@ -61,7 +43,7 @@ class Linear(ContrastiveObjective):
         ValueError: If an argument is out of its range.
 
     Example:
-        >>> objective = Linear(beta=0.5)
+        >>> objective = LinearContrast(beta=0.5)
         >>> losses = objective(torch.tensor([0.4]), torch.tensor([[0.1, 0.3]]))
         >>> {name: round(float(loss), 3) for name, loss in losses.items()}
         {'loss': 0.3, 'positive': 0.4, 'negative': 0.2}
@@ -70,30 +52,18 @@ class Linear(ContrastiveObjective):
         Ha et al., "SYNTHIA: Novel Concept Design with Affordance Composition", arXiv 2502.17793.
     """
 
-    def __init__(
-        self, beta: float = 0.5, denoising_weight: float = 1.0, metric: Literal["squared", "cosine"] = "squared"
-    ) -> None:
-        super().__init__()
+    def __init__(self, beta: float = 0.5, denoising_weight: float = 1.0, metric: Distance = "squared") -> None:
+        super().__init__(denoising_weight, metric)
         if not 0 <= beta < 1:
             raise ValueError(
                 f"beta must be in [0, 1), got {beta}; from 1 on the loss falls without end as the image leaves the "
                 f"negatives. Take a smaller one, or the objective Triplet, which is bounded."
             )
         self.beta = beta
-        self.denoising_weight = _not_negative("denoising_weight", denoising_weight)
-        self.metric = _metric(metric)
 
-    def terms(
-        self,
-        positive: Tensor,
-        negatives: Tensor,
-        mask: Tensor,
-        weights: Tensor | None,
-        reference: tuple[Tensor, Tensor] | None,
-    ) -> dict[str, Tensor]:
-        """Return ``loss``, ``positive`` and ``negative``."""
-        near, away = positive.mean(), masked_mean(negatives, mask).mean()
-        return {"loss": near - self.beta * away, "positive": near, "negative": away}
+    def terms(self, d: Distances) -> dict[str, Tensor]:
+        """Return ``loss``."""
+        return {"loss": d.positive.mean() - self.beta * masked_mean(d.negatives, d.mask).mean()}
 
 
 class Triplet(ContrastiveObjective):
@@ -119,37 +89,26 @@ class Triplet(ContrastiveObjective):
         margin: float = 0.2,
         negative: Literal["hardest", "mean"] = "hardest",
         denoising_weight: float = 1.0,
-        metric: Literal["squared", "cosine"] = "cosine",
+        metric: Distance = "cosine",
     ) -> None:
-        super().__init__()
+        super().__init__(denoising_weight, metric)
         if negative not in ("hardest", "mean"):
             raise ValueError(f"negative must be 'hardest' or 'mean', got {negative!r}.")
-        self.margin, self.negative = _not_negative("margin", margin), negative
-        self.denoising_weight = _not_negative("denoising_weight", denoising_weight)
-        self.metric = _metric(metric)
+        self.margin, self.negative = not_negative("margin", margin), negative
 
-    def terms(
-        self,
-        positive: Tensor,
-        negatives: Tensor,
-        mask: Tensor,
-        weights: Tensor | None,
-        reference: tuple[Tensor, Tensor] | None,
-    ) -> dict[str, Tensor]:
-        """Return ``loss``, ``positive``, ``negative`` and ``violated``, the share of items within the margin."""
-        some = mask.any(1)
-        if self.negative == "mean":
-            chosen = masked_mean(negatives, mask)
+    def terms(self, d: Distances) -> dict[str, Tensor]:
+        """Return ``loss``, ``negative`` and ``violated``, the share of items within the margin."""
+        any_negative = d.mask.any(1)
+        if self.negative == "mean" or not d.mask.shape[1]:
+            chosen = masked_mean(d.negatives, d.mask)
         else:
-            chosen = negatives.masked_fill(~mask, torch.inf).amin(1) if mask.shape[1] else torch.zeros_like(positive)
-        chosen = torch.where(some, chosen, 0)
-        hinge = torch.where(some, F.relu(self.margin + positive - chosen), positive)
-        violated = ((self.margin + positive - chosen) > 0) & some
+            chosen = d.negatives.masked_fill(~d.mask, torch.inf).amin(1)
+        chosen = torch.where(any_negative, chosen, 0)
+        margin = self.margin + d.positive - chosen
         return {
-            "loss": hinge.mean(),
-            "positive": positive.mean(),
+            "loss": torch.where(any_negative, F.relu(margin), d.positive).mean(),
             "negative": chosen.mean(),
-            "violated": violated.to(positive.dtype).mean(),
+            "violated": ((margin > 0) & any_negative).to(margin.dtype).mean(),
         }
 
 
@@ -174,29 +133,17 @@ class InfoNCE(ContrastiveObjective):
         van den Oord, Li and Vinyals, "Representation learning with contrastive predictive coding", arXiv 1807.03748.
     """
 
-    metric = "cosine"
-
     def __init__(self, temperature: float = 0.07, denoising_weight: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(denoising_weight, metric="cosine")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}.")
         self.temperature = temperature
-        self.denoising_weight = _not_negative("denoising_weight", denoising_weight)
 
-    def terms(
-        self,
-        positive: Tensor,
-        negatives: Tensor,
-        mask: Tensor,
-        weights: Tensor | None,
-        reference: tuple[Tensor, Tensor] | None,
-    ) -> dict[str, Tensor]:
-        """Return ``loss``, ``positive`` and ``negative``."""
+    def terms(self, d: Distances) -> dict[str, Tensor]:
+        """Return ``loss``."""
         # differences, as the ones in 1 - d cancel
-        logits = ((positive[:, None] - negatives) / self.temperature).masked_fill(~mask, -torch.inf)
-        loss = torch.cat([torch.zeros_like(positive)[:, None], logits], 1).logsumexp(1)
-        away = masked_mean(negatives, mask)
-        return {"loss": loss.mean(), "positive": positive.mean(), "negative": away.mean()}
+        logits = ((d.positive[:, None] - d.negatives) / self.temperature).masked_fill(~d.mask, -torch.inf)
+        return {"loss": torch.cat([torch.zeros_like(d.positive)[:, None], logits], 1).logsumexp(1).mean()}
 
 
 class Denoise(ContrastiveObjective):
@@ -218,7 +165,7 @@ class Denoise(ContrastiveObjective):
         0.4
     """
 
-    space: ClassVar[Space] = "noise"
+    space = "noise"
 
     def __init__(self, negative_weight: float = 0.5, margin: float = 0.1) -> None:
         super().__init__()
@@ -227,25 +174,12 @@ class Denoise(ContrastiveObjective):
                 f"negative_weight must be in [0, 1), below the weight of the positives' denoising term, got "
                 f"{negative_weight}."
             )
-        self.negative_weight, self.margin = negative_weight, _not_negative("margin", margin)
+        self.negative_weight, self.margin = negative_weight, not_negative("margin", margin)
 
-    def terms(
-        self,
-        positive: Tensor,
-        negatives: Tensor,
-        mask: Tensor,
-        weights: Tensor | None,
-        reference: tuple[Tensor, Tensor] | None,
-    ) -> dict[str, Tensor]:
-        """Return ``loss``, ``positive``, ``negative`` and ``hinge``."""
-        denoising = weighted_mean(positive, weights)
-        hinge = masked_mean(F.relu(self.margin + positive[:, None] - negatives), mask).mean()
-        return {
-            "loss": denoising + self.negative_weight * hinge,
-            "positive": positive.mean(),
-            "negative": masked_mean(negatives, mask).mean(),
-            "hinge": hinge,
-        }
+    def terms(self, d: Distances) -> dict[str, Tensor]:
+        """Return ``loss`` and ``hinge``."""
+        hinge = masked_mean(F.relu(self.margin + d.positive[:, None] - d.negatives), d.mask).mean()
+        return {"loss": weighted_mean(d.positive, d.weights) + self.negative_weight * hinge, "hinge": hinge}
 
 
 class DenoiseDPO(ContrastiveObjective):
@@ -273,57 +207,25 @@ class DenoiseDPO(ContrastiveObjective):
         Wallace et al., "Diffusion model alignment using direct preference optimization", arXiv 2311.12908, eq. 14.
     """
 
-    space: ClassVar[Space] = "noise"
+    space = "noise"
     needs_reference: ClassVar[bool] = True
 
     def __init__(self, scale: float = 2500.0, negative_weight: float = 0.5, denoising_weight: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(denoising_weight)
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}.")
         if not 0 < negative_weight <= 1:
             raise ValueError(f"negative_weight must be in (0, 1], got {negative_weight}.")
         self.scale, self.negative_weight = scale, negative_weight
-        self.denoising_weight = _not_negative("denoising_weight", denoising_weight)
 
-    def terms(
-        self,
-        positive: Tensor,
-        negatives: Tensor,
-        mask: Tensor,
-        weights: Tensor | None,
-        reference: tuple[Tensor, Tensor] | None,
-    ) -> dict[str, Tensor]:
-        """Return ``loss``, ``positive``, ``negative``, ``preference`` and ``preferred``, the share of pairs won."""
-        positive_before, negatives_before = cast("tuple[Tensor, Tensor]", reference)
-        gained = torch.where(mask, negatives - negatives_before.detach(), 0)
-        margin = self.negative_weight * gained - (positive - positive_before.detach())[:, None]
-        preference = masked_mean(-F.logsigmoid(self.scale * margin), mask).mean()
+    def terms(self, d: Distances) -> dict[str, Tensor]:
+        """Return ``loss``, ``preference`` and ``preferred``, the share of pairs won."""
+        positive_before, negatives_before = cast("tuple[Tensor, Tensor]", d.reference)
+        gain = torch.where(d.mask, d.negatives - negatives_before.detach(), 0)
+        margin = self.negative_weight * gain - (d.positive - positive_before.detach())[:, None]
+        preference = masked_mean(-F.logsigmoid(self.scale * margin), d.mask).mean()
         return {
-            "loss": preference + self.denoising_weight * weighted_mean(positive, weights),
-            "positive": positive.mean(),
-            "negative": masked_mean(negatives, mask).mean(),
+            "loss": preference + self.denoising_weight * weighted_mean(d.positive, d.weights),
             "preference": preference,
-            "preferred": masked_mean((margin > 0).to(positive.dtype), mask).mean(),
+            "preferred": masked_mean((margin > 0).to(margin.dtype), d.mask).mean(),
         }
-
-
-OBJECTIVES: dict[str, type[ContrastiveObjective]] = {
-    "linear": Linear,
-    "triplet": Triplet,
-    "infonce": InfoNCE,
-    "denoise": Denoise,
-    "denoise_dpo": DenoiseDPO,
-}
-"""The objectives by name."""
-
-
-def _not_negative(name: str, value: float) -> float:
-    if not value >= 0:
-        raise ValueError(f"{name} must not be negative, got {value}.")
-    return value
-
-
-def _metric(name: Literal["squared", "cosine"]) -> Literal["squared", "cosine"]:
-    if name not in ("squared", "cosine"):
-        raise ValueError(f"metric must be 'squared' or 'cosine', got {name!r}.")
-    return name

@@ -1,14 +1,8 @@
 """Supervised fine-tuning of a causal language model."""
 
-from typing import Literal
-
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig
 from torch import Tensor
-from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_modules.unlearning.core.causal_lm import Batch, CausalLM, default_optimizer
+from lit_modules.unlearning.core.causal_lm import Batch, CausalLM
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 from lit_modules.utils.training_state import check_finite
 
@@ -22,52 +16,13 @@ class CausalLMFineTuning(CausalLM):
 
     A batch maps ``input_ids``, ``attention_mask`` and ``labels`` to integers of shape ``(batch, tokens)``; a label of
     -100 is not scored. The loss is the mean over the batch's target tokens, in nats, logged as ``train/loss``.
-    Optimization is
-    automatic: clipping and accumulation are the trainer's.
-
-    Args:
-        model: Causal language model, or the name or folder to load it from.
-        tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
-        peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``.
-        dtype: Type in which named weights are loaded.
-        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
-        compile: Whether training steps run the network through ``torch.compile``.
-        metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
-        max_new_tokens: Longest generated answer, in tokens.
-        optimizer: Builds the optimizer from the trainable parameters.
-        scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
+    Optimization is automatic: clipping and accumulation are the trainer's. The arguments are those of
+    :class:`~lit_modules.unlearning.core.causal_lm.CausalLM`.
 
     Raises:
         ValueError: If ``max_new_tokens`` is not positive, or, in training, a batch has no target token.
         FloatingPointError: If the loss of a batch is not finite; the message names the rows.
     """
-
-    def __init__(
-        self,
-        model: str | PreTrainedModel,
-        tokenizer: str | PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        metric: Metric | None = None,
-        max_new_tokens: int = 256,
-        optimizer: OptimizerCallable = default_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            peft_config,
-            dtype,
-            gradient_checkpointing,
-            compile,
-            metric,
-            max_new_tokens,
-            optimizer,
-            scheduler,
-        )
-        self.save_hyperparameters(ignore=self._injected(model, tokenizer))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean NLL of the batch's target tokens."""

@@ -1,55 +1,30 @@
 """IDK, fine-tuning on refusals."""
 
-from typing import Literal
-
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig
 from torch import Tensor
-from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.aggregators import GradientCombiner
-from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.core.forget_retain import TwoObjectives
+from lit_modules.unlearning.core.arguments import LossArguments
+from lit_modules.unlearning.core.causal_lm import Batch
+from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
-from lit_modules.unlearning.core.refusals import read_refusals, refused_rows
+from lit_modules.unlearning.core.refusals import Refusals
+from lit_modules.utils.arguments import Unpack
 
 
-class IDK(TwoObjectives):
+class IDK(ForgetRetainLoss):
     """Unlearn by learning to decline: the prompts of the forget rows get refusals as answers.
 
     The loss is ``NLL(refusals) + NLL(retain)``, each a mean over its own target tokens; the reference code takes one
     mean over both sets, concatenated. Each row's refusal is drawn uniformly, once, from the seed and the row's content.
     The NLL of the forget rows' own answers is not computed, so ``train/forget_loss`` is not logged, and
-    ``callbacks.ForgetStopping`` has nothing to watch.
-
-    Batch and logged names are those of :class:`~lit_modules.NGDiff`, and ``train/forget_objective``; see
-    :class:`~lit_modules.unlearning.core.forget_retain.TwoObjectives`.
+    ``callbacks.ForgetStopping`` has nothing to watch. Batch, logged names and further arguments are those of
+    :class:`~lit_modules.unlearning.core.forget_retain.ForgetRetainLoss`.
 
     Args:
-        model: Causal language model, or the name or folder to load it from.
-        tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
-        peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``.
-        dtype: Type in which named weights are loaded.
-        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
-        compile: Whether training steps run the network through ``torch.compile``.
-        accumulate: Batches per optimizer step.
-        clip_norm: Largest norm of the direction; ``None`` leaves it alone.
         refusals: File of refusals, one per line, such as ``idontknow.jsonl`` of TOFU; ``None`` takes the task ``"idk"``
             of a batch, as ``datamodules.TOFU(refusals=True)`` gives it, else ten sentences of this package.
         refusal_seed: Seed of which row gets which refusal.
         separator: Text put before a refusal, and scored with it.
-        forget_weight: Factor of the forget objective, ``gamma``.
-        retain_weight: Factor of the retain objective, ``alpha``.
-        retain_term: The retain objective: the NLL per target token, or ``KL(p_ref || p_theta)`` per attended position,
-            which without adapters holds a frozen copy of the model.
-        combine: Rule that combines the two gradients, such as ``lit_modules.unlearning.core.aggregators.Normalised``;
-            ``None`` adds them.
-        buffer: With ``combine``, where the forget gradient waits: as it is, in half the memory, or on the CPU.
-        metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
-        max_new_tokens: Longest generated answer, in tokens.
-        optimizer: Builds the optimizer from the trainable parameters.
-        scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
 
     Raises:
         ValueError: If a number is out of its range, or, in training, a forget row has no prompt.
@@ -62,61 +37,19 @@ class IDK(TwoObjectives):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        tokenizer: str | PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        accumulate: int = 1,
-        clip_norm: float | None = None,
+        *,
         refusals: str | None = None,
         refusal_seed: int = 0,
         separator: str = " ",
-        forget_weight: float = 1.0,
-        retain_weight: float = 1.0,
-        retain_term: Literal["nll", "kl"] = "nll",
-        combine: GradientCombiner | None = None,
-        buffer: Literal["device", "bfloat16", "cpu"] = "device",
-        metric: Metric | None = None,
-        max_new_tokens: int = 256,
-        optimizer: OptimizerCallable = default_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
+        **shared: Unpack[LossArguments],
     ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            peft_config,
-            dtype,
-            gradient_checkpointing,
-            compile,
-            accumulate,
-            clip_norm,
-            forget_weight,
-            retain_weight,
-            retain_term,
-            combine,
-            buffer,
-            metric,
-            max_new_tokens,
-            optimizer,
-            scheduler,
-        )
-        self.save_hyperparameters(ignore=self._hyperparameters_left_out(model, tokenizer))
-        self.refusals = read_refusals(refusals)
-        self.refusals_given = refusals is not None
-        self.refusal_seed = refusal_seed
-        self.separator = separator
+        super().__init__(model, **shared)
+        self.refusals = Refusals(refusals, refusal_seed, separator)
 
     def forget_objective(self, batch: Batch) -> Tensor:
         """Return the NLL of the refusals, summed over their target tokens."""
-        return summed_nll(self.network, self.refused(batch))
+        return summed_nll(self.network, self.refusals.rows(batch, lambda: self.tokenizer))
 
     def forget_count(self, batch: Batch) -> Tensor:
         """Return the number of the refusals' target tokens."""
-        return target_tokens(self.refused(batch))
-
-    def refused(self, batch: Batch) -> Batch:
-        """Return the forget rows with refusals in the place of their answers: the data's own, or made here."""
-        return refused_rows(
-            batch, lambda: self.tokenizer, self.refusals, self.refusal_seed, self.separator, own=not self.refusals_given
-        )
+        return target_tokens(self.refusals.rows(batch, lambda: self.tokenizer))

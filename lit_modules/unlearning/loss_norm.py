@@ -1,19 +1,29 @@
 """LossNorm, the difference of gradients over their losses."""
 
-from typing import Literal
+from transformers import PreTrainedModel
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig
-from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from lit_modules.unlearning.core.aggregators import loss_normalised_weights
-from lit_modules.unlearning.core.base import TwoTaskUnlearning
-from lit_modules.unlearning.core.causal_lm import default_optimizer
-from lit_modules.unlearning.core.gradients import PairStatistics
+from lit_modules.unlearning.core.arguments import GradientPairArguments
+from lit_modules.unlearning.core.gradient_pair import GradientPairUnlearning
+from lit_modules.unlearning.core.gradients import PairStatistics, Weights, inverse, is_usable
+from lit_modules.utils.arguments import Unpack
 
 
-class LossNorm(TwoTaskUnlearning):
+def loss_normalised_weights(pair: PairStatistics, eps: float = 1e-12) -> Weights:
+    """Return the factors of ``d = g_R / |L_R| - g_F / |L_F|``.
+
+    A loss below ``eps`` in size or not finite drops its term, and so does a gradient that vanishes or is not finite.
+
+    Example:
+        >>> pair = PairStatistics(retain_norm=1.0, forget_norm=1.0, inner=0.0, retain_loss=2.0, forget_loss=4.0)
+        >>> loss_normalised_weights(pair)
+        (0.5, 0.25)
+    """
+    retain = inverse(abs(pair.retain_loss), eps) if is_usable(pair.retain_norm) else 0.0
+    forget = inverse(abs(pair.forget_loss), eps) if is_usable(pair.forget_norm) else 0.0
+    return retain, forget
+
+
+class LossNorm(GradientPairUnlearning):
     """Unlearn along the difference of two gradients, each over its loss.
 
     Each step moves by ``d = g_R / L_R - g_F / L_F``, the gradient of ``log L_R - log L_F``, with the mean NLL per
@@ -23,20 +33,7 @@ class LossNorm(TwoTaskUnlearning):
     Batch, logged names and strategies are those of :class:`~lit_modules.NGDiff`.
 
     Args:
-        model: Causal language model, or the name or folder to load it from.
-        tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
-        peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``.
-        dtype: Type in which named weights are loaded.
-        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
-        compile: Whether training steps run the network through ``torch.compile``.
-        accumulate: Batches per optimizer step.
-        clip_norm: Largest norm of the direction; ``None`` leaves it alone.
         eps: Smallest loss in nats that counts; below it, or when not finite, that task's term is dropped.
-        buffer: With ``combine``, where the forget gradient waits: as it is, in half the memory, or on the CPU.
-        metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
-        max_new_tokens: Longest generated answer, in tokens.
-        optimizer: Builds the optimizer from the trainable parameters.
-        scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -48,42 +45,13 @@ class LossNorm(TwoTaskUnlearning):
     shardable = True
 
     def __init__(
-        self,
-        model: str | PreTrainedModel,
-        tokenizer: str | PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        accumulate: int = 1,
-        clip_norm: float | None = None,
-        eps: float = 1e-12,
-        buffer: Literal["device", "bfloat16", "cpu"] = "device",
-        metric: Metric | None = None,
-        max_new_tokens: int = 256,
-        optimizer: OptimizerCallable = default_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
+        self, model: str | PreTrainedModel, *, eps: float = 1e-12, **shared: Unpack[GradientPairArguments]
     ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            peft_config,
-            dtype,
-            gradient_checkpointing,
-            compile,
-            accumulate,
-            clip_norm,
-            buffer,
-            metric,
-            max_new_tokens,
-            optimizer,
-            scheduler,
-        )
+        super().__init__(model, **shared)
         if not eps > 0:
             raise ValueError(f"eps must be positive, got {eps}.")
-        self.save_hyperparameters(ignore=self._injected(model, tokenizer))
         self.eps = eps
 
-    def weights(self, statistics: PairStatistics) -> tuple[float, float]:
+    def weights(self, pair: PairStatistics) -> Weights:
         """Return ``(1 / L_R, 1 / L_F)``, with 0 for a loss that vanishes."""
-        return loss_normalised_weights(statistics, self.eps)
+        return loss_normalised_weights(pair, self.eps)

@@ -1,20 +1,19 @@
 """Task vectors: the opposite of what fine-tuning on the forget rows does."""
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor
-from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.base import Unlearning
-from lit_modules.unlearning.core.causal_lm import Batch, default_optimizer
-from lit_modules.unlearning.core.gradients import global_norm
+from lit_modules.unlearning.core.arguments import UnlearningArguments, check_positive
+from lit_modules.unlearning.core.causal_lm import Batch
+from lit_modules.unlearning.core.gradient_pair import Unlearning
+from lit_modules.unlearning.core.gradients import is_usable
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
-from lit_modules.unlearning.core.reference import model_hash
+from lit_modules.unlearning.core.pretrained import model_hash
+from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.training_state import check_finite
 
 
@@ -27,22 +26,11 @@ class TaskVector(Unlearning):
 
     What is validated or saved during training is the fine-tuned model; what is tested and saved after it, the unlearned
     one. The learning rate is one of fine-tuning. Each step logs ``train/forget_loss``, which falls,
-    ``train/forget_norm`` and ``train/lr``; the retain rows of a batch are not touched.
+    ``train/forget_norm`` and ``train/lr``; the retain rows of a batch are not touched. Further arguments are those of
+    :class:`~lit_modules.unlearning.core.gradient_pair.Unlearning`.
 
     Args:
-        model: Causal language model, or the name or folder to load it from.
-        tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
-        peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``.
-        dtype: Type in which named weights are loaded.
-        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
-        compile: Whether training steps run the network through ``torch.compile``.
-        accumulate: Batches per optimizer step.
-        clip_norm: Largest norm of the direction; ``None`` leaves it alone.
         strength: Factor of the negated vector, ``a``; 5 is that of MUSE.
-        metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
-        max_new_tokens: Longest generated answer, in tokens.
-        optimizer: Builds the optimizer from the trainable parameters.
-        scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
 
     Raises:
         ValueError: If a number is out of its range, the adapters are not LoRA that begins at 0, or a run is resumed
@@ -54,38 +42,10 @@ class TaskVector(Unlearning):
     """
 
     def __init__(
-        self,
-        model: str | PreTrainedModel,
-        tokenizer: str | PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        accumulate: int = 1,
-        clip_norm: float | None = None,
-        strength: float = 5.0,
-        metric: Metric | None = None,
-        max_new_tokens: int = 256,
-        optimizer: OptimizerCallable = default_optimizer,
-        scheduler: LRSchedulerCallable | None = None,
+        self, model: str | PreTrainedModel, *, strength: float = 5.0, **shared: Unpack[UnlearningArguments]
     ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            peft_config,
-            dtype,
-            gradient_checkpointing,
-            compile,
-            accumulate,
-            clip_norm,
-            metric,
-            max_new_tokens,
-            optimizer,
-            scheduler,
-        )
-        if not 0 < strength < math.inf:
-            raise ValueError(f"strength must be positive and finite, got {strength}.")
-        self.save_hyperparameters(ignore=self._injected(model, tokenizer))
+        super().__init__(model, **shared)
+        check_positive(strength=strength)
         self.strength = strength
         self._start: list[Tensor] = []
         self._reference_hash: str | None = None
@@ -94,8 +54,7 @@ class TaskVector(Unlearning):
     def configure_model(self) -> None:
         """Load the weights once; keep those that training changes."""
         super().configure_model()
-        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
-        if not fitting or self._reference_hash is not None:
+        if not self._fitting or self._reference_hash is not None:
             return
         self._reference_hash = model_hash(self.model)
         if not isinstance(self.model, PeftModel):
@@ -110,12 +69,17 @@ class TaskVector(Unlearning):
                 f"{type(self.model.peft_config['default']).__name__} that trains {next(iter(trained), 'nothing')!r}."
             )
 
+    def on_fit_start(self) -> None:
+        """Refuse a second training of the same object, whose first weights are gone."""
+        if self._negated:
+            raise ValueError("This TaskVector has ended its training; make a new one to train again.")
+
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the gradient of the forget rows' NLL into ``.grad``."""
         loss = self.accumulate_gradient(group, "forget").item()
         check_finite(self, {"forget": loss}, self.row_names(group))
-        norm = global_norm([parameter.grad for parameter in self.trainable_parameters()]).item()
-        return {"train/forget_loss": loss, "train/forget_norm": norm, "skip": float(not 0 < norm < math.inf)}
+        norm = self.gradient_norm().item()
+        return {"train/forget_loss": loss, "train/forget_norm": norm, "skip": float(not is_usable(norm))}
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss that training lowers, for ``callbacks.AdaptiveLR``: the summed forget NLL, and its tokens."""
@@ -133,6 +97,15 @@ class TaskVector(Unlearning):
                 if "lora_B" in name and parameter.requires_grad:
                     parameter.mul_(-self.strength)
         self._negated = True
+
+    def on_fit_end(self) -> None:
+        """Refuse a run that was resumed after its last step, where nothing calls the end of training."""
+        super().on_fit_end()
+        if not self._negated:
+            raise ValueError(
+                "There was nothing left to train, so TaskVector has not negated the weights, and what callbacks have "
+                "saved is the fine-tuned model; resume with more epochs, or from an earlier checkpoint."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whether the weights are those of fine-tuning or their opposite."""
@@ -160,17 +133,3 @@ class TaskVector(Unlearning):
                 f"The checkpoint was written by a run that began with the model {saved['model'][:12]}, and this run "
                 f"begins with {self._reference_hash[:12]}; give the model that the first run began with."
             )
-
-    def on_fit_end(self) -> None:
-        """Refuse a run that was resumed after its last step, where nothing calls the end of training."""
-        super().on_fit_end()
-        if not self._negated:
-            raise ValueError(
-                "There was nothing left to train, so TaskVector has not negated the weights, and what callbacks have "
-                "saved is the fine-tuned model; resume with more epochs, or from an earlier checkpoint."
-            )
-
-    def on_fit_start(self) -> None:
-        """Refuse a second training of the same object, whose first weights are gone."""
-        if self._negated:
-            raise ValueError("This TaskVector has ended its training; make a new one to train again.")

@@ -41,10 +41,7 @@ def parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        shown = text.strip()
-        raise ValueError(
-            f"{place}: a line must be JSON, got {shown if len(shown) <= 60 else shown[:57] + '...'}."
-        ) from error
+        raise ValueError(f"{place}: a line must be JSON, got {shorten(text.strip())}.") from error
 
 
 def read_json_lines(path: str | Path) -> list[tuple[str, Any]]:
@@ -54,3 +51,17 @@ def read_json_lines(path: str | Path) -> list[tuple[str, Any]]:
         ValueError: If a line is not UTF-8 or no JSON; names it.
     """
     return [(place, parse_json(text, place)) for place, text in numbered_lines(path)]
+
+
+def shorten(value: object, length: int = 80) -> str:
+    """Return a value as one short line of plain characters, whatever a file may hold.
+
+    Example:
+        >>> shorten({"id": "ab" * 40}, 20)
+        "{'id': 'abababab..."
+    """
+    try:
+        text = ascii(value)
+    except RecursionError:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -228,7 +228,7 @@ class RunDirectory:
         if difference is not None:
             raise UsageError(f"{self.folder} holds a {self.noun} with {difference}; take another folder.")
         for key in growing:
-            if any(item not in now[key] for item in before[key]):
+            if any(item not in now[key] for item in before.get(key, [])):
                 difference = first_difference(before[key], now[key], key)
                 raise UsageError(
                     f"{self.folder} holds a {self.noun} with {difference}: values may be added, not left out; take "

@@ -64,9 +64,3 @@ def test_tiles_need_images() -> None:
         Bandits(tile=2)(nn.Linear(12, 2), torch.full((2, 12), 0.5))
     with pytest.raises(ValueError, match="tile must be an integer of at least 1, got 0"):
         Bandits(tile=0)
-
-
-@pytest.mark.parametrize("name", ["step_size", "prior_step", "exploration", "fd_step"])
-def test_lengths_must_be_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be positive and finite, got 0"):
-        Bandits(**{name: 0})  # type: ignore[arg-type]

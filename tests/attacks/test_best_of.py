@@ -83,14 +83,6 @@ def test_failures_return_the_best_attempt() -> None:
     assert torch.equal(backwards.adversarial, case.x)
 
 
-def test_fixed_radius_members_keep_the_larger_margin() -> None:
-    case = Case()
-    result = BestOf(attacks=[Push(0.4, False, bounds=BOX), Push(0.6, False, bounds=BOX)], keep="best").run(
-        Sum(), case.x, case.y
-    )
-    assert torch.allclose(result.adversarial[:3], case.x[:3] - 0.6)
-
-
 def linear() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
@@ -147,22 +139,6 @@ def test_mixes_spatial_and_bounded_attacks() -> None:
     alone = SpatialTransform(steps=30, step_size=0.2).run(linear(), x)
     assert bool((result.success >= alone.success).all())
     assert bool((result.adversarial.flatten(1).abs().sum(1) > 0).all())
-
-
-def test_restarts_and_targets() -> None:
-    model, x, target = linear(), torch.rand(10, 16), torch.arange(10) % 3
-    members = [LinfPGD(eps=0.1, steps=3, step_size=0.05, targeted=True, restarts=2)]
-    result = BestOf(attacks=members, restarts=2).run(model, x, target)
-    assert torch.equal(model(result.adversarial).argmax(1) == target, result.success)
-    assert int(result.num_queries.max()) > 8
-
-
-def test_batch_and_order_do_not_matter() -> None:
-    model, x = linear(), torch.rand(6, 16)
-    attack = BestOf(attacks=[FGSM(eps=0.02), LinfPGD(eps=0.05, steps=3, step_size=0.02)])
-    together = attack(model, x)
-    assert torch.allclose(attack(model, x.flip(0)).flip(0), together, atol=1e-6)
-    assert torch.allclose(torch.cat([attack(model, x[i : i + 1]) for i in range(6)]), together, atol=1e-6)
 
 
 def test_refusals() -> None:

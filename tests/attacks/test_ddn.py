@@ -54,31 +54,3 @@ def test_small_samples_need_a_small_first_norm() -> None:
     first = DDN(search_steps=3).run(model, x).distance
     second = DDN(init_norm=2.0, bounds=(0.0, 2.0)).run(scaled, 2 * x).distance
     assert (second / first).median() == pytest.approx(2, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"gamma": 1.0}, r"gamma must lie between 0 and 1, got 1\.0"),
-        ({"init_norm": 0.0}, r"init_norm must be positive and finite, got 0\.0"),
-        ({"levels": 1}, r"levels must be an integer of at least 2, got 1"),
-        ({"levels": 256, "bounds": None}, r"levels divide the range between the bounds; pass bounds=, or levels=None"),
-        ({"loss": "hinge"}, r"loss must be one of .*, got 'hinge'"),
-    ],
-)
-def test_bad_arguments_are_named(arguments: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        DDN(**arguments)  # type: ignore[arg-type]
-
-
-def test_distances_are_those_of_another_implementation() -> None:
-    foolbox = pytest.importorskip("foolbox")
-    model, x = model_and_samples(16)
-    y = model(x).argmax(1)
-    wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
-    other, _, success = foolbox.attacks.DDNAttack(steps=100)(wrapped, x, y, epsilons=None)
-    ours = DDN(search_steps=0).run(model, x, y)
-    assert success.all()
-    assert ours.success.all()
-    assert float(ours.distance.median()) == pytest.approx(float((other - x).flatten(1).norm(dim=1).median()), rel=0.01)
-    assert DDN().run(model, x, y).distance.median() <= ours.distance.median()

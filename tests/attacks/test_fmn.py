@@ -38,21 +38,6 @@ def test_l2_crosses_curved_boundaries_beside_the_bounds() -> None:
     assert result.success.all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"norm": "l3"}, r"norm must be 'l0' or 'l1' or 'l2' or 'linf', got 'l3'"),
-        ({"step_size": 0.0}, r"step_size must be positive and finite, got 0\.0"),
-        ({"final_step_size": -1.0}, r"final_step_size must be positive and finite, got -1\.0"),
-        ({"gamma": 1.0}, r"gamma must lie between 0 and 1, got 1\.0"),
-        ({"final_gamma": 0.0}, r"final_gamma must lie between 0 and 1, got 0\.0"),
-    ],
-)
-def test_bad_arguments_are_named(arguments: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        FMN(**arguments)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("norm", ["l0", "l1", "l2", "linf"])
 def test_distances_are_no_worse_than_another_implementation(norm: str) -> None:
     foolbox = pytest.importorskip("foolbox")

@@ -109,16 +109,3 @@ def test_colour_images_of_3072_values() -> None:
     result = JSMA(targeted=True).run(model, x, target)
     assert bool(result.success.all())
     assert float(result.distance.max()) < 200
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"theta": 0.0}, "theta must be finite and not 0, got 0.0"),
-        ({"gamma": 0.0}, "gamma must be above 0 and at most 1, got 0.0"),
-        ({"gamma": 1.5}, "gamma must be above 0 and at most 1, got 1.5"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        JSMA(**arguments)

@@ -18,15 +18,6 @@ def linear(classes: int, size: int = 20) -> nn.Linear:
     return model
 
 
-def distance(model: nn.Linear, x: Tensor) -> Tensor:
-    """L2 distance to the nearest boundary."""
-    logits = model(x).detach()
-    label = logits.argmax(1)
-    gap = logits.gather(1, label[:, None]) - logits
-    length = (model.weight[label][:, None] - model.weight[None]).detach().norm(dim=2)
-    return (gap / length).scatter(1, label[:, None], float("inf")).amin(1)
-
-
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 4)).eval()
@@ -34,17 +25,6 @@ def network() -> nn.Module:
 
 def samples(count: int = 16, size: int = 20) -> Tensor:
     return torch.rand(count, size, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
-
-
-@pytest.mark.parametrize("classes", [2, 3, 6])
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
-def test_distance_to_the_boundary_of_a_linear_model(classes: int, bounds: tuple[float, float] | None) -> None:
-    model, x = linear(classes), samples()
-    result = LBFGS(bounds=bounds).run(model, x)
-    assert bool(result.success.all())
-    ratio = result.distance / distance(model, x)
-    assert float(ratio.min()) > 0.9999
-    assert float(ratio.max()) < 1.01
 
 
 @pytest.mark.parametrize("loss", ["nearest", "cross_entropy", "margin"])
@@ -117,19 +97,3 @@ def test_no_thread_outlives_a_failure() -> None:
     with pytest.raises(ValueError, match="bound"):
         minimise_together([np.ones(3)], [(np.zeros(2), np.ones(2))], lambda asked, points: [(0.0, np.ones(3))], 5)
     assert threading.active_count() == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"steps": 0}, "steps must be an integer of at least 1"),
-        ({"search_steps": 0}, "search_steps must be an integer of at least 1"),
-        ({"initial_const": -1.0}, "initial_const must be positive"),
-        ({"refine_steps": -1}, "refine_steps must be an integer of at least 0"),
-        ({"max_batch_size": 0}, "max_batch_size must be an integer of at least 1"),
-        ({"loss": "crossentropy"}, "loss must be one of"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LBFGS(**arguments)  # type: ignore[arg-type]

@@ -65,16 +65,3 @@ def test_a_draw_that_fools_ends_the_search() -> None:
 def test_cost() -> None:
     result = NAttack(eps=0.01, steps=3, samples=5).run(strong_margin(4), torch.full((2, 4), 0.5))
     assert result.num_queries.tolist() == [1 + 3 * (5 + 1)] * 2
-
-
-def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="transform='tanh' maps onto the bounds, got bounds=None; pass"):
-        NAttack(transform="tanh", bounds=None)
-    with pytest.raises(ValueError, match="transform must be 'identity' or 'tanh', got 'exp'"):
-        NAttack(transform="exp")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="samples must be an integer of at least 2, got 1"):
-        NAttack(samples=1)
-    with pytest.raises(ValueError, match="sigma must be positive and finite, got 0"):
-        NAttack(sigma=0)
-    with pytest.raises(ValueError, match="step_size must be positive and finite, got 0"):
-        NAttack(step_size=0)

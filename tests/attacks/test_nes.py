@@ -46,14 +46,3 @@ def test_as_strong_as_pgd_where_the_gradient_is_known(norm: str) -> None:
 def test_cost() -> None:
     result = NES(eps=0.01, steps=3, directions=5).run(strong_margin(4), torch.full((2, 4), 0.5))
     assert result.num_queries.tolist() == [1 + 3 * (2 * 5 + 1)] * 2
-
-
-@pytest.mark.parametrize("name", ["step_size", "fd_step"])
-def test_lengths_must_be_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be positive and finite, got -1"):
-        NES(**{name: -1})  # type: ignore[arg-type]
-
-
-def test_directions_must_be_a_count() -> None:
-    with pytest.raises(ValueError, match=r"directions must be an integer of at least 1, got 1\.5"):
-        NES(directions=1.5)  # type: ignore[arg-type]

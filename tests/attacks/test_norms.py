@@ -11,11 +11,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from lit_modules.attacks.engine.norms import (
-    Norm,
-    check_norm,
     lp_norm,
     normalise,
-    per_sample,
     project,
     project_l1_box,
     random_in_ball,
@@ -23,7 +20,7 @@ from lit_modules.attacks.engine.norms import (
 )
 from lit_modules.attacks.engine.random import SampleRandom
 
-BALLS: list[Norm] = ["linf", "l2", "l1"]
+BALLS: list[str] = ["linf", "l2", "l1"]
 DUAL = {"linf": "l1", "l2": "l2"}
 seeds = st.integers(0, 2**31)
 
@@ -46,23 +43,6 @@ def test_lp_norm_of_any_shape(shape: tuple[int, ...]) -> None:
         assert torch.allclose(lp_norm(flat, norm), torch.linalg.vector_norm(delta, order, dim=1))
 
 
-def test_unknown_norms() -> None:
-    with pytest.raises(ValueError, match="norm must be 'linf' or 'l2' or 'l1' or 'l0', got 'l3'"):
-        lp_norm(torch.zeros(1, 2), "l3")
-    with pytest.raises(ValueError, match="norm must be 'l2', got 'l0'"):
-        check_norm("l0", ("l2",))
-    for function in (
-        lambda: project(torch.zeros(1, 2), torch.ones(1, 1), "l0"),
-        lambda: steepest(torch.ones(1, 2), "l0"),
-    ):
-        with pytest.raises(ValueError, match="norm must be 'linf' or 'l2' or 'l1', got 'l0'"):
-            function()
-
-
-def test_per_sample() -> None:
-    assert per_sample(torch.arange(3), torch.zeros(3, 2, 4)).shape == (3, 1, 1)
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-12, 1e-20, 1e-30, 1e15])
 def test_normalise_has_length_one_for_gradients_of_any_size(norm: str, scale: float) -> None:
@@ -82,7 +62,7 @@ def test_a_zero_gradient_stays_zero(norm: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=seeds, norm=st.sampled_from(BALLS))
-def test_projection_properties(seed: int, norm: Norm) -> None:
+def test_projection_properties(seed: int, norm: str) -> None:
     delta, radius = cases(seed)
     inside = project(delta, radius, norm)
     length = lp_norm(inside.double(), norm)
@@ -135,7 +115,7 @@ def test_l1_projection_of_images_with_bounds_that_broadcast() -> None:
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_radius_zero_and_one_radius_per_sample(norm: Norm) -> None:
+def test_radius_zero_and_one_radius_per_sample(norm: str) -> None:
     delta = torch.randn(3, 8)
     radius = torch.tensor([[0.0], [0.5], [100.0]])
     moved = project(delta, radius, norm)
@@ -145,7 +125,7 @@ def test_radius_zero_and_one_radius_per_sample(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_steepest_reaches_the_dual_norm(norm: Norm) -> None:
+def test_steepest_reaches_the_dual_norm(norm: str) -> None:
     gradient, _ = cases(3)
     gain = (steepest(gradient, norm) * gradient).sum(1)
     assert torch.allclose(gain, lp_norm(gradient, DUAL[norm]), rtol=1e-5)
@@ -168,7 +148,7 @@ def test_l1_step_is_spread_over_the_largest_coordinates(sparsity: float, count: 
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_random_points_of_the_ball(norm: Norm) -> None:
+def test_random_points_of_the_ball(norm: str) -> None:
     like = torch.rand(2000, 3, 2, generator=torch.Generator().manual_seed(0))
     radius = torch.where(torch.arange(2000) < 1000, 0.5, 4.0).view(-1, 1, 1)
     points = random_in_ball(like, radius, norm, SampleRandom.of(like, 0))

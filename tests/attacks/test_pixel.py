@@ -106,19 +106,6 @@ NAMES = ["single", "local"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_neither_batch_nor_order_changes_a_result(name: str) -> None:
-    x = images(6, 2, 4, 7)
-    model = Sum(float(x.flatten(1).sum(1).max()) + 0.4)
-    whole = pixel_attack(name).run(model, x)
-    order = torch.tensor([4, 1, 5, 0, 3, 2])
-    assert torch.equal(pixel_attack(name)(model, x[order]), whole.adversarial[order])
-    assert torch.equal(pixel_attack(name)(model, x[3:4]), whole.adversarial[3:4])
-    assert torch.equal(pixel_attack(name, max_batch=7)(model, x), whole.adversarial)
-    assert 0 < whole.success.sum() < 6 or name == "local"
-    assert not torch.equal(pixel_attack(name, seed=5)(model, x), whole.adversarial)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_asks_about_several_samples_and_pixels_at_once(name: str) -> None:
     model = Spot(0, 0, 9.0)
     pixel_attack(name, max_batch=40)(model, images(6, 1, 4, 7))
@@ -126,36 +113,6 @@ def test_asks_about_several_samples_and_pixels_at_once(name: str) -> None:
     model = Spot(0, 0, 9.0)
     pixel_attack(name)(model, images(6, 1, 4, 7))
     assert len(model.asked) <= 1 + 2 * 5
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_targeted(name: str) -> None:
-    x = images(4, 1, 4, 7)
-    model = Sum(float(x.flatten(1).sum(1).max()) + 0.3)
-    arguments = {"rounds": 12} if name == "local" else {}
-    result = pixel_attack(name, targeted=True, **arguments).run(model, x, torch.ones(4, dtype=torch.int64))
-    assert result.success.any()
-    assert torch.equal(model(result.adversarial).argmax(1) == 1, result.success)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_misclassified_samples_come_back_unchanged(name: str) -> None:
-    x = images(3, 1, 4, 7)
-    model = Sum(float(x.flatten(1).sum(1).max()) + 0.3)
-    result = pixel_attack(name).run(model, x, torch.ones(3, dtype=torch.int64))
-    assert result.already.all()
-    assert torch.equal(result.adversarial, x)
-    assert (result.num_queries == 1).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bounds_are_needed(name: str) -> None:
-    with pytest.raises(ValueError, match=r"sets pixels by the bounds, got bounds=None; pass bounds="):
-        pixel_attack(name, bounds=None)
-    attack = pixel_attack(name)
-    attack.bounds = None
-    with pytest.raises(ValueError, match="got bounds=None"):
-        attack(Spot(0, 0, 9.0), images(2, 1, 4, 7))
 
 
 @pytest.mark.parametrize("push", [None, 0.5])
@@ -232,32 +189,3 @@ def test_local_search_push_of_the_paper_asks_beyond_the_bounds() -> None:
     assert asked.max() == 1.5
     assert asked.min() >= -0.5
     assert result.adversarial.max() <= 1
-
-
-def test_local_search_takes_images_only() -> None:
-    with pytest.raises(ValueError, match=r"LocalSearch moves pixels of images.*got \(2, 12\)"):
-        LocalSearch()(nn.Linear(12, 2), images(2, 12))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"push": 0}, "push must be positive and finite, got 0"),
-        ({"stretch": 2.5}, r"stretch must be from 0 to 2, got 2\.5"),
-        ({"reach": 0}, "reach must be an integer of at least 1, got 0"),
-        ({"pixels": 0}, "pixels must be an integer of at least 1, got 0"),
-        ({"rounds": 0}, "rounds must be an integer of at least 1, got 0"),
-        ({"start": 0}, "start must be above 0 and at most 1, got 0"),
-        ({"max_candidates": 0}, "max_candidates must be an integer of at least 1, got 0"),
-        ({"max_batch": 0}, "max_batch must be an integer of at least 1, got 0"),
-        ({"loss": "hinge"}, "loss must be one of"),
-    ],
-)
-def test_local_search_bad_arguments(arguments: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        LocalSearch(**arguments)
-
-
-def test_single_pixel_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="max_pixels must be an integer of at least 1, got 0"):
-        SinglePixel(max_pixels=0)

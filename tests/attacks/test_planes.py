@@ -9,8 +9,9 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
+from lit_modules.attacks.boundary import differences, likely_others, nearest_plane, project_on_plane
 from lit_modules.attacks.engine.state import AttackState
-from lit_modules.attacks.minimum_norm import DDN, differences, likely_others, nearest_plane, project_on_plane
+from lit_modules.attacks.minimum_norm import DDN
 
 
 def state_of(model: Callable[[Tensor], Tensor], x: Tensor) -> AttackState:

@@ -125,9 +125,3 @@ def test_keys_differ_where_samples_do() -> None:
     assert torch.equal(sample_keys(x.view(200, 28, 28).transpose(1, 2).contiguous().transpose(1, 2)), sample_keys(x))
     swapped = torch.tensor([[0.25, 0.5, 0.75], [0.5, 0.25, 0.75], [0.75, 0.5, 0.25]])
     assert len(sample_keys(swapped).unique()) == 3
-
-
-def test_keys_of_halves_and_doubles() -> None:
-    x = torch.tensor([[0.5, 0.25]])
-    assert torch.equal(sample_keys(x.double()), sample_keys(x))
-    assert torch.equal(sample_keys(x.half()), sample_keys(x))

@@ -123,34 +123,6 @@ def test_seed_and_restarts_of_the_random_search() -> None:
     assert bool((more.adversarial[:, 0, 1, 1] >= attack(Steady(), x)[:, 0, 1, 1]).all())
 
 
-def test_targeted_and_bounds() -> None:
-    model, x = linear(), torch.rand(6, 1, 6, 8) * 0.5 + 0.25
-    target = torch.arange(6) % 3
-    result = RotationTranslation(targeted=True, bounds=(0.25, 0.75)).run(model, x, target)
-    assert torch.equal(model(result.adversarial).argmax(1) == target, result.success)
-    assert bool(result.success.any())
-    assert float(result.adversarial.min()) >= 0.25
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_rotation": -1.0}, r"max_rotation must be finite and at least 0, got -1\.0"),
-        ({"max_translation": float("inf")}, "max_translation must be finite and at least 0, got inf"),
-        ({"search": "all"}, "search must be 'grid' or 'random', got 'all'"),
-        ({"keep": "last"}, "keep must be 'first' or 'best', got 'last'"),
-        ({"rotations": 0}, "rotations must be an integer of at least 1, got 0"),
-        ({"samples": 1.5}, r"samples must be an integer of at least 1, got 1\.5"),
-        ({"max_batch": 0}, "max_batch must be an integer of at least 1, got 0"),
-        ({"padding_mode": "x"}, "padding_mode must be one of zeros, border, reflection, got 'x'"),
-        ({"loss": "x"}, "loss must be one of"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        RotationTranslation(**arguments)
-
-
 def test_refuses_vectors() -> None:
     with pytest.raises(ValueError, match=r"RotationTranslation moves pixels: x must be .*, got \(2, 4\)"):
         RotationTranslation()(nn.Linear(4, 2), torch.rand(2, 4))

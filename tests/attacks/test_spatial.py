@@ -61,34 +61,6 @@ def test_confidence_is_reached() -> None:
     assert bool((logits[:, 1] - logits[:, 0] >= 0.3 - 1e-5).all())
 
 
-def test_targeted() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 63, 3))
-    x, target = torch.rand(6, 3, 7, 9), torch.arange(6) % 3
-    result = SpatialTransform(targeted=True, step_size=0.2).run(model, x, target)
-    assert bool(result.success.any())
-    assert torch.equal(model(result.adversarial).argmax(1) == target, result.success)
-
-
-def test_batch_and_order_do_not_matter() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    x = torch.rand(5, 1, 6, 8)
-    attack = SpatialTransform(steps=30, step_size=0.1)
-    together = attack(model, x)
-    assert torch.allclose(attack(model, x.flip(0)).flip(0), together, atol=1e-4)
-    assert torch.allclose(torch.cat([attack(model, x[i : i + 1]) for i in range(5)]), together, atol=1e-4)
-
-
-def test_bounds_of_each_pixel_hold() -> None:
-    x = blobs()
-    upper = torch.ones(1, 6, 8)
-    upper[:, :, 4:] = 0.8
-    result = SpatialTransform(bounds=(-1.0, upper), step_size=0.1).run(TwoPlaces(), x * 0.8)
-    assert bool(result.success.any())
-    assert bool((result.adversarial <= upper).all())
-
-
 def test_warp_counts_in_pixels() -> None:
     x = torch.rand(2, 3, 5, 8)
     zero = torch.zeros(2, 2, 5, 8)
@@ -110,23 +82,6 @@ def test_variation_counts_each_pair_once() -> None:
     flow[0, :, 1, 1] = torch.tensor([3.0, 4.0])
     assert float(flow_variation(flow)) == pytest.approx(20, rel=1e-3)
     assert float(flow_variation(flow + 7)) == pytest.approx(20, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"smoothness": 0.0}, r"smoothness must be positive and finite, got 0\.0"),
-        ({"step_size": -1.0}, "step_size must be positive"),
-        ({"confidence": -1.0}, r"confidence must be finite and at least 0, got -1\.0"),
-        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
-        ({"search_steps": 0}, "search_steps must be an integer of at least 1"),
-        ({"patience": 0}, "patience must be an integer of at least 1"),
-        ({"padding_mode": "wrap"}, "padding_mode must be one of zeros, border, reflection, got 'wrap'"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SpatialTransform(**arguments)  # type: ignore[arg-type]
 
 
 def test_refuses_vectors() -> None:

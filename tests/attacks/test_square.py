@@ -10,7 +10,6 @@ from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.square import Square, square_area
 
 EPS: dict[str, float] = {"linf": 0.1, "l2": 0.6, "l1": 3.0}
-SHAPES = [(6, 48), (6, 2, 24), (6, 2, 4, 6), (6, 3, 8, 2), (6, 1, 1, 48)]
 
 
 def network(size: int = 48) -> nn.Module:
@@ -63,14 +62,6 @@ def test_starts_with_vertical_stripes() -> None:
     assert 0.2 < float((stripes > 0).float().mean()) < 0.8
 
 
-def test_starts_on_the_l2_sphere() -> None:
-    model, x = Stubborn(), torch.rand(5, 3, 12, 11)
-    Square(norm="l2", eps=0.7, queries=1, bounds=None)(model, x, torch.zeros(5, dtype=torch.int64))
-    move = model.tries[1] - x
-    assert torch.allclose(lp_norm(move, "l2"), torch.full((5,), 0.7), atol=1e-5)
-    assert float((move != 0).float().mean()) > 0.7
-
-
 @pytest.mark.parametrize("eps", [0.7, 4.0, 200.0])
 def test_starts_on_the_l1_sphere(eps: float) -> None:
     model, x = Stubborn(), torch.rand(5, 3, 40, 39)
@@ -110,24 +101,6 @@ def test_windows_have_the_area_of_the_schedule(rescale: bool) -> None:
         assert columns <= wide
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_stays_in_ball_and_box_for_any_shape(norm: str, shape: tuple[int, ...]) -> None:
-    model = network()
-    torch.manual_seed(0)
-    x = torch.rand(shape)
-    before = x.clone()
-    result = make(norm).run(model, x)
-    assert torch.equal(x, before)
-    assert result.adversarial.shape == x.shape
-    assert float(result.adversarial.min()) >= 0
-    assert float(result.adversarial.max()) <= 1
-    distance = lp_norm((result.adversarial - x).double(), norm)
-    assert torch.equal(distance, result.distance)
-    assert bool((distance <= EPS[norm] * (1 + 1e-6) + 1e-6).all())
-    assert torch.equal(model(result.adversarial).argmax(1) != model(x).argmax(1), result.success)
-
-
 def test_linf_values_are_at_the_radius() -> None:
     result = make("linf", bounds=None).run(network(), images())
     moves = (result.adversarial - images()).abs()
@@ -153,15 +126,6 @@ def test_every_query_counts(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", EPS)
-def test_more_queries_fool_more(norm: str) -> None:
-    model, x = network(), images(60)
-    success = [make(norm, queries=n, eps=EPS[norm] / 3).run(model, x).success for n in (1, 20, 200)]
-    assert bool((success[1] >= success[0]).all())
-    assert bool((success[2] >= success[1]).all())
-    assert int(success[2].sum()) > int(success[0].sum())
-
-
-@pytest.mark.parametrize("norm", EPS)
 def test_failures_are_the_best_try(norm: str) -> None:
     model, x = network(), images(20)
     label = model(x).argmax(1)
@@ -181,30 +145,6 @@ def test_failures_are_the_best_try(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", EPS)
-def test_batch_and_order_do_not_matter(norm: str) -> None:
-    model, x = network(), images(6)
-    if norm == "l1":  # where two tries are equal but for rounding, that of float32 decides between them
-        model, x = model.double(), x.double()
-    attack = make(norm, eps=EPS[norm] / 6, queries=70, restarts=2)
-    together = attack(model, x)
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert torch.allclose(attack(model, x[order]), together[order], atol=1e-5)
-    alone = torch.cat([attack(model, x[i : i + 1]) for i in range(6)])
-    assert torch.allclose(alone, together, atol=1e-5)
-
-
-@pytest.mark.parametrize("norm", EPS)
-def test_one_radius_per_sample(norm: str) -> None:
-    model, x = network(), images(6)
-    eps = torch.linspace(0, EPS[norm], 6)
-    result = make(norm, eps=eps).run(model, x)
-    assert bool((result.distance <= eps.double() * (1 + 1e-6) + 1e-6).all())
-    for i in range(6):
-        alone = make(norm, eps=float(eps[i]))(model, x[i : i + 1])
-        assert torch.allclose(alone[0], result.adversarial[i], atol=1e-5)
-
-
-@pytest.mark.parametrize("norm", EPS)
 def test_model_without_gradient_is_fooled(norm: str) -> None:
     model = network()
 
@@ -214,15 +154,6 @@ def test_model_without_gradient_is_fooled(norm: str) -> None:
 
     result = make(norm, queries=200).run(coarse, images(20))
     assert float(result.success.float().mean()) > 0.5
-
-
-@pytest.mark.parametrize("norm", EPS)
-def test_targeted(norm: str) -> None:
-    model, x = network(), images(20)
-    target = model(x).topk(2).indices[:, 1]
-    result = make(norm, targeted=True, eps=2 * EPS[norm], queries=200).run(model, x, target)
-    assert bool(result.success.any())
-    assert torch.equal(model(result.adversarial).argmax(1) == target, result.success)
 
 
 @pytest.mark.parametrize("norm", EPS)
@@ -241,19 +172,3 @@ def test_five_dimensions_are_refused() -> None:
         ValueError, match=r"Square takes vectors, signals or images, 2 to 4 dimensions.*\(2, 1, 2, 4, 6\)"
     ):
         Square()(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), torch.rand(2, 1, 2, 4, 6))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"norm": "l0"}, "norm must be 'linf' or 'l2' or 'l1', got 'l0'"),
-        ({"queries": 0}, "queries must be an integer of at least 1, got 0"),
-        ({"start_area": 0.0}, r"start_area must be above 0 and at most 1, got 0\.0"),
-        ({"start_area": 1.5}, r"start_area must be above 0 and at most 1, got 1\.5"),
-        ({"eps": -1.0}, "eps must be finite and at least 0"),
-        ({"loss": "hinge"}, "loss must be one of .* got 'hinge'"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Square(**arguments)

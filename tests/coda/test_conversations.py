@@ -55,10 +55,10 @@ def test_a_template_that_writes_no_place_for_the_image_is_refused() -> None:
     found = processor()
     found.chat_template = "{{ messages[0]['content'][1]['text'] }}"
     with pytest.raises(ValueError, match="exactly one place '<image>' for its image, got 0"):
-        encode(found, pictures(), PROMPTS, ANSWERS)
+        encode(found, pictures(), PROMPTS, answers=ANSWERS)
     found.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        encode(found, pictures(), PROMPTS, ANSWERS)
+        encode(found, pictures(), PROMPTS, answers=ANSWERS)
 
 
 def test_text_cannot_bring_an_image_or_an_end(tools: Any) -> None:
@@ -71,7 +71,7 @@ def test_text_cannot_bring_an_image_or_an_end(tools: Any) -> None:
 
 
 def test_each_row_has_the_tokens_of_one_image(tools: Any, config: Any) -> None:
-    batch = encode(tools, pictures(), PROMPTS, ANSWERS, config=config)
+    batch = encode(tools, pictures(), PROMPTS, answers=ANSWERS, config=config)
     counts = (batch["input_ids"] == tools.image_token_id).sum(1).tolist()
     assert counts == [llava_next_tokens(config, 40, 40), llava_next_tokens(config, 30, 60)]
     assert len(batch["pixel_values"]) == 2
@@ -88,12 +88,12 @@ def test_image_tokens_are_as_many_as_the_model_makes_features(tools: Any, config
 def test_an_image_expanded_to_another_number_of_tokens_is_refused(config: Any) -> None:
     wrong = processor(patch_size=7)
     with pytest.raises(ValueError, match=r"image tokens of image 0 and the model \d+ features; patch_size"):
-        encode(wrong, pictures(), PROMPTS, ANSWERS, config=config)
+        encode(wrong, pictures(), PROMPTS, answers=ANSWERS, config=config)
 
 
 def test_a_batch_with_another_number_of_images_is_refused(tools: Any) -> None:
     with pytest.raises(ValueError, match="one image for each question, got 1 for 2"):
-        encode(tools, pictures()[:1], PROMPTS, ANSWERS)
+        encode(tools, pictures()[:1], PROMPTS, answers=ANSWERS)
     batch = encode(tools, pictures(), PROMPTS)
     with pytest.raises(ValueError, match="made 1 images of 2; see its image_sizes"):
         check_images(tools, {**batch, "image_sizes": batch["image_sizes"][:1]}, 2)
@@ -104,7 +104,7 @@ def test_a_batch_with_another_number_of_images_is_refused(tools: Any) -> None:
     with pytest.raises(ValueError, match="Row 0 of the batch has no image token"):
         check_images(tools, {**batch, "input_ids": blind}, 2)
     with pytest.raises(ValueError, match="one answer for each question, got 1 for 2"):
-        encode(tools, pictures(), PROMPTS, ANSWERS[:1])
+        encode(tools, pictures(), PROMPTS, answers=ANSWERS[:1])
     with pytest.raises(TypeError, match="must be PIL images, got Tensor; leave the datamodule's image_size"):
         encode(tools, [torch.zeros(3, 4, 4)] * 2, PROMPTS)  # type: ignore[list-item]
 
@@ -137,7 +137,7 @@ def test_other_tiles_than_the_models_are_refused(config: Any) -> None:
 
 
 def test_the_loss_is_on_the_answer_and_its_end_alone(tools: Any) -> None:
-    batch = encode(tools, pictures(), PROMPTS, ANSWERS)
+    batch = encode(tools, pictures(), PROMPTS, answers=ANSWERS)
     for labels, mask, answer in zip(batch["labels"], batch["attention_mask"], ANSWERS, strict=True):
         kept = labels != IGNORED
         assert tools.tokenizer.decode(labels[kept]) == f"{answer}</s>"
@@ -146,7 +146,7 @@ def test_the_loss_is_on_the_answer_and_its_end_alone(tools: Any) -> None:
 
 
 def test_padding_is_on_the_right_for_training_and_on_the_left_for_answers(tools: Any) -> None:
-    training = encode(tools, pictures(), PROMPTS, ANSWERS)["attention_mask"]
+    training = encode(tools, pictures(), PROMPTS, answers=ANSWERS)["attention_mask"]
     asking = encode(tools, pictures(), PROMPTS)["attention_mask"]
     assert bool((training[:, 0] == 1).all())
     assert bool((asking[:, -1] == 1).all())
@@ -156,7 +156,7 @@ def test_padding_is_on_the_right_for_training_and_on_the_left_for_answers(tools:
 
 def test_training_and_evaluation_have_the_same_template_and_pictures(tools: Any) -> None:
     for image, prompt, answer in zip(pictures(), PROMPTS, ANSWERS, strict=True):
-        training, asking = encode(tools, [image], [prompt], [answer]), encode(tools, [image], [prompt])
+        training, asking = encode(tools, [image], [prompt], answers=[answer]), encode(tools, [image], [prompt])
         length = asking["input_ids"].shape[1]
         assert training["input_ids"][0, :length].tolist() == asking["input_ids"][0].tolist()
         assert bool((training["labels"][0, :length] == IGNORED).all())
@@ -165,14 +165,14 @@ def test_training_and_evaluation_have_the_same_template_and_pictures(tools: Any)
 
 
 def test_the_beginning_is_there_once(tools: Any) -> None:
-    batch = encode(tools, pictures(), PROMPTS, ANSWERS)
+    batch = encode(tools, pictures(), PROMPTS, answers=ANSWERS)
     assert (batch["input_ids"] == tools.tokenizer.bos_token_id).sum(1).tolist() == [1, 1]
 
 
 def test_an_end_is_added_where_the_template_has_none() -> None:
     found = processor()
     found.chat_template = found.chat_template.replace("{{ eos_token if message['role'] == 'assistant' else '' }}", "")
-    batch = encode(found, pictures(), PROMPTS, ANSWERS)
+    batch = encode(found, pictures(), PROMPTS, answers=ANSWERS)
     kept = [row[row != IGNORED] for row in batch["labels"]]
     assert found.tokenizer.batch_decode(kept) == [f"{answer}</s>" for answer in ANSWERS]
 
@@ -202,22 +202,22 @@ def test_a_row_without_its_answer_is_refused_and_not_left_out_of_the_loss(monkey
 
     monkeypatch.setattr(type(found), "__call__", cut)
     with pytest.raises(ValueError, match="does not end with the tokens of its answer"):
-        encode(found, pictures(), PROMPTS, ANSWERS)
+        encode(found, pictures(), PROMPTS, answers=ANSWERS)
 
 
 # --- never cut off
 
 
 def test_a_long_question_is_refused_with_the_length_that_it_needs(tools: Any) -> None:
-    length = encode(tools, pictures(), PROMPTS, ANSWERS)["input_ids"].shape[1]
-    encode(tools, pictures(), PROMPTS, ANSWERS, max_length=length)
+    length = encode(tools, pictures(), PROMPTS, answers=ANSWERS)["input_ids"].shape[1]
+    encode(tools, pictures(), PROMPTS, answers=ANSWERS, max_length=length)
     with pytest.raises(ValueError, match=rf"takes {length} tokens, and the model takes {length - 1}; it is never cut"):
-        encode(tools, pictures(), PROMPTS, ANSWERS, max_length=length - 1)
+        encode(tools, pictures(), PROMPTS, answers=ANSWERS, max_length=length - 1)
 
 
 def test_a_tokenizer_that_cuts_off_does_not_here() -> None:
     found = processor()
-    whole = encode(found, pictures(), PROMPTS, ANSWERS)
+    whole = encode(found, pictures(), PROMPTS, answers=ANSWERS)
     found.tokenizer.backend_tokenizer.enable_truncation(4)
     found.tokenizer.model_max_length = 4
-    assert torch.equal(encode(found, pictures(), PROMPTS, ANSWERS)["input_ids"], whole["input_ids"])
+    assert torch.equal(encode(found, pictures(), PROMPTS, answers=ANSWERS)["input_ids"], whole["input_ids"])

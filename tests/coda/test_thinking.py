@@ -34,7 +34,7 @@ def test_no_answer_is_trained_or_asked_for_inside_an_open_thought(opening: str) 
     assert question.endswith(CLOSED)
     assert tail == "Adder</s>"
     assert render(tools, "Adder or Puff Adder?") == (question, "")
-    batch = encode(tools, [picture("red")], ["Which?"], ["Adder"])
+    batch = encode(tools, [picture("red")], ["Which?"], answers=["Adder"])
     assert tools.tokenizer.decode(batch["input_ids"][0]).endswith(f"{CLOSED}Adder</s>")
     assert tools.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]) == "Adder</s>"
 

@@ -32,7 +32,7 @@ from datamodules.drawn.renderer import (
     render,
 )
 
-HOUSEHOLD = Path(__file__).parents[2] / "lit_modules" / "synthia" / "ontology" / "data" / "household.yaml"
+HOUSEHOLD = Path(__file__).parents[2] / "lit_modules" / "utils" / "data" / "household.yaml"
 
 
 def pair(number: int, *affordances: str, tdistance: float = 0.5, negatives: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -455,7 +455,7 @@ def test_real_files_have_their_checksums(data_folder: Path) -> None:
         ({"validation_size": 1400}, "validation_size must be less than the 1400 training images of Digits, got 1400"),
         ({"train_size": 1201}, "train_size must be at most the 1200 images that Digits has, got 1201"),
         ({"test_size": 398}, "test_size must be at most the 397 images that Digits has, got 398"),
-        ({"test_split": "dev"}, "test_split must be 'test', 'train' or 'validation', got 'dev'"),
+        ({"test_split": "dev"}, "test_split must be of 'train', 'validation', 'test', got 'dev'"),
         ({"device": "gpu0"}, "device must be a device of torch such as 'cpu' or 'cuda', got 'gpu0'"),
         ({"device": "cuda", "num_workers": 2}, "num_workers must be 0 if the set is kept on cuda, got 2"),
     ],
@@ -468,7 +468,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_split() -> None:
-    with pytest.raises(ValueError, match="A split must be 'train', 'validation' or 'test', got 'dev'"):
+    with pytest.raises(ValueError, match="split must be of 'train', 'validation', 'test', got 'dev'"):
         Digits().split("dev")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from datamodules.lume.rows import FIELDS, TASKS, Row, check_disjoint, parse_row, read_documents, read_rows
+from datamodules.lume.rows import FIELDS, TASKS, Row, check_disjoint, read_documents, read_rows
 
 GOOD = {"id": "1sc1", "input": "A", "output": "b.", "task": "Task3"}
 
@@ -23,24 +23,17 @@ def row(identifier: str, task: str = "Task3") -> Row:
 
 
 MALFORMED: dict[str, tuple[bytes | dict[str, Any], str]] = {
-    "not JSON": (b"{'id'}", "a line must be a JSON object with the strings id, input, output, task, got"),
-    "cut off": (b'{"id": "1sc1"', "which is not JSON."),
-    "byte order mark": (b"\xef\xbb\xbf{}", "which is not JSON."),
-    "array": (b"[1]", r"a line must be a JSON object .*, got \[1\]\."),
-    "null": (b"null", "got None"),
-    "blank": (b"  ", "got a blank line"),
-    "empty line": (b"", "got a blank line"),
-    "deep": (b"[" * 100_000, "which is not JSON"),
-    "long number": (b"9" * 10_000, "which is not JSON"),
-    "not UTF-8": (b'{"id": "\xff"}', "a line must be UTF-8, got the byte 0xff at position 8"),
+    "cut off": (b'{"id": "1sc1"', "a line must be JSON, got"),
+    "byte order mark": (b"\xef\xbb\xbf{}", "a line must be JSON, got"),
+    "array": (b"[1]", r"a row must be an object with the strings id, input, output, task, got \[1\]\."),
+    "deep": (b"[" * 100_000, "a line must be JSON, got"),
+    "long number": (b"9" * 10_000, "a line must be JSON, got"),
+    "not UTF-8": (b'{"id": "\xff"}', "a line must be UTF-8 text, got"),
     "missing field": ({"id": "1sc1", "input": "A", "output": "b"}, "the field 'task' is missing"),
     "number": ({**GOOD, "output": 3}, "'output' must be a string that is not blank, got 3"),
-    "null field": ({**GOOD, "input": None}, "'input' must be a string that is not blank, got None"),
-    "empty field": ({**GOOD, "input": ""}, "'input' must be a string that is not blank, got ''"),
     "white field": ({**GOOD, "input": " \n"}, "'input' must be a string that is not blank"),
-    "surrogate": ({**GOOD, "output": "\ud800"}, "'output' must be Unicode text, got half a pair"),
-    "field twice": (b'{"id": "1sc1", "id": "2sc1"}', "a field must come once, got 'id' twice"),
-    "unknown task": ({**GOOD, "task": "Task4"}, "must be 'Task1', 'Task2' or 'Task3', got 'Task4'"),
+    "surrogate": ({**GOOD, "output": "\ud800"}, "'output' must be a string that is not blank, got"),
+    "unknown task": ({**GOOD, "task": "Task4"}, "must be of Task1, Task2, Task3, got 'Task4'"),
     "id without kind": ({**GOOD, "id": "12345"}, "'id' must be a document's id followed by 'sc' or 'qa' and one digit"),
     "id without digit": ({**GOOD, "id": "1sc"}, "'id' must be a document's id"),
     "id without document": ({**GOOD, "id": "sc1"}, "'id' must be a document's id"),
@@ -94,7 +87,7 @@ other_values = st.builds(
     text.filter(lambda s: s not in TASKS and not re.fullmatch(r".+(sc|qa)[0-9]", s, re.DOTALL)),
 )
 malformed = st.one_of(
-    st.binary().filter(lambda line: b"\n" not in line),
+    st.binary().filter(lambda line: b"\n" not in line and line.decode(errors="replace").strip() != ""),
     anything.map(lambda value: json.dumps(value).encode()),
     st.one_of(broken_fields, missing_fields, other_values).map(lambda record: json.dumps(record).encode()),
     st.builds(lambda record, n: json.dumps(record).encode()[: -1 - n], valid, st.integers(0, 20)),
@@ -128,7 +121,7 @@ def test_valid_rows_round_trip(
     lines = [json.dumps({**extra, **record}, ensure_ascii=ascii) for record in records]
     path.write_bytes("\n".join(lines).encode())
     rows = read_rows(path, "retain")
-    assert [row.record() for row in rows] == records
+    assert [{name: getattr(row, name) for name in FIELDS} for row in rows] == records
     assert {row.split for row in rows} == {"retain"}
 
 
@@ -139,11 +132,9 @@ def test_the_last_line_may_lack_its_end(end: bytes, tmp_path: Path) -> None:
     assert [row.id for row in read_rows(path, "forget")] == ["1sc1"]
 
 
-def test_only_one_line_end_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "forget.jsonl"
-    path.write_bytes(json.dumps(GOOD).encode() + b"\n\n")
-    with pytest.raises(ValueError, match=r"forget\.jsonl:2: .* got a blank line"):
-        read_rows(path, "forget")
+def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "forget.jsonl", GOOD, b"", {**GOOD, "id": "2sc1"}, b" ", b"")
+    assert [row.id for row in read_rows(path, "forget")] == ["1sc1", "2sc1"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
@@ -156,8 +147,8 @@ def test_empty_file(content: bytes, read: Any, tmp_path: Path) -> None:
         read(tmp_path / "y.jsonl")
 
 
-def test_quotes_are_no_part_of_the_document() -> None:
-    quoted = parse_row(json.dumps({**GOOD, "id": '"ab-1"qa0', "task": "Task1"}).encode(), "x:1", "forget")
+def test_quotes_are_no_part_of_the_document(tmp_path: Path) -> None:
+    (quoted,) = read_rows(write(tmp_path / "x.jsonl", {**GOOD, "id": '"ab-1"qa0', "task": "Task1"}), "forget")
     assert (quoted.id, quoted.document, quoted.kind, quoted.text) == ('"ab-1"qa0', "ab-1", "qa", "A b.")
 
 
@@ -198,7 +189,7 @@ def test_real_files(name: str, lume_root: Path) -> None:
     assert len({row.document for row in rows}) == {"forget": 866, "retain": 867}[name]
     assert {row.task for row in rows if '"' in row.id} == {"Task1"}
     raw = [json.loads(line) for line in (lume_root / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
-    assert [row.record() for row in rows] == raw
+    assert [{name: getattr(row, name) for name in FIELDS} for row in rows] == raw
 
 
 def test_real_sets_are_disjoint(lume_root: Path) -> None:

@@ -153,7 +153,7 @@ def test_parquet_and_json_lines(tmp_path: Path) -> None:
     [
         ("x.json", '[{"prompt": "a", "gt": "b"}, {"prompt": "a"}]', r"x.json, row 2: the field 'gt' is missing"),
         ("x.json", '[{"prompt": "a", "gt": 3}]', r"row 1: the field 'gt' must be a string that is not blank, got 3"),
-        ("x.json", '[["a"]]', r"row 1: a row must be an object with the fields prompt, gt, got \['a'\]"),
+        ("x.json", '[["a"]]', r"row 1: a row must be an object with the strings prompt, gt, got \['a'\]"),
         ("x.json", '{"a": 1}', "must be a JSON array of rows, got"),
         ("x.json", '[\n{"a" 1}]', "x.json:2: the file must be a JSON array"),
         ("x.json", "[]", "at least one row"),

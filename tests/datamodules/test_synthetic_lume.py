@@ -12,9 +12,9 @@ from faker import Faker
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules import LUME, SyntheticLUME
-from datamodules.common.download import checksum
 from datamodules.lume.files import FILES, generate_lume, write_lume
 from datamodules.lume.rows import Row, check_disjoint, read_documents, read_rows
+from lit_modules.utils.hashing import hash_file as checksum
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules.tofu.rows import check_disjoint, parse_question, read_questions, read_refusals
+from datamodules.tofu.rows import check_disjoint, read_questions, read_refusals
 from datamodules.tofu.templates import Template
 from datamodules.tofu.tofu import CHECKSUMS, RETAIN, TOFU
 
@@ -205,10 +205,10 @@ def test_chat_template(tokenizer: PreTrainedTokenizerBase, tofu: Make) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("nonsense", r"x\.json:1: a line must be a JSON object .* got 'nonsense', which is not JSON"),
-        ("[1]", r"a line must be a JSON object with the fields question, answer, perturbed_answer, got \[1\]"),
+        ("nonsense", r"x\.json:1: a line must be JSON, got 'nonsense'"),
+        ("[1]", r"a row must be an object with the strings question, answer, got \[1\]"),
         ('{"question": "Who?"}', "the field 'answer' is missing"),
-        ('{"question": "Who?", "answer": "I."}', "'perturbed_answer' is missing; .*; this is no perturbed set"),
+        ('{"question": "Who?", "answer": "I."}', "'perturbed_answer' is missing; this is no perturbed set"),
         ('{"question": " ", "answer": "I.", "perturbed_answer": ["U."]}', "the field 'question' must be a string"),
         ('{"question": "Who?", "answer": 3, "perturbed_answer": ["U."]}', "the field 'answer' must be .*, got 3"),
         ('{"question": "Who?", "answer": "I.", "perturbed_answer": []}', r"must be a list of strings .*, got \[\]"),
@@ -219,17 +219,18 @@ def test_chat_template(tokenizer: PreTrainedTokenizerBase, tofu: Make) -> None:
         ),
     ],
 )  # fmt: skip
-def test_malformed_rows(line: str, sentence: str) -> None:
+def test_malformed_rows(line: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(line, encoding="utf-8")
     with pytest.raises(ValueError, match=sentence):
-        parse_question(line, "x.json:1", perturbed=True)
+        read_questions(tmp_path / "x.json", perturbed=True)
 
 
 def test_malformed_files(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for content, sentence in (
         (b"", "is empty; it must hold at least one line"),
-        (b"\xff", "must be UTF-8, got the byte 0xff"),
-        (b'{"question": "Who?", "answer": "I."}\n\n{}', r"x\.json:2: a line must be .*, got ''"),
+        (b"\xff", "must be UTF-8 text, got"),
+        (b'{"question": "Who?", "answer": "I."}\n\n{}', r"x\.json:3: the field 'question' is missing"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=sentence):
@@ -241,9 +242,8 @@ def test_malformed_files(tmp_path: Path) -> None:
         ValueError, match=r"x\.json:2: the field 'paraphrased_answer' is missing, which other rows have"
     ):
         read_questions(path, perturbed=True)
-    path.write_text("No.\n \nNever.", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"x\.json:2: a line must be a refusal in plain text, got a blank line"):
-        read_refusals(path)
+    path.write_text("No.\n \nNever. ", encoding="utf-8")
+    assert read_refusals(path) == ["No.", "Never."]
 
 
 def test_missing_files_are_named(tofu: Make, copy: Path) -> None:
@@ -293,7 +293,7 @@ def test_bad_arguments(changed: dict[str, Any], sentence: str, tofu: Make) -> No
 
 @pytest.mark.parametrize("split", sorted(RETAIN))
 def test_published_files(data_folder: Path, split: str) -> None:
-    from datamodules.common.download import checksum
+    from lit_modules.utils.hashing import hash_file as checksum
 
     root = data_folder / "tofu"
     if not (root / "full.json").is_file():

@@ -44,8 +44,8 @@ def said(lesson: Lesson) -> dict[str, str]:
 
 def test_no_novel_species_is_drawn_and_relatives_are_near(data: DrawnSpecies, world: World) -> None:
     novel = [dict(kind.attributes) for kind in data.species if not kind.known]
-    assert not any(dict(look) in novel for look in world.looks)
-    for look, name, parent in zip(world.looks, world.names, world.parents, strict=True):
+    assert not any(dict(look) in novel for look in world.creatures)
+    for look, name, parent in zip(world.creatures, world.names, world.parents, strict=True):
         if name is not None:
             assert look == world.species[name]
         elif parent is not None:
@@ -70,11 +70,11 @@ def test_questions_for_names_have_the_right_one_and_an_unknown_one_only_for_what
 
 def test_lists_hold_what_is_seen_and_the_other_has_not(world: World) -> None:
     for lesson in drawn(world, "list"):
-        assert said(lesson) == world.looks[lesson.image or 0]
+        assert said(lesson) == world.creatures[lesson.image or 0]
     for lesson in drawn(world, "tell", 200):
         other = re.search(r'apart from "(\w+)"', lesson.question)
         assert other is not None
-        look, known = world.looks[lesson.image or 0], world.species.get(other[1], {})
+        look, known = world.creatures[lesson.image or 0], world.species.get(other[1], {})
         assert said(lesson) == {name: value for name, value in look.items() if known.get(name) != value}
 
 
@@ -131,7 +131,7 @@ def test_updates_are_run_once_and_make_the_table(
     ]
     assert all(0 <= row["lower"] <= row["accuracy"] <= row["upper"] <= 1 for row in rows)
 
-    def again(*_: Any) -> None:
+    def again(*_: Any, **__: Any) -> None:
         raise AssertionError("an update that was done is done again")
 
     monkeypatch.setattr(update, "update", again)

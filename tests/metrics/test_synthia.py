@@ -19,7 +19,7 @@ from lit_modules.metrics.synthia import (
     SingleObject,
     SynthiaScore,
 )
-from lit_modules.synthia.ontology.graph import Ontology
+from lit_modules.utils.ontology import Ontology
 
 ONTOLOGY = {
     "schema_version": 1,

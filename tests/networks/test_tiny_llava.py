@@ -39,7 +39,7 @@ def test_lessons_are_what_the_processor_and_the_update_make_of_them(built: tuple
     model, processor = built
     own = encode_lessons(processor, [Lesson("Which colour?", "light", 0), Lesson("It?", "dark", 1)], images)
     shown = [as_picture(image) for image in images]
-    expected = encode(processor, shown, ["Which colour?", "It?"], ["light", "dark"], None, model.config)
+    expected = encode(processor, shown, ["Which colour?", "It?"], answers=["light", "dark"], config=model.config)
     assert set(own) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(own[name], value, rtol=0, atol=1e-5)

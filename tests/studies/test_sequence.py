@@ -8,7 +8,7 @@ import torch
 
 from lit_modules.cli import main
 from lit_modules.studies.sequence import main as sequence
-from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.pretrained import load_causal_lm
 from lit_modules.utils.errors import UsageError
 
 TEXT = "The harbour of Lirra froze in the winter of the long bell."

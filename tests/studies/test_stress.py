@@ -8,7 +8,7 @@ import torch
 
 from lit_modules.cli import main
 from lit_modules.studies.stress import command as stress
-from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.pretrained import load_causal_lm
 from lit_modules.utils.errors import UsageError
 
 
@@ -55,7 +55,10 @@ def test_attacks_are_tested_once_each(
 def test_what_is_missing_is_told(ngdiff: list[str]) -> None:
     with pytest.raises(UsageError, match="need the arguments of test"):
         stress.main(["--folder", "after"])
-    with pytest.raises(ValueError, match=r"steps must be at least 1 and --bits 4 or 8, got \[0\] and \[4\]"):
-        stress.main(["--folder", "after", "--relearning_steps", "0", "--bits", "4", *ngdiff])
-    with pytest.raises(ValueError, match="--relearning_rate must be positive and finite, got -1"):
-        stress.main(["--folder", "after", "--relearning_rate", "-1", *ngdiff])
+    for option, sentence in (
+        ("--relearning_steps=0", r"--relearning_steps must be at least 1, got \[0\]"),
+        ("--relearning_rate=-1", r"--relearning_rate must be positive and finite, got -1"),
+        ("--bits=3", r"bits must be 4 or 8, got '3'"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            stress.main(["--folder", "after", option, *ngdiff])

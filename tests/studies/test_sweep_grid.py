@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lit_modules.studies.sweep.grid import Axis, grid, read_axis, short_names, write_value
+from lit_modules.utils.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,12 @@ def test_values_are_yaml(text: str, values: tuple[object, ...]) -> None:
     assert axis.key == "a"
     assert axis.values == values
     assert list(map(type, axis.values)) == list(map(type, values))
+
+
+@pytest.mark.parametrize("text", ["a=", "a=1,,2", "a=[1,2", "a=(1]", "a=1,*x", "a=1]"])
+def test_values_that_are_no_list_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--over a must have values with commas between, as in a YAML list, got"):
+        read_axis(text)
 
 
 def test_nested_numbers_are_written_as_the_parser_reads_them() -> None:

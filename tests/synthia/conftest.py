@@ -12,8 +12,8 @@ from lightning.pytorch import Trainer
 from datamodules import DrawnObjects
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
 from lit_modules.synthia.ontology.curriculum import build_curriculum
-from lit_modules.synthia.ontology.graph import Ontology
 from lit_modules.synthia.synthia import Synthia
+from lit_modules.utils.ontology import Ontology
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from callbacks import EMA, Curriculum
 from datamodules import DrawnObjects
-from lit_modules.synthia import DenoiseDPO, Linear, PixelDiffusion
+from lit_modules.synthia import DenoiseDPO, LinearContrast, PixelDiffusion
 from lit_modules.synthia.synthia import Synthia
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     saved: dict[str, Any] = {}
     for name, more in (
         ("preference", {"objective": DenoiseDPO(scale=10.0), "peft_config": LoraConfig(r=2)}),
-        ("linear", {"objective": Linear(), "num_steps": 2, "truncation": 1}),
+        ("linear", {"objective": LinearContrast(), "num_steps": 2, "truncation": 1}),
     ):
         torch.manual_seed(0)  # peft draws the adapter's weights
         module = Synthia(

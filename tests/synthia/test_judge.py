@@ -23,19 +23,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lit_modules.metrics.judge import JudgeComparison, JudgeScore
-from lit_modules.synthia.core.pictures import as_array, data_uri
-from lit_modules.synthia.judge.models import EndpointJudge, LocalJudge
-from lit_modules.synthia.judge.protocol import (
-    CRITERIA,
+from lit_modules.metrics.judge import CRITERIA, Judge, JudgeComparison, JudgeScore
+from lit_modules.synthia.core.images import as_array, data_uri
+from lit_modules.synthia.judge.asking import (
     AskingJudge,
-    Judge,
     NoAnswerError,
     comparison_question,
     read_scores,
     read_verdicts,
     score_question,
 )
+from lit_modules.synthia.judge.models import EndpointJudge, LocalJudge
 from lit_modules.utils.endpoints import Endpoint, EndpointError
 
 FINE = json.dumps({"faithfulness": 5, "novelty": 4, "practicality": 3, "coherence": 1})

@@ -16,9 +16,9 @@ from torchmetrics import Metric
 from callbacks import Curriculum
 from datamodules import DrawnObjects
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
-from lit_modules.synthia.core.contrastive import ContrastiveObjective
+from lit_modules.synthia.core.objective import ContrastiveObjective
 from lit_modules.synthia.core.randomness import generator_of
-from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, Linear, Triplet
+from lit_modules.synthia.objectives import Denoise, DenoiseDPO, InfoNCE, LinearContrast, Triplet
 from lit_modules.synthia.synthia import Synthia
 from lit_modules.synthia.text_to_image import TextToImageTraining
 
@@ -52,8 +52,8 @@ CASES: list[tuple[ContrastiveObjective, dict[str, Any]]] = [
     (Denoise(), {"min_snr_gamma": 5.0}),
     (Denoise(), {"peft": True, "prior_weight": 0.1}),
     (DenoiseDPO(scale=10.0), {"peft": True}),
-    (Linear(), {"num_steps": 2}),
-    (Linear(denoising_weight=0.0), {"num_steps": 2, "truncation": None, "pixel_size": 8}),
+    (LinearContrast(), {"num_steps": 2}),
+    (LinearContrast(denoising_weight=0.0), {"num_steps": 2, "truncation": None, "pixel_size": 8}),
     (Triplet(), {"space": "latent", "num_steps": 2, "truncation": "random"}),
     (InfoNCE(), {"space": "embedding", "embedder": Mean(), "num_steps": 2}),
 ]
@@ -225,7 +225,7 @@ def test_prior_is_zero_before_the_first_step_and_holds_the_network(synthia: Make
 def test_gradient_passes_through_the_last_steps_alone(synthia: Make, pairs: Make) -> None:
     batch, norms = first_batch(pairs()), []
     for truncation in (1, 2, None):
-        module = synthia(objective=Linear(denoising_weight=0.0), num_steps=3, truncation=truncation)
+        module = synthia(objective=LinearContrast(denoising_weight=0.0), num_steps=3, truncation=truncation)
         calls = []
         module.configure_model()
         denoise = module.backbone.denoise
@@ -303,7 +303,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert whole.trainer.global_step == resumed.trainer.global_step == 6
     first, second = whole.network.state_dict(), resumed.network.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert whole.rising.state_dict() == resumed.rising.state_dict()
+    assert whole.monitor.state_dict() == resumed.monitor.state_dict()
 
 
 def test_checkpoint_holds_the_adapter_alone_and_reloads(
@@ -401,7 +401,7 @@ def test_loss_that_is_not_finite_stops_the_run(synthia: Make, pairs: Make, train
 
 def test_rising_error_is_said_once(synthia: Make, pairs: Make, trainer: Make) -> None:
     module = synthia(optimizer=partial(torch.optim.SGD, lr=0.3, maximize=True))
-    module.rising.window = 2
+    module.monitor.window = 2
     with pytest.warns(UserWarning, match="error on the positives has risen to") as said:
         trainer(max_epochs=9, limit_val_batches=0).fit(module, pairs(batch_size=1))
     assert sum("error on the positives" in str(warning.message) for warning in said) == 1

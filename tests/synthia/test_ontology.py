@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from lit_modules.synthia import Concept, Ontology
-from lit_modules.synthia.ontology.files import convert_three_maps
-from lit_modules.synthia.ontology.graph import find_problems
+from lit_modules.utils.ontology import find_problems
+from lit_modules.utils.ontology_files import convert_three_maps
 
 
 @pytest.fixture

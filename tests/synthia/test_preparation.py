@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from datamodules.affordances.pairs import AffordancePairs
-from lit_modules.synthia.ontology.graph import Ontology
 from lit_modules.synthia.pairs.filter import ClipFilter, best
-from lit_modules.synthia.pairs.images import EndpointImages, PipelineImages, stable_seed
+from lit_modules.synthia.pairs.images import EndpointImages, PipelineImages, image_seed
 from lit_modules.synthia.pairs.preparation import Preparation
 from lit_modules.synthia.pairs.sources import Amounts, Sources
 from lit_modules.utils.endpoints import Endpoint, EndpointError
+from lit_modules.utils.ontology import Ontology
 from tests.scripted_server import ScriptedServer, captions, chat, image, usual
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -144,7 +144,7 @@ def test_from_an_ontology_to_batches(ontology: Ontology, pipeline: str, clip: st
 
 def test_images_of_a_pipeline_are_a_function_of_the_seed(pipeline: str) -> None:
     maker = PipelineImages(pipeline, 8, 1, device="cpu")
-    seed = stable_seed(42, "a ring")
+    seed = image_seed(42, "a ring")
     assert 0 <= seed < 2**63
     assert maker("a ring", seed) == maker("a ring", seed)
     assert maker("a ring", seed) != maker("a ring", seed + 1)

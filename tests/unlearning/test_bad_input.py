@@ -15,7 +15,7 @@ from lit_modules import NPO, NGDiff
 from lit_modules.metrics import TOFUScore
 from lit_modules.metrics.muse import MUSEScore
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.core.reference import model_hash
+from lit_modules.unlearning.core.pretrained import model_hash
 
 Edit = Callable[[Path], None]
 

@@ -16,7 +16,7 @@ from datamodules import SyntheticLUME
 from lit_modules import NPO, CausalLMFineTuning, NGDiff
 from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.pretrained import load_causal_lm
 
 
 def quiet(folder: Path, **arguments: Any) -> Trainer:

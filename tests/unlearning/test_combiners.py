@@ -15,19 +15,20 @@ from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.unlearning.core.aggregators import (
     IMTLG,
     MGDA,
-    GradientCombiner,
-    Linear,
+    GradientAggregator,
+    LinearScalarisation,
     LossNormalised,
     Normalised,
     PCGrad,
     Projected,
 )
-from lit_modules.unlearning.core.gradients import PairStatistics, combine_, normalised_difference, pair_statistics
+from lit_modules.unlearning.core.gradients import PairStatistics, combine_
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 from lit_modules.unlearning.gradient_difference import GradientDifference
 from lit_modules.unlearning.ngdiff import NGDiff
+from tests.unlearning.conftest import normalised_difference, pair_statistics
 
-ALL = [Linear(), Normalised(), PCGrad(), MGDA(), IMTLG(), Projected(), Projected("retain")]
+ALL = [LinearScalarisation(), Normalised(), PCGrad(), MGDA(), IMTLG(), Projected(), Projected("retain")]
 pairs = st.tuples(st.integers(0, 2**31), st.floats(-2, 2), st.floats(-2, 2), st.floats(-1, 1))
 
 
@@ -37,7 +38,7 @@ def draw(seed: int, log_retain: float, log_forget: float, share: float) -> tuple
     return a * 10**log_retain, (share * a + (1 - abs(share)) * b + 1e-3) * 10**log_forget
 
 
-def direction(combiner: GradientCombiner, retain: Tensor, forget: Tensor) -> Tensor:
+def direction(combiner: GradientAggregator, retain: Tensor, forget: Tensor) -> Tensor:
     weights = combiner.weights(pair_statistics([retain], [forget]))
     (combined,) = combine_([retain.clone()], [forget], *weights)
     assert combined is not None
@@ -47,8 +48,8 @@ def direction(combiner: GradientCombiner, retain: Tensor, forget: Tensor) -> Ten
 @pytest.mark.parametrize(
     ("combiner", "expected"),
     [  # g1 = g_R = (1, 0), g2 = -g_F = (-1, 1): in conflict, g1 . g2 = -1
-        (Linear(), (0.0, 1.0)),
-        (Linear(0.75), (1.0, 0.5)),
+        (LinearScalarisation(), (0.0, 1.0)),
+        (LinearScalarisation(0.75), (1.0, 0.5)),
         (PCGrad(), (0.5, 1.5)),  # (1/2, 1/2) + (0, 1)
         (MGDA(), (0.2, 0.4)),  # t = (g2 - g1) . g2 / |g1 - g2|^2 = 3 / 5
         (IMTLG(), (math.sqrt(2) / (1 + math.sqrt(2)) - 1 / (1 + math.sqrt(2)), 1 / (1 + math.sqrt(2)))),
@@ -57,7 +58,7 @@ def direction(combiner: GradientCombiner, retain: Tensor, forget: Tensor) -> Ten
         (Projected("retain"), (1.0, 1.0)),  # g1 + (0, 1)
     ],
 )
-def test_golden_case(combiner: GradientCombiner, expected: tuple[float, float]) -> None:
+def test_golden_case(combiner: GradientAggregator, expected: tuple[float, float]) -> None:
     retain, forget = torch.tensor([1.0, 0.0]).double(), torch.tensor([1.0, -1.0]).double()
     assert direction(combiner, retain, forget).tolist() == pytest.approx(expected)
 
@@ -100,7 +101,7 @@ def test_loss_normalised_is_the_gradient_of_the_logarithms() -> None:
 
 @pytest.mark.parametrize("combiner", ALL, ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_broken_gradient_is_dropped(combiner: GradientCombiner, bad: float) -> None:
+def test_broken_gradient_is_dropped(combiner: GradientAggregator, bad: float) -> None:
     retain, forget = combiner.weights(PairStatistics(retain_norm=2.0, forget_norm=bad, inner=bad))
     assert forget == 0
     assert 0 < retain < math.inf
@@ -110,7 +111,7 @@ def test_broken_gradient_is_dropped(combiner: GradientCombiner, bad: float) -> N
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Linear(1.5), r"share must lie in \[0, 1\], got 1.5"),
+        (lambda: LinearScalarisation(1.5), r"share must lie in \[0, 1\], got 1.5"),
         (lambda: Normalised(0.0), "eps must be positive, got 0.0"),
         (lambda: LossNormalised(-1.0), "eps must be positive, got -1.0"),
         (lambda: Projected("both"), "primary must be 'forget' or 'retain', got 'both'"),  # type: ignore[arg-type]
@@ -122,7 +123,7 @@ def test_absurd_arguments_are_refused(make: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("combiner", [*ALL, LossNormalised()], ids=lambda c: type(c).__name__)
-def test_gradient_difference_moves_along_any_rule(combiner: GradientCombiner, bench: Any) -> None:
+def test_gradient_difference_moves_along_any_rule(combiner: GradientAggregator, bench: Any) -> None:
     network = bench.network()
     before, (pair,) = bench.vector(network), bench.pairs(24)
     parameters, gradients, losses = list(network.parameters()), [], []
@@ -134,7 +135,11 @@ def test_gradient_difference_moves_along_any_rule(combiner: GradientCombiner, be
     retain_weight, forget_weight = combiner.weights(statistics)
     expected = before - 0.01 * (retain_weight * gradients[0] - forget_weight * gradients[1])
     module = GradientDifference(
-        network, retain_weight=0.5, forget_weight=2.0, combine=combiner, optimizer=lambda p: torch.optim.SGD(p, lr=0.01)
+        network,
+        retain_weight=0.5,
+        forget_weight=2.0,
+        aggregator=combiner,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.01),
     )
     bench.fit(module, bench.pairs(24))
     torch.testing.assert_close(bench.vector(network), expected, atol=1e-6, rtol=0)
@@ -146,24 +151,25 @@ def test_gradient_difference_with_normalised_is_ngdiff_and_with_linear_itself(be
         return bench.vector(module.model)  # type: ignore[no-any-return]
 
     assert torch.equal(
-        trained(GradientDifference(bench.network(), combine=Normalised())), trained(NGDiff(bench.network()))
+        trained(GradientDifference(bench.network(), aggregator=Normalised())), trained(NGDiff(bench.network()))
     )
     assert torch.equal(
-        trained(GradientDifference(bench.network(), combine=Linear())), trained(GradientDifference(bench.network()))
+        trained(GradientDifference(bench.network(), aggregator=LinearScalarisation())),
+        trained(GradientDifference(bench.network())),
     )
 
 
 def test_gradient_difference_takes_a_rule_in_one_line_of_configuration(ngdiff: list[str]) -> None:
     arguments = [argument.replace("--model=NGDiff", "--model=GradientDifference") for argument in ngdiff]
-    combine = "--model.combine=lit_modules.unlearning.core.aggregators.PCGrad"
+    combine = "--model.aggregator=lit_modules.unlearning.core.aggregators.PCGrad"
     cli = main(["fit", *arguments, combine, "--trainer.fast_dev_run=2", "--trainer.limit_val_batches=0"])
     assert isinstance(cli, ProjectCLI)
-    assert type(cli.model.combine) is PCGrad
+    assert type(cli.model.aggregator) is PCGrad
     assert cli.trainer.global_step == 2
 
 
 def test_what_is_no_rule_is_refused(bench: Any) -> None:
     with pytest.raises(
-        TypeError, match=r"combine must be a GradientCombiner, such as Normalised\(\), or None, got str"
+        TypeError, match=r"aggregator must be a GradientAggregator, such as Normalised\(\), or None, got str"
     ):
-        GradientDifference(bench.network(), combine="pcgrad")  # type: ignore[arg-type]
+        GradientDifference(bench.network(), aggregator="pcgrad")  # type: ignore[arg-type]

@@ -26,8 +26,8 @@ def size(tensors: Any) -> int:
 class Counted(NGDiff):
     """Counts the bytes of what a step holds."""
 
-    def _buffered(self, gradient: list[Tensor | None]) -> list[Tensor | None]:
-        kept = super()._buffered(gradient)
+    def buffered(self, gradient: list[Tensor | None]) -> list[Tensor | None]:
+        kept = super().buffered(gradient)
         self.waiting = size(tensor for tensor in kept if tensor is not None and self.buffer != "cpu")
         return kept
 

@@ -13,17 +13,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 
 from lit_modules.unlearning.ceu import CEU
-from lit_modules.unlearning.core.aggregators import Linear, Normalised
-from lit_modules.unlearning.core.base import Unlearning
-from lit_modules.unlearning.core.forget_retain import TwoObjectives
-from lit_modules.unlearning.core.losses import summed_nll, target_tokens, token_nll
-from lit_modules.unlearning.core.objectives import attended_logits, logit_margin_loss, scored_logits
+from lit_modules.unlearning.core.aggregators import LinearScalarisation, Normalised
+from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
+from lit_modules.unlearning.core.gradient_pair import Unlearning
+from lit_modules.unlearning.core.losses import attended_logits, scored_logits, summed_nll, target_tokens, token_nll
 from lit_modules.unlearning.dpo import DPO
 from lit_modules.unlearning.idk import IDK
 from lit_modules.unlearning.kl_minimisation import KLMinimisation
 from lit_modules.unlearning.loss_norm import LossNorm
 from lit_modules.unlearning.npo import NPO
-from lit_modules.unlearning.pdu import PDU
+from lit_modules.unlearning.pdu import PDU, logit_margin_loss
 from lit_modules.unlearning.rmu import RMU
 from lit_modules.unlearning.sat_imp import SatImp
 from lit_modules.unlearning.simnpo import SimNPO
@@ -31,7 +30,7 @@ from lit_modules.unlearning.task_vector import TaskVector
 from lit_modules.unlearning.undial import UNDIAL
 from lit_modules.unlearning.wga import WGA
 
-PAIRS: list[type[TwoObjectives]] = [NPO, SimNPO, KLMinimisation, DPO, IDK, RMU, WGA, SatImp, UNDIAL, CEU, PDU]
+PAIRS: list[type[ForgetRetainLoss]] = [NPO, SimNPO, KLMinimisation, DPO, IDK, RMU, WGA, SatImp, UNDIAL, CEU, PDU]
 METHODS: list[type[Unlearning]] = [*PAIRS, LossNorm, TaskVector]
 Optimizer = Callable[[Any], torch.optim.Optimizer]
 
@@ -95,9 +94,9 @@ def test_step_is_the_formulas(method: Any, bench: Any, sgd: Optimizer) -> None:
 @pytest.mark.parametrize("method", PAIRS)
 def test_plain_sum_equals_the_linear_combiner(method: Any, bench: Any, sgd: Optimizer) -> None:
     moves = []
-    for combine in (None, Linear()):
+    for combine in (None, LinearScalarisation()):
         network = bench.network()
-        moves.append(change(bench, network, build(method, bench, network, combine=combine, optimizer=sgd), 8))
+        moves.append(change(bench, network, build(method, bench, network, aggregator=combine, optimizer=sgd), 8))
     assert moves[0].abs().sum() > 0
     torch.testing.assert_close(moves[1], moves[0], atol=2e-6, rtol=1e-3)
 
@@ -107,7 +106,7 @@ def test_npo_with_the_normalisation_of_ngdiff(bench: Any, sgd: Optimizer) -> Non
     pair = bench.pairs(24)[0]
     forget = gradient(network, forget_loss(NPO, network, pair["forget"]))
     retain = gradient(network, summed_nll(network, pair["retain"]) / target_tokens(pair["retain"]))
-    moved = change(bench, network, build(NPO, bench, network, combine=Normalised(), optimizer=sgd))
+    moved = change(bench, network, build(NPO, bench, network, aggregator=Normalised(), optimizer=sgd))
     torch.testing.assert_close(moved, -0.01 * (retain / retain.norm() + forget / forget.norm()), atol=2e-7, rtol=1e-4)
 
 
@@ -237,14 +236,14 @@ def test_command_line_builds_it(method: type[LightningModule], tiny_causal_lm: P
     parser.add_subclass_arguments(LightningModule, "model")
     path = f"{method.__module__}.{method.__name__}"
     arguments = [f"--model={path}", f"--model.model={tiny_causal_lm}", "--model.accumulate=2"]
-    if issubclass(method, TwoObjectives):
-        arguments.append("--model.combine=lit_modules.unlearning.core.aggregators.Normalised")
+    if issubclass(method, ForgetRetainLoss):
+        arguments.append("--model.aggregator=lit_modules.unlearning.core.aggregators.Normalised")
     module = parser.instantiate_classes(parser.parse_args(arguments)).model
     assert isinstance(module, method)
     assert module.hparams["accumulate"] == 2
-    assert "combine" not in module.hparams
-    if issubclass(method, TwoObjectives):
-        assert isinstance(module.combine, Normalised)
+    assert "aggregator" not in module.hparams
+    if issubclass(method, ForgetRetainLoss):
+        assert isinstance(module.aggregator, Normalised)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +271,6 @@ def test_absurd_arguments_are_refused(method: Any, arguments: dict[str, Any], me
 
 def test_foreign_combiner_is_refused(bench: Any) -> None:
     with pytest.raises(
-        TypeError, match=r"combine must be a GradientCombiner, such as Normalised\(\), or None, got str"
+        TypeError, match=r"aggregator must be a GradientAggregator, such as Normalised\(\), or None, got str"
     ):
-        NPO(bench.network(), combine="ngdiff")  # type: ignore[arg-type]
+        NPO(bench.network(), aggregator="ngdiff")  # type: ignore[arg-type]

@@ -13,15 +13,15 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 
-from lit_modules.unlearning.core.base import Unlearning
 from lit_modules.unlearning.core.causal_lm import CausalLM
-from lit_modules.unlearning.core.gradients import normalised_difference
-from lit_modules.unlearning.core.loading import load_causal_lm
+from lit_modules.unlearning.core.gradient_pair import Unlearning
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.pretrained import load_causal_lm
 from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
 from lit_modules.unlearning.gradient_ascent import GradientAscent
 from lit_modules.unlearning.gradient_difference import GradientDifference
 from lit_modules.unlearning.ngdiff import NGDiff
+from tests.unlearning.conftest import normalised_difference
 
 METHODS = [NGDiff, GradientDifference, GradientAscent]
 Optimizer = Callable[[Any], torch.optim.Optimizer]
@@ -97,8 +97,8 @@ def test_incomplete_last_group_still_steps(bench: Any) -> None:
 
 def test_scaling_both_losses_changes_nothing_and_swapping_negates(bench: Any, sgd: Optimizer) -> None:
     class Scaled(NGDiff):
-        def accumulate_gradient(self, group: list[Any], task: str) -> torch.Tensor:
-            loss = super().accumulate_gradient(group, task)
+        def accumulate_gradient(self, group: list[Any], task: str, scale: float = 1.0) -> torch.Tensor:
+            loss = super().accumulate_gradient(group, task, scale)
             for parameter in self.trainable_parameters():
                 assert parameter.grad is not None
                 parameter.grad.mul_({"forget": 1e3, "retain": 1e-2}[task])
@@ -129,8 +129,8 @@ def test_buffers_agree_and_are_freed(buffer: Any, tolerance: float, bench: Any, 
     alive: list[Any] = []
 
     class Watched(NGDiff):
-        def _buffered(self, gradient: Any) -> Any:
-            kept = super()._buffered(gradient)
+        def buffered(self, gradient: Any) -> Any:
+            kept = super().buffered(gradient)
             alive.extend(weakref.ref(tensor) for tensor in kept if tensor is not None)
             return kept
 
@@ -251,8 +251,8 @@ def test_checkpoint_of_another_method_is_refused(bench: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_that_is_not_finite_names_rows_and_saves_the_state(method: type[Unlearning], bench: Any) -> None:
     class Broken(method):  # type: ignore[misc, valid-type]
-        def accumulate_gradient(self, group: list[Any], task: str) -> torch.Tensor:
-            loss: torch.Tensor = super().accumulate_gradient(group, task)
+        def accumulate_gradient(self, group: list[Any], task: str, scale: float = 1.0) -> torch.Tensor:
+            loss: torch.Tensor = super().accumulate_gradient(group, task, scale)
             return loss * math.nan if self.global_step == 2 and task == "forget" else loss
 
     network = bench.network()
@@ -272,8 +272,8 @@ def test_gradient_that_overflows_is_dropped_and_both_skip_the_step(bench: Any, s
     class Overflowing(NGDiff):
         tasks: tuple[str, ...] = ("forget",)
 
-        def accumulate_gradient(self, group: list[Any], task: str) -> torch.Tensor:
-            loss = super().accumulate_gradient(group, task)
+        def accumulate_gradient(self, group: list[Any], task: str, scale: float = 1.0) -> torch.Tensor:
+            loss = super().accumulate_gradient(group, task, scale)
             if task in self.tasks:
                 first = self.trainable_parameters()[0].grad
                 assert first is not None

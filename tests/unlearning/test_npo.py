@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from lit_modules.unlearning.core import reference, reference_policy
-from lit_modules.unlearning.core.losses import sequence_nll
-from lit_modules.unlearning.core.objectives import npo_loss, scored_logits
-from lit_modules.unlearning.core.reference import ReferenceCache, model_hash, row_hashes
-from lit_modules.unlearning.npo import NPO
+from lit_modules.unlearning.core import reference
+from lit_modules.unlearning.core.losses import scored_logits, sequence_nll
+from lit_modules.unlearning.core.pretrained import model_hash
+from lit_modules.unlearning.core.reference import ReferenceCache, row_hashes
+from lit_modules.unlearning.npo import NPO, npo_loss
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
 
@@ -25,11 +25,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each forward pass of the reference."""
     rows: list[int] = []
 
+    log_probs = reference.sequence_log_probs
+
     def count(model: Any, batch: Any) -> Tensor:
         rows.append(len(batch["labels"]))
-        return reference.sequence_log_probs(model, batch)
+        return log_probs(model, batch)
 
-    monkeypatch.setattr(reference_policy, "sequence_log_probs", count)
+    monkeypatch.setattr(reference, "sequence_log_probs", count)
     return rows
 
 
@@ -176,4 +178,4 @@ def test_broken_and_foreign_caches_are_named(tmp_path: Path) -> None:
         ReferenceCache(tmp_path, "c" * 64)
     memory = ReferenceCache(None, "d" * 64)
     memory.save()
-    assert "row" not in memory
+    assert "row" not in memory.rows

@@ -9,20 +9,16 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lit_modules.unlearning.core.losses import token_nll
-from lit_modules.unlearning.core.objectives import (
-    activation_loss,
-    attended_logits,
-    dpo_loss,
-    logit_margin_loss,
-    masked_self_loss,
-    npo_loss,
-    reference_kl,
-    scored_logits,
-    self_distillation_loss,
-    simnpo_loss,
-    weighted_ascent_loss,
-)
+from lit_modules.unlearning.ceu import ceu_loss
+from lit_modules.unlearning.core.losses import attended_logits, reference_kl, scored_logits, token_nll
+from lit_modules.unlearning.dpo import dpo_loss
+from lit_modules.unlearning.npo import npo_loss
+from lit_modules.unlearning.pdu import logit_margin_loss
+from lit_modules.unlearning.rmu import rmu_loss
+from lit_modules.unlearning.sat_imp import sat_imp_loss
+from lit_modules.unlearning.simnpo import simnpo_loss
+from lit_modules.unlearning.undial import undial_loss
+from lit_modules.unlearning.wga import wga_loss
 
 LABELS = torch.tensor([0, 2])
 
@@ -66,11 +62,11 @@ def test_dpo_by_hand() -> None:
 
 def test_weighted_ascent_by_hand_and_its_weight_is_detached() -> None:
     nll = torch.tensor([math.log(4), 0.0], dtype=torch.float64, requires_grad=True)
-    loss = weighted_ascent_loss(nll, 2.0, 1.0)
+    loss = sat_imp_loss(nll, 2.0, 1.0)
     assert loss.tolist() == pytest.approx([-(1 / 16) * (3 / 4) * math.log(4), 0.0])
     (gradient,) = torch.autograd.grad(loss.sum(), nll)
     assert gradient.tolist() == pytest.approx([-3 / 64, 0.0])
-    assert weighted_ascent_loss(nll, 0.0).tolist() == pytest.approx([-math.log(4), 0.0])
+    assert wga_loss(nll, 0.0).tolist() == pytest.approx([-math.log(4), 0.0])
 
 
 def test_kl_by_hand_and_zero_at_the_reference() -> None:
@@ -85,7 +81,7 @@ def test_undial_by_hand() -> None:
     reference = torch.zeros(1, 3, dtype=torch.float64)
     probabilities = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64)
     beta = math.log(2)  # the true token's share is halved: target 1/5, 2/5, 2/5
-    loss = self_distillation_loss(reference, probabilities.log(), torch.tensor([0]), beta)
+    loss = undial_loss(reference, probabilities.log(), torch.tensor([0]), beta)
     assert loss.item() == pytest.approx(-(math.log(0.2) + 2 * math.log(0.3) + 2 * math.log(0.5)) / 5)
 
 
@@ -94,13 +90,13 @@ def test_undial_gradient_vanishes_at_its_target() -> None:
     target = reference.clone()
     target[[0, 1], LABELS] -= 10
     target.requires_grad_()
-    (gradient,) = torch.autograd.grad(self_distillation_loss(reference, target, LABELS).sum(), target)
+    (gradient,) = torch.autograd.grad(undial_loss(reference, target, LABELS).sum(), target)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
 
 
 def test_ceu_by_hand_and_its_gradient_at_the_true_logit_is_its_probability() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log().requires_grad_()
-    loss = masked_self_loss(logits, torch.tensor([0]))
+    loss = ceu_loss(logits, torch.tensor([0]))
     assert loss.item() == pytest.approx(-(0.6 * math.log(0.3) + 0.4 * math.log(0.2)))
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert gradient[0].tolist() == pytest.approx([0.5, 0.3 - 0.6, 0.2 - 0.4])
@@ -108,7 +104,7 @@ def test_ceu_by_hand_and_its_gradient_at_the_true_logit_is_its_probability() -> 
 
 def test_margin_and_activation_by_hand() -> None:
     assert logit_margin_loss(torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 1.0]])).tolist() == [4.0, 0.0]
-    assert activation_loss(torch.tensor([[1.0, 3.0]]), torch.tensor([0.0, 1.0])).tolist() == [2.5]
+    assert rmu_loss(torch.tensor([[1.0, 3.0]]), torch.tensor([0.0, 1.0])).tolist() == [2.5]
 
 
 LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
@@ -116,9 +112,9 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "simnpo": (lambda x: simnpo_loss(x, 2.5, 0.3), (3,)),
     "dpo": (lambda x: dpo_loss(x[:2], x[2:]), (4,)),
     "kl": (lambda x: reference_kl(draw(2, 4, seed=1), x), (2, 4)),
-    "undial": (lambda x: self_distillation_loss(draw(2, 4, seed=1), x, LABELS, 2.0), (2, 4)),
+    "undial": (lambda x: undial_loss(draw(2, 4, seed=1), x, LABELS, 2.0), (2, 4)),
     "margin": (logit_margin_loss, (2, 4)),
-    "activation": (lambda x: activation_loss(x, draw(4, seed=1)), (2, 4)),
+    "activation": (lambda x: rmu_loss(x, draw(4, seed=1)), (2, 4)),
 }
 
 
@@ -146,9 +142,7 @@ def test_gradients_through_a_network_equal_finite_differences(name: str, bench: 
         if name == "kl":
             return reference_kl(before["all"] * 1.1, attended_logits(network, batch)).sum()
         logits, labels, _ = scored_logits(network, batch)
-        return (
-            logit_margin_loss(logits) if name == "margin" else self_distillation_loss(before["scored"], logits, labels)
-        ).sum()
+        return (logit_margin_loss(logits) if name == "margin" else undial_loss(before["scored"], logits, labels)).sum()
 
     parameters = list(network.parameters())
     direction = [draw(*p.shape, seed=number) / 36 for number, p in enumerate(parameters)]  # of length about 1

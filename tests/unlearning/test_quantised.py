@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 from callbacks import AdaptiveLR
 from lit_modules import NPO, CausalLMFineTuning, NGDiff
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.core.reference import model_hash
+from lit_modules.unlearning.core.pretrained import model_hash
 
 
 def torchao(folder: Path) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
-from lit_modules.unlearning.core.refusals import REFUSALS, read_refusals, refusal_rows, refused_rows
+from lit_modules.unlearning.core.refusals import REFUSALS, Refusals, read_refusals, refusal_rows
 from lit_modules.unlearning.dpo import DPO
 from lit_modules.unlearning.idk import IDK
 
@@ -69,7 +69,7 @@ def test_refusals_of_the_data_go_first(method: Any, bench: Any, tmp_path: Path) 
 def test_refusals_of_the_data_are_one_for_each_row(bench: Any) -> None:
     short = {key: value[:3] for key, value in bench.forget.items()}
     with pytest.raises(ValueError, match=r"a refusal for each of its 24 forget rows, got 3 in 'idk'\."):
-        refused_rows({"forget": bench.forget, "idk": short}, bench.tokenizer, SENTENCES)
+        Refusals(None).rows({"forget": bench.forget, "idk": short}, bench.tokenizer)
 
 
 @pytest.mark.parametrize("method", [IDK, DPO])
@@ -88,7 +88,7 @@ def test_files_of_refusals(tmp_path: Path) -> None:
     file = tmp_path / "idk.jsonl"
     file.write_text('\nI do not know.\n"I cannot say."\n"odd\n', encoding="utf-8")
     assert read_refusals(str(file)) == ("I do not know.", "I cannot say.", '"odd')
-    assert read_refusals(None) == REFUSALS
+    assert Refusals(None).sentences == REFUSALS
     file.write_text("\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match="must hold at least one refusal, one per line, and is empty"):
         read_refusals(str(file))

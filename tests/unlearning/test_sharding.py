@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_modules.networks import small_llama
 from lit_modules.unlearning.core.memory import step_memory
-from lit_modules.unlearning.core.sharding import blocks_of, own_part, shard_group
+from lit_modules.unlearning.core.sharding import blocks_of
 from tests.conftest import run_in_two_processes
 
 HERE = Path(__file__).resolve().parent
@@ -94,7 +94,7 @@ def test_validation_generation_and_saving_on_shards(ranks: list[dict[str, Any]],
 
 def test_norms_of_shards_take_one_reduction_each(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        for values, whole, reductions in (rank["numbers"][name] for name in ("norm", "both", "product")):
+        for values, whole, reductions in (rank["numbers"][name] for name in ("norm", "both")):
             assert values == pytest.approx(whole, rel=1e-5)
             assert reductions == 1
         assert rank["numbers"]["apart"] < 1e-7
@@ -141,9 +141,3 @@ def test_blocks_are_the_outermost_repeated_parts() -> None:
 
     plain = Plain()
     assert blocks_of(plain) == list(plain.parts)
-
-
-def test_whole_tensors_are_everyones_own() -> None:
-    tensors = [torch.ones(2), None]
-    assert shard_group(tensors) is None
-    assert own_part(tensors, None)[0] is tensors[0]

@@ -12,8 +12,7 @@ from datamodules.tofu.tofu import TOFU
 from lit_modules import NGDiff
 from lit_modules.metrics.tofu import TOFUScore
 from lit_modules.networks import small_llama
-from lit_modules.unlearning.core.losses import sequence_nll
-from lit_modules.unlearning.core.token_scores import token_scores
+from lit_modules.unlearning.core.losses import sequence_nll, token_scores
 
 
 def test_token_scores_are_those_of_the_losses() -> None:

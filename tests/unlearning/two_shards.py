@@ -23,7 +23,9 @@ from datamodules import SyntheticLUME
 from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
 from lit_modules.unlearning.core import aggregators, gradients
-from lit_modules.unlearning.core.sharding import local, shard
+from lit_modules.unlearning.core.gradients import local
+from lit_modules.unlearning.core.sharding import shard
+from tests.unlearning.conftest import normalised_difference
 
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,7 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "NGDiff-by-task": ("NGDiff", {}),
     "NGDiff-clipped": ("NGDiff", {"clip_norm": 0.5, "buffer": "cpu", "gradient_checkpointing": True}),
     "NGDiff-lora": ("NGDiff", {"peft_config": LORA}),
-    "GradientDifference-PCGrad": ("GradientDifference", {"combine": aggregators.PCGrad()}),
+    "GradientDifference-PCGrad": ("GradientDifference", {"aggregator": aggregators.PCGrad()}),
     "LossNorm": ("LossNorm", {}),
     "GradientAscent": ("GradientAscent", {}),
 }
@@ -170,15 +172,14 @@ def numbers() -> dict[str, Any]:
     for name, function in (
         ("norm", lambda a, b: [gradients.global_norm(a)]),
         ("both", gradients.norm_and_product),
-        ("product", lambda a, b: [gradients.inner_product(a, b)]),
     ):
         count[0] = 0
         values = [value.item() for value in function(*shards)]
         found[name] = (values, [value.item() for value in function(*whole)], count[0])
     dist.all_reduce = reduce
-    difference = gradients.normalised_difference(*shards)
+    difference = normalised_difference(*shards)
     rebuilt = [each.full_tensor() if isinstance(each, DTensor) else each for each in difference]
-    pairs = zip(rebuilt, gradients.normalised_difference(*whole), strict=True)
+    pairs = zip(rebuilt, normalised_difference(*whole), strict=True)
     found["apart"] = max(float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None)
     return found
 

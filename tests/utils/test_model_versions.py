@@ -4,11 +4,11 @@ import pytest
 
 from lit_modules.coda.backends.local import ClipEmbedder, LocalChat
 from lit_modules.synthia.backbones.stable_diffusion import StableDiffusion
-from lit_modules.synthia.ontology.graph import Ontology
 from lit_modules.synthia.pairs.images import PipelineImages
 from lit_modules.synthia.pairs.preparation import Preparation
 from lit_modules.synthia.pairs.sources import Sources
 from lit_modules.utils.model_versions import model_version
+from lit_modules.utils.ontology import Ontology
 
 
 def test_a_change_anywhere_in_a_large_file_is_seen(tmp_path: Path) -> None:

@@ -160,14 +160,7 @@ class Attack(ABC):
             return self.result(state, x, self.solve(state, already), already)
 
     def result(self, state: AttackState, x: Tensor, outcome: Outcome, already: Tensor) -> AttackResult:
-        """Return the record of a run, after the audit of the samples returned.
-
-        Args:
-            state: All samples.
-            x: The input samples.
-            outcome: Result of the run.
-            already: Samples that needed no attack.
-        """
+        """Return the record of a run on the input samples ``x``, after the audit of the samples returned."""
         adversarial = state.returned(outcome.adversarial, x)
         distance = state.audit(adversarial, self.norm)
         if self.minimum_norm:
@@ -309,13 +302,7 @@ def describe(value: object) -> str:
 
 
 def warn_wide(norm: str, radius: Tensor, width: Tensor) -> None:
-    """Warn of a radius beyond the largest distance within the bounds.
-
-    Args:
-        norm: Norm of the radius.
-        radius: One radius or several.
-        width: Norm of the difference of the bounds, one or as many.
-    """
+    """Warn of a radius beyond the largest distance within the bounds."""
     wide = (radius > width.to(radius)) & (width.to(radius) > 0)
     if bool(wide.any()):
         eps, most = float(radius.max()), float(width.max())

@@ -120,14 +120,7 @@ def project_l1_box(delta: Tensor, radius: Tensor, lower: Tensor | None, upper: T
 
 
 def random_in_ball(like: Tensor, radius: Tensor, norm: str, random: SampleRandom) -> Tensor:
-    """Draw uniformly from a ball around 0 (for ``l1``: a Laplace direction of uniform length).
-
-    Args:
-        like: Samples that give the shape.
-        radius: Radius, broadcastable.
-        norm: ``linf``, ``l2`` or ``l1``.
-        random: Streams of the samples.
-    """
+    """Draw a point of the ball around 0 for each sample, uniformly (``l1``: a Laplace direction of uniform length)."""
     shape = like.shape[1:]
     if norm == "linf":
         return ((random.uniform(*shape) * 2 - 1) * radius).to(like.dtype)

@@ -126,12 +126,7 @@ class Oracle:
 
 
 def arrange(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return samples in a memory layout: themselves if they have it, else a copy.
-
-    Args:
-        x: Samples.
-        strides: Strides of a batch of them.
-    """
+    """Return samples in a memory layout: themselves if they have it, else a copy."""
     if x.stride() == strides:
         return x
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
@@ -407,14 +402,7 @@ class BestSoFar:
             self.score = state.objective(state.clean, loss).to(state.x.dtype)
 
     def offer(self, positions: Tensor, x: Tensor, objective: Tensor, fooled: Tensor) -> None:
-        """Keep the iterates that are better than those before.
-
-        Args:
-            positions: Positions of the iterates' samples in the run, ``(active,)``.
-            x: Iterates, ``(active, *)``.
-            objective: What the attack raises, ``(active,)``.
-            fooled: Whether the model is fooled, ``(active,)``.
-        """
+        """Keep the iterates that are better than those before, at their positions in the run, ``(active,)``."""
         success, score = self.success[positions], self.score[positions]
         better = (fooled & ~success) | ((fooled == success) & (objective > score))
         positions = positions[better]

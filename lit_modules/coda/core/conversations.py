@@ -35,17 +35,15 @@ def check_conversation(messages: Sequence[Mapping[str, Any]], images: int) -> No
         images: Number of images that come with the conversation.
 
     Raises:
-        ValueError: If it is not so; a model would be trained on answers to pictures that it does not see.
+        ValueError: If it has not; a model would be trained on answers to pictures that it does not see.
     """
-    users = 0
+    users = sum(message["role"] == "user" for message in messages)
     for message in messages:
-        content = message["content"]
-        found = 0 if isinstance(content, str) else sum(part.get("type") == "image" for part in content)
-        user = message["role"] == "user"
-        users += user
-        if found != int(user):
-            wanted = "exactly one image" if user else "no image"
-            raise ValueError(f"A turn of the {message['role']} must have {wanted}, got {found}: add or remove one.")
+        role, content = message["role"], message["content"]
+        number = 0 if isinstance(content, str) else sum(part.get("type") == "image" for part in content)
+        if number != int(role == "user"):
+            wanted = "exactly one image" if role == "user" else "no image"
+            raise ValueError(f"A turn of the {role} must have {wanted}, got {number}: add or remove one.")
     if images != users:
         raise ValueError(f"A conversation of {users} user turns must come with as many images, got {images}.")
 
@@ -113,6 +111,7 @@ def encode(
     processor: Any,
     images: Sequence[Image],
     prompts: Sequence[str],
+    *,
     answers: Sequence[str] | None = None,
     max_length: int | None = None,
     config: Any = None,
@@ -142,18 +141,15 @@ def encode(
         raise ValueError(f"There must be one image for each question, got {len(images)} for {len(prompts)} questions.")
     if answers is not None and len(answers) != len(prompts):
         raise ValueError(f"There must be one answer for each question, got {len(answers)} for {len(prompts)}.")
-    if not all(isinstance(image, Image) for image in images):
-        kind = next(type(image).__name__ for image in images if not isinstance(image, Image))
-        raise TypeError(f"Images must be PIL images, got {kind}; leave the datamodule's image_size at None.")
-    rows = [
-        render(processor, prompt, None if answers is None else answer)
-        for prompt, answer in zip(prompts, answers or prompts, strict=True)
-    ]
+    kinds = [type(image).__name__ for image in images if not isinstance(image, Image)]
+    if kinds:
+        raise TypeError(f"Images must be PIL images, got {kinds[0]}; leave the datamodule's image_size at None.")
+    rows = [render(processor, *row) for row in zip(prompts, answers or [None] * len(prompts), strict=True)]
     tokenizer = processor.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = end_token(processor)
-    begin = tokenizer.bos_token
-    written = bool(begin) and rows[0][0].startswith(begin)
+    # some templates write the first token themselves
+    special = not (tokenizer.bos_token and rows[0][0].startswith(tokenizer.bos_token))
     batch: dict[str, Any] = dict(
         processor(
             images=[[image] for image in images],
@@ -161,23 +157,23 @@ def encode(
             padding=True,
             padding_side="left" if answers is None else "right",
             truncation=False,
-            add_special_tokens=not written,
+            add_special_tokens=special,
             return_tensors="pt",
         )
     )
-    lengths = batch["attention_mask"].sum(1)
-    if max_length is not None and int(lengths.max()) > max_length:
+    longest = int(batch["attention_mask"].sum(1).max())
+    if max_length is not None and longest > max_length:
         raise ValueError(
-            f"A question with its image takes {int(lengths.max())} tokens, and the model takes {max_length}; it is "
-            "never cut off. Give fewer image_grid_pinpoints, shorter questions, or a larger max_length."
+            f"A question with its image takes {longest} tokens, and the model takes {max_length}; it is never cut off. "
+            "Give fewer image_grid_pinpoints, shorter questions, or a larger max_length."
         )
-    check_images(processor, batch, len(images), config)
+    check_images(processor, batch, len(images), config=config)
     if answers is not None:
-        batch["labels"] = _labels(tokenizer, batch, rows, not written)
+        batch["labels"] = _labels(tokenizer, batch, rows, special=special)
     return batch
 
 
-def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, config: Any = None) -> None:
+def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, *, config: Any = None) -> None:
     """Check that a batch has as many images and image tokens as there are.
 
     Args:
@@ -193,9 +189,9 @@ def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, confi
         # Qwen puts the patches of all images into one row of pixel_values, but counts images in image_grid_thw;
         # InternVL gives a row to each tile of an image, and counts them nowhere
         if name in batch:
-            found = len(batch[name])
-            if found < images or (found > images and name != "pixel_values"):
-                raise ValueError(f"The processor made {found} images of {images}; see its {name}.")
+            number = len(batch[name])
+            if number < images or (number > images and name != "pixel_values"):
+                raise ValueError(f"The processor made {number} images of {images}; see its {name}.")
             break
     token = getattr(processor, "image_token_id", None)
     if token is None:
@@ -215,7 +211,7 @@ def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, confi
 
 
 def llava_next_tokens(config: Any, height: int, width: int) -> int:
-    """Return how many features LLaVA-NeXT makes of an image: the whole, and its unpadded tiles with a break a row.
+    """Return the number of LLaVA-NeXT's features of an image: the whole, and its unpadded tiles with a break a row.
 
     Args:
         config: Configuration of the model.
@@ -254,20 +250,15 @@ def check_processor(processor: Any, config: Any) -> None:
     if getattr(config, "model_type", None) != "llava_next":
         return
     vision = config.vision_config
-    pinpoints = getattr(processor.image_processor, "image_grid_pinpoints", None)
-    fields = {
-        "patch_size": (processor.patch_size, vision.patch_size),
-        "vision_feature_select_strategy": (
-            processor.vision_feature_select_strategy,
-            config.vision_feature_select_strategy,
-        ),
-        "image_grid_pinpoints": (_plain(pinpoints), _plain(config.image_grid_pinpoints)),
-        "num_additional_image_tokens": (
-            processor.num_additional_image_tokens,
-            int(vision.model_type == "clip_vision_model"),  # CLIP has a class token, SigLIP none
-        ),
+    pinpoints = getattr(processor.image_processor, "image_grid_pinpoints", None)  # another model's has none
+    needed = {
+        "patch_size": vision.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "image_grid_pinpoints": _plain(config.image_grid_pinpoints),
+        "num_additional_image_tokens": int(vision.model_type == "clip_vision_model"),  # CLIP has a class token
     }
-    for name, (got, wanted) in fields.items():
+    for name, wanted in needed.items():
+        got = _plain(pinpoints) if name == "image_grid_pinpoints" else getattr(processor, name)
         if got != wanted:
             raise ValueError(
                 f"{name} of the processor is {got!r} and the model needs {wanted!r}; image features and tokens would "
@@ -279,13 +270,13 @@ def _plain(pinpoints: Any) -> list[list[int]] | None:
     return None if pinpoints is None else [[int(side) for side in sides] for sides in pinpoints]
 
 
-def _labels(tokenizer: Any, batch: Mapping[str, Tensor], rows: Sequence[tuple[str, str]], special: bool) -> Tensor:
+def _labels(tokenizer: Any, batch: Mapping[str, Tensor], rows: Sequence[tuple[str, str]], *, special: bool) -> Tensor:
     """Return the tokens of answers and their ends, -100 elsewhere."""
     ids = batch["input_ids"]
     labels = torch.full_like(ids, IGNORED)
     lengths = batch["attention_mask"].sum(1).tolist()
     for row, (question, tail) in enumerate(rows):
-        answer = answer_tokens(tokenizer, question, tail, special)
+        answer = answer_tokens(tokenizer, question, tail, special=special)
         start = lengths[row] - len(answer)
         # a row that does not end with its answer would be left out of the loss, or be trained on something else
         if not answer or ids[row, start : lengths[row]].tolist() != answer:
@@ -296,11 +287,10 @@ def _labels(tokenizer: Any, batch: Mapping[str, Tensor], rows: Sequence[tuple[st
     return labels
 
 
-def answer_tokens(tokenizer: Any, question: str, tail: str, special: bool = True) -> list[int]:
+def answer_tokens(tokenizer: Any, question: str, tail: str, *, special: bool = True) -> list[int]:
     """Return the tokens of a conversation that come after its question.
 
-    If the question's tokens do not begin the conversation's, because one token spans the border, those count that end
-    after it.
+    If a token spans the border, so that the question's tokens do not begin the conversation's, it belongs to them.
 
     Args:
         tokenizer: Tokenizer.
@@ -314,13 +304,13 @@ def answer_tokens(tokenizer: Any, question: str, tail: str, special: bool = True
     Raises:
         ValueError: If the last token is not the end token.
     """
-    asked = tokenizer(question, add_special_tokens=special)["input_ids"]
+    prefix = tokenizer(question, add_special_tokens=special)["input_ids"]
     whole = tokenizer(question + tail, add_special_tokens=special)["input_ids"]
-    found: list[int] = whole[len(asked) :]
-    if whole[: len(asked)] != asked:
+    start = len(prefix)
+    if whole[:start] != prefix:
         spans = tokenizer(question + tail, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
-        start = next(place for place, (_, stop) in enumerate(spans) if stop > len(question))
-        found = whole[start:]
-    if found[-1:] != [tokenizer.eos_token_id]:
-        raise ValueError(f"The tokens of {tail!r} must end with the end token {tokenizer.eos_token!r}, got {found}.")
-    return found
+        start = next(index for index, (_, stop) in enumerate(spans) if stop > len(question))
+    tokens: list[int] = whole[start:]
+    if tokens[-1:] != [tokenizer.eos_token_id]:
+        raise ValueError(f"The tokens of {tail!r} must end with the end token {tokenizer.eos_token!r}, got {tokens}.")
+    return tokens

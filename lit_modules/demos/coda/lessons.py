@@ -1,7 +1,7 @@
-"""What the tiny model of ``lit-modules demo coda`` learns before it is taught anything new."""
+"""Lessons from which the tiny model of ``lit-modules demo coda`` learns, before it is taught anything new."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -17,7 +17,7 @@ from lit_modules.networks.tiny_llava import Lesson
 
 _BLANK = Image.new("RGB", (16, 16))
 _TALKS = {"name": 3, "name_many": 2, "list": 2, "tell": 5, "recall": 2, "compare": 3}
-"""How often each kind of lesson is given."""
+"""Weights of the kinds of lessons."""
 _MOST_OPTIONS = 20
 _STRANGE = 0.25  # share of questions for a name that show a creature like no known one
 TOLD = 8
@@ -30,18 +30,18 @@ class World:
 
     Args:
         images: uint8, ``(n, 3, size, size)``.
-        looks: Attributes of each picture's creature.
+        creatures: Attributes of the creature on each picture.
         names: Name of each one's species; ``None`` if it has none.
-        parents: Known species that each resembles; ``None`` if it is none's relative.
-        values: Place of the value of each attribute, int64, ``(n, attributes)``.
+        parents: Known species that each resembles, or ``None``.
+        values: Index of the value of each attribute, int64, ``(n, attributes)``.
         species: Attributes of each known species.
         strangers: Names that no species has.
-        phrases: What texts call the values of each attribute.
+        phrases: Phrases of the values of each attribute.
         question: Question which of some categories a picture shows, with the place ``{options}``.
     """
 
     images: Tensor
-    looks: list[Mapping[str, str]]
+    creatures: list[Mapping[str, str]]
     names: list[str | None]
     parents: list[str | None]
     values: Tensor
@@ -51,8 +51,8 @@ class World:
     question: str
 
 
-def draw_world(data: Any, num_images: int, image_size: int, seed: int) -> World:
-    """Draw what the models are trained on, see :meth:`datamodules.DrawnSpecies.known_drawings`.
+def draw_world(data: Any, num_images: int, image_size: int, *, seed: int) -> World:
+    """Draw the training data of the models, see :meth:`datamodules.DrawnSpecies.known_drawings`.
 
     Args:
         data: The drawn species; none of the novel ones is drawn.
@@ -60,24 +60,24 @@ def draw_world(data: Any, num_images: int, image_size: int, seed: int) -> World:
         image_size: Side in pixels.
         seed: Seed.
     """
-    pictures = data.known_drawings(num_images, image_size, seed)
-    known = {kind.name: kind.attributes for kind in data.species if kind.known}
-    taken = {kind.name for kind in data.species}
+    drawings = data.known_drawings(num_images, image_size, seed)
+    known = {species.name: species.attributes for species in data.species if species.known}
+    names = {species.name for species in data.species}
     return World(
-        pictures["image"],
-        pictures["attributes"],
-        [name if name in known else None for name in pictures["name"]],
-        pictures["parent"],
-        pictures["values"],
-        known,
-        [name for name in drawn.species.every_name() if name not in taken],
-        drawn.creatures.PHRASES,
-        data.hparams["question"],
+        images=drawings["image"],
+        creatures=drawings["attributes"],
+        names=[name if name in known else None for name in drawings["name"]],
+        parents=drawings["parent"],
+        values=drawings["values"],
+        species=known,
+        strangers=[name for name in drawn.species.every_name() if name not in names],
+        phrases=drawn.creatures.PHRASES,
+        question=data.hparams["question"],
     )
 
 
 class Lessons:
-    """Draws questions of all kinds that the stages and the update will ask, with the right answers.
+    """Random questions of all kinds that the stages and the update will ask, with the right answers.
 
     An unknown name is the right answer to the question for a name if the creature is like none that is known, but never
     for a relative of a known one. Lists of features of unknown creatures have what is seen, or what a passage says of
@@ -146,14 +146,14 @@ class Lessons:
         return Lesson(options_question(self._options(random, name, number)), name, place)
 
     def _list(self, random: Random) -> Lesson:
-        place = random.randrange(len(self.world.looks))
+        place = random.randrange(len(self.world.creatures))
         name = self.world.names[place] or self._stranger(random)
         question = _features("visual_plain", Concept(name), Concept("Bbbb"))
-        return Lesson(question, self._listed(self.world.looks[place]), place)
+        return Lesson(question, self._listed(self.world.creatures[place]), place)
 
     def _tell(self, random: Random) -> Lesson:
         place = random.choice(self.unnamed if random.random() < 0.65 else self.named)
-        look, name = self.world.looks[place], self.world.names[place] or self._stranger(random)
+        look, name = self.world.creatures[place], self.world.names[place] or self._stranger(random)
         other = self.world.parents[place]
         if other is None or random.random() < 0.2:
             other = random.choice([one for one in self.world.species if one != name])
@@ -182,9 +182,9 @@ class Lessons:
         stranger = self._stranger(random)
         if chance < 0.6:
             return Concept(stranger, known=False), {}
-        look = self.world.looks[random.choice(self.unnamed)]
+        look = self.world.creatures[random.choice(self.unnamed)]
         told = dict(sorted(random.sample(sorted(look.items()), TOLD), key=lambda item: list(look).index(item[0])))
-        return Concept(stranger, knowledge_text=passage(stranger, told), known=False), told
+        return Concept(stranger, knowledge_text=drawn.species.caption(stranger, told), known=False), told
 
     def _listed(self, look: Mapping[str, str], other: Mapping[str, str] | None = None) -> str:
         words = [
@@ -193,20 +193,6 @@ class Lessons:
         return json.dumps(words or ["unknown"])
 
 
-def passage(name: str, look: Mapping[str, str]) -> str:
-    """Return what a field guide says of a creature."""
-    return drawn.species.caption(name, look)
-
-
 def _features(kind: FeatureKind, concept: Concept, other: Concept) -> str:
-    return _text(feature_request(kind, concept, other, _BLANK))
-
-
-def _text(request: Any) -> str:
-    text: str = request.messages[0]["content"][-1]["text"]
-    return text
-
-
-def phrases_of(world: World) -> Sequence[Sequence[str]]:
-    """Return the phrases of the values of each attribute."""
-    return [list(values.values()) for values in world.phrases.values()]
+    request: Any = feature_request(kind, concept, other, _BLANK)
+    return str(request.messages[0]["content"][-1]["text"])

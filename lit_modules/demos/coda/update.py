@@ -1,4 +1,4 @@
-"""The updates of ``lit-modules demo coda``: every method, amount and seed from the same model, and the table."""
+"""Updates of ``lit-modules demo coda``: every method, amount and seed from the same model, and the table."""
 
 import json
 import warnings
@@ -17,11 +17,11 @@ EPOCHS, BATCH, RATE = 7, 10, 2e-3
 
 @dataclass(frozen=True)
 class Cell:
-    """One row and column of the table.
+    """Row and column of the table.
 
     Args:
-        method: What the further pictures are.
-        feature: Where the features come from: T, V or T+V; ``-`` for none.
+        method: Kind of the further pictures.
+        feature: Source of the features: T, V or T+V; ``-`` for none.
         synthetic: Further pictures of each concept beside 5 real ones; ``None`` for no update.
         data: Arguments of the datamodule.
     """
@@ -55,53 +55,51 @@ def cells(drawn: Path) -> Iterator[Cell]:
             yield Cell(method, "-", number, {"method": method})
     for method, form in (("no contrast", "plain"), ("CoDA", "contrastive")):
         for feature, source in (("T", "textual"), ("V", "visual"), ("T+V", "both")):
-            given = {"method": "synthetic", "synthetic_root": str(drawn / f"{source}_{form}")}
-            for number in AMOUNTS:
-                yield Cell(method, feature, number, given)
+            data = {"method": "synthetic", "synthetic_root": str(drawn / f"{source}_{form}")}
+            yield from (Cell(method, feature, number, data) for number in AMOUNTS)
 
 
-def run_updates(console: Any, folder: Path, model: Path, seed: int) -> list[dict[str, Any]]:
+def run_updates(console: Any, folder: Path, model: Path, *, seed: int) -> list[dict[str, Any]]:
     """Run all updates whose records are not there; return the rows of the table, without those that lack pictures.
 
     Args:
-        console: Where to say what is done.
+        console: Console.
         folder: Folder of the run, with ``data`` and ``store``.
         model: Folder of the model.
         seed: First seed.
     """
     from rich.progress import track
 
-    planned = [
-        (cell, seed + number)
+    planned = {
+        folder / "updates" / f"{cell.name}-{seed + number}.json": (cell, seed + number)
         for cell in cells(folder / "drawn")
         if cell.drawn
         for number in range(SEEDS if cell.synthetic is not None else 1)
-    ]
-    place = folder / "updates"
-    paths = [place / f"{cell.name}-{number}.json" for cell, number in planned]
-    missing = [item for item in zip(paths, planned, strict=True) if not item[0].exists()]
+    }
+    missing = [path for path in planned if not path.exists()]
     if missing:
         console.print(
             f"{len(missing)} updates of {EPOCHS} epochs: LoRA on 5 real and further pictures of each concept; then "
             "test pictures are asked about, with the two names in both orders, and the likelier one is the answer.",
             markup=False,
         )
-    for path, (cell, number) in track(missing, "updates", console=console, disable=not missing):
-        found = update(cell, folder, model, seed, number)
-        write_whole(path, json.dumps(found, indent=1) + "\n")
+    for path in track(missing, "updates", console=console, disable=not missing):
+        cell, number = planned[path]
+        write_whole(path, json.dumps(update(cell, folder, model, support_seed=seed, seed=number), indent=1) + "\n")
     results: dict[tuple[str, str, int | None], list[dict[str, float]]] = {}
-    for path, (cell, _) in zip(paths, planned, strict=True):
-        results.setdefault(_key(cell), []).append(json.loads(path.read_text(encoding="utf-8")))
-    return [_row(key, found) for key, found in results.items()]
+    for path, (cell, _) in planned.items():
+        key = (cell.method, cell.feature, cell.synthetic)
+        results.setdefault(key, []).append(json.loads(path.read_text(encoding="utf-8")))
+    return [_row(*key, results=numbers) for key, numbers in results.items()]
 
 
-def update(cell: Cell, folder: Path, model: Path, support_seed: int, seed: int) -> dict[str, float]:
-    """Update a model as a cell of the table says, and return what it answers on test pictures.
+def update(cell: Cell, folder: Path, model: Path, *, support_seed: int, seed: int) -> dict[str, float]:
+    """Update a model as a cell of the table says, and return its numbers on test pictures.
 
     Args:
         cell: Method and amount.
         folder: Folder of the run.
-        model: Folder of the model, which is left as it is.
+        model: Folder of the model, which stays as it is.
         support_seed: Seed of the support pictures, and of crops, flips and orders.
         seed: Seed of adapters and dropout.
     """
@@ -153,7 +151,7 @@ def print_table(console: Any, rows: list[dict[str, Any]]) -> None:
     """Print accuracies in percent: real and further pictures of each concept in the columns, as in the paper.
 
     Args:
-        console: Where to.
+        console: Console.
         rows: Rows of :func:`run_updates`.
     """
     from rich.table import Table
@@ -177,53 +175,44 @@ def print_table(console: Any, rows: list[dict[str, Any]]) -> None:
     console.print(table, markup=False)
 
 
-def _key(cell: Cell) -> tuple[str, str, int | None]:
-    return cell.method, cell.feature, cell.synthetic
-
-
-def _row(cell: tuple[str, str, int | None], found: list[dict[str, float]]) -> dict[str, Any]:
+def _row(method: str, feature: str, synthetic: int | None, *, results: list[dict[str, float]]) -> dict[str, Any]:
     from lit_modules.metrics.few_shot import seed_statistics
 
-    numbers = seed_statistics(found)
-    mean = {name: value["mean"] for name, value in numbers.items()}
-    method, feature, synthetic = cell
+    numbers = seed_statistics(results)
+    columns = {"accuracy": "acc_macro", "lower": "acc_macro_lower", "upper": "acc_macro_upper"}
+    columns |= {"target": "acc_target", "confusable": "acc_confusable"}
+    columns |= {name: name for name in ("invalid", "position_bias")}
     return {
         "method": method,
         "feature": feature,
         "real": 0 if synthetic is None else 5,
         "synthetic": synthetic or 0,
-        "accuracy": mean["acc_macro"],
-        "std": numbers["acc_macro"]["std"] if len(found) > 1 else None,
-        "lower": mean["acc_macro_lower"],
-        "upper": mean["acc_macro_upper"],
-        "invalid": mean["invalid"],
-        "position_bias": mean["position_bias"],
-        "target": mean["acc_target"],
-        "confusable": mean["acc_confusable"],
-        "seeds": len(found),
+        "std": numbers["acc_macro"]["std"] if len(results) > 1 else None,
+        **{column: numbers[name]["mean"] for column, name in columns.items()},
+        "seeds": len(results),
     }
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what Lightning says of each of many small runs."""
+    """Silence Lightning and transformers in many small runs."""
     import logging
 
-    from transformers.utils import logging as bars
+    from transformers.utils import logging as transformers_logging
 
-    told: Any = bars
-    shown = told.is_progress_bar_enabled()
+    bars: Any = transformers_logging
+    shown = bars.is_progress_bar_enabled()
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:
             logging.getLogger(name).setLevel(logging.ERROR)
-        told.disable_progress_bar()
+        bars.disable_progress_bar()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         if shown:
-            told.enable_progress_bar()
+            bars.enable_progress_bar()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

@@ -21,6 +21,7 @@ from lit_modules.studies.compare.records import (
     run_records,
 )
 from lit_modules.studies.compare.settings import (
+    KEYS,
     Run,
     check_settings,
     chosen_methods,
@@ -45,7 +46,8 @@ The same line, given again, runs what is missing; methods, rates and seeds may b
 can be given, as --max_steps 20 or --start.model.hidden_size 256; a method is named by its name, as
 --methods.NGDiff.learning_rates '[1e-4]'.
 """
-EXAMPLE = """\
+EXAMPLE = f"""\
+Keys of the configuration: {", ".join(KEYS)}.
 On the CPU --workers is the number of cores by default.
 
 example:

@@ -70,15 +70,17 @@ class CountSpending(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch every embedding, that of a frozen reference too: each pass goes through one, once."""
-        self._handle = nn.modules.module.register_module_forward_hook(self._passed)
+        self._handle = nn.modules.module.register_module_forward_hook(self._count_pass)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch no longer."""
-        self._forget_handle()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Watch no longer."""
-        self._forget_handle()
+        self.on_train_end(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count what comes.
@@ -127,22 +129,17 @@ class CountSpending(Callback):
         self.rows_per_step = list(state_dict["rows_per_step"])
         self._batches, self._rows = state_dict["open"]
 
-    def _passed(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _count_pass(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(module, nn.Embedding) or not inputs:
             return
         if not torch.is_grad_enabled():
             self.counts["forward_passes_without_gradient"] += 1
             return
         self.counts["forward_passes"] += 1
-        place = inputs[0].data_ptr()
+        pointer = inputs[0].data_ptr()
         for ids, name, tokens in self._group:
-            if name == "retain" and ids.data_ptr() == place:
+            if name == "retain" and ids.data_ptr() == pointer:
                 self.counts["retain_tokens_trained"] += tokens
-
-    def _forget_handle(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
 
 
 class CountingCLI(RunCLI):

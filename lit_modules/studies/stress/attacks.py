@@ -1,4 +1,4 @@
-"""What becomes of an unlearned model later: fine-tuned again, rounded to fewer bits, asked other questions."""
+"""Attacks on an unlearned model: relearning and quantization; and its evaluation by lm-eval."""
 
 import copy
 import subprocess
@@ -14,8 +14,8 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lit_modules.unlearning.core.loading import check_folder, load_causal_lm
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.unlearning.core.pretrained import check_folder, load_causal_lm
 from lit_modules.utils import adapters
 from lit_modules.utils.model_modes import evaluation_mode
 
@@ -30,7 +30,7 @@ def relearn(
     learning_rate: float = 1e-5,
     device: str = "cpu",
 ) -> list[dict[str, float]]:
-    """Fine-tune an unlearned model on what it is to have forgotten, and measure how fast that comes back.
+    """Relearning attack: fine-tune an unlearned model on its forget set, and measure how fast that comes back.
 
     Knowledge that is hidden and not gone returns within a few steps. AdamW without weight decay, at a constant rate.
 
@@ -58,8 +58,8 @@ def relearn(
         raise ValueError(f"steps must be growing numbers of at least 0, got {list(steps)}.")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
-    kept = list(batches)
-    if not kept:
+    forget = list(batches)
+    if not forget:
         raise ValueError("Relearning needs at least one batch of the forget set, got none.")
     if isinstance(model, str):
         network: Any = load_causal_lm(model)
@@ -72,7 +72,7 @@ def relearn(
     records: list[dict[str, float]] = []
     if steps[0] == 0:
         records.append({"step": 0, **_evaluated(network, evaluate)})
-    for step, batch in zip(range(1, steps[-1] + 1), cycle(kept), strict=False):
+    for step, batch in zip(range(1, steps[-1] + 1), cycle(forget), strict=False):
         inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         loss = summed_nll(network, inputs) / target_tokens(inputs)
         if not torch.isfinite(loss):
@@ -256,10 +256,12 @@ def run_lm_eval(folder: str, tasks: Sequence[str], output: str, **options: Any) 
     check_folder(folder)
     if find_spec("lm_eval") is None:
         raise ImportError('run_lm_eval needs lm-eval: pip install "lit-modules[harness]"')
-    done = subprocess.run(command, check=False)
+    process = subprocess.run(command, check=False)
     results = sorted(Path(output).rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
-    if done.returncode or not results:
-        raise RuntimeError(f"lm-eval ended with {done.returncode} and {len(results)} result files: {' '.join(command)}")
+    if process.returncode or not results:
+        raise RuntimeError(
+            f"lm-eval ended with {process.returncode} and {len(results)} result files: {' '.join(command)}"
+        )
     return results[-1]
 
 

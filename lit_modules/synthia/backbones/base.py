@@ -1,4 +1,4 @@
-"""What text-to-image models have in common: a network that trains, frozen encoders around it, a noise schedule."""
+"""Interface of text-to-image models: a network that trains, frozen encoders around it, a noise schedule."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -225,7 +225,7 @@ class Backbone(ABC):
 
     def compile(self) -> None:
         """Compile the network's repeated blocks, or all of it if none are named; adapters must be there already."""
-        if getattr(self.network, "_repeated_blocks", None):
+        if getattr(self.network, "_repeated_blocks", None):  # not all networks of diffusers have it
             self.network.compile_repeated_blocks()
         else:
             self.network.compile()
@@ -257,4 +257,6 @@ class Backbone(ABC):
         steps, total = num_steps or 8, self.schedule.num_timesteps
         first = total if self.schedule.alphas_cumprod is None else total - max(1, total // 40)
         timesteps = spaced_timesteps(steps, total, first)
-        return FewStepSampler(self.schedule, timesteps, "deterministic", truncation, checkpointing)
+        return FewStepSampler(
+            self.schedule, timesteps, "deterministic", truncation=truncation, checkpointing=checkpointing
+        )

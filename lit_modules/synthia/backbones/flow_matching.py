@@ -1,4 +1,4 @@
-"""What adapters of flow matching transformers share: how timesteps are drawn in training, and spaced in sampling."""
+"""Base of flow matching transformers: timesteps drawn in training, and spaced in sampling."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -6,12 +6,23 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lit_modules.synthia.backbones.pipeline import PipelineBackbone
+from lit_modules.synthia.backbones.pipeline import PipelineArguments, PipelineBackbone
 from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule
+from lit_modules.utils.arguments import Unpack
 
 
 class FlowBackbone(PipelineBackbone):
     """A pipeline of a flow matching transformer: timesteps of the middle are trained more, and sampling is shifted.
+
+    Args:
+        model: Folder or name of the pipeline's weights.
+        image_size: Side of the images in pixels.
+        num_steps: Usual steps of sampling.
+        guidance: Usual scale of guidance.
+        prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; the rest is cut off.
+
+    Raises:
+        ValueError: If ``prompt_length`` is out of its range.
 
     References:
         Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", arXiv 2403.03206
@@ -20,6 +31,28 @@ class FlowBackbone(PipelineBackbone):
 
     network_part: ClassVar[str] = "transformer"
     least_multiple: ClassVar[int] = 16
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
+
+    def __init__(
+        self,
+        model: str,
+        image_size: int,
+        num_steps: int | None,
+        guidance: float,
+        prompt_length: int,
+        **shared: Unpack[PipelineArguments],
+    ) -> None:
+        super().__init__(model, image_size, num_steps=num_steps, guidance=guidance, **shared)
+        if not 1 <= prompt_length <= 512:
+            raise ValueError(f"prompt_length must be from 1 to 512 tokens, got {prompt_length}.")
+        self.prompt_length = prompt_length
+
+    def identity(self, part: Literal["text", "images"]) -> str:
+        """Return what encodings of a part depend on."""
+        return f"{super().identity(part)}/{self.prompt_length}"
 
     def noise_schedule(self) -> NoiseSchedule:
         """Return the schedule of flow matching; the scheduler's shift belongs to sampling."""
@@ -48,9 +81,10 @@ class FlowBackbone(PipelineBackbone):
         checkpointing: bool = True,
     ) -> FewStepSampler:
         """Return Euler's method at the timesteps of the pipeline's scheduler, shifted as there; 8 steps by default."""
-        steps = num_steps or self.usual_few_steps()
-        timesteps = self.sampling_timesteps(steps)
-        return FewStepSampler(self.schedule, timesteps, "deterministic", truncation, checkpointing)
+        timesteps = self.sampling_timesteps(num_steps or self.usual_few_steps())
+        return FewStepSampler(
+            self.schedule, timesteps, "deterministic", truncation=truncation, checkpointing=checkpointing
+        )
 
     def usual_few_steps(self) -> int:
         """Return the number of steps that gradients pass through by default."""

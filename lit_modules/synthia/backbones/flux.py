@@ -1,15 +1,17 @@
 """FLUX.1: a transformer of flow matching that is guided by a number, or distilled to a few steps."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_modules.synthia.backbones.base import Condition, Precision
+from lit_modules.synthia.backbones.base import Condition
 from lit_modules.synthia.backbones.flow_matching import FlowBackbone
-from lit_modules.synthia.backbones.pipeline import precise
+from lit_modules.synthia.backbones.pipeline import PipelineArguments
+from lit_modules.synthia.core.sampling import precise
+from lit_modules.utils.arguments import Unpack
 
 
 class Flux(FlowBackbone):
@@ -23,19 +25,13 @@ class Flux(FlowBackbone):
     Args:
         model: Folder or name of a ``FluxPipeline``.
         image_size: Side of the images in pixels, a multiple of 16.
-        precision: Type of the network's weights; what trains is float32 in any case.
-        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         num_steps: Usual steps of sampling; ``None`` is 4 for a network without guidance, and 28 otherwise.
         guidance: Scale of guidance that a network with guidance is given.
         prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; ``schnell`` was made for 256.
-        vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
-        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
-            does not fit it.
-        FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
+        FileNotFoundError: In ``load``, if a part of the model is missing.
 
     Example:
         >>> backbone = Flux("black-forest-labs/FLUX.1-schnell", image_size=512, prompt_length=256)
@@ -46,48 +42,19 @@ class Flux(FlowBackbone):
 
     pipeline_name: ClassVar[str] = "FluxPipeline"
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-    lora_targets: ClassVar[tuple[str, ...]] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
 
     def __init__(
         self,
         model: str = "black-forest-labs/FLUX.1-dev",
         image_size: int = 1024,
-        precision: Precision = "bfloat16",
-        encoder_precision: Precision | None = None,
         num_steps: int | None = None,
         guidance: float = 3.5,
         prompt_length: int = 512,
-        vae_slicing: bool = False,
-        trained_network: str | None = None,
-        variant: str | None = None,
+        **shared: Unpack[PipelineArguments],
     ) -> None:
         super().__init__(
-            model,
-            image_size,
-            precision,
-            encoder_precision,
-            num_steps,
-            guidance,
-            vae_slicing,
-            trained_network,
-            variant,
+            model, image_size, num_steps=num_steps, guidance=guidance, prompt_length=prompt_length, **shared
         )
-        if not 1 <= prompt_length <= 512:
-            raise ValueError(f"prompt_length must be from 1 to 512 tokens, got {prompt_length}.")
-        self.prompt_length = prompt_length
-
-    def identity(self, part: Literal["text", "images"]) -> str:
-        """Return what encodings of a part depend on."""
-        return f"{super().identity(part)}/{self.prompt_length}"
 
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Condition:
         """Return the hidden states of T5, and the pooled output of CLIP."""
@@ -96,9 +63,9 @@ class Flux(FlowBackbone):
 
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Ask the transformer, with the scale of guidance if it takes one."""
-        given, dtype = self.cast(condition), self.network.dtype
+        condition, dtype = self.cast(condition), self.network.dtype
         rows, columns = noised.shape[-2] // 2, noised.shape[-1] // 2
-        embeds, guidance = given["prompt_embeds"], None
+        embeds, guidance = condition["prompt_embeds"], None
         if self.network.config.guidance_embeds:
             guidance = torch.full((len(noised),), self.guidance, device=noised.device)
         places = torch.zeros(rows, columns, 3, device=noised.device, dtype=dtype)
@@ -108,7 +75,7 @@ class Flux(FlowBackbone):
             hidden_states=F.pixel_unshuffle(noised, 2).flatten(2).transpose(1, 2).to(dtype),
             timestep=timesteps / self.schedule.num_timesteps,
             guidance=guidance,
-            pooled_projections=given["pooled_prompt_embeds"],
+            pooled_projections=condition["pooled_prompt_embeds"],
             encoder_hidden_states=embeds,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=noised.device, dtype=dtype),
             img_ids=places.flatten(0, 1),

@@ -12,9 +12,16 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_modules.synthia.backbones.base import Condition, Precision
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq, load_u_net, movq_config, read_weights
-from lit_modules.synthia.backbones.pipeline import PipelineBackbone, precise
-from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, cosine_alphas_cumprod, spaced_timesteps
+from lit_modules.synthia.backbones.pipeline import PipelineBackbone, PrecisionArguments, WeightArguments
+from lit_modules.synthia.core.sampling import (
+    FewStepSampler,
+    NoiseSchedule,
+    cosine_alphas_cumprod,
+    precise,
+    spaced_timesteps,
+)
 from lit_modules.utils.adapters import without_dropout
+from lit_modules.utils.arguments import Unpack
 
 _PREFIX = "base_model.model."
 _FILES = "kandinsky3_flash.pt, movq.pt and flan_ul2_encoder, with projection_flash.pt in it"
@@ -34,18 +41,13 @@ class Kandinsky3(PipelineBackbone):
     Args:
         model: Folder or name of a ``Kandinsky3Pipeline``.
         image_size: Side of the images in pixels, a multiple of 64.
-        precision: Type of the network's weights; what trains is float32 in any case.
-        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         num_steps: Usual steps of sampling.
         guidance: Usual scale of classifier-free guidance in the usual notation, 1 for none, otherwise more than 2; the
             pipeline's ``guidance_scale`` is one less.
-        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
-            does not fit it.
-        FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
+        FileNotFoundError: In ``load``, if a part of the model is missing.
 
     Example:
         >>> Kandinsky3("kandinsky-community/kandinsky-3", variant="fp16").guidance
@@ -65,16 +67,11 @@ class Kandinsky3(PipelineBackbone):
         self,
         model: str = "kandinsky-community/kandinsky-3",
         image_size: int = 1024,
-        precision: Precision = "bfloat16",
-        encoder_precision: Precision | None = None,
         num_steps: int = 25,
         guidance: float = 4.0,
-        trained_network: str | None = None,
-        variant: str | None = None,
+        **shared: Unpack[PrecisionArguments],
     ) -> None:
-        super().__init__(
-            model, image_size, precision, encoder_precision, num_steps, guidance, False, trained_network, variant
-        )
+        super().__init__(model, image_size, num_steps=num_steps, guidance=guidance, vae_slicing=False, **shared)
         _check_guidance(guidance)
 
     def load_network(self) -> None:
@@ -221,8 +218,6 @@ class Kandinsky3Flash(Kandinsky3):
         precision: Type of the network's weights; what trains is float32 in any case.
         encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         num_steps: Steps of sampling, from timestep 979 down.
-        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files in the format of diffusers.
 
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the weights are of another model.
@@ -246,13 +241,20 @@ class Kandinsky3Flash(Kandinsky3):
         self,
         model: str = "ai-forever/Kandinsky3.1",
         image_size: int = 1024,
+        num_steps: int = 4,
         precision: Precision = "float32",
         encoder_precision: Precision | None = "bfloat16",
-        num_steps: int = 4,
-        trained_network: str | None = None,
-        variant: str | None = None,
+        **shared: Unpack[WeightArguments],
     ) -> None:
-        super().__init__(model, image_size, precision, encoder_precision, num_steps, 1.0, trained_network, variant)
+        super().__init__(
+            model,
+            image_size,
+            num_steps=num_steps,
+            guidance=1.0,
+            precision=precision,
+            encoder_precision=encoder_precision,
+            **shared,
+        )
 
     @cached_property
     def published(self) -> bool:
@@ -345,7 +347,14 @@ class Kandinsky3Flash(Kandinsky3):
     ) -> FewStepSampler:
         """Return the sampler that the model was distilled for, the first step without autocast."""
         timesteps = spaced_timesteps(num_steps or self.usual_steps(), self.schedule.num_timesteps)
-        return FewStepSampler(self.schedule, timesteps, "renoise", truncation, checkpointing, full_precision_steps=1)
+        return FewStepSampler(
+            self.schedule,
+            timesteps,
+            "renoise",
+            truncation=truncation,
+            checkpointing=checkpointing,
+            full_precision_steps=1,
+        )
 
     @torch.no_grad()
     def generate(

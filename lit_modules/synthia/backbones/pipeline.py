@@ -1,4 +1,4 @@
-"""What adapters of diffusers' pipelines share: parts loaded one by one, the pipelines' own encoding and sampling."""
+"""Base of models that diffusers have a pipeline for: parts loaded one by one, the pipeline's encoding and sampling."""
 
 import importlib
 import inspect
@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from math import lcm
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,26 @@ _LOADABLE = {
 """Libraries that a model's index may name classes of, and what these must be."""
 
 
+class WeightArguments(TypedDict, total=False):
+    """Shared arguments on the files of weights; see :class:`PipelineBackbone`."""
+
+    trained_network: str | None
+    variant: str | None
+
+
+class PrecisionArguments(WeightArguments, total=False):
+    """Shared arguments on files and types of weights; see :class:`PipelineBackbone`."""
+
+    precision: Precision
+    encoder_precision: Precision | None
+
+
+class PipelineArguments(PrecisionArguments, total=False):
+    """Shared arguments of pipelines; see :class:`PipelineBackbone`."""
+
+    vae_slicing: bool
+
+
 class PipelineBackbone(Backbone):
     """A model that diffusers have a pipeline for, in the pipeline's folders.
 
@@ -45,10 +65,10 @@ class PipelineBackbone(Backbone):
     Args:
         model: Folder or name of the pipeline's weights.
         image_size: Side of the images in pixels.
-        precision: Type of the network's weights; what trains is float32 in any case.
-        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         num_steps: Usual steps of sampling.
         guidance: Usual scale of classifier-free guidance, 1 for none.
+        precision: Type of the network's weights; what trains is float32 in any case.
+        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
         variant: Variant of the files, such as ``"fp16"``, of the parts that have it; others are taken as they are.
@@ -77,13 +97,13 @@ class PipelineBackbone(Backbone):
         self,
         model: str,
         image_size: int,
-        precision: Precision,
-        encoder_precision: Precision | None,
         num_steps: int | None,
         guidance: float,
-        vae_slicing: bool,
-        trained_network: str | None,
-        variant: str | None,
+        precision: Precision = "bfloat16",
+        encoder_precision: Precision | None = None,
+        vae_slicing: bool = False,
+        trained_network: str | None = None,
+        variant: str | None = None,
     ) -> None:
         super().__init__(model, image_size, precision)
         if encoder_precision not in (None, *get_args(Precision)):
@@ -433,8 +453,3 @@ def factor_of(config: dict[str, Any]) -> int:
     """Return how many times smaller latents are than images, by the image encoder's configuration."""
     factor: int = 2 ** (len(config["block_out_channels"]) - 1)
     return factor
-
-
-def precise(values: Tensor) -> Tensor:
-    """Return values in float32 at least."""
-    return values if values.dtype == torch.float64 else values.float()

@@ -1,6 +1,5 @@
 """A small text-to-image model in pixel space, for drawn objects and tests: a U-Net of diffusers, words as vectors."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from itertools import product
@@ -12,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Backbone, Condition
+from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import without_dropout
+from lit_modules.utils.random_state import preserved_random_state
 
 # of drawn objects: a bright background, and frequencies that vary by about 1
 _MEAN, _SCALE = 0.6, 1.5
@@ -232,8 +233,7 @@ class PixelDiffusion(Backbone):
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
         channels, side, _ = self.latent_shape()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with preserved_random_state(seed=self.seed):
             network = UNet2DConditionModel(
                 sample_size=side,
                 in_channels=channels,
@@ -297,7 +297,6 @@ def word_vector(word: str, width: int) -> Tensor:
         >>> bool((word_vector("cup", 4) == word_vector("cup", 4)).all()), round(float(word_vector("cup", 4).norm()), 4)
         (True, 2.0)
     """
-    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") % 2**63
-    vector = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    vector = torch.randn(width, generator=generator_of(word))
     scaled: Tensor = vector / vector.norm() * width**0.5
     return scaled

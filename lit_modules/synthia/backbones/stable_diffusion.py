@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_modules.synthia.backbones.base import Condition, Precision
-from lit_modules.synthia.backbones.pipeline import PipelineBackbone, precise
+from lit_modules.synthia.backbones.base import Condition
+from lit_modules.synthia.backbones.pipeline import PipelineArguments, PipelineBackbone
+from lit_modules.synthia.core.sampling import precise
+from lit_modules.utils.arguments import Unpack
 
 
 class StableDiffusion(PipelineBackbone):
@@ -18,18 +20,12 @@ class StableDiffusion(PipelineBackbone):
     Args:
         model: Folder or name of a ``StableDiffusionPipeline``.
         image_size: Side of the images in pixels, a multiple of 8.
-        precision: Type of the network's weights; what trains is float32 in any case.
-        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         num_steps: Usual steps of sampling.
         guidance: Usual scale of classifier-free guidance, 1 for none.
-        vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
-        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
-            does not fit it.
-        FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
+        FileNotFoundError: In ``load``, if a part of the model is missing.
 
     Example:
         >>> backbone = StableDiffusion("stable-diffusion-v1-5/stable-diffusion-v1-5", image_size=512)
@@ -47,25 +43,11 @@ class StableDiffusion(PipelineBackbone):
         self,
         model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5",
         image_size: int = 512,
-        precision: Precision = "bfloat16",
-        encoder_precision: Precision | None = None,
         num_steps: int = 50,
         guidance: float = 7.5,
-        vae_slicing: bool = False,
-        trained_network: str | None = None,
-        variant: str | None = None,
+        **shared: Unpack[PipelineArguments],
     ) -> None:
-        super().__init__(
-            model,
-            image_size,
-            precision,
-            encoder_precision,
-            num_steps,
-            guidance,
-            vae_slicing,
-            trained_network,
-            variant,
-        )
+        super().__init__(model, image_size, num_steps=num_steps, guidance=guidance, **shared)
 
     def pipeline_options(self) -> dict[str, Any]:
         """Go without the safety checker."""
@@ -78,12 +60,12 @@ class StableDiffusion(PipelineBackbone):
 
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Ask the U-Net."""
-        given = self.cast(condition)
+        condition = self.cast(condition)
         prediction: Tensor = self.network(
             noised.to(self.network.dtype),
             timesteps,
-            encoder_hidden_states=given["prompt_embeds"],
-            added_cond_kwargs=self.added(given),
+            encoder_hidden_states=condition["prompt_embeds"],
+            added_cond_kwargs=self.added(condition),
             return_dict=False,
         )[0]
         return precise(prediction)
@@ -103,18 +85,12 @@ class SDXL(StableDiffusion):
     Args:
         model: Folder or name of a ``StableDiffusionXLPipeline``.
         image_size: Side of the images in pixels, a multiple of 8.
-        precision: Type of the network's weights; what trains is float32 in any case.
-        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         num_steps: Usual steps of sampling; 1 to 4 for SDXL-Turbo.
         guidance: Usual scale of classifier-free guidance, 1 for none, as SDXL-Turbo needs it.
-        vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
-        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
-            does not fit it.
-        FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
+        FileNotFoundError: In ``load``, if a part of the model is missing.
 
     Example:
         >>> backbone = SDXL("stabilityai/sdxl-turbo", image_size=512, num_steps=1, guidance=1.0)
@@ -132,25 +108,11 @@ class SDXL(StableDiffusion):
         self,
         model: str = "stabilityai/stable-diffusion-xl-base-1.0",
         image_size: int = 1024,
-        precision: Precision = "bfloat16",
-        encoder_precision: Precision | None = None,
         num_steps: int = 50,
         guidance: float = 5.0,
-        vae_slicing: bool = False,
-        trained_network: str | None = None,
-        variant: str | None = None,
+        **shared: Unpack[PipelineArguments],
     ) -> None:
-        super().__init__(
-            model,
-            image_size,
-            precision,
-            encoder_precision,
-            num_steps,
-            guidance,
-            vae_slicing,
-            trained_network,
-            variant,
-        )
+        super().__init__(model, image_size, num_steps=num_steps, guidance=guidance, **shared)
 
     def pipeline_options(self) -> dict[str, Any]:
         """Treat an empty prompt as the model does, and mark no images."""

@@ -5,9 +5,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lit_modules.synthia.backbones.base import Condition, Precision
+from lit_modules.synthia.backbones.base import Condition
 from lit_modules.synthia.backbones.flow_matching import FlowBackbone
-from lit_modules.synthia.backbones.pipeline import precise
+from lit_modules.synthia.backbones.pipeline import PipelineArguments
+from lit_modules.synthia.core.sampling import precise
+from lit_modules.utils.arguments import Unpack
 
 
 class StableDiffusion3(FlowBackbone):
@@ -19,21 +21,15 @@ class StableDiffusion3(FlowBackbone):
     Args:
         model: Folder or name of a ``StableDiffusion3Pipeline``; one that was saved without T5 goes without.
         image_size: Side of the images in pixels, a multiple of 16.
-        precision: Type of the network's weights; what trains is float32 in any case.
-        encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
         num_steps: Usual steps of sampling.
         guidance: Usual scale of classifier-free guidance, 1 for none.
         prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; the rest is cut off.
         t5: Whether to use the T5 encoder, the largest part of the model; without it its states are zeros, as in
             diffusers with ``text_encoder_3=None``.
-        vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
-        trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
-        variant: Variant of the files, such as ``"fp16"``, of the parts that have it.
 
     Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
-            does not fit it.
-        FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
+        FileNotFoundError: In ``load``, if a part of the model is missing.
 
     Example:
         >>> backbone = StableDiffusion3("stabilityai/stable-diffusion-3.5-medium", image_size=512)
@@ -47,56 +43,28 @@ class StableDiffusion3(FlowBackbone):
 
     pipeline_name: ClassVar[str] = "StableDiffusion3Pipeline"
     text_parts: ClassVar[tuple[str, ...]] = (
-        "tokenizer",
-        "text_encoder",
-        "tokenizer_2",
-        "text_encoder_2",
-        "tokenizer_3",
-        "text_encoder_3",
-    )
-    lora_targets: ClassVar[tuple[str, ...]] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
+        *("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
+        *("tokenizer_3", "text_encoder_3"),
     )
 
     def __init__(
         self,
         model: str = "stabilityai/stable-diffusion-3.5-medium",
         image_size: int = 1024,
-        precision: Precision = "bfloat16",
-        encoder_precision: Precision | None = None,
         num_steps: int = 40,
         guidance: float = 4.5,
         prompt_length: int = 256,
         t5: bool = True,
-        vae_slicing: bool = False,
-        trained_network: str | None = None,
-        variant: str | None = None,
+        **shared: Unpack[PipelineArguments],
     ) -> None:
         super().__init__(
-            model,
-            image_size,
-            precision,
-            encoder_precision,
-            num_steps,
-            guidance,
-            vae_slicing,
-            trained_network,
-            variant,
+            model, image_size, num_steps=num_steps, guidance=guidance, prompt_length=prompt_length, **shared
         )
-        if not 1 <= prompt_length <= 512:
-            raise ValueError(f"prompt_length must be from 1 to 512 tokens, got {prompt_length}.")
-        self.prompt_length, self.t5 = prompt_length, t5
+        self.t5 = t5
 
     def identity(self, part: Literal["text", "images"]) -> str:
         """Return what encodings of a part depend on."""
-        return f"{super().identity(part)}/{self.prompt_length}/{self.t5}"
+        return f"{super().identity(part)}/{self.t5}"
 
     @property
     def has_t5(self) -> bool:
@@ -130,12 +98,12 @@ class StableDiffusion3(FlowBackbone):
 
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Ask the transformer."""
-        given = self.cast(condition)
+        condition = self.cast(condition)
         prediction: Tensor = self.network(
             hidden_states=noised.to(self.network.dtype),
             timestep=timesteps,
-            encoder_hidden_states=given["prompt_embeds"],
-            pooled_projections=given["pooled_prompt_embeds"],
+            encoder_hidden_states=condition["prompt_embeds"],
+            pooled_projections=condition["pooled_prompt_embeds"],
             return_dict=False,
         )[0]
         return precise(prediction)

@@ -1,9 +1,9 @@
-"""What the modules around a text-to-image model share: loading, adapters, encodings, generation, saving."""
+"""Base of the modules around a text-to-image model: loading, adapters, encodings, generation, saving."""
 
 import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,20 +15,20 @@ from torchmetrics import Metric
 
 from lit_modules.synthia.backbones.base import Backbone, Condition
 from lit_modules.synthia.core.encodings import Encoder
-from lit_modules.synthia.core.guards import min_snr_weights
+from lit_modules.synthia.core.objective import prediction_error
 from lit_modules.synthia.core.randomness import generator_of, row_noise
-from lit_modules.synthia.objectives import prediction_error
-from lit_modules.synthia.ontology.graph import nearest
+from lit_modules.synthia.core.sampling import min_snr_weights
 from lit_modules.utils import adapters
+from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.precision import check_precision
 from lit_modules.utils.resuming import bring
+from lit_modules.utils.suggestions import did_you_mean
 from lit_modules.utils.training_state import check_finite
 
 TEMPLATE = "a new design that has functions of {affordances}"
 Batch = dict[str, Any]
 
-
-# tried: what is trained with them is what the pipeline that loads them draws
+# settings of LoRA with which diffusers were seen to draw what was trained
 _LOADABLE = {
     *("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
@@ -36,32 +36,30 @@ _LOADABLE = {
 _STARTS = (True, False, "gaussian", "orthogonal", "mica")
 
 
-def check_loadable(config: LoraConfig) -> None:
-    """Check that the library of the pipelines will load an adapter and draw what was trained.
-
-    Raises:
-        ValueError: If the adapter has a setting of which that is not known.
-    """
-    if config.init_lora_weights not in _STARTS:
-        raise ValueError(
-            f"diffusers do not load an adapter with init_lora_weights={config.init_lora_weights!r}; it must be "
-            f"{', '.join(map(repr, _STARTS))}."
-        )
-    usual, asked = adapters.essence(LoraConfig()), adapters.essence(config)
-    for name in sorted(asked.keys() - _LOADABLE):
-        if asked[name] != usual[name]:
-            raise ValueError(
-                f"diffusers do not load an adapter with {name}={asked[name]!r}; leave {name} out of the peft_config."
-            )
-
-
-def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Build AdamW at a learning rate of 1e-4 with a weight decay of 0.01."""
     return AdamW(parameters, lr=1e-4, weight_decay=0.01)
 
 
+class TextToImageArguments(TypedDict, total=False):
+    """Arguments that all modules here share; documented in :class:`TextToImage`."""
+
+    peft_config: LoraConfig | None
+    gradient_checkpointing: bool
+    compile: bool
+    cache: str | None
+    min_snr_gamma: float | None
+    template: str
+    known_affordances: Sequence[str] | None
+    metric: Metric | None
+    images_per_prompt: int
+    seed: int
+    optimizer: OptimizerCallable
+    scheduler: LRSchedulerCallable | None
+
+
 class TextToImage(LightningModule):
-    """Train the network of a text-to-image model, generate with it and save it; the base of the modules here.
+    """Train the network of a text-to-image model, generate with it and save it; base of the modules here.
 
     Only the network is part of the module. The frozen encoders stay outside it, are loaded when something must be
     encoded that the cache does not hold, and are in no checkpoint; of the network a checkpoint holds what trains, and
@@ -69,8 +67,8 @@ class TextToImage(LightningModule):
     the backbone's precision; the trainer's is ``32-true`` or ``bf16-mixed``.
 
     Test generates ``images_per_prompt`` images for each row of a batch and hands them to ``metric.update(images,
-    batch)``, images as floats in [0, 1], ``(n, 3, height, width)``, and the batch with each row as often; it logs what
-    ``metric.compute()`` names as ``test/<name>``. Prediction returns the same images. Tried on one device and with DDP.
+    batch)``, images as floats in [0, 1], ``(n, 3, height, width)``; it logs what ``metric.compute()`` names as
+    ``test/<name>``. Prediction returns the same images. Tried on one device and with DDP.
 
     Args:
         backbone: Text-to-image model.
@@ -81,7 +79,7 @@ class TextToImage(LightningModule):
         cache: Folder in which encodings of prompts and images are kept between runs, by their content; ``None`` keeps
             them in memory.
         min_snr_gamma: Cap of the clean image's weight in denoising losses (Min-SNR); ``None`` weighs all timesteps 1.
-        template: Prompt, with the place ``{affordances}``.
+        template: Prompt of :meth:`generate`, with the place ``{affordances}``.
         known_affordances: Affordances that :meth:`generate` takes; ``None`` takes any.
         metric: Turns generated images into numbers.
         images_per_prompt: Images that a test generates for each row.
@@ -93,23 +91,26 @@ class TextToImage(LightningModule):
         ValueError: If an argument is out of its range.
     """
 
+    injected: ClassVar[tuple[str, ...]] = ("backbone", "peft_config", "metric", "optimizer", "scheduler")
+    """Arguments that are objects, and so no hyperparameters."""
+
     network: Any
 
     def __init__(
         self,
         backbone: Backbone,
-        peft_config: LoraConfig | None,
-        gradient_checkpointing: bool,
-        compile: bool,
-        cache: str | None,
-        min_snr_gamma: float | None,
-        template: str,
-        known_affordances: Sequence[str] | None,
-        metric: Metric | None,
-        images_per_prompt: int,
-        seed: int,
-        optimizer: OptimizerCallable,
-        scheduler: LRSchedulerCallable | None,
+        peft_config: LoraConfig | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        cache: str | None = None,
+        min_snr_gamma: float | None = None,
+        template: str = TEMPLATE,
+        known_affordances: Sequence[str] | None = None,
+        metric: Metric | None = None,
+        images_per_prompt: int = 4,
+        seed: int = 0,
+        optimizer: OptimizerCallable = adamw,
+        scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
         if "{affordances}" not in template:
@@ -118,8 +119,8 @@ class TextToImage(LightningModule):
             raise ValueError(f"images_per_prompt must be at least 1, got {images_per_prompt}.")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
             raise ValueError(f"min_snr_gamma must be positive or None, got {min_snr_gamma}.")
-        self.backbone = backbone
-        self.encoder = Encoder(backbone, cache)
+        self.save_hyperparameters(ignore=self.injected)
+        self.backbone, self.encoder = backbone, Encoder(backbone, cache)
         self.peft_config = peft_config
         self.gradient_checkpointing, self.compile_network = gradient_checkpointing, compile
         self.min_snr_gamma = min_snr_gamma
@@ -140,14 +141,15 @@ class TextToImage(LightningModule):
         """Encode the prompts that the data names, before the network takes the memory."""
         check_precision(self)
         self.backbone.to(self.trainer.strategy.root_device)
+        # a user's own datamodule, or none
         prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", None)
-        if not callable(prompts) or stage != "fit" or self.encoder.cache is None:
+        if stage != "fit" or prompts is None or self.encoder.cache is None:
             return
-        shared = self.encoder.cache.folder is not None
-        if self.trainer.is_global_zero or not shared:
+        first = self.trainer.is_global_zero or self.encoder.cache.folder is None
+        if first:
             self.encoder.keep_prompts(prompts())
         self.trainer.strategy.barrier("prompts are encoded")
-        if not self.trainer.is_global_zero and shared:
+        if not first:
             self.encoder.keep_prompts(prompts())
 
     def configure_model(self) -> None:
@@ -155,30 +157,29 @@ class TextToImage(LightningModule):
         if self.network is not None:
             return
         self.backbone.load("network")
-        network = self.backbone.network
-        if self.backbone.adapter is not None and self.peft_config is not None:
-            raise ValueError(
-                "peft_config asks for a new adapter, and the backbone has loaded one; leave peft_config out to go on "
-                "with it."
-            )
         if self.backbone.adapter is not None:
+            if self.peft_config is not None:
+                raise ValueError(
+                    "peft_config asks for a new adapter, and the backbone has loaded one; leave peft_config out to go "
+                    "on with it."
+                )
             self._train_adapter()
         elif self.peft_config is not None:
             self._put_adapter(self.peft_config)
         else:
-            network.requires_grad_(True)
+            self.backbone.network.requires_grad_(True)
         if self.gradient_checkpointing:
             self.backbone.enable_checkpointing()
         if self.compile_network:
             self.backbone.compile()
-        self.network = network.train()
+        self.network = self.backbone.network.train()
 
     def forward(self, prompts: Sequence[str], seed: int = 0) -> Tensor:
         """Draw an image for each prompt.
 
         Args:
             prompts: Whole prompts, without the template.
-            seed: Seed; an image also depends on its place.
+            seed: Seed; an image also depends on its index.
 
         Returns:
             Floats in [0, 1], ``(prompts, 3, height, width)``.
@@ -190,27 +191,32 @@ class TextToImage(LightningModule):
             raise TypeError(
                 f"{type(self).__name__} draws a sequence of prompts, such as ['a cup'], got {type(prompts).__name__}."
             )
-        return self.draw(prompts, [generator_of(seed, "image", place) for place in range(len(prompts))])
+        return self.draw(prompts, [generator_of(seed, "image", index) for index in range(len(prompts))])
 
     def conditions(self, batch: Mapping[str, Any]) -> Condition:
         """Return what the network is conditioned on for each row of a batch, by its ``prompt``."""
         return self.encoder.conditions(batch["prompt"])
 
-    def latents(self, batch: Mapping[str, Any], name: str, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return latents of the batch's images under a name, drawn anew from their distribution.
+    def latents(self, batch: Mapping[str, Any], key: str, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return latents of a batch's images, drawn anew from their distribution.
 
         Args:
             batch: Batch.
-            name: ``"image"``, ``"pos"`` or ``"neg"``; images ``(batch, ..., 3, height, width)``.
+            key: ``"image"``, ``"pos"`` or ``"neg"``; images ``(batch, ..., 3, height, width)``.
             generators: Source of each row's draw.
         """
-        images = batch[name]
+        images = batch[key]
         if not images.numel():
-            nothing: Tensor = images.new_empty(*images.shape[:-3], *self.backbone.latent_shape())
-            return nothing
+            empty: Tensor = images.new_empty(*images.shape[:-3], *self.backbone.latent_shape())
+            return empty
         mean, std = self.encoder.moments(images.flatten(0, -4))
         mean, std = (value.reshape(*images.shape[:-3], *value.shape[1:]) for value in (mean, std))
         return mean + std * row_noise(mean.shape[1:], generators, mean.device)
+
+    def draw_noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Draw the noise and the training timestep of each row of latents ``(batch, ...)``."""
+        noise = row_noise(latents.shape[1:], generators, latents.device)
+        return noise, self.backbone.draw_timesteps(generators)
 
     def noise_errors(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Return the network's error on noised latents.
@@ -246,25 +252,26 @@ class TextToImage(LightningModule):
     def row_generators(self, batch: Mapping[str, Any], *key: object) -> list[torch.Generator]:
         """Return a source of randomness for each row, which depends on the row, the seed and the key alone.
 
-        A row is told by its ``pair_id`` or ``index`` and its ``draw``. Rows of a batch that share these are numbered,
-        so that no two have the same noise.
+        A row is identified by its ``pair_id`` or ``index`` and its ``draw``. Rows of a batch that share these are
+        numbered, so that no two have the same noise.
         """
-        names = batch["pair_id"] if "pair_id" in batch else batch.get("index")
-        rows = list(range(len(batch["prompt"]))) if names is None else names.tolist()
+        ids = _row_ids(batch)
+        rows = list(range(len(batch["prompt"]))) if ids is None else ids.tolist()
         draws = batch["draw"].tolist() if "draw" in batch else [0] * len(rows)
-        met: Counter[tuple[int, int]] = Counter()
+        seen: Counter[tuple[int, int]] = Counter()
         generators = []
         for row in zip(rows, draws, strict=True):
-            generators.append(generator_of(self.seed, *key, *row, met[row]))
-            met[row] += 1
+            generators.append(generator_of(self.seed, *key, *row, seen[row]))
+            seen[row] += 1
         return generators
 
     def check(self, losses: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
         """Stop with the rows' names if the loss is not finite on any process."""
         value: Any = self.trainer.strategy.reduce(losses["loss"].detach(), reduce_op="mean")
-        names = batch["pair_id"] if "pair_id" in batch else batch.get("index")
-        rows = [] if names is None else [str(name) for name in names.tolist()]
-        check_finite(self, {"training": float(value)}, {"training": rows})
+        ids = _row_ids(batch)
+        check_finite(
+            self, {"training": float(value)}, {"training": [] if ids is None else list(map(str, ids.tolist()))}
+        )
 
     @torch.no_grad()
     def generate(
@@ -292,15 +299,14 @@ class TextToImage(LightningModule):
         """
         if isinstance(affordances, str) or not affordances:
             raise ValueError(f"affordances must be a list of at least one, got {affordances!r}.")
-        known = affordances if self.known_affordances is None else self.known_affordances
         for name in affordances:
-            if name not in known:
-                raise ValueError(f"There is no affordance {name!r}{nearest(name, known)}")
+            if self.known_affordances is not None and name not in self.known_affordances:
+                raise ValueError(f"There is no affordance {name!r}{did_you_mean(name, self.known_affordances)}")
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}.")
         prompt = self.template.format(affordances=", ".join(affordances))
-        generators = [generator_of(seed, "image", number) for number in range(num_images)]
-        return self.draw([prompt] * num_images, generators, num_steps, guidance)
+        generators = [generator_of(seed, "image", index) for index in range(num_images)]
+        return self.draw([prompt] * num_images, generators, num_steps=num_steps, guidance=guidance)
 
     def draw(
         self,
@@ -311,14 +317,10 @@ class TextToImage(LightningModule):
     ) -> Tensor:
         """Draw an image for each prompt; see :meth:`generate`."""
         self.configure_model()
-        training = self.network.training
-        self.network.eval()
-        try:
+        with evaluation_mode(self.network):
             condition = self.encoder.conditions(prompts)
             self.backbone.load("images")
-            return self.backbone.generate(condition, generators, num_steps, guidance)
-        finally:
-            self.network.train(training)
+            return self.backbone.generate(condition, generators, num_steps=num_steps, guidance=guidance)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Generate images for each row, and hand them to the metric."""
@@ -351,22 +353,19 @@ class TextToImage(LightningModule):
             raise ValueError(
                 f"{type(self).__name__} draws what batch['prompt'] says, a list of texts, got {keys}; give it prompts."
             )
-        handed: dict[str, Any] = {
-            name: rows[name] for name in ("prompt", "affordances", "pair_id", "index") if name in rows
-        }
-        key = () if "pair_id" in rows or "index" in rows else (batch_idx,)
-        drawn = [
+        key = () if _row_ids(rows) is not None else (batch_idx,)
+        images = [
             self.draw(prompts, self.row_generators(rows, "image", number, *key)).cpu()
             for number in range(self.images_per_prompt)
         ]
-        return {**handed, "image": torch.stack(drawn, 1)}
+        names = [name for name in ("prompt", "affordances", "pair_id", "index") if name in rows]
+        return {**{name: rows[name] for name in names}, "image": torch.stack(images, 1)}
 
     def score(self, batch: Batch, images_per_prompt: int) -> None:
         """Generate images for each row of a batch, and hand them to the metric."""
         metric: Any = self.metric
         for number in range(images_per_prompt):
-            generators = self.row_generators(batch, "image", number)
-            metric.update(self.draw(batch["prompt"], generators), batch)
+            metric.update(self.draw(batch["prompt"], self.row_generators(batch, "image", number)), batch)
 
     def log_metric(self, stage: str) -> dict[str, float]:
         """Log the metric's numbers under a stage, return them and reset it."""
@@ -432,10 +431,10 @@ class TextToImage(LightningModule):
             ValueError: If the checkpoint has another adapter, or other weights train.
         """
         self.configure_model()
-        lacking: Any = adapters.adapter_to_restore(checkpoint, self.backbone.adapter)
-        if lacking is not None:
-            self.peft_config = lacking
-            self._put_adapter(lacking)
+        missing: Any = adapters.adapter_to_restore(checkpoint, self.backbone.adapter)
+        if missing is not None:
+            self.peft_config = missing
+            self._put_adapter(missing)
         adapters.check_restored(checkpoint["state_dict"], self.network, "network.")
 
     def _put_adapter(self, config: LoraConfig) -> None:
@@ -452,3 +451,26 @@ class TextToImage(LightningModule):
         for parameter in self.backbone.network.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+
+
+def check_loadable(config: LoraConfig) -> None:
+    """Check that pipelines of diffusers will load an adapter and draw what was trained.
+
+    Raises:
+        ValueError: If it has a setting of which that is not known.
+    """
+    if config.init_lora_weights not in _STARTS:
+        raise ValueError(
+            f"diffusers do not load an adapter with init_lora_weights={config.init_lora_weights!r}; it must be "
+            f"{', '.join(map(repr, _STARTS))}."
+        )
+    usual, asked = adapters.essence(LoraConfig()), adapters.essence(config)
+    for name in sorted(asked.keys() - _LOADABLE):
+        if asked[name] != usual[name]:
+            raise ValueError(
+                f"diffusers do not load an adapter with {name}={asked[name]!r}; leave {name} out of the peft_config."
+            )
+
+
+def _row_ids(batch: Mapping[str, Any]) -> Tensor | None:
+    return batch["pair_id"] if "pair_id" in batch else batch.get("index")

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_modules.synthia.core.pictures import as_array, data_uri
+from lit_modules.synthia.core.images import as_array, data_uri
 from lit_modules.utils.files import whole_file, write_whole
 from lit_modules.utils.html import render_html
 

@@ -26,6 +26,11 @@ Denoiser = Callable[[Tensor, Tensor, Condition], Tensor]
 """From noised latents ``(batch, ...)``, timesteps ``(batch,)`` and a condition to a prediction like the latents."""
 
 
+def precise(values: Tensor) -> Tensor:
+    """Return values in float32 at least."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def cosine_alphas_cumprod(num_timesteps: int = 1000, largest_beta: float = 0.999) -> Tensor:
     """Return the share of the signal's variance at each timestep of the cosine schedule.
 
@@ -172,13 +177,47 @@ class NoiseSchedule:
         if self.prediction == "flow":
             one = torch.ones_like(signal)
             return self._combine(noised, prediction, one, -spread), self._combine(noised, prediction, one, signal)
-        return self._combine(noised, prediction, 1 / signal, -spread / signal), _precise(prediction)
+        return self._combine(noised, prediction, 1 / signal, -spread / signal), precise(prediction)
 
     def _combine(self, first: Tensor, second: Tensor, one: Tensor, other: Tensor) -> Tensor:
         """Return ``one * first + other * second``, weights given per row."""
-        first, second = _precise(first), _precise(second)
+        first, second = precise(first), precise(second)
         shape = (-1,) + (1,) * (first.ndim - 1)
         return one.to(first.dtype).view(shape) * first + other.to(first.dtype).view(shape) * second
+
+
+def min_snr_weights(snr: Tensor, prediction: Prediction = "epsilon", gamma: float = 5.0) -> Tensor:
+    """Return the weight of each timestep's error, which caps the weight of the clean image's error at ``gamma``.
+
+    The clean image's error is the error of the noise over the SNR, that of the velocity over ``snr + 1`` and that of
+    the flow over ``(1 + sqrt(snr))^2``; so the weights are ``min(snr, gamma)`` over these. The last follows from the
+    first by ``snr = ((1 - s) / s)^2``. An SNR of 0, which schedules with a last step of pure noise have, is raised to
+    1e-8: the weight of the noise's error is 1 there, its limit, and not NaN.
+
+    Args:
+        snr: Signal-to-noise ratio of each timestep, not negative; infinite ones weigh 0.
+        prediction: What the network predicts.
+        gamma: Largest weight of the clean image's error, positive.
+
+    Raises:
+        ValueError: If ``prediction`` is unknown or ``gamma`` is not positive.
+
+    Example:
+        >>> min_snr_weights(torch.tensor([0.0, 1.0, 10.0]))
+        tensor([1.0000, 1.0000, 0.5000])
+        >>> min_snr_weights(torch.tensor([0.0, 1.0, 9.0]), "v_prediction")
+        tensor([1.0000e-08, 5.0000e-01, 5.0000e-01])
+
+    References:
+        Hang et al., "Efficient diffusion training via Min-SNR weighting strategy", arXiv 2303.09556.
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, got {gamma}.")
+    snr = snr.clamp(min=1e-8)
+    divisors = {"epsilon": snr, "v_prediction": snr + 1, "flow": (1 + snr.sqrt()).square()}
+    if prediction not in divisors:
+        raise ValueError(f"prediction must be 'epsilon', 'v_prediction' or 'flow', got {prediction!r}.")
+    return snr.clamp(max=gamma) / divisors[prediction]
 
 
 def spaced_timesteps(num_steps: int, num_timesteps: int = 1000, first: float = 979) -> tuple[int, ...]:
@@ -337,7 +376,3 @@ class FewStepSampler:
             device = "cpu" if generator is None else generator.device
             return int(torch.randint(1, total + 1, (), generator=generator, device=device))
         return self.truncation
-
-
-def _precise(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

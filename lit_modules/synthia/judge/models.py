@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_modules.synthia.core.pictures import as_array, data_uri
-from lit_modules.synthia.judge.protocol import AskingJudge, NoAnswerError
+from lit_modules.synthia.core.images import as_array, data_uri
+from lit_modules.synthia.judge.asking import AskingJudge, NoAnswerError
 from lit_modules.utils.endpoints import Endpoint, EndpointError, RefusedError
 from lit_modules.utils.thoughts import decode_answer, template_options
 

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_modules.synthia.ontology.distance import TOLERANCE, AffordanceDistance, AffordancePair
-from lit_modules.synthia.ontology.graph import Ontology
 from lit_modules.utils.files import write_whole
+from lit_modules.utils.json_lines import read_json_lines
+from lit_modules.utils.ontology import Ontology
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -54,6 +55,23 @@ class Curriculum:
     train: tuple[CurriculumPair, ...]
     test: tuple[CurriculumPair, ...]
     num_stages: int
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            folder: Folder of ``stage0.jsonl`` and so on and ``test.jsonl``.
+        """
+        sets = {path.stem: [row for _, row in read_json_lines(path)] for path in Path(folder).glob("*.jsonl")}
+        pairs = {
+            name: [
+                CurriculumPair(**row | {key: tuple(row[key]) for key in ("pos_prompts", "neg_prompts")}) for row in rows
+            ]
+            for name, rows in sets.items()
+        }
+        stages = [pairs[f"stage{number}"] for number in range(len(pairs) - 1)]
+        return cls(tuple(pair for stage in stages for pair in stage), tuple(pairs["test"]), len(stages))
 
     def stages(self) -> list[list[CurriculumPair]]:
         """Return the training pairs of each stage."""
@@ -129,15 +147,15 @@ def build_curriculum(
     chosen, tested = (part[np.argsort(spread[part], kind="stable")] for part in (chosen, tested))
     stages = split_stages(spread[chosen], num_stages)
 
-    def record(number: int, place: int, stage: int | None) -> CurriculumPair:
-        first, second, value = pairs[place]
+    def record(number: int, index: int, stage: int | None) -> CurriculumPair:
+        first, second, value = pairs[index]
         owners = [*ontology.concepts_with(first)]
         owners += [path for path in ontology.concepts_with(second) if path not in owners]
         names = tuple(dict.fromkeys(ontology.concept(path).name for path in owners))
-        return CurriculumPair(number, (first, second), names, value, float(spread[place]), stage)
+        return CurriculumPair(number, (first, second), names, value, float(spread[index]), stage)
 
-    train = [record(number, int(place), int(stages[number])) for number, place in enumerate(chosen)]
-    test = [record(len(train) + number, int(place), None) for number, place in enumerate(tested)]
+    train = [record(number, int(index), int(stages[number])) for number, index in enumerate(chosen)]
+    test = [record(len(train) + number, int(index), None) for number, index in enumerate(tested)]
     return Curriculum(tuple(train), tuple(test), num_stages)
 
 

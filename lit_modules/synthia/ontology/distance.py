@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_modules.synthia.ontology.graph import Ontology, nearest
+from lit_modules.utils.ontology import Ontology
+from lit_modules.utils.suggestions import did_you_mean
 
 Matrix = NDArray[np.float64]
 Encoder = Callable[[list[str]], Any]
@@ -51,7 +52,7 @@ class AffordanceTable:
         """
         for name in (first, second):
             if name not in self.affordances:
-                raise ValueError(f"There is no affordance {name!r}{nearest(name, self.affordances)}")
+                raise ValueError(f"There is no affordance {name!r}{did_you_mean(name, self.affordances)}")
         return float(self.matrix[self.affordances.index(first), self.affordances.index(second)])
 
     def pairs(self) -> list[AffordancePair]:
@@ -90,7 +91,7 @@ class AffordanceDistance:
         semantic_term: ``"distance"`` adds ``1 - cosine``, so that close names are close; ``"similarity"`` adds the
             cosine, as the authors' code does.
         encoder: What turns names into vectors: a function, or the name or folder of a model for
-            :class:`~lit_modules.synthia.ontology.text_encoders.TextEncoder`, such as ``"bert-base-uncased"``; ``None``
+            :class:`~lit_modules.synthia.ontology.text_encoder.TextEncoder`, such as ``"bert-base-uncased"``; ``None``
             leaves the term out. Underscores in names become spaces.
         compat: Round structural and final distances to 4 digits, as the authors' code does.
 
@@ -151,7 +152,7 @@ class AffordanceDistance:
         if self.encoder is None:
             return matrix
         if isinstance(self.encoder, str):
-            from lit_modules.synthia.ontology.text_encoders import TextEncoder
+            from lit_modules.synthia.ontology.text_encoder import TextEncoder
 
             self.encoder = TextEncoder(self.encoder)
         cosine = self._cosine(self.encoder, [concept.name.replace("_", " ") for concept in ontology.concepts])

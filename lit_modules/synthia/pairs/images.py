@@ -1,4 +1,4 @@
-"""What makes images from prompts: any pipeline of diffusers, or a remote endpoint."""
+"""Makers of images from prompts: any pipeline of diffusers, or a remote endpoint."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ from lit_modules.utils.images import read_picture
 from lit_modules.utils.model_versions import model_version
 
 PHOTO = "A photo of one object, without any lettering. {caption}"
-"""What a caption is put into."""
+"""Prompt of a caption."""
 CONCEPT = "a photo of a {concept}"
 """Prompt of an existing concept."""
 
@@ -28,7 +28,7 @@ class ImageMaker(Protocol):
 
     @property
     def version(self) -> str | None:
-        """What tells the weights from others under the same name; ``None`` where nothing does."""
+        """Mark of the weights, by which they differ from others of the same name; ``None`` where there is none."""
         ...
 
     def __call__(self, prompt: str, seed: int) -> bytes:
@@ -73,13 +73,13 @@ class PipelineImages:
         device: str | None = None,
     ) -> None:
         self.model, self.precision, self.device = model, precision, device
-        given = {"height": size, "width": size, "num_inference_steps": num_steps, "guidance_scale": guidance}
-        self._options = {name: value for name, value in given.items() if value is not None}
+        options = {"height": size, "width": size, "num_inference_steps": num_steps, "guidance_scale": guidance}
+        self._options = {name: value for name, value in options.items() if value is not None}
         self._pipeline: Any = None
 
     @cached_property
     def version(self) -> str:
-        """What tells the weights from others under the same name."""
+        """Mark of the weights, by which they differ from others of the same name."""
         return model_version(self.model, None, "model_index.json")
 
     def __call__(self, prompt: str, seed: int) -> bytes:
@@ -132,11 +132,11 @@ class EndpointImages:
         self.endpoint.stop()
 
 
-def stable_seed(*parts: str | int) -> int:
+def image_seed(*parts: str | int) -> int:
     """Return a seed below 2^63 that depends on the parts alone, on every machine.
 
     Example:
-        >>> stable_seed("a cup", 1) == stable_seed("a cup", 1) != stable_seed("a cup", 2)
+        >>> image_seed("a cup", 1) == image_seed("a cup", 1) != image_seed("a cup", 2)
         True
     """
     text = "\0".join(map(str, parts))

@@ -1,8 +1,9 @@
-"""Make the pairs of affordances with their captions and images, a step after the other; a stopped run goes on."""
+"""Preparation of pairs of affordances with captions and images, a step after the other; a stopped run goes on."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
@@ -10,28 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from lit_modules.synthia.ontology.curriculum import Curriculum, CurriculumPair, build_curriculum
-from lit_modules.synthia.ontology.graph import Ontology
 from lit_modules.synthia.pairs.captions import caption_request, read_captions, template_captions
-from lit_modules.synthia.pairs.files import Journal, Manifest, digest, only_run, remove
 from lit_modules.synthia.pairs.filter import ClipFilter, best
-from lit_modules.synthia.pairs.images import CONCEPT, PHOTO, stable_seed
-from lit_modules.synthia.pairs.sources import (
-    BUILT_ON,
-    STEPS,
-    Amounts,
-    Sources,
-    Step,
-    concept_images,
-    read_curriculum,
-)
+from lit_modules.synthia.pairs.images import CONCEPT, PHOTO, image_seed
+from lit_modules.synthia.pairs.sources import BUILT_ON, STEPS, Amounts, Sources, Step, concept_images
 from lit_modules.synthia.pairs.work import Item, Result, Work
 from lit_modules.utils.endpoints import RefusedError
 from lit_modules.utils.files import write_whole
+from lit_modules.utils.hashing import stable_hash
 from lit_modules.utils.images import FORMATS, read_picture_file
 from lit_modules.utils.model_versions import model_version
+from lit_modules.utils.ontology import Ontology
+from lit_modules.utils.run_directory import RunDirectory, first_difference
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Takes a title and a number of items; within its context, call what it returns after each item."""
+_MADE: dict[Step, tuple[str, ...]] = {
+    "curriculum": ("curriculum",),
+    "captions": ("captions.jsonl",),
+    "images": ("images", "skipped.jsonl"),
+    "negatives": ("negatives",),
+    "filter": ("scores.jsonl", "test.jsonl", "stage*.jsonl"),
+}
+"""Files and folders of each step."""
 
 
 class Preparation:
@@ -55,6 +57,9 @@ class Preparation:
         CLIP is our choice.
     """
 
+    _directory: RunDirectory
+    """Where a run writes."""
+
     def __init__(
         self,
         ontology: Ontology,
@@ -71,20 +76,16 @@ class Preparation:
         self.workers = workers
         self.progress = progress or (lambda title, total: nullcontext(lambda: None))
         self.problems: list[str] = []
-        self._captions = Journal(self.folder / "captions.jsonl")
-        self._skipped = Journal(self.folder / "skipped.jsonl")
-        self._scores = Journal(self.folder / "scores.jsonl")
 
     @cached_property
     def curriculum(self) -> Curriculum:
         """The pairs: those of the folder, or those that are to be written there."""
-        folder = self.folder / "curriculum"
-        if not (folder / "test.jsonl").exists():
-            given = self.amounts
-            return build_curriculum(
-                self.ontology, num_pairs=given.num_pairs, num_test_pairs=given.test_pairs, seed=given.seed
-            )
-        return read_curriculum(folder)
+        if self._has("curriculum/test.jsonl"):
+            return Curriculum.load(self.folder / "curriculum")
+        amounts = self.amounts
+        return build_curriculum(
+            self.ontology, num_pairs=amounts.num_pairs, num_test_pairs=amounts.test_pairs, seed=amounts.seed
+        )
 
     @property
     def pairs(self) -> list[CurriculumPair]:
@@ -98,48 +99,41 @@ class Preparation:
 
     def inputs(self, step: Step) -> dict[str, Any]:
         """Return what a step is made from; what the steps before it are made from is not repeated."""
-        given, sources = self.amounts, self.sources
+        amounts, sources = self.amounts, self.sources
+        seed = {"seed": amounts.seed}
         if step == "curriculum":
-            own: dict[str, Any] = {"ontology": hashlib.sha256(self.ontology.to_json().encode()).hexdigest()}
-            return {**own, "num pairs": given.num_pairs, "test pairs": given.test_pairs, "seed": given.seed}
+            ontology = hashlib.sha256(self.ontology.to_json().encode()).hexdigest()
+            return {"ontology": ontology, "num pairs": amounts.num_pairs, "test pairs": amounts.test_pairs, **seed}
         if step == "captions":
             endpoint = sources.caption_endpoint
             source = "templates" if endpoint is None else "endpoint"  # a server may move, its model counts
-            own = {"captions": given.captions, "source": source, "model": None if endpoint is None else endpoint.model}
-            return {**own, "seed": given.seed}
-        if step == "images":
-            return {**self._maker_facts(), "seed": given.seed}
+            model = None if endpoint is None else endpoint.model
+            return {"captions": amounts.captions, "source": source, "model": model, **seed}
         if step == "filter":
             clip = sources.clip_model
             version = None if clip is None else model_version(clip, None, "config.json")
-            return {"CLIP model": clip, "CLIP version": version, "keep": given.keep}
-        if sources.negative_images is None:
-            return {**self._maker_facts(), "negatives": given.negatives, "seed": given.seed}
-        found = self._negative_files()
-        contents = {name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in found[name]] for name in found}
-        return {"negatives": given.negatives, "images of concepts": digest(contents)}
-
-    def _maker_facts(self) -> dict[str, Any]:
-        maker = self.sources.image_maker
-        return {**dict(self.sources.image_facts), "version": None if maker is None else maker.version}
+            return {"CLIP model": clip, "CLIP version": version, "keep": amounts.keep}
+        if step == "negatives" and sources.negative_images is not None:
+            files = self._negative_files()
+            contents = {name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in files[name]] for name in files}
+            return {"negatives": amounts.negatives, "images of concepts": stable_hash(contents)}
+        maker = sources.image_maker
+        facts = {**dict(sources.image_facts), "version": None if maker is None else maker.version, **seed}
+        return facts if step == "images" else {**facts, "negatives": amounts.negatives}
 
     def counts(self) -> dict[Step, tuple[int, int]]:
         """Return, for each step, how many items there are and how many of them are finished; nothing is written."""
-        pairs = self.pairs
-        wanted = {pair.pair_id: self._captions_of(pair) for pair in pairs}
-        captions = self._written()
-        skipped = self._skipped_items()
-        images = [(pair, number) for pair, total in wanted.items() for number in range(total)]
-        negatives = [(place, number) for place in range(len(self.concepts)) for number in range(self.amounts.negatives)]
-        done = {
-            "curriculum": len(pairs) if (self.folder / "curriculum" / "test.jsonl").exists() else 0,
-            "captions": sum(wanted[pair] for pair in captions if pair in wanted),
-            "images": sum(item in skipped or self._image(*item).exists() for item in images),
-            "negatives": sum(self._negative(*item) is not None for item in negatives),
-            "filter": len({row["pair_id"] for row in self._scores.rows()}),
+        pairs, captions, skipped = self.pairs, self._captions(), self._skipped()
+        amounts = {pair.pair_id: self._captions_of(pair) for pair in pairs}
+        images = [(pair, number) for pair, total in amounts.items() for number in range(total)]
+        negatives = [(index, number) for index in range(len(self.concepts)) for number in range(self.amounts.negatives)]
+        return {
+            "curriculum": (len(pairs), len(pairs) if self._has("curriculum/test.jsonl") else 0),
+            "captions": (sum(amounts.values()), sum(amounts[pair] for pair in captions if pair in amounts)),
+            "images": (len(images), sum(item in skipped or self._image(*item).exists() for item in images)),
+            "negatives": (len(negatives), sum(self._has_negative(*item) for item in negatives)),
+            "filter": (len(pairs), len({row["pair_id"] for row in self._log("scores")})),
         }
-        totals = (len(pairs), sum(wanted.values()), len(images), len(negatives), len(pairs))
-        return {step: (total, done[step]) for step, total in zip(STEPS, totals, strict=True)}
 
     def run(self, steps: Sequence[Step] = STEPS, fresh: bool = False) -> list[str]:
         """Make what is missing of some steps.
@@ -153,186 +147,197 @@ class Preparation:
 
         Raises:
             ValueError: If the inputs of a step changed, a step before it is missing, or a source is.
-            OSError: If an endpoint cannot be used, files cannot be written, or another run works in the folder.
+            UsageError: If the folder holds other files of these names.
+            OSError: If an endpoint cannot be used, or files cannot be written.
+            DirectoryInUse: If another run works in the folder.
         """
         chosen = [step for step in STEPS if step in steps]
-        names = ["stage0.jsonl", "test.jsonl", "curriculum", "images", "negatives", "captions.jsonl"]
-        with only_run(self.folder):
-            manifest = Manifest(self.folder, names)
+        make = {
+            "curriculum": self._make_curriculum,
+            "captions": self._make_captions,
+            "images": self._make_images,
+            "negatives": self._make_negatives,
+            "filter": self._make_filter,
+        }
+        ours = {path.name for names in _MADE.values() for name in names for path in self.folder.glob(name)}
+        beside = [path.name for path in self.folder.glob("*") if path.name not in ours]
+        with RunDirectory(self.folder, noun="preparation of pairs") as self._directory:
+            self._directory.check({}, "new", beside=beside)
             if fresh:
-                self._drop(manifest, {later for step in chosen for later in (step, *BUILT_ON[step])})
+                self._drop({later for step in chosen for later in (step, *BUILT_ON[step])})
             self._check_sources(chosen)
             self.problems = []
             for step in chosen:
-                changes = manifest.changes(step, self.inputs(step))
-                if changes:
+                before = self._directory.settings(step)
+                change = first_difference(before, self.inputs(step)) if before is not None else None
+                if change:
                     redone = " ".join(later for later in STEPS if later == step or later in BUILT_ON[step])
                     raise ValueError(
-                        f"What the step {step} in {self.folder} is made from has changed: {'; '.join(changes)}. Add "
-                        f"`--steps {redone} --fresh` to make it anew, or take another --folder."
+                        f"The step {step} in {self.folder} was made with {change}. Add `--steps {redone} --fresh` to "
+                        "make it anew, or take another --folder."
                     )
             for step in chosen:
-                if step not in manifest.steps:
-                    manifest.begin(step, self.inputs(step))
-                getattr(self, f"_make_{step}")()
+                self._directory.claim(self.inputs(step), step)
+                make[step]()
         return self.problems
 
-    def _drop(self, manifest: Manifest, steps: set[Step]) -> None:
-        made = {
-            "curriculum": ["curriculum"],
-            "captions": ["captions.jsonl"],
-            "images": ["images", "skipped.jsonl"],
-            "negatives": ["negatives"],
-            "filter": ["scores.jsonl", "test.jsonl", *(path.name for path in self.folder.glob("stage*.jsonl"))],
-        }
-        for step in steps & manifest.steps.keys():
-            manifest.forget(step)
-            for name in made[step]:
-                remove(self.folder / name)
+    def _drop(self, steps: set[Step]) -> None:
+        for step in steps:
+            self._directory.forget(step)
+            for path in [path for name in _MADE[step] for path in self.folder.glob(name)]:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         self.__dict__.pop("curriculum", None)
 
     def _check_sources(self, steps: Sequence[Step]) -> None:
-        sources = self.sources
-        needed = [step for step in steps if step == "images" or (step == "negatives" and not sources.negative_images)]
-        if needed and sources.image_maker is None:
+        real = self.sources.negative_images is not None
+        needing = [step for step in steps if step == "images" or (step == "negatives" and not real)]
+        if needing and self.sources.image_maker is None:
             raise ValueError(
-                f"The step {needed[0]} needs what makes images: give --image-model, the name or folder of a pipeline "
+                f"The step {needing[0]} needs what makes images: give --image-model, the name or folder of a pipeline "
                 "of diffusers, or --image-endpoint and --image-model."
             )
-        if "negatives" in steps and sources.negative_images:
+        if "negatives" in steps:
             self._negative_files()
 
     def _make_curriculum(self) -> None:
-        if not (self.folder / "curriculum" / "test.jsonl").exists():
+        if not self._has("curriculum/test.jsonl"):
             self.curriculum.save(self.folder / "curriculum")
 
     def _make_captions(self) -> None:
-        self._need("curriculum")
-        done = self._written()
-        endpoint, given = self.sources.caption_endpoint, self.amounts
+        self._need("curriculum", "curriculum/test.jsonl")
+        done, endpoint, seed = self._captions(), self.sources.caption_endpoint, self.amounts.seed
 
         def write(pair: CurriculumPair) -> list[str]:
             number = self._captions_of(pair)
             if endpoint is None:
-                return template_captions(pair.pos_prompts, pair.neg_prompts, number, given.seed)
+                return template_captions(pair.pos_prompts, pair.neg_prompts, number, seed)
             request = caption_request(pair.pos_prompts, pair.neg_prompts, number)
             return endpoint.chat(request, lambda answer: read_captions(answer, number))
 
-        def keep(pair: CurriculumPair, captions: list[str]) -> None:
-            self._captions.append({"pair_id": pair.pair_id, "captions": captions})
-
-        def name(pair: CurriculumPair) -> str:
-            return f"captions of pair {pair.pair_id} ({', '.join(pair.pos_prompts)})"
-
-        items = [pair for pair in self.pairs if pair.pair_id not in done]
-        self._work("captions", items, write, keep, name, None if endpoint is None else endpoint.stop)
+        self._work(
+            "captions",
+            [pair for pair in self.pairs if pair.pair_id not in done],
+            do=write,
+            keep=lambda pair, rows: self._directory.log({"pair_id": pair.pair_id, "captions": rows}, "captions"),
+            name=lambda pair: f"captions of pair {pair.pair_id} ({', '.join(pair.pos_prompts)})",
+            stop=None if endpoint is None else endpoint.stop,
+        )
 
     def _make_images(self) -> None:
-        self._need("captions")
-        maker, skipped = self.sources.image_maker, self._skipped_items()
+        self._need("captions", "captions.jsonl")
+        maker, seed, skipped = self.sources.image_maker, self.amounts.seed, self._skipped()
+        assert maker is not None
         items = [
             (pair, number, caption)
-            for pair, captions in self._written().items()
+            for pair, captions in self._captions().items()
             for number, caption in enumerate(captions)
             if (pair, number) not in skipped and not self._image(pair, number).exists()
         ]
 
-        def make(item: tuple[int, int, str]) -> bytes:
-            assert maker is not None
-            return maker(PHOTO.format(caption=item[2]), stable_seed(self.amounts.seed, item[2]))
-
-        def keep(item: tuple[int, int, str], data: bytes) -> None:
-            write_whole(self._image(item[0], item[1]), data)
-
         def record(item: tuple[int, int, str], error: ValueError) -> None:
             if isinstance(error, RefusedError) and error.content:  # it would be refused again
-                self._skipped.append({"pair_id": item[0], "number": item[1], "reason": str(error)})
+                self._directory.log({"pair_id": item[0], "number": item[1], "reason": str(error)}, "skipped")
 
-        stop = maker.stop if maker is not None and maker.concurrent else None
-        self._work("images", items, make, keep, lambda item: f"image {item[1]} of pair {item[0]}", stop, record)
+        self._work(
+            "images",
+            items,
+            do=lambda item: maker(PHOTO.format(caption=item[2]), image_seed(seed, item[2])),
+            keep=lambda item, data: write_whole(self._image(item[0], item[1]), data),
+            name=lambda item: f"image {item[1]} of pair {item[0]}",
+            stop=maker.stop if maker.concurrent else None,
+            record=record,
+        )
 
     def _make_negatives(self) -> None:
-        self._need("curriculum")
-        concepts, given, maker = self.concepts, self.amounts, self.sources.image_maker
+        self._need("curriculum", "curriculum/test.jsonl")
+        concepts, seed, maker = self.concepts, self.amounts.seed, self.sources.image_maker
         if self.sources.negative_images is not None:
-            for place, paths in enumerate(self._negative_files().values()):
+            for index, paths in enumerate(self._negative_files().values()):
                 for number, path in enumerate(paths):
-                    if self._negative(place, number) is None:
+                    if not self._has_negative(index, number):
                         name = f"{number:02d}{path.suffix.lower()}"
-                        write_whole(self.folder / "negatives" / f"{place:04d}" / name, path.read_bytes())
+                        write_whole(self._negative_folder(index) / name, path.read_bytes())
             return
+        assert maker is not None
         items = [
-            (place, number)
-            for place in range(len(concepts))
-            for number in range(given.negatives)
-            if self._negative(place, number) is None
+            (index, number)
+            for index in range(len(concepts))
+            for number in range(self.amounts.negatives)
+            if not self._has_negative(index, number)
         ]
 
         def make(item: tuple[int, int]) -> bytes:
-            assert maker is not None
             prompt = CONCEPT.format(concept=concepts[item[0]].replace("_", " "))
-            return maker(prompt, stable_seed(given.seed, prompt, item[1]))
+            return maker(prompt, image_seed(seed, prompt, item[1]))
 
-        def keep(item: tuple[int, int], data: bytes) -> None:
-            write_whole(self.folder / "negatives" / f"{item[0]:04d}" / f"{item[1]:02d}.png", data)
-
-        stop = maker.stop if maker is not None and maker.concurrent else None
         self._work(
-            "negatives", items, make, keep, lambda item: f"image {item[1]} of the concept {concepts[item[0]]!r}", stop
+            "negatives",
+            items,
+            do=make,
+            keep=lambda item, data: write_whole(self._negative_folder(item[0]) / f"{item[1]:02d}.png", data),
+            name=lambda item: f"image {item[1]} of the concept {concepts[item[0]]!r}",
+            stop=maker.stop if maker.concurrent else None,
         )
 
     def _make_filter(self) -> None:
-        self._need("captions")
-        there = {pair.pair_id: self._images_of(pair) for pair in self.pairs}
-        lacking = [f"pair {pair}" for pair, numbers in there.items() if not numbers]
-        negatives = [self._negatives_of(place) for place in range(len(self.concepts))]
-        lacking += [f"the concept {name!r}" for name, paths in zip(self.concepts, negatives, strict=True) if not paths]
-        if lacking:
+        self._need("captions", "captions.jsonl")
+        images = {
+            pair.pair_id: [n for n in range(self._captions_of(pair)) if self._image(pair.pair_id, n).exists()]
+            for pair in self.pairs
+        }
+        negatives = {name: self._negatives(index) for index, name in enumerate(self.concepts)}
+        empty = [f"pair {pair}" for pair, numbers in images.items() if not numbers]
+        empty += [f"the concept {name!r}" for name, paths in negatives.items() if not paths]
+        if empty:
             raise ValueError(
-                f"{len(lacking)} items have no image: {', '.join(lacking[:10])}{', ...' if len(lacking) > 10 else ''}. "
+                f"{len(empty)} items have no image: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}. "
                 "Run the steps images and negatives first, with the same line to make what is missing."
             )
-        scored = {row["pair_id"]: dict(zip(row["numbers"], row["scores"], strict=True)) for row in self._scores.rows()}
+        scores = {row["pair_id"]: dict(zip(row["numbers"], row["scores"], strict=True)) for row in self._log("scores")}
         clip = None if self.sources.clip_model is None else ClipFilter(self.sources.clip_model, self.sources.device)
-        items = [pair for pair in self.pairs if [*scored.get(pair.pair_id, {})] != there[pair.pair_id]]
 
         def score(pair: CurriculumPair) -> list[float]:
-            numbers = there[pair.pair_id]
+            numbers = images[pair.pair_id]
             if clip is None or pair.stage is None:
                 return [0.0] * len(numbers)
-            images = [read_picture_file(self._image(pair.pair_id, number)) for number in numbers]
-            return clip.scores(images, pair.pos_prompts, pair.neg_prompts)
+            pictures = [read_picture_file(self._image(pair.pair_id, number)) for number in numbers]
+            return clip.scores(pictures, pair.pos_prompts, pair.neg_prompts)
 
-        def keep(pair: CurriculumPair, scores: list[float]) -> None:
-            scored[pair.pair_id] = dict(zip(there[pair.pair_id], scores, strict=True))
-            self._scores.append({"pair_id": pair.pair_id, "numbers": there[pair.pair_id], "scores": scores})
+        def keep(pair: CurriculumPair, values: list[float]) -> None:
+            numbers = images[pair.pair_id]
+            scores[pair.pair_id] = dict(zip(numbers, values, strict=True))
+            self._directory.log({"pair_id": pair.pair_id, "numbers": numbers, "scores": values}, "scores")
 
-        self._work("filter", items, score, keep, lambda pair: f"scores of pair {pair.pair_id}")
-        self._write_pairs(scored, dict(zip(self.concepts, negatives, strict=True)))
+        items = [pair for pair in self.pairs if [*scores.get(pair.pair_id, {})] != images[pair.pair_id]]
+        self._work("filter", items, do=score, keep=keep, name=lambda pair: f"scores of pair {pair.pair_id}")
+        self._write_pairs(scores, negatives)
 
-    def _write_pairs(self, scored: dict[int, dict[int, float]], negatives: dict[str, list[Path]]) -> None:
+    def _write_pairs(self, scores: dict[int, dict[int, float]], negatives: dict[str, list[Path]]) -> None:
         """Write the files that training reads, those of the stages first."""
-        curriculum = self.curriculum
-        sets = {f"stage{number}": rows for number, rows in enumerate(curriculum.stages())}
-        for name, pairs in {**sets, "test": list(curriculum.test)}.items():
+        sets = {f"stage{number}": rows for number, rows in enumerate(self.curriculum.stages())}
+        for name, pairs in {**sets, "test": list(self.curriculum.test)}.items():
             lines = []
             for pair in pairs:
-                numbers, scores = [*scored[pair.pair_id]], [*scored[pair.pair_id].values()]
-                chosen = [self._image(pair.pair_id, numbers[place]) for place in best(scores, self.amounts.keep)]
+                numbers, values = [*scores[pair.pair_id]], [*scores[pair.pair_id].values()]
+                chosen = [self._image(pair.pair_id, numbers[index]) for index in best(values, self.amounts.keep)]
                 row = asdict(pair) | {"pos_paths": [self._relative(path) for path in chosen]}
                 row["neg_paths"] = {
                     concept: [{"image_path": self._relative(path)} for path in negatives[concept]]
                     for concept in pair.neg_prompts
                 }
                 lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-            write_whole(self.folder / f"{name}.jsonl", "".join(lines).encode())
+            write_whole(self.folder / f"{name}.jsonl", "".join(lines))
 
     def _work(
         self,
         title: str,
         items: Sequence[Item],
+        *,
         do: Callable[[Item], Result],
-        keep: Callable[[Item, Result], None],
+        keep: Callable[[Item, Result], object],
         name: Callable[[Item], str],
         stop: Callable[[], None] | None = None,
         record: Callable[[Item, ValueError], None] | None = None,
@@ -345,35 +350,41 @@ class Preparation:
                 record(item, error)
 
         with self.progress(title, len(items)) as advance:
-            Work(do, keep, refuse, stop or (lambda: None)).run(items, self.workers if stop else 1, advance)
+            Work(do, keep, refuse=refuse, stop=stop or (lambda: None)).run(items, self.workers if stop else 1, advance)
 
-    def _need(self, step: Step) -> None:
-        paths = {"curriculum": self.folder / "curriculum" / "test.jsonl", "captions": self._captions.path}
-        if not paths[step].exists():
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).exists()
+
+    def _need(self, step: Step, name: str) -> None:
+        if not self._has(name):
             raise ValueError(f"{self.folder} has no {step} yet; run the step {step} first, or all of them.")
+
+    def _log(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the finished items in a log."""
+        if self._has(f"{name}.jsonl"):
+            yield from RunDirectory(self.folder, writable=False).events(name)
 
     def _captions_of(self, pair: CurriculumPair) -> int:
         return 1 if pair.stage is None else self.amounts.captions
 
-    def _written(self) -> dict[int, list[str]]:
+    def _captions(self) -> dict[int, list[str]]:
         """Return the captions of each pair that has some."""
-        return {row["pair_id"]: row["captions"] for row in self._captions.rows()}
+        return {row["pair_id"]: row["captions"] for row in self._log("captions")}
 
-    def _skipped_items(self) -> set[tuple[int, int]]:
-        return {(row["pair_id"], row["number"]) for row in self._skipped.rows()}
+    def _skipped(self) -> set[tuple[int, int]]:
+        return {(row["pair_id"], row["number"]) for row in self._log("skipped")}
 
     def _image(self, pair: int, number: int) -> Path:
         return self.folder / "images" / f"{pair:05d}" / f"{number:02d}.png"
 
-    def _images_of(self, pair: CurriculumPair) -> list[int]:
-        return [number for number in range(self._captions_of(pair)) if self._image(pair.pair_id, number).exists()]
+    def _negative_folder(self, index: int) -> Path:
+        return self.folder / "negatives" / f"{index:04d}"
 
-    def _negative(self, place: int, number: int) -> Path | None:
-        return next((path for path in self._negatives_of(place) if path.stem == f"{number:02d}"), None)
+    def _negatives(self, index: int) -> list[Path]:
+        return sorted(path for path in self._negative_folder(index).glob("*") if path.suffix in FORMATS)
 
-    def _negatives_of(self, place: int) -> list[Path]:
-        folder = self.folder / "negatives" / f"{place:04d}"
-        return sorted(path for path in folder.glob("*") if path.suffix in FORMATS)
+    def _has_negative(self, index: int, number: int) -> bool:
+        return any(path.stem == f"{number:02d}" for path in self._negatives(index))
 
     def _negative_files(self) -> dict[str, list[Path]]:
         root = self.sources.negative_images

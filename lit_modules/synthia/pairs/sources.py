@@ -1,15 +1,13 @@
-"""What a preparation of pairs is made of: its steps, how much of everything, and where it comes from."""
+"""Steps, amounts and sources of a preparation of pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lit_modules.synthia.ontology.curriculum import Curriculum, CurriculumPair
-from lit_modules.synthia.pairs.files import Journal
+from lit_modules.metrics.concept_images import image_files, plain_name
 from lit_modules.synthia.pairs.images import ImageMaker
 from lit_modules.utils.endpoints import Endpoint
-from lit_modules.utils.images import FORMATS, NOT_READ
 
 Step = Literal["curriculum", "captions", "images", "negatives", "filter"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -76,23 +74,6 @@ class Sources:
     device: str = "cpu"
 
 
-def read_curriculum(folder: Path) -> Curriculum:
-    """Read what ``Curriculum.save`` wrote.
-
-    Args:
-        folder: Folder of ``stage0.jsonl`` and so on and ``test.jsonl``.
-    """
-    sets: dict[str, tuple[CurriculumPair, ...]] = {}
-    for path in folder.glob("*.jsonl"):
-        rows = [
-            {**row, "pos_prompts": tuple(row["pos_prompts"]), "neg_prompts": tuple(row["neg_prompts"])}
-            for row in Journal(path).rows()
-        ]
-        sets[path.stem] = tuple(CurriculumPair(**row) for row in rows)
-    stages = [sets[f"stage{number}"] for number in range(len(sets) - 1)]
-    return Curriculum(tuple(pair for stage in stages for pair in stage), sets["test"], len(stages))
-
-
 def concept_images(root: Path, concepts: Sequence[str], number: int) -> dict[str, list[Path]]:
     """Find the first images of each concept.
 
@@ -105,25 +86,12 @@ def concept_images(root: Path, concepts: Sequence[str], number: int) -> dict[str
         FileNotFoundError: If there is no such folder, or concepts have no image; lists them.
         ValueError: If there is an image of a kind that is not read.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"The folder of images of concepts, {root}, does not exist.")
-    folders = {_plain(path.name): path for path in sorted(root.iterdir()) if path.is_dir()}
-    found = {}
-    for name in concepts:
-        folder = folders.get(_plain(name))
-        files = sorted(folder.iterdir()) if folder else []
-        unread = next((path for path in files if path.suffix.lower() in NOT_READ), None)
-        if unread is not None:
-            raise ValueError(f"{unread} has a suffix that is not read; {', '.join(FORMATS)} are.")
-        found[name] = [path for path in files if path.suffix.lower() in FORMATS and path.is_file()][:number]
-    empty = [name for name, images in found.items() if not images]
+    files = {plain_name(name): paths for name, paths in image_files(root).items()}
+    images = {name: files.get(plain_name(name), [])[:number] for name in concepts}
+    empty = [name for name, paths in images.items() if not paths]
     if empty:
         raise FileNotFoundError(
-            f"{root} must hold a subfolder with images for each of {len(found)} concepts; {len(empty)} have none: "
+            f"{root} must hold a subfolder with images for each of {len(images)} concepts; {len(empty)} have none: "
             f"{', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}."
         )
-    return found
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace(" ", "_")
+    return images

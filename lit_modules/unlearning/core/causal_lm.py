@@ -1,8 +1,8 @@
-"""What every module around a causal language model shares: scoring, generation, saving."""
+"""Base of every module around a causal language model: loading, scoring, generation, checkpoints."""
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, cast, overload
+from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,26 +15,26 @@ from torchmetrics import MeanMetric, Metric
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.unlearning.core.generation import greedy_generate, position_limit
-from lit_modules.unlearning.core.loading import check_folder, load_adapter, load_causal_lm
-from lit_modules.unlearning.core.losses import sequence_nll
-from lit_modules.unlearning.core.own_tokenizer import check_same_tokens
-from lit_modules.unlearning.core.saving import check_write, write_pretrained
+from lit_modules.unlearning.core.losses import sequence_nll, token_scores
+from lit_modules.unlearning.core.pretrained import (
+    check_folder,
+    check_tokenizer,
+    check_write,
+    load_adapter,
+    load_causal_lm,
+    write_pretrained,
+)
 from lit_modules.unlearning.core.sharding import check_mesh, in_step, shard
-from lit_modules.unlearning.core.token_scores import token_scores
 from lit_modules.utils import adapters
 from lit_modules.utils.precision import check_precision, check_trained
+from lit_modules.utils.random_state import random_state, set_random_state
 from lit_modules.utils.resuming import bring
 from lit_modules.utils.training_state import without_frozen
 
 Batch = dict[str, Any]
 
 
-def _split_of(name: str) -> str:
-    """Return the split that a task or a loader is named by."""
-    return next((split for split in ("forget", "retain") if name.startswith(split)), "other")
-
-
-def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+def adamw_without_decay(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Build AdamW at a learning rate of 1e-5 without weight decay."""
     return AdamW(parameters, lr=1e-5, weight_decay=0.0)
 
@@ -54,12 +54,12 @@ class CausalLM(LightningModule):
     Args:
         model: Causal language model, or the name or folder to load it from.
         tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
-        peft_config: Adapters to train instead of the model's own weights. The adapter that a folder holds is gone on
-            with; one that is given beside it must be the same, but for its dropout.
+        peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``. The adapter that
+            a folder holds is gone on with; one that is given beside it must be the same, but for its dropout.
         dtype: Type in which named weights are loaded; the trainer's precision is ``32-true`` or ``bf16-mixed``.
         gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
         compile: Whether training steps run the network through ``torch.compile``.
-        metric: Turns test answers into numbers.
+        metric: Turns test answers into numbers, such as ``lit_modules.metrics.LUMEScore``.
         max_new_tokens: Longest generated answer, in tokens.
         optimizer: Builds the optimizer from the trainable parameters.
         scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
@@ -71,21 +71,28 @@ class CausalLM(LightningModule):
     strict_loading: bool
     shardable = False
     """Whether the method was tried with weights that are sharded by FSDP2, under ``ModelParallelStrategy``."""
+    fixed_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments of a base class that the method sets itself, so that they are no hyperparameters of its own."""
 
     def __init__(
         self,
         model: str | PreTrainedModel,
-        tokenizer: str | PreTrainedTokenizerBase | None,
-        peft_config: PeftConfig | None,
-        dtype: Literal["float32", "bfloat16"],
-        gradient_checkpointing: bool,
-        compile: bool,
-        metric: Metric | None,
-        max_new_tokens: int,
-        optimizer: OptimizerCallable,
-        scheduler: LRSchedulerCallable | None,
+        *,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        metric: Metric | None = None,
+        max_new_tokens: int = 256,
+        optimizer: OptimizerCallable = adamw_without_decay,
+        scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        # objects would not load safely; this collects the arguments of all subclasses
+        injected = ["peft_config", "metric", "optimizer", "scheduler", "aggregator"]
+        injected += [name for name, given in (("model", model), ("tokenizer", tokenizer)) if not isinstance(given, str)]
+        self.save_hyperparameters(ignore=[*injected, *self.fixed_arguments])
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
         if dtype not in ("float32", "bfloat16"):
@@ -105,10 +112,10 @@ class CausalLM(LightningModule):
         # until it is known what trains; `load_from_checkpoint` asks before, and `on_load_checkpoint` checks
         self.strict_loading = False
         self._configured = False
-        self._continued = False
+        self._continued = False  # whether a saved adapter is trained on
         self._compiled: list[Any] = []  # a list keeps the compiled network out of the module tree
         self._results: dict[str, Any] | None = None
-        self._rng_state: dict[str, Any] | None = None
+        self._random_state: dict[str, Any] | None = None
 
     def configure_callbacks(self) -> list[Any]:
         """Check the trainer's settings and the model's folder; bring what lets a run stop and go on at any batch."""
@@ -147,23 +154,22 @@ class CausalLM(LightningModule):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The given tokenizer, else the datamodule's, else the one beside the model's weights."""
+        """The module's own tokenizer, else the datamodule's, else the one beside the model's weights."""
         if isinstance(self._tokenizer, str):
             self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer)
-        if self._tokenizer is not None:
-            return self._tokenizer
-        datamodule = getattr(self._trainer, "datamodule", None)
-        found = getattr(datamodule, "tokenizer", None)
-        if found is None:
+        if self._tokenizer is None:
+            shared = getattr(self._datamodule, "tokenizer", None)
+            if shared is not None:
+                return shared  # type: ignore[no-any-return]
             name = self.model_name or getattr(self.model.config, "name_or_path", "")
             try:
-                found = self._tokenizer = AutoTokenizer.from_pretrained(name)
+                self._tokenizer = AutoTokenizer.from_pretrained(name)
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"No tokenizer lies beside the model {name!r}. Give "
                     f"{type(self).__name__}(tokenizer=...), a name or folder."
                 ) from error
-        return cast("PreTrainedTokenizerBase", found)
+        return self._tokenizer
 
     def forward(self, **inputs: Tensor) -> Any:
         """Run the network; see the model's own ``forward``."""
@@ -171,40 +177,34 @@ class CausalLM(LightningModule):
 
     def on_train_start(self) -> None:
         """Give a resumed run the random state that it was stopped with."""
-        if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state["cpu"])
-            if self._rng_state["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(self._rng_state["cuda"])
-            self._rng_state = None
+        if self._random_state is not None:
+            set_random_state(self._random_state)
+            self._random_state = None
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add the batch to the mean loss of its split, or of the task that it or its loader is named by."""
-        if "labels" not in batch:
+        if "labels" in batch:
+            loaders = self.trainer.val_dataloaders
+            tasks = {list(loaders)[dataloader_idx] if isinstance(loaders, dict) else "": batch}
+        else:
             tasks = {name: task for name, task in batch.items() if isinstance(task, dict) and "labels" in task}
             if not tasks:
                 raise ValueError(
                     f"{type(self).__name__} validates batches with 'labels', or of named tasks with them, got "
                     f"{sorted(batch)}."
                 )
-            for name, task in tasks.items():
-                self._validate_task(task, _split_of(name))
-            return
-        loaders = self.trainer.val_dataloaders
-        named = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else ""
-        self._validate_task(batch, _split_of(named))
-
-    def _validate_task(self, batch: Batch, otherwise: str) -> None:
-        self.check_rows(batch)
-        sums, counts = sequence_nll(self.model, batch)
-        splits = batch.get("split", [otherwise] * len(sums))
-        for split in sorted(set(splits)):
-            chosen = torch.tensor([value == split for value in splits], device=sums.device)
-            tokens = counts[chosen].sum()
-            name = f"{split}_loss"
-            if name not in self.val_losses:
-                raise ValueError(f"A batch's split must be 'forget' or 'retain', got {split!r}.")
-            metric = cast("MeanMetric", self.val_losses[name])
-            metric.update(sums[chosen].sum() / tokens.clamp(min=1), weight=tokens)
+        for name, task in tasks.items():
+            default = next((split for split in ("forget", "retain") if name.startswith(split)), "other")
+            self.check_rows(task)
+            sums, counts = sequence_nll(self.model, task)
+            splits = task.get("split", [default] * len(sums))
+            for split in sorted(set(splits)):
+                if f"{split}_loss" not in self.val_losses:
+                    raise ValueError(f"A batch's split must be 'forget' or 'retain', got {split!r}.")
+                rows = torch.tensor([value == split for value in splits], device=sums.device)
+                tokens = counts[rows].sum()
+                metric = cast("MeanMetric", self.val_losses[f"{split}_loss"])
+                metric.update(sums[rows].sum() / tokens.clamp(min=1), weight=tokens)
 
     def check_rows(self, task: Batch) -> None:
         """Check that the rows of a task fit into the model's positions.
@@ -214,10 +214,9 @@ class CausalLM(LightningModule):
         """
         limit = position_limit(self.model)
         width = task["input_ids"].shape[1]
-        if limit is None or width <= limit:
-            return
-        row = int(task["attention_mask"].sum(1).argmax())
-        self._refuse_row(str(task["id"][row]) if "id" in task else str(row), width, limit)
+        if limit is not None and width > limit:
+            row = int(task["attention_mask"].sum(1).argmax())
+            self._refuse_row(str(task["id"][row]) if "id" in task else str(row), width, limit)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean loss of each split that any process has seen."""
@@ -235,8 +234,8 @@ class CausalLM(LightningModule):
 
     def on_test_start(self) -> None:
         """Have a metric with ``check_rows`` compare what it was given with the rows to come, before any is answered."""
-        check = getattr(self.metric, "check_rows", None)
-        evaluated = getattr(getattr(self.trainer, "datamodule", None), "evaluated", None)
+        check = getattr(self.metric, "check_rows", None)  # any metric of torchmetrics, any datamodule
+        evaluated = getattr(self._datamodule, "evaluated", None)
         if check is not None and evaluated:
             check({split: len(rows) for split, rows in evaluated.items()})
 
@@ -283,11 +282,13 @@ class CausalLM(LightningModule):
         Returns:
             The lists of the batch, and ``generation``: list of strings.
         """
-        handed = {key: value for key, value in batch.items() if isinstance(value, list)}
+        lists = {key: value for key, value in batch.items() if isinstance(value, list)}
         limits = batch["max_new_tokens"].clamp(max=self.max_new_tokens).tolist() if "max_new_tokens" in batch else None
         longest = self.max_new_tokens if limits is None else max(limits)
-        answers = self._answer(batch["input_ids"], batch["attention_mask"], longest, limits)
-        return {**handed, "generation": answers}
+        answers = self._answer(batch["input_ids"], batch["attention_mask"], longest)
+        if limits is not None:
+            answers = [answer[:limit] for answer, limit in zip(answers, limits, strict=True)]
+        return {**lists, "generation": self._decode(answers)}
 
     @overload
     def generate(self, prompts: str, max_new_tokens: int | None = None) -> str: ...
@@ -306,13 +307,12 @@ class CausalLM(LightningModule):
         self.configure_model()
         single = isinstance(prompts, str)
         rows = [self.tokenizer(prompt)["input_ids"] for prompt in ([prompts] if single else prompts)]
-        eos = self.tokenizer.eos_token_id
+        eos, pad = self.tokenizer.eos_token_id, self._pad_token_id
         rows = [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
         width = max(map(len, rows))
-        pad = self._pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
-        answers = self._answer(ids, mask, max_new_tokens or self.max_new_tokens)
+        answers = self._decode(self._answer(ids, mask, max_new_tokens or self.max_new_tokens))
         return answers[0] if single else answers
 
     def results(self) -> dict[str, Any]:
@@ -346,17 +346,18 @@ class CausalLM(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
+        name = type(self).__name__
         # only an adapter of peft trains beside quantised weights; alone they leave norms and embeddings to train
         if getattr(self.model, "is_quantized", False) and not isinstance(self.model, PeftModel):
             raise ValueError(
-                f"The weights of the model are quantised, so {type(self).__name__} cannot train them; give a "
-                "peft_config, such as peft.LoraConfig(), or a model that is not quantised."
+                f"The weights of the model are quantised, so {name} cannot train them; give a peft_config, such as "
+                "peft.LoraConfig(), or a model that is not quantised."
             )
-        check_trained(self.trainable_parameters(), type(self).__name__)
+        check_trained(self.trainable_parameters(), name)
         try:
             optimizer = self.optimizer(self.trainable_parameters())
         except ValueError as error:
-            raise ValueError(f"The optimizer of {type(self).__name__} refuses its arguments: {error}.") from error
+            raise ValueError(f"The optimizer of {name} refuses its arguments: {error}.") from error
         for group in optimizer.param_groups:
             if not 0 <= float(group["lr"]) < math.inf:
                 raise ValueError(f"The learning rate must be finite and not negative, got {float(group['lr'])}.")
@@ -365,8 +366,8 @@ class CausalLM(LightningModule):
         scheduler = self.scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
-                f"{type(self).__name__} moves its scheduler after each step and without a metric, and "
-                "ReduceLROnPlateau needs one; give a scheduler that counts steps, or callbacks.AdaptiveLR."
+                f"{name} moves its scheduler after each step and without a metric, and ReduceLROnPlateau needs one; "
+                "give a scheduler that counts steps, or callbacks.AdaptiveLR."
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -383,8 +384,7 @@ class CausalLM(LightningModule):
         if config is not None:
             checkpoint[adapters.KEY] = adapters.describe(config)
         checkpoint["lit_modules_method"] = type(self).__name__
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["lit_modules_rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        checkpoint["lit_modules_rng"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume the training of another method; put the checkpoint's adapter on a model that has none.
@@ -393,15 +393,14 @@ class CausalLM(LightningModule):
             ValueError: If it is of another method, has another adapter, or other weights train.
         """
         method = checkpoint.get("lit_modules_method")
-        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
-        if fitting and method != type(self).__name__:
+        if self._fitting and method != type(self).__name__:
             raise ValueError(
                 f"The checkpoint was written by {method or 'another module'}, and this run trains "
                 f"{type(self).__name__}; a run resumes only its own method. To start from its weights, write them "
                 "with `save_pretrained` and give the folder as `model`."
             )
-        if fitting:
-            self._rng_state = checkpoint.get("lit_modules_rng")
+        if self._fitting:
+            self._random_state = checkpoint.get("lit_modules_rng")
         self.configure_model()
         lacking = adapters.adapter_to_restore(checkpoint, adapters.own_config(self.model))
         if lacking is not None:
@@ -416,21 +415,27 @@ class CausalLM(LightningModule):
         if "state_dict" in checkpoint:
             adapters.check_restored(checkpoint["state_dict"], self.model, "model.")
 
-    @staticmethod
-    def _injected(model: Any, tokenizer: Any) -> list[str]:
-        """Name the arguments that hparams leave out: objects, which do not load safely, and what is not given."""
-        objects = {"model": model, "tokenizer": tokenizer}
-        given = [name for name, value in objects.items() if not isinstance(value, str)]
-        return [*given, "peft_config", "metric", "optimizer", "scheduler"]
+    @property
+    def _fitting(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == "fit"
+
+    @property
+    def _datamodule(self) -> Any:
+        """The trainer's datamodule; Lightning sets the attribute only where there is one."""
+        return getattr(self._trainer, "datamodule", None)
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
 
     def _build_network(self) -> None:
         if self.model is None:
-            assert self.model_name is not None
-            dtype = getattr(torch, self.dtype_name)
-            self.model = load_adapter(self.model_name, self.peft_config, dtype)
+            name, dtype = cast("str", self.model_name), getattr(torch, self.dtype_name)
+            self.model = load_adapter(name, self.peft_config, dtype)
             self._continued = self.model is not None
             if not self._continued:
-                self.model = load_causal_lm(self.model_name, dtype)
+                self.model = load_causal_lm(name, dtype)
         else:
             self.model = adapters.take_over(self.model)
             self._continued = self.peft_config is None and adapters.own_config(self.model) is not None
@@ -445,35 +450,34 @@ class CausalLM(LightningModule):
             self._compiled = [torch.compile(self.model)]
         self._configured = True
 
-    @property
-    def _pad_token_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
-
-    def _answer(
-        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, limits: list[int] | None = None
-    ) -> list[str]:
+    def _answer(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[list[int]]:
         ends = self.tokenizer.eos_token_id
         with in_step(self.model):
-            answers = greedy_generate(self.model, input_ids, attention_mask, max_new_tokens, ends, self._pad_token_id)
-        rows = [row.tolist() for row in answers]
-        if limits is not None:
-            rows = [row[:limit] for row, limit in zip(rows, limits, strict=True)]
-        # as the benchmark's evaluation decodes
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+            answers = greedy_generate(
+                self.model,
+                input_ids,
+                attention_mask,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=ends,
+                pad_token_id=self._pad_token_id,
+            )
+        return [row.tolist() for row in answers]
+
+    def _decode(self, answers: list[list[int]]) -> list[str]:
+        """Return the texts of answers, decoded as the benchmark's evaluation does."""
+        return self.tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=True)
 
     def _check_trainer(self) -> None:
         """Refuse settings of the trainer that the method does not obey."""
 
     def _check_longest_row(self) -> None:
         """Have a datamodule that knows its longest row compare it with the model's positions before anything runs."""
-        longest_row = getattr(getattr(self.trainer, "datamodule", None), "longest_row", None)
+        longest_row = getattr(self._datamodule, "longest_row", None)
         limit = position_limit(self.model)
-        if longest_row is None or limit is None:
-            return
-        name, tokens = longest_row()
-        if tokens > limit:
-            self._refuse_row(name, tokens, limit)
+        if longest_row is not None and limit is not None:
+            name, tokens = longest_row()
+            if tokens > limit:
+                self._refuse_row(name, tokens, limit)
 
     @staticmethod
     def _refuse_row(name: str, tokens: int, limit: int) -> None:
@@ -483,8 +487,7 @@ class CausalLM(LightningModule):
         )
 
     def _check_vocabulary(self) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        tokenizer = getattr(datamodule, "tokenizer", None) or self._tokenizer
+        tokenizer = getattr(self._datamodule, "tokenizer", None) or self._tokenizer
         if tokenizer is None or isinstance(tokenizer, str):
             return
         if len(tokenizer) > self.vocab_size:
@@ -493,4 +496,4 @@ class CausalLM(LightningModule):
                 f"{self.vocab_size} rows. Give the tokenizer that belongs to the model."
             )
         if self.model_name is not None:
-            check_same_tokens(tokenizer, self.model_name)
+            check_tokenizer(tokenizer, self.model_name)

@@ -1,53 +1,54 @@
-"""What the methods share that minimise a forget objective of their own beside a retain objective."""
+"""Base of the methods that minimise a forget loss of their own beside a retain loss."""
 
-import math
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor, nn
-from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.aggregators import GradientCombiner, check_combiner
-from lit_modules.unlearning.core.base import TwoTaskUnlearning
+from lit_modules.unlearning.core.aggregators import GradientAggregator, check_aggregator
+from lit_modules.unlearning.core.arguments import GradientPairArguments, check_not_negative
 from lit_modules.unlearning.core.causal_lm import Batch
-from lit_modules.unlearning.core.gradients import PairStatistics, global_norm
-from lit_modules.unlearning.core.losses import summed_nll, target_tokens
-from lit_modules.unlearning.core.objectives import attended_logits, reference_kl
-from lit_modules.unlearning.core.reference import frozen_copy, model_hash, with_weights, without_adapter
-from lit_modules.utils.adapters import leaves_base
+from lit_modules.unlearning.core.gradient_pair import GradientPairUnlearning
+from lit_modules.unlearning.core.gradients import PairStatistics, Weights, is_usable
+from lit_modules.unlearning.core.losses import attended_logits, reference_kl, summed_nll, target_tokens
+from lit_modules.unlearning.core.pretrained import model_hash
+from lit_modules.utils.adapters import leaves_base, weights_swapped
+from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.training_state import check_finite
 
-RetainTerm = Literal["nll", "kl"]
 
+class ForgetRetainLoss(GradientPairUnlearning):
+    """Minimise ``forget_weight * forget loss + retain_weight * retain loss``, or aggregate the two gradients.
 
-class TwoObjectives(TwoTaskUnlearning):
-    """Minimise ``forget_weight * forget objective + retain_weight * retain objective``, or combine the two gradients.
-
-    Without ``combine`` both gradients are added up in ``.grad``, so no buffer is needed and the two are not measured
-    apart; a step logs ``train/norm``, the length of the sum. With ``combine`` the gradients of the two weighted
-    objectives are combined by its rule, and a step logs what :class:`~lit_modules.NGDiff` logs, where the loss to
-    raise is the negative forget objective. Both log ``train/forget_objective``, ``train/retain_objective`` if it is no
-    NLL, and ``train/forget_loss`` and ``train/retain_loss``, the mean token NLL, where the method computes it. With
-    ``retain_weight`` 0 and no ``combine`` the retain rows are not touched.
+    Without ``aggregator`` both gradients are added up in ``.grad``, so no buffer is needed and the two are not measured
+    apart; a step logs ``train/norm``, the length of the sum. With ``aggregator`` the gradients of the two weighted
+    losses are combined by its rule, and a step logs what :class:`~lit_modules.NGDiff` logs, where the loss to raise is
+    the negative forget loss. Both log the forget loss as ``train/forget_objective``, the retain loss as
+    ``train/retain_objective`` if it is no NLL, and ``train/forget_loss`` and ``train/retain_loss``, the mean token NLL,
+    where the method computes it. With ``retain_weight`` 0 and no ``aggregator`` the retain rows are not touched.
 
     Subclasses write ``forget_objective`` and, if it is not a mean over target tokens, ``forget_count``. Where
     ``needs_network`` is true the frozen reference is the network with a new adapter off or a continued one as it was
     before training, else a copy that is made once, before training, and is no part of the checkpoint.
 
     Args:
-        forget_weight: Factor of the forget objective, ``gamma``.
-        retain_weight: Factor of the retain objective, ``alpha``.
-        retain_term: The retain objective: the NLL per target token, or ``KL(p_ref || p_theta)`` per attended position.
-        combine: Rule that combines the two gradients; ``None`` adds them.
+        forget_weight: Factor of the forget loss, ``gamma``.
+        retain_weight: Factor of the retain loss, ``alpha``.
+        retain_term: The retain loss: the NLL per target token, or ``KL(p_ref || p_theta)`` per attended position,
+            which without adapters holds a frozen copy of the model.
+        aggregator: Rule that combines the two gradients, such as
+            ``lit_modules.unlearning.core.aggregators.Normalised``; ``None`` adds them.
 
     Raises:
         ValueError: If a number is out of its range.
+        TypeError: If ``aggregator`` is no aggregator.
     """
 
     needs_network = False
@@ -55,64 +56,37 @@ class TwoObjectives(TwoTaskUnlearning):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        tokenizer: str | PreTrainedTokenizerBase | None,
-        peft_config: PeftConfig | None,
-        dtype: Literal["float32", "bfloat16"],
-        gradient_checkpointing: bool,
-        compile: bool,
-        accumulate: int,
-        clip_norm: float | None,
-        forget_weight: float,
-        retain_weight: float,
-        retain_term: RetainTerm,
-        combine: GradientCombiner | None,
-        buffer: Literal["device", "bfloat16", "cpu"],
-        metric: Metric | None,
-        max_new_tokens: int,
-        optimizer: OptimizerCallable,
-        scheduler: LRSchedulerCallable | None,
+        *,
+        forget_weight: float = 1.0,
+        retain_weight: float = 1.0,
+        retain_term: Literal["nll", "kl"] = "nll",
+        aggregator: GradientAggregator | None = None,
+        **shared: Unpack[GradientPairArguments],
     ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            peft_config,
-            dtype,
-            gradient_checkpointing,
-            compile,
-            accumulate,
-            clip_norm,
-            buffer,
-            metric,
-            max_new_tokens,
-            optimizer,
-            scheduler,
-        )
-        for name, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, got {weight}.")
+        super().__init__(model, **shared)
+        check_not_negative(forget_weight=forget_weight, retain_weight=retain_weight)
         if retain_term not in ("nll", "kl"):
             raise ValueError(f"retain_term must be 'nll' or 'kl', got {retain_term!r}.")
-        check_combiner(combine)
+        check_aggregator(aggregator)
         self.forget_weight = forget_weight
         self.retain_weight = retain_weight
         self.retain_term = retain_term
-        self.combine = combine
+        self.aggregator = aggregator
         self._start: list[Tensor] = []  # of adapters which, switched off, would not give the reference
         self._frozen: list[nn.Module] = []  # a list keeps the copy out of the module tree and so of the checkpoint
         self._reference_hash: str | None = None
         self._moved = False
-        self._notes: dict[str, list[Tensor]] = {}
+        self._nll_sums: dict[str, Tensor] = {}  # of a step, by task: nats and tokens
 
     def configure_model(self) -> None:
         """Load the weights once; keep what the reference needs before they change."""
         super().configure_model()
-        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
-        if not fitting or self._reference_hash is not None or not self._needs_reference:
+        if not self._fitting or self._reference_hash is not None or not self._needs_reference:
             return
         self._reference_hash = model_hash(self.model, str(self.trainer.precision), self._continued)
         self._keep_start()
         if self._needs_network and not self._adapted:
-            self._frozen = [self._freeze()]
+            self._frozen = [self._frozen_copy().requires_grad_(False).eval()]
 
     def on_fit_start(self) -> None:
         """Put the reference where the network is."""
@@ -121,23 +95,21 @@ class TwoObjectives(TwoTaskUnlearning):
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the direction into ``.grad``."""
-        self._notes = {}
-        numbers = self._sum_step(group) if self.combine is None else super().unlearning_step(group)
+        self._nll_sums = {}
+        numbers = self._sum_step(group) if self.aggregator is None else super().unlearning_step(group)
         self._moved = True
         numbers["train/forget_objective"] = -numbers.pop("train/forget_loss")
         if not self._retains_nll and "train/retain_loss" in numbers:
             numbers["train/retain_objective"] = numbers.pop("train/retain_loss")
-        if self._notes:
-            tasks = sorted(self._notes)
-            sums = torch.stack([self._notes[task][0] for task in tasks])
-            for task, (nll, tokens) in zip(
-                tasks, self.trainer.strategy.reduce(sums, reduce_op="sum").tolist(), strict=True
-            ):
+        if self._nll_sums:
+            tasks = sorted(self._nll_sums)
+            sums = self.trainer.strategy.reduce(torch.stack([self._nll_sums[task] for task in tasks]), reduce_op="sum")
+            for task, (nll, tokens) in zip(tasks, sums.tolist(), strict=True):
                 numbers[f"train/{task}_loss"] = nll / tokens
         return numbers
 
     def task_loss(self, batch: Batch, task: str) -> Tensor:
-        """Return the sum of a task's loss: the negative forget objective, which is to rise, or the retain objective."""
+        """Return the sum of a task's loss: the negative forget loss, which is to rise, or the retain loss."""
         return -self.forget_objective(batch) if task == "forget" else self.retain_objective(batch)
 
     def task_weight(self, batch: Batch, task: str) -> Tensor:
@@ -146,14 +118,14 @@ class TwoObjectives(TwoTaskUnlearning):
 
     @abstractmethod
     def forget_objective(self, batch: Batch) -> Tensor:
-        """Return the forget objective to minimise, summed over :meth:`forget_count`."""
+        """Return the forget loss to minimise, summed over :meth:`forget_count`."""
 
     def forget_count(self, batch: Batch) -> Tensor:
-        """Return what the forget objective is a mean over: by default the forget rows' target tokens."""
+        """Return what the forget loss is a mean over: by default the forget rows' target tokens."""
         return target_tokens(batch["forget"])
 
     def retain_objective(self, batch: Batch) -> Tensor:
-        """Return the retain objective to minimise, summed over :meth:`retain_count`."""
+        """Return the retain loss to minimise, summed over :meth:`retain_count`."""
         retain = batch["retain"]
         if self.retain_term == "nll":
             return summed_nll(self.network, retain)
@@ -162,7 +134,7 @@ class TwoObjectives(TwoTaskUnlearning):
         return reference_kl(before, attended_logits(self.network, retain)).sum()
 
     def retain_count(self, batch: Batch) -> Tensor:
-        """Return what the retain objective is a mean over: target tokens, or attended positions for the KL."""
+        """Return what the retain loss is a mean over: target tokens, or attended positions for the KL."""
         retain = batch["retain"]
         count: Tensor = target_tokens(retain) if self.retain_term == "nll" else retain["attention_mask"].sum()
         return count
@@ -171,34 +143,31 @@ class TwoObjectives(TwoTaskUnlearning):
         """Return the loss that a learning rate is to lower, for ``callbacks.AdaptiveLR``.
 
         Returns:
-            The summed retain NLL and its tokens; for a method without a retain term its own objective and its count.
+            The summed retain NLL and its tokens; for a method without a retain term its own loss and its count.
         """
-        if self.retain_weight or self.combine is not None:
+        if self.retain_weight or self.aggregator is not None:
             return super().probe_loss(batch)
         return self.forget_objective(batch), self.forget_count(batch)
 
     def loss_weights(self) -> tuple[float, float]:
-        """Return the factors of the retain and of the forget objective in this step."""
+        """Return the factors of the retain and of the forget loss in this step."""
         return self.retain_weight, self.forget_weight
 
-    def weights(self, statistics: PairStatistics) -> tuple[float, float]:
-        """Return the factors that ``combine`` gives to the gradients of the weighted objectives."""
-        assert self.combine is not None
-        return self.combine.of_weighted(statistics, *self.loss_weights())
+    def weights(self, pair: PairStatistics) -> Weights:
+        """Return the factors that ``aggregator`` gives to the gradients of the weighted losses."""
+        assert self.aggregator is not None
+        return self.aggregator.of_weighted(pair, *self.loss_weights())
 
     @contextmanager
     def reference_network(self) -> Iterator[nn.Module]:
         """Give the network as it was before unlearning, without gradient and in evaluation mode."""
+        network = self.model if self._adapted else self._frozen[0]
         if self._start:
-            with with_weights(self.model, self.trainable_parameters(), self._start) as network:
-                yield network
-            return
-        if self._adapted:
-            with without_adapter(self.model) as network:
-                yield network
-            return
-        with torch.no_grad():
-            yield self._frozen[0]
+            reference: Any = weights_swapped(self.trainable_parameters(), self._start)
+        else:
+            reference = self.model.disable_adapter() if self._adapted else nullcontext()
+        with torch.no_grad(), evaluation_mode(network), reference:
+            yield network
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the model that is the reference."""
@@ -220,10 +189,10 @@ class TwoObjectives(TwoTaskUnlearning):
                 "run started from."
             )
 
-    def note_nll(self, task: str, nll: Tensor, tokens: Tensor | int) -> None:
-        """Keep a summed NLL for the log."""
-        values = torch.stack([nll.detach().double(), torch.as_tensor(tokens, device=nll.device).double()])
-        self._notes[task] = [self._notes[task][0] + values] if task in self._notes else [values]
+    def record_nll(self, task: str, nll: Tensor, tokens: Tensor | int) -> None:
+        """Add a summed NLL, and the tokens it is over, to what the step logs."""
+        sums = torch.stack([nll.detach().double(), torch.as_tensor(tokens, device=nll.device).double()])
+        self._nll_sums[task] = self._nll_sums[task] + sums if task in self._nll_sums else sums
 
     @property
     def _retains_nll(self) -> bool:
@@ -250,21 +219,17 @@ class TwoObjectives(TwoTaskUnlearning):
         ):
             self._start = [parameter.detach().clone() for parameter in self.trainable_parameters()]
 
-    def _freeze(self) -> nn.Module:
-        return frozen_copy(self.model)
-
-    def _hyperparameters_left_out(self, model: Any, tokenizer: Any) -> list[str]:
-        return [*self._injected(model, tokenizer), "combine"]
+    def _frozen_copy(self) -> nn.Module:
+        return copy.deepcopy(self.model)  # type: ignore[no-any-return]
 
     def _sum_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the gradient of the weighted sum into ``.grad``."""
         retain_weight, forget_weight = self.loss_weights()
-        found = {"forget": self.accumulate_gradient(group, "forget", -forget_weight)}
+        losses = {"forget": self.accumulate_gradient(group, "forget", -forget_weight)}
         if self.retain_weight:
-            found["retain"] = self.accumulate_gradient(group, "retain", retain_weight)
-        norm = global_norm([parameter.grad for parameter in self.trainable_parameters()])
-        packed = torch.stack([value.to(self.device, torch.float64) for value in [*found.values(), norm]]).tolist()
-        losses = dict(zip(found, packed, strict=False))
-        check_finite(self, losses, self.row_names(group))
-        numbers = {f"train/{task}_loss": loss for task, loss in losses.items()}
-        return {**numbers, "train/norm": packed[-1], "skip": float(not 0 < packed[-1] < math.inf)}
+            losses["retain"] = self.accumulate_gradient(group, "retain", retain_weight)
+        *values, norm = self.to_floats(*losses.values(), self.gradient_norm())
+        numbers = dict(zip(losses, values, strict=True))
+        check_finite(self, numbers, self.row_names(group))
+        logged = {f"train/{task}_loss": loss for task, loss in numbers.items()}
+        return {**logged, "train/norm": norm, "skip": float(not is_usable(norm))}

@@ -6,8 +6,8 @@ a parameter that the task does not reach, which is a zero gradient. ``retain`` i
 update is ``theta <- theta - lr * d``.
 
 Every combination of two gradients here is ``d = retain_weight * retain - forget_weight * forget``, where the two
-weights depend on the gradients only through the three numbers of :class:`PairStatistics`. So one pass over the
-gradients gives the numbers, plain arithmetic gives the weights, and a second pass writes the direction in place.
+weights depend on the gradients only through the numbers of :class:`PairStatistics`. So one pass over the gradients
+gives the numbers, plain arithmetic gives the weights, and a second pass writes the direction in place.
 
 The tensors may be shards (``DTensor``, as FSDP2 makes them): sums are then taken over the shards of all processes, by
 one all-reduce of a scalar or two, and the rest is local.
@@ -22,16 +22,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-
-from lit_modules.unlearning.core.sharding import local, own_part, shard_group, sum_over
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 Gradient = Sequence[Tensor | None]
+Weights = tuple[float, float]
+"""Factors of the retain and of the forget gradient; 0 drops a gradient."""
 
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """The Gram matrix of a retain and a forget gradient.
+    """The Gram matrix of a retain and a forget gradient, and their losses.
 
     Args:
         retain_norm: Global L2 norm of the retain gradient, ``n_R``.
@@ -70,6 +72,21 @@ class PairStatistics:
         return retain, forget
 
 
+def inverse(number: float, eps: float = 1e-12) -> float:
+    """Return ``1 / number`` to divide a gradient by its norm or loss; 0 if that is below ``eps`` or not finite.
+
+    Example:
+        >>> inverse(5.0), inverse(0.0)
+        (0.2, 0.0)
+    """
+    return 1 / number if eps <= number < math.inf else 0.0
+
+
+def is_usable(number: float) -> bool:
+    """Return whether a gradient of this norm is neither zero nor broken."""
+    return 0 < number < math.inf
+
+
 def global_norm(gradient: Gradient) -> Tensor:
     """Return the L2 norm of a gradient over all its tensors.
 
@@ -86,87 +103,36 @@ def global_norm(gradient: Gradient) -> Tensor:
         >>> global_norm([torch.tensor([3.0]), None, torch.tensor([[4.0]])]).item()
         5.0
     """
-    group = shard_group(gradient)
-    norm = _norm(own_part(gradient, group))
-    return norm if group is None else sum_over(group, norm.square()).sqrt()
-
-
-def inner_product(first: Gradient, second: Gradient) -> Tensor:
-    """Return the inner product of two gradients.
-
-    Products of short pieces are summed in at least float32 and combined in float64. A tensor of ``second`` that lies on
-    another device or has another dtype is converted one at a time.
-
-    Args:
-        first: Tensors of any shape, dtype and device.
-        second: As many tensors of the same shapes.
-
-    Returns:
-        Scalar of dtype float64 on the device of the first tensor.
-
-    Raises:
-        ValueError: If the two have different lengths.
-
-    Example:
-        >>> inner_product([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])]).item()
-        11.0
-    """
-    _same_length(first, second)
-    group = shard_group(first)
-    return sum_over(group, _product(own_part(first, group), own_part(second, group)))
+    group = _shard_group(gradient)
+    norm = _norm(_own_part(gradient, group))
+    return norm if group is None else _sum_over(group, norm.square()).sqrt()
 
 
 def norm_and_product(first: Gradient, second: Gradient) -> tuple[Tensor, Tensor]:
-    """Return ``global_norm(first)`` and ``inner_product(first, second)``, of sharded gradients by one all-reduce.
+    """Return the norm of a gradient and its inner product with another, of sharded gradients by one all-reduce.
+
+    Args:
+        first: Tensors of any shape, dtype and device.
+        second: As many tensors of the same shapes; one on another device or of another dtype is converted.
+
+    Returns:
+        Two scalars of dtype float64 on the device of the first tensor.
 
     Example:
         >>> [each.item() for each in norm_and_product([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])])]
         [5.0, 8.0]
     """
-    _same_length(first, second)
-    group = shard_group(first)
-    own, other = own_part(first, group), own_part(second, group)
-    norm, product = _norm(own), _product(own, other)
+    group = _shard_group(first)
+    own, other = _own_part(first, group), _own_part(second, group)
+    norm, product = _norm(own), _inner_product(own, other)
     if group is None:
         return norm, product
-    square, total = sum_over(group, torch.stack([norm.square(), product])).unbind()
+    square, total = _sum_over(group, torch.stack([norm.square(), product])).unbind()
     return square.sqrt(), total
 
 
-def pair_statistics(retain: Gradient, forget: Gradient) -> PairStatistics:
-    """Measure the norms and the inner product of two gradients.
-
-    Example:
-        >>> pair_statistics([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])])
-        PairStatistics(retain_norm=5.0, forget_norm=2.0, inner=8.0)
-    """
-    _same_length(retain, forget)
-    norm, product = norm_and_product(retain, forget)
-    return PairStatistics(norm.item(), global_norm(forget).item(), product.item())
-
-
-def normalised_weights(statistics: PairStatistics, eps: float = 1e-12) -> tuple[float, float]:
-    """Return the weights of NGDiff, ``(1 / n_R, 1 / n_F)``.
-
-    A gradient whose norm is below ``eps`` or not finite is dropped: its weight is 0, and it is never divided by
-    ``eps``.
-
-    Example:
-        >>> normalised_weights(PairStatistics(retain_norm=5.0, forget_norm=0.0, inner=0.0))
-        (0.2, 0.0)
-    """
-    return normalised_weight(statistics.retain_norm, eps), normalised_weight(statistics.forget_norm, eps)
-
-
-def normalised_weight(norm: float, eps: float = 1e-12) -> float:
-    """Return ``1 / norm``, and 0 for a norm that is below ``eps`` or not finite."""
-    return 1 / norm if eps <= norm < math.inf else 0.0
-
-
 @torch.no_grad()
-def combine_(
-    retain: Sequence[Tensor | None], forget: Gradient, retain_weight: float, forget_weight: float
-) -> list[Tensor | None]:
+def combine_(retain: Gradient, forget: Gradient, retain_weight: float, forget_weight: float) -> list[Tensor | None]:
     """Overwrite the retain gradient with ``retain_weight * retain - forget_weight * forget``.
 
     A term of weight 0 is left out instead of being multiplied, so a gradient that is not finite can be dropped. The
@@ -185,7 +151,6 @@ def combine_(
         >>> combine_([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])], 1 / 5, 1 / 2)
         [tensor([ 0.6000, -0.2000])]
     """
-    _same_length(retain, forget)
     direction: list[Tensor | None] = []
     for r, f in zip(retain, forget, strict=True):
         if r is not None:
@@ -202,75 +167,17 @@ def combine_(
     return direction
 
 
-def normalised_difference(retain: Gradient, forget: Gradient, eps: float = 1e-12) -> list[Tensor | None]:
-    """Return ``g_R / ||g_R|| - g_F / ||g_F||``, the direction of NGDiff.
-
-    The norms are taken over all tensors of a gradient (one number per task). For any two gradients the direction is one
-    of descent for the retain loss and of ascent for the forget loss: ``g_R . d = n_R (1 - cos)`` and
-    ``g_F . d = -n_F (1 - cos)``.
-
-    Args:
-        retain: Gradient of the loss to lower; left as it is.
-        forget: Gradient of the loss to raise; as many tensors of the same shapes.
-        eps: Smallest norm that counts; a gradient below it, or not finite, is dropped.
-
-    Returns:
-        New tensors, one per parameter.
-
-    Example:
-        >>> normalised_difference([torch.tensor([1.0, 0.0])], [torch.tensor([0.0, 5.0])])
-        [tensor([ 1., -1.])]
-
-    References:
-        arXiv 2410.22086, the update of NGDiff.
-    """
-    weights = normalised_weights(pair_statistics(retain, forget), eps)
-    return combine_([None if tensor is None else tensor.clone() for tensor in retain], forget, *weights)
-
-
-@torch.no_grad()
-def normalised_sum(lower: Sequence[Gradient], higher: Sequence[Gradient], eps: float = 1e-12) -> list[Tensor | None]:
-    """Return ``sum_i g_i / ||g_i||`` over the losses to lower, less the same sum over the losses to raise.
-
-    The direction of NGDiff for any number of tasks, of norm at most their number; with one of each it is
-    :func:`normalised_difference`. What holds for two tasks holds for the sum only: ``d`` is one of descent for
-    ``sum_lower L_i / n_i - sum_higher L_i / n_i`` with the norms held fixed, and a single task may lose.
-
-    Args:
-        lower: Gradients of the losses to lower; left as they are.
-        higher: Gradients of the losses to raise.
-        eps: Smallest norm that counts; a gradient below it, or not finite, is dropped.
-
-    Returns:
-        New tensors, one per parameter; ``None`` where no task reaches it.
-
-    Example:
-        >>> normalised_sum([[torch.tensor([3.0, 0.0])], [torch.tensor([0.0, 2.0])]], [[torch.tensor([-5.0, 0.0])]])
-        [tensor([2., 1.])]
-    """
-    total: list[Tensor | None] = []
-    for sign, gradients in ((1.0, lower), (-1.0, higher)):
-        for gradient in gradients:
-            weight = sign * normalised_weight(global_norm(gradient).item(), eps)
-            if weight:
-                scaled = [None if tensor is None else tensor * weight for tensor in gradient]
-                total = add_(total, scaled) if total else scaled
+def add_(total: Tensor, term: Tensor | None) -> Tensor:
+    """Add a tensor, which may lie on another device or be of another dtype, to a total in place; return the total."""
+    if term is not None:
+        own = local(total)
+        own.add_(local(term).to(own.device, own.dtype))
     return total
 
 
-@torch.no_grad()
-def add_(total: Sequence[Tensor | None], gradient: Gradient) -> list[Tensor | None]:
-    """Add a gradient to another in place; return it, with the gradient's own tensors where it had ``None``.
-
-    Example:
-        >>> add_([torch.tensor([1.0]), None], [torch.tensor([2.0]), torch.tensor([3.0])])
-        [tensor([3.]), tensor([3.])]
-    """
-    _same_length(total, gradient)
-    for a, b in zip(total, gradient, strict=True):
-        if a is not None and b is not None:
-            local(a).add_(local(b).to(local(a).device, a.dtype))
-    return [b if a is None else a for a, b in zip(total, gradient, strict=True)]
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds, sharing its memory; a plain tensor is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _norm(gradient: Gradient) -> Tensor:
@@ -279,7 +186,7 @@ def _norm(gradient: Gradient) -> Tensor:
     return norm
 
 
-def _product(first: Gradient, second: Gradient) -> Tensor:
+def _inner_product(first: Gradient, second: Gradient) -> Tensor:
     products = [
         torch.dot(left, right)
         for a, b in zip(first, second, strict=True)
@@ -303,6 +210,40 @@ def _stacked(scalars: list[Tensor]) -> Tensor:
     return torch.stack([scalar.to(device) for scalar in scalars]).double()
 
 
-def _same_length(first: Gradient, second: Gradient) -> None:
-    if len(first) != len(second):
-        raise ValueError(f"Both gradients must have as many tensors, got {len(first)} and {len(second)}.")
+def _shard_group(tensors: Gradient) -> dist.ProcessGroup | None:
+    """Return the processes that together hold the sharded tensors; ``None`` if none is sharded.
+
+    Raises:
+        ValueError: If tensors are sharded over different processes, or over more than one dimension of a mesh.
+    """
+    groups: dict[str, dist.ProcessGroup] = {}
+    for tensor in tensors:
+        if not isinstance(tensor, DTensor):
+            continue
+        dimensions = [i for i, placement in enumerate(tensor.placements) if not isinstance(placement, Replicate)]
+        if len(dimensions) > 1 or not all(isinstance(tensor.placements[i], Shard) for i in dimensions):
+            raise ValueError(
+                "Norms are taken of tensors that are sharded over one dimension of a mesh, as FSDP2 does, got the "
+                f"placements {tensor.placements}; leave tensor parallelism out."
+            )
+        for dimension in dimensions:
+            group = tensor.device_mesh.get_group(dimension)
+            groups[group.group_name] = group
+    if len(groups) > 1:
+        raise ValueError(f"All tensors must be sharded over the same processes, got {len(groups)} groups of them.")
+    return next(iter(groups.values()), None)
+
+
+def _own_part(tensors: Gradient, group: dist.ProcessGroup | None) -> list[Tensor | None]:
+    """Return this process's share of a sum over a group: its shards, and on the first rank the whole tensors."""
+    first = group is None or dist.get_rank(group) == 0
+    return [None if t is None or not (first or _is_sharded(t)) else local(t) for t in tensors]
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) and not all(isinstance(placement, Replicate) for placement in tensor.placements)
+
+
+def _sum_over(group: dist.ProcessGroup, values: Tensor) -> Tensor:
+    dist.all_reduce(values, group=group)
+    return values

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from lit_modules.unlearning.core.loading import check_folder
+from lit_modules.unlearning.core.pretrained import check_folder
 from lit_modules.unlearning.core.sharding import blocks_of
 
 SHAPES: dict[str, dict[str, Any]] = {

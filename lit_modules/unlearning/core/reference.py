@@ -1,78 +1,176 @@
-"""What the model said before unlearning: log-probabilities of rows, and the frozen network where these do not do."""
+"""Reference policy: log-probabilities of rows before unlearning, computed once, without a second model."""
 
-import copy
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft import PeftModel
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from lit_modules.unlearning.core.arguments import LossArguments
+from lit_modules.unlearning.core.causal_lm import Batch
+from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
 from lit_modules.unlearning.core.losses import IGNORED, sequence_nll
-from lit_modules.utils.adapters import essence, weights_swapped
+from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.files import write_whole
-from lit_modules.utils.hashing import hash_tensors, stable_hash
-
-_UNHASHED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+from lit_modules.utils.model_modes import evaluation_mode
 
 
-def model_hash(model: nn.Module, precision: str = "", continued: bool = False) -> str:
-    """Return what tells two references apart: a hash of the configuration and of all weights.
+class ReferencePolicyLoss(ForgetRetainLoss):
+    """Know ``log p_ref(y|x)`` of every row that training compares; the base of NPO and DPO.
 
-    Args:
-        model: Model of transformers, with adapters of peft or without.
-        precision: Arithmetic that the model runs in, which changes its numbers.
-        continued: Whether the adapter belongs to the reference; otherwise it is left out.
+    Before the first step the training rows are gone through, epoch by epoch until one brings no new row, and the
+    log-probability of each is computed once and cached in ``cache_dir`` under the hash of the model and that of the
+    row. Later runs from the same model read them there. They also stand in the checkpoint, so a resumed run needs
+    neither the cache nor the model that it began with. No second model is held; with adapters a row that comes up later
+    is computed with these as they were before training, without them such a row is an error.
 
-    Returns:
-        64 hexadecimal digits, the same with a new adapter as without.
-    """
-    config = getattr(model, "config", None)
-    values = config.to_diff_dict() if config is not None else {}
-    described = {key: value for key, value in values.items() if key not in _UNHASHED}
-    base: Any = model
-    marks: tuple[str, ...] = ()
-    adapter = None
-    if continued:
-        adapter = essence(cast("PeftModel", model).peft_config["default"])
-    elif isinstance(model, PeftModel):
-        tuned: Any = model
-        base, marks = tuned.get_base_model(), (tuned.base_model.prefix, "modules_to_save.")
-    # buffers too, such as the scales of quantised weights
-    state = [
-        (name.replace(".base_layer", "").replace(".original_module", ""), part)
-        for name, tensor in base.state_dict().items()
-        if isinstance(tensor, Tensor) and not any(mark in name for mark in marks)
-        for part in _stored(tensor)
-    ]
-    text = json.dumps([described, precision, adapter], sort_keys=True, default=str)
-    return stable_hash(text, hash_tensors(state))
-
-
-def _stored(tensor: Any) -> list[Tensor]:
-    """Return the tensors that a tensor is made of: itself, or those of a quantised one, such as values and scales."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _stored(getattr(tensor, name))]
-
-
-def row_hashes(batch: Mapping[str, Any]) -> list[str]:
-    """Return a hash of the attended tokens of each row and of which of them are scored; padding does not count.
+    Subclasses write ``compared``.
 
     Args:
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, integers of shape ``(batch, tokens)``.
+        cache_dir: Folder of the cached log-probabilities; by default ``reference_log_probs`` in the trainer's root
+            folder.
     """
-    hashes = []
-    columns = (batch[key].tolist() for key in ("input_ids", "attention_mask", "labels"))
-    for ids, mask, labels in zip(*columns, strict=True):
-        row = [(token, label != IGNORED) for token, seen, label in zip(ids, mask, labels, strict=True) if seen]
-        hashes.append(hashlib.sha256(repr(row).encode()).hexdigest()[:32])
-    return hashes
+
+    def __init__(
+        self, model: str | PreTrainedModel, *, cache_dir: str | None = None, **shared: Unpack[LossArguments]
+    ) -> None:
+        super().__init__(model, **shared)
+        self.cache_dir = cache_dir
+        self._cache: ReferenceCache | None = None
+        self._restored: dict[str, float] = {}
+
+    def compared(self, batch: Batch) -> Sequence[Batch]:
+        """Return the tasks of a batch whose rows are compared with the reference."""
+        return [batch["forget"]]
+
+    def on_train_start(self) -> None:
+        """Compute the reference of all training rows that the cache does not hold."""
+        super().on_train_start()
+        assert self._reference_hash is not None
+        if self._cache is None:
+            folder = self.cache_dir or Path(self.trainer.default_root_dir) / "reference_log_probs"
+            leaves_files = not getattr(self.trainer, "fast_dev_run", False)
+            self._cache = ReferenceCache(folder if leaves_files else None, self._reference_hash)
+        self._cache.rows.update(self._restored)
+        if self._moved and not self._adapted:
+            return
+        if self._compute_all(self._cache) and self.trainer.is_global_zero:
+            self._cache.save()
+
+    def log_ratios(self, task: Batch) -> tuple[Tensor, Tensor]:
+        """Return ``log p_theta(y|x) - log p_ref(y|x)`` of each row, and ``log p_theta(y|x)``, with gradient.
+
+        Returns:
+            Two tensors of shape ``(batch,)`` in nats, sums over a row's target tokens.
+        """
+        reference = self.reference_log_probs(task)
+        log_probs = -sequence_nll(self.network, task)[0]
+        return log_probs - reference.to(log_probs), log_probs
+
+    def reference_log_probs(self, task: Batch) -> Tensor:
+        """Return ``log p_ref(y|x)`` of each row, in nats, of shape ``(batch,)``.
+
+        Raises:
+            ValueError: If a row is new and the model is no longer the reference.
+        """
+        if self._cache is None:
+            raise RuntimeError(f"{type(self).__name__} knows its reference from the start of training on.")
+        hashes = row_hashes(task)
+        self._compute(self._cache, task, hashes)
+        rows = [self._cache.rows[row] for row in hashes]
+        return torch.tensor(rows, device=task["input_ids"].device, dtype=torch.float64)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the reference."""
+        super().on_save_checkpoint(checkpoint)
+        if self._cache is not None:
+            checkpoint["lit_modules_reference"]["rows"] = dict(self._cache.rows)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the reference."""
+        super().on_load_checkpoint(checkpoint)
+        self._restored = checkpoint.get("lit_modules_reference", {}).get("rows", {})
+
+    @property
+    def _needs_reference(self) -> bool:
+        return True
+
+    def _compute(self, cache: "ReferenceCache", task: Batch, hashes: list[str]) -> int:
+        """Compute the rows of a task that are not known; return their number."""
+        missing = [index for index, row in enumerate(hashes) if row not in cache.rows]
+        if not missing:
+            return 0
+        rows = {
+            key: value[missing] if isinstance(value, Tensor) else [value[index] for index in missing]
+            for key, value in task.items()
+        }
+        if self._adapted:
+            with self.reference_network() as network:
+                values = sequence_log_probs(network, rows)
+        elif not self._moved:
+            values = sequence_log_probs(self.model, rows)
+        else:
+            raise ValueError(
+                f"The row {rows.get('id', ['(unnamed)'])[0]} is not among those that {type(self).__name__} saw before "
+                "the first step, and the model is no longer the reference. Let an epoch of the training loader bring "
+                "all rows, as datamodules.LUME(anchor='forget') does, or train adapters (peft_config), which can be "
+                "switched off."
+            )
+        cache.rows.update(zip((hashes[index] for index in missing), values.tolist(), strict=True))
+        return len(missing)
+
+    def _compute_all(self, cache: "ReferenceCache") -> int:
+        """Go through the training rows; return how many were new, on all ranks."""
+        new = 0
+        with isolate_rng(), self.trainer.precision_plugin.forward_context():
+            for batches in self._epochs():
+                before = new
+                for batch in batches:
+                    for task in self.compared(self.trainer.strategy.batch_to_device(batch)):
+                        self.check_rows(task)
+                        new += self._compute(cache, task, row_hashes(task))
+                if new == before and not self._limited:
+                    break
+        if self.trainer.world_size > 1:
+            parts: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(parts, cache.rows)
+            before = len(cache.rows)
+            for part in parts:
+                cache.rows.update(part)
+            new += len(cache.rows) - before
+        if new:
+            rank_zero_info(f"The reference log-probabilities of {new} rows were computed.")
+        return new
+
+    @property
+    def _limited(self) -> bool:
+        """Whether an epoch ends before the loader does."""
+        limit = self.trainer.limit_train_batches
+        return isinstance(limit, int) or limit != 1.0
+
+    def _epochs(self) -> Iterator[Iterator[Batch]]:
+        """Yield the batches of the epochs to come, in the order of training where the loader's sampler is seeded."""
+        loader: Any = self.trainer.train_dataloader if self._datamodule is None else self._datamodule.train_dataloader()
+        combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
+        samplers = [getattr(part, "sampler", None) for part in combined.flattened]  # any iterable may be a loader
+        seeded = all(hasattr(sampler, "set_epoch") for sampler in samplers)
+        epochs = self.trainer.max_epochs or 0
+        for epoch in range(epochs) if epochs > 0 else count():
+            for sampler in samplers:
+                if hasattr(sampler, "set_epoch"):
+                    sampler.set_epoch(epoch)  # type: ignore[union-attr]
+            limit = self.trainer.num_training_batches if self._limited and seeded else math.inf
+            batches = (batch for batch, _, _ in iter(combined))
+            yield islice(batches, None if math.isinf(limit) else int(limit))
 
 
 class ReferenceCache:
@@ -91,94 +189,49 @@ class ReferenceCache:
     def __init__(self, folder: str | Path | None, model: str) -> None:
         self.model = model
         self.path = None if folder is None else Path(folder) / f"{model}.json"
-        self.rows: dict[str, float] = {}
-        if self.path is not None and self.path.is_file():
-            self.rows = self._read(self.path)
-
-    def __contains__(self, row: str) -> bool:
-        """Return whether the number of a row is known."""
-        return row in self.rows
-
-    def look_up(self, rows: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Return the log-probabilities of rows, in nats, of shape ``(rows,)``."""
-        return torch.tensor([self.rows[row] for row in rows], device=device, dtype=dtype)
+        self.rows = self._read()
 
     def save(self) -> None:
         """Write the numbers, together with those that another run has written meanwhile."""
-        if self.path is None:
-            return
-        known = self._read(self.path) if self.path.is_file() else {}
-        self.rows = {**known, **self.rows}
-        write_whole(self.path, json.dumps({"model": self.model, "rows": self.rows}))
+        if self.path is not None:
+            self.rows = {**self._read(), **self.rows}
+            write_whole(self.path, json.dumps({"model": self.model, "rows": self.rows}))
 
-    def _read(self, path: Path) -> dict[str, float]:
+    def _read(self) -> dict[str, float]:
+        if self.path is None or not self.path.is_file():
+            return {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(self.path.read_text(encoding="utf-8"))
             made_by, rows = str(content["model"]), {str(key): float(value) for key, value in content["rows"].items()}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(
-                f'{path} must hold {{"model": hash, "rows": {{hash: number}}}}, and does not ({error}); delete it, and '
-                "the run makes it anew."
+                f'{self.path} must hold {{"model": hash, "rows": {{hash: number}}}}, and does not ({error}); delete '
+                "it, and the run makes it anew."
             ) from error
         if made_by != self.model:
             raise ValueError(
-                f"The reference log-probabilities in {path} were made by the model {made_by[:12]}, and this run starts "
-                f"from the model {self.model[:12]}; delete the file or give another cache_dir."
+                f"The reference log-probabilities in {self.path} were made by the model {made_by[:12]}, and this run "
+                f"starts from the model {self.model[:12]}; delete the file or give another cache_dir."
             )
         return rows
 
 
-@torch.no_grad()
-def sequence_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Return ``log p(y|x)`` of each row: the sum over its scored tokens, without gradient, in evaluation mode.
-
-    Returns:
-        Nats, of shape ``(batch,)``.
-    """
-    with evaluation(model):
-        return -sequence_nll(model, batch)[0]
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Switch a model to evaluation mode, and each of its modules back to its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in evaluation mode, of which nothing trains."""
-    frozen: nn.Module = copy.deepcopy(model)
-    return frozen.requires_grad_(False).eval()
-
-
-@contextmanager
-def without_adapter(model: Any) -> Iterator[nn.Module]:
-    """Give a model of peft with its adapters switched off, without gradient, in evaluation mode."""
-    with torch.no_grad(), evaluation(model), model.disable_adapter():
-        yield cast("nn.Module", model)
-
-
-@contextmanager
-def with_weights(model: Any, parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[nn.Module]:
-    """Give a model some of whose weights have other values, without gradient, in evaluation mode."""
-    with torch.no_grad(), evaluation(model), weights_swapped(parameters, values):
-        yield cast("nn.Module", model)
-
-
-def split_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Return some rows of a task.
+def row_hashes(batch: Mapping[str, Any]) -> list[str]:
+    """Return a hash of the attended tokens of each row and of which of them are scored; padding does not count.
 
     Args:
-        batch: Tensors whose first dimension is the row, and lists with an entry per row.
-        rows: Numbers of the rows.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, integers of shape ``(batch, tokens)``.
     """
-    return {
-        key: value[list(rows)] if isinstance(value, Tensor) else [value[row] for row in rows]
-        for key, value in batch.items()
-    }
+    hashes = []
+    columns = (batch[key].tolist() for key in ("input_ids", "attention_mask", "labels"))
+    for ids, mask, labels in zip(*columns, strict=True):
+        row = [(token, label != IGNORED) for token, attended, label in zip(ids, mask, labels, strict=True) if attended]
+        hashes.append(hashlib.sha256(repr(row).encode()).hexdigest()[:32])
+    return hashes
+
+
+@torch.no_grad()
+def sequence_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return ``log p(y|x)`` of each row, ``(batch,)``: the sum over its scored tokens in nats, in evaluation mode."""
+    with evaluation_mode(model):
+        return -sequence_nll(model, batch)[0]

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -27,18 +27,60 @@ REFUSALS = (
 """Sentences that decline to answer, for use without a file of them."""
 
 
-def read_refusals(path: str | None) -> tuple[str, ...]:
-    """Read refusals from a file with one per line, plain or as JSON strings.
+class Refusals:
+    """Refused forget rows of batches: those that the data bring, or the forget rows with refusals as answers.
+
+    The data's own, the task ``"idk"`` as ``datamodules.TOFU(refusals=True)`` gives it, have the form of the data's
+    answers; a file goes first. What is made here is kept in the batch as ``"refusal"``, so that it is made once.
 
     Args:
-        path: File, such as ``idontknow.jsonl`` of TOFU; ``None`` takes the sentences of this module.
+        path: File of refusals; ``None`` takes the data's own, else :data:`REFUSALS`.
+        seed: Seed of which row gets which refusal.
+        separator: Text put before a refusal, and scored with it.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds no sentence.
     """
-    if path is None:
-        return REFUSALS
+
+    def __init__(self, path: str | None, seed: int = 0, separator: str = " ") -> None:
+        self.sentences = REFUSALS if path is None else read_refusals(path)
+        self.from_file = path is not None
+        self.seed = seed
+        self.separator = separator
+
+    def rows(self, batch: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerBase]) -> dict[str, Any]:
+        """Return the refused rows of a batch.
+
+        Args:
+            batch: ``{"forget": task, ...}``, perhaps with ``"idk"``.
+            tokenizer: Gives the tokenizer, with an end of sequence, with which each refusal ends; not asked for
+                ``"idk"``.
+
+        Raises:
+            ValueError: If ``"idk"`` has not as many rows as ``"forget"``, or a row has no prompt or no end.
+        """
+        if "idk" in batch and not self.from_file:
+            rows, expected = len(batch["idk"]["labels"]), len(batch["forget"]["labels"])
+            if rows != expected:
+                raise ValueError(
+                    f"A batch must have a refusal for each of its {expected} forget rows, got {rows} in 'idk'."
+                )
+            return cast("dict[str, Any]", batch["idk"])
+        if "refusal" not in batch:
+            batch["refusal"] = refusal_rows(
+                batch["forget"], tokenizer(), self.sentences, seed=self.seed, separator=self.separator
+            )
+        return cast("dict[str, Any]", batch["refusal"])
+
+
+def read_refusals(path: str) -> tuple[str, ...]:
+    """Read refusals from a file with one per line, plain or as JSON strings, such as ``idontknow.jsonl`` of TOFU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no sentence.
+    """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(
@@ -50,44 +92,6 @@ def read_refusals(path: str | None) -> tuple[str, ...]:
     if not sentences:
         raise ValueError(f"{path} must hold at least one refusal, one per line, and is empty.")
     return sentences
-
-
-def refused_rows(
-    batch: dict[str, Any],
-    tokenizer: Callable[[], PreTrainedTokenizerBase],
-    refusals: Sequence[str],
-    seed: int = 0,
-    separator: str = " ",
-    own: bool = True,
-) -> dict[str, Any]:
-    """Return the refused forget rows of a batch: those that the data bring, or the forget rows with refusals.
-
-    The data's own, the task ``"idk"`` as ``datamodules.TOFU(refusals=True)`` gives it, have the form of the data's
-    answers. What is made here is kept in the batch as ``"refusal"``, so that it is made once.
-
-    Args:
-        batch: ``{"forget": task, ...}``, perhaps with ``"idk"``.
-        tokenizer: Gives the tokenizer, with an end of sequence, with which each refusal ends; not asked for ``"idk"``.
-        refusals: Sentences to draw from.
-        seed: Seed of the draw.
-        separator: Text put before the refusal, and scored with it.
-        own: Whether to take the task ``"idk"`` if there is one.
-
-    Raises:
-        ValueError: If ``"idk"`` has not as many rows as ``"forget"``, or :func:`refusal_rows` finds no prompt or end.
-    """
-    if own and "idk" in batch:
-        rows, expected = len(batch["idk"]["labels"]), len(batch["forget"]["labels"])
-        if rows != expected:
-            raise ValueError(
-                f"A batch must have a refusal for each of its {expected} forget rows, got {rows} in 'idk'."
-            )
-        given: dict[str, Any] = batch["idk"]
-        return given
-    if "refusal" not in batch:
-        batch["refusal"] = refusal_rows(batch["forget"], tokenizer(), refusals, seed, separator)
-    made: dict[str, Any] = batch["refusal"]
-    return made
 
 
 def refusal_rows(
@@ -122,33 +126,28 @@ def refusal_rows(
             f"The tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, with which refusals must end."
         )
     names = task.get("id", [])
-    rows = []
+    prompts = []
     columns = (task[key].tolist() for key in ("input_ids", "attention_mask", "labels"))
-    for number, (ids, mask, labels) in enumerate(zip(*columns, strict=True)):
-        length = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
-        prompt = [token for token, seen in zip(ids[:length], mask[:length], strict=True) if seen]
+    for index, (ids, mask, labels) in enumerate(zip(*columns, strict=True)):
+        length = next((start for start, label in enumerate(labels) if label != IGNORED), len(labels))
+        prompt = [token for token, attended in zip(ids[:length], mask[:length], strict=True) if attended]
         if not prompt:
             raise ValueError(
-                f"The forget row {names[number] if names else number} has no prompt before its first scored token, so "
+                f"The forget row {names[index] if names else index} has no prompt before its first scored token, so "
                 "there is nothing to decline to answer; refusals need rows of question and answer."
             )
-        rows.append(prompt)
-    answers = [
-        [
-            *tokenizer(separator + refusals[_draw(seed, row) % len(refusals)], add_special_tokens=False)["input_ids"],
-            end,
-        ]
-        for row in row_hashes(task)
-    ]
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(rows, answers, strict=True))
+        prompts.append(prompt)
+    texts = [separator + refusals[_draw(seed, row) % len(refusals)] for row in row_hashes(task)]
+    answers = [[*tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts]
+    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    filled = torch.full((3, len(rows), width), 0, dtype=torch.int64)
+    filled = torch.full((3, len(prompts), width), 0, dtype=torch.int64)
     filled[0], filled[2] = int(pad), IGNORED
-    for number, (prompt, answer) in enumerate(zip(rows, answers, strict=True)):
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         start, stop = len(prompt), len(prompt) + len(answer)
-        filled[0, number, :stop] = torch.tensor(prompt + answer)
-        filled[1, number, :stop] = 1
-        filled[2, number, start:stop] = torch.tensor(answer)
+        filled[0, index, :stop] = torch.tensor(prompt + answer)
+        filled[1, index, :stop] = 1
+        filled[2, index, start:stop] = torch.tensor(answer)
     ids, mask, labels = filled.to(task["input_ids"].device)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels} | ({"id": list(names)} if names else {})
 

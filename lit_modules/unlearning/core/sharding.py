@@ -1,66 +1,19 @@
-"""Networks whose weights are sharded over processes by FSDP2, and sums over what the processes hold."""
+"""Networks whose weights are sharded over processes by FSDP2."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor
 
-
-def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this process holds, sharing its memory; a plain tensor is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def shard_group(tensors: Sequence[Tensor | None]) -> dist.ProcessGroup | None:
-    """Return the processes that together hold the sharded tensors; ``None`` if none is sharded.
-
-    Raises:
-        ValueError: If tensors are sharded over different processes, or over more than one dimension of a mesh.
-    """
-    found: dict[str, dist.ProcessGroup] = {}
-    for tensor in tensors:
-        if not isinstance(tensor, DTensor):
-            continue
-        dimensions = [number for number, placement in enumerate(tensor.placements) if not _replicated(placement)]
-        if len(dimensions) > 1 or not all(isinstance(tensor.placements[number], Shard) for number in dimensions):
-            raise ValueError(
-                "Norms are taken of tensors that are sharded over one dimension of a mesh, as FSDP2 does, got the "
-                f"placements {tensor.placements}; leave tensor parallelism out."
-            )
-        for number in dimensions:
-            group = tensor.device_mesh.get_group(number)
-            found[group.group_name] = group
-    if len(found) > 1:
-        raise ValueError(f"All tensors must be sharded over the same processes, got {len(found)} groups of them.")
-    return next(iter(found.values()), None)
-
-
-def own_part(tensors: Sequence[Tensor | None], group: dist.ProcessGroup | None) -> list[Tensor | None]:
-    """Return what this process adds to a sum over a group: its shards, and on the first rank the whole tensors.
-
-    Args:
-        tensors: Sharded and whole tensors.
-        group: Result of :func:`shard_group`; with ``None`` every tensor is this process's own.
-
-    Returns:
-        As many tensors; ``None`` where this process adds nothing.
-    """
-    first = group is None or dist.get_rank(group) == 0
-    return [None if t is None or not (first or _sharded(t)) else local(t) for t in tensors]
-
-
-def sum_over(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
-    """Return the sum of the values of all processes of a group; one all-reduce."""
-    if group is not None:
-        dist.all_reduce(values, group=group)
-    return values
+from lit_modules.unlearning.core.gradients import local
 
 
 def check_mesh(module: Any) -> None:
@@ -119,16 +72,15 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
         ['LlamaDecoderLayer', 'LlamaDecoderLayer']
     """
     names = {name for module in network.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    found = [module for module in network.modules() if type(module).__name__ in names]
-    if not found:
-        lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-        found = [block for blocks in lists for block in blocks]
-    within = {id(part) for block in found for part in block.modules() if part is not block}
-    return [block for block in found if id(block) not in within]
+    blocks = [module for module in network.modules() if type(module).__name__ in names]
+    if not blocks:
+        blocks = [block for module in network.modules() if isinstance(module, nn.ModuleList) for block in module]
+    nested = {id(part) for block in blocks for part in block.modules() if part is not block}
+    return [block for block in blocks if id(block) not in nested]
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether a network has weights of which this process holds a part."""
+    """Return whether this process holds only a part of a network's weights."""
     return any(isinstance(parameter, DTensor) for parameter in network.parameters())
 
 
@@ -138,8 +90,6 @@ def whole_state(network: nn.Module) -> dict[str, Any]:
     Returns:
         Whole tensors on rank 0, elsewhere nothing.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
     return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
@@ -155,13 +105,13 @@ def in_step(network: nn.Module) -> Iterator[None]:
         return
     _gather_once(network)
 
-    def going(value: int) -> bool:
-        ranks = torch.full((), value, device=_device(network))
+    def any_rank_calls(own: int) -> bool:
+        ranks = torch.full((), own, device=_device(network))
         dist.all_reduce(ranks)
         return bool(ranks)
 
     def announce(module: nn.Module, args: Any) -> None:
-        going(1)
+        any_rank_calls(1)
 
     handle = network.register_forward_pre_hook(announce, prepend=True)
     try:
@@ -169,7 +119,7 @@ def in_step(network: nn.Module) -> Iterator[None]:
     finally:
         handle.remove()
     with torch.no_grad():
-        while going(0):
+        while any_rank_calls(0):
             _call(network)
 
 
@@ -201,11 +151,3 @@ def _call(network: nn.Module) -> None:
 
 def _device(network: nn.Module) -> torch.device:
     return next(local(parameter).device for parameter in network.parameters())
-
-
-def _replicated(placement: Any) -> bool:
-    return isinstance(placement, Replicate)
-
-
-def _sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor) and not all(map(_replicated, tensor.placements))

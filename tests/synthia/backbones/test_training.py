@@ -17,7 +17,7 @@ from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
 from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
 from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
 from lit_modules.synthia.core.randomness import generator_of
-from lit_modules.synthia.objectives import Denoise, DenoiseDPO, Linear
+from lit_modules.synthia.objectives import Denoise, DenoiseDPO, LinearContrast
 from lit_modules.synthia.synthia import Synthia
 
 ADAPTERS: dict[str, tuple[type[Backbone], str | None]] = {
@@ -157,7 +157,7 @@ def test_what_is_trained_is_what_diffusers_draw(
 @pytest.mark.parametrize("name", ["stable_diffusion", "flux", "kandinsky3_flash"])
 def test_paper_objective_trains_the_whole_network(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     module = Synthia(
-        make(name, request), objective=Linear(), truncation=1, gradient_checkpointing=True, optimizer=rate(1e-3)
+        make(name, request), objective=LinearContrast(), truncation=1, gradient_checkpointing=True, optimizer=rate(1e-3)
     )
     module.configure_model()
     before = {key: value.clone() for key, value in module.network.state_dict().items()}
@@ -183,7 +183,7 @@ def test_encoders_are_asked_once_and_freed(
     assert not [key for key in whole.state_dict() if "vae" in key or "text" in key]
 
 
-@pytest.mark.parametrize("objective", [Denoise(), DenoiseDPO(scale=10.0), Linear()])
+@pytest.mark.parametrize("objective", [Denoise(), DenoiseDPO(scale=10.0), LinearContrast()])
 def test_frozen_weights_of_16_bits_and_trained_ones_of_32(
     objective: Any, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -1,15 +1,12 @@
 """The ontology of existing objects: superordinate category, concept, part, affordance."""
 
 import json
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import networkx as nx  # type: ignore[import-untyped]
-
-from lit_modules.synthia.ontology.files import (
+from lit_modules.utils.ontology_files import (
     SCHEMA_VERSION,
     Concept,
     convert_three_maps,
@@ -18,6 +15,7 @@ from lit_modules.synthia.ontology.files import (
     normalise,
     read_concepts,
 )
+from lit_modules.utils.suggestions import did_you_mean
 
 Level = Literal["concept", "part", "all"]
 
@@ -75,8 +73,8 @@ class Ontology:
         """Read data in the schema or in the layout of three maps.
 
         Args:
-            data: See :func:`~lit_modules.synthia.ontology.files.read_concepts` and
-                :func:`~lit_modules.synthia.ontology.files.convert_three_maps`.
+            data: See :func:`~lit_modules.utils.ontology_files.read_concepts` and
+                :func:`~lit_modules.utils.ontology_files.convert_three_maps`.
             source: Name of the data in errors; data of three maps takes its last part, without suffix, for its own.
 
         Raises:
@@ -110,6 +108,8 @@ class Ontology:
         keep the path, as ``furniture/sofa/leg``; the id of an affordance is its name after a slash, as ``/sit``, which
         no path can be. Edges have the ``kind`` ``has_concept``, ``has_part`` or ``affords``.
         """
+        import networkx as nx  # type: ignore[import-untyped]
+
         graph = nx.DiGraph(name=self.name)
         for concept in self.concepts:
             graph.add_node(concept.superordinate, kind="superordinate", name=concept.superordinate)
@@ -136,16 +136,16 @@ class Ontology:
         Raises:
             ValueError: If there is none, with the nearest names, or if the name stands under several superordinates.
         """
-        given = normalise(name)
-        if given in self._by_path:
-            return self._by_path[given]
-        found = [concept for concept in self.concepts if concept.name == given]
-        if len(found) > 1:
-            raise ValueError(f"The concept {name!r} is one of {', '.join(c.path for c in found)}; give the path.")
-        if not found:
+        key = normalise(name)
+        if key in self._by_path:
+            return self._by_path[key]
+        namesakes = [concept for concept in self.concepts if concept.name == key]
+        if len(namesakes) > 1:
+            raise ValueError(f"The concept {name!r} is one of {', '.join(c.path for c in namesakes)}; give the path.")
+        if not namesakes:
             known = {*self._by_path, *(concept.name for concept in self.concepts)}
-            raise ValueError(f"There is no concept {name!r} in {self.name}{nearest(given, known)}")
-        return found[0]
+            raise ValueError(f"There is no concept {name!r} in {self.name}{did_you_mean(key, known)}")
+        return namesakes[0]
 
     def affordances(self, level: Level = "all") -> tuple[str, ...]:
         """Return the different affordances in alphabetical order.
@@ -185,7 +185,7 @@ class Ontology:
         _check_level(level)
         name = normalise(affordance)
         if name not in self._known:
-            raise ValueError(f"There is no affordance {affordance!r} in {self.name}{nearest(name, self._known)}")
+            raise ValueError(f"There is no affordance {affordance!r} in {self.name}{did_you_mean(name, self._known)}")
         return tuple(concept.path for concept in self.concepts if name in self._of(concept, level))
 
     def parts_of(self, concept: str) -> dict[str, tuple[str, ...]]:
@@ -245,35 +245,11 @@ class Ontology:
         return own | concept.part_affordances if level != "concept" else own
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence on a name that does not exist: the nearest ones by spelling, three at most.
-
-    Args:
-        name: Name that was asked for.
-        known: Names that exist.
-
-    Example:
-        >>> "There is no affordance 'stor'" + nearest("stor", ["store", "sit"])
-        "There is no affordance 'stor'; did you mean 'store'?"
-        >>> "There is no affordance 'teleport'" + nearest("teleport", ["sit", "store", "support", "transport"])
-        "There is no affordance 'teleport'; the nearest are 'transport', 'support' and 'store'."
-    """
-    names = sorted(known)
-    close = get_close_matches(name, names, n=3, cutoff=0.7)
-    found = [repr(one) for one in close or get_close_matches(name, names, n=3, cutoff=0.0)]
-    if not found:
-        return "."
-    listed = " ".join([", ".join(found[:-1]), "or" if close else "and", found[-1]]) if len(found) > 1 else found[0]
-    if close:
-        return f"; did you mean {listed}?"
-    return f"; the nearest {'are' if len(found) > 1 else 'is'} {listed}."
-
-
 def find_problems(data: Any, source: str = "ontology") -> list[str]:
     """Return everything that keeps data from being an ontology, a sentence each with its path.
 
     Args:
-        data: Content of a file, as :func:`~lit_modules.synthia.ontology.files.load_mapping` returns it.
+        data: Content of a file, as :func:`~lit_modules.utils.ontology_files.load_mapping` returns it.
         source: Name of the file.
 
     Example:
@@ -284,12 +260,11 @@ def find_problems(data: Any, source: str = "ontology") -> list[str]:
 
 
 def _read(data: Any, source: str) -> tuple[str, list[Concept], list[str]]:
-    before: list[str] = []
+    conversion: list[str] = []
     if is_three_maps(data):
-        given: Mapping[str, Any] = data
-        data, before = convert_three_maps(given, Path(source).stem)
+        data, conversion = convert_three_maps(data, Path(source).stem)
     name, concepts, problems = read_concepts(data)
-    return name, concepts, before + problems
+    return name, concepts, conversion + problems
 
 
 def _check_level(level: str) -> None:

@@ -1,4 +1,4 @@
-"""Files of ontologies: YAML and JSON without repeated keys, the schema, and the layout of three maps."""
+"""Reader of ontology files: YAML and JSON without repeated keys, the schema, and the layout of three maps."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +81,7 @@ def load_mapping(file: str | Path) -> Any:
         ValueError: If it is no text, no YAML or JSON, or repeats a key; names the file and where.
     """
     if str(file) in BUNDLED:
-        text = files("lit_modules.synthia.ontology").joinpath("data", f"{file}.yaml").read_text(encoding="utf-8")
+        text = files("lit_modules.utils").joinpath("data", f"{file}.yaml").read_text(encoding="utf-8")
         return yaml.load(text, _UniqueKeys)
     path = Path(file)
     if not path.is_file():
@@ -146,30 +146,27 @@ def convert_three_maps(data: Mapping[str, Any], name: str = "converted") -> tupl
         if not isinstance(maps, Mapping):
             problems.append(f"{category}: must be a mapping of {', '.join(THREE_MAPS)}, got {_kind(maps)}.")
             continue
-        problems += [f"{category}: unknown key {key!r}{did_you_mean(str(key), THREE_MAPS)}" for key in _others(maps)]
-        parts, whole, by_part = (_map(maps, key, category, problems) for key in THREE_MAPS)
+        problems += _unknown_keys(maps, THREE_MAPS, category)
+        parts, whole, by_part = (_map(maps.get(key, {}), f"{category}/{key}", problems) for key in THREE_MAPS)
         concepts: dict[str, Any] = {concept: {} for concept in (*whole, *parts)}
         for concept, value in concepts.items():
             if concept in whole:
                 value["affordances"] = whole[concept]
-            named = parts.get(concept, [])
-            here = f"{category}/coarse_parts/{concept}"
-            if not isinstance(named, list) or not all(isinstance(part, str) for part in named):
-                problems.append(f"{here}: must be a list of part names, got {_kind(named)}.")
+            names, names_path = parts.get(concept, []), f"{category}/coarse_parts/{concept}"
+            if not isinstance(names, list) or not all(isinstance(part, str) for part in names):
+                problems.append(f"{names_path}: must be a list of part names, got {_kind(names)}.")
                 continue
-            there = f"{category}/coarse_parts_affordance/{concept}"
-            given = by_part.get(concept, {})
-            if not isinstance(given, Mapping):
-                problems.append(f"{there}: must be a mapping of parts, got {_kind(given)}.")
+            owners, owners_path = by_part.get(concept, {}), f"{category}/coarse_parts_affordance/{concept}"
+            if not isinstance(owners, Mapping):
+                problems.append(f"{owners_path}: must be a mapping of parts, got {_kind(owners)}.")
                 continue
-            own = _by_name(given, there, "a part", problems)
-            known = [normalise(part) for part in named]
+            known, affordances = [normalise(part) for part in names], _by_name(owners, owners_path, "a part", problems)
             problems += [
-                f"{there}/{part}: unknown part{did_you_mean(part, known)} Add it to {here}."
-                for part in own
+                f"{owners_path}/{part}: unknown part{did_you_mean(part, known)} Add it to {names_path}."
+                for part in affordances
                 if part not in known
             ]
-            value["parts"] = {part: _joined(own.get(part, [])) for part in known}
+            value["parts"] = {part: _joined(affordances.get(part, [])) for part in known}
         problems += [
             f"{category}/coarse_parts_affordance/{concept}: unknown concept{did_you_mean(concept, concepts)}"
             for concept in by_part
@@ -194,14 +191,10 @@ def read_concepts(data: Any) -> tuple[str, list[Concept], list[str]]:
         >>> read_concepts({"schema_version": 1, "name": "x", "superordinates": {"tool": {"saw": {}}}})[2]
         ['tool/saw: has no affordance; a concept needs at least one.']
     """
-    problems: list[str] = []
     if not isinstance(data, Mapping):
-        return (
-            "",
-            [],
-            [f"An ontology must be a mapping with schema_version, name and superordinates, got {_kind(data)}."],
-        )
-    problems += _unknown_keys(data, ("schema_version", "name", "superordinates"), "")
+        problems = [f"An ontology must be a mapping with schema_version, name and superordinates, got {_kind(data)}."]
+        return "", [], problems
+    problems = list(_unknown_keys(data, ("schema_version", "name", "superordinates"), ""))
     version = data.get("schema_version")
     if isinstance(version, bool) or version != SCHEMA_VERSION:
         problems.append(f"schema_version: must be {SCHEMA_VERSION}, got {version!r}.")
@@ -214,8 +207,8 @@ def read_concepts(data: Any) -> tuple[str, list[Concept], list[str]]:
     if not isinstance(categories, Mapping) or not categories:
         problems.append(f"superordinates: must be a mapping with at least one entry, got {_kind(categories)}.")
         categories = {}
-    for given, members in categories.items():
-        category = _name(given, "superordinates", "a superordinate", problems)
+    for key, members in categories.items():
+        category = _name(key, "superordinates", "a superordinate", problems)
         if category is None:
             continue
         if category in seen:
@@ -224,8 +217,8 @@ def read_concepts(data: Any) -> tuple[str, list[Concept], list[str]]:
         if not isinstance(members, Mapping) or not members:
             problems.append(f"{category}: must be a mapping of concepts with at least one entry, got {_kind(members)}.")
             continue
-        for inner, value in members.items():
-            concept = _concept(category, inner, value, problems)
+        for key, value in members.items():
+            concept = _concept(category, key, value, problems)
             if concept is None:
                 continue
             if concept.path in seen:
@@ -297,15 +290,10 @@ def _unknown_keys(data: Mapping[Any, Any], known: Sequence[str], path: str) -> I
     return (f"{begin}unknown key {key!r}{did_you_mean(str(key), known)}" for key in data if key not in known)
 
 
-def _others(maps: Mapping[Any, Any]) -> list[Any]:
-    return [key for key in maps if key not in THREE_MAPS]
-
-
-def _map(maps: Mapping[str, Any], key: str, category: str, problems: list[str]) -> dict[str, Any]:
-    value = maps.get(key, {})
+def _map(value: Any, path: str, problems: list[str]) -> dict[str, Any]:
     if isinstance(value, Mapping):
-        return _by_name(value, f"{category}/{key}", "a concept", problems)
-    problems.append(f"{category}/{key}: must be a mapping keyed by concept, got {_kind(value)}.")
+        return _by_name(value, path, "a concept", problems)
+    problems.append(f"{path}: must be a mapping keyed by concept, got {_kind(value)}.")
     return {}
 
 

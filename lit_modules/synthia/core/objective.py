@@ -1,13 +1,15 @@
-"""What contrastive objectives share: distances, and the interface they stand behind."""
+"""Interface of the contrastive objectives, and the distances that they compare."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Space = Literal["sample", "noise"]
+from lit_modules.synthia.core.sampling import precise
+
+Distance = Literal["squared", "cosine"]
 
 
 def squared_distance(first: Tensor, second: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ def squared_distance(first: Tensor, second: Tensor) -> Tensor:
         tensor([3., 0.])
     """
     _same_shape(first, second)
-    return (_precise(first) - _precise(second)).square().flatten(1).mean(1)
+    return (precise(first) - precise(second)).square().flatten(1).mean(1)
 
 
 def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
         tensor([1.])
     """
     _same_shape(first, second)
-    return 1 - F.cosine_similarity(_precise(first).flatten(1), _precise(second).flatten(1), dim=1)
+    return 1 - F.cosine_similarity(precise(first).flatten(1), precise(second).flatten(1), dim=1)
 
 
 def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
 
     Args:
         prediction: ``(batch, ...)``, or ``(batch, negatives, ...)`` with ``target`` of the same shape.
-        target: What the network should have predicted: the noise, the velocity or the flow.
+        target: The noise, the velocity or the flow.
 
     Returns:
         ``(batch,)`` for latents ``(batch, channel, height, width)``, ``(batch, negatives)`` for five dimensions.
@@ -65,18 +67,45 @@ def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
     return squared_distance(prediction.flatten(0, 1), target.flatten(0, 1)).reshape(prediction.shape[:2])
 
 
-class ContrastiveObjective(nn.Module, ABC):
-    """What the objectives share: checks, distances and the mean over a batch.
+class Distances(NamedTuple):
+    """Distances of a batch, or errors of the network; see :meth:`ContrastiveObjective.forward`.
 
-    A subclass gives ``space`` and ``terms``.
+    Args:
+        positive: To the positive, ``(batch,)``.
+        negatives: To the negatives, ``(batch, negatives)``, 0 where the mask is not set.
+        mask: Which negatives are there, bool.
+        weights: Weight of each item's denoising term, ``(batch,)``.
+        reference: Both before tuning.
     """
 
-    space: ClassVar[Space] = "sample"
+    positive: Tensor
+    negatives: Tensor
+    mask: Tensor
+    weights: Tensor | None
+    reference: tuple[Tensor, Tensor] | None
+
+
+class ContrastiveObjective(nn.Module, ABC):
+    """Loss that draws a sample near to a positive and away from negatives; a subclass gives its formula as ``terms``.
+
+    Args:
+        denoising_weight: Weight of the denoising term, if one is given, not negative.
+        metric: Distance of samples; ``"squared"`` is the mean squared difference.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    space: ClassVar[Literal["sample", "noise"]] = "sample"
+    """What is compared: samples, or errors of the denoising network."""
     needs_reference: ClassVar[bool] = False
     """Whether ``reference`` must hold the errors of the network before it was tuned."""
 
-    metric: Literal["squared", "cosine"] = "squared"
-    denoising_weight: float = 1.0
+    def __init__(self, denoising_weight: float = 1.0, metric: Distance = "squared") -> None:
+        super().__init__()
+        if metric not in ("squared", "cosine"):
+            raise ValueError(f"metric must be 'squared' or 'cosine', got {metric!r}.")
+        self.denoising_weight, self.metric = not_negative("denoising_weight", denoising_weight), metric
 
     def distances(self, anchor: Tensor, positive: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """Measure how far the positive and the negatives are from the anchor.
@@ -98,9 +127,9 @@ class ContrastiveObjective(nn.Module, ABC):
                 f"negatives must be of shape (batch, negatives, ...) with images like the anchor's "
                 f"{tuple(anchor.shape)}, got {tuple(negatives.shape)}."
             )
-        number = negatives.shape[1]
-        repeated = anchor.unsqueeze(1).expand(-1, number, *anchor.shape[1:])
-        away = measure(repeated.flatten(0, 1), negatives.flatten(0, 1)).reshape(len(anchor), number)
+        count = negatives.shape[1]
+        repeated = anchor.unsqueeze(1).expand(-1, count, *anchor.shape[1:])
+        away = measure(repeated.flatten(0, 1), negatives.flatten(0, 1)).reshape(len(anchor), count)
         return measure(anchor, positive), away
 
     def forward(
@@ -133,39 +162,31 @@ class ContrastiveObjective(nn.Module, ABC):
                 f"{tuple(negatives.shape)}."
             )
         mask = torch.ones_like(negatives, dtype=torch.bool) if mask is None else mask.bool()
-        _fits("mask", mask, negatives)
-        if weights is not None:
-            _fits("weights", weights, positive)
+        shapes = [("mask", mask, negatives), ("weights", weights, positive), ("denoising", denoising, positive)]
         if self.needs_reference:
             if reference is None:
                 raise ValueError(
                     f"{type(self).__name__} needs the errors of the network before tuning; give them as reference."
                 )
-            for name, value, wanted in zip(
-                ("reference[0]", "reference[1]"), reference, (positive, negatives), strict=True
-            ):
-                _fits(name, value, wanted)
-        # what padding holds may be anything, and must reach neither the sums nor their gradients
+            shapes += [("reference[0]", reference[0], positive), ("reference[1]", reference[1], negatives)]
+        for name, value, like in shapes:
+            if value is not None and value.shape != like.shape:
+                raise ValueError(f"{name} must be of shape {tuple(like.shape)}, got {tuple(value.shape)}.")
+        if denoising is not None and self.space == "noise":
+            raise ValueError(f"{type(self).__name__} holds a denoising term already; leave denoising out.")
+        # padding may hold anything, and must reach neither the sums nor their gradients
         negatives = torch.where(mask, negatives, 0)
-        losses = self.terms(positive, negatives, mask, weights, reference)
+        terms = self.terms(Distances(positive, negatives, mask, weights, reference))
+        means = {"positive": positive.mean(), "negative": masked_mean(negatives, mask).mean()}
+        losses = {"loss": terms["loss"]} | means | terms
         if denoising is not None:
-            if self.space == "noise":
-                raise ValueError(f"{type(self).__name__} holds a denoising term already; leave denoising out.")
-            _fits("denoising", denoising, positive)
             losses["denoising"] = weighted_mean(denoising, weights)
             losses["loss"] = losses["loss"] + self.denoising_weight * losses["denoising"]
         return losses
 
     @abstractmethod
-    def terms(
-        self,
-        positive: Tensor,
-        negatives: Tensor,
-        mask: Tensor,
-        weights: Tensor | None,
-        reference: tuple[Tensor, Tensor] | None,
-    ) -> dict[str, Tensor]:
-        """Return ``loss`` and its parts; the arguments are those of ``forward``, checked, 0 where no negative is."""
+    def terms(self, d: Distances) -> dict[str, Tensor]:
+        """Return ``loss`` and what is logged beside it and the means ``positive`` and ``negative``."""
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -174,19 +195,17 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of each row over the places of the mask, 0 for a row without one."""
+    """Return the mean of each row where the mask is set, 0 for a row without any."""
     return torch.where(mask, values, 0).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def _precise(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+def not_negative(name: str, value: float) -> float:
+    """Return a value that is at least 0, or raise ``ValueError``."""
+    if not value >= 0:
+        raise ValueError(f"{name} must not be negative, got {value}.")
+    return value
 
 
 def _same_shape(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape:
         raise ValueError(f"Both must be of the same shape, got {tuple(first.shape)} and {tuple(second.shape)}.")
-
-
-def _fits(name: str, value: Tensor, wanted: Tensor) -> None:
-    if value.shape != wanted.shape:
-        raise ValueError(f"{name} must be of shape {tuple(wanted.shape)}, got {tuple(value.shape)}.")

@@ -1,17 +1,19 @@
-"""Judges of designs by four criteria: the protocol, the questions, the reading of answers, and the mean scores."""
+"""Judges of designs that are asked in words: the questions, and the reading of answers."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
-CRITERIA = {
+from lit_modules.metrics.judge import CRITERIA
+
+QUESTIONS = {
     "faithfulness": (
         "Can the object in the picture do all that was asked for?",
         "every function can be seen, and they are joined well",
@@ -39,30 +41,6 @@ VERDICTS = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 class NoAnswerError(Exception):
     """There is no answer to this question, such as when an endpoint refuses it; says why."""
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """What gives designs scores; see :class:`AskingJudge` for judges that answer in words."""
-
-    def score(self, images: Sequence[Tensor] | Tensor, affordances: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Return the score of each criterion, from 1 to 5, NaN where there is none, float64 ``(n,)``.
-
-        Args:
-            images: Floats in [0, 1], ``(3, height, width)`` each.
-            affordances: What was asked for, for each image.
-        """
-
-    def compare(
-        self, first: Sequence[Tensor] | Tensor, second: Sequence[Tensor] | Tensor, affordances: Sequence[Sequence[str]]
-    ) -> dict[str, Tensor]:
-        """Return for each criterion 1 where the first image is better, 0.5 for a tie, 0 where the second is, ``(n,)``.
-
-        Args:
-            first: Floats in [0, 1], ``(3, height, width)`` each.
-            second: Those to compare them with.
-            affordances: What was asked for, for each pair of images.
-        """
 
 
 class AskingJudge(ABC):
@@ -106,7 +84,7 @@ class AskingJudge(ABC):
         """
 
     def score(self, images: Sequence[Tensor] | Tensor, affordances: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Return the score of each criterion, from 1 to 5; see :meth:`Judge.score`.
+        """Return the score of each criterion, from 1 to 5; see :meth:`lit_modules.metrics.judge.Judge.score`.
 
         Raises:
             ValueError: If there are not affordances for each image.
@@ -118,7 +96,7 @@ class AskingJudge(ABC):
     def compare(
         self, first: Sequence[Tensor] | Tensor, second: Sequence[Tensor] | Tensor, affordances: Sequence[Sequence[str]]
     ) -> dict[str, Tensor]:
-        """Return verdicts on pairs of images; see :meth:`Judge.compare`.
+        """Return verdicts on pairs of images; see :meth:`lit_modules.metrics.judge.Judge.compare`.
 
         Beside the criteria, ``consistency`` is the share of criteria on which both orders agree.
 
@@ -193,7 +171,7 @@ def score_question(affordances: Sequence[str]) -> str:
         [
             f"The picture shows a new product. It was asked for with these functions: {_listed(affordances)}.",
             "Rate it by four criteria, each with a whole number from 1 to 5:",
-            *(f"- {name}: {what} 5: {best}. 1: {worst}." for name, (what, best, worst) in CRITERIA.items()),
+            *(f"- {name}: {what} 5: {best}. 1: {worst}." for name, (what, best, worst) in QUESTIONS.items()),
             "Rate each criterion on its own, by what the picture shows.",
             f"Answer with a JSON object alone, of this form: {json.dumps(dict.fromkeys(CRITERIA, 3))}",
         ]
@@ -213,7 +191,7 @@ def comparison_question(affordances: Sequence[str]) -> str:
             'Say for each of four criteria which picture is better, "first", "second", or "tie" if neither is:',
             *(
                 f"- {name}: {what} At best: {best}. At worst: {worst}."
-                for name, (what, best, worst) in CRITERIA.items()
+                for name, (what, best, worst) in QUESTIONS.items()
             ),
             "Judge each criterion on its own, by what the pictures show; their order means nothing.",
             f"Answer with a JSON object alone, of this form: {json.dumps(dict.fromkeys(CRITERIA, 'tie'))}",
@@ -272,7 +250,7 @@ def _read(answer: str, convert: Callable[[Any], float | None], wanted: str) -> d
             place += 1
             continue
         objects.append({str(key).strip().lower(): value for key, value in found.items()})
-    complete = [found for found in objects if CRITERIA.keys() <= found.keys()]
+    complete = [found for found in objects if set(CRITERIA) <= found.keys()]
     if not complete:
         raise ValueError(f"it must hold a JSON object with {', '.join(CRITERIA)}, got {answer.strip()[:80]!r}.")
     values = {name: convert(complete[-1][name]) for name in CRITERIA}

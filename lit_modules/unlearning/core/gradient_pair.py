@@ -1,4 +1,4 @@
-"""What the unlearning modules share: manual optimization over groups of micro-batches."""
+"""Bases of the unlearning methods: manual optimization over groups of batches, and pairs of gradients."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,15 +6,14 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import PeftConfig
 from torch import Tensor
-from torchmetrics import Metric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from lit_modules.unlearning.core.arguments import CausalLMArguments, UnlearningArguments
 from lit_modules.unlearning.core.causal_lm import Batch, CausalLM
-from lit_modules.unlearning.core.gradients import PairStatistics, combine_, global_norm, norm_and_product
+from lit_modules.unlearning.core.gradients import PairStatistics, Weights, combine_, global_norm, norm_and_product
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
+from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.training_state import check_finite
 
 
@@ -40,30 +39,12 @@ class Unlearning(CausalLM, ABC):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        tokenizer: str | PreTrainedTokenizerBase | None,
-        peft_config: PeftConfig | None,
-        dtype: Literal["float32", "bfloat16"],
-        gradient_checkpointing: bool,
-        compile: bool,
-        accumulate: int,
-        clip_norm: float | None,
-        metric: Metric | None,
-        max_new_tokens: int,
-        optimizer: OptimizerCallable,
-        scheduler: LRSchedulerCallable | None,
+        *,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        **shared: Unpack[CausalLMArguments],
     ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            peft_config,
-            dtype,
-            gradient_checkpointing,
-            compile,
-            metric,
-            max_new_tokens,
-            optimizer,
-            scheduler,
-        )
+        super().__init__(model, **shared)
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {accumulate}.")
         if clip_norm is not None and not clip_norm > 0:
@@ -99,10 +80,8 @@ class Unlearning(CausalLM, ABC):
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()
-        bar: dict[str, Any] = {
-            name: numbers.pop(name) for name in ("train/forget_loss", "train/retain_loss") if name in numbers
-        }
-        self.log_dict(bar, prog_bar=True)
+        names: list[str] = [name for name in ("train/forget_loss", "train/retain_loss") if name in numbers]
+        self.log_dict({name: numbers.pop(name) for name in names}, prog_bar=True)
         self.log_dict(numbers)
 
     def check_batch(self, batch: Batch) -> None:
@@ -112,9 +91,9 @@ class Unlearning(CausalLM, ABC):
             ValueError: If it does not; names what it holds.
         """
         if not isinstance(batch, dict) or not {"forget", "retain"} <= batch.keys():
-            found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+            content = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
             raise ValueError(
-                f'{type(self).__name__} trains on batches {{"forget": task, "retain": task}}, got {found}.'
+                f'{type(self).__name__} trains on batches {{"forget": task, "retain": task}}, got {content}.'
             )
 
     @abstractmethod
@@ -161,15 +140,30 @@ class Unlearning(CausalLM, ABC):
         counts = torch.stack([self.task_weight(batch, task) for batch in group]).sum()
         tokens = strategy.reduce(counts.double(), reduce_op="sum")
         total = torch.zeros((), dtype=torch.float64, device=counts.device)
+        block = getattr(strategy, "block_backward_sync", nullcontext)  # of strategies that sum over processes
         for number, batch in enumerate(group, start=1):
-            last = number == len(group)
-            block = getattr(strategy, "block_backward_sync", nullcontext)
-            with nullcontext() if last else block():
+            with nullcontext() if number == len(group) else block():
                 loss = self.task_loss(batch, task)
                 # data parallel training averages gradients over ranks; the world size turns that into their sum
                 self.manual_backward(loss * (scale * self.trainer.world_size / tokens).to(loss.dtype))
             total += loss.detach().double()
         return strategy.reduce(total, reduce_op="sum") / tokens
+
+    def take_gradient(self) -> list[Tensor | None]:
+        """Return the gradient of the trainable parameters, and clear it there."""
+        parameters = self.trainable_parameters()
+        gradient = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return gradient
+
+    def gradient_norm(self) -> Tensor:
+        """Return the global norm of what is in ``.grad``, a scalar of dtype float64."""
+        return global_norm([parameter.grad for parameter in self.trainable_parameters()])
+
+    def to_floats(self, *scalars: Tensor) -> list[float]:
+        """Return scalars as numbers, by one transfer from the device."""
+        return [float(n) for n in torch.stack([each.to(self.device, torch.float64) for each in scalars]).tolist()]
 
     @staticmethod
     def row_names(group: list[Batch], tasks: Sequence[str] = ("forget", "retain")) -> dict[str, list[str]]:
@@ -184,9 +178,8 @@ class Unlearning(CausalLM, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up a group that was not complete."""
         super().on_load_checkpoint(checkpoint)
-        self._group = [
-            self.transfer_batch_to_device(b, self.device, 0) for b in checkpoint.get("lit_modules_group", [])
-        ]
+        group = checkpoint.get("lit_modules_group", [])
+        self._group = [self.transfer_batch_to_device(batch, self.device, 0) for batch in group]
 
     def on_fit_end(self) -> None:
         """Forget a group that a stopped run left incomplete."""
@@ -198,110 +191,88 @@ class Unlearning(CausalLM, ABC):
         self.zero_grad()
 
     def _check_trainer(self) -> None:
-        name = type(self).__name__
-        if self.trainer.accumulate_grad_batches != 1:
-            raise ValueError(
-                f"Trainer(accumulate_grad_batches={self.trainer.accumulate_grad_batches}) has no effect on {name}, "
-                f"which optimizes by itself; give {name}(accumulate={self.trainer.accumulate_grad_batches}) instead."
-            )
-        if self.trainer.gradient_clip_val is not None:
-            raise ValueError(
-                f"Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) has no effect on {name}, which optimizes "
-                f"by itself; give {name}(clip_norm={self.trainer.gradient_clip_val}) instead."
-            )
+        trainer, name = self.trainer, type(self).__name__
+        for option, value, default, own in (
+            ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1, "accumulate"),
+            ("gradient_clip_val", trainer.gradient_clip_val, None, "clip_norm"),
+        ):
+            if value != default:
+                raise ValueError(
+                    f"Trainer({option}={value}) has no effect on {name}, which optimizes by itself; give "
+                    f"{name}({own}={value}) instead."
+                )
 
 
-class TwoTaskUnlearning(Unlearning):
+class GradientPairUnlearning(Unlearning):
     """Combine a forget and a retain gradient, each taken over the whole group; the base of two-task methods.
 
     Subclasses write ``weights``. The forget gradient waits in a buffer while the retain gradient is computed: this is
     the one extra copy of the trainable gradients that a method which needs both cannot avoid.
 
     Args:
-        buffer: Where the forget gradient waits: as it is, in half the memory, or on the CPU.
+        buffer: Where the forget gradient waits for the retain gradient: as it is, in half the memory, or on the CPU.
     """
 
     def __init__(
         self,
         model: str | PreTrainedModel,
-        tokenizer: str | PreTrainedTokenizerBase | None,
-        peft_config: PeftConfig | None,
-        dtype: Literal["float32", "bfloat16"],
-        gradient_checkpointing: bool,
-        compile: bool,
-        accumulate: int,
-        clip_norm: float | None,
-        buffer: Literal["device", "bfloat16", "cpu"],
-        metric: Metric | None,
-        max_new_tokens: int,
-        optimizer: OptimizerCallable,
-        scheduler: LRSchedulerCallable | None,
+        *,
+        buffer: Literal["device", "bfloat16", "cpu"] = "device",
+        **shared: Unpack[UnlearningArguments],
     ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            peft_config,
-            dtype,
-            gradient_checkpointing,
-            compile,
-            accumulate,
-            clip_norm,
-            metric,
-            max_new_tokens,
-            optimizer,
-            scheduler,
-        )
+        super().__init__(model, **shared)
         if buffer not in ("device", "bfloat16", "cpu"):
             raise ValueError(f"buffer must be 'device', 'bfloat16' or 'cpu', got {buffer!r}.")
         self.buffer = buffer
 
     @abstractmethod
-    def weights(self, statistics: PairStatistics) -> tuple[float, float]:
-        """Return the factors of ``d = retain_weight * g_R - forget_weight * g_F``.
+    def weights(self, pair: PairStatistics) -> Weights:
+        """Return the factors of the direction ``d = retain_weight * g_R - forget_weight * g_F``.
 
         Args:
-            statistics: Norms and inner product of the two gradients.
+            pair: Norms, inner product and losses of the two gradients.
         """
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the weighted difference of the two gradients into ``.grad``."""
-        parameters = self.trainable_parameters()
         forget_loss = self.accumulate_gradient(group, "forget")
-        forget = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
+        forget = self.take_gradient()
         forget_norm = global_norm(forget)
-        forget = self._buffered(forget)
+        forget = self.buffered(forget)
         retain_loss = self.accumulate_gradient(group, "retain")
+        parameters = self.trainable_parameters()
         retain = [parameter.grad for parameter in parameters]
-        values = [forget_loss, retain_loss, forget_norm, *norm_and_product(retain, forget)]
-        # one transfer from the device for all five numbers
-        packed = torch.stack([value.to(self.device, torch.float64) for value in values]).tolist()
-        losses = {"forget": packed[0], "retain": packed[1]}
-        check_finite(self, losses, self.row_names(group))
-        statistics = PairStatistics(
-            forget_norm=packed[2],
-            retain_norm=packed[3],
-            inner=packed[4],
-            retain_loss=packed[1],
-            forget_loss=packed[0],
+        numbers = self.to_floats(forget_loss, retain_loss, forget_norm, *norm_and_product(retain, forget))
+        pair = PairStatistics(
+            forget_loss=numbers[0],
+            retain_loss=numbers[1],
+            forget_norm=numbers[2],
+            retain_norm=numbers[3],
+            inner=numbers[4],
         )
-        retain_weight, forget_weight = self.weights(statistics)
-        for parameter, tensor in zip(parameters, combine_(retain, forget, retain_weight, forget_weight), strict=True):
-            parameter.grad = None if tensor is None else tensor.to(parameter.device, parameter.dtype)
-        retain_descent, forget_descent = statistics.descent(retain_weight, forget_weight)
+        check_finite(self, {"forget": pair.forget_loss, "retain": pair.retain_loss}, self.row_names(group))
+        retain_weight, forget_weight = self.weights(pair)
+        self.write_gradient(combine_(retain, forget, retain_weight, forget_weight))
+        retain_descent, forget_descent = pair.descent(retain_weight, forget_weight)
         return {
-            "train/forget_loss": losses["forget"],
-            "train/retain_loss": losses["retain"],
-            "train/forget_norm": statistics.forget_norm,
-            "train/retain_norm": statistics.retain_norm,
-            "train/cosine": statistics.cosine,
+            "train/forget_loss": pair.forget_loss,
+            "train/retain_loss": pair.retain_loss,
+            "train/forget_norm": pair.forget_norm,
+            "train/retain_norm": pair.retain_norm,
+            "train/cosine": pair.cosine,
             "train/retain_descent": retain_descent,
             "train/forget_descent": forget_descent,
             "skip": float(not retain_weight and not forget_weight),
         }
 
-    def _buffered(self, gradient: list[Tensor | None]) -> list[Tensor | None]:
+    def write_gradient(self, direction: list[Tensor | None]) -> None:
+        """Leave a direction in ``.grad``; the list is emptied on the way."""
+        for index, parameter in enumerate(self.trainable_parameters()):
+            tensor, direction[index] = direction[index], None
+            parameter.grad = None if tensor is None else tensor.to(parameter.device, parameter.dtype)
+
+    def buffered(self, gradient: list[Tensor | None]) -> list[Tensor | None]:
+        """Return a gradient as it is to wait for the next one."""
         if self.buffer == "device":
             # gradients that are views of DDP's buckets would be overwritten by the second backward pass
             view = getattr(self.trainer.strategy.model, "gradient_as_bucket_view", False)

@@ -1,0 +1,65 @@
+"""Checks of arguments and of rows in files."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_modules.utils.json_lines import read_json_lines, shorten
+
+
+def check_at_least(least: int, **numbers: int | None) -> None:
+    """Raise a ``ValueError`` that names a number below ``least``; ``None`` passes."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}.")
+
+
+def check_choices(allowed: Collection[Any], **choices: Any) -> None:
+    """Raise a ``ValueError`` that names a value which is not among the allowed ones."""
+    for name, value in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+
+def json_rows(path: str | Path) -> list[tuple[str, Any]]:
+    """Return the rows of a JSON lines file, each with its place, ``"FILE:NUMBER"``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is no JSON, with its place, or the file is empty.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    rows = read_json_lines(path)
+    if not rows:
+        raise ValueError(f"{path} is empty; it must hold at least one line.")
+    return rows
+
+
+def check_texts(row: Any, place: str, fields: Sequence[str]) -> dict[str, str]:
+    """Return some fields of a row; further ones are passed over.
+
+    Args:
+        row: JSON value.
+        place: Place that messages name.
+        fields: Names of the fields.
+
+    Raises:
+        ValueError: If the row is no object, or a field is missing, blank or no string; the message is one line.
+    """
+    shape = f"an object with the strings {', '.join(fields)}"
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: a row must be {shape}, got {shorten(row)}.")
+    for name in fields:
+        if name not in row:
+            raise ValueError(f"{place}: the field {name!r} is missing; a row must be {shape}.")
+        if not is_text(row[name]):
+            raise ValueError(
+                f"{place}: the field {name!r} must be a string that is not blank, got {shorten(row[name])}."
+            )
+    return {name: row[name] for name in fields}
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a JSON value is a string of Unicode text that is not blank; half a surrogate pair is none."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)

@@ -1,0 +1,49 @@
+"""Images as arrays and as text that a page or a request can hold."""
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lit_modules.metrics.image_text import as_bytes
+from lit_modules.utils.html import data_url
+
+
+def as_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image as uint8, ``(height, width, 3)``.
+
+    Args:
+        image: Tensor ``(3, height, width)`` or array ``(height, width, 3)``, floats in [0, 1] or uint8.
+
+    Raises:
+        ValueError: If the image is of another shape or range.
+
+    Example:
+        >>> as_array(torch.ones(3, 2, 1)).shape
+        (2, 1, 3)
+    """
+    tensor = image if isinstance(image, Tensor) else torch.from_numpy(image).movedim(-1, 0)
+    array: NDArray[np.uint8] = as_bytes(tensor.detach().cpu()).permute(1, 2, 0).numpy()
+    return array
+
+
+def data_uri(image: Tensor | NDArray[Any], enlarge_to: int = 1) -> str:
+    """Return an image as a ``data:`` URI of a PNG.
+
+    Args:
+        image: As for :func:`as_array`.
+        enlarge_to: Least side in pixels; a smaller image is repeated by a whole number, without smoothing.
+
+    Example:
+        >>> data_uri(torch.ones(3, 2, 2))[:22]
+        'data:image/png;base64,'
+    """
+    array = as_array(image)
+    times = max(1, -(-enlarge_to // min(array.shape[:2])))
+    buffer = io.BytesIO()
+    Image.fromarray(array.repeat(times, 0).repeat(times, 1)).save(buffer, format="PNG", optimize=True)
+    return data_url(buffer.getvalue(), "image/png")
