@@ -59,7 +59,7 @@ def read_questions(path: str | Path, perturbed: bool = False) -> list[Question]:
     for row, (place, value) in enumerate(json_rows(path)):
         texts = check_texts(value, place, ("question", "answer"))
         further = _perturbed_texts(value, place) if perturbed else {}
-        questions.append(Question(path.stem, row, **texts, **further))
+        questions.append(Question(path.stem, row, texts["question"], texts["answer"], **further))
     for name in PARAPHRASES:
         lacking = [question.row for question in questions if getattr(question, name) is None]
         if 0 < len(lacking) < len(questions):

@@ -91,6 +91,7 @@ def test_no_table_if_none_is_wanted(tmp_path: Path) -> None:
     assert len(read(tmp_path / "own" / "answers.jsonl")) == 2
 
 
+@pytest.mark.slow
 def test_wandb_takes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     run([0, 1], tmp_path, GenerationLog(str(tmp_path)), WandbLogger(save_dir=tmp_path))
@@ -138,6 +139,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         GenerationLog().setup(trainer, Untested(), "test")
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_file(two_processes: Path) -> None:
     rows = read(two_processes / "generations.jsonl")
     assert [row["generation"][-1] for row in rows] == ["0", "2", "4", "1", "3"]

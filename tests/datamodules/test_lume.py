@@ -337,7 +337,9 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize(
+    "splits", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in SPLITS if name != "train")]
+)
 def test_real_splits(splits: str, lume: Callable[..., LUME], lume_root: Path) -> None:
     data = lume(root=str(lume_root), splits=splits, max_length=2048)
     counts = Counter((row.split, row.task) for rows in data.rows.values() for row in rows)

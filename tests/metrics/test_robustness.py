@@ -196,6 +196,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_two_processes_agree(tmp_path: Path) -> None:
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
