@@ -17,8 +17,8 @@ FULL = "import lit_modules.datamodules.few_shot.pairs as full\n"
 IMPORTS = {
     "short first": SHORT + FULL,
     "long first": FULL + SHORT,
-    "from the short": "from datamodules import few_shot_pairs as short\n" + FULL,
-    "from the long": "import datamodules\nfrom lit_modules.datamodules import few_shot_pairs as full\n" + SHORT,
+    "from the short": "from datamodules.few_shot import pairs as short\n" + FULL,
+    "from the long": "import datamodules\nfrom lit_modules.datamodules.few_shot import pairs as full\n" + SHORT,
 }
 SAME = """
 import pickle, sys
@@ -41,7 +41,7 @@ except ModuleNotFoundError as error:
 def python(*args: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -74,7 +74,7 @@ def test_own_files_and_ours_are_imported(kind: str, own_first: bool, tmp_path: P
     (tmp_path / "datamodules.py").write_text("LUME = 'mine'\n", encoding="utf-8")
     lines = [
         f"from {module} import {name}\nimport datamodules\nassert datamodules.LUME == 'mine'\n",
-        "import lit_modules.callbacks\nfrom lit_modules.datamodules import few_shot_pairs\n",
+        "import lit_modules.callbacks\nfrom lit_modules.datamodules.few_shot import pairs as few_shot_pairs\n",
     ]
     code = "".join(lines if own_first else reversed(lines))
     done = python("-c", code + f"print({name}, few_shot_pairs.__name__)", folder=tmp_path)
