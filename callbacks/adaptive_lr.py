@@ -327,11 +327,11 @@ class AdaptiveLR(Callback):
         kind = pl_module.device.type
         devices = [pl_module.device] if kind == "cuda" else []
         mixed = isinstance(trainer.precision_plugin, MixedPrecision)
-        whole = mixed and _computed_in(trainer, pl_module) == torch.float32
+        in_float32 = mixed and _computed_in(trainer, pl_module) == torch.float32
         with (
             torch.random.fork_rng(devices=devices),
             trainer.precision_plugin.forward_context(),
-            torch.autocast(kind, enabled=False) if whole else nullcontext(),
+            torch.autocast(kind, enabled=False) if in_float32 else nullcontext(),
         ):
             parts = [pl_module.probe_loss(batch) for batch in batches]  # type: ignore[operator]
         pairs = torch.stack([torch.stack([loss.double(), weight.to(loss.device).double()]) for loss, weight in parts])

@@ -97,8 +97,8 @@ def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> No
     Raises:
         ValueError: If one is; names one of them and says how many there are.
     """
-    kept = {(row.question, row.answer) for row in retain}
-    shared = [row for row in forget if (row.question, row.answer) in kept]
+    retained = {(row.question, row.answer) for row in retain}
+    shared = [row for row in forget if (row.question, row.answer) in retained]
     if shared:
         raise ValueError(
             f"The forget and the retain set must share no question, got {len(shared)} in both, such as {shared[0].id} "
