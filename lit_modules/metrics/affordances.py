@@ -37,8 +37,8 @@ def affordance_scores(part_scores: Tensor, seen_by: Tensor) -> Tensor:
             f"{tuple(seen_by.shape)}."
         )
     if not bool(seen_by.any(1).all()):
-        place = int((~seen_by.any(1)).nonzero()[0])
-        raise ValueError(f"seen_by must name at least one part for each affordance, got none for number {place}.")
+        index = int((~seen_by.any(1)).nonzero()[0])
+        raise ValueError(f"seen_by must name at least one part for each affordance, got none for number {index}.")
     return part_scores[:, None].masked_fill(~seen_by.bool().to(part_scores.device), 0).amax(2)
 
 
@@ -84,31 +84,31 @@ class BinnedMetric(Metric):
         self.add_state("sums", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def _add(self, values: Sequence[Tensor], place: Tensor | None, counted: Tensor | None = None) -> None:
+    def _add(self, values: Sequence[Tensor], bins: Tensor | None, counted: Tensor | None = None) -> None:
         """Add values ``(n,)`` of each quantity; those that are NaN do not count."""
         stacked = torch.stack([value.detach().to(self.sums.device, torch.float64) for value in values])
         number = stacked.shape[1]
-        for name, given in (("bin", place), ("counted", counted)):
-            if given is not None and tuple(given.shape) != (number,):
-                raise ValueError(f"{name} must be of shape ({number},), got {tuple(given.shape)}.")
+        for name, values_of_rows in (("bin", bins), ("counted", counted)):
+            if values_of_rows is not None and tuple(values_of_rows.shape) != (number,):
+                raise ValueError(f"{name} must be of shape ({number},), got {tuple(values_of_rows.shape)}.")
         member = torch.zeros(number, len(self.bins) + 1, dtype=torch.float64, device=self.sums.device)
         member[:, -1] = 1
-        if place is not None:
-            place = place.to(self.sums.device)
-            if bool(((place < -1) | (place >= len(self.bins))).any()):
-                raise ValueError(f"bin must be from 0 to {len(self.bins) - 1}, or -1 for none, got {place.tolist()}.")
-            inside = place >= 0
-            member[inside, place[inside].long()] = 1
+        if bins is not None:
+            bins = bins.to(self.sums.device)
+            if bool(((bins < -1) | (bins >= len(self.bins))).any()):
+                raise ValueError(f"bin must be from 0 to {len(self.bins) - 1}, or -1 for none, got {bins.tolist()}.")
+            inside = bins >= 0
+            member[inside, bins[inside].long()] = 1
         if counted is not None:
             member = member * counted.to(self.sums.device, torch.float64)[:, None]
-        there = stacked.isfinite()
-        self.sums += torch.where(there, stacked, 0) @ member
-        self.counts += there.double() @ member
+        finite = stacked.isfinite()
+        self.sums += torch.where(finite, stacked, 0) @ member
+        self.counts += finite.double() @ member
 
     def compute(self) -> dict[str, Tensor]:
         """Return each quantity's mean by name, and by ``name/bin``; float64 scalars, NaN where nothing counts."""
         means = self.sums / self.counts
-        columns = [("", -1), *((f"/{name}", place) for place, name in enumerate(self.bins))]
+        columns = [("", -1), *((f"/{name}", index) for index, name in enumerate(self.bins))]
         return {
             f"{quantity}{suffix}": means[row, column]
             for row, quantity in enumerate(self.quantities)
@@ -292,9 +292,9 @@ def concept_cosines(scores: Tensor, references: Tensor, allowed: Tensor) -> Tens
             f"part_scores must be (n, parts) and references (concepts, parts), got {tuple(scores.shape)} and "
             f"{tuple(references.shape)}."
         )
-    wanted: tuple[Any, ...] = (len(scores), len(references))
-    if tuple(allowed.shape) != wanted:
-        raise ValueError(f"The concepts to compare with must be of shape {wanted}, got {tuple(allowed.shape)}.")
+    shape: tuple[Any, ...] = (len(scores), len(references))
+    if tuple(allowed.shape) != shape:
+        raise ValueError(f"The concepts to compare with must be of shape {shape}, got {tuple(allowed.shape)}.")
     if not bool(allowed.bool().any(1).all()):
         raise ValueError("Each picture must have at least one concept to be compared with.")
     references = references.to(scores.device, scores.dtype)

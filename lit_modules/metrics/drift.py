@@ -99,26 +99,26 @@ class Drift(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return ``fid``, ``kid`` and ``clip``, float64 scalars; NaN with fewer than 2 pictures, or without texts."""
         nothing = torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
-        found = {"fid": nothing, "kid": nothing, "clip": self.fits[0] / self.fits[1]}
+        numbers = {"fid": nothing, "kid": nothing, "clip": self.fits[0] / self.fits[1]}
         drawn = dim_zero_cat(self.features) if len(self.features) else torch.empty(0)
         if len(drawn) < 2:
-            return found
+            return numbers
         if not len(self._reference):
             self._reference = self.encoder.features([picture.to(drawn.device) for picture in self._pictures])
-        reference, given = self._reference.to(drawn.device, torch.float64), _Given(drawn.shape[1])
+        reference, extractor = self._reference.to(drawn.device, torch.float64), _Given(drawn.shape[1])
         size = min(self.subset_size, len(drawn), len(reference))
-        fid = FrechetInceptionDistance(given).to(drawn.device)
+        fid = FrechetInceptionDistance(extractor).to(drawn.device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
-            kid = KernelInceptionDistance(given, self.subsets, size).to(drawn.device)
+            kid = KernelInceptionDistance(extractor, self.subsets, size).to(drawn.device)
         for features, real in ((reference, True), (drawn.double(), False)):
             fid.update(features, real=real)
             kid.update(features, real=real)
-        found["fid"] = type(fid).compute(fid)  # not the instances', which would gather once more
+        numbers["fid"] = type(fid).compute(fid)  # not the instances', which would gather once more
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            found["kid"] = type(kid).compute(kid)[0]
-        return found
+            numbers["kid"] = type(kid).compute(kid)[0]
+        return numbers
 
 
 class _Given(nn.Identity):

@@ -83,12 +83,12 @@ def table_rows(method: str, numbers: Mapping[str, float], names: Sequence[str], 
         [('all', 0.5), ('easy', 0.75)]
     """
     rows = []
-    for place in ("all", *bins):
-        keys = {name: name if place == "all" else f"{name}/{place}" for name in names}
+    for bin in ("all", *bins):
+        keys = {name: name if bin == "all" else f"{name}/{bin}" for name in names}
         missing = [key for key in keys.values() if key not in numbers]
         if missing:
             raise ValueError(f"There is no number {missing[0]!r} of {method}; there are {', '.join(numbers)}.")
-        rows.append(TableRow(method, place, {name: float(numbers[key]) for name, key in keys.items()}))
+        rows.append(TableRow(method, bin, {name: float(numbers[key]) for name, key in keys.items()}))
     return rows
 
 
