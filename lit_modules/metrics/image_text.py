@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
+from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.hashing import hash_tensors
-from lit_modules.utils.weights import only_tensors
 
 
 class ImageTextEncoder:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
 from lit_modules.synthia.core.sampling import NoiseSchedule
 from lit_modules.utils.adapters import without_dropout
-from lit_modules.utils.weights import only_tensors
+from lit_modules.utils.checkpoints import only_tensors
 
 _OWNERS = {
     "StableDiffusionPipeline": "StableDiffusion",

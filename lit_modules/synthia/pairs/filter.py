@@ -7,7 +7,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lit_modules.utils.weights import only_tensors
+from lit_modules.utils.checkpoints import only_tensors
 
 
 class ClipFilter:
