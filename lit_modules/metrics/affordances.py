@@ -14,7 +14,7 @@ BINS = ("easy", "medium", "hard")
 
 
 def affordance_scores(part_scores: Tensor, seen_by: Tensor) -> Tensor:
-    """Return how surely a picture shows each affordance: the score of the surest part that it is seen by.
+    """Return how surely an image shows each affordance: the score of the surest part that it is seen by.
 
     Args:
         part_scores: Probability of each part, in [0, 1], ``(n, parts)``.
@@ -43,7 +43,7 @@ def affordance_scores(part_scores: Tensor, seen_by: Tensor) -> Tensor:
 
 
 def nearest_concept(part_scores: Tensor, references: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the existing concept whose parts are most like a picture's.
+    """Return the existing concept whose parts are most like an image's.
 
     Args:
         part_scores: Score of each part, not negative, ``(n, parts)``; embeddings of any kind do as well.
@@ -51,10 +51,10 @@ def nearest_concept(part_scores: Tensor, references: Tensor, allowed: Tensor) ->
         allowed: Which concepts to compare with, bool, ``(n, concepts)``; at least one each.
 
     Returns:
-        The cosine ``(n,)``, 0 for a picture without parts, and the concept's number ``(n,)``.
+        The cosine ``(n,)``, 0 for an image without parts, and the concept's number ``(n,)``.
 
     Raises:
-        ValueError: If the shapes do not fit or a picture has nothing to be compared with.
+        ValueError: If the shapes do not fit or an image has nothing to be compared with.
 
     Example:
         >>> nearest_concept(torch.tensor([[1.0, 1.0]]), torch.eye(2), torch.tensor([[False, True]]))
@@ -154,7 +154,7 @@ class BinnedMean(BinnedMetric):
 class PartAffordanceRecall(BinnedMetric):
     """Share of the requested affordances that an image shows, by a recogniser of parts.
 
-    ``recall`` is the mean share of the requested affordances that are shown, ``all`` the share of pictures that show
+    ``recall`` is the mean share of the requested affordances that are shown, ``all`` the share of images that show
     all of them, and ``min`` the mean score of the least shown one, which tells a dropped affordance. An affordance is
     shown if one of its parts scores over the threshold.
 
@@ -209,8 +209,8 @@ class PartNovelty(BinnedMetric):
     """Distance of an image to the existing concepts that have a requested affordance already.
 
     ``novelty`` is ``1 - max cos`` and ``mean_novelty`` is ``1 - mean cos`` between the scores of its parts and the
-    parts of these concepts; ``shapeless`` is the share of pictures without any part, which are novel without merit.
-    Read it beside the recall, or count only pictures that show what was requested.
+    parts of these concepts; ``shapeless`` is the share of images without any part, which are novel without merit.
+    Read it beside the recall, or count only images that show what was requested.
 
     Args:
         references: Parts of each concept, ``(concepts, parts)``, or nested lists.
@@ -249,10 +249,10 @@ class PartNovelty(BinnedMetric):
             part_scores: Probability of each part, in [0, 1], ``(n, parts)``.
             owners: Concepts that have one of the requested affordances, bool, ``(n, concepts)``; at least one each.
             bin: Bin of each from 0, -1 for none, ``(n,)``.
-            counted: Which pictures count, bool, ``(n,)``, such as those that show all that was requested.
+            counted: Which images count, bool, ``(n,)``, such as those that show all that was requested.
 
         Raises:
-            ValueError: If the shapes do not fit or a picture has no owners.
+            ValueError: If the shapes do not fit or an image has no owners.
         """
         novelties = part_novelty(part_scores, self.references, owners)
         self._add([*novelties, (part_scores <= self.threshold).all(1)], bin, counted)
@@ -273,7 +273,7 @@ def requested_shown(scores: Tensor, requested: Tensor, threshold: float) -> list
     if requested.shape != scores.shape:
         raise ValueError(f"requested must be of shape {tuple(scores.shape)}, got {tuple(requested.shape)}.")
     if not bool(requested.any(1).all()):
-        raise ValueError("requested must name at least one affordance for each picture.")
+        raise ValueError("requested must name at least one affordance for each image.")
     share = ((scores > threshold) & requested).sum(1) / requested.sum(1)
     return [share, share == 1, scores.masked_fill(~requested, torch.inf).amin(1)]
 
@@ -296,6 +296,6 @@ def concept_cosines(scores: Tensor, references: Tensor, allowed: Tensor) -> Tens
     if tuple(allowed.shape) != shape:
         raise ValueError(f"The concepts to compare with must be of shape {shape}, got {tuple(allowed.shape)}.")
     if not bool(allowed.bool().any(1).all()):
-        raise ValueError("Each picture must have at least one concept to be compared with.")
+        raise ValueError("Each image must have at least one concept to be compared with.")
     references = references.to(scores.device, scores.dtype)
     return F.normalize(scores, dim=1) @ F.normalize(references, dim=1).T

@@ -203,7 +203,7 @@ class NoveltyDistance(EncodedMetric):
 
 
 class PositiveNegativeGap(EncodedMetric):
-    """Cosine of an image with the picture of a new design, less the largest one with pictures of existing concepts.
+    """Cosine of an image with the image of a new design, less the largest one with images of existing concepts.
 
     A batch has also ``pos`` (floats in [-1, 1], ``(n, 3, height, width)``), ``neg`` (``(n, negatives, 3, height,
     width)``) and ``neg_mask`` (bool, ``(n, negatives)``); images of a batch without them do not count.
@@ -309,7 +309,7 @@ class SynthiaScore(WrapperMetric):
     """All of these numbers, with each generated image encoded once: affordances, novelty, gap, diversity, one object.
 
     A batch has ``affordances`` (a sequence of names for each image) and ``pair_id``, and perhaps ``stage``, ``pos``,
-    ``neg`` and ``neg_mask``, as those of ``datamodules.AffordancePairs``. Read the numbers together: a picture that
+    ``neg`` and ``neg_mask``, as those of ``datamodules.AffordancePairs``. Read the numbers together: an image that
     shows nothing is novel, and one of an existing concept may show an affordance well.
 
     Args:
