@@ -28,6 +28,7 @@ RENAMED: dict[str, str] = {
     "lit_modules.*.combine": "aggregator",
     "lit_modules.attacks.*.passes": "eot_samples",
     "lit_modules.unlearning.combiners.Normalised": "lit_modules.unlearning.core.aggregators.Normalised",
+    "lit_modules.synthia.Linear": "lit_modules.synthia.LinearContrast",
     "lit_modules.coda.update_base.default_optimizer": "lit_modules.coda.core.update.adamw_without_decay",
 }
 """New name of an option by its old address; new class path, file or command by the old one."""
