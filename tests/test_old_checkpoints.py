@@ -283,11 +283,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_method_that_trains_has_a_checkpoint() -> None:
-    assert {case.name for case in CASES.values()} == set(lit_modules.__all__) - {"InContext"}
-    assert {path.stem for path in FOLDER.glob("*.ckpt")} == set(CASES)
-
-
 def test_datamodule_loads() -> None:
     saved = torch.load(FOLDER / "PGDTraining.ckpt", weights_only=True)["datamodule_hyper_parameters"]
     assert saved

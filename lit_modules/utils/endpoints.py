@@ -181,7 +181,8 @@ class Endpoint:
                 content += part
                 if len(content) > _MAX_BYTES:
                     raise ValueError(f"the answer is longer than {_MAX_BYTES} bytes")
-        return response.status_code, response.headers, self.without_key(content.decode(errors="replace"))
+        text = content.decode(errors="strict" if response.is_success else "replace")
+        return response.status_code, response.headers, self.without_key(text)
 
     def _key(self) -> str:
         key = os.environ.get(self.key_variable, "").strip()

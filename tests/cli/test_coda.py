@@ -13,7 +13,7 @@ from lit_modules.cli.coda.options import Confusions
 from lit_modules.cli.coda.pairs import choose_subsets
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.coda import Concept
-from lit_modules.coda.core.store import Store, StoreInUse
+from lit_modules.coda.core.store import Store
 from lit_modules.utils.errors import UsageError
 
 FAKES = "tests.coda.fakes"
@@ -101,35 +101,21 @@ def test_the_command_line_overrides_the_file(recipe: str, tmp_path: Path) -> Non
     assert len(list(store.glob("*/*/textual_contrastive/images/*.png"))) == 6
 
 
-def test_a_stop_gives_another_code_and_the_next_run_goes_on(
+def test_a_stop_an_interrupt_and_failures_give_a_code_and_the_next_run_goes_on(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    poor = ["--chat", "tests.cli.coda_models.PoorChat", "--chat.log", str(tmp_path / "log")]
-    assert main(["coda", "augment", "-c", recipe, *poor]) == 1
-    assert "stopped: 2 calls are used up. What is done is kept" in capsys.readouterr().out
-    assert main(["coda", "augment", "-c", recipe]) == 0
+    models = "tests.cli.coda_models"
+    log = ["--chat.log", str(tmp_path / "log")]
+    for more, code, text in (
+        (["--chat", f"{models}.PoorChat", *log], 1, "stopped: 2 calls are used up. What is done is kept"),
+        (["--chat", f"{models}.InterruptedChat", *log], 130, "Interrupted; the same line goes on in"),
+        (["--generator.fail_on", "photograph"], 1, "contrastive: ConnectionError: the generator is away"),
+        (["--shard", "1/2"], 0, ""),
+        (["--shard", "2/2"], 0, ""),
+    ):
+        assert main(["coda", "augment", "-c", recipe, *more]) == code
+        assert text in capsys.readouterr().out
     assert asked(tmp_path, "chat") == 10
-
-
-def test_failures_are_told(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["coda", "augment", "-c", recipe, "--generator.fail_on", "photograph"]) == 1
-    assert "textual_contrastive: ConnectionError: the generator is away" in capsys.readouterr().out
-
-
-def test_an_interrupt(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["coda", "augment", "-c", recipe, "--chat", "tests.cli.coda_models.InterruptedChat"]) == 130
-    assert "Interrupted; the same line goes on in" in capsys.readouterr().out
-
-
-def test_shards_divide_the_pairs(recipe: str, tmp_path: Path) -> None:
-    for shard in ("1/2", "2/2"):
-        assert main(["coda", "augment", "-c", recipe, "--shard", shard]) == 0
-    assert asked(tmp_path, "chat") == 10
-
-
-def test_a_second_writer_is_refused(recipe: str, tmp_path: Path) -> None:
-    with Store(tmp_path / "store"), pytest.raises(StoreInUse, match="Another process writes to the store"):
-        main(["coda", "augment", "-c", recipe])
 
 
 def test_pairs_are_found_and_taken_by_the_datamodules(
@@ -235,6 +221,17 @@ def test_mistakes_are_one_sentence(recipe: str, more: list[str], message: str) -
         main(["coda", more[0], "-c", recipe, *more[1:]])
 
 
+def test_help_names_the_actions_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, text in (
+        (["--help"], "augment     Run all of these stages"),
+        (["annotate", "export", "--help"], "--num_items NUM_ITEMS"),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main(["coda", *line])
+        assert text in capsys.readouterr().out
+    assert main(["coda", "annotate", "--help"]) == 0
+
+
 def test_values_out_of_range_and_unknown_keys(recipe: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
         main(["coda", "augment", "-c", recipe, "--settings.num_images", "0"])
@@ -257,13 +254,6 @@ def test_shipped_files_are_understood(name: str, tmp_path: Path) -> None:
     more = ["--data.root", str(tmp_path / "no"), "--store", str(tmp_path / "none"), "--kind", "visual_contrastive"]
     with pytest.raises(FileNotFoundError, match="There is no store"):
         main(["coda", "export", "-c", str(path), "--output", str(tmp_path / "out"), *more])
-
-
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["coda", "--help"])
-    assert "augment     Run all of these stages" in capsys.readouterr().out
-    assert main(["coda", "annotate", "--help"]) == 0
 
 
 def test_all_known_concepts_of_a_super_category_may_be_options() -> None:

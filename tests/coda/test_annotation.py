@@ -1,13 +1,13 @@
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lit_modules.coda.augmentation.annotation import export_annotation, fleiss_kappa, score_annotation
-from lit_modules.coda.augmentation.pipeline import CoDAPipeline
 from lit_modules.coda.core.store import Store
-from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, tiny
+from tests.coda.fakes import FakeChat, discs, run_pipeline
 
 KIND = "visual_contrastive"
 
@@ -17,9 +17,9 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("annotation")
     task = discs(folder)
     chat = FakeChat(script=['["red body", "=red <b>"]', '["blue body"]'])
-    settings = tiny(kinds=(KIND,), verification="none", guards=False)
+    plain: dict[str, Any] = {"kinds": (KIND,), "verification": "none", "guards": False}
+    assert not run_pipeline(folder / "store", [task], chat=chat, **plain).failures
     with Store(folder / "store") as store:
-        assert not CoDAPipeline(store, settings, chat, FakeGenerator(), FakeEmbedder()).run([task]).failures
         assert export_annotation(store, folder / "a", [task], KIND, num_items=3, annotators=2) == 9
         export_annotation(store, folder / "b", [task], KIND, num_items=3, annotators=2)
         with pytest.raises(ValueError, match="holds something already"):

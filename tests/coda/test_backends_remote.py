@@ -284,42 +284,17 @@ def test_images_come_in_several_forms_and_neither_addresses_nor_bombs_are_taken(
             assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        told(f"{THOUGHT}Adder"),
-        told([{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "Adder"}]),
-        told([{"type": "reasoning", "text": "Puff Adder?"}, {"type": "text", "text": "Adder"}]),
-        choice({"content": "Adder", "reasoning_content": "Puff Adder?"}),
-    ],
-)
-def test_thoughts_are_no_part_of_an_answer(answer: Any) -> None:
-    with ScriptedServer(script(answer)) as server:
-        assert ask(RemoteChat(endpoint(server))).text == "Adder"
-
-
-@pytest.mark.parametrize(
-    ("answer", "message", "requests"),
-    [
-        (choice({"content": ""}, finish_reason="stop"), "the answer has no text", 4),
-        (choice({"content": None, "reasoning_content": "no no"}), "the answer has no text but thoughts", 4),
-        (choice({"content": ""}, error={"message": "Upstream"}), "the provider reports an error: Upstream", 4),
-        ((200, {"error": {"message": "Overloaded"}}), "the provider reports an error: Overloaded", 4),
-        ((200, b"<html>Bad gateway</html>"), "the answer is no JSON: it begins with '<html>Bad gateway", 4),
-        (choice({"content": ""}, finish_reason="length"), "cut off when it had no text; allow it more tokens", 1),
-        (choice({"content": "<think>Is it"}, finish_reason="length"), "cut off when it had no text but thoughts", 1),
-        (choice({"content": None, "refusal": "I can't\nhelp."}), "refuses the request: it says \"I can't help", 1),
-        (choice({"content": "par"}, finish_reason="content_filter"), "its content filter took the answer out", 1),
-    ],
-)
-def test_no_answer_is_said_in_the_words_of_the_provider_and_not_kept(
-    answer: Any, message: str, requests: int, tmp_path: Path
-) -> None:
-    for replied, number in ((answer, requests), (told("yes"), 1)):
-        with ScriptedServer(script(replied)) as server, Store(tmp_path) as store:
+def test_no_answer_is_said_in_the_words_of_the_provider_and_not_kept(tmp_path: Path) -> None:
+    refusal = choice({"content": None, "refusal": "I can't\nhelp."})
+    for answer, message, requests in (
+        ((200, {"error": {"message": "Overloaded"}}), "no answer that can be used: the provider reports an er", 4),
+        (refusal, "refuses the request: it says \"I can't help", 1),
+        (told("yes"), "yes", 1),
+    ):
+        with ScriptedServer(script(answer)) as server, Store(tmp_path) as store:
             (reply,) = RecordedChat(RemoteChat(endpoint(server)), store).ask_many([question()])
-            assert message in str(reply) if replied is answer else isinstance(reply, Reply)
-            assert len(server.requests) == number
+            assert message in str(reply)
+            assert len(server.requests) == requests
 
 
 def test_an_answer_that_was_cut_off_is_used_and_not_kept(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from lit_modules.coda.augmentation.confusable_pairs import (
     save_pairs,
 )
 from lit_modules.coda.core.concepts import Concept, ConfusablePair
-from tests.coda.fakes import FakeChat
 
 SPECIES = [f"Species {letter}" for letter in "ABCDEFGHIJKLMNOPQRST"]
 CONCEPTS = {name: Concept(name) for name in SPECIES}
@@ -107,23 +106,13 @@ def test_subsets_are_joined_without_duplicates_and_both_directions_stay() -> Non
     assert [(pair.target.name, pair.error_rate) for pair in joined] == [("A", 0.5), ("B", 0.4)]
 
 
-def test_a_model_is_asked_through_the_protocol() -> None:
-    model = FakeChat(script=["Species B"] * 3 + ["Species A"] * 7)
-    table = ConfusionTable(SPECIES[:3], model.identity)
-    for question in confusion_questions("Species A", IMAGES, SPECIES[:3]):
-        one = question.request
-        reply = model.chat(one.messages, one.images, one.max_new_tokens, one.temperature)
-        table.add(question.target, reply.text, question.options)
-    assert table.rate("Species A", "Species B") == 0.3
-    with pytest.raises(ValueError, match="'Other' is not in the table"):
-        table.add("Other", "x")
-
-
 def test_bad_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="at least two different ones"):
         ConfusionTable(["a", "a"], "m")
     with pytest.raises(ValueError, match="2 rows of 3 numbers"):
         ConfusionTable.from_record({"names": ["a", "b"], "model": "m", "counts": [[1, 2], [3, 4]]})
+    with pytest.raises(ValueError, match="'Other' is not in the table"):
+        ConfusionTable(["a", "b"], "m").add("Other", "x")
     with pytest.raises(ValueError, match="must differ and hold 'x'"):
         confusion_questions("x", IMAGES, ["a", "b"])
 

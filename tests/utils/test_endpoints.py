@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from lit_modules.synthia.pairs.images import EndpointImages, reread
-from lit_modules.utils.endpoints import AnswerError, Endpoint, EndpointError, RefusedError
+from lit_modules.utils.endpoints import AnswerError, Endpoint, EndpointError, RefusedError, read_chat
 from tests.scripted_server import ScriptedServer, chat, image
 
 KEY = "sk-secret-4711"
@@ -64,7 +64,8 @@ CUT = {"choices": [{"message": {"content": "A wide dome"}, "finish_reason": "len
         (chat("bad"), AnswerError, "it is bad", 4),
         ((200, {"choices": []}), AnswerError, "the answer has no message", 4),
         ((200, [1]), AnswerError, "the answer has no message", 4),
-        ((200, b"\xff"), AnswerError, "the answer is no JSON", 4),
+        ((200, b"\xff"), AnswerError, "can't decode byte", 4),
+        ((200, b"<html>"), AnswerError, "the answer is no JSON: it begins with '<html>'", 4),
     ],
 )
 def test_no_answer_is_an_error_in_the_words_of_the_provider_without_the_key(
@@ -82,6 +83,39 @@ def test_no_answer_is_an_error_in_the_words_of_the_provider_without_the_key(
             ask(server)
         assert len(server.requests) == requests
     assert KEY not in f"{caught.value!r} {caught.value.__cause__!r} {caplog.text}"
+
+
+def choice(content: Any, more: dict[str, Any] | None = None, **message: Any) -> dict[str, Any]:
+    return {"choices": [{"message": {"content": content, **message}, **(more or {})}]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<think>The options are Adder or Puff Adder; no horn, [0, 0].</think>\n\nAdder",
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "Adder"}],
+        [{"type": "reasoning", "text": "Puff Adder?"}, {"type": "text", "text": "Ad"}, {"type": "text", "text": "der"}],
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(content: Any) -> None:
+    assert read_chat(choice(content, reasoning_content="Puff Adder?")) == ("Adder", False)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "message"),
+    [
+        (choice(""), ValueError, "the answer has no text$"),
+        (choice(None, reasoning_content="no no"), ValueError, "the answer has no text but thoughts"),
+        (choice("", {"error": {"message": "Upstream"}}), ValueError, "the provider reports an error: Upstream"),
+        (choice("", {"finish_reason": "length"}), AnswerError, "cut off when it had no text; allow it more tokens"),
+        (choice("<think>Is", {"finish_reason": "length"}), AnswerError, "cut off when it had no text but thoughts"),
+        (choice(None, refusal="I can't\nhelp."), RefusedError, "it says \"I can't help"),
+        (choice("par", {"finish_reason": "content_filter"}), RefusedError, "its content filter took the answer out"),
+    ],
+)
+def test_why_there_is_no_text(data: Any, kind: type[ValueError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        read_chat(data)
 
 
 def test_an_answer_that_repeats_the_key_has_stars(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,12 +30,7 @@ class AnnotateOptions(KindOptions):
 
 
 def export(options: AnnotateOptions) -> int:
-    """Write a sample for annotators.
-
-    Raises:
-        UsageError: If an option is wrong.
-        ValueError: If there are no images.
-    """
+    """Write a sample for annotators."""
     kind = options.chosen_kind()
     store = Store(options.store, writable=False)
     tasks = pair_tasks(options.prepare_data(), Path(options.store) / "support")
@@ -54,16 +49,7 @@ def export(options: AnnotateOptions) -> int:
 
 
 def score(args: list[str], description: str) -> int:
-    """Score the annotators' answers.
-
-    Args:
-        args: Files of the answers and options.
-        description: Help line.
-
-    Raises:
-        UsageError: If an option is wrong.
-        ValueError: If an answer is missing.
-    """
+    """Score the annotators' answers, whose files and options are the arguments."""
     parser = ProjectParser(prog="lit-modules coda annotate score", description=description)
     parser.add_argument("files", type=str, nargs="+", help="answers of each annotator, or the folder of all")
     parser.add_argument("--key", type=str | None, help="key of the sample (default: key.csv beside the first)")

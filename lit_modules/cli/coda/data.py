@@ -12,12 +12,7 @@ from lit_modules.utils.images import FORMATS
 
 
 def concept_of(concept: Any, kind: str | None) -> Concept:
-    """Return a concept of a datamodule as the augmentation takes it.
-
-    Args:
-        concept: Concept of the datamodule.
-        kind: Its kind if the data does not say it.
-    """
+    """Return a concept of a datamodule as the augmentation takes it; ``kind`` is for data that does not say it."""
     text = concept.fields.get("knowledge_text")
     return Concept(
         concept.name,

@@ -75,13 +75,7 @@ class ReportOptions(CodaOptions):
 
 
 def export(options: ExportOptions) -> int:
-    """Write the accepted images of one kind as training data.
-
-    Raises:
-        UsageError: If an option is wrong.
-        ValueError: If a concept has no images, or too few.
-        FileNotFoundError: If there is no store.
-    """
+    """Write the accepted images of one kind as training data."""
     kind, output = options.chosen_kind(), Path(options.output)
     store = Store(options.store, writable=False)
     data = options.prepare_data()
@@ -131,11 +125,6 @@ def edit_images(options: ArmadaLiteOptions) -> int:
 
     Returns:
         0; 1 if the run stopped before its end or a concept failed; 130 if it was interrupted.
-
-    Raises:
-        UsageError: If an option is wrong.
-        ValueError: If something is wrong with the data.
-        StoreInUse: If another process writes to the store.
     """
     options.need("data", "chat", "editor")
     assert options.chat is not None
@@ -171,12 +160,7 @@ def edit_images(options: ArmadaLiteOptions) -> int:
 
 
 def report(options: ReportOptions) -> int:
-    """Write the report on a store, whether its run is done or not; no model is asked.
-
-    Raises:
-        FileNotFoundError: If there is no store, or no file of results.
-        ValueError: If the results or the store's manifest cannot be read.
-    """
+    """Write the report on a store, whether its run is done or not; no model is asked."""
     store = Store(options.store, writable=False)
     output = options.output or Path(options.store) / "report.html"
     file = write_report(store, output, options.results, prices=options.prices, max_images=options.max_images)

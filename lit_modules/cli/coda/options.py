@@ -117,11 +117,7 @@ class CodaOptions:
         self.data_arguments: dict[str, Any] = {}
 
     def need(self, *names: str) -> None:
-        """Check that these were given.
-
-        Raises:
-            UsageError: If one was not; names it.
-        """
+        """Refuse a command line without these."""
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
             raise UsageError(
@@ -130,11 +126,7 @@ class CodaOptions:
             )
 
     def parse_shard(self) -> tuple[int, int] | None:
-        """Return number, from 1, and total of the parts.
-
-        Raises:
-            UsageError: If it has another form.
-        """
+        """Return number, from 1, and total of the parts."""
         if self.shard is None:
             return None
         match = _SHARD.fullmatch(self.shard.strip())
@@ -151,11 +143,7 @@ class CodaOptions:
         return self.data
 
     def apply_budget(self) -> None:
-        """Let all endpoints share the budget.
-
-        Raises:
-            UsageError: If there is a budget and no endpoint that keeps it.
-        """
+        """Let all endpoints share the budget; refuses one that no endpoint keeps."""
         bounds = asdict(self.budget)
         if all(bound is None for bound in bounds.values()):
             return
@@ -180,11 +168,7 @@ class KindOptions(CodaOptions):
     kind: FeatureKind | None = None
 
     def chosen_kind(self) -> FeatureKind:
-        """Return the kind of features.
-
-        Raises:
-            UsageError: If the settings have several and none was named.
-        """
+        """Return the kind of features, which must be named if the settings have several."""
         if self.kind is None and len(self.settings.kinds) > 1:
             raise UsageError(
                 f"The settings have the kinds {', '.join(self.settings.kinds)}; add --kind with one of them."
@@ -196,12 +180,6 @@ def read_options(options: type[Options], action: str, description: str, args: Se
     """Read the arguments of an action and build its classes.
 
     Hyphens may stand for underscores in an option's name, and ``--flag`` for ``--flag=true``.
-
-    Args:
-        options: Class of the options.
-        action: Name of the action.
-        description: Help line of the action.
-        args: Arguments as on the command line.
 
     Raises:
         UsageError: If they are wrong; the first line says what.

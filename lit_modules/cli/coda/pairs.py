@@ -48,11 +48,6 @@ def find_pairs(options: PairsOptions) -> int:
 
     Returns:
         0; 1 if the run stopped or an answer failed; 130 if it was interrupted.
-
-    Raises:
-        UsageError: If an option is wrong.
-        ValueError: If something is wrong with the data.
-        StoreInUse: If another process writes to the store.
     """
     options.need("data", "chat")
     if options.shard is not None:
@@ -105,10 +100,6 @@ def find_pairs(options: PairsOptions) -> int:
 
 def choose_subsets(concepts: Sequence[Concept], search: Confusions) -> list[Subset]:
     """Return the options of each many-way question, and whose images it is asked about.
-
-    Args:
-        concepts: All concepts.
-        search: Options of the search.
 
     Raises:
         ValueError: If a super-category has too few concepts, or there is no novel one and these are asked about.

@@ -55,11 +55,6 @@ def run_stages(options: RunOptions) -> int:
 
     Returns:
         0; 1 if the run stopped before its end or a concept failed; 130 if it was interrupted.
-
-    Raises:
-        UsageError: If an option is wrong.
-        ValueError: If something is wrong with the data.
-        StoreInUse: If another process writes to the store.
     """
     options.need("data", "chat", "generator", "embedder")
     until = UNTIL[options.action]
@@ -108,11 +103,7 @@ def _dry_run(options: RunOptions, until: Until) -> int:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, Mapping[str, Counts]], None]]:
-    """Show a bar of the units of a run, with its calls and images.
-
-    Args:
-        title: Text before the bar.
-    """
+    """Show a bar of the units of a run, with its calls and images."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -131,14 +122,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, Mapping[str, Counts
 
 
 def print_table(title: str, names: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> None:
-    """Print a table.
-
-    Args:
-        title: Its title.
-        names: Names of the columns.
-        rows: Its rows; an empty one is a line.
-        texts: Number of columns of text; the others hold numbers.
-    """
+    """Print a table; an empty row is a line, and the columns after the first ``texts`` ones hold numbers."""
     table = Table(title=title, title_justify="left")
     for index, name in enumerate(names):
         table.add_column(name, justify="left" if index < texts else "right", overflow="fold")
@@ -151,12 +135,7 @@ def print_table(title: str, names: Sequence[str], rows: Iterable[Sequence[str]],
 
 
 def print_estimate(estimate: Estimate, store: str) -> None:
-    """Print the calls, images and cost of a run, at least and at most.
-
-    Args:
-        estimate: The estimate.
-        store: Folder of the run.
-    """
+    """Print the calls, images and cost of a run, at least and at most."""
     rows = [
         [
             stage,
@@ -175,12 +154,7 @@ def print_estimate(estimate: Estimate, store: str) -> None:
 
 
 def print_results(result: PipelineResult, until: Until) -> None:
-    """Print the results of each direction of each pair.
-
-    Args:
-        result: Result of a run.
-        until: Its last stage.
-    """
+    """Print the results of each direction of each pair."""
     numbers = ["features", "kept", "made", "accepted"][: _PRICED[until]]
     rows = [
         [
@@ -196,12 +170,7 @@ def print_results(result: PipelineResult, until: Until) -> None:
 
 
 def print_counts(counts: Mapping[str, Counts], prices: Prices) -> None:
-    """Print the use of models in a run by stage.
-
-    Args:
-        counts: Counts by stage.
-        prices: Prices, for the cost.
-    """
+    """Print the use of models in a run by stage."""
     total = _total(counts)
     if not (total.calls or total.images):
         print("Everything was there: no model was asked and nothing drawn.")

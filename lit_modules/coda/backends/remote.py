@@ -348,17 +348,16 @@ class RemoteChat:
     def _usage(self, data: Any) -> Usage:
         usage = data.get("usage") if isinstance(data, dict) else None
         fields = usage if isinstance(usage, dict) else {}
-        counts = [fields.get("prompt_tokens"), fields.get("completion_tokens")]
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
+        inputs, outputs = fields.get("prompt_tokens"), fields.get("completion_tokens")
+        if not (isinstance(inputs, int) and isinstance(outputs, int) and min(inputs, outputs) >= 0):
             if self.endpoint.budget.counts_tokens:
                 raise BudgetExhausted(
                     f"{self.endpoint.model} does not tell the tokens of its answers, so no budget of tokens or of "
                     "their cost can be kept; give one of calls."
                 )
             return Usage()
-        tokens = Usage(*counts)
-        self.endpoint.budget.add(tokens)
-        return tokens
+        self.endpoint.budget.add(Usage(inputs, outputs))
+        return Usage(inputs, outputs)
 
 
 class RemoteImages:

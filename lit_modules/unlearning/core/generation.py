@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 
 from lit_modules.utils.kv_cache import accepted_arguments, cache_argument
+from lit_modules.utils.model_modes import evaluation_mode
 
 __all__ = ["greedy_generate", "position_limit"]
 
@@ -70,7 +69,7 @@ def greedy_generate(
     ends = _ends(inner, eos_token_id)
     mask = attention_mask.to(torch.int64)
     answers = [input_ids[0, :0]] * len(input_ids)
-    with _evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         if not _reads_padded(model, inner, pad_token_id):
             rows = zip(input_ids, mask.bool(), room.tolist(), strict=True)
             return [_read_anew(model, inner, ids[attended], most, ends) for ids, attended, most in rows]
@@ -233,15 +232,3 @@ def _unwrap(model: nn.Module) -> nn.Module:
             inner = inner.get_base_model()
         else:
             return cast("nn.Module", inner)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode and give each of its parts its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
