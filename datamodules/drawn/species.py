@@ -189,7 +189,7 @@ class Species:
 
     @property
     def known(self) -> bool:
-        """Whether it is a known species."""
+        """True for a known species."""
         return self.confusable is None
 
 

@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def drawn(self) -> bool:
-        """Whether its synthetic pictures are there, if it needs any."""
+        """True if its synthetic pictures are there, or it needs none."""
         return "synthetic_root" not in self.data or (Path(self.data["synthetic_root"]) / "features.json").is_file()
 
 
