@@ -83,7 +83,7 @@ def export_images(
         )
     if problems:
         raise ValueError(f"The images cannot be exported: {'; '.join(problems)}.")
-    write_training_folder(root, rows, files, concepts)
+    write_training_folder(root, rows, files, concepts=concepts)
     write_whole(root / "pairs.json", json.dumps(pairs, indent=1) + "\n")
     write_whole(root / "features.json", json.dumps(features, indent=1) + "\n")
     return len(rows)

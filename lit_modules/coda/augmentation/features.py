@@ -172,14 +172,14 @@ def read_features(
     """
     raw = tuple(reply.text for reply in replies)
     try:
-        parsed = parse_features(raw[-1], names, max_features, max_words)
+        parsed = parse_features(raw[-1], names, max_features, max_words=max_words)
     except MalformedAnswer as error:
-        return FeatureAnswer(kind, (), (), raw, str(error))
+        return FeatureAnswer(kind, (), (), raw=raw, failure=str(error))
     failure = None
     if not parsed.features:
         reasons = sorted({reason for _, reason in parsed.dropped})
         failure = f"The answer holds no feature that can be used ({', '.join(reasons) or 'an empty list'})."
-    return FeatureAnswer(kind, parsed.features, parsed.dropped, raw, failure)
+    return FeatureAnswer(kind, parsed.features, parsed.dropped, raw=raw, failure=failure)
 
 
 def join_answers(kind: FeatureKind, answers: Sequence[FeatureAnswer], max_features: int = 30) -> FeatureAnswer:
@@ -206,8 +206,8 @@ def join_answers(kind: FeatureKind, answers: Sequence[FeatureAnswer], max_featur
         kind,
         tuple(item for item in union if item in kept),
         tuple(dropped),
-        tuple(text for answer in answers for text in answer.raw),
-        " ".join(failures) if failures and not union else None,
+        raw=tuple(text for answer in answers for text in answer.raw),
+        failure=" ".join(failures) if failures and not union else None,
     )
 
 
@@ -251,10 +251,16 @@ def extract_features(
         replies: list[Reply] = []
         for attempt in range(1 + retries):
             request = feature_request(
-                base, target, confusable, target_image, confusable_image, attempt=attempt, **options
+                base,
+                target,
+                confusable,
+                target_image=target_image,
+                confusable_image=confusable_image,
+                attempt=attempt,
+                **options,
             )
             replies.append(ask(request))
-            answer = read_features(base, replies, names, max_features, max_words)
+            answer = read_features(base, replies, names, max_features=max_features, max_words=max_words)
             if answer.failure is None:
                 break
         else:

@@ -246,7 +246,7 @@ class CoDAPipeline:
             for side in read_directions(task):
                 asked: set[FeatureKind] = set()  # kinds share their answers
                 for kind in self.settings.kinds:
-                    self._estimate_unit(total, side, kind, asked)
+                    self._estimate_unit(total, side, kind, asked=asked)
         return total
 
     def _estimate_unit(self, total: Estimate, side: Direction, kind: FeatureKind, asked: set[FeatureKind]) -> None:
@@ -308,7 +308,10 @@ class CoDAPipeline:
             BudgetExhausted: If a model's budget is used up.
             BackendError: If a model could not answer.
         """
-        stages, result = self.stages, UnitResult(side.pair_id, side.name, side.concept.name, side.other.name, kind)
+        stages, result = (
+            self.stages,
+            UnitResult(side.pair_id, side.name, side.concept.name, other=side.other.name, kind=kind),
+        )
         features = stages.features(side, kind)
         if features["failure"] is not None:
             return replace(result, failure=f"No features: {features['failure']}")
@@ -341,7 +344,7 @@ class CoDAPipeline:
                 pair_id, failure = task.pair.pair_id, str(error)
                 self.store.log({"stage": "failure", "unit": pair_id, "reason": failure})
                 self.result.units += [
-                    UnitResult(pair_id, "", concept.name, other.name, kind, failure=failure)
+                    UnitResult(pair_id, "", concept.name, other=other.name, kind=kind, failure=failure)
                     for concept, other, _, _ in task.directions()
                     for kind in self.settings.kinds
                 ]

@@ -184,7 +184,7 @@ def accept_images(
     rated = [(index, score) for index, score in enumerate(scores) if score is not None]
     if levels is None:
         chosen = [index for index, _ in rated][:wanted]
-        return Acceptance(tuple(chosen), None, False, wanted - len(chosen))
+        return Acceptance(tuple(chosen), None, False, short=wanted - len(chosen))
     if not levels or list(levels) != sorted(set(levels), reverse=True) or not 0 <= levels[-1] <= levels[0] <= 1:
         raise ValueError(f"levels must be falling numbers in [0, 1], at least one, got {list(levels)}.")
     ordered = sorted(rated, key=lambda pair: -pair[1])
@@ -194,4 +194,4 @@ def accept_images(
         chosen = [index for index, score in ordered if score >= level - 1e-9][:wanted]
         if len(chosen) == wanted:
             break
-    return Acceptance(tuple(chosen), level, level < levels[0], wanted - len(chosen))
+    return Acceptance(tuple(chosen), level, level < levels[0], short=wanted - len(chosen))

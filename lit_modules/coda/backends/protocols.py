@@ -314,7 +314,7 @@ class Prices:
 
     def estimate(self, calls: int, output_tokens: int, images: int) -> float:
         """Return the expected price of calls, the tokens of all their answers, and images."""
-        return self.cost(Counts(calls, calls * self.input_tokens_per_call, output_tokens, images))
+        return self.cost(Counts(calls, calls * self.input_tokens_per_call, output_tokens, images=images))
 
 
 def check_positive(settings: object, *names: str) -> None:
@@ -349,12 +349,18 @@ def answers(model: ChatModel, requests: Sequence[ChatRequest]) -> Iterator[tuple
         return
     for number, request in enumerate(requests):
         try:
-            yield number, model.chat(
-                request.messages, request.images, request.max_new_tokens, request.temperature, request.schema,
-                request.seed,
-            )  # fmt: skip
+            reply = model.chat(
+                request.messages,
+                request.images,
+                request.max_new_tokens,
+                temperature=request.temperature,
+                schema=request.schema,
+                seed=request.seed,
+            )
         except BackendError as error:
             yield number, error
+        else:
+            yield number, reply
 
 
 def answered(reply: Reply | BackendError) -> Reply:
