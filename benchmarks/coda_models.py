@@ -8,13 +8,10 @@ import torch
 import transformers
 from PIL import Image
 
+from lit_modules.networks.tiny_clip import byte_level_bpe
+from lit_modules.networks.tiny_llava import CHAT_TEMPLATE
+
 PATCH = 14
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{{ eos_token if message['role'] == 'assistant' else '' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 COLOURS = {"red": (1.0, 0.1, 0.1), "blue": (0.1, 0.1, 1.0)}
 
 
@@ -26,19 +23,10 @@ def picture(seed: int, colour: str = "red", width: int = 96, height: int = 96) -
 
 def tokenizer(texts: Sequence[str]) -> Any:
     """Train a tokenizer on texts."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken
 
-    fast = Tokenizer(models.BPE())
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<pad>", "<image>", "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2048,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    fast.train_from_iterator(texts, trainer)
+    fast = byte_level_bpe(texts, special, 2048, add_prefix_space=False)
     fast.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     made: Any = transformers.PreTrainedTokenizerFast
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -104,5 +92,5 @@ def save_llava(folder: str, hidden: int, layers: int, texts: Sequence[str], tile
     )
     made: Any = transformers.LlavaNextProcessor
     fields = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    made(images, words, chat_template=TEMPLATE, **fields).save_pretrained(folder)
+    made(images, words, chat_template=CHAT_TEMPLATE, **fields).save_pretrained(folder)
     return int(network.num_parameters())

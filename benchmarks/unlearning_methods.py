@@ -47,7 +47,7 @@ PASSES = {
         ("NGDiff", "GradientDifference", "LossNorm", "NPO", "SimNPO", "WGA", "SatImp", "PDU"), ("forget", "retain")
     ),
 }
-"""What a step of a method cannot do without: passes over a task, of the network as it was, or of its lower blocks."""
+"""Floor of a step: passes over a task, of the network as it was, or of its lower blocks."""
 Batches = list[dict[str, dict[str, Any]]]
 
 

@@ -1,4 +1,4 @@
-"""What watches or steers a run, a callback each, imported when first used."""
+"""Callbacks that watch or steer a run, a file each, imported when first used."""
 
 from typing import TYPE_CHECKING
 

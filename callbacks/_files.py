@@ -1,9 +1,13 @@
-"""Where callbacks write, and how they keep what is there."""
+"""Files and tables of callbacks."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+
+from lit_modules.utils.files import write_whole
 
 
 def is_dev_run(trainer: Trainer) -> bool:
@@ -39,14 +43,35 @@ def write_new(path: Path, text: str) -> Path:
     Returns:
         The file that holds the content.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content, target, number = text.encode(), path, 0
     while target.exists():
         if target.is_file() and target.read_bytes() == content:
             return target
         number += 1
         target = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    part = target.with_name(f"{target.name}.part")
-    part.write_bytes(content)
-    part.replace(target)
-    return target
+    return write_whole(target, content)
+
+
+def check_filename(filename: str, suffix: str = "") -> None:
+    """Raise a ``ValueError`` unless a file's name is a plain one, with the suffix."""
+    if filename in ("", "..") or Path(filename).name != filename or not filename.endswith(suffix):
+        ending = f" that ends in {suffix}" if suffix else ""
+        raise ValueError(f"filename must be a name without folders{ending}, got {filename!r}.")
+
+
+def check_methods(callback: object, pl_module: LightningModule, *names: str) -> None:
+    """Raise a ``TypeError`` that names a method which the callback calls and the module lacks."""
+    for name in names:
+        if not callable(getattr(pl_module, name, None)):  # of any module, also one that is not ours
+            raise TypeError(
+                f"{type(callback).__name__} asks for {type(pl_module).__name__}.{name}(), which is missing."
+            )
+
+
+def log_rows(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Send rows as a table to each logger that takes tables."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    data = [[row.get(column) for column in columns] for row in rows]
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table"):
+            logger.log_table(name, columns=columns, data=data)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
+from lit_modules.utils.model_modes import evaluation_mode
+
 _COUNTS = ("steps", "probes", "accepted", "passes", "drawn", "width")
 _ROUNDING = 8.0
 """Rounding errors of a mean loss, in units of its precision, that a second difference must exceed; 3 were measured."""
@@ -169,12 +171,10 @@ class AdaptiveLR(Callback):
             raise ValueError(f"clip must be at least 1, got {clip}.")
         if not 0 <= smooth < 1:
             raise ValueError(f"smooth must lie in [0, 1), got {smooth}.")
-        if scale not in (None, "linear", "cosine"):
-            raise ValueError(f"scale must be None, 'linear' or 'cosine', got {scale!r}.")
-        if probe_batch not in ("current", "fresh"):
-            raise ValueError(f"probe_batch must be 'current' or 'fresh', got {probe_batch!r}.")
-        if reject not in ("keep", "halve"):
-            raise ValueError(f"reject must be 'keep' or 'halve', got {reject!r}.")
+        choices = (("scale", scale, (None, "linear", "cosine")), ("probe_batch", probe_batch, ("current", "fresh")))
+        for name, value, allowed in (*choices, ("reject", reject, ("keep", "halve"))):
+            if value not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}.")
         if not 0 <= min_lr < math.inf:
             raise ValueError(f"min_lr must be finite and not negative, got {min_lr}.")
         if max_lr is not None and not max_lr >= max(min_lr, 0) > -1:
@@ -202,14 +202,15 @@ class AdaptiveLR(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module offers the probed loss."""
-        if stage == "fit":
-            self.forget_batches()
-        if stage == "fit" and not callable(getattr(pl_module, "probe_loss", None)):
+        if stage != "fit":
+            return
+        self.forget_batches()
+        if not callable(getattr(pl_module, "probe_loss", None)):
             raise TypeError(
                 f"AdaptiveLR needs {type(pl_module).__name__}.probe_loss(batch), which returns the summed loss of a "
                 "batch and its weight as two scalar tensors; add the method, or leave the callback out."
             )
-        if stage == "fit" and self.probe_batch == "fresh" and getattr(trainer, "datamodule", None) is None:
+        if self.probe_batch == "fresh" and getattr(trainer, "datamodule", None) is None:
             raise ValueError("AdaptiveLR(probe_batch='fresh') draws from a datamodule, and the trainer has none.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -301,7 +302,7 @@ class AdaptiveLR(Callback):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         precision = torch.finfo(_computed_in(trainer, pl_module)).eps
         others = sorted((factor for factor in self.factors if factor), key=lambda factor: (factor != 1, factor))
-        with torch.no_grad(), _evaluation(pl_module), _undone(optimizer, parameters, self.offload) as start:
+        with torch.no_grad(), evaluation_mode(pl_module), _undone(optimizer, parameters, self.offload) as start:
             here = self._mean_loss(trainer, pl_module, batches)
             optimizer.step()
             position = 1.0
@@ -369,8 +370,8 @@ class AdaptiveLR(Callback):
             return 1.0
         shares = [0.0]
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            place = trainer.current_epoch + trainer.fit_loop.batch_idx / trainer.num_training_batches
-            shares.append(place / trainer.max_epochs)
+            position = trainer.current_epoch + trainer.fit_loop.batch_idx / trainer.num_training_batches
+            shares.append(position / trainer.max_epochs)
         if trainer.max_steps > 0:
             shares.append(trainer.global_step / trainer.max_steps)
         done = min(1.0, max(shares))
@@ -387,18 +388,6 @@ def _computed_in(trainer: Trainer, module: LightningModule) -> torch.dtype:
     if isinstance(plugin, MixedPrecision) and any(isinstance(part, FSDPModule) for part in module.modules()):
         kinds.add(torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16)
     return max(kinds, key=lambda kind: torch.finfo(kind).eps)
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Switch every submodule to evaluation mode (no dropout, frozen batch statistics), and back to its own mode."""
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes:
-            child.training = mode
 
 
 @contextmanager

@@ -17,8 +17,8 @@ class AdversarialWeightPerturbation(Callback):
     lowers robust overfitting. The authors get the direction from one step of SGD on a copy; the rate of that step
     cancels in the normalisation, so there is none here. A step costs one more forward and backward pass.
 
-    Asks of the module two methods. ``adversarial_batch(batch)`` returns the batch, a dict, with what the attack found
-    under ``adversarial``; the batch is extended by it, and a training step must not attack a batch that has it again.
+    Asks of the module two methods. ``adversarial_batch(batch)`` returns the batch, a dict, with the attack's samples
+    under ``adversarial``; the batch is extended by them, and a training step must not attack a batch that has it again.
     ``adversarial_loss(batch)`` returns the training loss of such a batch, a scalar tensor with gradient. Works with
     automatic optimization alone. Buffers, as those of batch normalisation, and the random state are left alone by the
     extra pass. Tried on one device and with DDP, where the direction is averaged over the processes.

@@ -223,6 +223,8 @@ class EMA(Callback):
         module, problem = type(pl_module).__name__, ""
         parameters = _trainable(pl_module) if fitting else dict(pl_module.named_parameters())
         for name, value in averages.items():
+            if problem:
+                break
             if name not in parameters:
                 problem = f"{name}, which {module} does not {'train' if fitting else 'have'}"
             elif value.shape != parameters[name].shape:

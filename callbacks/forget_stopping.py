@@ -1,4 +1,4 @@
-"""An end to unlearning."""
+"""Early stopping of unlearning."""
 
 import inspect
 import json

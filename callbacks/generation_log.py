@@ -1,4 +1,4 @@
-"""Every answer of a test as a file and a table."""
+"""File and table of the answers of a test."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from ._files import run_folder, write_new
+from ._files import check_filename, log_rows, run_folder, write_new
 
 
 class GenerationLog(Callback):
@@ -33,8 +33,7 @@ class GenerationLog(Callback):
     def __init__(
         self, folder: str | None = None, filename: str = "generations.jsonl", table_rows: int | None = 200
     ) -> None:
-        if filename in ("", "..") or Path(filename).name != filename:
-            raise ValueError(f"filename must be a name without folders, got {filename!r}.")
+        check_filename(filename)
         if table_rows is not None and table_rows < 0:
             raise ValueError(f"table_rows must not be negative, got {table_rows}.")
         self.folder = folder
@@ -72,7 +71,7 @@ class GenerationLog(Callback):
         """Write the file and send the table."""
         folder = Path(self.folder) if self.folder else run_folder(trainer)
         parts: list[Any] = [self._rows]
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_initialized():
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, self._rows)
         self._rows = []
@@ -89,11 +88,5 @@ class GenerationLog(Callback):
         path = write_new(folder / self.filename, lines)
         rank_zero_info(f"The {len(rows)} generations are in {path}.")
         count = len(rows) if self.table_rows is None else min(self.table_rows, len(rows))
-        if count == 0:
-            return
-        chosen = [rows[index * len(rows) // count] for index in range(count)]
-        columns = list(dict.fromkeys(name for row in chosen for name in row))
-        data = [[row.get(name) for name in columns] for row in chosen]
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):
-                logger.log_table("test/generations", columns=columns, data=data)
+        if count:
+            log_rows(trainer, "test/generations", [rows[index * len(rows) // count] for index in range(count)])

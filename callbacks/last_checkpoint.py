@@ -1,4 +1,4 @@
-"""The state of a run, to go on from."""
+"""Checkpoint of the last state of a run."""
 
 from typing import Any
 

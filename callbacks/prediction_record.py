@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from ._files import is_dev_run, run_folder
+from ._files import is_dev_run, log_rows, run_folder
 
 
 class PredictionRecord(Callback):
-    """Write what ``predict`` answers, a line of JSON for each row, and pictures as PNG files.
+    """Write the answers of ``predict``, a line of JSON for each row, and pictures as PNG files.
 
     Asks of ``predict_step`` a list or tensor with something for each row of the batch, or a mapping of these; one alone
     is written as ``prediction``. Floats in [0, 1] of shape ``(batch, 3, height, width)`` or ``(batch, n, 3, height,
@@ -82,8 +82,8 @@ class PredictionRecord(Callback):
                 f"PredictionRecord asks {type(pl_module).__name__}.predict_step for lists or tensors with a value for "
                 f"each row, by name, got {got}."
             )
-        for place in range(sizes.pop()):
-            row = {name: self._plain(value[place], name) for name, value in columns.items()}
+        for index in range(sizes.pop()):
+            row = {name: self._plain(value[index], name) for name, value in columns.items()}
             line = json.dumps(row, ensure_ascii=False, default=str)
             self._file.write(line + "\n")
             if self._rows < self.table_rows:
@@ -104,11 +104,11 @@ class PredictionRecord(Callback):
         self._close()
 
     def _send(self, trainer: Trainer) -> None:
-        columns = list(dict.fromkeys(name for row in self._sent for name in row))
-        data = [[_cell(row.get(name)) for name in columns] for row in self._sent]
-        for logger in trainer.loggers if data and trainer.is_global_zero else ():
-            if hasattr(logger, "log_table"):
-                logger.log_table("predict/predictions", columns=columns, data=data)
+        if not self._sent or not trainer.is_global_zero:
+            return
+        # the columns of a table are of one type, so lists go as JSON
+        log_rows(trainer, "predict/predictions", [{name: _cell(v) for name, v in row.items()} for row in self._sent])
+        for logger in trainer.loggers:
             if hasattr(logger, "log_image") and self._pictures:
                 captions = [path.name for path in self._pictures]
                 logger.log_image("predict/pictures", [str(path) for path in self._pictures], caption=captions)
@@ -143,7 +143,6 @@ class PredictionRecord(Callback):
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as a cell of a table, whose columns are of one type: lists as JSON."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 

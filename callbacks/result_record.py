@@ -1,4 +1,4 @@
-"""The numbers of a test, or of a validation, as a file."""
+"""File of the numbers of a test or of a validation."""
 
 import json
 import math
@@ -8,13 +8,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from ._files import run_folder, write_new
+from ._files import check_filename, check_methods, run_folder, write_new
 
 _VALIDATION = "validation.json"
 
 
 class ResultRecord(Callback):
-    """Write what a test found as JSON, and what a validation logged.
+    """Write the results of a test, and the numbers that a validation logged, as JSON.
 
     After ``test`` the file holds ``results()`` of the module, its record of the last test, ready for JSON; a module
     without ``results`` is refused at ``setup``. After ``validate`` the numbers that the module logged go to
@@ -31,15 +31,14 @@ class ResultRecord(Callback):
     """
 
     def __init__(self, folder: str | None = None, filename: str = "results.json") -> None:
-        if filename in ("", "..") or Path(filename).name != filename:
-            raise ValueError(f"filename must be a name without folders, got {filename!r}.")
+        check_filename(filename)
         self.folder = folder
         self.filename = filename
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that a module that is tested has results."""
-        if stage == "test" and not callable(getattr(pl_module, "results", None)):
-            raise TypeError(f"ResultRecord asks for {type(pl_module).__name__}.results(), which is missing.")
+        if stage == "test":
+            check_methods(self, pl_module, "results")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the numbers of a validation that is not part of training."""

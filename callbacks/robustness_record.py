@@ -1,4 +1,4 @@
-"""The record of a test under attack, as a file, a table and a picture, on disk and in the loggers."""
+"""Record of a test under attack: file, table and picture, on disk and in the loggers."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from ._files import run_folder, write_new
-
-_ASKED = ("results", "results_table", "results_rows", "draw_results")
+from ._files import check_filename, check_methods, run_folder, write_new
 
 
 class RobustnessRecord(Callback):
-    """Write what a test under attack found: ``robustness.json``, a Markdown table, and a picture.
+    """Write the results of a test under attack: ``robustness.json``, a Markdown table, and a picture.
 
     Asks of the module ``results()``, its record of the last test, ready for JSON; ``results_table()``, the same as
     Markdown text; ``results_rows()``, the rows of that table as texts, titles first; and ``draw_results(path)``, which
@@ -35,16 +33,14 @@ class RobustnessRecord(Callback):
     """
 
     def __init__(self, folder: str | None = None, filename: str = "robustness.json") -> None:
-        if Path(filename).name != filename or Path(filename).suffix != ".json":
-            raise ValueError(f"filename must be a name without folders that ends in .json, got {filename!r}.")
+        check_filename(filename, ".json")
         self.folder = folder
         self.filename = filename
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that a module that is tested has what is asked for."""
-        for name in _ASKED:
-            if stage == "test" and not callable(getattr(pl_module, name, None)):
-                raise TypeError(f"RobustnessRecord asks for {type(pl_module).__name__}.{name}(), which is missing.")
+        if stage == "test":
+            check_methods(self, pl_module, "results", "results_table", "results_rows", "draw_results")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the three files, and send table and picture to the loggers."""

@@ -1,11 +1,11 @@
-"""A look at a language model's answers while it trains."""
+"""Table of a language model's answers while it trains."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ._files import is_dev_run
+from ._files import check_methods, is_dev_run, log_rows
 
 
 class SampleTable(Callback):
@@ -32,18 +32,15 @@ class SampleTable(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module answers and a logger listens."""
-        if not callable(getattr(pl_module, "generate", None)):
-            raise TypeError(f"SampleTable asks for {type(pl_module).__name__}.generate(), which is missing.")
+        check_methods(self, pl_module, "generate")
         if not any(hasattr(logger, "log_table") for logger in trainer.loggers) and not is_dev_run(trainer):
             rank_zero_warn("SampleTable logs nothing: no logger of the trainer has log_table, as that of W&B does.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send one table to each logger that takes tables."""
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_table")]
-        if trainer.sanity_checking or not loggers:
+        if trainer.sanity_checking or not any(hasattr(logger, "log_table") for logger in trainer.loggers):
             return
         module: Any = pl_module
-        rows = [[prompt, module.generate(prompt, self.max_new_tokens)] for prompt in self.prompts]
+        rows = [{"prompt": prompt, "answer": module.generate(prompt, self.max_new_tokens)} for prompt in self.prompts]
         if trainer.is_global_zero:
-            for logger in loggers:
-                logger.log_table("val/samples", columns=["prompt", "answer"], data=rows)
+            log_rows(trainer, "val/samples", rows)

@@ -1,4 +1,4 @@
-"""A trained model as a folder that others load."""
+"""Folder of a trained model that other libraries load."""
 
 import inspect
 from pathlib import Path
@@ -71,9 +71,9 @@ class SavePretrained(Callback):
 
 
 def _tokenizer(trainer: Trainer, pl_module: LightningModule) -> Any:
-    found = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-    if found is None and inspect.getattr_static(pl_module, "tokenizer", None) is not None:
-        found = pl_module.tokenizer
-    if not hasattr(found, "save_pretrained"):
+    tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+    if tokenizer is None and inspect.getattr_static(pl_module, "tokenizer", None) is not None:
+        tokenizer = pl_module.tokenizer
+    if not hasattr(tokenizer, "save_pretrained"):
         raise ValueError("neither the datamodule nor the module has one.")
-    return found
+    return tokenizer

@@ -283,7 +283,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-
 def test_datamodule_loads() -> None:
     saved = torch.load(FOLDER / "PGDTraining.ckpt", weights_only=True)["datamodule_hyper_parameters"]
     assert saved

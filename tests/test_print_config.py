@@ -26,11 +26,19 @@ FOREIGN = ("torch.", "lightning.", "transformers.", "diffusers.", "peft.", "trai
 """Addresses of other libraries, whose next version may have more options."""
 RENAMED: dict[str, str] = {
     "lit_modules.*.combine": "aggregator",
+    "lit_modules.attacks.*.passes": "eot_samples",
     "lit_modules.unlearning.combiners.Normalised": "lit_modules.unlearning.core.aggregators.Normalised",
+    "lit_modules.synthia.Linear": "lit_modules.synthia.LinearContrast",
     "lit_modules.coda.update_base.default_optimizer": "lit_modules.coda.core.update.adamw_without_decay",
 }
 """New name of an option by its old address; new class path, file or command by the old one."""
-ADDED: set[str] = set()
+ADDED: set[str] = {
+    *(  # shared options that had no default before
+        f"lit_modules.{kind}.{option}"
+        for kind in ("attacks.*", "adversarial.KLPGD")
+        for option in ("targeted", "bounds", "restarts", "seed", "precision", "model_mode", "eot_samples", "*_radius")
+    ),
+}
 """Addresses of new options."""
 
 

@@ -1,6 +1,7 @@
 """Tiny pipelines of diffusers, built from configurations and written as real ones are."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -20,18 +21,18 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
 
-def clip_tokenizer() -> Any:
+def clip_tokenizer(max_length: int = 12) -> Any:
     ends = ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), *ends]
-    return CLIPTokenizer({word: i for i, word in enumerate(vocabulary)}, merges=[], model_max_length=12)
+    return CLIPTokenizer({word: i for i, word in enumerate(vocabulary)}, merges=[], model_max_length=max_length)
 
 
-def clip_text(hidden: int = 8, projection: int | None = None) -> Any:
+def clip_text(hidden: int = 8, projection: int | None = None, max_length: int = 12) -> Any:
     config = CLIPTextConfig(
         vocab_size=54,
         hidden_size=hidden,
         projection_dim=projection or hidden,
-        max_position_embeddings=12,
+        max_position_embeddings=max_length,
         bos_token_id=52,
         eos_token_id=53,
         pad_token_id=53,
@@ -88,38 +89,30 @@ def save_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[]
     return save
 
 
+def stable_diffusion_pipeline(scheduler: Any) -> Any:
+    return diffusers.StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(),
+        unet=u_net(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 @pytest.fixture(scope="session")
 def stable_diffusion(save_tiny: Any) -> str:
-    return save_tiny(
-        lambda: diffusers.StableDiffusionPipeline(
-            vae=autoencoder(),
-            text_encoder=clip_text(),
-            tokenizer=clip_tokenizer(),
-            unet=u_net(),
-            scheduler=diffusers.PNDMScheduler(
-                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    )
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler = partial(diffusers.PNDMScheduler, skip_prk_steps=True, steps_offset=1, **betas)
+    return save_tiny(lambda: stable_diffusion_pipeline(scheduler()))
 
 
 @pytest.fixture(scope="session")
 def stable_diffusion_v(save_tiny: Any) -> str:
-    return save_tiny(
-        lambda: diffusers.StableDiffusionPipeline(
-            vae=autoencoder(),
-            text_encoder=clip_text(),
-            tokenizer=clip_tokenizer(),
-            unet=u_net(),
-            scheduler=diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    )
+    velocity = partial(diffusers.DDIMScheduler, prediction_type="v_prediction", clip_sample=False, steps_offset=1)
+    return save_tiny(lambda: stable_diffusion_pipeline(velocity()))
 
 
 @pytest.fixture(scope="session")

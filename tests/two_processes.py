@@ -1,4 +1,4 @@
-"""What two gloo processes do, for several tests at once: `two_processes.py FOLDER`.
+"""Runs of two gloo processes, for several tests at once: `two_processes.py FOLDER`.
 
 Starting a process takes longer than all that is run in it, so the fixture ``two_processes`` starts the two once.
 """

@@ -84,14 +84,7 @@ def read_image_pairs(folder: str | Path) -> tuple[list[ImagePair], list[ImagePai
 
 
 def listing(problems: Sequence[str], title: str, noun: str) -> str:
-    """Return a message that lists what is wrong, the first few by name.
-
-    Example:
-        >>> print(listing(["a.png: is missing", "b.png: is missing"], "Images are missing", "image"))
-        Images are missing, 2 images:
-          a.png: is missing
-          b.png: is missing
-    """
+    """Return a message that lists what is wrong, the first few by name."""
     shown = [f"  {problem}" for problem in problems[:_LISTED]]
     more = [f"  and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
     count = f"{len(problems)} {noun}{'' if len(problems) == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What datamodules of pairs of affordances share: the curriculum's loader, the test loader, the prompt."""
+"""Loaders of pairs of affordances, in training along the curriculum, and the prompt."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -29,13 +29,9 @@ class DrawnSet(Protocol):
 def curriculum_loader(
     module: LightningDataModule, data: Dataset[Any], stages: Sequence[int], difficulty: Sequence[float]
 ) -> ResumableLoader:
-    """Return the batches of a curriculum.
+    """Return the batches of a curriculum of training pairs, each with its stage and its transformed distance.
 
-    Args:
-        module: Datamodule with the arguments ``epochs``, ``batch_size``, ``mode``, ``seed`` and ``num_workers``.
-        data: Training pairs.
-        stages: Stage of each.
-        difficulty: Transformed distance of each.
+    The datamodule has the arguments ``epochs``, ``batch_size``, ``mode``, ``seed`` and ``num_workers``.
 
     Raises:
         ValueError: If the number of epochs is not known.

@@ -112,10 +112,7 @@ class AffordancePairs(LightningDataModule):
             self.split("test")
 
     def split(self, name: str) -> "ImagePairSet":
-        """Return the training or the test set.
-
-        Args:
-            name: ``"train"`` or ``"test"``; validation takes the test set.
+        """Return the ``"train"`` or the ``"test"`` set; validation takes the test set.
 
         Raises:
             ValueError: If the name is unknown, lines or images are wrong, or there are no test pairs.
@@ -170,12 +167,7 @@ class AffordancePairs(LightningDataModule):
 class ImagePairSet(Dataset[dict[str, Any]]):
     """Pairs whose index is a tuple of places and whose item is a batch; for batches see :class:`AffordancePairs`.
 
-    Args:
-        rows: The pairs.
-        store: Their images.
-        negatives: Images of existing concepts in an item.
-        key: What choices vary with.
-        template: Prompt, with the place ``{affordances}``.
+    Choices of images vary with ``key``.
     """
 
     def __init__(self, rows: Sequence[ImagePair], store: ImageStore, negatives: int, key: str, template: str) -> None:
@@ -228,12 +220,7 @@ class ImagePairSet(Dataset[dict[str, Any]]):
 
 
 def prompt_of(row: ImagePair, template: str) -> str:
-    """Return the prompt of a pair.
-
-    Args:
-        row: The pair.
-        template: Prompt, with the place ``{affordances}``.
-    """
+    """Return the prompt of a pair by a template with the place ``{affordances}``."""
     return template.replace("{affordances}", ", ".join(row.affordances))
 
 

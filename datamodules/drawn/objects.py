@@ -16,6 +16,7 @@ from lit_modules.utils.json_lines import read_json_lines
 
 from ..affordances.loaders import CHOICES, TEMPLATE, curriculum_loader, evaluation_loader, pixels
 from ..affordances.sampling import Mode
+from ..common.checks import check_at_least
 from ..common.sampling import ResumableLoader, place_of, training_loader
 from ..images.base import AugmentedSampler
 from .ontology import AFFORDANCES, CONCEPTS, PARTS, SEEN_BY, known_affordances, ontology, owners
@@ -48,8 +49,7 @@ def labelled_drawings(num_images: int, image_size: int = 32, seed: int = 0) -> d
         >>> drawings["image"].shape, int(drawings["single"].sum())
         (torch.Size([10, 3, 32, 32]), 8)
     """
-    if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}.")
+    check_at_least(1, num_images=num_images)
     scenes: list[list[Design]] = []
     concepts = torch.full((num_images,), -1)
     keys = [f"{seed}/labelled/{index}" for index in range(num_images)]
@@ -355,11 +355,11 @@ class DrawnObjects(LightningDataModule):
         if "{affordances}" not in template:
             raise ValueError(f"template must have the place '{{affordances}}', got {template!r}.")
         self.save_hyperparameters()
-        least = dict.fromkeys(("num_images", "validation_size", "positives", "negatives", "images_per_concept"), 1)
-        least |= {"image_size": 8, "samples_per_pair": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0}
-        for name, bound in least.items():
-            if self.hparams[name] < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {self.hparams[name]}.")
+        check_at_least(1, num_images=num_images, validation_size=validation_size, samples_per_pair=samples_per_pair)
+        check_at_least(1, positives=positives, negatives=negatives, images_per_concept=images_per_concept)
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, num_workers=num_workers)
+        check_at_least(8, image_size=image_size)
         self._sets: dict[str, ConceptSet | PairSet] = {}
 
     @property

@@ -15,6 +15,7 @@ from lit_modules.utils.files import write_whole
 from lit_modules.utils.folders import whole_folder
 from lit_modules.utils.images import MAX_PIXELS
 
+from ..common.checks import check_at_least
 from ..few_shot.few_shot import FewShotArguments, FewShotPairs
 from ..few_shot.pairs import ConfusablePair, write_pairs
 from ..few_shot.questions import OFFICIAL_EVALUATION_QUESTION
@@ -81,11 +82,9 @@ class DrawnSpecies(FewShotPairs):
         n_query: int | None = None,
         **shared: Unpack[FewShotArguments],
     ) -> None:
-        least = {"num_novel": (num_novel, 1), "train_images": (train_images, 1), "drawn_size": (drawn_size, 16)}
-        least |= {"validation_images": (validation_images, 1), "test_images": (test_images, 1)}
-        for name, (number, bound) in least.items():
-            if number < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {number}.")
+        check_at_least(1, num_novel=num_novel, train_images=train_images)
+        check_at_least(1, validation_images=validation_images, test_images=test_images)
+        check_at_least(16, drawn_size=drawn_size)
         self.species: list[Species] = invent_species(num_known, num_novel, world_seed)
         super().__init__(
             root=root,
@@ -139,8 +138,7 @@ class DrawnSpecies(FewShotPairs):
         Raises:
             ValueError: If ``num_images`` is below 1.
         """
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}.")
+        check_at_least(1, num_images=num_images)
         known = [species for species in self.species if species.known]
         novel = [species.attributes for species in self.species if not species.known]
         creatures: list[dict[str, str]] = []

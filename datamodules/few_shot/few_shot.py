@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 
 from lit_modules.utils.images import MAX_PIXELS
 
+from ..common.checks import check_at_least, check_choices
 from ..common.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
 from ..images.base import AugmentedSampler
 from .images import Picture
@@ -405,58 +406,50 @@ def _check_arguments(args: Mapping[str, Any]) -> None:
     """Raise a ``ValueError`` if an argument is out of its range or two contradict each other."""
     choices = {"method": Method, "sampling": Sampling, "query_from": QuerySource, "preset": Preset, "mix": Mix}
     for name, choice in {**choices, "layout": Layout}.items():
-        allowed = get_args(choice)
-        if args[name] not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {args[name]!r}.")
-    least = {
-        "n_real": 0,
-        "n_synthetic": 0,
-        "n_context": 0,
-        "num_workers": 0,
-        "n_way": 2,
-        "image_size": 2,
-        "max_pixels": 4,
-    }
+        check_choices(get_args(choice), **{name: args[name]})
+    check_at_least(0, **{name: args[name] for name in ("n_real", "n_synthetic", "n_context", "num_workers")})
     positive = ("n_source", "n_query", "n_validation", "n_orders", "batch_size", "eval_batch_size")
-    least |= dict.fromkeys(positive, 1)
-    for name, bound in least.items():
-        if args[name] is not None and args[name] < bound:
-            raise ValueError(f"{name} must be at least {bound}, got {args[name]}.")
-    if args["n_real"] + args["n_synthetic"] < 1:
-        raise ValueError("n_real and n_synthetic must not both be 0; nothing would be left to train on.")
-    if args["n_way"] == 2 and args["n_orders"] > 2:
-        raise ValueError(f"n_orders must be at most 2 for two options, got {args['n_orders']}.")
-    if not 0 <= args["synthetic_probability"] <= 1:
-        raise ValueError(f"synthetic_probability must be from 0 to 1, got {args['synthetic_probability']}.")
-    if args["replay_ratio"] < 0 or (args["replay_ratio"] > 0) != (args["replay_pairs"] is not None):
-        raise ValueError(
-            f"replay_ratio must be positive with replay_pairs and 0 without, got {args['replay_ratio']} and "
-            f"{args['replay_pairs']!r}."
-        )
-    method, number = args["method"], args["n_synthetic"]
-    if (method == "real") != (number == 0):
-        raise ValueError(
-            f"method {method!r} goes with {'n_synthetic 0' if method == 'real' else 'a positive n_synthetic'}, "
-            f"got {number}."
-        )
-    if method in READ_METHODS and args["synthetic_root"] is None:
-        raise ValueError(f"method {method!r} needs synthetic_root, the folder of the pictures; got None.")
-    if method == "armada_lite" and args["synthetic_kind"] not in (None, "armada_lite"):
-        raise ValueError(f"method 'armada_lite' has a kind of its own; got synthetic_kind {args['synthetic_kind']!r}.")
-    if method not in ("real", *READ_METHODS) and not (args["n_source"] or args["n_real"]):
-        raise ValueError(f"method {method!r} with n_real 0 needs n_source, the number of pictures to change; got None.")
-    if args["sampling"] == "probability" and (method == "real" or not args["n_real"]):
-        raise ValueError("sampling 'probability' needs real pictures and others that replace them.")
+    check_at_least(1, **{name: args[name] for name in positive})
+    check_at_least(2, n_way=args["n_way"], image_size=args["image_size"])
+    check_at_least(4, max_pixels=args["max_pixels"])
+    method, real, number = args["method"], args["n_real"], args["n_synthetic"]
+    chance, ratio, size = args["synthetic_probability"], args["replay_ratio"], args["image_size"]
+    expected = "n_synthetic 0" if method == "real" else "a positive n_synthetic"
+    kind = args["synthetic_kind"] if method == "armada_lite" else None
+    changes = method not in ("real", *READ_METHODS)
+    problems = {
+        "n_real and n_synthetic must not both be 0; nothing would be left to train on.": not real + number,
+        f"n_orders must be at most 2 for two options, got {args['n_orders']}.": args["n_way"] == 2 < args["n_orders"],
+        f"synthetic_probability must be from 0 to 1, got {chance}.": not 0 <= chance <= 1,
+        f"replay_ratio must be positive with replay_pairs and 0 without, got {ratio} and {args['replay_pairs']!r}.": (
+            ratio < 0 or (ratio > 0) != (args["replay_pairs"] is not None)
+        ),
+        f"method {method!r} goes with {expected}, got {number}.": (method == "real") != (number == 0),
+        f"method {method!r} needs synthetic_root, the folder of the pictures; got None.": (
+            method in READ_METHODS and args["synthetic_root"] is None
+        ),
+        f"method 'armada_lite' has a kind of its own; got synthetic_kind {kind!r}.": kind not in (None, "armada_lite"),
+        f"method {method!r} with n_real 0 needs n_source, the number of pictures to change; got None.": (
+            changes and not (args["n_source"] or real)
+        ),
+        "sampling 'probability' needs real pictures and others that replace them.": (
+            args["sampling"] == "probability" and (method == "real" or not real)
+        ),
+        "feature_context needs features, the file of the attributes; got None.": (
+            args["feature_context"] and args["features"] is None
+        ),
+        f"n_context must be at most n_real, {real}, as examples are supports; got {args['n_context']}.": (
+            args["n_context"] > real
+        ),
+        f"n_context is for models that read texts: leave image_size out, got {size}.": (
+            args["n_context"] and size is not None
+        ),
+        f"mix {args['mix']!r} needs image_size, as it is for classifiers; got None.": args["mix"] != "none"
+        and not size,
+    }
+    for message, wrong in problems.items():
+        if wrong:
+            raise ValueError(message)
     for name in ("question", "eval_question"):
         if args[name] is not None and "{options}" not in args[name]:
             raise ValueError(f"{name} must have the place '{{options}}', got {args[name]!r}.")
-    if args["feature_context"] and args["features"] is None:
-        raise ValueError("feature_context needs features, the file of the attributes; got None.")
-    if args["n_context"] > args["n_real"]:
-        raise ValueError(
-            f"n_context must be at most n_real, {args['n_real']}, as examples are supports; got {args['n_context']}."
-        )
-    if args["n_context"] and args["image_size"] is not None:
-        raise ValueError(f"n_context is for models that read texts: leave image_size out, got {args['image_size']}.")
-    if args["mix"] != "none" and args["image_size"] is None:
-        raise ValueError(f"mix {args['mix']!r} needs image_size, as it is for classifiers; got None.")

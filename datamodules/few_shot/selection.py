@@ -415,22 +415,24 @@ class Selection:
         return [(sample, []) for sample in pool[:wanted]]
 
 
-def check_pictures(ours: Iterable[Sample], theirs: Iterable[Sample], max_pixels: int, near: bool = True) -> list[str]:
+def check_pictures(
+    trained: Iterable[Sample], asked: Iterable[Sample], max_pixels: int, *, near: bool = True
+) -> list[str]:
     """Open all pictures and return what is wrong with them, a sentence each.
 
     Wrong is a picture that is missing, damaged, of another type than its name says or too large, one that is in
     support and query, one that is in the support twice, and one that two concepts have.
 
     Args:
-        ours: Samples to update on.
-        theirs: Samples to ask about.
+        trained: Samples to update on.
+        asked: Samples to ask about.
         max_pixels: Most pixels of a picture.
         near: Whether the same picture in another size or compression counts as the same.
     """
     problems: list[str] = []
     groups: list[list[tuple[Concept, Picture, ImageFingerprint]]] = []
     fingerprints: dict[str, ImageFingerprint] = {}
-    for samples in (ours, theirs):
+    for samples in (trained, asked):
         unique = {(sample.concept.key, sample.picture.name): sample for sample in samples}
         group = []
         for sample in unique.values():
@@ -445,8 +447,8 @@ def check_pictures(ours: Iterable[Sample], theirs: Iterable[Sample], max_pixels:
         groups.append(group)
     support, query = groups
     for first, second in ((support, query), (support, support), (query, query)):
-        prints = ([each for *_, each in group] for group in (first, second))
-        for one, other in same_pictures(*prints, max_bits=8 if near else -1):
+        ours, theirs = ([each for *_, each in group] for group in (first, second))
+        for one, other in same_pictures(ours, theirs, max_bits=8 if near else -1):
             if first is second and one >= other:
                 continue
             (concept, picture, own), (rival, copy, another) = first[one], second[other]

@@ -1,4 +1,4 @@
-"""How TOFU's questions and answers are put to a model."""
+"""Templates of TOFU's questions and answers."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -47,7 +47,6 @@ class KLPGD(LinfPGD):
         steps: Number of steps.
         step_size: Step in units of the samples.
         noise: Standard deviation of the start, in units of the samples.
-        arguments: Arguments of :class:`lit_modules.attacks.engine.base.Attack`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -56,7 +55,7 @@ class KLPGD(LinfPGD):
         Zhang et al. (arXiv 1901.08573), algorithm 1.
     """
 
-    fixed = ("keep",)
+    fixed = ("random_start", "loss", "keep")
 
     def __init__(
         self,
@@ -67,7 +66,9 @@ class KLPGD(LinfPGD):
         noise: float = 0.001,
         **shared: Unpack[AttackArguments],
     ) -> None:
-        super().__init__(eps=eps, steps=steps, step_size=step_size, keep="last", **shared)
+        super().__init__(
+            eps=eps, steps=steps, step_size=step_size, random_start=True, loss="cross_entropy", keep="last", **shared
+        )
         check_positive(noise=noise)
         self.noise = noise
 

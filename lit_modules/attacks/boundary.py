@@ -9,10 +9,9 @@ from torch import Tensor
 
 from lit_modules.attacks.engine.checks import check_choice, check_count, check_range
 from lit_modules.attacks.engine.losses import logit_gap, margin
-from lit_modules.attacks.engine.norms import lp_norm, per_sample, steepest
+from lit_modules.attacks.engine.norms import DUAL, lp_norm, per_sample, steepest
 from lit_modules.attacks.engine.state import AttackState, Carry, Outcome, check_differentiable
 from lit_modules.attacks.minimum_norm import (
-    DUAL,
     Iterate,
     MinimumNormArguments,
     MinimumNormAttack,

@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal, TypedDict
 
@@ -100,31 +100,18 @@ class BestOf(Attack):
 
     def attack(self, state: AttackState) -> Outcome:
         """Run the attacks in their order."""
-        best = Outcome(
-            state.x.clone(),
-            torch.zeros(len(state), dtype=torch.bool, device=state.x.device),
-            torch.full((len(state),), float("-inf"), dtype=state.x.dtype, device=state.x.device),
-        )
-        if not self.minimum_norm and state.clean is not None:
-            best.score[:] = state.objective(state.clean, margin)
+        best = BestSoFar(state, None if self.minimum_norm else margin)
         for number, attack in enumerate(self.attacks):
             positions = (~best.success).nonzero()[:, 0] if self.keep == "first" else state.positions()
             if not len(positions):
                 break
             active = state.select(positions)
-            random = active.random.fork(number).fork(attack.seed)
-            active = replace(active, eps=_radius(attack.eps, active), random=random)
+            active.random = active.random.fork(number).fork(attack.seed)
+            active.eps = _radius(attack.eps, active)
             outcome = attack.solve(active, torch.zeros_like(best.success[positions]))
             active.audit(outcome.adversarial, attack.norm)
-            score = self._score(active, outcome)
-            better = (outcome.success & ~best.success[positions]) | (
-                (outcome.success == best.success[positions]) & (score > best.score[positions])
-            )
-            chosen = positions[better]
-            best.adversarial[chosen] = outcome.adversarial[better].to(best.adversarial.dtype)
-            best.success[chosen] = outcome.success[better]
-            best.score[chosen] = score[better]
-        return best
+            best.offer(positions, outcome.adversarial, self._score(active, outcome), outcome.success)
+        return best.outcome()
 
     def _score(self, state: AttackState, outcome: Outcome) -> Tensor:
         """Return what makes one result better than another of equal success."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_modules.attacks.engine.base import Attack, AttackResult, warn_zero_gradient
 from lit_modules.attacks.engine.checks import Bounds, Radius, check_count, check_positive, check_samples
 from lit_modules.attacks.engine.norms import random_in_ball
-from lit_modules.attacks.engine.state import AttackState, Model, Outcome
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Outcome
 from lit_modules.utils.arguments import Unpack
 
 
@@ -96,10 +96,11 @@ class FastFeature(Attack):
         ValueError: If an argument is outside its range.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> x, guide = torch.full((2, 4), 0.4), torch.full((2, 4), 0.6)
         >>> adversarial = FastFeature(eps=0.2, layer="1")(model, x, guide)
-        >>> bool((model[0](adversarial) - model[0](guide)).norm() < (model[0](x) - model[0](guide)).norm())
+        >>> bool((model[:2](adversarial) - model[:2](guide)).norm() < (model[:2](x) - model[:2](guide)).norm())
         True
 
     References:
@@ -177,17 +178,13 @@ class FastFeature(Attack):
         x = state.x
         if self.random_start:
             x = state.clamp(x + random_in_ball(x, state.radius, "linf", state.random))
-        best, success = state.x.clone(), torch.zeros_like(state.label, dtype=torch.bool)
-        score = torch.full_like(success, float("-inf"), dtype=state.x.dtype)
+        best = BestSoFar(state)
         for step in range(self.steps + 1):
             point = state.point(x)
             with torch.set_grad_enabled(step < self.steps):
                 logits, features = state.features(point)
                 distance = (features - state.target).square().sum(1)
-            fooled, value = state.fooled(logits), -distance.detach().to(score.dtype)
-            better = (fooled & ~success) | ((fooled == success) & (value > score))
-            positions = better.nonzero()[:, 0]
-            best[positions], success[positions], score[positions] = x[positions], fooled[positions], value[positions]
+            best.offer(state.positions(), x, -distance.detach(), state.fooled(logits))
             if step == self.steps:
                 break
             if not distance.requires_grad:
@@ -199,7 +196,7 @@ class FastFeature(Attack):
             if step == 0:
                 warn_zero_gradient(gradient)
             x = state.project(x - state.broadcast(self.step_size) * gradient.sign(), "linf")
-        return Outcome(best, success, score)
+        return best.outcome()
 
 
 @contextmanager

@@ -6,15 +6,8 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.checks import check_count, check_positive, check_range
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome
-from lit_modules.attacks.score_based import (
-    BallArguments,
-    QueryAttack,
-    best_version,
-    chunks,
-    project_into_ball,
-    query,
-)
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome, best_version, chunks
+from lit_modules.attacks.score_based import BallArguments, QueryAttack, project_into_ball
 from lit_modules.utils.arguments import Unpack
 
 
@@ -136,5 +129,5 @@ class GenAttack(QueryAttack):
     def evaluate(self, state: AttackState, members: Tensor) -> tuple[Tensor, Tensor]:
         """Return the members' losses and whether they fool, ``(members, batch)``."""
         sizes = list(chunks(len(members), self.max_batch, len(state)))
-        losses, fooled = zip(*(query(state, some, self._loss) for some in torch.split(members, sizes)), strict=True)
+        losses, fooled = zip(*(state.query(some, self._loss) for some in torch.split(members, sizes)), strict=True)
         return torch.cat(losses), torch.cat(fooled)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
-from lit_modules.attacks.engine.checks import check_count, check_range
+from lit_modules.attacks.engine.checks import check_range
 from lit_modules.attacks.engine.state import AttackState, Outcome, check_differentiable
 from lit_modules.utils.arguments import Unpack
 
@@ -123,7 +123,6 @@ def best_pair(first: Tensor, second: Tensor, allowed: Tensor, max_pairs: int = 2
     Returns:
         The pair, int64 ``(batch, 2)``, and whether there is one, ``(batch,)``.
     """
-    check_count(max_pairs=max_pairs)
     none = float("-inf")
     order = torch.where(allowed, first, none).argsort(dim=1, descending=True, stable=True)
     ranked = torch.where(allowed, second, none).gather(1, order)

@@ -10,8 +10,7 @@ from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import check_count, check_positive, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, margin, resolve_loss
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.engine.state import AttackState, Outcome
-from lit_modules.attacks.score_based import chunks, query
+from lit_modules.attacks.engine.state import AttackState, Outcome, chunks
 from lit_modules.utils.arguments import Unpack
 
 
@@ -29,9 +28,6 @@ class _PixelAttack(Attack):
         super().__init__(**shared)
         check_count(max_batch=max_batch)
         self.max_batch = max_batch
-        self._check_bounds()
-
-    def _check_bounds(self) -> None:
         if self.bounds is None:
             raise ValueError(
                 f"{type(self).__name__} sets pixels by the bounds, got bounds=None; pass bounds=(lower, upper)."
@@ -39,7 +35,6 @@ class _PixelAttack(Attack):
 
     def sides(self, state: AttackState) -> tuple[Tensor, Tensor]:
         """Return the bounds in the shape of the samples."""
-        self._check_bounds()
         assert state.lower is not None
         assert state.upper is not None
         return state.lower.expand_as(state.x), state.upper.expand_as(state.x)
@@ -104,7 +99,7 @@ class SinglePixel(_PixelAttack):
             points = x[every].repeat(count, 1, 1)
             points.scatter_(2, here.reshape(-1, 1, 1).expand(-1, points.shape[1], 1), colour.flatten(0, 1)[:, :, None])
             points = points.view(count, len(every), *state.x.shape[1:])
-            fooled = query(active, points, margin)[1]
+            fooled = active.query(points, margin)[1]
             first, found = fooled.int().argmax(0), fooled.any(0)
             chosen = found.nonzero()[:, 0]
             adversarial[every[chosen]] = points[first[chosen], chosen]
@@ -199,7 +194,7 @@ class LocalSearch(_PixelAttack):
         for _ in range(self.rounds):
             x, moved = self.move(active, x, near, limit)
             points = x.view(-1, *state.x.shape[1:])
-            fooled = query(active, points[None], self._loss)[1][0]
+            fooled = active.query(points[None], self._loss)[1][0]
             adversarial[positions[fooled]] = points[fooled]
             success[positions[fooled]] = True
             stay = (~fooled).nonzero()[:, 0]
@@ -239,7 +234,7 @@ class LocalSearch(_PixelAttack):
             here = some.T[:, :, None, None].expand(-1, -1, x.shape[1], 1)
             points = x.expand(count, *x.shape).clone()
             points.scatter_(3, here, trial.expand_as(points).gather(3, here))
-            objectives.append(query(state, points.view(count, *state.x.shape), self._loss)[0])
+            objectives.append(state.query(points.view(count, *state.x.shape), self._loss)[0])
         return torch.cat(objectives).T
 
 

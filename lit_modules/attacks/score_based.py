@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_positive
-from lit_modules.attacks.engine.losses import Loss, LossName, check_per_sample, resolve_loss
+from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
 from lit_modules.attacks.engine.norms import normalise, project, steepest
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Outcome
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Outcome, best_version, chunks
 from lit_modules.utils.arguments import Unpack
 
 Values = Callable[[Tensor], Tensor]
@@ -71,25 +71,6 @@ def weighted_sum(weights: Tensor, directions: Tensor) -> Tensor:
     return total.reshape(len(directions), *directions.shape[2:])
 
 
-def chunks(total: int, max_batch: int, batch: int) -> Iterator[int]:
-    """Split versions, of ``batch`` points each, into parts of at most ``max_batch`` points, at least one version."""
-    most = max(1, max_batch // max(1, batch))
-    for done in range(0, total, most):
-        yield min(most, total - done)
-
-
-def query(state: AttackState, points: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Query the model about several versions of each sample, ``(versions, batch, *)``, without gradients.
-
-    Returns the objectives, and whether the model is fooled, both ``(versions, batch)``.
-    """
-    with torch.no_grad():
-        logits = state.logits(points)
-        flat = logits.flatten(0, 1)
-        values = check_per_sample(loss(flat, state.label.repeat(len(points))), len(flat)).reshape(points.shape[:2])
-    return -values if state.targeted else values, state.fooled(logits)
-
-
 def project_into_ball(state: AttackState, x: Tensor, norm: str) -> Tensor:
     """Return points, ``(batch, *)`` or ``(versions, batch, *)``, moved into radius and bounds."""
     delta = x - state.x
@@ -101,17 +82,6 @@ def project_into_ball(state: AttackState, x: Tensor, norm: str) -> Tensor:
         radius = state.radius.expand(len(x), *state.radius.shape).flatten(0, 1)
         delta = project(delta.flatten(0, 1), radius, norm).reshape(x.shape)
     return state.clamp(delta.add_(state.x))
-
-
-def best_version(points: Tensor, objective: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose a version of each sample: the largest objective among those that fool, else among all.
-
-    Takes points ``(versions, batch, *)`` with their objectives and whether they fool; returns one of each sample.
-    """
-    success = fooled.any(0)
-    chosen = objective.masked_fill(~fooled & success, float("-inf")).argmax(0)
-    here = torch.arange(points.shape[1], device=points.device)
-    return points[chosen, here], objective[chosen, here], success
 
 
 class QueryArguments(AttackArguments, total=False):
@@ -127,6 +97,12 @@ class BallArguments(QueryArguments, total=False):
 
     norm: Literal["linf", "l2"]
     steps: int
+
+
+class EstimateArguments(BallArguments, total=False):
+    """Arguments of :class:`EstimatedGradientAttack`."""
+
+    step_size: Radius
 
 
 class QueryAttack(Attack):
@@ -162,10 +138,18 @@ class QueryAttack(Attack):
 
 
 class EstimatedGradientAttack(QueryAttack):
-    """Base of query attacks that climb an estimated gradient.
+    """Base of query attacks that climb an estimated gradient by steps in the steepest direction of the norm.
 
     A sample leaves when it is fooled; one that never is comes back as the iterate of the largest loss.
+
+    Args:
+        step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
     """
+
+    def __init__(self, *, step_size: Radius = 0.01, **shared: Unpack[BallArguments]) -> None:
+        super().__init__(**shared)
+        check_positive(step_size=step_size)
+        self.step_size = step_size
 
     def attack(self, state: AttackState) -> Outcome:
         """Take the steps with the samples that are not fooled yet."""
@@ -202,21 +186,14 @@ class EstimatedGradientAttack(QueryAttack):
         they fool.
         """
 
-    @abstractmethod
     def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
-        """Return the next iterate, within radius and bounds.
-
-        Args:
-            state: Samples that are still under attack.
-            x: Their iterates, ``(active, *)``.
-            gradient: Estimate of :meth:`estimate`.
-            step: Number of the step, from 0.
-            carry: Values of :meth:`initial_carry`, to be changed in place.
-        """
+        """Return the next iterate, within radius and bounds; ``carry`` is changed in place."""
+        moved = x + state.broadcast(self.step_size) * steepest(gradient, self.norm)
+        return project_into_ball(state, moved, self.norm)
 
     def values(self, state: AttackState) -> Values:
         """Return the function to differentiate; points outside the bounds are moved into them first."""
-        return lambda points: query(state, state.clamp(points), self._loss)[0]
+        return lambda points: state.query(state.clamp(points), self._loss)[0]
 
 
 def warn_flat(gradient: Tensor) -> None:
@@ -269,11 +246,9 @@ class SPSA(EstimatedGradientAttack):
         fd_step: float = 0.01,
         **shared: Unpack[QueryArguments],
     ) -> None:
-        super().__init__(norm="linf", steps=steps, **shared)
-        check_positive(step_size=step_size)
+        super().__init__(norm="linf", steps=steps, step_size=step_size, **shared)
         check_count(directions=directions)
         check_positive(fd_step=fd_step)
-        self.step_size = step_size
         self.directions = directions
         self.fd_step = fd_step
 
@@ -311,12 +286,10 @@ class NES(EstimatedGradientAttack):
     AdverTorch (0.2, not in v0.1) has Linf only, asks for eps, and has the other defaults that stand here.
 
     Args:
-        step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
         directions: Random directions of a step; each costs two forward passes.
         fd_step: Standard deviation of the differences, in units of the samples.
 
     Example:
-        >>> import torch
         >>> model = torch.nn.Linear(4, 3)
         >>> attack = NES(norm="l2", eps=0.1, steps=5, step_size=0.05, directions=8)
         >>> bool((attack(model, torch.full((2, 4), 0.5)) - 0.5).norm(dim=1).max() <= 0.1 + 1e-6)
@@ -327,19 +300,10 @@ class NES(EstimatedGradientAttack):
         1.
     """
 
-    def __init__(
-        self,
-        *,
-        step_size: Radius = 0.01,
-        directions: int = 100,
-        fd_step: float = 0.01,
-        **shared: Unpack[BallArguments],
-    ) -> None:
+    def __init__(self, *, directions: int = 100, fd_step: float = 0.01, **shared: Unpack[EstimateArguments]) -> None:
         super().__init__(**shared)
-        check_positive(step_size=step_size)
         check_count(directions=directions)
         check_positive(fd_step=fd_step)
-        self.step_size = step_size
         self.directions = directions
         self.fd_step = fd_step
 
@@ -353,10 +317,6 @@ class NES(EstimatedGradientAttack):
             fd_step=self.fd_step,
             max_batch=self.max_batch,
         )
-
-    def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
-        """Move in the steepest direction of the norm, project into ball and bounds."""
-        return project_into_ball(state, x + state.broadcast(self.step_size) * steepest(gradient, self.norm), self.norm)
 
 
 class Bandits(EstimatedGradientAttack):
@@ -373,7 +333,6 @@ class Bandits(EstimatedGradientAttack):
     ``exploration``, from 0.1 to 1, learns faster.
 
     Args:
-        step_size: Length of a step in the norm, in units of the samples, a number or one per sample.
         prior_step: Learning rate of the guess (the paper's ``h_g``).
         exploration: Length of the exploration (the paper's ``delta``).
         fd_step: L2 length of the differences, in units of the samples.
@@ -394,18 +353,16 @@ class Bandits(EstimatedGradientAttack):
     def __init__(
         self,
         *,
-        step_size: Radius = 0.01,
         prior_step: float = 0.1,
         exploration: float = 0.01,
         fd_step: float = 0.01,
         tile: int | None = None,
-        **shared: Unpack[BallArguments],
+        **shared: Unpack[EstimateArguments],
     ) -> None:
         super().__init__(**shared)
-        check_positive(step_size=step_size, prior_step=prior_step, exploration=exploration, fd_step=fd_step)
+        check_positive(prior_step=prior_step, exploration=exploration, fd_step=fd_step)
         if tile is not None:
             check_count(tile=tile)
-        self.step_size = step_size
         self.prior_step = prior_step
         self.exploration = exploration
         self.fd_step = fd_step
@@ -431,9 +388,9 @@ class Bandits(EstimatedGradientAttack):
         sides = [normalise(self.spread(prior + way * self.exploration * u, x), "l2") for way in (1, -1)]
         points = state.clamp(x + self.fd_step * torch.stack(sides))
         if 2 * len(x) <= self.max_batch:
-            ahead, behind = query(state, points, self._loss)[0]
+            ahead, behind = state.query(points, self._loss)[0]
         else:
-            ahead, behind = (query(state, point[None], self._loss)[0][0] for point in points)
+            ahead, behind = (state.query(point[None], self._loss)[0][0] for point in points)
         slope = ((ahead - behind) / self.fd_step).reshape(-1, *(1,) * len(shape))
         move = self.prior_step * slope * u
         if self.norm == "linf":  # exponentiated gradients of (prior + 1) / 2, a probability
@@ -441,10 +398,6 @@ class Bandits(EstimatedGradientAttack):
         else:
             carry["prior"] = prior + move
         return self.spread(carry["prior"], x)
-
-    def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
-        """Move in the steepest direction of the norm, project into ball and bounds."""
-        return project_into_ball(state, x + state.broadcast(self.step_size) * steepest(gradient, self.norm), self.norm)
 
     def spread(self, prior: Tensor, x: Tensor) -> Tensor:
         """Return the guess with one value for each coordinate of ``x``."""
@@ -499,14 +452,12 @@ class NAttack(EstimatedGradientAttack):
         transform: Literal["identity", "tanh"] = "identity",
         **shared: Unpack[BallArguments],
     ) -> None:
-        super().__init__(**shared)
-        check_positive(step_size=step_size)
+        super().__init__(step_size=step_size, **shared)
         check_count(least=2, samples=samples)
         check_positive(sigma=sigma)
         check_choice("transform", transform, ("identity", "tanh"))
         if transform == "tanh" and self.bounds is None:
             raise ValueError("transform='tanh' maps onto the bounds, got bounds=None; pass transform='identity'.")
-        self.step_size = step_size
         self.samples = samples
         self.sigma = sigma
         self.transform = transform
@@ -526,7 +477,7 @@ class NAttack(EstimatedGradientAttack):
         for count in chunks(self.samples, self.max_batch, len(x)):
             u = state.random.normal(count, *x.shape[1:]).to(x.dtype)
             points = self.points(state, mean + self.sigma * u.transpose(0, 1))
-            objective, fooled = query(state, points, self._loss)
+            objective, fooled = state.query(points, self._loss)
             offer(*best_version(points, objective, fooled))
             losses.append(objective)
             weighted += weighted_sum(objective - losses[0][0], u)  # a constant less, for accuracy
@@ -549,6 +500,6 @@ class NAttack(EstimatedGradientAttack):
 
     def box(self, state: AttackState) -> tuple[Tensor, Tensor]:
         """Return the middle of the bounds and half their distance."""
-        if state.lower is None or state.upper is None:
-            raise ValueError("transform='tanh' maps onto the bounds, got bounds=None; pass transform='identity'.")
+        assert state.lower is not None
+        assert state.upper is not None
         return (state.upper + state.lower) / 2, (state.upper - state.lower) / 2

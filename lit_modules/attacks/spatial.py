@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import check_choice, check_count, check_positive, check_range
-from lit_modules.attacks.engine.losses import Loss, LossName, check_per_sample, margin, resolve_loss
+from lit_modules.attacks.engine.losses import Loss, LossName, margin, resolve_loss
 from lit_modules.attacks.engine.norms import per_sample
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Outcome, best_version
 from lit_modules.utils.arguments import Unpack
 
 Border = Literal["zeros", "border", "reflection"]
@@ -250,17 +250,11 @@ class RotationTranslation(Attack):
                 active.x.expand(several, *active.x.shape).flatten(0, 1), chunk.flatten(0, 1), self.padding_mode
             )
             images = active.clamp(images.view(several, *active.x.shape))
-            with torch.no_grad():
-                logits = active.logits(images)
-                values = self._loss(logits.flatten(0, 1), active.label.repeat(several))
-            objective = check_per_sample(values, several * len(positions)).view(several, -1)
-            objective = -objective if self.targeted else objective
-            fooled = active.fooled(logits)
-            worst = torch.where(fooled == fooled.any(0), objective, float("-inf")).argmax(0)
-            columns = torch.arange(len(positions), device=positions.device)
-            best.offer(positions, images[worst, columns], objective[worst, columns], fooled[worst, columns])
-            if self.keep == "first" and bool(fooled.any()):
-                stay = (~fooled.any(0)).nonzero()[:, 0]
+            objective, fooled = active.query(images, self._loss)
+            chosen, value, success = best_version(images, objective, fooled)
+            best.offer(positions, chosen, value, success)
+            if self.keep == "first" and bool(success.any()):
+                stay = (~success).nonzero()[:, 0]
                 positions, active = positions[stay], active.select(stay)
         return best.outcome()
 

@@ -57,7 +57,7 @@ def main(args: list[str]) -> int:
         UsageError: If an option does not exist or does not take its value.
         ValueError: If a model has no configuration, or an option is out of its range.
     """
-    options, _ = read_options(MemoryOptions, args, "memory", DESCRIPTION, EXAMPLE)
+    options, _ = read_options(MemoryOptions, args, command="memory", description=DESCRIPTION, example=EXAMPLE)
     print(table(options))
     return 0
 

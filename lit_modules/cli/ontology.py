@@ -32,7 +32,7 @@ Action = Literal["stats", "validate", "distances", "plot"]
 
 @dataclass
 class Actions:
-    """What to do.
+    """Action on an ontology.
 
     Args:
         action: stats counts categories, concepts, parts and affordances; validate says everything that is wrong with a

@@ -53,10 +53,10 @@ def read_options(
         ...     folder: str
         ...     steps: tuple[int, ...] = (1, 5)
         ...     dry_run: bool = False
-        >>> read_options(Stress, ["out", "--steps", "1", "2", "--dry-run"], "stress", "Test a model.")
+        >>> read_options(Stress, ["out", "--steps", "1", "2", "--dry-run"], command="stress", description="Test.")
         (Stress(folder='out', steps=(1, 2), dry_run=True), [])
-        >>> read_options(Stress, ["out", "-c", "a.yaml", "--model", "B"], "stress", "Test a model.", passes_on=True)
-        (Stress(folder='out', steps=(1, 5), dry_run=False), ['-c', 'a.yaml', '--model', 'B'])
+        >>> read_options(Stress, ["out", "-c", "a.yaml"], command="stress", description="Test.", passes_on=True)
+        (Stress(folder='out', steps=(1, 5), dry_run=False), ['-c', 'a.yaml'])
     """
     parser = ProjectParser(
         prog=f"lit-modules {command}", description=description, epilog=example, formatter_class=_HelpFormatter
@@ -76,20 +76,20 @@ def read_options(
                 words += [_text(following[:taken], types[name])] if following else []
                 following = following[taken:]
         elif name in types:
-            given = [value, *following] if equals else following
+            argument = [value, *following] if equals else following
             if _is_list(types[name]):
-                values.setdefault(name, []).extend(given)
+                values.setdefault(name, []).extend(argument)
                 continue
-            if not given and types[name] is bool:
-                given = ["true"]
-            words += [f"--{name}={given[0]}"] if given else [f"--{name}"]
-            following = given[1:]
+            if not argument and types[name] is bool:
+                argument = ["true"]
+            words += [f"--{name}={argument[0]}"] if argument else [f"--{name}"]
+            following = argument[1:]
         elif passes_on:
             rest.append(option)
         else:
             words.append(option)
         (rest if passes_on else words).extend(following)
-    words += [f"--{name}={_text(given, types[name])}" for name, given in values.items()]
+    words += [f"--{name}={_text(items, types[name])}" for name, items in values.items()]
     config = parser.parse_args(words)
     return options(**{name: config[name] for name in types if name in config}), rest
 

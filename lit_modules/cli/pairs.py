@@ -192,10 +192,16 @@ def _sources(options: PairOptions) -> Sources:
         maker = EndpointImages(endpoint(options.image_endpoint, options.image_model), size)
         facts |= {"source": "endpoint", "size": size}
     elif options.image_model:
-        settings: dict[str, Any] = {"guidance": options.image_guidance, "precision": options.image_precision}
-        sampling = {"size": options.image_size, "num_steps": options.image_steps, "device": options.device}
-        maker = PipelineImages(options.image_model, **sampling, **settings)
-        facts |= {"source": "pipeline", "steps": options.image_steps, **settings}
+        maker = PipelineImages(
+            options.image_model,
+            size=options.image_size,
+            num_steps=options.image_steps,
+            guidance=options.image_guidance,
+            precision=options.image_precision,
+            device=options.device,
+        )
+        facts |= {"source": "pipeline", "steps": options.image_steps}
+        facts |= {"guidance": options.image_guidance, "precision": options.image_precision}
     writer = None
     if options.caption_endpoint and options.caption_model:
         writer = endpoint(options.caption_endpoint, options.caption_model)

@@ -97,13 +97,7 @@ class ClassifierUpdate(UpdateModule):
         self._configured = True
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of pictures.
-
-        Args:
-            images: Floats in [0, 1], ``(batch, 3, height, width)``.
-
-        Returns:
-            ``(batch, classes)``.
+        """Return the logits, ``(batch, classes)``, of pictures, floats in [0, 1], ``(batch, 3, height, width)``.
 
         Raises:
             TypeError: If the pictures are no tensor.
@@ -123,11 +117,7 @@ class ClassifierUpdate(UpdateModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Prediction:
-        """Return the likeliest option of each picture.
-
-        Args:
-            batch: ``image``, ``options`` and ``option_label``.
-            batch_idx: Unused.
+        """Return the likeliest option of each picture of a batch, ``image``, ``options`` and ``option_label``.
 
         Returns:
             Lists: ``options``, ``option``, the index of the likeliest, its ``name``, which is the ``answer`` too, and
@@ -140,11 +130,7 @@ class ClassifierUpdate(UpdateModule):
         return {**answers, "option_scores": scores.tolist()}
 
     def save_pretrained(self, folder: str) -> None:
-        """Write the classifier, and its image processor if there is one, as the Auto classes load them.
-
-        Args:
-            folder: Folder to write to.
-        """
+        """Write the classifier, and its image processor if there is one, to a folder, as the Auto classes load them."""
         self.configure_model()
         self.model.save_pretrained(folder)
         if self.model_name is not None and (self.mean is None or self.std is None):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL.Image import Image
@@ -95,11 +95,7 @@ class CoDA(ImageTextUpdate):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Prediction:
-        """Answer a batch of questions.
-
-        Args:
-            batch: ``image``, ``prompt`` and ``options``.
-            batch_idx: Unused.
+        """Answer a batch of questions, ``image``, ``prompt`` and ``options``.
 
         Returns:
             Lists of :func:`~lit_modules.coda.core.multiple_choice.prediction`, and with ``loglik`` ``option_scores``.
@@ -120,16 +116,13 @@ class CoDA(ImageTextUpdate):
             images: One image for each question.
             prompts: Questions.
             key: Seed of drawn answers beside ``seed``, such as the questions' places in the data.
-
-        Returns:
-            The answers.
         """
-        encoded = self.encode(images, prompts)
-        settings: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature}
+        encoded, limit = self.encode(images, prompts), self.max_new_tokens
         seed = stable_seed(self.seed, "answers", list(key))
         # drawing leaves the random state of the training as it was
         with self.asking(), preserved_random_state(self.model.device, seed):
-            answers = generate(self.model, self.processor.tokenizer, encoded, **settings)
+            tokenizer = self.processor.tokenizer
+            answers = generate(self.model, tokenizer, encoded, max_new_tokens=limit, temperature=self.temperature)
         return [text.strip() for text in answers]
 
     @torch.no_grad()

@@ -63,11 +63,7 @@ class InContext(MultipleChoice):
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Prediction:
-        """Answer a batch of questions.
-
-        Args:
-            batch: ``image``, ``prompt``, ``options`` and, for examples, ``context``.
-            batch_idx: Unused.
+        """Answer a batch of questions, ``image``, ``prompt``, ``options`` and, for examples, ``context``.
 
         Returns:
             Lists of :func:`~lit_modules.coda.core.multiple_choice.prediction`.

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_modules.attacks.engine.checks import check_choice, check_count
+
 PaddingMode = Literal["zeros", "reflect", "replicate"]
 _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
 
@@ -69,7 +71,7 @@ def without_gradient(images: Tensor, function: Callable[[Tensor], Tensor], name:
 
 
 def check_range(lower: float, upper: float) -> None:
-    """Raise a sentence if a range of values is empty or not finite."""
+    """Refuse a range of values that is empty or not finite."""
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise ValueError(f"lower must be below upper and both finite, got {lower} and {upper}.")
 
@@ -157,8 +159,8 @@ class MedianSmoothing(ImageProcessor):
 
     def __init__(self, kernel_size: int = 3, stride: int = 1) -> None:
         super().__init__()
-        _check_size("kernel_size", kernel_size)
-        _check_size("stride", stride)
+        check_count(kernel_size=kernel_size)
+        check_count(stride=stride)
         self.kernel_size = kernel_size
         self.stride = stride
 
@@ -196,8 +198,7 @@ class ConvSmoothing(ImageProcessor):
             raise ValueError(f"kernel must be a matrix of weights, (height, width), got {got}.")
         if not kernel.is_floating_point() or not bool(torch.isfinite(kernel).all()):
             raise ValueError(f"kernel must hold finite floating-point weights, got {kernel}.")
-        if padding_mode not in _PADDING:
-            raise ValueError(f"padding_mode must be one of {', '.join(_PADDING)}, got {padding_mode!r}.")
+        check_choice("padding_mode", padding_mode, tuple(_PADDING))
         self.padding_mode = padding_mode
         self.register_buffer("kernel", kernel.detach().clone())
 
@@ -226,7 +227,7 @@ class MeanSmoothing(ConvSmoothing):
     """
 
     def __init__(self, kernel_size: int = 3, padding_mode: PaddingMode = "zeros") -> None:
-        _check_size("kernel_size", kernel_size)
+        check_count(kernel_size=kernel_size)
         super().__init__(torch.full((kernel_size, kernel_size), 1 / kernel_size**2), padding_mode)
 
 
@@ -248,16 +249,11 @@ class GaussianSmoothing(ConvSmoothing):
             raise ValueError(f"sigma must be positive and finite, got {sigma}.")
         if kernel_size is None:
             kernel_size = math.ceil(4 * sigma) // 2 * 2 + 1
-        _check_size("kernel_size", kernel_size)
+        check_count(kernel_size=kernel_size)
         places = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
         weights = torch.exp(-(places**2) / (2 * sigma**2))
         weights /= weights.sum()
         super().__init__(torch.outer(weights, weights).float(), padding_mode)
-
-
-def _check_size(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
 
 
 def _pad(images: Tensor, height: int, width: int, mode: str) -> Tensor:

@@ -59,8 +59,7 @@ if TYPE_CHECKING:
         SynthiaScore,
     )
     from lit_modules.metrics.tofu import TOFUScore
-    from lit_modules.metrics.tofu_logs import read_log
-    from lit_modules.metrics.tofu_scores import forget_quality, score_log, truth_ratio
+    from lit_modules.metrics.tofu_scores import forget_quality, read_log, score_log, truth_ratio
 else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 

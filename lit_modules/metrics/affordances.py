@@ -152,7 +152,7 @@ class BinnedMean(BinnedMetric):
 
 
 class PartAffordanceRecall(BinnedMetric):
-    """How many of the requested affordances a picture shows, as a recogniser of parts sees it.
+    """Share of the requested affordances that an image shows, by a recogniser of parts.
 
     ``recall`` is the mean share of the requested affordances that are shown, ``all`` the share of pictures that show
     all of them, and ``min`` the mean score of the least shown one, which tells a dropped affordance. An affordance is
@@ -206,7 +206,7 @@ class PartAffordanceRecall(BinnedMetric):
 
 
 class PartNovelty(BinnedMetric):
-    """How far a picture is from the existing concepts that have a requested affordance already.
+    """Distance of an image to the existing concepts that have a requested affordance already.
 
     ``novelty`` is ``1 - max cos`` and ``mean_novelty`` is ``1 - mean cos`` between the scores of its parts and the
     parts of these concepts; ``shapeless`` is the share of pictures without any part, which are novel without merit.

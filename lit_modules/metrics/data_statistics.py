@@ -7,8 +7,12 @@ References:
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
+
+from lit_modules.utils.arguments import Unpack
 
 __all__ = [
     "edge_fraction",
@@ -84,14 +88,24 @@ def edge_fraction(images: Tensor, margin: float) -> float:
     return float(((images <= margin) | (images >= 1 - margin)).double().mean())
 
 
+class NeighbourArguments(TypedDict, total=False):
+    """Arguments of all distances.
+
+    Args:
+        queries: Images whose distance is measured, the first ones; ``None``, the default, takes all.
+        references: Images to measure it to, drawn with ``seed``; ``None``, the default, takes all.
+        seed: Seed of the references, by default 0.
+        chunk_size: Queries at a time, by default 256.
+    """
+
+    queries: int | None
+    references: int | None
+    seed: int
+    chunk_size: int
+
+
 def inter_class_distance(
-    images: Tensor,
-    labels: Tensor,
-    share: float = 0.1,
-    queries: int | None = None,
-    references: int | None = None,
-    seed: int = 0,
-    chunk_size: int = 256,
+    images: Tensor, labels: Tensor, share: float = 0.1, **neighbours: Unpack[NeighbourArguments]
 ) -> float:
     """Return the mean L2 distance of images to the nearest share of the images of other classes.
 
@@ -99,10 +113,7 @@ def inter_class_distance(
         images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
         labels: Classes, ``(n,)``.
         share: Share of the other images that counts, rounded down to whole images but at least one, in (0, 1].
-        queries: Images whose distance is measured, the first ones; ``None`` takes all.
-        references: Images to measure it to, drawn with ``seed``; ``None`` takes all.
-        seed: Seed of the references.
-        chunk_size: Queries at a time.
+        neighbours: See :class:`NeighbourArguments`.
 
     Raises:
         ValueError: If an argument is out of its range, or there are no images of other classes.
@@ -112,17 +123,11 @@ def inter_class_distance(
         >>> inter_class_distance(images, labels, share=1.0)
         4.5
     """
-    return _nearest(images, labels, False, share, queries, references, seed, chunk_size)
+    return _nearest(images, labels, share, own=False, **neighbours)
 
 
 def intra_class_distance(
-    images: Tensor,
-    labels: Tensor,
-    share: float = 0.1,
-    queries: int | None = None,
-    references: int | None = None,
-    seed: int = 0,
-    chunk_size: int = 256,
+    images: Tensor, labels: Tensor, share: float = 0.1, **neighbours: Unpack[NeighbourArguments]
 ) -> float:
     """Return the mean L2 distance of images to the nearest share of the other images of their own class.
 
@@ -130,10 +135,7 @@ def intra_class_distance(
         images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
         labels: Classes, ``(n,)``.
         share: Share of those images that counts, rounded down to whole images but at least one, in (0, 1].
-        queries: Images whose distance is measured, the first ones; ``None`` takes all.
-        references: Images to measure it to, drawn with ``seed``; ``None`` takes all.
-        seed: Seed of the references.
-        chunk_size: Queries at a time.
+        neighbours: See :class:`NeighbourArguments`.
 
     Raises:
         ValueError: If an argument is out of its range, or an image is the only one of its class.
@@ -143,26 +145,16 @@ def intra_class_distance(
         >>> intra_class_distance(images, labels)
         2.5
     """
-    return _nearest(images, labels, True, share, queries, references, seed, chunk_size)
+    return _nearest(images, labels, share, own=True, **neighbours)
 
 
-def nearest_other_class_distance(
-    images: Tensor,
-    labels: Tensor,
-    queries: int | None = None,
-    references: int | None = None,
-    seed: int = 0,
-    chunk_size: int = 256,
-) -> float:
+def nearest_other_class_distance(images: Tensor, labels: Tensor, **neighbours: Unpack[NeighbourArguments]) -> float:
     """Return the mean L2 distance of images to the nearest image of another class.
 
     Args:
         images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
         labels: Classes, ``(n,)``.
-        queries: Images whose distance is measured, the first ones; ``None`` takes all.
-        references: Images to measure it to, drawn with ``seed``; ``None`` takes all.
-        seed: Seed of the references.
-        chunk_size: Queries at a time.
+        neighbours: See :class:`NeighbourArguments`.
 
     Raises:
         ValueError: If an argument is out of its range, or there are no images of other classes.
@@ -172,18 +164,19 @@ def nearest_other_class_distance(
         >>> nearest_other_class_distance(images, labels)
         3.25
     """
-    return _nearest(images, labels, False, None, queries, references, seed, chunk_size)
+    return _nearest(images, labels, share=None, own=False, **neighbours)
 
 
 def _nearest(
     images: Tensor,
     labels: Tensor,
-    own: bool,
     share: float | None,
-    queries: int | None,
-    references: int | None,
-    seed: int,
-    chunk_size: int,
+    *,
+    own: bool,
+    queries: int | None = None,
+    references: int | None = None,
+    seed: int = 0,
+    chunk_size: int = 256,
 ) -> float:
     """Return the mean distance to a share of the images of the own class or of others; to one without a share."""
     if labels.shape != images.shape[:1] or not len(labels):
@@ -197,19 +190,19 @@ def _nearest(
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}.")
     flat = images.flatten(1).double()  # the distance of two like images is a small difference of large numbers
-    place = torch.arange(len(flat))
+    candidates = torch.arange(len(flat))
     if references is not None and references < len(flat):
-        place = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:references].sort().values
-    place = place.to(flat.device)
+        candidates = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:references].sort().values
+    candidates = candidates.to(flat.device)
     total, count = flat.new_zeros(()), 0
     for label in torch.unique(labels[:queries]):
-        asked = (labels[:queries] == label).nonzero().flatten()
-        answers = place[(labels[place] == label) == own]
+        asking = (labels[:queries] == label).nonzero().flatten()
+        neighbours = candidates[(labels[candidates] == label) == own]
         # an image is not its own neighbour, whether or not it is among the references
-        for chunk in asked.split(chunk_size):
-            distances = torch.cdist(flat[chunk], flat[answers])
-            itself = chunk[:, None] == answers
-            others = len(answers) - itself.sum(1)
+        for chunk in asking.split(chunk_size):
+            distances = torch.cdist(flat[chunk], flat[neighbours])
+            itself = chunk[:, None] == neighbours
+            others = len(neighbours) - itself.sum(1)
             if not bool((others > 0).all()):
                 kind = "of its own class" if own else "of other classes"
                 raise ValueError(f"Each image must have others {kind} to compare it to, label {int(label)} has none.")
@@ -217,9 +210,9 @@ def _nearest(
             for size in others.unique().tolist():
                 rows = others == size
                 nearest = 1 if share is None else max(1, int(share * size))
-                found = distances[rows].masked_fill(itself[rows], torch.inf)
-                total = total + found.topk(nearest, largest=False).values.mean(1).sum()
-        count += len(asked)
+                others_only = distances[rows].masked_fill(itself[rows], torch.inf)
+                total = total + others_only.topk(nearest, largest=False).values.mean(1).sum()
+        count += len(asking)
     return float(total / count)
 
 

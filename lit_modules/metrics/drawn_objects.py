@@ -20,7 +20,7 @@ _QUANTITIES = ("recall", "all", "min", "novelty", "novelty_of_all", "mean_novelt
 
 
 class DrawnObjectScore(BinnedMetric):
-    """Whether generated pictures are one object, show all that was requested, and leave the existing concepts.
+    """Score of generated images of drawn objects: one object, all that was requested, far from existing concepts.
 
     :meth:`compute` gives the mean of each number over all pictures, and per distance bin:
 

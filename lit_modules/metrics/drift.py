@@ -1,4 +1,4 @@
-"""How far pictures of generic prompts moved in tuning."""
+"""Drift of images of generic prompts in tuning."""
 
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Whether generated texts are gibberish, by a classifier."""
+"""Share of generated texts that are no gibberish, by a classifier."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def cleanness(
             f"classifier must be the name or folder of a classifier, got {classifier!r}: {reason}"
         ) from error
     names = {str(name): int(number) for name, number in model.config.label2id.items()}
-    place = names.get(clean, -1) if isinstance(clean, str) else clean
-    if not 0 <= place < model.config.num_labels:
+    index = names.get(clean, -1) if isinstance(clean, str) else clean
+    if not 0 <= index < model.config.num_labels:
         raise ValueError(f"clean must be of {', '.join(names)} or a number below {len(names)}, got {clean!r}.")
     scores = [0.0] * len(texts)
     chosen = [number for number, text in enumerate(texts) if text.strip()]
@@ -62,7 +62,7 @@ def cleanness(
             return_tensors="pt",
         ).to(device)
         with torch.inference_mode():
-            found = model(**inputs).logits.float().softmax(-1)[:, place].tolist()
-        for number, value in zip(numbers, found, strict=True):
+            values = model(**inputs).logits.float().softmax(-1)[:, index].tolist()
+        for number, value in zip(numbers, values, strict=True):
             scores[number] = value
     return scores

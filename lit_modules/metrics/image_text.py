@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
+from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.hashing import hash_tensors
-from lit_modules.utils.weights import only_tensors
 
 
 class ImageTextEncoder:
@@ -51,7 +51,7 @@ class ImageTextEncoder:
 
     @property
     def takes_phrases(self) -> bool:
-        """Whether the model has a text tower."""
+        """True if the model has a text tower."""
         return hasattr(self._load(), "get_text_features")
 
     def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:

@@ -68,7 +68,7 @@ class JudgeScore(BinnedMetric):
 
 
 class JudgeComparison(BinnedMetric):
-    """How often a judge prefers generated images to reference images, over all and per distance bin.
+    """Rate at which a judge prefers generated images to reference images, over all and per distance bin.
 
     ``win_<criterion>``, ``tie_<criterion>`` and ``loss_<criterion>`` are shares, ``preference_<criterion>`` is ``win +
     0.5 tie``. ``judge_unanswered`` is the share of images without a verdict. A batch has ``affordances``, a sequence of

@@ -1,7 +1,7 @@
 """Membership attacks on a language model: scores per row from per-token log-probabilities, and their AUC.
 
-Every score says how little a row looks like training data, so members are expected to score low. Rows are ragged: a
-sequence with one 1-D tensor for each row.
+The lower a score, the more a row looks like training data. Rows are ragged: a sequence with one 1-D tensor for each
+row. Scores are float64, ``(rows,)``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import bootstrap, norm, rankdata
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "min_k_attack",
     "min_k_plus_plus_attack",
     "reference_attack",
+    "roc_auc",
     "vocabulary_moments",
     "zlib_attack",
 ]
@@ -52,9 +54,6 @@ def loss_attack(log_probs: Sequence[Tensor]) -> Tensor:
     Args:
         log_probs: Log-probability of each token of each row, in nats.
 
-    Returns:
-        Scores, float64, ``(rows,)``.
-
     Raises:
         ValueError: If a row has no token.
 
@@ -76,9 +75,6 @@ def zlib_attack(log_probs: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
         log_probs: Log-probability of each token of each row, in nats.
         texts: Text of each row.
 
-    Returns:
-        Scores, float64, ``(rows,)``.
-
     Raises:
         ValueError: If a row has no token, or the number of texts is not that of the rows.
 
@@ -98,9 +94,6 @@ def reference_attack(log_probs: Sequence[Tensor], reference_log_probs: Sequence[
     Args:
         log_probs: Log-probability of each token of each row under the attacked model, in nats.
         reference_log_probs: The same under the reference model.
-
-    Returns:
-        Scores, float64, ``(rows,)``.
 
     Raises:
         ValueError: If a row has no token, or the numbers of rows differ.
@@ -122,9 +115,6 @@ def min_k_attack(log_probs: Sequence[Tensor], k: float = 0.2) -> Tensor:
     Args:
         log_probs: Log-probability of each token of each row, in nats.
         k: Share of the tokens to average, in (0, 1]; ``max(1, floor(k * tokens))`` of them. MUSE takes 0.4.
-
-    Returns:
-        Scores, float64, ``(rows,)``.
 
     Raises:
         ValueError: If a row has no token, or ``k`` is out of its range.
@@ -150,9 +140,6 @@ def min_k_plus_plus_attack(
         means: Mean log-probability over the vocabulary at each position, of :func:`vocabulary_moments`.
         deviations: Standard deviation of the same.
         k: Share of the tokens to average, in (0, 1]; ``max(1, floor(k * tokens))`` of them.
-
-    Returns:
-        Scores, float64, ``(rows,)``.
 
     Raises:
         ValueError: If a row has no token, ``k`` is out of its range, or the shapes differ.
@@ -210,9 +197,6 @@ def gradient_norm_attack(
         p: Order of the norm, at least 1; ``inf`` takes the largest entry.
         over: ``"tensors"`` averages the norms of the parameters' tensors, as open-unlearning and MIMIR do; ``"all"``
             takes the norm of all entries as one vector.
-
-    Returns:
-        Scores, float64, ``(rows,)``.
 
     Raises:
         ValueError: If a row has no token or no graph, no parameter trains, or an argument is out of its range.
@@ -298,21 +282,33 @@ def attack_auc(
         raise ValueError(
             f"An AUC needs at least 2 members and 2 non-members, got {len(members)} and {len(others)} of them."
         )
-    auc = float(_auc(members[None], others[None])[0])
+    auc = roc_auc(scores, member)
     if interval == "bootstrap":
-        generator = np.random.default_rng(seed)
-        drawn = [group[generator.integers(len(group), size=(samples, len(group)))] for group in (members, others)]
-        low, high = np.quantile(_auc(*drawn), [(1 - level) / 2, (1 + level) / 2])
+        resampled = bootstrap(
+            (members, others), _auc, n_resamples=samples, confidence_level=level, method="percentile", rng=seed
+        )
+        low, high = resampled.confidence_interval
     else:
         width = norm.ppf((1 + level) / 2) * np.sqrt(_delong_variance(members, others))
         low, high = max(0.0, auc - width), min(1.0, auc + width)
     return AttackAUC(auc, float(low), float(high))
 
 
-def _auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the AUC of each sample, ``(samples,)``, from the scores of members and of non-members."""
-    few, many = others.shape[1], members.shape[1]
-    ranks = rankdata(np.concatenate([others, members], axis=1), axis=1)[:, :few].sum(axis=1)
+def roc_auc(scores: Tensor, member: Tensor) -> float:
+    """Return the probability that a non-member scores above a member, a tie counting one half.
+
+    Args:
+        scores: Score of each row, perhaps infinite, ``(rows,)``.
+        member: Whether the model was trained on the row, ``(rows,)``; some are and some are not.
+    """
+    ranks = rankdata(scores.detach().double().cpu().numpy())  # scikit-learn refuses infinite scores
+    return float(roc_auc_score(~member.bool().cpu().numpy(), ranks))
+
+
+def _auc(members: NDArray[np.float64], others: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    """Return the AUC of each sample, from the scores of members and of non-members along the last axis."""
+    few, many = others.shape[-1], members.shape[-1]
+    ranks = rankdata(np.concatenate([others, members], axis=-1), axis=-1)[..., :few].sum(axis=-1)
     result: NDArray[np.float64] = (ranks - few * (few + 1) / 2) / (few * many)
     return result
 

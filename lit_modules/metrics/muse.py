@@ -1,22 +1,27 @@
-"""The score of the MUSE benchmark: verbatim memory, knowledge, and what a model betrays of its training data."""
+"""Score of the MUSE benchmark: verbatim memory, knowledge and privacy leakage."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from lit_modules.metrics.membership import attack_auc, min_k_attack
+from lit_modules.metrics.text_rows import (
+    RowMetric,
+    check_generations,
+    check_known,
+    is_first_process,
+    json_number,
+    mean,
+    rouge_scorer,
+    row_names,
+)
 from lit_modules.utils.files import write_whole
 
 __all__ = ["MUSEScore", "first_answer", "privacy_leakage", "read_retrained_auc", "rouge_l_f1"]
@@ -42,12 +47,7 @@ def rouge_l_f1(target: str, generation: str, stemmer: bool = False) -> float:
         >>> rouge_l_f1("the cat sat", "the cat ran off")
         0.5714285714285715
     """
-    return float(_scorer(stemmer).score(target, generation)["rougeL"].fmeasure)
-
-
-@cache
-def _scorer(stemmer: bool) -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=stemmer)
+    return float(rouge_scorer(stemmer).score(target, generation)["rougeL"].fmeasure)
 
 
 def first_answer(generation: str) -> str:
@@ -57,7 +57,7 @@ def first_answer(generation: str) -> str:
         >>> first_answer("in Lirra\nQuestion: Who?\n\n")
         'in Lirra'
     """
-    return generation[: min((place for stop in STOPS if (place := generation.find(stop)) >= 0), default=None)]
+    return generation[: min((index for stop in STOPS if (index := generation.find(stop)) >= 0), default=None)]
 
 
 def privacy_leakage(auc: float, retrained_auc: float) -> float:
@@ -106,7 +106,7 @@ def read_retrained_auc(path: str | Path) -> float:
     return 1 - float(value)
 
 
-class MUSEScore(Metric):
+class MUSEScore(RowMetric):
     """Score an unlearned model on MUSE as the official evaluation does.
 
     *VerbMem* is 100 times the mean F1 of ROUGE-L between 128 greedy tokens and what follows in the text. *KnowMem* is
@@ -141,10 +141,6 @@ class MUSEScore(Metric):
         Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     generation_keys: list[Tensor]
     scores: list[Tensor]
     texts: list[Tensor]
@@ -159,7 +155,15 @@ class MUSEScore(Metric):
         stemmer: bool = False,
         k: float = 0.4,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            {
+                "generation_keys": (torch.int64, 3),  # kind, split and row of each generation
+                "scores": (torch.float64, 0),
+                "texts": (torch.uint8, 0),  # keys, prompt, target and generation as JSON, each ended by a zero
+                "document_keys": (torch.int64, 2),  # split and row of each attacked text
+                "likelihoods": (torch.float64, 0),  # how unlikely it is
+            }
+        )
         if retain_log is not None and retrained_auc is not None:
             raise ValueError("retain_log and retrained_auc exclude each other; give one of them.")
         if isinstance(retrained_auc, str) and retrained_auc not in RETRAINED:
@@ -172,15 +176,6 @@ class MUSEScore(Metric):
             privacy_leakage(0.5, self.retrained_auc)  # refuses what is out of its range
         self.log_file, self.stemmer, self.k = log_file, stemmer, k
         self.needs_tokens = True  # read by the module that feeds this metric
-        self._state_shapes = {
-            "generation_keys": (torch.int64, 3),  # kind, split and row of each generation
-            "scores": (torch.float64, 0),
-            "texts": (torch.uint8, 0),  # keys, prompt, target and generation as JSON, each ended by a zero
-            "document_keys": (torch.int64, 2),  # split and row of each attacked text
-            "likelihoods": (torch.float64, 0),  # how unlikely it is
-        }
-        for name in self._state_shapes:
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
         self,
@@ -206,25 +201,20 @@ class MUSEScore(Metric):
         if (generations is None) == (tokens is None):
             raise TypeError("update takes exactly one of generations and tokens.")
         rows = [int(row) for row in batch["row"]]
-        names = batch.get("id", list(map(str, rows)))
-        for name, split in zip(names, batch["split"], strict=True):
-            if split not in SPLITS:
-                raise ValueError(f"The split of row {name!r} must be one of {', '.join(SPLITS)}, got {split!r}.")
+        names = row_names(batch)
+        check_known(names, {"split": (batch["split"], SPLITS)})
         splits = [SPLITS.index(split) for split in batch["split"]]
         if generations is not None:
-            if len(generations) != len(rows):
-                raise ValueError(f"There must be a generation for each of {len(rows)} rows, got {len(generations)}.")
-            for name, kind in zip(names, batch["kind"], strict=True):
-                if kind not in KINDS:
-                    raise ValueError(f"The kind of row {name!r} must be one of {', '.join(KINDS)}, got {kind!r}.")
+            check_generations(generations, len(rows))
+            check_known(names, {"kind": (batch["kind"], KINDS)})
             kinds = [KINDS.index(kind) for kind in batch["kind"]]
             answers = [first_answer(text) if kind else text for kind, text in zip(kinds, generations, strict=True)]
-            pairs = zip(batch["target"], answers, strict=True)
             keys = list(zip(kinds, splits, rows, strict=True))
-            words = zip(keys, batch["prompt"], batch["target"], answers, strict=True)
-            self._append("generation_keys", keys)
-            self._append("scores", [rouge_l_f1(target, answer, self.stemmer) for target, answer in pairs])
-            self._append("texts", list("".join(json.dumps([*key, *rest]) + "\0" for key, *rest in words).encode()))
+            texts = zip(keys, batch["prompt"], batch["target"], answers, strict=True)
+            pairs = zip(batch["target"], answers, strict=True)
+            self.append("generation_keys", keys)
+            self.append("scores", [rouge_l_f1(target, answer, self.stemmer) for target, answer in pairs])
+            self.append_texts("texts", [json.dumps([*key, *rest]) for key, *rest in texts])
         if tokens is not None:
             log_probs = [row.cpu() for row in tokens["log_probs"]]
             if len(log_probs) != len(rows):
@@ -233,15 +223,8 @@ class MUSEScore(Metric):
             lost = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
             if lost:
                 raise ValueError(f"The log-probability of these texts is not finite: {', '.join(lost)}.")
-            self._append("document_keys", list(zip(splits, rows, strict=True)))
-            self._append("likelihoods", values)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all processes; called by :meth:`compute`."""
-        for name in self._state_shapes:
-            if isinstance(getattr(self, name), list) and not getattr(self, name):
-                self._append(name, [])  # torchmetrics would gather float32 from a rank without rows
-        super().sync(*args, **kwargs)
+            self.append("document_keys", list(zip(splits, rows, strict=True)))
+            self.append("likelihoods", values)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, each a float64 scalar.
@@ -256,7 +239,7 @@ class MUSEScore(Metric):
         numbers |= {"privleak_auc": 1 - auc, "privleak_auc_low": 1 - high, "privleak_auc_high": 1 - low}
         known = self.retrained_auc is not None and not math.isnan(auc)
         numbers["privleak"] = privacy_leakage(1 - auc, self.retrained_auc or 1.0) if known else math.nan
-        return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in numbers.items()}
+        return self.scalars(numbers)
 
     def log(self) -> dict[str, Any]:
         """Return the log: for each number its ``agg_value`` and ``value_by_index``, the value of each row.
@@ -276,58 +259,37 @@ class MUSEScore(Metric):
         numbers = {name: float(value) for name, value in self.compute().items()}
         if self.log_file is not None:
             log = self.log()
-            if not dist.is_initialized() or dist.get_rank() == 0:
+            if is_first_process():
                 write_whole(self.log_file, json.dumps(log, ensure_ascii=False))
-        record: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in numbers.items()}
-        return {**record, "retrained_auc": self.retrained_auc}
+        return {**{name: json_number(value) for name, value in numbers.items()}, "retrained_auc": self.retrained_auc}
 
     def _log(self) -> dict[str, Any]:
-        keys, values = self._cat("generation_keys").tolist(), self._cat("scores").tolist()
-        scores = {tuple(key): value for key, value in zip(keys, values, strict=True)}
-        texts = map(json.loads, bytes(self._cat("texts").tolist()).decode().split("\0")[:-1])
-        words = {(kind, split, row): rest for kind, split, row, *rest in texts}
+        texts = {tuple(row[:3]): row[3:] for row in map(json.loads, self.all_texts("texts"))}
         log: dict[str, Any] = {}
+        scores = self.keyed("generation_keys", "scores")
         for name, group in GENERATED.items():
             rows = {
                 str(key[2]): {
                     "rougeL_f1": score,
-                    **dict(zip(("input", "ground_truth", "generation"), words[key], strict=True)),
+                    **dict(zip(("input", "ground_truth", "generation"), texts[key], strict=True)),
                 }
-                for key, score in sorted(scores.items())
+                for key, score in scores.items()
                 if key[:2] == group
             }
             if rows:
-                log[name] = {"agg_value": _mean([row["rougeL_f1"] for row in rows.values()]), "value_by_index": rows}
-        keys, values = self._cat("document_keys").tolist(), self._cat("likelihoods").tolist()
-        found = sorted({tuple(key): value for key, value in zip(keys, values, strict=True)}.items())
-        groups = {name: {row: v for (split, row), v in found if SPLITS[split] == name} for name in SPLITS}
+                log[name] = {"agg_value": mean([row["rougeL_f1"] for row in rows.values()]), "value_by_index": rows}
+        likelihoods = self.keyed("document_keys", "likelihoods").items()
+        groups = {name: {row: value for (i, row), value in likelihoods if SPLITS[i] == name} for name in SPLITS}
         members, others = list(groups["forget"].values()), list(groups["holdout"].values())
         if len(members) > 1 and len(others) > 1:
             member = torch.arange(len(members) + len(others)) < len(members)
             auc = attack_auc(torch.tensor(members + others, dtype=torch.float64), member)
             log[ATTACK] = {"agg_value": auc.auc, "low": auc.low, "high": auc.high}
-            for name, chosen in groups.items():
-                rows = {str(row): {"score": value} for row, value in chosen.items()}
-                log[ATTACK][name] = (
-                    {"agg_value": _mean(list(chosen.values())), "value_by_index": rows} if rows else None
-                )
+            for name, values in groups.items():
+                rows = {str(row): {"score": value} for row, value in values.items()}
+                log[ATTACK][name] = {"agg_value": mean(list(values.values())), "value_by_index": rows} if rows else None
         return log
-
-    def _append(self, name: str, values: Any) -> None:
-        dtype, width = self._state_shapes[name]
-        tensor = torch.as_tensor(values, dtype=dtype, device=self.device)
-        getattr(self, name).append(tensor.reshape(-1, width) if width else tensor)
-
-    def _cat(self, name: str) -> Tensor:
-        state: Any = getattr(self, name)
-        dtype, width = self._state_shapes[name]
-        empty = torch.empty((0, width) if width else 0, dtype=dtype, device=self.device)
-        return dim_zero_cat(state) if len(state) else empty
 
 
 def _agg(log: Mapping[str, Any], name: str) -> float:
     return float(log[name]["agg_value"]) if name in log else math.nan
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

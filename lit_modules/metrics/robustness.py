@@ -1,12 +1,12 @@
-"""How well a classifier withstands an adversary: robust accuracy with its interval, and sizes of perturbations."""
+"""Robust accuracy of a classifier with its interval, and sizes of perturbations."""
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import Any, Literal
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -26,8 +26,7 @@ NORMS = ("linf", "l2", "l1", "l0")
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion.
 
-    With ``p = successes / total`` and the normal quantile ``z``: ``(p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2))
-    / (1 + z^2 / n)``. Unlike the usual ``p +- z sqrt(p (1 - p) / n)`` it is of use near 0 and 1.
+    Unlike the usual ``p +- z sqrt(p (1 - p) / n)`` it is of use near 0 and 1.
 
     Args:
         successes: Number of successes, 0 to ``total``.
@@ -55,13 +54,8 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}.")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, square = successes / total, z * z / total
-    centre = share + square / 2
-    half = math.sqrt(square * (share * (1 - share) + square / 4))
-    lower, upper = (centre - half) / (1 + square), (centre + half) / (1 + square)
-    # exactly 0 and 1 at the ends, where rounding may miss them
-    return (0.0 if successes == 0 else lower), (1.0 if successes == total else upper)
+    interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def perturbation_norm(perturbation: Tensor, norm: Literal["linf", "l2", "l1", "l0"]) -> Tensor:
@@ -117,10 +111,9 @@ def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[
     if not bool((counted.isfinite() & (counted >= 0)).all()):
         raise ValueError("Distances that count must be finite and not negative; leave failures out by `chosen`.")
     ordered = counted.sort().values
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return {
         "min": float(ordered[0]),
-        "median": float(middle),
+        "median": _median(ordered),
         "mean": float(ordered.mean()),
         "max": float(ordered[-1]),
         "std": float(ordered.std(correction=0)),
@@ -145,7 +138,10 @@ def median_distance(distance: Tensor, success: Tensor) -> float:
     """
     if not len(distance):
         return math.nan
-    ordered = distance.detach().double().masked_fill(~success.bool(), math.inf).sort().values
+    return _median(distance.detach().double().masked_fill(~success.bool(), math.inf).sort().values)
+
+
+def _median(ordered: Tensor) -> float:
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
 
 

@@ -122,7 +122,7 @@ class AffordanceRecall(EncodedMetric):
 
 
 class NoveltyDistance(EncodedMetric):
-    """How far an image is from the images of all existing concepts that have a requested affordance.
+    """Distance of an image to the images of all existing concepts that have a requested affordance.
 
     ``novelty`` is ``1 - max cos`` and ``mean_novelty`` is ``1 - mean cos`` over the images of these concepts. An image
     without such a concept does not count; the first time, a warning says which affordances have none.

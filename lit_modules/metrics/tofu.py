@@ -1,24 +1,38 @@
-"""The score of the TOFU benchmark: what is forgotten, what is kept, and what a model betrays."""
+"""Score of the TOFU benchmark: forget quality, model utility, memorisation and membership."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
+from torchmetrics.utilities import rank_zero_warn
 
 from lit_modules.metrics.membership import attack_auc, loss_attack, min_k_attack, min_k_plus_plus_attack, zlib_attack
-from lit_modules.metrics.memorisation import exact_memorisation, extraction_strength
-from lit_modules.metrics.tofu_logs import Log, build_log, read_log, write_log
-from lit_modules.metrics.tofu_scores import MEANS, SPLITS, UTILITY, score_log
+from lit_modules.metrics.text_rows import (
+    RowMetric,
+    check_generations,
+    check_known,
+    is_first_process,
+    json_number,
+    rouge_scorer,
+    row_names,
+)
+from lit_modules.metrics.tofu_scores import (
+    MEANS,
+    SPLITS,
+    UTILITY,
+    Log,
+    build_log,
+    exact_memorisation,
+    extraction_strength,
+    read_log,
+    score_log,
+    write_log,
+)
 
 __all__ = ["TOFUScore", "rouge_recalls"]
 
@@ -36,16 +50,11 @@ def rouge_recalls(target: str, generation: str) -> tuple[float, float]:
         >>> rouge_recalls("found the brass keys", "The key of brass, found.")
         (1.0, 0.5)
     """
-    scores = _scorer().score(target, generation)
+    scores = rouge_scorer(stemmer=True).score(target, generation)
     return float(scores["rouge1"].recall), float(scores["rougeL"].recall)
 
 
-@cache
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
-
-
-class TOFUScore(Metric):
+class TOFUScore(RowMetric):
     """Score an unlearned model on TOFU as the official evaluation does.
 
     On each of four splits (``forget``, ``retain``, ``real_authors``, ``world_facts``) there are three numbers. The
@@ -92,10 +101,6 @@ class TOFUScore(Metric):
         arXiv 2506.12618.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     generation_keys: list[Tensor]
     recalls: list[Tensor]
     texts: list[Tensor]
@@ -113,7 +118,18 @@ class TOFUScore(Metric):
         memorisation: bool = True,
         k: float = 0.2,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            {
+                "generation_keys": (torch.int64, 2),  # split and row of each generation
+                "recalls": (torch.float64, 2),  # its ROUGE-1 and ROUGE-L
+                "texts": (torch.uint8, 0),  # keys, prompt, generation and target as JSON, each ended by a zero
+                "answer_keys": (torch.int64, 4),  # split, row, role and choice of each scored answer
+                "nlls": (torch.float64, 0),
+                "counts": (torch.int64, 0),
+                "token_keys": (torch.int64, 2),  # split and row of each answer with token scores
+                "token_values": (torch.float64, len(MEMORISED) + len(ATTACKS)),
+            }
+        )
         if mean not in MEANS:
             raise ValueError(f"mean must be 'geometric' or 'arithmetic', got {mean!r}.")
         if not 0 < k <= 1:
@@ -125,18 +141,6 @@ class TOFUScore(Metric):
         self.log_file = log_file
         self.k = k
         self.needs_tokens = memorisation  # read by the module that feeds this metric
-        self._state_shapes = {
-            "generation_keys": (torch.int64, 2),  # split and row of each generation
-            "recalls": (torch.float64, 2),  # its ROUGE-1 and ROUGE-L
-            "texts": (torch.uint8, 0),  # keys, prompt, generation and target as JSON, each ended by a zero
-            "answer_keys": (torch.int64, 4),  # split, row, role and choice of each scored answer
-            "nlls": (torch.float64, 0),
-            "counts": (torch.int64, 0),
-            "token_keys": (torch.int64, 2),  # split and row of each answer with token scores
-            "token_values": (torch.float64, len(MEMORISED) + len(ATTACKS)),
-        }
-        for name in self._state_shapes:
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def check_rows(self, numbers: Mapping[str, int]) -> None:
         """Check, before a test, that the retain log is of as many forget rows as the test will have.
@@ -147,14 +151,14 @@ class TOFUScore(Metric):
         Raises:
             ValueError: If it is not.
         """
-        wanted = numbers.get("forget")
-        if self.retain_log is not None and wanted is not None:
-            held = len(self.retain_log["forget"]["avg_gt_loss"])
-            if held != wanted:
-                raise ValueError(
-                    f"The retain log is of another split or number of rows: it holds {held} forget rows, and the test "
-                    f"has {wanted}; evaluate the same split and as many rows (eval_rows)."
-                )
+        if self.retain_log is None or "forget" not in numbers:
+            return
+        logged = len(self.retain_log["forget"]["avg_gt_loss"])
+        if logged != numbers["forget"]:
+            raise ValueError(
+                f"The retain log is of another split or number of rows: it holds {logged} forget rows, and the test "
+                f"has {numbers['forget']}; evaluate the same split and as many rows (eval_rows)."
+            )
 
     def update(
         self,
@@ -182,10 +186,7 @@ class TOFUScore(Metric):
         if (generations is None) == (nll is None):
             raise TypeError("update takes exactly one of generations and nll.")
         rows = [int(row) for row in batch["row"]]
-        names = batch.get("id", list(map(str, rows)))
-        for name, split in zip(names, batch["split"], strict=True):
-            if split not in EVALUATED:
-                raise ValueError(f"The split of row {name!r} must be one of {', '.join(EVALUATED)}, got {split!r}.")
+        check_known(row_names(batch), {"split": (batch["split"], EVALUATED)})
         splits = [EVALUATED.index(split) for split in batch["split"]]
         if generations is not None:
             self._update_generations(batch, splits, rows, generations)
@@ -195,8 +196,7 @@ class TOFUScore(Metric):
     def _update_generations(
         self, batch: Mapping[str, Any], splits: list[int], rows: list[int], generations: Sequence[str]
     ) -> None:
-        if len(generations) != len(rows):
-            raise ValueError(f"There must be a generation for each of the {len(rows)} rows, got {len(generations)}.")
+        check_generations(generations, len(rows))
         texts = []
         for split, row, prompt, target, answer in zip(
             splits, rows, batch["prompt"], batch["target"], generations, strict=True
@@ -208,10 +208,10 @@ class TOFUScore(Metric):
                         f"The retain log is of another split: its forget row {row} has the answer {truth[2]!r}, "
                         f"and the forget set {target!r}."
                     )
-            texts.append(json.dumps([split, row, prompt, answer, target]) + "\0")
-        self._append("generation_keys", list(zip(splits, rows, strict=True)))
-        self._append("recalls", [rouge_recalls(t, g) for t, g in zip(batch["target"], generations, strict=True)])
-        self._append("texts", list("".join(texts).encode()))
+            texts.append(json.dumps([split, row, prompt, answer, target]))
+        self.append("generation_keys", list(zip(splits, rows, strict=True)))
+        self.append("recalls", [rouge_recalls(t, g) for t, g in zip(batch["target"], generations, strict=True)])
+        self.append_texts("texts", texts)
 
     def _update_answers(
         self,
@@ -221,15 +221,13 @@ class TOFUScore(Metric):
         nll: Tensor,
         tokens: Mapping[str, Sequence[Tensor]] | None,
     ) -> None:
-        names = batch.get("id", list(map(str, rows)))
+        names = row_names(batch)
         if nll.shape != (len(rows),):
             raise ValueError(f"nll must have the shape ({len(rows)},) of the ids, got {tuple(nll.shape)}.")
         lost = [name for name, value in zip(names, nll.tolist(), strict=True) if not math.isfinite(value)]
         if lost:
             raise ValueError(f"The NLL of these rows is not finite, so they have no score: {', '.join(lost)}.")
-        for name, role in zip(names, batch["role"], strict=True):
-            if role not in ROLES:
-                raise ValueError(f"The role of row {name!r} must be one of {', '.join(ROLES)}, got {role!r}.")
+        check_known(names, {"role": (batch["role"], ROLES)})
         roles = [ROLES.index(role) for role in batch["role"]]
         counts = batch["labels"][:, 1:].ne(-100).sum(1).tolist()
         for split, row, role, count in zip(splits, rows, roles, counts, strict=True):
@@ -241,9 +239,9 @@ class TOFUScore(Metric):
                         f"{row} has {expected} tokens, and here {count}."
                     )
         choices = [int(choice) for choice in batch["choice"]]
-        self._append("answer_keys", list(zip(splits, rows, roles, choices, strict=True)))
-        self._append("nlls", nll.tolist())
-        self._append("counts", counts)
+        self.append("answer_keys", list(zip(splits, rows, roles, choices, strict=True)))
+        self.append("nlls", nll.tolist())
+        self.append("counts", counts)
         if tokens is not None:
             self._update_tokens(batch, splits, rows, roles, tokens)
 
@@ -263,7 +261,7 @@ class TOFUScore(Metric):
         inner = {name: [tokens[name][i][:-1].cpu() for i in chosen] for name in tokens}
         for i, row in zip(chosen, inner["log_probs"], strict=True):
             if len(row) == 0:
-                name = batch.get("id", rows)[i]
+                name = row_names(batch)[i]
                 raise ValueError(f"The answer of row {name!r} must have a token before the end of sequence.")
         whole = [tokens["log_probs"][i].cpu() for i in chosen]
         values = [
@@ -274,8 +272,8 @@ class TOFUScore(Metric):
             min_k_attack(inner["log_probs"], self.k),
             min_k_plus_plus_attack(inner["log_probs"], inner["means"], inner["deviations"], self.k),
         ]
-        self._append("token_keys", [(splits[i], rows[i]) for i in chosen])
-        self._append("token_values", torch.stack(values, dim=1))
+        self.append("token_keys", [(splits[i], rows[i]) for i in chosen])
+        self.append("token_values", torch.stack(values, dim=1))
 
     def _retain_value(self, statistic: str, row: int) -> Any:
         """Return a value of the retain log's forget row, or None if the log does not hold that statistic."""
@@ -288,18 +286,6 @@ class TOFUScore(Metric):
                 f"rows, and row {row} is not among them; evaluate the same split and as many rows (eval_rows)."
             )
         return section.get(statistic, {}).get(row)
-
-    def _append(self, name: str, values: Any) -> None:
-        dtype, width = self._state_shapes[name]
-        tensor = torch.as_tensor(values, dtype=dtype, device=self.device)
-        getattr(self, name).append(tensor.reshape(-1, width) if width else tensor)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all processes; called by :meth:`compute`."""
-        for name in self._state_shapes:
-            if isinstance(getattr(self, name), list) and not getattr(self, name):
-                self._append(name, [])  # torchmetrics would gather float32 from a rank without rows
-        super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, each a float64 scalar.
@@ -314,7 +300,7 @@ class TOFUScore(Metric):
         if missing:
             rank_zero_warn(f"The model utility is NaN, as no row came for {', '.join(missing)}.", UserWarning)
         numbers |= self._token_numbers()
-        return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in numbers.items()}
+        return self.scalars(numbers)
 
     def log(self) -> Log:
         """Return the log of the official evaluation: for each split and statistic the value of each row.
@@ -333,36 +319,31 @@ class TOFUScore(Metric):
         numbers = {name: float(value) for name, value in self.compute().items()}
         if self.log_file is not None:
             log = self.log()
-            if not dist.is_initialized() or dist.get_rank() == 0:
+            if is_first_process():
                 write_log(self.log_file, log)
-        record: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in numbers.items()}
-        return {**record, "truth_ratio_mean": self.mean}
+        return {**{name: json_number(value) for name, value in numbers.items()}, "truth_ratio_mean": self.mean}
 
     def _log(self) -> Log:
-        answers = zip(
-            self._cat("answer_keys").tolist(), self._cat("nlls").tolist(), self._cat("counts").tolist(), strict=True
-        )
-        scored = {
-            (EVALUATED[split], row, ROLES[role], choice): (nll, count)
-            for (split, row, role, choice), nll, count in answers
+        counts = self.keyed("answer_keys", "counts")
+        answers = {
+            (EVALUATED[split], row, ROLES[role], choice): (nll, counts[split, row, role, choice])
+            for (split, row, role, choice), nll in self.keyed("answer_keys", "nlls").items()
         }
-        texts = map(json.loads, bytes(self._cat("texts").tolist()).decode().split("\0")[:-1])
-        generated = {(EVALUATED[split], row): words for split, row, *words in texts}
-        recalls = {(EVALUATED[split], row): values for (split, row), values in self._rows("generation_keys", "recalls")}
-        further = {
+        texts = {(EVALUATED[split], row): words for split, row, *words in map(json.loads, self.all_texts("texts"))}
+        recalls = {(EVALUATED[key[0]], key[1]): v for key, v in self.keyed("generation_keys", "recalls").items()}
+        memorised = {
             (EVALUATED[split], row): dict(zip(MEMORISED, values, strict=False))
-            for (split, row), values in self._rows("token_keys", "token_values")
+            for (split, row), values in self.keyed("token_keys", "token_values").items()
         }
-        return build_log(scored, generated, recalls, further)
+        return build_log(answers, texts, recalls=recalls, further=memorised)
 
     def _token_numbers(self) -> dict[str, float]:
         if not self.needs_tokens:
             return {}
-        found = dict(self._rows("token_keys", "token_values"))
+        answers = self.keyed("token_keys", "token_values")
         groups = {
             split: torch.tensor(
-                [values for (index, _), values in sorted(found.items()) if EVALUATED[index] == split],
-                dtype=torch.float64,
+                [values for key, values in answers.items() if EVALUATED[key[0]] == split], dtype=torch.float64
             ).reshape(-1, len(MEMORISED) + len(ATTACKS))
             for split in ("forget", "retain", HOLDOUT)
         }
@@ -378,15 +359,3 @@ class TOFUScore(Metric):
                 auc = attack_auc(torch.cat([members[:, i], others[:, i]]), member)
                 numbers |= {f"mia/{name}": auc.auc, f"mia/{name}_low": auc.low, f"mia/{name}_high": auc.high}
         return numbers
-
-    def _rows(self, keys: str, values: str) -> list[tuple[tuple[int, int], list[float]]]:
-        return [
-            ((split, row), numbers)
-            for (split, row), numbers in zip(self._cat(keys).tolist(), self._cat(values).tolist(), strict=True)
-        ]
-
-    def _cat(self, name: str) -> Tensor:
-        state: Any = getattr(self, name)
-        dtype, width = self._state_shapes[name]
-        empty = torch.empty((0, width) if width else 0, dtype=dtype, device=self.device)
-        return dim_zero_cat(state) if len(state) else empty

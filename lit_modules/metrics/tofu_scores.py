@@ -1,27 +1,35 @@
-"""The arithmetic of the TOFU benchmark on NLLs: probability, truth ratio, model utility and forget quality."""
+"""Arithmetic of the TOFU benchmark on NLLs and on the log files of its official evaluation."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import ks_2samp
+from torch import Tensor
 
 from lit_modules.metrics.lume import harmonic_mean
+from lit_modules.metrics.text_rows import mean as mean_of
+from lit_modules.utils.files import write_whole
 
 __all__ = [
     "ForgetQuality",
-    "answer_probability",
+    "build_log",
     "choice_probability",
+    "exact_memorisation",
+    "extraction_strength",
     "forget_quality",
-    "knowledge_ratio",
     "log_truth_ratio",
+    "read_log",
     "score_log",
     "truth_ratio",
     "truth_ratio_score",
+    "write_log",
 ]
 
 Mean = Literal["geometric", "arithmetic"]
@@ -30,6 +38,21 @@ SPLITS = ("forget", "retain", "real_authors", "world_facts")
 CHOICES = ("real_authors", "world_facts")
 """The splits whose questions have wrong options: their probability is that among the options."""
 UTILITY = tuple(f"{split}/{kind}" for split in SPLITS[1:] for kind in ("probability", "rouge", "truth_ratio"))
+Log = dict[str, dict[str, dict[int, Any]]]
+"""For each split and statistic the value of each row."""
+
+SECTIONS = {
+    "retain": "eval_log.json",
+    "real_authors": "eval_real_author_wo_options.json",
+    "world_facts": "eval_real_world_wo_options.json",
+    "forget": "eval_log_forget.json",
+}
+"""Name of each split in the official files."""
+
+REQUIRED = ("avg_gt_loss", "avg_paraphrased_loss", "average_perturb_loss")
+LARGEST = 700.0
+"""Largest exponent that is written: JSON has no infinity."""
+NUMBERS = {"avg_gt_loss", "avg_paraphrased_loss", "rouge1_recall", "rougeL_recall", "num_token_gt"}
 
 
 class ForgetQuality(NamedTuple):
@@ -42,19 +65,6 @@ class ForgetQuality(NamedTuple):
 
     p_value: float
     statistic: float
-
-
-def answer_probability(nll: float) -> float:
-    """Return ``P(a|q)``, the geometric mean of an answer's token probabilities.
-
-    Args:
-        nll: Mean token NLL of the answer in nats.
-
-    Example:
-        >>> answer_probability(0.0)
-        1.0
-    """
-    return math.exp(-nll)
 
 
 def choice_probability(nll: float, perturbed: Sequence[float]) -> float:
@@ -104,9 +114,6 @@ def truth_ratio(paraphrased: float, perturbed: Sequence[float], mean: Mean = "ge
         perturbed: The same of each wrong answer, at least one.
         mean: Mean over the probabilities of the wrong answers.
 
-    Raises:
-        ValueError: If ``mean`` is unknown, there is no wrong answer or an NLL is not finite.
-
     References:
         Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 2401.06121, equation 1.
 
@@ -116,23 +123,6 @@ def truth_ratio(paraphrased: float, perturbed: Sequence[float], mean: Mean = "ge
         [0.25, 0.3125]
     """
     return _exp(log_truth_ratio(paraphrased, perturbed, mean))
-
-
-def knowledge_ratio(paraphrased: float, perturbed: Sequence[float], mean: Mean = "geometric") -> float:
-    """Return ``P(paraphrased) / (P(paraphrased) + M_j[P(perturbed_j)])``, the newer form of the truth ratio.
-
-    open-unlearning has it since December 2025; it is ``1 / (1 + R)``.
-
-    Args:
-        paraphrased: Mean token NLL of the paraphrased answer in nats.
-        perturbed: The same of each wrong answer, at least one.
-        mean: Mean over the probabilities of the wrong answers.
-
-    Example:
-        >>> knowledge_ratio(1.0, [1.0, 1.0])
-        0.5
-    """
-    return 1 / (1 + _exp(log_truth_ratio(paraphrased, perturbed, mean)))
 
 
 def truth_ratio_score(log_ratios: Sequence[float], split: str) -> float:
@@ -152,7 +142,8 @@ def truth_ratio_score(log_ratios: Sequence[float], split: str) -> float:
         0.25
     """
     values = np.asarray(log_ratios, dtype=np.float64)
-    return _mean(np.exp(-np.abs(values)) if split == "forget" else np.maximum(0, -np.expm1(np.minimum(values, 0))))
+    scores = np.exp(-np.abs(values)) if split == "forget" else np.maximum(0, -np.expm1(np.minimum(values, 0)))
+    return float(scores.mean()) if len(scores) else math.nan
 
 
 def forget_quality(ratios: Sequence[float], retain_ratios: Sequence[float]) -> ForgetQuality:
@@ -196,12 +187,13 @@ def score_log(
     """Return the numbers of the benchmark from a log.
 
     Args:
-        log: Log of the unlearned model, as :func:`~lit_modules.metrics.tofu_logs.read_log` returns it.
+        log: Log of the unlearned model, as :func:`read_log` returns it.
         retain_log: Log of a model trained on the retain set only.
         mean: Mean over the probabilities of the wrong answers, in every truth ratio.
 
     Returns:
-        ``{split}/{probability,rouge,truth_ratio,knowledge}`` of ``forget``, ``retain``, ``real_authors`` and
+        ``{split}/{probability,rouge,truth_ratio,knowledge}``, the last of them the mean of ``1 / (1 + R)``, the newer
+        truth ratio of open-unlearning, of ``forget``, ``retain``, ``real_authors`` and
         ``world_facts``; ``model_utility``, the harmonic mean of the first three of the last three splits; and
         ``forget_quality`` with ``ks_statistic``. NaN for what is missing: the forget quality without a retain log.
 
@@ -217,12 +209,12 @@ def score_log(
         if split in CHOICES:
             probabilities = [choice_probability(losses[row], wrong[row]) for row in losses if row in wrong]
         else:
-            probabilities = [answer_probability(loss) for loss in losses.values()]
+            probabilities = [math.exp(-loss) for loss in losses.values()]
         values = list(ratios[split].values())
-        numbers[f"{split}/probability"] = _mean(probabilities)
-        numbers[f"{split}/rouge"] = _mean(list(section.get("rougeL_recall", {}).values()))
+        numbers[f"{split}/probability"] = mean_of(probabilities)
+        numbers[f"{split}/rouge"] = mean_of(list(section.get("rougeL_recall", {}).values()))
         numbers[f"{split}/truth_ratio"] = truth_ratio_score(values, split)
-        numbers[f"{split}/knowledge"] = _mean([1 / (1 + _exp(value)) for value in values])
+        numbers[f"{split}/knowledge"] = mean_of([1 / (1 + _exp(value)) for value in values])
     numbers["model_utility"] = harmonic_mean([numbers[name] for name in UTILITY])
     numbers["forget_quality"] = numbers["ks_statistic"] = math.nan
     if retain_log is not None and ratios["forget"]:
@@ -236,5 +228,191 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < 709 else math.inf
 
 
-def _mean(values: Any) -> float:
-    return float(np.mean(values)) if len(values) else math.nan
+def exact_memorisation(correct: Tensor) -> float:
+    """Return the share of the tokens that are the model's most probable ones.
+
+    Args:
+        correct: Whether each token, the end of sequence left out, is the most probable one, ``(tokens,)``.
+
+    Raises:
+        ValueError: If there is no token.
+
+    References:
+        Tirumala et al., "Memorization Without Overfitting: Analyzing the Training Dynamics of Large Language Models",
+        arXiv 2205.10770.
+
+    Example:
+        >>> import torch
+        >>> exact_memorisation(torch.tensor([True, False, True, True]))
+        0.75
+    """
+    return float(_check_tokens(correct).double().mean())
+
+
+def extraction_strength(correct: Tensor) -> float:
+    """Return ``1 - k / n``: ``k`` of the ``n`` tokens must be given for the model to guess all others.
+
+    It is never below ``1 / n``, also if the last token is wrong: so open-unlearning computes it.
+
+    Args:
+        correct: Whether each token, the end of sequence left out, is the most probable one, ``(tokens,)``.
+
+    Raises:
+        ValueError: If there is no token.
+
+    References:
+        Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.
+
+    Example:
+        >>> import torch
+        >>> extraction_strength(torch.tensor([True, False, True, True]))
+        0.5
+        >>> extraction_strength(torch.tensor([True, False, True, False]))
+        0.25
+    """
+    wrong = (~_check_tokens(correct).bool()).nonzero()
+    right = len(correct) - 1 - int(wrong[-1]) if len(wrong) else len(correct)
+    return max(right, 1) / len(correct)
+
+
+def _check_tokens(correct: Tensor) -> Tensor:
+    if correct.ndim != 1 or len(correct) == 0:
+        raise ValueError(f"correct must be a 1-D tensor with at least one token, got shape {tuple(correct.shape)}.")
+    return correct
+
+
+def read_log(path: str | Path) -> Log:
+    """Read an official log, ``eval_log_aggregated.json``, or one that :func:`write_log` wrote.
+
+    Args:
+        path: JSON with some of the keys ``eval_log.json`` (retain set), ``eval_log_forget.json``,
+            ``eval_real_author_wo_options.json`` and ``eval_real_world_wo_options.json``; each maps the name of a
+            statistic to an object of row numbers and values.
+
+    Returns:
+        For each split (``"retain"``, ``"forget"``, ``"real_authors"``, ``"world_facts"``) and statistic the value of
+        each row, in the order of the rows.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no such JSON, or a split lacks a statistic of which scores are made, or a row of it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no log {path}; a test with TOFUScore(log_file=...) writes one.")
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be a log of TOFU's evaluation, and is not JSON: {error}.") from error
+    names = {name: split for split, name in SECTIONS.items()}
+    sections = [name for name in names if isinstance(content, dict) and isinstance(content.get(name), dict)]
+    if not sections:
+        raise ValueError(f"{path} must be a log of TOFU's evaluation, with an object at one of {', '.join(names)}.")
+    log = {names[name]: _read_section(content[name], f"{path}: {name}") for name in sections}
+    return {split: log[split] for split in SECTIONS if split in log}
+
+
+def write_log(path: str | Path, log: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> None:
+    """Write a log in the official format; a file of that name is replaced, whole or not at all.
+
+    Args:
+        path: File to write; its folder is made.
+        log: For each split and statistic the value of each row.
+    """
+    content = {
+        SECTIONS[split]: {name: {str(row): values[row] for row in sorted(values)} for name, values in section.items()}
+        for split, section in log.items()
+    }
+    write_whole(path, json.dumps(content, ensure_ascii=False))
+
+
+def build_log(
+    answers: Mapping[tuple[str, int, str, int], tuple[float, int]],
+    generated: Mapping[tuple[str, int], Sequence[str]],
+    recalls: Mapping[tuple[str, int], Sequence[float]],
+    further: Mapping[tuple[str, int], Mapping[str, float]],
+) -> Log:
+    """Build a log from scored and generated answers; splits that the official files lack are left out.
+
+    Args:
+        answers: Mean token NLL in nats and number of tokens, by split, row, role (``"answer"``, ``"paraphrased"`` or
+            ``"perturbed"``) and number of the perturbed answer.
+        generated: Prompt, generation and target, by split and row.
+        recalls: Recalls of ROUGE-1 and ROUGE-L, by split and row.
+        further: Other statistics by split and row.
+    """
+    log: Log = {split: {} for split in SECTIONS}
+
+    def put(split: str, row: int, **values: Any) -> None:
+        for name, value in values.items():
+            log[split].setdefault(name, {})[row] = value
+
+    def put_answer(split: str, row: int, short: str, nll: float, count: int) -> None:
+        put(split, row, **{f"avg_{short}_loss": nll, f"{short}_loss": nll * count, f"num_token_{short}": count})
+
+    perturbed: dict[tuple[str, int], list[tuple[float, int]]] = {}
+    for (split, row, role, _), (nll, count) in sorted(answers.items()):
+        if split not in SECTIONS:
+            continue
+        if role == "perturbed":
+            perturbed.setdefault((split, row), []).append((nll, count))
+            continue
+        if role == "answer":
+            put_answer(split, row, "gt", nll, count)
+        if role == "paraphrased" or split in CHOICES:  # where there is no paraphrase, the answer plays its role
+            put_answer(split, row, "paraphrased", nll, count)
+    for (split, row), values in perturbed.items():
+        losses = [nll for nll, _ in values]
+        put(split, row, average_perturb_loss=losses, perturb_loss=[nll * count for nll, count in values])
+        put(split, row, num_token_perturb=[count for _, count in values])
+        section = log[split]
+        if row in section.get("avg_paraphrased_loss", {}):
+            # the official files hold the geometric convention
+            ratio = log_truth_ratio(section["avg_paraphrased_loss"][row], losses)
+            put(split, row, truth_ratio=math.exp(min(ratio, LARGEST)))
+        if split in CHOICES and row in section.get("avg_gt_loss", {}):
+            probability = choice_probability(section["avg_gt_loss"][row], losses)
+            put(split, row, normalized_gt_loss=min(-math.log(probability) if probability else LARGEST, LARGEST))
+    texts = {key: {"generated_text": list(words)} for key, words in generated.items()}
+    rouge = {key: dict(zip(("rouge1_recall", "rougeL_recall"), values, strict=True)) for key, values in recalls.items()}
+    for statistics in (texts, rouge, further):
+        for (split, row), numbers in statistics.items():
+            if split in SECTIONS:
+                put(split, row, **numbers)
+    return {
+        split: {name: dict(sorted(values.items())) for name, values in section.items()}
+        for split, section in log.items()
+        if section
+    }
+
+
+def _read_section(section: dict[str, Any], where: str) -> dict[str, dict[int, Any]]:
+    columns: dict[str, dict[int, Any]] = {}
+    for name, values in section.items():
+        if not isinstance(values, dict):
+            continue  # a statistic over all rows
+        wrong = [row for row in values if not row.isdecimal()]
+        if wrong:
+            raise ValueError(f"{where}: the keys of {name!r} must be row numbers, got {wrong[0]!r}.")
+        columns[name] = {int(row): values[row] for row in sorted(values, key=int)}
+    missing = [name for name in REQUIRED if not columns.get(name)]
+    if missing:
+        raise ValueError(f"{where}: the statistic {missing[0]!r} is missing; the perturbed set was not evaluated.")
+    rows = columns[REQUIRED[0]].keys()
+    for name in REQUIRED[1:]:
+        if columns[name].keys() != rows:
+            raise ValueError(
+                f"{where}: {name!r} must have the {len(rows)} rows of {REQUIRED[0]!r}, got {len(columns[name])} rows."
+            )
+    for name, column in columns.items():
+        for row, value in column.items():
+            if name in NUMBERS and not _is_finite(value):
+                raise ValueError(f"{where}: {name!r} of row {row} must be a finite number, got {value!r}.")
+            is_list = isinstance(value, list) and bool(value) and all(map(_is_finite, value))
+            if name == "average_perturb_loss" and not is_list:
+                raise ValueError(f"{where}: {name!r} of row {row} must be a list of finite numbers, got {value!r}.")
+    return columns
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

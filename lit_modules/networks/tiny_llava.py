@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_modules.networks.tiny_clip import byte_level_bpe, normalised
 
-_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>"
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
@@ -88,7 +88,7 @@ def build_llava(
         patch_size=clip.config.vision_config.patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
     config = LlavaNextConfig(
         vision_config=clip.config.vision_config.to_dict(),

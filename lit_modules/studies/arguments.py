@@ -123,23 +123,20 @@ class ArgumentReader:
             UsageError: If an argument does not exist or does not take the value, or if a callback would write where
                 the other runs write.
         """
-        arguments = _filled(self.arguments, str(folder))
+        start = _filled(self.arguments, str(folder))
+        arguments = list(start)
         for key, value in values.items():
-            arguments.append(self._argument(key, value, arguments))
-        _refuse_shared_folders(self.read(arguments), folder)
-        return arguments
-
-    def _argument(self, key: str, value: Any, before: list[str]) -> str:
-        """Return ``--key=value`` in a form that the parser takes after the arguments before it."""
-        argument = f"--{key}={write_value(value)}"
-        if value is None:
-            argument = _null(resolve(key, self.read(before)))
+            null = value is None
+            arguments.append(_null(resolve(key, self.read(arguments))) if null else f"--{key}={write_value(value)}")
         try:
-            self.read([*before, argument])
+            config = self.read(arguments)
         except UsageError:
-            resolve(key, self.read(before))  # has the better message if the argument itself is missing
+            for index, key in enumerate(values, start=len(start)):
+                resolve(key, self.read(arguments[:index]))  # has the better message if the argument itself is missing
+                self.read(arguments[: index + 1])
             raise
-        return argument
+        _refuse_shared_folders(config, folder)
+        return arguments
 
 
 class _ReadOnlyCLI(ProjectCLI):

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal, Protocol
@@ -86,7 +87,8 @@ class ProcessLauncher:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
         stop = Event()
         with ThreadPoolExecutor(self.workers) as pool:
-            futures = [pool.submit(_run, task, os.getcwd(), import_path(), environment, stop) for task in tasks]
+            run = partial(_run, folder=os.getcwd(), path=import_path(), environment=environment, stop=stop)
+            futures = [pool.submit(run, task) for task in tasks]
             try:
                 for future in as_completed(futures):
                     yield future.result()
@@ -183,11 +185,11 @@ class RayLauncher:
 
     def _check(self, ray: Any) -> None:
         resources = ray.cluster_resources()
-        for name, wanted in (("CPU", self.num_cpus), ("GPU", self.num_gpus)):
-            there = resources.get(name, 0)
-            if wanted > there:
+        for name, number in (("CPU", self.num_cpus), ("GPU", self.num_gpus)):
+            available = resources.get(name, 0)
+            if number > available:
                 raise ValueError(
-                    f"num_{name.lower()}s must be at most {there:g}, what this machine has, got {wanted:g}; "
+                    f"num_{name.lower()}s must be at most {available:g}, what this machine has, got {number:g}; "
                     "an address names a larger cluster."
                 )
 
@@ -290,7 +292,7 @@ def _run(
     """Run a task to its end, in a thread or in a worker of Ray, which has set the threads and the GPUs."""
     if stop is not None and stop.is_set():
         return Outcome(task.name, -signal.SIGTERM)
-    with _started(task, folder, path, os.environ if environment is None else environment) as process:
+    with _started(task, folder, path, environment=os.environ if environment is None else environment) as process:
         while process.poll() is None and not (stop is not None and stop.is_set()):
             time.sleep(0.05)  # Ray cancels a task between two statements, not within a wait
     return Outcome(task.name, process.returncode)
@@ -301,8 +303,8 @@ def _started(
     task: Task, folder: str, path: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Start the process of a task; at the end of the block it and its children are asked to end, then forced."""
-    given = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    python_path = os.pathsep.join(dict.fromkeys([*path, *given]))
+    inherited = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    python_path = os.pathsep.join(dict.fromkeys([*path, *inherited]))
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with task.log.open("ab") as log:
         process = subprocess.Popen(

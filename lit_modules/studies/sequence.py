@@ -54,7 +54,9 @@ def main(args: list[str]) -> int:
         UsageError: If options are wrong, or the folder holds another sequence.
         DirectoryInUse: If the same sequence runs already.
     """
-    options, passed = read_options(SequenceOptions, args, "sequence", DESCRIPTION, EXAMPLE, passes_on=True)
+    options, passed = read_options(
+        SequenceOptions, args, command="sequence", description=DESCRIPTION, example=EXAMPLE, passes_on=True
+    )
     if not passed:
         raise UsageError("A sequence needs the arguments of fit, such as `-c ngdiff/muse.yaml`.")
     for number, results in run_sequence(options, passed).items():

@@ -2,10 +2,10 @@
 
 from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.aggregators import GradientAggregator, check_aggregator
+from lit_modules.unlearning.core.aggregators import check_aggregator
 from lit_modules.unlearning.core.arguments import GradientPairArguments, check_not_negative
 from lit_modules.unlearning.core.gradient_pair import GradientPairUnlearning
-from lit_modules.unlearning.core.gradients import PairStatistics, Weights
+from lit_modules.unlearning.core.gradients import GradientAggregator, PairStatistics, Weights
 from lit_modules.utils.arguments import Unpack
 
 

@@ -1,4 +1,4 @@
-"""The life of an adapter of peft: saved in a folder, gone on with, compared, stored in a checkpoint, merged.
+"""Adapters of peft: loading, continuing, comparing, checkpointing and merging.
 
 A saved adapter is gone on with. A configuration that is given beside it must describe the same adapter; another one is
 refused, as it would start anew from the base and lose what the saved one learned. To start a new adapter from a tuned
@@ -54,10 +54,9 @@ def saved_config(name: str, revision: str | None = None) -> PeftConfig | None:
     What cannot be found is left to the loading of the model to report.
     """
     try:
-        found = find_adapter_config_file(name, revision=revision)
+        if find_adapter_config_file(name, revision=revision) is None:
+            return None
     except OSError:
-        found = None
-    if found is None:
         return None
     config: PeftConfig = PeftConfig.from_pretrained(name, revision=revision)
     return config

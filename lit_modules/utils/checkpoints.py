@@ -1,9 +1,10 @@
-"""The one way to open a checkpoint, or another file of torch: checked, and nothing in it is run."""
+"""Checked opening of checkpoints, other files of torch, and pretrained weights; nothing in them is run."""
 
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ def load_plain(path: str | Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        found = _GLOBAL.search(str(error))
+        match = _GLOBAL.search(str(error))
         with file.open("rb") as content:
             start = content.read(2)
-        if found is None and not zipfile.is_zipfile(file) and start[:1] != b"\x80":
+        if match is None and not zipfile.is_zipfile(file) and start[:1] != b"\x80":
             raise DamagedFile(f"{file} is not a file of torch; use another file.") from None
-        what = f"an object of {found[1]}" if found else "objects"
+        what = f"an object of {match[1]}" if match else "objects"
         raise UnsafeFile(
             f"{file} holds {what}, whose loading could run code of whoever wrote the file, so nothing was loaded; save "
             "tensors and plain values alone."
@@ -116,20 +117,36 @@ def check_shards(folder: str | Path) -> None:
         raise DamagedFile(f"{path} is damaged ({type(error).__name__}); use another checkpoint.") from error
 
 
+@contextmanager
+def only_tensors(model: str) -> Iterator[None]:
+    """Turn torch's refusal of weights that are no plain tensors into a sentence.
+
+    Args:
+        model: Name, folder or file that is loaded inside.
+
+    Raises:
+        ValueError: If a file of weights is damaged or holds more than tensors.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"The weights of {model!r} are damaged, or a pickle of more than tensors, which could run anything; take a "
+            "model whose weights are safetensors."
+        ) from error
+
+
 class _ShardsUnpickler(pickle.Unpickler):
     """Unpickler of the types alone that torch writes into the metadata of shards."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = (module, name) in _PLAIN_TYPES
-        if (
-            not known and module in (*_SHARD_TYPES, "torch") and "." not in name
-        ):  # a dot would reach into what the module imports
-            value = super().find_class(module, name)
-            known = isinstance(value, torch.dtype) or (
-                isinstance(value, type) and value.__module__ == module != "torch"
-            )
-        if known:
+        if (module, name) in _PLAIN_TYPES:
             return super().find_class(module, name)
+        if module in (*_SHARD_TYPES, "torch") and "." not in name:  # a dot would reach into what the module imports
+            value = super().find_class(module, name)
+            own = isinstance(value, type) and value.__module__ == module != "torch"
+            if own or isinstance(value, torch.dtype):
+                return value
         raise pickle.UnpicklingError(f"holds an object of {module}.{name}, whose loading could run code")
 
 

@@ -128,13 +128,10 @@ class Ontology:
         return nx.freeze(graph)
 
     def concept(self, name: str) -> Concept:
-        """Return a concept.
-
-        Args:
-            name: Its path, or its name if only one superordinate has it.
+        """Return a concept by its path, or by its name if only one superordinate has it.
 
         Raises:
-            ValueError: If there is none, with the nearest names, or if the name stands under several superordinates.
+            ValueError: If there is none, with the nearest name, or if the name stands under several superordinates.
         """
         key = normalise(name)
         if key in self._by_path:
@@ -157,11 +154,7 @@ class Ontology:
         return tuple(sorted(set().union(*(self._of(concept, level) for concept in self.concepts))))
 
     def affordances_of(self, concept: str, level: Level = "concept") -> frozenset[str]:
-        """Return the affordances of a concept.
-
-        Args:
-            concept: Its path, or its name if only one superordinate has it.
-            level: Those of the whole, those of the parts, or all.
+        """Return the affordances of a concept, given by :meth:`concept`: of the whole, of the parts, or all.
 
         Raises:
             ValueError: If there is no such concept or level.
@@ -189,14 +182,7 @@ class Ontology:
         return tuple(concept.path for concept in self.concepts if name in self._of(concept, level))
 
     def parts_of(self, concept: str) -> dict[str, tuple[str, ...]]:
-        """Return the affordances of each part of a concept.
-
-        Args:
-            concept: Its path, or its name if only one superordinate has it.
-
-        Raises:
-            ValueError: If there is no such concept.
-        """
+        """Return the affordances of each part of a concept, given as for :meth:`concept`."""
         return dict(self.concept(concept).parts)
 
     def stats(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Stopping and resuming a training at any step as if it had not been stopped, where Lightning alone does not."""
+"""Exact resumption of a training that stopped at any step, where Lightning alone does not resume it."""
 
 import signal
 import threading

@@ -243,7 +243,7 @@ class RunDirectory:
         beside: Sequence[str] | None = None,
     ) -> None:
         """Record the settings in the manifest, unless :meth:`check` refuses them."""
-        self.check(settings, part, growing, beside)
+        self.check(settings, part, growing=growing, beside=beside)
         self.write_json([MANIFEST], {**self._manifest(), part: settings}, allow_nan=True)
 
     def forget(self, part: str) -> None:

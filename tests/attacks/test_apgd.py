@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.apgd import APGD, APGDT
+from lit_modules.attacks import APGD, APGDT, L1PGD, L2PGD, LinfPGD
 from lit_modules.attacks.engine.losses import dlr, targeted_dlr
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.pgd import L1PGD, L2PGD, LinfPGD
 
 EPS: dict[str, float] = {"linf": 0.06, "l2": 0.3, "l1": 2.0}
 NORMS = list(EPS)

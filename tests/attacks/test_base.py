@@ -1,19 +1,35 @@
-"""What every attack shares: one sentence for each bad input, and the bookkeeping of a run."""
+"""Base of the attacks: checks of input and output, texts, and faults of earlier toolboxes."""
 
+import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.apgd import APGD
-from lit_modules.attacks.engine.base import Attack
+from lit_modules.attacks import (
+    APGD,
+    EOT,
+    FGM,
+    FGSM,
+    L1PGD,
+    L2BIM,
+    L2PGD,
+    Attack,
+    AutoAttack,
+    BestOf,
+    LinfBIM,
+    LinfPGD,
+    SparseL1Descent,
+    SpatialTransform,
+    Square,
+)
+from lit_modules.attacks.engine.checks import audit_perturbation
+from lit_modules.attacks.engine.losses import cross_entropy, margin
 from lit_modules.attacks.engine.state import AttackState, Outcome
-from lit_modules.attacks.ensembles import AutoAttack
-from lit_modules.attacks.pgd import FGM, FGSM, L1PGD, L2PGD, LinfPGD
-from lit_modules.attacks.square import Square
-from lit_modules.attacks.wrappers import EOT
+from lit_modules.utils.fingerprint import identify
 
 
 def linear(classes: int = 3, size: int = 8) -> nn.Module:
@@ -207,3 +223,273 @@ def test_a_called_fgsm_leaves_misclassified_samples_and_training_moves_them() ->
         moved = kind(eps=0.1, keep="last")
         assert bool((moved(model, X, y) != X).flatten(1).any(1).all())
         assert torch.equal(moved.run(model, X, y).adversarial, X)
+
+
+def test_norms_in_float64() -> None:
+    x = torch.full((2, 3), 0.5)
+    moved = x + torch.tensor([[0.25, 0.0, -0.25], [0.125, 0.0, 0.0]])
+    for norm, expected in (("linf", [0.25, 0.125]), ("l1", [0.5, 0.125]), ("l0", [2, 1]), (None, [0.125**0.5, 0.125])):
+        distance = audit_perturbation(x, moved, norm=norm, bounds=(0, 1))
+        torch.testing.assert_close(distance, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_what_is_beyond_is_named(dtype: torch.dtype, norm: str) -> None:
+    x = torch.full((3, 4), 0.5, dtype=dtype)
+    moved = x.clone()
+    moved[1, :2] += 0.25
+    size = float(audit_perturbation(x, moved, norm=norm)[1])
+    audit_perturbation(x, moved, norm=norm, eps=size)
+    with pytest.raises(
+        RuntimeError, match=rf"^'mine' broke its radius: {norm} distance {size:.8g} of sample 41, allow"
+    ):
+        audit_perturbation(x, moved, norm=norm, eps=size * 0.9999, name="'mine'", samples=[40, 41, 42])
+    with pytest.raises(RuntimeError, match=r"of sample 1, allowed 0\.1"):
+        audit_perturbation(x, moved, norm=norm, eps=torch.tensor([0.0, 0.1, 0.0]))
+
+
+def test_bounds_are_exact_in_the_samples_precision() -> None:
+    x, upper = torch.full((2, 2), 0.05), torch.full((2, 2), 0.1)  # the float32 nearest to 0.1 lies above it
+    audit_perturbation(x, upper, bounds=(0.0, 0.1))
+    with pytest.raises(
+        RuntimeError, match=r"The attack left the bounds by 7\.45.*e-09 on sample 0, with values from 0"
+    ):
+        audit_perturbation(x, torch.nextafter(upper, torch.ones(2, 2)), bounds=(0.0, 0.1))
+    lower = torch.tensor([[0.0, 0.05]])
+    with pytest.raises(RuntimeError, match=r"left the bounds by 0\.05\d* on sample 0"):
+        audit_perturbation(x, torch.zeros(2, 2), bounds=(lower, torch.ones(1, 2)))
+
+
+def test_samples_of_another_shape_or_not_finite() -> None:
+    x = torch.zeros(2, 3)
+    with pytest.raises(RuntimeError, match=r"gave samples of shape \(2, 1\) for \(2, 3\)"):
+        audit_perturbation(x, x[:, :1])
+    with pytest.raises(RuntimeError, match="values that are not finite, for sample 1"):
+        audit_perturbation(x, torch.tensor([[0.0] * 3, [0.0, float("nan"), 0.0]]))
+
+
+class Scaled(nn.Module):
+    """A linear classifier of samples in other units."""
+
+    def __init__(self, values: int, scale: float) -> None:
+        super().__init__()
+        self.net, self.scale = nn.Sequential(nn.Flatten(), nn.Linear(values, 4)), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x / self.scale)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("attack", "side", "scale"),
+    [
+        (LinfPGD(eps=1.0, steps=3, step_size=0.5, bounds=(0, 255)), 32, 255.0),
+        (LinfPGD(eps=0.1, steps=3, bounds=None), 32, 20.0),
+        (L1PGD(eps=1.0, steps=3, step_size=0.3), 32, 1.0),
+        (L1PGD(eps=0.1, steps=3, step_size=0.03), 32, 1.0),
+        (L1PGD(eps=1.0, steps=3, step_size=0.3, sparsity=0.0), 64, 1.0),
+        (L2PGD(eps=0.1, steps=3, step_size=0.05), 64, 1.0),
+        (Square(norm="l2", eps=0.5, queries=20), 32, 1.0),
+        (APGD(norm="l1", eps=12.0, steps=10), 32, 1.0),
+    ],
+    ids=str,
+)
+def test_rounding_to_float32_is_allowed(attack: Attack, side: int, scale: float) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(16, 3, side, side) * scale
+    model = Scaled(x[0].numel(), scale).eval()
+    result = attack.run(model, x, model(x).argmax(1))
+    again = audit_perturbation(x, result.adversarial, norm=attack.norm, eps=attack.eps, bounds=attack.bounds)
+    assert torch.equal(again, result.distance)
+
+
+def make_loss(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(logits: Tensor, label: Tensor) -> Tensor:
+        return factor * margin(logits, label)
+
+    return loss
+
+
+def scaled(logits: Tensor, label: Tensor, factor: float) -> Tensor:
+    return factor * margin(logits, label)
+
+
+class ScaledDescribe:
+    """A loss that is an object."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
+        return self.factor * margin(logits, label)
+
+    def method(self, logits: Tensor, label: Tensor) -> Tensor:
+        return self(logits, label)
+
+
+PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "name": ({"loss": "margin"}, {"loss": "dlr"}),
+    "function": ({"loss": margin}, {"loss": make_loss(1.0)}),
+    "closure": ({"loss": make_loss(1.0)}, {"loss": make_loss(2.0)}),
+    "lambda": ({"loss": lambda x, y: margin(x, y)}, {"loss": lambda x, y: -margin(x, y)}),
+    "partial": ({"loss": functools.partial(scaled, factor=1)}, {"loss": functools.partial(scaled, factor=2)}),
+    "object": ({"loss": ScaledDescribe(1.0)}, {"loss": ScaledDescribe(2.0)}),
+    "method": ({"loss": ScaledDescribe(1.0).method}, {"loss": ScaledDescribe(2.0).method}),
+    "module": (
+        {"loss": nn.CrossEntropyLoss(reduction="none")},
+        {"loss": nn.CrossEntropyLoss(reduction="none", label_smoothing=0.3)},
+    ),
+    "weight": (
+        {"loss": nn.CrossEntropyLoss(torch.ones(40), reduction="none")},
+        {"loss": nn.CrossEntropyLoss(torch.ones(40) * 2, reduction="none")},
+    ),
+    "radii": ({"eps": torch.full((40,), 0.1)}, {"eps": torch.full((40,), 0.1).index_fill(0, torch.tensor([39]), 0.2)}),
+    "bounds": ({"bounds": (0.0, torch.ones(3, 1, 1))}, {"bounds": (0.0, torch.ones(3))}),
+    "number": ({"bounds": (0.0, torch.tensor(1.0))}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_other_settings_have_another_text(kind: str) -> None:
+    first, second = PAIRS[kind]
+    assert repr(LinfPGD(**first)) != repr(LinfPGD(**second))
+    assert repr(BestOf(attacks=[LinfPGD(**first)])) != repr(BestOf(attacks=[LinfPGD(**second)]))
+    assert repr(LinfPGD(**first)) == repr(LinfPGD(**first))
+    assert " at 0x" not in repr(LinfPGD(**first))
+    assert identify(LinfPGD(**first)) != identify(LinfPGD(**second))
+
+
+def test_arguments_of_the_bases_are_shown() -> None:
+    for kind in (SparseL1Descent, LinfBIM, L2BIM):
+        assert repr(kind(eot_samples=3)).endswith("eot_samples=3)")
+        assert "random_start" not in repr(kind())
+    assert repr(FGSM()) == "FGSM(eps=0.3, loss='cross_entropy', keep='first', eot_samples=1)"
+    assert (
+        repr(AutoAttack(seed=2))
+        == "AutoAttack(norm='linf', eps=0.3, version='standard', attacks=None, check=True, seed=2)"
+    )
+
+
+def test_what_cannot_be_told_has_its_own_text() -> None:
+    class Drawn:
+        def __init__(self) -> None:
+            self.generator = torch.Generator()
+
+        def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
+            return margin(logits, label)
+
+    assert repr(LinfPGD(loss=Drawn())) != repr(LinfPGD(loss=Drawn()))
+
+
+BOUNDED = [LinfPGD, L2PGD, L1PGD, SparseL1Descent, FGSM, FGM]
+
+
+def linear_regressions(classes: int = 4, size: int = 36) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, classes))
+
+
+def images(count: int = 6) -> Tensor:
+    return torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", BOUNDED)
+def test_1_gradients_of_parameters_do_not_accumulate(kind: type[LinfPGD]) -> None:
+    model = linear_regressions()
+    model(images()).sum().backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    kind()(model, images())
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    "make", [SpatialTransform, lambda: BestOf(attacks=[SpatialTransform(steps=3), FGSM(eps=1e-6)])]
+)
+def test_2_failures_are_not_black(make) -> None:  # noqa: ANN001
+    model = linear_regressions()
+    with torch.no_grad():
+        model[1].weight *= 1e-6
+        model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    result = make().run(model, images())
+    assert not bool(result.success.any())
+    assert torch.allclose(result.adversarial, images(), atol=1e-5)
+
+
+def test_8_untouched_coordinates_give_no_nan() -> None:
+    class FirstPixel(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first = x.flatten(1)[:, 0]
+            return torch.stack([first - 0.5, 0.5 - first], 1)
+
+    x = images()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in BOUNDED:
+            adversarial = (
+                kind(random_start=False)(FirstPixel(), x)
+                if kind in (LinfPGD, L2PGD, L1PGD)
+                else kind()(FirstPixel(), x)
+            )
+            assert bool(torch.isfinite(adversarial).all())
+            assert torch.equal(adversarial.flatten(1)[:, 1:], x.flatten(1)[:, 1:])
+
+
+def test_9_negative_logits_have_a_best_other() -> None:
+    logits = torch.tensor([[-1.0, -5.0, -7.0]])
+    assert margin(logits, torch.tensor([0])).tolist() == [-4.0]
+    assert margin(logits, torch.tensor([2])).tolist() == [6.0]
+
+
+def test_11_arguments_are_not_changed() -> None:
+    x, y, eps = images(), torch.zeros(6, dtype=torch.int64), torch.full((6,), 0.2)
+    lower, upper = torch.zeros(1, 6, 6), torch.ones(1, 6, 6)
+    copies = [value.clone() for value in (x, y, eps, lower, upper)]
+    for kind in BOUNDED:
+        kind(eps=eps, bounds=(lower, upper))(linear_regressions(), x, y)
+    for value, copy in zip((x, y, eps, lower, upper), copies, strict=True):
+        assert torch.equal(value, copy)
+        assert not value.requires_grad
+
+
+def test_13_every_sample_starts_in_its_own_direction() -> None:
+    x = images(2)
+    start = LinfPGD(eps=0.1, steps=1, step_size=1e-9, keep="last", bounds=None)(linear_regressions(), x) - x
+    assert not torch.allclose(start[0], start[1], atol=1e-2)
+
+
+class Sawtooth(nn.Module):
+    """Fooled by 0.55, not by 0.6 and more: the last step of a walk up is classified correctly again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = x.flatten(1).mean(1)
+        bump = 0.03 - (value - 0.55).abs()
+        return torch.stack([torch.zeros_like(bump), bump + 0 * value], 1)
+
+
+def test_19_the_iterate_that_fooled_comes_back() -> None:
+    x, y = torch.full((1, 4), 0.5), torch.tensor([0])
+    arguments = {"eps": 0.1, "step_size": 0.05, "steps": 6, "random_start": False, "loss": cross_entropy}
+    for keep in ("first", "best"):
+        result = LinfPGD(**arguments, keep=keep).run(Sawtooth(), x, y)  # type: ignore[arg-type]
+        assert bool(result.success.all())
+        assert int(Sawtooth()(result.adversarial).argmax()) == 1
+
+
+def test_19_fooled_samples_leave() -> None:
+    seen: list[int] = []
+    model = linear_regressions()
+
+    def spy(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return model(x)
+
+    LinfPGD(eps=0.1, steps=20, step_size=0.01, random_start=False)(spy, images(30))
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < seen[0]
+
+
+def test_21_arguments_go_by_name() -> None:
+    for kind in BOUNDED:
+        with pytest.raises(TypeError, match="positional"):
+            kind(0.3)  # type: ignore[misc]

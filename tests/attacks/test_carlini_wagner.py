@@ -1,11 +1,15 @@
-"""The attack of Carlini and Wagner: truth on linear models, its search, and its peers."""
+"""The attack of Carlini and Wagner, elastic net, and what attacks by optimisation share."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.carlini_wagner import CarliniWagner, ConstantSearch, class_scales, nearest_lead
+from lit_modules.attacks import JSMA, LBFGS, Attack, CarliniWagner, ElasticNet, L2Momentum, LinfMomentum
+from lit_modules.attacks.carlini_wagner import ConstantSearch, class_scales, nearest_lead
 from lit_modules.attacks.engine.losses import margin
+from lit_modules.attacks.engine.norms import lp_norm
 
 
 def distance(model: nn.Linear, x: Tensor) -> Tensor:
@@ -26,7 +30,7 @@ def network() -> nn.Module:
     return model.eval()
 
 
-def samples(count: int = 24, size: int = 16) -> Tensor:
+def samples(count: int = 12, size: int = 16) -> Tensor:
     return torch.rand(count, size, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
 
 
@@ -44,7 +48,7 @@ def test_stretched_leads_are_right_where_plain_ones_are() -> None:
     model, x = network(), samples()
     state = CarliniWagner().prepare(model, x, None, 0)
     scale = class_scales(state)
-    other = torch.rand(24, 16)
+    other = torch.rand(12, 16)
     stretched = nearest_lead(model(other), state.label, scale, 0.5)
     assert torch.equal(stretched >= 0, margin(model(other), state.label) >= 0.5)
     flat = class_scales(CarliniWagner().prepare(model, x, None, 0), classes=1)
@@ -100,6 +104,7 @@ def test_infinite_bounds_are_refused() -> None:
         CarliniWagner(bounds=(0.0, float("inf")))(network(), samples())
 
 
+@pytest.mark.slow
 def test_no_farther_than_art() -> None:
     evasion = pytest.importorskip("art.attacks.evasion")
     estimators = pytest.importorskip("art.estimators.classification")
@@ -113,3 +118,101 @@ def test_no_farther_than_art() -> None:
     assert bool((ours.success >= fooled).all())
     theirs = (found - x).norm(dim=1)[fooled]
     assert float(ours.distance[fooled].median()) <= 1.02 * float(theirs.median())
+
+
+def samples_elastic_net(count: int = 24, size: int = 16) -> Tensor:
+    return torch.rand(count, size, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
+
+
+def elastic(delta: Tensor, beta: float = 0.01) -> Tensor:
+    return delta.square().sum(1) + beta * delta.abs().sum(1)
+
+
+def test_l1_rule_keeps_a_sparser_sample() -> None:
+    model, x = network(), samples_elastic_net()
+    en, l1 = (ElasticNet(steps=100, decision=rule).run(model, x) for rule in ("en", "l1"))
+    assert bool((en.success == l1.success).all())
+    assert float((l1.distance - en.distance).max()) <= 1e-6
+    assert float((elastic(en.adversarial - x) - elastic(l1.adversarial - x)).max()) <= 1e-6
+    assert float(l1.distance.median()) < float(en.distance.median())
+    assert torch.allclose(l1.distance, lp_norm((l1.adversarial - x).double(), "l1"))
+
+
+def test_one_pass_for_each_step() -> None:
+    result = ElasticNet(steps=20, search_steps=3).run(network(), samples_elastic_net())
+    assert result.num_queries.unique().tolist() == [20 * 3 + 2]  # the clean pass, and that of the class gradients
+
+
+Make = Callable[..., Attack]
+
+
+def cw(**arguments: object) -> Attack:
+    return CarliniWagner(steps=60, search_steps=5, **arguments)  # type: ignore[arg-type]
+
+
+def ead(**arguments: object) -> Attack:
+    return ElasticNet(steps=60, search_steps=5, **arguments)  # type: ignore[arg-type]
+
+
+def lbfgs(**arguments: object) -> Attack:
+    return LBFGS(**arguments)  # type: ignore[arg-type]
+
+
+def jsma(**arguments: object) -> Attack:
+    return JSMA(theta=0.5, **arguments)  # type: ignore[arg-type]
+
+
+def linf(**arguments: object) -> Attack:
+    return LinfMomentum(eps=0.3, steps=20, step_size=0.04, **arguments)  # type: ignore[arg-type]
+
+
+def l2(**arguments: object) -> Attack:
+    return L2Momentum(eps=1.5, steps=20, step_size=0.2, **arguments)  # type: ignore[arg-type]
+
+
+MINIMAL = [cw, ead, lbfgs, jsma]
+ALL = [*MINIMAL, linf, l2]
+
+
+def network_gradient_attacks(*shape: int, classes: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    size = torch.Size(shape).numel()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(size, 24), nn.ReLU(), nn.Linear(24, classes)).eval()
+    with torch.no_grad():
+        model[1].weight *= 2
+        model[3].weight *= 4
+        model[3].bias -= model(torch.full((1, *shape), 0.5))[0]  # all classes are near
+    return model
+
+
+def samples_gradient_attacks(*shape: int, count: int = 6) -> Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_other_logits_that_are_all_negative(make: Make) -> None:
+    model, x = network_gradient_attacks(12), samples_gradient_attacks(12)
+    with torch.no_grad():
+        model[3].bias -= 100
+    result = make().run(model, x)
+    assert bool((model(result.adversarial) < 0).all())
+    assert float(result.success.float().mean()) > (0.4 if make is jsma else 0.8)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_finished_samples_leave_and_passes_are_counted(make: Make) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.seen, self.sizes = network_gradient_attacks(12), 0, []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            self.sizes.append(len(x))
+            return self.inner(x)
+
+    model = Counting()
+    result = make().run(model, samples_gradient_attacks(12))
+    assert int(result.num_queries.sum()) == model.seen
+    if make is not ead:  # without abort_early all its samples take equally long
+        assert len(set(model.sizes)) > 1

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lit_modules.attacks import FastFeature
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.fast_feature import FastFeature
 
 
 def network() -> nn.Module:

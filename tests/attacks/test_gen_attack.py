@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_modules.attacks.gen_attack import GenAttack
+from lit_modules.attacks import GenAttack
 
 
 def strong_margin(size: int) -> nn.Module:

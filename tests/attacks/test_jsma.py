@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.jsma import JSMA, best_pair, jacobian_sums
+from lit_modules.attacks import JSMA
+from lit_modules.attacks.jsma import best_pair, jacobian_sums
 
 
 def brute_force(first: Tensor, second: Tensor, allowed: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.lbfgs import LBFGS, bisect_segment, minimise_together
+from lit_modules.attacks import LBFGS
+from lit_modules.attacks.lbfgs import bisect_segment, minimise_together
 
 
 def linear(classes: int, size: int = 20) -> nn.Linear:

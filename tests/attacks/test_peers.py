@@ -106,7 +106,7 @@ def art_classifier(model: nn.Module) -> Any:
     )
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("linf", LinfPGD), ("l2", L2PGD)])
+@pytest.mark.parametrize(("norm", "kind"), [("linf", LinfPGD), pytest.param("l2", L2PGD, marks=pytest.mark.slow)])
 def test_pgd_of_torchattacks(digits: Any, norm: str, kind: Any) -> None:
     torchattacks = pytest.importorskip("torchattacks")
     model, x, y = digits
@@ -116,7 +116,7 @@ def test_pgd_of_torchattacks(digits: Any, norm: str, kind: Any) -> None:
     compare(digits, mine, lambda seed: peer(x, y), seeds=SEEDS)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("linf", LinfPGD), ("l2", L2PGD)])
+@pytest.mark.parametrize(("norm", "kind"), [pytest.param("linf", LinfPGD, marks=pytest.mark.slow), ("l2", L2PGD)])
 def test_pgd_of_foolbox(digits: Any, norm: str, kind: Any) -> None:
     foolbox = pytest.importorskip("foolbox")
     model, x, y = digits
@@ -126,7 +126,7 @@ def test_pgd_of_foolbox(digits: Any, norm: str, kind: Any) -> None:
     compare(digits, mine, lambda seed: peer(foolbox_model(model), x, y, epsilons=eps)[1], seeds=SEEDS)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("linf", LinfPGD), ("l2", L2PGD)])
+@pytest.mark.parametrize(("norm", "kind"), [("linf", LinfPGD), pytest.param("l2", L2PGD, marks=pytest.mark.slow)])
 def test_pgd_of_art(digits: Any, norm: str, kind: Any) -> None:
     """Without a random start the iterates are equal, not only the accuracy."""
     evasion = pytest.importorskip("art.attacks.evasion")
@@ -150,7 +150,7 @@ def test_pgd_of_art(digits: Any, norm: str, kind: Any) -> None:
     compare(digits, kind(steps=40, **arguments), lambda seed: theirs(40), seeds=1)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("loss", "name", "seeds"), [("cross_entropy", "ce", SEEDS), pytest.param("dlr", "dlr", 16, marks=pytest.mark.slow)]
 )
@@ -166,7 +166,9 @@ def test_apgd_of_torchattacks(digits: Any, norm: Any, loss: Any, name: str, seed
     compare(digits, APGD(norm=norm, eps=EPS[norm], steps=50, loss=loss), theirs, seeds=seeds)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+    "norm", [pytest.param("linf", marks=pytest.mark.slow), pytest.param("l2", marks=pytest.mark.slow), "l1"]
+)
 @pytest.mark.parametrize(("name", "seeds"), [("ce", SEEDS), ("t", 1)])
 def test_apgd_of_pyautoattack(digits: Any, norm: Any, name: str, seeds: int) -> None:
     autopgd = pytest.importorskip("pyautoattack.autopgd_base")
@@ -177,6 +179,7 @@ def test_apgd_of_pyautoattack(digits: Any, norm: Any, name: str, seeds: int) -> 
     compare(digits, mine, lambda seed: kind(model, seed=seed, device="cpu", **arguments).perturb(x, y), seeds=seeds)
 
 
+@pytest.mark.slow
 def test_apgd_of_art(digits: Any) -> None:
     evasion = pytest.importorskip("art.attacks.evasion")
     model, x, y = digits
@@ -270,13 +273,14 @@ def shorter(digits: tuple[nn.Module, Tensor, Tensor], norm: str, mine: Attack, t
         ("l2", DDN(steps=100), "DDNAttack", {"steps": 100}, 500),
         ("l2", DeepFool(norm="l2"), "L2DeepFoolAttack", {}, 500),
         ("linf", DeepFool(norm="linf"), "LinfDeepFoolAttack", {}, 500),
-        ("l1", FMN(norm="l1", steps=100), "L1FMNAttack", {"steps": 100}, 500),
+        pytest.param("l1", FMN(norm="l1", steps=100), "L1FMNAttack", {"steps": 100}, 500, marks=pytest.mark.slow),
         ("l2", FMN(norm="l2", steps=100), "L2FMNAttack", {"steps": 100}, 500),
-        ("linf", FMN(norm="linf", steps=100), "LInfFMNAttack", {"steps": 100}, 500),
-        ("l2", CarliniWagner(steps=150, search_steps=5, initial_const=0.1), "L2CarliniWagnerAttack",
-         {"steps": 150, "binary_search_steps": 5, "initial_const": 0.1}, 100),
-        ("l1", ElasticNet(steps=100, search_steps=5, initial_const=0.1, decision="l1"), "EADAttack",
-         {"steps": 100, "binary_search_steps": 5, "initial_const": 0.1, "decision_rule": "L1"}, 100),
+        pytest.param("linf", FMN(norm="linf", steps=100), "LInfFMNAttack", {"steps": 100}, 500, marks=pytest.mark.slow),
+        pytest.param("l2", CarliniWagner(steps=150, search_steps=5, initial_const=0.1), "L2CarliniWagnerAttack",
+                     {"steps": 150, "binary_search_steps": 5, "initial_const": 0.1}, 100, marks=pytest.mark.slow),
+        pytest.param("l1", ElasticNet(steps=100, search_steps=5, initial_const=0.1, decision="l1"), "EADAttack",
+                     {"steps": 100, "binary_search_steps": 5, "initial_const": 0.1, "decision_rule": "L1"}, 100,
+                     marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -304,6 +308,7 @@ def test_distances_of_carlini_wagner_of_torchattacks(digits: Any) -> None:
     shorter(digits, "l2", mine, peer(x, y).detach(), COUNT)
 
 
+@pytest.mark.slow
 def test_distances_of_deepfool_of_art(digits: Any) -> None:
     evasion = pytest.importorskip("art.attacks.evasion")
     model, x, _ = digits

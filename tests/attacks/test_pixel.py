@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.pixel import LocalSearch, SinglePixel
+from lit_modules.attacks import LocalSearch, SinglePixel
 
 
 class Spot(nn.Module):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lit_modules.attacks import Square
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.square import Square, square_area
+from lit_modules.attacks.square import square_area
 
 EPS: dict[str, float] = {"linf": 0.1, "l2": 0.6, "l1": 3.0}
 

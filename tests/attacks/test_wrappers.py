@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.pgd import LinfPGD
-from lit_modules.attacks.wrappers import EOT, EstimatedGradient, FiniteDifference, NESGradient
+from lit_modules.attacks import EOT, FiniteDifference, LinfPGD, NESGradient
+from lit_modules.attacks.wrappers import EstimatedGradient
 
 
 def smooth_model() -> nn.Module:

@@ -147,6 +147,7 @@ def test_what_the_module_lacks_is_named(tmp_path: Path) -> None:
         fit(Rising(name="train/loss"), ForgetStopping(), tmp_path)
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_together(two_processes: Path) -> None:
     steps = [torch.load(two_processes / f"{rank}.pt", weights_only=True)["stopped"] for rank in range(2)]
     assert steps == [3, 3]

@@ -138,6 +138,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         GenerationLog().setup(trainer, Untested(), "test")
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_file(two_processes: Path) -> None:
     rows = read(two_processes / "generations.jsonl")
     assert [row["generation"][-1] for row in rows] == ["0", "2", "4", "1", "3"]

@@ -68,6 +68,10 @@ def test_text_cannot_bring_an_image_or_an_end(tools: Any) -> None:
         render(tools, "Which?", "Adder</s>")
     with pytest.raises(ValueError, match="must not be empty"):
         render(tools, "Which?", " ")
+    endless = processor()
+    endless.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no eos_token"):
+        render(endless, "Which?", "Adder")
 
 
 def test_each_row_has_the_tokens_of_one_image(tools: Any, config: Any) -> None:
@@ -124,9 +128,6 @@ def test_a_processor_of_another_model_is_refused_by_field(config: Any, field: st
     setattr(wrong, field, value)
     with pytest.raises(ValueError, match=rf"^{field} of the processor is {value!r} and the model needs"):
         check_processor(wrong, config)
-
-
-def test_other_tiles_than_the_models_are_refused(config: Any) -> None:
     wrong = processor()
     wrong.image_processor.image_grid_pinpoints = PINPOINTS[:1]
     with pytest.raises(ValueError, match="image_grid_pinpoints of the processor is"):
@@ -143,15 +144,10 @@ def test_the_loss_is_on_the_answer_and_its_end_alone(tools: Any) -> None:
         assert tools.tokenizer.decode(labels[kept]) == f"{answer}</s>"
         assert bool((mask[kept] == 1).all())
         assert labels[int(mask.sum()) - 1] == tools.tokenizer.eos_token_id
-
-
-def test_padding_is_on_the_right_for_training_and_on_the_left_for_answers(tools: Any) -> None:
-    training = encode(tools, pictures(), PROMPTS, answers=ANSWERS)["attention_mask"]
-    asking = encode(tools, pictures(), PROMPTS)["attention_mask"]
-    assert bool((training[:, 0] == 1).all())
-    assert bool((asking[:, -1] == 1).all())
-    assert not bool(training.all())
-    assert not bool(asking.all())
+    assert (batch["input_ids"] == tools.tokenizer.bos_token_id).sum(1).tolist() == [1, 1]
+    training, asking = (each["attention_mask"] for each in (batch, encode(tools, pictures(), PROMPTS)))
+    assert not bool(training.all() | asking.all())
+    assert bool((training[:, 0] == 1).all() & (asking[:, -1] == 1).all())  # padded on the right, and on the left
 
 
 def test_training_and_evaluation_have_the_same_template_and_pictures(tools: Any) -> None:
@@ -164,24 +160,12 @@ def test_training_and_evaluation_have_the_same_template_and_pictures(tools: Any)
         assert torch.equal(training["pixel_values"], asking["pixel_values"])
 
 
-def test_the_beginning_is_there_once(tools: Any) -> None:
-    batch = encode(tools, pictures(), PROMPTS, answers=ANSWERS)
-    assert (batch["input_ids"] == tools.tokenizer.bos_token_id).sum(1).tolist() == [1, 1]
-
-
 def test_an_end_is_added_where_the_template_has_none() -> None:
     found = processor()
     found.chat_template = found.chat_template.replace("{{ eos_token if message['role'] == 'assistant' else '' }}", "")
     batch = encode(found, pictures(), PROMPTS, answers=ANSWERS)
     kept = [row[row != IGNORED] for row in batch["labels"]]
     assert found.tokenizer.batch_decode(kept) == [f"{answer}</s>" for answer in ANSWERS]
-
-
-def test_without_an_end_token_nothing_is_trained() -> None:
-    found = processor()
-    found.tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no eos_token"):
-        render(found, "Which?", "Adder")
 
 
 def test_a_token_over_the_border_counts_to_the_answer(tools: Any) -> None:

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,15 +25,13 @@ def cosines(images: int, attributes: int, seed: int) -> Tensor:
 
 
 def pair_loop(target: Tensor, confusable: Tensor) -> list[float]:
-    values = []
-    for attribute in range(target.shape[1]):
-        shares = []
-        for x in target[:, attribute].tolist():
-            for y in confusable[:, attribute].tolist():
-                own, other = math.exp(100 * x), math.exp(100 * y)
-                shares.append(own / (own + other))
-        values.append(sum(shares) / len(shares))
-    return values
+    pairs = [
+        [(x, y) for x in own for y in other]
+        for own, other in zip(target.T.tolist(), confusable.T.tolist(), strict=True)
+    ]
+    return [
+        sum(math.exp(100 * x) / (math.exp(100 * x) + math.exp(100 * y)) for x, y in both) / len(both) for both in pairs
+    ]
 
 
 def test_discriminability_is_the_mean_softmax_of_all_pairs() -> None:
@@ -48,22 +48,13 @@ def test_both_directions_sum_to_one_and_equal_sets_give_a_half() -> None:
     torch.testing.assert_close(same, torch.full((6,), 0.5, dtype=torch.float64))
 
 
-def test_the_threshold_is_reached_by_a_cosine_gap_of_0_0041() -> None:
+def test_edges_of_the_discriminability() -> None:
     zero = torch.zeros(1, 1)
-    assert (
-        float(discriminability_values(zero + 0.00405, zero)) < 0.6 < float(discriminability_values(zero + 0.0041, zero))
-    )
-
-
-def test_large_gaps_do_not_overflow() -> None:
+    below, above = (float(discriminability_values(zero + gap, zero)) for gap in (0.00405, 0.0041))
+    assert below < 0.6 < above  # the threshold
     assert discriminability_values(torch.tensor([[9.0, -9.0]]), torch.zeros(1, 2)).tolist() == [1.0, 0.0]
-
-
-def test_all_pairs_of_many_images_go_through_pieces() -> None:
-    target, confusable = cosines(100, 200, 0), cosines(100, 200, 1)
-    found = discriminability_values(target, confusable)
-    some = [0, 99, 199]
-    torch.testing.assert_close(found[some], discriminability_values(target[:, some], confusable[:, some]))
+    assert discriminability_values(torch.zeros(2, 0), torch.zeros(3, 0)).tolist() == []
+    assert discriminability_scores(torch.zeros(2, 0), torch.zeros(3, 0)).values == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -93,24 +84,6 @@ def test_intervals_hold_the_value_and_shrink_with_more_images() -> None:
     widths = [sum(high - low for low, high in zip(found.lower, found.upper, strict=True)) for found in (few, many)]
     assert widths[1] < widths[0]
     assert discriminability_scores(cosines(5, 8, 0), cosines(5, 8, 1), resamples=200) == few
-
-
-def test_no_attributes_give_no_scores() -> None:
-    assert discriminability_values(torch.zeros(2, 0), torch.zeros(3, 0)).tolist() == []
-    assert discriminability_scores(torch.zeros(2, 0), torch.zeros(3, 0)).values == ()
-
-
-def test_bad_cosines_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"same attributes, got \(2, 3\) and \(2, 4\)"):
-        discriminability_values(torch.zeros(2, 3), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="must have images, got 0 and 2"):
-        discriminability_values(torch.zeros(0, 3), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="finite numbers"):
-        discriminability_values(torch.full((1, 1), math.nan), torch.zeros(1, 1))
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        discriminability_values(torch.zeros(1, 1), torch.zeros(1, 1), 0)
-    with pytest.raises(ValueError, match="resamples must be at least 1"):
-        discriminability_scores(torch.zeros(1, 1), torch.zeros(1, 1), resamples=0)
 
 
 def test_similarities_are_cosines_whatever_the_lengths() -> None:
@@ -167,15 +140,6 @@ def test_the_best_five_are_kept_and_ties_stay_in_order() -> None:
     assert (fallen.kept, fallen.fallback) == ((1,), True)
 
 
-def test_bad_scores_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 60"):
-        select_discriminative([0.5], threshold=60)
-    with pytest.raises(ValueError, match="numbers in"):
-        select_generable([math.nan])
-    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
-        select_generable([0.5], top_k=0)
-
-
 def test_reference_scores_are_products_of_softmaxes() -> None:
     generic, named = torch.tensor([0.20, 0.21, 0.19]), torch.tensor([0.25, 0.22, 0.30])
     expected = (100 * generic.double()).softmax(0) * (100 * named.double()).softmax(0)
@@ -193,13 +157,29 @@ def test_defect_6_the_order_of_a_folder_changes_no_reference() -> None:
     assert rank_references(generic, named, names, 100)[:2] == [3, 1]
 
 
-def test_bad_references_are_refused() -> None:
-    ones = torch.ones(2)
-    with pytest.raises(ValueError, match="num_references must be at least 1, got 0"):
-        rank_references(ones, ones, ["a", "b"], 0)
-    with pytest.raises(ValueError, match="File names must differ"):
-        rank_references(ones, ones, ["a", "a"])
-    with pytest.raises(ValueError, match="a file name for each of 2 images"):
-        rank_references(ones, ones, ["a"])
-    with pytest.raises(ValueError, match="got NaN"):
-        rank_references(ones * math.nan, ones, ["a", "b"])
+ONE, TWO, NAN = torch.zeros(1, 1), torch.ones(2), math.nan
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: discriminability_values(torch.zeros(2, 3), torch.zeros(2, 4)),
+            r"same attributes, got \(2, 3\) and \(2",
+        ),
+        (lambda: discriminability_values(torch.zeros(0, 3), torch.zeros(2, 3)), "must have images, got 0 and 2"),
+        (lambda: discriminability_values(ONE + NAN, ONE), "finite numbers"),
+        (lambda: discriminability_values(ONE, ONE, 0), "temperature must be positive, got 0"),
+        (lambda: discriminability_scores(ONE, ONE, resamples=0), "resamples must be at least 1"),
+        (lambda: select_discriminative([0.5], threshold=60), r"threshold must be in \[0, 1\], got 60"),
+        (lambda: select_generable([NAN]), "numbers in"),
+        (lambda: select_generable([0.5], top_k=0), "top_k must be at least 1, got 0"),
+        (lambda: rank_references(TWO, TWO, ["a", "b"], 0), "num_references must be at least 1, got 0"),
+        (lambda: rank_references(TWO, TWO, ["a", "a"]), "File names must differ"),
+        (lambda: rank_references(TWO, TWO, ["a"]), "a file name for each of 2 images"),
+        (lambda: rank_references(TWO * NAN, TWO, ["a", "b"]), "got NaN"),
+    ],
+)
+def test_bad_numbers_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

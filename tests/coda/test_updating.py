@@ -25,25 +25,25 @@ NAMES = ("Puff Adder", "Adder")
 
 def rows(orders: int = 2, part: str = "pairs", swapped: bool = False) -> dict[str, Any]:
     """Ask about a picture of each concept in both orders; the picture alone tells which is right."""
-    batch: dict[str, Any] = {name: [] for name in ("image", "prompt", "answer", "options", "aliases", "role", "path")}
-    right, query, labels = [], [], []
-    for side in (0, 1):
-        for order in range(orders):
-            names = NAMES[::-1] if order else NAMES
-            batch["image"].append(picture(COLOURS[1 - side if swapped else side]))
-            batch["prompt"].append(f"{names[0]} or {names[1]}?")
-            batch["answer"].append(NAMES[side])
-            batch["options"].append(names)
-            batch["aliases"].append(((), ()))
-            batch["role"].append(("target", "confusable")[side])
-            batch["path"].append(f"{side}.png")
-            right.append(names.index(NAMES[side]))
-            labels.append([NAMES.index(name) for name in names])
-            query.append(side)
-    number = len(right)
-    batch |= {"pair_id": ["pair"] * number, "part": [part] * number}
-    batch |= {"answer_option": torch.tensor(right), "query": torch.tensor(query), "option_label": torch.tensor(labels)}
-    return {**batch, "index": torch.arange(number), "label": torch.tensor(query)}
+    names = [NAMES[::-1] if order else NAMES for _ in range(2) for order in range(orders)]
+    sides = [side for side in (0, 1) for _ in range(orders)]
+    labels = torch.tensor(sides)
+    return {
+        "image": [picture(COLOURS[1 - side if swapped else side]) for side in sides],
+        "prompt": [f"{first} or {second}?" for first, second in names],
+        "answer": [NAMES[side] for side in sides],
+        "options": names,
+        "aliases": [((), ())] * len(sides),
+        "role": [("target", "confusable")[side] for side in sides],
+        "path": [f"{side}.png" for side in sides],
+        "pair_id": ["pair"] * len(sides),
+        "part": [part] * len(sides),
+        "answer_option": torch.tensor([both.index(NAMES[side]) for both, side in zip(names, sides, strict=True)]),
+        "option_label": torch.tensor([[NAMES.index(name) for name in both] for both in names]),
+        "query": labels,
+        "label": labels,
+        "index": torch.arange(len(sides)),
+    }
 
 
 class Data(LightningDataModule):
@@ -70,6 +70,12 @@ def make(folder: Any, **more: Any) -> CoDA:
     given: dict[str, Any] = {"dtype": "float32", "gradient_checkpointing": False, "dropout": 0.0, "max_new_tokens": 6}
     seed_everything(0, verbose=False)
     return CoDA(folder, **given | more)
+
+
+def scores_of(folder: Path, module: Any, data: LightningDataModule | None = None, **more: Any) -> dict[str, float]:
+    trainer(folder).test(module, data or Data(), verbose=False, **more)
+    results: dict[str, float] = module.results()
+    return results
 
 
 def names_that_train(module: CoDA) -> list[str]:
@@ -102,8 +108,7 @@ def test_fit_save_reload_through_the_auto_classes_and_evaluate(tiny_llava: str, 
         auto: Any = AutoProcessor
         assert auto.from_pretrained(folder).chat_template == module.processor.chat_template
         again = make(folder, tuning="none", scoring="loglik", metric=PairAccuracy(resamples=0))
-        trainer(tmp_path).test(again, Data(), verbose=False)
-        assert again.results()["invalid"] == 0
+        assert scores_of(tmp_path, again)["invalid"] == 0
         assert again.option_scores(**asked())[0] == pytest.approx(module.option_scores(**asked())[0], abs=1e-4)
 
 
@@ -117,14 +122,11 @@ def test_the_picture_matters(tiny_llava: str, tmp_path: Path) -> None:
     )
     trainer(tmp_path, max_epochs=1).fit(module, Data([rows()] * 80))
     assert float(module.loss(rows()).detach()) < 0.1
-    trainer(tmp_path).test(module, Data(), verbose=False)
-    assert module.results()["acc_macro"] == 1
-    assert module.results()["position_bias"] == 0.5
-    trainer(tmp_path).test(module, Data(asked=[rows(swapped=True)]), verbose=False)
-    assert module.results()["acc_macro"] == 0
+    results = scores_of(tmp_path, module)
+    assert (results["acc_macro"], results["position_bias"]) == (1, 0.5)
+    assert scores_of(tmp_path, module, Data(asked=[rows(swapped=True)]))["acc_macro"] == 0
     module.scoring = "loglik"
-    trainer(tmp_path).test(module, Data(), verbose=False)
-    assert module.results()["acc_macro"] == 1
+    assert scores_of(tmp_path, module)["acc_macro"] == 1
 
 
 # --- what trains
@@ -135,10 +137,7 @@ def test_adapters_are_in_the_language_model_alone_and_the_base_stays_as_it_is(ti
     module.configure_model()
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     assert names_that_train(module)
-    for name in names_that_train(module):
-        assert "language_model" in name
-        assert "lora_" in name
-        assert "vision_tower" not in name
+    assert all("language_model" in name and "lora_" in name for name in names_that_train(module))
     assert module.trainable_parts()["projector"] == module.trainable_parts()["vision tower"] == 0
     trainer(tmp_path).fit(module, Data())
     after = module.model.state_dict()
@@ -158,10 +157,8 @@ def test_the_projector_has_a_learning_rate_of_its_own(tiny_llava: str, tmp_path:
 
 
 def test_full_training_leaves_the_vision_tower_as_it_is(tiny_llava: str) -> None:
-    module = make(tiny_llava, tuning="full", projector_learning_rate=1e-5)
-    parts = module.trainable_parts()
-    assert parts["vision tower"] == 0
-    assert min(parts["projector"], parts["language model"]) > 0
+    parts = make(tiny_llava, tuning="full", projector_learning_rate=1e-5).trainable_parts()
+    assert parts["vision tower"] == 0 < min(parts["projector"], parts["language model"])
     assert make(tiny_llava, tuning="full").trainable_parts()["projector"] == 0
 
 
@@ -214,21 +211,12 @@ def logits(module: CoDA) -> torch.Tensor:
     return found
 
 
-@pytest.fixture
-def adapted(tiny_llava: str, tmp_path: Path) -> tuple[Path, torch.Tensor]:
-    """Folder of trained adapters, `adapters`, and of the merged model, `merged`; and what they say."""
+def test_saved_adapters_are_gone_on_with(tiny_llava: str, tmp_path: Path) -> None:
     module = make(tiny_llava, rank=2, alpha=6, learning_rate=1e-2)
     trainer(tmp_path).fit(module, Data())
-    module.save_pretrained(str(tmp_path / "adapters"))
-    module.save_pretrained(str(tmp_path / "merged"), merge=True)
-    found = logits(module)
-    assert not torch.allclose(found, logits(make(tiny_llava, tuning="none")), atol=1e-3)
-    return tmp_path, found
-
-
-def test_saved_adapters_are_gone_on_with(adapted: tuple[Path, torch.Tensor]) -> None:
-    folder, said = adapted
-    name = str(folder / "adapters")
+    folder, name, said = tmp_path, str(tmp_path / "adapters"), logits(module)
+    module.save_pretrained(name)
+    assert not torch.allclose(said, logits(make(tiny_llava, tuning="none")), atol=1e-3)
     for given in ({}, {"rank": 2, "alpha": 6}, {"tuning": "none"}):
         torch.testing.assert_close(logits(make(name, **given)), said, atol=1e-5, rtol=0)
     module = make(name, learning_rate=1e-2)
@@ -246,6 +234,8 @@ def test_saved_adapters_are_gone_on_with(adapted: tuple[Path, torch.Tensor]) -> 
     ):
         with pytest.raises(ValueError, match=message):
             make(name, **given).configure_model()
+    with pytest.raises(ValueError, match="holds an adapter, which would be loaded in place of the model"):
+        trainer(folder, callbacks=[SavePretrained(name, merge=True)]).fit(make(tiny_llava), Data())
 
 
 def test_a_checkpoint_is_not_loaded_under_other_adapters(tiny_llava: str, tmp_path: Path) -> None:
@@ -254,36 +244,23 @@ def test_a_checkpoint_is_not_loaded_under_other_adapters(tiny_llava: str, tmp_pa
     run.fit(module, Data())
     path = tmp_path / "tuned.ckpt"
     run.save_checkpoint(path)
-    again = CoDA.load_from_checkpoint(path, weights_only=True)
-    assert torch.equal(logits(again), logits(module))
+    assert torch.equal(logits(CoDA.load_from_checkpoint(path, weights_only=True)), logits(module))
     for given, message in (
         ({"rank": 2, "alpha": 4}, "lora_alpha=6, and lora_alpha=4 is asked for; give the arguments"),
         ({"rank": 4, "alpha": 6}, "holds an adapter with r=2"),
         ({"tuning": "none"}, "holds adapters, and tuning='none' has none"),
     ):
         with pytest.raises(ValueError, match=message):
-            trainer(tmp_path).test(make(tiny_llava, **given), Data(), ckpt_path=path, verbose=False)
+            scores_of(tmp_path, make(tiny_llava, **given), ckpt_path=path)
 
 
-def test_what_would_load_as_something_else_is_refused_before_training(
-    tiny_llava: str, adapted: tuple[Path, torch.Tensor]
-) -> None:
-    folder = str(adapted[0] / "adapters")
-    with pytest.raises(ValueError, match="holds an adapter, which would be loaded in place of the model"):
-        trainer(adapted[0], callbacks=[SavePretrained(folder, merge=True)]).fit(make(tiny_llava), Data())
-
-
-def test_a_revision_is_kept_by_the_adapters(tiny_llava: str, tmp_path: Path) -> None:
-    module = make(tiny_llava, revision="main")
-    module.save_pretrained(str(tmp_path / "adapters"))
-    assert PeftConfig.from_pretrained(tmp_path / "adapters").revision == "main"
-
-
-def test_a_model_of_float16_does_not_train(tiny_llava: str) -> None:
+def test_a_model_of_float16_does_not_train_and_a_revision_is_kept(tiny_llava: str, tmp_path: Path) -> None:
     model: Any = AutoModelForImageTextToText.from_pretrained(tiny_llava, dtype=torch.float16)
     for tuning in ("lora", "full"):
         with pytest.raises(ValueError, match="CoDA does not train weights of float16"):
             make(model, processor=tiny_llava, tuning=tuning).configure_model()
+    make(tiny_llava, revision="main").save_pretrained(str(tmp_path / "adapters"))
+    assert PeftConfig.from_pretrained(tmp_path / "adapters").revision == "main"
 
 
 # --- answers
@@ -294,12 +271,8 @@ def test_nested_names_are_credited_once_and_no_answer_is_dropped(tiny_llava: str
     said = ["Puff Adder.", "It is a puff adder", "a snake", "Adder"]
     assert read_options(said, rows()) == [0, 1, -1, 0]
     module.answer = lambda *_: said  # type: ignore[method-assign]
-    run = trainer(tmp_path)
-    run.test(module, Data(), verbose=False)
-    numbers = module.results()
-    assert numbers["acc_target"] == 1
-    assert numbers["acc_confusable"] == 0.5
-    assert numbers["invalid"] == 0.25
+    numbers = scores_of(tmp_path, module)
+    assert (numbers["acc_target"], numbers["acc_confusable"], numbers["invalid"]) == (1, 0.5, 0.25)
     # both orders: named first are rows 0 and 3 of the three valid ones
     assert numbers["position_bias"] == pytest.approx(2 / 3)
     module.score(rows(), read_options(said, rows()))
@@ -337,20 +310,19 @@ def test_known_pairs_are_scored_apart(tiny_llava: str, tmp_path: Path) -> None:
     given = {"tuning": "none", "scoring": "loglik", "metric": PairAccuracy(resamples=0)}
     data = Data(asked=[rows(), rows(part="retention")])
     module = make(tiny_llava, **given, retention_metric=PairAccuracy(resamples=0))
-    trainer(tmp_path).test(module, data, verbose=False)
-    assert module.results()["retention/acc_macro"] == module.results()["acc_macro"]
+    results = scores_of(tmp_path, module, data)
+    assert results["retention/acc_macro"] == results["acc_macro"]
     run = trainer(tmp_path)
     wrong = {**rows(part="retention"), "answer": ["another answer"] * 4}
     run.validate(module, Data(asked=[rows(), wrong]), verbose=False)
     assert float(run.callback_metrics["val/loss"]) == pytest.approx(float(module.loss(rows()).detach()), rel=1e-5)
     with pytest.raises(ValueError, match="retention_metric must be given"):
-        trainer(tmp_path).test(make(tiny_llava, **given), data, verbose=False)
+        scores_of(tmp_path, make(tiny_llava, **given), data)
 
 
 def test_many_options_are_scored_by_the_other_metric(tiny_llava: str, tmp_path: Path) -> None:
     module = make(tiny_llava, tuning="none", scoring="loglik", metric=NWayAccuracy())
-    trainer(tmp_path).test(module, Data(), verbose=False)
-    assert 0 <= module.results()["acc_macro"] <= 1
+    assert 0 <= scores_of(tmp_path, module)["acc_macro"] <= 1
     many = {**rows(), "options": [(*names, "Mole") for names in rows()["options"]]}
     with pytest.raises(ValueError, match="PairAccuracy needs two options, got 3"):
         make(tiny_llava, metric=PairAccuracy()).score(many, [0, 0, 0, 0])
@@ -446,13 +418,8 @@ def test_fewer_tiles_make_shorter_questions(tiny_llava: str) -> None:
 
 
 def test_a_classifier_is_updated_saved_and_asked_again(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {
-        "num_labels": 5,
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
+    sizes: dict[str, Any] = {"num_labels": 5, "hidden_size": 8, "intermediate_size": 16}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     seed_everything(0, verbose=False)
     ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes)).save_pretrained(tmp_path)
     colours = torch.eye(3)[[0, 2]]
@@ -464,9 +431,8 @@ def test_a_classifier_is_updated_saved_and_asked_again(tmp_path: Path) -> None:
     assert module.model.config.num_labels == 2
     module.save_pretrained(str(tmp_path / "updated"))
     again = ClassifierUpdate(str(tmp_path / "updated"), tuning="none", metric=PairAccuracy(resamples=0), **given)
-    trainer(tmp_path).test(again, Data(asked=[batch]), verbose=False)
-    assert again.results()["acc_macro"] == 1
-    assert again.results()["position_bias"] == 0.5
+    results = scores_of(tmp_path, again, Data(asked=[batch]))
+    assert (results["acc_macro"], results["position_bias"]) == (1, 0.5)
     with pytest.raises(ValueError, match="keeps its weights in float32, and precision 'bf16-true' has other"):
         trainer(tmp_path, precision="bf16-true").test(again, Data(asked=[batch]))
     carrying: Any = get_peft_model(

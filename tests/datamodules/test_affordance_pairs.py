@@ -1,6 +1,4 @@
 import json
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -120,42 +118,17 @@ def test_images_take_few_variants(tmp_path: Path) -> None:
     assert int(squashed.get(path)[0, 0, -1]) > 225
 
 
-def test_transparent_turned_and_deep_images(tmp_path: Path) -> None:
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.fromarray(np.full((8, 8), 128 * 257, dtype=np.uint16)).save(tmp_path / "deep.png")
-    turned = Image.new("RGB", (8, 8), "black")
-    turned.paste("white", (0, 0, 8, 4))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    turned.save(tmp_path / "turned.png", exif=exif)
-    store = ImageStore(8)
-    assert int(store.get(tmp_path / "clear.png").min()) == 255
-    assert store.get(tmp_path / "deep.png").unique().tolist() == [128]
-    assert store.get(tmp_path / "turned.png")[0, :, 0].tolist() == [0] * 4 + [255] * 4
-
-
 def test_bad_images_are_listed_at_once(root: Path) -> None:
     (root / "0-0.png").unlink()
     (root / "1-1.png").write_text("no image")
     (root / "cup2.png").write_bytes((root / "cup2.png").read_bytes()[:60])
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    for name, side in (("bike3", 10_000), ("cup3", 50_000)):  # small files that say they are large
-        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-        (root / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0")))
-    with pytest.raises(ValueError, match="Images cannot be read, 5 images:") as caught:
+    with pytest.raises(ValueError, match="Images cannot be read, 3 images:") as caught:
         made(root)
     lines = str(caught.value).splitlines()[1:]
-    assert [line.rpartition("/")[2].split(" ")[0] for line in lines] == [
-        "0-0.png", "1-1.png", "cup2.png", "cup3.png", "bike3.png"
-    ]  # fmt: skip
+    assert [line.rpartition("/")[2].split(" ")[0] for line in lines] == ["0-0.png", "1-1.png", "cup2.png"]
     assert lines[0].endswith("is missing")
     assert "1-1.png is no picture" in lines[1]
-    assert "truncated" in lines[2] or "cannot be decoded" in lines[2]
-    assert lines[3].endswith("it may have at most 89478485 pixels")
-    assert lines[4].endswith("it has 10000 x 10000 pixels, and may have at most 89478485")
 
 
 def test_long_lists_are_cut(root: Path) -> None:
@@ -176,14 +149,14 @@ def test_malformed_lines_are_listed_at_once(root: Path) -> None:
     (root / "stage2.jsonl").write_text("{")
     with pytest.raises(ValueError, match="The pairs cannot be read, 7 problems") as caught:
         read_image_pairs(root)
-    said = [line.partition(", line ")[2] for line in str(caught.value).splitlines()[1:]]
+    said = [line.partition(".jsonl:")[2] for line in str(caught.value).splitlines()[1:]]
     assert said[0] == "1: tdistance must lie in [0, 1], got 2.0"
     assert said[1] == "2: pos_prompts must name at least one affordance"
     assert said[2].startswith("3: neg_paths must map concepts to lists of images, got")
     assert said[3] == "4: must be an object, got list"
     assert said[4] == "5: pair_id must be a whole number, got 'x'"
     assert said[5] == "6: 'tdistance' is missing"
-    assert said[6].startswith("1: Expecting property name")
+    assert said[6] == "1: a line must be JSON, got {"
 
 
 def test_files_without_numbers_and_with_plain_paths(tmp_path: Path) -> None:

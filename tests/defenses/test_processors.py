@@ -160,7 +160,7 @@ def test_kernel_moves_and_saves_with_the_module() -> None:
         (lambda: MedianSmoothing(0), "kernel_size must be an integer of at least 1, got 0"),
         (lambda: MedianSmoothing(3, stride=0), "stride must be an integer of at least 1, got 0"),
         (lambda: MeanSmoothing(-1), "kernel_size must be an integer of at least 1, got -1"),
-        (lambda: MeanSmoothing(3, "circular"), "padding_mode must be one of zeros, reflect, replicate, got 'circular'"),  # type: ignore[arg-type]
+        (lambda: MeanSmoothing(3, "circular"), "must be 'zeros' or 'reflect' or 'replicate', got 'circular'"),  # type: ignore[arg-type]
         (lambda: GaussianSmoothing(0.0), "sigma must be positive and finite, got 0"),
         (lambda: ConvSmoothing(torch.ones(3)), r"kernel must be a matrix of weights, \(height, width\), got \(3,\)"),
         (lambda: ConvSmoothing(torch.ones(2, 2, dtype=torch.int64)), "finite floating-point weights"),

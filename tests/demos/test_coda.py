@@ -90,14 +90,9 @@ def test_texts_are_told_from_memory_or_a_passage(world: World) -> None:
             assert said(lesson) == attributes_in(passage[0])
             assert len(said(lesson)) == TOLD
     assert any(json.loads(lesson.answer) == ["unknown"] for lesson in drawn(world, "recall", 100))
-
-
-def test_fixed_texts_are_parts_of_the_questions(world: World) -> None:
-    lessons = Lessons(world)
-    fixed = lessons.fixed_texts()
+    fixed, texts = Lessons(world).fixed_texts(), " ".join(Lessons(world).texts(400))
     assert {phrase for values in PHRASES.values() for phrase in values.values()} <= set(fixed)
-    texts = " ".join(lessons.texts(400))
-    assert all(part in texts for part in fixed if len(part) > 40)
+    assert all(part in texts for part in fixed if len(part) > 40)  # parts of the questions
 
 
 def test_the_table_has_the_rows_and_columns_of_the_paper() -> None:
@@ -110,6 +105,7 @@ def test_the_table_has_the_rows_and_columns_of_the_paper() -> None:
     assert kinds["both_contrastive"] == ("CoDA", "T+V")
 
 
+@pytest.mark.slow
 def test_updates_are_run_once_and_make_the_table(
     data: DrawnSpecies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,9 +142,7 @@ def test_updates_are_run_once_and_make_the_table(
     assert f"{100 * rows[1]['accuracy']:.1f}" in shown
 
 
-def test_passages_are_written_for_novel_species_alone(tmp_path: Path) -> None:
-    data = DrawnSpecies(str(tmp_path / "data"), **SMALL)
-    data.prepare_data()
+def test_passages_are_written_for_novel_species_alone(data: DrawnSpecies) -> None:
     story._write_field_guide(data)
     rows = [json.loads(line) for line in (data.root / "concepts.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows if "knowledge_text" in row] == [row["name"] for row in rows if not row["known"]]

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lit_modules.metrics.affordances import (
     BinnedMean,
@@ -71,40 +72,30 @@ def test_novelty_by_hand() -> None:
     assert nearest_concept(scores[1:2], counted.references, owners[1:2])[1].tolist() == [1]
 
 
+def recall(scores: Tensor, requested: Tensor, *bins: Tensor) -> None:
+    PartAffordanceRecall(SEEN_BY).update(scores, requested, *bins)
+
+
+def novelty(owners: Tensor) -> None:
+    PartNovelty([[1.0, 0.0]]).update(torch.ones(1, 2), owners)
+
+
+ONE = torch.ones(1, 3), torch.ones(1, 2)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (
-            lambda: PartAffordanceRecall([[True], [False]]),
-            "at least one part for each affordance, got none for number 1",
-        ),
+        (lambda: PartAffordanceRecall([[True], [False]]), "at least one part for each affordance, got none for number"),
         (lambda: PartAffordanceRecall(SEEN_BY, threshold=1), r"threshold must be in \(0, 1\), got 1"),
         (lambda: PartAffordanceRecall(SEEN_BY, bins=("a", "a")), "bins must have different names, got a, a"),
         (lambda: affordance_scores(torch.ones(1, 2), torch.ones(2, 3)), r"part_scores must be \(n, parts\)"),
-        (
-            lambda: PartAffordanceRecall(SEEN_BY).update(torch.full((1, 3), 2.0), torch.ones(1, 2)),
-            "apply a sigmoid to logits",
-        ),
-        (
-            lambda: PartAffordanceRecall(SEEN_BY).update(torch.ones(1, 3), torch.zeros(1, 2)),
-            "at least one affordance for each picture",
-        ),
-        (
-            lambda: PartAffordanceRecall(SEEN_BY).update(torch.ones(1, 3), torch.ones(1, 3)),
-            r"requested must be of shape \(1, 2\), got \(1, 3\)",
-        ),
-        (
-            lambda: PartAffordanceRecall(SEEN_BY).update(torch.ones(1, 3), torch.ones(1, 2), torch.tensor([3])),
-            r"bin must be from 0 to 2, or -1 for none, got \[3\]",
-        ),
-        (
-            lambda: PartNovelty([[1.0, 0.0]]).update(torch.ones(1, 2), torch.zeros(1, 1)),
-            "at least one concept to be compared with",
-        ),
-        (
-            lambda: PartNovelty([[1.0, 0.0]]).update(torch.ones(1, 2), torch.ones(1, 2)),
-            r"must be of shape \(1, 1\), got \(1, 2\)",
-        ),
+        (lambda: recall(2 * ONE[0], ONE[1]), "apply a sigmoid to logits"),
+        (lambda: recall(ONE[0], 0 * ONE[1]), "at least one affordance for each picture"),
+        (lambda: recall(ONE[0], ONE[0]), r"requested must be of shape \(1, 2\), got \(1, 3\)"),
+        (lambda: recall(*ONE, torch.tensor([3])), r"bin must be from 0 to 2, or -1 for none, got \[3\]"),
+        (lambda: novelty(torch.zeros(1, 1)), "at least one concept to be compared with"),
+        (lambda: novelty(torch.ones(1, 2)), r"must be of shape \(1, 1\), got \(1, 2\)"),
         (lambda: BinnedMean("x").update(torch.ones(1, 1)), r"value must be of shape \(n,\), got \(1, 1\)"),
     ],
 )

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +30,7 @@ ROWS = [
 def test_numbers_by_hand() -> None:
     metric = PairAccuracy([0, 1], ["Reptiles", "Birds"], resamples=0)
     add(metric, ROWS)
-    found = plain(metric.compute())
-    assert found == pytest.approx(
+    assert plain(metric.compute()) == pytest.approx(
         {
             "acc_macro": (0.625 + 0.5) / 2,
             "acc_micro": 8 / 12,
@@ -47,9 +48,8 @@ def test_defect_7_rows_of_a_pair_sum_to_one_and_invalid_answers_are_wrong() -> N
     metric = PairAccuracy(resamples=0)
     add(metric, ROWS)
     table = metric.pair_table()
-    torch.testing.assert_close(table[1], torch.tensor([[0.0, 0.5, 0.5], [0.0, 1.0, 0.0]], dtype=torch.float64))
-    for one in table.values():
-        torch.testing.assert_close(one.sum(1), torch.ones(2, dtype=torch.float64))
+    assert table[1].tolist() == [[0.0, 0.5, 0.5], [0.0, 1.0, 0.0]]
+    assert all(row.sum() == 1 for one in table.values() for row in one)
 
 
 def test_batches_and_order_change_nothing() -> None:
@@ -130,19 +130,6 @@ def test_seeds_and_retention() -> None:
     assert found == pytest.approx({"mean": 0.6, "std": 0.1, "seeds": 3.0}, abs=1e-7)
     assert math.isnan(seed_statistics([{"a": 0.5}])["a"]["std"])
     assert retention_change({"a": torch.tensor(0.5)}, {"a": 0.25}) == {"a": -0.25}
-    with pytest.raises(ValueError, match="at least one seed"):
-        seed_statistics([])
-    with pytest.raises(ValueError, match="a, b are not in all"):
-        seed_statistics([{"a": 0.5}, {"b": 0.5}])
-    with pytest.raises(ValueError, match="b are not in both"):
-        retention_change({}, {"b": 0.5})
-
-
-def test_gains_of_the_abstract_are_those_of_one_synthetic_image_beside_five() -> None:
-    # arithmetic of the paper's main table: best CoDA less best baseline at 5:1
-    best = {"NovelSpecies": (73.0, 60.7), "SUN": (83.4, 78.3), "iNaturalist": (67.0, 61.0)}
-    gains = [round(retention_change({"x": low}, {"x": high})["x"], 1) for high, low in best.values()]
-    assert gains == [12.3, 5.1, 6.0]
 
 
 @pytest.mark.parametrize(
@@ -164,17 +151,26 @@ def test_bad_answers_are_refused_and_do_not_count(row: tuple[int, int, int, int,
     assert math.isnan(float(metric.compute()["acc_micro"]))
 
 
-def test_bad_arguments_are_refused() -> None:
-    column = torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"prediction must be of shape \(2,\), got \(1,\)"):
-        PairAccuracy().update(column, column, column[:1], column)
-    with pytest.raises(ValueError, match=r"label must be whole numbers, got torch\.float32"):
-        PairAccuracy().update(column, column.float(), column, column)
-    with pytest.raises(ValueError, match="resamples must not be negative"):
-        PairAccuracy(resamples=-1)
-    with pytest.raises(ValueError, match="must differ, got x, x"):
-        PairAccuracy([0], ["x", "x"])
-    with pytest.raises(ValueError, match=r"numbers from 0 to 0, one for each of the pairs, got \[1\]"):
-        PairAccuracy([1], ["x"])
-    with pytest.raises(ValueError, match="supercategory_names need supercategories"):
-        NWayAccuracy(None, ["x"])
+COLUMN = torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: PairAccuracy().update(COLUMN, COLUMN, COLUMN[:1], COLUMN), r"prediction must be of shape \(2,\), got"),
+        (
+            lambda: PairAccuracy().update(COLUMN, COLUMN.float(), COLUMN, COLUMN),
+            "label must be whole numbers, got torch",
+        ),
+        (lambda: PairAccuracy(resamples=-1), "resamples must not be negative"),
+        (lambda: PairAccuracy([0], ["x", "x"]), "must differ, got x, x"),
+        (lambda: PairAccuracy([1], ["x"]), r"numbers from 0 to 0, one for each of the pairs, got \[1\]"),
+        (lambda: NWayAccuracy(None, ["x"]), "supercategory_names need supercategories"),
+        (lambda: seed_statistics([]), "at least one seed"),
+        (lambda: seed_statistics([{"a": 0.5}, {"b": 0.5}]), "a, b are not in all"),
+        (lambda: retention_change({}, {"b": 0.5}), "b are not in both"),
+    ],
+)
+def test_bad_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

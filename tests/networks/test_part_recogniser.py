@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,38 +55,45 @@ def test_scores_keep_the_mode_and_take_both_kinds_of_pictures() -> None:
     assert recogniser.scores(images[:0])[0].shape == (0, 3)
 
 
-def test_refuses_what_does_not_fit() -> None:
-    images, parts, single = drawings(8)
-    with pytest.raises(ValueError, match=r"PartRecogniser takes images of shape \(batch, 3, height, width\)"):
-        PartRecogniser(2)(torch.zeros(1, 1, 16, 16))
-    with pytest.raises(ValueError, match="num_parts, width and channels must be at least 1, got 0, 24 and 3"):
-        PartRecogniser(0)
-    with pytest.raises(ValueError, match=r"parts must be of shape \(8, 3\)"):
-        train_recogniser(PartRecogniser(3, width=4), images, parts, single)
-    with pytest.raises(ValueError, match="batch_size from 1 to the 8 images"):
-        train_recogniser(PartRecogniser(2, width=4), images, parts, single)
+IMAGES, PARTS, SINGLE = drawings(8)
 
 
-def test_a_saved_recogniser_comes_back(tmp_path: Path) -> None:
-    recogniser, images = PartRecogniser(3, width=4).eval(), drawings(5)[0]
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: PartRecogniser(2)(torch.zeros(1, 1, 16, 16)), r"takes images of shape \(batch, 3, height, width\)"),
+        (lambda: PartRecogniser(0), "num_parts, width and channels must be at least 1, got 0, 24 and 3"),
+        (
+            lambda: train_recogniser(PartRecogniser(3, width=4), IMAGES, PARTS, SINGLE),
+            r"parts must be of shape \(8, 3\)",
+        ),
+        (
+            lambda: train_recogniser(PartRecogniser(2, width=4), IMAGES, PARTS, SINGLE),
+            "batch_size from 1 to the 8 images",
+        ),
+    ],
+)
+def test_refuses_what_does_not_fit(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_saved_recogniser_comes_back_and_no_other_file(tmp_path: Path) -> None:
+    recogniser, images, path = PartRecogniser(3, width=4).eval(), drawings(5)[0], tmp_path / "r.pt"
     seen_by, concept_parts = torch.eye(3).bool()[:2], torch.ones(1, 3).bool()
-    save_recogniser(tmp_path / "r.pt", recogniser, seen_by, concept_parts, ("hold", "roll"), ("cart",))
-    saved = load_recogniser(tmp_path / "r.pt")
+    names: dict[str, Any] = {"affordances": ("hold", "roll"), "concepts": ("cart",)}
+    save_recogniser(path, recogniser, seen_by, concept_parts, **names)
+    saved = load_recogniser(path)
     assert (saved.affordances, saved.concepts) == (("hold", "roll"), ("cart",))
     assert saved.seen_by.tolist() == seen_by.tolist()
     assert not saved.recogniser.training
     torch.testing.assert_close(saved.recogniser.scores(images)[0], recogniser.scores(images)[0])
-    assert [path.name for path in tmp_path.iterdir()] == ["r.pt"]
-
-
-def test_a_file_that_is_no_recogniser_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no recogniser .*r.pt; save_recogniser writes one"):
-        load_recogniser(tmp_path / "r.pt")
-    (tmp_path / "r.pt").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is not a file of save_recogniser in format 1, or it is damaged"):
-        load_recogniser(tmp_path / "r.pt")
-    torch.save({"format": 0}, tmp_path / "r.pt")
-    with pytest.raises(ValueError, match="in format 1, or it is damaged"):
-        load_recogniser(tmp_path / "r.pt")
-    with pytest.raises(ValueError, match=r"seen_by must be of shape \(1, 3\), \(names, parts\), got"):
-        save_recogniser(tmp_path / "r.pt", PartRecogniser(3, width=4), torch.ones(2, 3), torch.ones(1, 3), "a", "b")
+    with pytest.raises(ValueError, match=r"seen_by must be of shape \(2, 3\), \(names, parts\), got"):
+        save_recogniser(path, recogniser, seen_by[:1], concept_parts, **names)
+    with pytest.raises(FileNotFoundError, match=r"There is no recogniser .*none.pt; save_recogniser writes one"):
+        load_recogniser(tmp_path / "none.pt")
+    torch.save({"format": 0}, tmp_path / "old.pt")
+    path.write_bytes(b"nothing")
+    for file in (path, tmp_path / "old.pt"):
+        with pytest.raises(ValueError, match="is not a file of save_recogniser in format 1, or it is damaged"):
+            load_recogniser(file)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import yaml
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.studies.compare.command import main
 from lit_modules.studies.compare.records import run_records
-from lit_modules.studies.compare.report import compare
+from lit_modules.studies.compare.report import compare, markdown, write
 from lit_modules.studies.compare.run import check_spending
-from lit_modules.studies.compare.settings import check_settings, runs_of
+from lit_modules.studies.compare.settings import Run, check_settings, runs_of
 from lit_modules.studies.launchers import Outcome, Task
 from lit_modules.utils.errors import UsageError
 from tests.studies.here import HereLauncher
@@ -242,52 +242,51 @@ def test_comparison_goes_on_and_grows(config: str, capsys: pytest.CaptureFixture
             main([*line, *other], again)
 
 
-def test_a_lone_survivor_does_not_win(config: str) -> None:
+def results_of(settings: dict[str, Any], failed: Callable[[str], bool]) -> tuple[dict[str, Run], dict[str, Any]]:
+    """Runs of the configuration, and made-up results of those that did not fail."""
+    runs = runs_of(check_settings(settings))
+    records = run_records(settings, runs, "out")
+    return runs, {name: made_up(r["values"], r["count"]) for name, r in records.items() if not failed(name)}
+
+
+def test_a_lone_survivor_does_not_win(tmp_path: Path) -> None:
     """Two of three seeds of the faster rate fail, and the third would have the best score of all."""
     survivor = NGDIFF[1].replace("seed=0", "seed=2")
-
-    class Fragile(MadeUpLauncher):
-        def write(self, folder: Path) -> None:
-            if "lr=0.01" not in folder.name or folder.name == survivor:
-                super().write(folder)
-
-    line = ["-c", config, "--folder=out", "--only=NGDiff", "--seeds=[0, 1, 2]"]
-    assert main(line, Fragile()) == 1
-    best, _, every = Path("out/table.md").read_text(encoding="utf-8").partition("All rates")
+    settings = configuration() | {"seeds": [0, 1, 2]}
+    del settings["methods"][1]
+    runs, results = results_of(settings, lambda name: "lr=0.01" in name and name != survivor)
+    comparison = compare(settings, runs, results)
+    best, _, every = markdown(comparison).partition("All rates")
     assert "| NGDiff | 0.001 | 2 | " in best
     assert "| NGDiff | 0.01 | 1 of 3 | " in every
-    with Path("out/best.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert (row["learning_rate"], row["runs"], row["failed"]) == ("0.001", "2", "0")
+    (cell,) = comparison.best
+    assert (cell.learning_rate, cell.runs, cell.failed) == (0.001, 2, 0)
     forgotten = [(0.01 + 0.01 * seed) / 0.8 for seed in (1, 2)]  # not of the seed that chose the rate
-    assert float(row["forgotten"]) == pytest.approx(sum(forgotten) / 2)
-    with Path("out/table.csv").open(newline="") as file:
+    assert cell.numbers["forgotten"][0] == pytest.approx(sum(forgotten) / 2)
+    write(tmp_path, comparison)
+    with (tmp_path / "table.csv").open(newline="") as file:
         rows = {row["learning_rate"]: row for row in csv.DictReader(file)}
     survived = 0.12 / 0.8
     assert float(rows["0.01"]["forgotten"]) == pytest.approx(survived)
     assert float(rows["0.01"]["score"]) == pytest.approx(2 * survived / (survived + 1) / 3)
-    with Path("out/results.csv").open(newline="") as file:
+    with (tmp_path / "results.csv").open(newline="") as file:
         assert [row["failed"] for row in csv.DictReader(file)].count("True") == 2
 
 
 def test_a_method_of_which_nothing_finished_is_in_the_table(
-    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-
-    class Dead(MadeUpLauncher):
-        def write(self, folder: Path) -> None:
-            if not folder.name.startswith("NGDiff"):
-                super().write(folder)
-
-    assert main(["-c", config, "--folder=out"], Dead()) == 1
-    best, _, every = Path("out/table.md").read_text(encoding="utf-8").partition("All rates")
+    settings = configuration()
+    runs, results = results_of(settings, lambda name: name.startswith("NGDiff"))
+    write(tmp_path, compare(settings, runs, results))
+    best, _, every = (tmp_path / "table.md").read_text(encoding="utf-8").partition("All rates")
     assert "| NGDiff | - | 0 of 2 | 0 +- 0 | - | - | - | - |" in best
     assert "chosen and\nreported on the same run" in best
     assert "| NGDiff | 0.001 | 0 of 1 | 0 | - | - | - | - |" in every
     assert 'needs pyarrow, which is not installed: pip install "lit-modules[parquet]".' in capsys.readouterr().out
-    assert Path("out/results.csv").exists()
-    assert not Path("out/results.parquet").exists()
+    assert (tmp_path / "results.csv").exists()
+    assert not (tmp_path / "results.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -338,7 +337,10 @@ def test_runs_of_wandb_have_a_group() -> None:
     assert init_args == {"group": "out", "name": RUNS[-1], "project": "p", "offline": True}
 
 
-@pytest.mark.parametrize("name", ["tofu_tiny", "lume_rates", pytest.param("lume_tiny", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("lume_rates", "lume_tiny")]
+
+
+@pytest.mark.parametrize("name", ["tofu_tiny", *SLOW])
 def test_shipped_comparisons_are_whole(
     name: str, data_folder: Path, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,7 @@ import base64
 import io
 import json
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,9 +32,9 @@ from lit_modules.synthia.judge.asking import (
 )
 from lit_modules.synthia.judge.models import EndpointJudge, LocalJudge
 from lit_modules.utils.endpoints import Endpoint, EndpointError
+from tests.scripted_server import ScriptedServer, chat
 
 FINE = json.dumps({"faithfulness": 5, "novelty": 4, "practicality": 3, "coherence": 1})
-Reply = Callable[[dict[str, Any]], tuple[int, Any]]
 
 
 class Brightness(AskingJudge):
@@ -227,53 +224,15 @@ def test_a_local_model_is_asked_greedily(vlm: str) -> None:
         LocalJudge(vlm, max_new_tokens=0)
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[[Reply], str]]:
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(reply: Reply) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, data = reply(request | {"key": self.headers["Authorization"]})
-                body = json.dumps(data).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}/v1"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def said(text: str) -> dict[str, Any]:
-    return {"choices": [{"message": {"content": text}}]}
-
-
-def test_an_endpoint_sees_the_pictures(serve: Callable[[Reply], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_sees_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "secret")
-    requests: list[dict[str, Any]] = []
-
-    def reply(request: dict[str, Any]) -> tuple[int, Any]:
-        requests.append(request)
-        return 200, said("hm" if len(requests) == 1 else FINE)
-
-    judge = EndpointJudge(Endpoint(serve(reply), "vlm", "JUDGE_KEY"), enlarge_to=16, workers=1)
-    found = judge.score(grey(0.5), [("sit", "fly")])
-    assert float(found["practicality"]) == 3
-    assert len(requests) == 2
-    assert (requests[0]["model"], requests[0]["temperature"], requests[0]["key"]) == ("vlm", 0.0, "Bearer secret")
-    words, picture = requests[1]["messages"][0]["content"]
-    assert words["type"] == "text"
+    with ScriptedServer(lambda request, number: chat(FINE if number else "hm")) as server:
+        judge = EndpointJudge(Endpoint(server.url, "vlm", "JUDGE_KEY"), enlarge_to=16, workers=1)
+        scores = judge.score(grey(0.5), [("sit", "fly")])
+    assert float(scores["practicality"]) == 3
+    first, second = server.requests
+    assert (first["model"], first["temperature"], server.keys[0]) == ("vlm", 0.0, "Bearer secret")
+    words, picture = second["messages"][0]["content"]
     assert '["sit", "fly"]' in words["text"]
     head, coded = picture["image_url"]["url"].split(",")
     assert head == "data:image/png;base64"
@@ -282,40 +241,35 @@ def test_an_endpoint_sees_the_pictures(serve: Callable[[Reply], str], monkeypatc
         assert image.getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_what_an_endpoint_refuses_is_nan_and_a_wrong_key_stops(serve: Callable[[Reply], str]) -> None:
-    def reply(request: dict[str, Any]) -> tuple[int, Any]:
-        return (400, {"error": {"message": "not this"}}) if "fly" in str(request["messages"]) else (200, said(FINE))
+def test_what_an_endpoint_refuses_is_nan_and_a_wrong_key_stops() -> None:
+    def answer(request: dict[str, Any], number: int) -> tuple[int, Any]:
+        return (400, {"error": {"message": "not this"}}) if "fly" in str(request["messages"]) else chat(FINE)
 
-    judge = EndpointJudge(Endpoint(serve(reply), "vlm"), temperature=None)
-    with pytest.warns(
-        UserWarning, match=r"asked 1 times, .* the endpoint refuses the question \(HTTP 400 \(not this\)"
-    ):
-        found = judge.score(grey(0.5, 0.5), ASKED)
-    assert found["novelty"].isnan().tolist() == [False, True]
+    refused = r"asked 1 times, .* the endpoint refuses the question \(HTTP 400 \(not this\)"
+    with ScriptedServer(answer) as server:
+        judge = EndpointJudge(Endpoint(server.url, "vlm"), temperature=None)
+        with pytest.warns(UserWarning, match=refused):
+            scores = judge.score(grey(0.5, 0.5), ASKED)
+    assert scores["novelty"].isnan().tolist() == [False, True]
     assert judge.unanswered == 1
-    with pytest.raises(EndpointError, match="HTTP 401"):
-        EndpointJudge(Endpoint(serve(lambda request: (401, {})), "vlm")).score(grey(0.5), [("sit",)])
+    with ScriptedServer(lambda *_: (401, {})) as server, pytest.raises(EndpointError, match="HTTP 401"):
+        EndpointJudge(Endpoint(server.url, "vlm")).score(grey(0.5), [("sit",)])
 
 
-def test_an_endpoint_that_stops_answering_is_given_up_after_three_questions(serve: Callable[[Reply], str]) -> None:
-    left = [1]
-
-    def reply(request: dict[str, Any]) -> tuple[int, Any]:
-        left[0] -= 1
-        return (200, said(FINE)) if left[0] >= 0 else (503, {})
-
-    judge = EndpointJudge(Endpoint(serve(reply), "vlm", attempts=2, pause=0.0), workers=1)
-    assert judge.answer("?", grey(0.5)) == FINE
-    for _ in range(2):
-        with pytest.raises(NoAnswerError, match="HTTP 503"):
+def test_an_endpoint_that_stops_answering_is_given_up_after_three_questions() -> None:
+    with ScriptedServer(lambda request, number: chat(FINE) if number == 0 else (503, {})) as server:
+        judge = EndpointJudge(Endpoint(server.url, "vlm", attempts=2, pause=0.0), workers=1)
+        assert judge.answer("?", grey(0.5)) == FINE
+        for _ in range(2):
+            with pytest.raises(NoAnswerError, match="HTTP 503"):
+                judge.answer("?", grey(0.5))
+        with pytest.raises(EndpointError, match="HTTP 503"):
             judge.answer("?", grey(0.5))
-    with pytest.raises(EndpointError, match="HTTP 503"):
-        judge.answer("?", grey(0.5))
     with pytest.raises(ValueError, match="enlarge_to must be at least 1 pixel, got 0"):
         EndpointJudge(judge.endpoint, enlarge_to=0)
 
 
-def test_pictures_as_arrays(tmp_path: Path) -> None:
+def test_images_as_arrays() -> None:
     image = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
     array = as_array(image)
     assert (array == as_array(image.permute(1, 2, 0).numpy())).all()
@@ -323,7 +277,7 @@ def test_pictures_as_arrays(tmp_path: Path) -> None:
     assert (as_array(torch.from_numpy(array).permute(2, 0, 1)) == array).all()
     with Image.open(io.BytesIO(base64.b64decode(data_uri(image, 5).split(",")[1]))) as opened:
         assert opened.size == (12, 6)
-    with pytest.raises(ValueError, match=r"got one of shape \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(3, height, width\), got \(2, 4\)"):
         as_array(image[0])
-    with pytest.raises(ValueError, match=r"A picture must be in \[0, 1\], got -1 to"):
+    with pytest.raises(ValueError, match=r"An image must be in \[0, 1\], got -1 to"):
         as_array(image * 0 - 1)

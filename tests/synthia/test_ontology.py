@@ -99,36 +99,26 @@ def test_names_are_normalised() -> None:
     assert Ontology.from_dict(whole(["Cut ", "cut"])).concepts[0].main == ("cut",)
 
 
+def tools(**concepts: Any) -> dict[str, Any]:
+    return one(CUT, superordinates={"tool": concepts})
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (None, "must be a mapping with schema_version, name and superordinates, got nothing."),
-        (one(CUT, schema_version=2), "schema_version: must be 1, got 2."),
         (one(CUT, schema_version=True), "schema_version: must be 1, got True."),
         (one(CUT, name=" "), "name: must be a text that is not empty, got ' '."),
-        (
-            one(CUT, superordinates={}),
-            "superordinates: must be a mapping with at least one entry, got an empty mapping.",
-        ),
+        (one(CUT, superordinates={}), "superordinates: must be a mapping with at least one entry, got an empty mapp"),
         (one(CUT, superordinate={}), "unknown key 'superordinate'; did you mean 'superordinates'?"),
-        (
-            one(CUT, superordinates={"tool": []}),
-            "tool: must be a mapping of concepts with at least one entry, got the list",
-        ),
+        (one(CUT, superordinates={"tool": []}), "tool: must be a mapping of concepts with at least one entry, got the"),
         (one(CUT, superordinates={"": {"saw": CUT}}), "superordinates: a superordinate has an empty name."),
-        (
-            one(CUT, superordinates={"tool": {"saw": CUT}, "Tool": {"axe": CUT}}),
-            "tool: this superordinate occurs twice",
-        ),
-        (
-            one(CUT, superordinates={"tool": {"saw": CUT, " SAW": CUT}}),
-            "tool/saw: this concept occurs twice in its super",
-        ),
-        (one(CUT, superordinates={"tool": {"a/b": CUT}}), "tool: a concept must not contain a slash, got 'a/b'"),
+        (one(CUT, superordinates={"a": {"b": CUT}, "A": {"c": CUT}}), "a: this superordinate occurs twice"),
+        (tools(**{"saw": CUT, " SAW": CUT}), "tool/saw: this concept occurs twice in its super"),
+        (tools(**{"a/b": CUT}), "tool: a concept must not contain a slash, got 'a/b'"),
         (one(CUT, superordinates={"tool": {3: CUT}}), "tool: a concept must be a text, got 3; put it in quotes."),
         (one(["cut"]), "tool/saw: must be a mapping with affordances and parts, got the list ['cut']."),
         (one({"part": {}}), "tool/saw: unknown key 'part'; did you mean 'parts'?"),
-        (one({}), "tool/saw: has no affordance; a concept needs at least one."),
         (one({"parts": {"blade": []}}), "tool/saw: has no affordance; a concept needs at least one."),
         (one({"affordances": ["cut"]}), "tool/saw/affordances: must be a mapping with main and sub, got the list"),
         (one({"affordances": {"mian": ["cut"]}}), "tool/saw/affordances: unknown key 'mian'; did you mean 'main'?"),
@@ -195,14 +185,8 @@ def test_unknown_names_are_answered_with_the_nearest(mini: Ontology) -> None:
         mini.concepts_with("stor")
     with pytest.raises(ValueError, match=r"no concept 'soffa' in mini; did you mean 'sofa'\?"):
         mini.parts_of("soffa")
-    household = Ontology.from_file("household")
-    with pytest.raises(ValueError, match=r"no affordance 'warn' in household; did you mean 'wear' or 'warm'\?"):
-        household.concepts_with("warn")
-    with pytest.raises(ValueError, match=r"no affordance 'fill' in household; did you mean 'film'\?"):
-        household.concepts_with("fill")
-    # nothing is spelled alike: the nearest all the same
-    with pytest.raises(ValueError, match=r"no affordance 'teleport' in household; the nearest are '\w+', '\w+' and '"):
-        household.concepts_with("teleport")
+    with pytest.raises(ValueError, match=r"no affordance 'teleport' in household\."):
+        Ontology.from_file("household").concepts_with("teleport")
     with pytest.raises(ValueError, match="level must be 'concept', 'part' or 'all', got 'whole'"):
         mini.affordances("whole")  # type: ignore[arg-type]
 
@@ -264,23 +248,12 @@ def test_three_maps_meet_by_normalised_names() -> None:
 
 def test_what_is_wrong_in_three_maps_is_named(mini: Ontology) -> None:
     good = three_maps(mini)["furniture"]
+    by_part = "coarse_parts_affordance"
     cases: list[tuple[str, Any, str]] = [
-        (
-            "coarse_parts_affordance",
-            {"sofa": {"arm": {"main": ["rest"]}}},
-            "coarse_parts_affordance/sofa/arm: unknown part",
-        ),
-        (
-            "coarse_parts_affordance",
-            {"soffa": {}},
-            "coarse_parts_affordance/soffa: unknown concept; did you mean 'sofa'?",
-        ),
-        ("coarse_parts_affordance", {"sofa": []}, "coarse_parts_affordance/sofa: must be a mapping of parts, got the"),
-        (
-            "coarse_parts_affordance",
-            {"sofa": {"leg": {"main": "x"}}},
-            "furniture/sofa/leg: must be a list of affordances",
-        ),
+        (by_part, {"sofa": {"arm": {"main": ["rest"]}}}, f"{by_part}/sofa/arm: unknown part"),
+        (by_part, {"soffa": {}}, f"{by_part}/soffa: unknown concept; did you mean 'sofa'?"),
+        (by_part, {"sofa": []}, f"{by_part}/sofa: must be a mapping of parts, got the"),
+        (by_part, {"sofa": {"leg": {"main": "x"}}}, "furniture/sofa/leg: must be a list of affordances"),
         ("coarse_parts", {"sofa": "leg"}, "furniture/coarse_parts/sofa: must be a list of part names, got 'leg'."),
         ("coarse_parts", ["leg"], "furniture/coarse_parts: must be a mapping keyed by concept, got the list ['leg']."),
         ("coarse_affordances", {}, "furniture: unknown key 'coarse_affordances'; did you mean 'coarse_affordance'?"),

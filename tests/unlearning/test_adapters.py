@@ -14,46 +14,21 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from callbacks import SavePretrained
 from lit_modules.cli import main
 from lit_modules.studies.stress.attacks import lm_eval_command, load_quantized, relearn, simulate_quantization_
-from lit_modules.unlearning.ceu import CEU
 from lit_modules.unlearning.core.losses import attended_logits
 from lit_modules.unlearning.core.pretrained import load_causal_lm, model_hash
 from lit_modules.unlearning.core.reference import row_hashes, sequence_log_probs
 from lit_modules.unlearning.dpo import DPO
 from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
-from lit_modules.unlearning.gradient_ascent import GradientAscent
-from lit_modules.unlearning.gradient_difference import GradientDifference
-from lit_modules.unlearning.idk import IDK
 from lit_modules.unlearning.kl_minimisation import KLMinimisation
-from lit_modules.unlearning.loss_norm import LossNorm
 from lit_modules.unlearning.ngdiff import NGDiff
 from lit_modules.unlearning.npo import NPO
-from lit_modules.unlearning.pdu import PDU
 from lit_modules.unlearning.rmu import RMU
-from lit_modules.unlearning.sat_imp import SatImp
-from lit_modules.unlearning.simnpo import SimNPO
 from lit_modules.unlearning.task_vector import TaskVector
 from lit_modules.unlearning.undial import UNDIAL
-from lit_modules.unlearning.wga import WGA
+from tests.unlearning.conftest import Workbench, adamw, lora
 
-METHODS: list[Any] = [
-    *(NGDiff, GradientDifference, GradientAscent, LossNorm, NPO, SimNPO, DPO, IDK, KLMinimisation, RMU, WGA, SatImp),
-    *(UNDIAL, CEU, PDU),
-]
-EVERY = [*METHODS, TaskVector, CausalLMFineTuning]
-
-
-def adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-2)
-
-
-def lora(**changes: Any) -> LoraConfig:
-    settings: dict[str, Any] = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
-    return LoraConfig(**(settings | changes))
-
-
-def build(method: Any, bench: Any, model: Any, **arguments: Any) -> Any:
-    extra = {"layer": 0} if method is RMU else {}
-    return method(str(model), tokenizer=bench.tokenizer(), optimizer=adamw, **extra, **arguments)
+KINDS: list[Any] = [NGDiff, NPO, RMU, TaskVector, CausalLMFineTuning]
+"""A method of each base class; what they inherit is the same in the others."""
 
 
 def logits(model: Any, bench: Any) -> Tensor:
@@ -68,40 +43,37 @@ def of(module: Any, bench: Any) -> Tensor:
     return logits(module.model, bench)
 
 
-def rows(method: Any, bench: Any) -> list[Any]:
-    pairs: list[Any] = bench.pairs(8)
-    return [pair["forget"] for pair in pairs] if method is CausalLMFineTuning else pairs
-
-
-@pytest.fixture
-def saved(bench: Any, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a model, `base`, of an adapter that was trained on it, `adapter`, and of the two merged, `merged`."""
-    bench.network().save_pretrained(tmp_path / "base")
-    module = build(NGDiff, bench, tmp_path / "base", peft_config=lora())
+    folder = tmp_path_factory.mktemp("saved")
+    bench = Workbench(folder)
+    bench.network().save_pretrained(folder / "base")
+    module = bench.build(NGDiff, str(folder / "base"), peft_config=lora())
     bench.fit(module, bench.pairs(8))
-    module.save_pretrained(str(tmp_path / "adapter"))
-    module.save_pretrained(str(tmp_path / "merged"), merge=True)
-    return tmp_path
+    module.save_pretrained(str(folder / "adapter"))
+    module.save_pretrained(str(folder / "merged"), merge=True)
+    return folder
 
 
-@pytest.mark.parametrize("method", EVERY)
-def test_saved_adapter_is_gone_on_with(method: Any, bench: Any, saved: Path) -> None:
+@pytest.mark.parametrize("method", KINDS)
+def test_saved_adapter_is_gone_on_with(method: Any, bench: Any, saved: Path, tmp_path: Path) -> None:
     expected = of(NGDiff(str(saved / "merged")), bench)
     assert not torch.allclose(expected, of(NGDiff(str(saved / "base")), bench), atol=1e-3)
     for given in (None, lora(), lora(lora_dropout=0.5, init_lora_weights=False)):
-        module = build(method, bench, saved / "adapter", peft_config=given)
+        module = bench.build(method, str(saved / "adapter"), peft_config=given)
         torch.testing.assert_close(of(module, bench), expected, atol=1e-5, rtol=0)
         names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         assert names
         assert all("lora_" in name for name in names)
     if method is TaskVector:
         with pytest.raises(ValueError, match=r"TaskVector takes LoRA adapters that begin at 0.*merged first"):
-            bench.fit(build(method, bench, saved / "adapter"), bench.pairs(8))
+            bench.fit(bench.build(method, str(saved / "adapter")), bench.pairs(8))
         return
-    module = build(method, bench, saved / "adapter")
-    bench.fit(module, rows(method, bench))
-    module.save_pretrained(str(saved / "two"))
-    again = of(NGDiff(str(saved / "two"), peft_config=lora()), bench)
+    module = bench.build(method, str(saved / "adapter"))
+    bench.fit(module, bench.rows(method))
+    module.save_pretrained(str(tmp_path / "two"))
+    again = of(NGDiff(str(tmp_path / "two"), peft_config=lora()), bench)
     torch.testing.assert_close(again, of(module, bench), atol=1e-6, rtol=0)
     assert not torch.allclose(again, expected, atol=1e-4)
 
@@ -136,38 +108,40 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(
     ("method", "change", "message"),
-    [*((NGDiff, *change) for change in CHANGES), *((method, *CHANGES[0]) for method in EVERY if method is not NGDiff)],
+    [*((NGDiff, *change) for change in CHANGES), *((method, *CHANGES[0]) for method in KINDS[1:])],
 )
 def test_another_adapter_is_refused(method: Any, change: dict[str, Any], message: str, bench: Any, saved: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        build(method, bench, saved / "adapter", peft_config=lora(**change)).configure_model()
+        bench.build(method, str(saved / "adapter"), peft_config=lora(**change)).configure_model()
 
 
-def test_adapter_of_another_base_or_none_is_refused(bench: Any, saved: Path) -> None:
+def test_adapter_of_another_base_or_none_is_refused(saved: Path, tmp_path: Path) -> None:
     config = (saved / "adapter" / "adapter_config.json").read_text()
     cases = {
         "nowhere": ("/nowhere/at/all", r"The base of the adapter in .*There is no model folder '/nowhere/at/all'"),
-        "itself": (str(saved / "itself"), "belongs to .* which holds an adapter and no whole model"),
+        "itself": (str(tmp_path / "itself"), "belongs to .* which holds an adapter and no whole model"),
         "nameless": ("", "does not say which model it belongs to"),
     }
     for name, (base, message) in cases.items():
-        shutil.copytree(saved / "adapter", saved / name)
-        (saved / name / "adapter_config.json").write_text(config.replace(str(saved / "base"), base))
+        shutil.copytree(saved / "adapter", tmp_path / name)
+        (tmp_path / name / "adapter_config.json").write_text(config.replace(str(saved / "base"), base))
         with pytest.raises(ValueError, match=message):
-            NGDiff(str(saved / name)).configure_model()
+            NGDiff(str(tmp_path / name)).configure_model()
     LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                                 num_attention_heads=2)).save_pretrained(saved / "deeper")  # fmt: skip
-    shutil.copytree(saved / "adapter", saved / "shallow")
-    (saved / "shallow" / "adapter_config.json").write_text(config.replace(str(saved / "base"), str(saved / "deeper")))
+                                 num_attention_heads=2)).save_pretrained(tmp_path / "deeper")  # fmt: skip
+    shutil.copytree(saved / "adapter", tmp_path / "shallow")
+    (tmp_path / "shallow" / "adapter_config.json").write_text(
+        config.replace(str(saved / "base"), str(tmp_path / "deeper"))
+    )
     with pytest.raises(ValueError, match=r"of other layers than its base model has: .*layers\.1"):
-        NGDiff(str(saved / "shallow")).configure_model()
+        NGDiff(str(tmp_path / "shallow")).configure_model()
 
 
 @pytest.mark.parametrize("method", [NPO, DPO, KLMinimisation, UNDIAL, RMU])
 def test_reference_of_a_continued_adapter_is_the_model_before_this_run(method: Any, bench: Any, saved: Path) -> None:
     before = load_causal_lm(str(saved / "merged"))
     expected = attended_logits(before.eval(), bench.forget)
-    module = build(method, bench, saved / "adapter", peft_config=lora())
+    module = bench.build(method, str(saved / "adapter"), peft_config=lora())
     bench.fit(module, bench.pairs(8))
     assert not torch.allclose(attended_logits(module.model.eval(), bench.forget), expected, atol=1e-4)
     after = {name: parameter.clone() for name, parameter in module.named_parameters()}
@@ -193,7 +167,7 @@ def test_reference_of_an_adapter_that_changes_the_base_is_the_base(
                          num_attention_heads=2, attention_bias=True)  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     expected = attended_logits(load_causal_lm(str(tmp_path / "base")).eval(), bench.forget)
-    module = build(UNDIAL, bench, tmp_path / "base", peft_config=lora(**changes))
+    module = bench.build(UNDIAL, str(tmp_path / "base"), peft_config=lora(**changes))
     trainer = bench.fit(module, bench.pairs(8))
     with module.reference_network() as reference:
         torch.testing.assert_close(attended_logits(reference, bench.forget), expected, atol=1e-5, rtol=0)
@@ -202,7 +176,7 @@ def test_reference_of_an_adapter_that_changes_the_base_is_the_base(
     for again in (UNDIAL.load_from_checkpoint(tmp_path / "one.ckpt"), NGDiff(str(tmp_path / "adapter"))):
         torch.testing.assert_close(of(again, bench), of(module, bench), atol=1e-5, rtol=0)
     if "bias" in changes:
-        resumed = build(UNDIAL, bench, tmp_path / "base")  # whose adapter the checkpoint brings
+        resumed = bench.build(UNDIAL, str(tmp_path / "base"))  # whose adapter the checkpoint brings
         bench.trainer(max_epochs=2).fit(resumed, bench.loader(bench.pairs(8)), ckpt_path=str(tmp_path / "one.ckpt"))
         with resumed.reference_network() as reference:
             torch.testing.assert_close(attended_logits(reference, bench.forget), expected, atol=1e-5, rtol=0)
@@ -216,20 +190,19 @@ def test_starts_that_no_saved_adapter_brings_back_are_refused(bench: Any) -> Non
             NGDiff(bench.network(), peft_config=config).configure_model()
 
 
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize("method", KINDS)
 def test_checkpoint_brings_its_adapter(method: Any, bench: Any, tmp_path: Path) -> None:
     bench.network().save_pretrained(tmp_path / "base")
-    module = build(method, bench, tmp_path / "base", peft_config=lora())
-    trainer = bench.fit(module, rows(method, bench))
+    module = bench.build(method, str(tmp_path / "base"), peft_config=lora())
+    trainer = bench.fit(module, bench.rows(method))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     expected = of(module, bench)
     assert not torch.allclose(expected, of(NGDiff(str(tmp_path / "base")), bench), atol=1e-4)
     path = str(tmp_path / "one.ckpt")
     again = method.load_from_checkpoint(path, tokenizer=bench.tokenizer(), weights_only=True)
     torch.testing.assert_close(of(again, bench), expected, atol=0, rtol=0)
-    tested = build(method, bench, tmp_path / "base")
-    labelled = bench.loader([{**bench.forget, "split": ["forget"] * 24}])
-    bench.trainer().validate(tested, labelled, ckpt_path=path, verbose=False)
+    tested = bench.build(method, str(tmp_path / "base"))
+    bench.trainer().validate(tested, bench.labelled(), ckpt_path=path, verbose=False)
     torch.testing.assert_close(of(tested, bench), expected, atol=0, rtol=0)
     again.save_pretrained(str(tmp_path / "adapter"))
     torch.testing.assert_close(of(NGDiff(str(tmp_path / "adapter")), bench), expected, atol=1e-6, rtol=0)
@@ -239,18 +212,18 @@ def test_checkpoint_brings_its_adapter(method: Any, bench: Any, tmp_path: Path) 
         ({"target_modules": ["q_proj"]}, "train different weights: the checkpoint holds '.*v_proj"),
         ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "train different weights: the checkpoint lacks '.*k_proj"),
     ):
-        other = build(method, bench, tmp_path / "base", peft_config=lora(**change))
+        other = bench.build(method, str(tmp_path / "base"), peft_config=lora(**change))
         with pytest.raises(ValueError, match=message):
-            bench.trainer().validate(other, labelled, ckpt_path=path, verbose=False)
+            bench.trainer().validate(other, bench.labelled(), ckpt_path=path, verbose=False)
 
 
 def test_run_resumes_without_its_peft_config(bench: Any, tmp_path: Path) -> None:
     bench.network().save_pretrained(tmp_path / "base")
-    trainer = bench.fit(build(NPO, bench, tmp_path / "base", peft_config=lora()), bench.pairs(8))
+    trainer = bench.fit(bench.build(NPO, str(tmp_path / "base"), peft_config=lora()), bench.pairs(8))
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     ends = []
     for given in (lora(), None):
-        module = build(NPO, bench, tmp_path / "base", peft_config=given)
+        module = bench.build(NPO, str(tmp_path / "base"), peft_config=given)
         bench.trainer(max_epochs=2).fit(module, bench.loader(bench.pairs(8)), ckpt_path=str(tmp_path / "half.ckpt"))
         ends.append(of(module, bench))
     assert torch.equal(*ends)
@@ -321,7 +294,7 @@ def test_merged_model_says_what_the_adapted_one_says(
     config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                          num_attention_heads=2, tie_word_embeddings=tied)  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    module = build(NGDiff, bench, tmp_path / "base", peft_config=lora(**changes))
+    module = bench.build(NGDiff, str(tmp_path / "base"), peft_config=lora(**changes))
     bench.fit(module, bench.pairs(8))
     expected = of(module, bench)
     module.save_pretrained(str(tmp_path / "merged"), merge=True)
@@ -332,10 +305,10 @@ def test_merged_model_says_what_the_adapted_one_says(
     torch.testing.assert_close(of(NGDiff(str(tmp_path / "adapter")), bench), expected, atol=1e-5, rtol=0)
 
 
-def test_continued_adapter_merges(bench: Any, saved: Path) -> None:
-    module = build(NGDiff, bench, saved / "adapter")
-    bench.fit(module, bench.pairs(8), [SavePretrained(str(saved / "end"), merge=True)])
-    whole = AutoModelForCausalLM.from_pretrained(saved / "end")
+def test_continued_adapter_merges(bench: Any, saved: Path, tmp_path: Path) -> None:
+    module = bench.build(NGDiff, str(saved / "adapter"))
+    bench.fit(module, bench.pairs(8), [SavePretrained(str(tmp_path / "end"), merge=True)])
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "end")
     torch.testing.assert_close(logits(whole, bench), of(module, bench), atol=1e-5, rtol=0)
 
 
@@ -378,7 +351,7 @@ def test_folders_that_would_load_as_something_else_are_refused_before_training(b
 def test_other_adapters_than_lora_live_alike(bench: Any, tmp_path: Path) -> None:
     bench.network().save_pretrained(tmp_path / "base")
     config = IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"])
-    module = build(NGDiff, bench, tmp_path / "base", peft_config=config)
+    module = bench.build(NGDiff, str(tmp_path / "base"), peft_config=config)
     trainer = bench.fit(module, bench.pairs(8))
     trainer.save_checkpoint(tmp_path / "ia3.ckpt")
     module.save_pretrained(str(tmp_path / "adapter"))
@@ -388,7 +361,7 @@ def test_other_adapters_than_lora_live_alike(bench: Any, tmp_path: Path) -> None
         NGDiff(str(tmp_path / "adapter"), peft_config=lora()).configure_model()
 
 
-def test_stress_tests_take_adapters_merged(bench: Any, saved: Path) -> None:
+def test_stress_tests_take_adapters_merged(bench: Any, saved: Path, tmp_path: Path) -> None:
     def evaluate(network: Any) -> dict[str, float]:
         return {"sum": float(logits(network, bench).square().sum())}
 
@@ -403,8 +376,8 @@ def test_stress_tests_take_adapters_merged(bench: Any, saved: Path) -> None:
     simulate_quantization_(merged, 8)
     rounded = load_quantized(str(saved / "adapter"), 8)
     torch.testing.assert_close(logits(rounded, bench), logits(merged, bench), atol=1e-3, rtol=0)
-    rounded.save_pretrained(saved / "rounded")
-    again = load_causal_lm(str(saved / "rounded"))
+    rounded.save_pretrained(tmp_path / "rounded")
+    again = load_causal_lm(str(tmp_path / "rounded"))
     torch.testing.assert_close(logits(again, bench), logits(rounded, bench), atol=1e-6, rtol=0)
     command = lm_eval_command(str(saved / "adapter"), ["mmlu"], "out")
     assert f"pretrained={saved / 'base'},peft={saved / 'adapter'},tokenizer={saved / 'adapter'}" in command

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = runpy.run_path(str(Path(__file__).resolve().parent.parent / "two_processes.py"))
 
 

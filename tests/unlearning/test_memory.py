@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_modules.cli import main
+from lit_modules.networks import small_llama
 from lit_modules.unlearning.core.memory import Memory, meta_network, step_memory
+from lit_modules.unlearning.core.sharding import blocks_of
 from lit_modules.unlearning.ngdiff import NGDiff
 
 OPTIMIZERS: dict[str, Any] = {
@@ -122,3 +124,17 @@ def test_command_prints_a_row_for_each_case(capsys: pytest.CaptureFixture[str]) 
     assert main(["memory", "7b", "--rank", "16", "--targets", "q_proj,v_proj", "--dtype", "bfloat16"]) == 0
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert row[2] == f"{2 * 32 * 16 * (4096 + 4096):.3g}"
+
+
+def test_blocks_are_the_outermost_repeated_parts() -> None:
+    network = small_llama(64, 16, num_layers=3, num_heads=2)
+    assert blocks_of(network) == list(network.model.layers)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))])
+            self.head = nn.Linear(2, 2)
+
+    plain = Plain()
+    assert blocks_of(plain) == list(plain.parts)

@@ -1,26 +1,30 @@
-"""What every method must do: the step it promises, accumulation, resume, adapters, the command line."""
+"""Promises of all methods: the step of the formula, accumulation, resume, adapters, the command line."""
 
 import copy
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from peft import LoraConfig
+from torch.nn.functional import logsigmoid
 
+import lit_modules.unlearning
 from lit_modules.unlearning.ceu import CEU
 from lit_modules.unlearning.core.aggregators import LinearScalarisation, Normalised
 from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
 from lit_modules.unlearning.core.gradient_pair import Unlearning
-from lit_modules.unlearning.core.losses import attended_logits, scored_logits, summed_nll, target_tokens, token_nll
+from lit_modules.unlearning.core.losses import attended_logits, scored_logits, target_tokens, token_nll
+from lit_modules.unlearning.core.pretrained import load_causal_lm
 from lit_modules.unlearning.dpo import DPO
-from lit_modules.unlearning.idk import IDK
+from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
+from lit_modules.unlearning.gradient_ascent import GradientAscent
+from lit_modules.unlearning.gradient_difference import GradientDifference
 from lit_modules.unlearning.kl_minimisation import KLMinimisation
 from lit_modules.unlearning.loss_norm import LossNorm
+from lit_modules.unlearning.ngdiff import NGDiff
 from lit_modules.unlearning.npo import NPO
 from lit_modules.unlearning.pdu import PDU, logit_margin_loss
 from lit_modules.unlearning.rmu import RMU
@@ -29,39 +33,17 @@ from lit_modules.unlearning.simnpo import SimNPO
 from lit_modules.unlearning.task_vector import TaskVector
 from lit_modules.unlearning.undial import UNDIAL
 from lit_modules.unlearning.wga import WGA
+from tests.unlearning.conftest import Optimizer, adamw, gradient_of, lora, mean_nll
 
-PAIRS: list[type[ForgetRetainLoss]] = [NPO, SimNPO, KLMinimisation, DPO, IDK, RMU, WGA, SatImp, UNDIAL, CEU, PDU]
-METHODS: list[type[Unlearning]] = [*PAIRS, LossNorm, TaskVector]
-Optimizer = Callable[[Any], torch.optim.Optimizer]
-
-
-def adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-2)
-
-
-def build(method: Any, bench: Any, network: Any, **arguments: Any) -> Any:
-    extra = {"layer": 0} if method is RMU else {}
-    return method(network, tokenizer=bench.tokenizer(), **extra, **arguments)
-
-
-def change(bench: Any, network: Any, module: Any, size: int = 24) -> torch.Tensor:
-    before = bench.vector(network)
-    bench.fit(module, bench.pairs(size))
-    after: torch.Tensor = bench.vector(network)
-    return after - before
-
-
-def gradient(network: Any, loss: torch.Tensor) -> torch.Tensor:
-    found = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
-    pairs = zip(found, network.parameters(), strict=True)
-    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs])
+EVERY: list[Any] = [getattr(lit_modules.unlearning, name) for name in lit_modules.unlearning.__all__]
+METHODS = [method for method in EVERY if issubclass(method, Unlearning)]
+LOSSES = [method for method in EVERY if issubclass(method, ForgetRetainLoss)]
 
 
 def forget_loss(method: Any, network: Any, task: Any) -> torch.Tensor:
-    """The forget objective of a method at the reference, written out."""
-    mean = 1 / target_tokens(task)
+    """The forget loss of a method at the reference, written out."""
     if method is KLMinimisation:
-        return -summed_nll(network, task) * mean
+        return -mean_nll(network, task)
     if method is PDU:
         return logit_margin_loss(scored_logits(network, task)[0]).mean()
     nll, rows = token_nll(network, task)
@@ -74,49 +56,51 @@ def forget_loss(method: Any, network: Any, task: Any) -> torch.Tensor:
     if method is NPO:  # at the reference the gradient is that of ascent on the sum of each row
         return -sums.mean()
     assert method is SimNPO
-    return -2 / 4.5 * torch.nn.functional.logsigmoid(4.5 * sums / torch.bincount(rows)).mean()
+    return -2 / 4.5 * logsigmoid(4.5 * sums / torch.bincount(rows)).mean()
 
 
 @pytest.mark.parametrize("method", [NPO, SimNPO, KLMinimisation, WGA, SatImp, PDU])
 def test_step_is_the_formulas(method: Any, bench: Any, sgd: Optimizer) -> None:
-    network = bench.network()
-    module = build(method, bench, network, optimizer=sgd)
-    pair = bench.pairs(24)[0]
-    forget = gradient(network, forget_loss(method, network, pair["forget"]))
-    retain = gradient(network, summed_nll(network, pair["retain"]) / target_tokens(pair["retain"]))
+    network, (pair,) = bench.network(), bench.pairs(24)
+    module = bench.build(method, network, optimizer=sgd)
+    forget = gradient_of(network, forget_loss(method, network, pair["forget"]))
+    retain = gradient_of(network, mean_nll(network, pair["retain"]))
     if method is KLMinimisation:
         retain = torch.zeros_like(retain)  # the divergence from itself
-    moved = change(bench, network, module)
     expected = module.forget_weight * forget + module.retain_weight * retain
-    torch.testing.assert_close(moved, -0.01 * expected, atol=2e-7, rtol=1e-4)
+    torch.testing.assert_close(bench.change(module, [pair]), -0.01 * expected, atol=2e-7, rtol=1e-4)
+    if method is NPO:  # with the rule of NGDiff
+        module = NPO(bench.network(), aggregator=Normalised(), optimizer=sgd)
+        expected = retain / retain.norm() + forget / forget.norm()
+        torch.testing.assert_close(bench.change(module, [pair]), -0.01 * expected, atol=2e-7, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", PAIRS)
-def test_plain_sum_equals_the_linear_combiner(method: Any, bench: Any, sgd: Optimizer) -> None:
-    moves = []
-    for combine in (None, LinearScalarisation()):
-        network = bench.network()
-        moves.append(change(bench, network, build(method, bench, network, aggregator=combine, optimizer=sgd), 8))
-    assert moves[0].abs().sum() > 0
-    torch.testing.assert_close(moves[1], moves[0], atol=2e-6, rtol=1e-3)
+def test_steps_of_two_gradients_are_their_formulas(bench: Any, sgd: Optimizer) -> None:
+    network, (pair,) = bench.network(), bench.pairs(24)
+    losses = {task: float(mean_nll(network, pair[task])) for task in ("retain", "forget")}
+    retain, forget = (gradient_of(network, mean_nll(network, pair[task])) for task in ("retain", "forget"))
+    for module, expected in (
+        (NGDiff(bench.network(), optimizer=sgd), retain / retain.norm() - forget / forget.norm()),
+        (LossNorm(bench.network(), optimizer=sgd), retain / losses["retain"] - forget / losses["forget"]),
+        (GradientAscent(bench.network(), optimizer=sgd), -forget),
+        (TaskVector(bench.network(), optimizer=sgd), -5 * forget),
+        (
+            GradientDifference(bench.network(), retain_weight=0.5, forget_weight=2.0, optimizer=sgd),
+            0.5 * retain - 2 * forget,
+        ),
+    ):
+        atol, rtol = {TaskVector: (1e-6, 1e-4), LossNorm: (2e-7, 1e-4)}.get(type(module), (1e-7, 0.0))
+        torch.testing.assert_close(bench.change(module, [pair]), -0.01 * expected, atol=atol, rtol=rtol)
 
 
-def test_npo_with_the_normalisation_of_ngdiff(bench: Any, sgd: Optimizer) -> None:
-    network = bench.network()
-    pair = bench.pairs(24)[0]
-    forget = gradient(network, forget_loss(NPO, network, pair["forget"]))
-    retain = gradient(network, summed_nll(network, pair["retain"]) / target_tokens(pair["retain"]))
-    moved = change(bench, network, build(NPO, bench, network, aggregator=Normalised(), optimizer=sgd))
-    torch.testing.assert_close(moved, -0.01 * (retain / retain.norm() + forget / forget.norm()), atol=2e-7, rtol=1e-4)
-
-
-def test_loss_norm_step_is_the_gradient_of_the_logarithms(bench: Any, sgd: Optimizer) -> None:
-    network = bench.network()
-    pair = bench.pairs(24)[0]
-    losses = {task: summed_nll(network, pair[task]) / target_tokens(pair[task]) for task in ("retain", "forget")}
-    expected = gradient(network, losses["retain"].log() - losses["forget"].log())
-    moved = change(bench, network, build(LossNorm, bench, network, optimizer=sgd))
-    torch.testing.assert_close(moved, -0.01 * expected, atol=2e-7, rtol=1e-4)
+@pytest.mark.parametrize("method", LOSSES)
+def test_plain_sum_equals_the_linear_scalarisation(method: Any, bench: Any, sgd: Optimizer) -> None:
+    plain, linear = (
+        bench.change(bench.build(method, bench.network(), aggregator=aggregator, optimizer=sgd), bench.pairs(8))
+        for aggregator in (None, LinearScalarisation())
+    )
+    assert plain.abs().sum() > 0
+    torch.testing.assert_close(linear, plain, atol=2e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -124,7 +108,7 @@ def test_accumulation_changes_nothing(method: Any, bench: Any, sgd: Optimizer) -
     results = []
     for size, accumulate in ((8, 1), (2, 4)):
         network = bench.network()
-        trainer = bench.fit(build(method, bench, network, accumulate=accumulate, optimizer=sgd), bench.pairs(size))
+        trainer = bench.fit(bench.build(method, network, accumulate=accumulate, optimizer=sgd), bench.pairs(size))
         assert trainer.global_step == 3
         results.append(bench.vector(network))
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=0)
@@ -133,11 +117,15 @@ def test_accumulation_changes_nothing(method: Any, bench: Any, sgd: Optimizer) -
 @pytest.mark.parametrize("method", METHODS)
 def test_stopped_and_resumed_run_equals_the_whole(method: Any, bench: Any, tmp_path: Path) -> None:
     def module(network: Any) -> Any:
-        return build(method, bench, network, accumulate=2, optimizer=adamw)
+        return bench.build(
+            method, network, accumulate=2, scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5)
+        )
 
     whole = bench.network()
     saver = ModelCheckpoint(dirpath=tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
-    bench.fit(module(whole), bench.pairs(8), [saver], max_epochs=2, enable_checkpointing=True)
+    trainer = bench.fit(module(whole), bench.pairs(8), [saver], max_epochs=2, enable_checkpointing=True)
+    assert trainer.global_step == 4  # of which the scheduler halves the rate at each
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**4)
     # the cache is gone: what a resumed run needs stands in the checkpoint
     for file in bench.folder.glob("reference_log_probs/*"):
         file.unlink()
@@ -148,56 +136,55 @@ def test_stopped_and_resumed_run_equals_the_whole(method: Any, bench: Any, tmp_p
     assert torch.equal(bench.vector(resumed), bench.vector(whole))
 
 
-@pytest.mark.parametrize("method", [m for m in PAIRS if m is not RMU])
+@pytest.mark.parametrize("method", [NGDiff, NPO, KLMinimisation, UNDIAL])
 def test_checkpoint_holds_the_network_once(method: Any, bench: Any, tmp_path: Path) -> None:
     network = bench.network()
-    trainer = bench.fit(build(method, bench, network, optimizer=adamw), bench.pairs(24))
-    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    bench.fit(bench.build(method, network), bench.pairs(24)).save_checkpoint(tmp_path / "end.ckpt")
     state = torch.load(tmp_path / "end.ckpt", weights_only=True)["state_dict"]
     assert {name for name in state if name.startswith("model.")} == {f"model.{name}" for name in network.state_dict()}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_adapters_switched_off_are_the_reference(method: Any, bench: Any, sgd: Optimizer) -> None:
-    """The same method on adapters gives the adapters the gradient that a frozen copy gives, and holds no copy."""
+@pytest.mark.parametrize("method", [NGDiff, NPO, UNDIAL, RMU, TaskVector, CausalLMFineTuning])
+def test_adapters_train_alone_and_are_saved_alone(method: Any, bench: Any, tmp_path: Path) -> None:
     network = bench.network()
-    frozen = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
-    module = build(method, bench, network, peft_config=lora, optimizer=adamw)
-    bench.fit(module, bench.pairs(8))
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    base = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    module = bench.build(method, network, peft_config=lora())
+    trainer = bench.fit(module, bench.rows(method))
+    names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert names
     assert all("lora_" in name for name in names)
-    assert getattr(module, "_frozen", []) == []
+    assert getattr(module, "_frozen", []) == []  # the adapters switched off are the reference
     for name, parameter in network.named_parameters():
-        clean = name.replace(".base_layer", "")
-        if clean in frozen:
-            assert torch.equal(parameter, frozen[clean])
+        if name.replace(".base_layer", "") in base:
+            assert torch.equal(parameter, base[name.replace(".base_layer", "")])
+    trainer.save_checkpoint(tmp_path / "lora.ckpt")
+    state = torch.load(tmp_path / "lora.ckpt", weights_only=True)["state_dict"]
+    assert {name for name in state if name.startswith("model.")} == names
+    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    module.save_pretrained(str(tmp_path / "merged"), merge=True)
+    assert all(torch.equal(before[name], parameter) for name, parameter in module.named_parameters())
+    inputs = {key: bench.forget[key] for key in ("input_ids", "attention_mask")}
+    merged = load_causal_lm(str(tmp_path / "merged")).eval()(**inputs).logits
+    torch.testing.assert_close(merged, module.model.eval()(**inputs).logits, atol=1e-4, rtol=0)
 
 
-def test_reference_network_is_the_model_before_training(bench: Any) -> None:
+def test_reference_network_is_the_model_before_training(bench: Any, tmp_path: Path) -> None:
     network = bench.network()
-    before = copy.deepcopy(network)
-    expected = attended_logits(before, bench.forget)
-    for lora in (None, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)):
-        module = build(UNDIAL, bench, copy.deepcopy(network), peft_config=lora, optimizer=adamw)
-        bench.fit(module, bench.pairs(8))
-        assert len(module._frozen) == (lora is None)
+    expected = attended_logits(copy.deepcopy(network), bench.forget)
+    for peft_config in (None, lora(init_lora_weights=False)):
+        module = bench.build(UNDIAL, copy.deepcopy(network), peft_config=peft_config)
+        trainer = bench.fit(module, bench.pairs(8))
+        assert len(module._frozen) == (peft_config is None)
         with module.reference_network() as reference:
             assert not reference.training
             again = attended_logits(reference, bench.forget)
         assert module.model.training
         torch.testing.assert_close(again, expected)
         assert not torch.allclose(attended_logits(module.model, bench.forget), expected, atol=1e-4)
-
-
-def test_resume_from_another_model_is_refused(bench: Any, tmp_path: Path) -> None:
-    bench.fit(build(UNDIAL, bench, bench.network(), optimizer=adamw), bench.pairs(8)).save_checkpoint(
-        tmp_path / "a.ckpt"
-    )
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match=r"whose reference is the model .* and this run starts from the model"):
         bench.trainer(max_epochs=2).fit(
-            build(UNDIAL, bench, bench.network(seed=5)),
+            bench.build(UNDIAL, bench.network(seed=5), peft_config=lora()),
             bench.loader(bench.pairs(8)),
             ckpt_path=str(tmp_path / "a.ckpt"),
         )
@@ -205,63 +192,108 @@ def test_resume_from_another_model_is_refused(bench: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("method", [UNDIAL, CEU])
 def test_without_retain_term_the_retain_rows_are_not_touched(method: Any, bench: Any, sgd: Optimizer) -> None:
-    moves = []
-    for scramble in (False, True):
-        network = bench.network()
-        pairs = bench.pairs(24)
-        if scramble:
-            pairs[0]["retain"] = {**pairs[0]["retain"], "input_ids": pairs[0]["retain"]["input_ids"].flip(1)}
-        before = bench.vector(network)
-        bench.fit(build(method, bench, network, optimizer=sgd), pairs)
-        moves.append(bench.vector(network) - before)
+    (pair,) = bench.pairs(24)
+    other = {**pair, "retain": {**pair["retain"], "input_ids": pair["retain"]["input_ids"].flip(1)}}
+    moves = [bench.change(bench.build(method, bench.network(), optimizer=sgd), [data]) for data in (pair, other)]
     assert moves[0].abs().sum() > 0
     assert torch.equal(moves[0], moves[1])
 
 
-def test_ceu_leaves_out_the_first_target_tokens(bench: Any, sgd: Optimizer) -> None:
-    module = build(CEU, bench, bench.network(), skip_tokens=2)
-    batch = bench.pairs(24)[0]
+def test_ceu_leaves_out_the_first_target_tokens(bench: Any) -> None:
+    module = CEU(bench.network(), skip_tokens=2)
+    (batch,) = bench.pairs(24)
     assert module.forget_count(batch) == target_tokens(batch["forget"]) - 2 * 24
     labels = batch["forget"]["labels"].clone()
     for row in labels:
         row[row.ne(-100).nonzero()[:2, 0]] = -100  # no row's first token is scored, so these are its first two targets
     shorter = {"forget": {**batch["forget"], "labels": labels}}
-    plain = build(CEU, bench, module.model, skip_tokens=0)
+    plain = CEU(module.model, skip_tokens=0)
     torch.testing.assert_close(module.forget_objective(batch), plain.forget_objective(shorter))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_command_line_builds_it(method: type[LightningModule], tiny_causal_lm: Path) -> None:
+def test_dual_variable_of_pdu(bench: Any) -> None:
+    still: Any = lambda p: torch.optim.SGD(p, lr=0.0)  # noqa: E731 - the losses of all steps are then the same
+    module = PDU(bench.network(), retain_level=4.0, dual_step=0.5, warm_up_epochs=1, optimizer=still)
+    trainer = bench.fit(module, bench.pairs(24), max_epochs=3)
+    excess = float(trainer.callback_metrics["train/retain_loss"]) - 4.0
+    assert excess > 0
+    assert module.dual == pytest.approx(1 + 2 * 0.5 * excess, rel=1e-5)
+    assert float(trainer.callback_metrics["train/dual"]) == pytest.approx(module.dual)
+    # it stops at zero, and the level comes from the first step
+    module = PDU(bench.network(), tolerance=0.5, dual_step=100.0, warm_up_epochs=0, optimizer=still)
+    trainer = bench.fit(module, bench.pairs(24), max_epochs=2)
+    assert module.level == pytest.approx(1.5 * float(trainer.callback_metrics["train/retain_loss"]), rel=1e-5)
+    assert module.dual == 0.0
+
+
+def test_pdu_flattens_the_logits_of_the_targets_or_of_all_positions(bench: Any) -> None:
+    still: Any = lambda p: torch.optim.SGD(p, lr=0.0)  # noqa: E731
+    network, (pair,) = bench.network(), bench.pairs(24)
+    task = pair["forget"]
+    logits = network(input_ids=task["input_ids"], attention_mask=task["attention_mask"]).logits.reshape(-1, 64)
+    expected = float(((logits.max(-1).values - logits.mean(-1)) ** 2).mean().detach())
+    targets, everywhere = (
+        bench.fit(PDU(bench.network(), positions=positions, optimizer=still), [pair]).callback_metrics
+        for positions in ("targets", "all")
+    )
+    assert float(everywhere["train/forget_objective"]) == pytest.approx(expected, rel=1e-5)
+    assert float(targets["train/forget_objective"]) != pytest.approx(expected, rel=1e-4)
+    assert float(targets["train/forget_loss"]) == pytest.approx(float(everywhere["train/forget_loss"]), rel=1e-5)
+    trained = bench.fit(PDU(bench.network(), warm_up_epochs=0, optimizer=adamw), [pair] * 30).callback_metrics
+    assert trained["train/forget_objective"] < targets["train/forget_objective"]
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_options_have_help_and_the_command_line_builds_the_method(method: Any, tiny_causal_lm: Path) -> None:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model")
-    path = f"{method.__module__}.{method.__name__}"
-    arguments = [f"--model={path}", f"--model.model={tiny_causal_lm}", "--model.accumulate=2"]
-    if issubclass(method, ForgetRetainLoss):
-        arguments.append("--model.aggregator=lit_modules.unlearning.core.aggregators.Normalised")
-    module = parser.instantiate_classes(parser.parse_args(arguments)).model
-    assert isinstance(module, method)
-    assert module.hparams["accumulate"] == 2
-    assert "aggregator" not in module.hparams
-    if issubclass(method, ForgetRetainLoss):
+    parser.add_class_arguments(method, "model")
+    options = {action.dest.removeprefix("model."): action for action in parser._actions}
+    assert {"model", "tokenizer", "peft_config", "metric", "optimizer", "scheduler"} <= options.keys()
+    assert all(action.help for action in options.values())
+    arguments = {"model": str(tiny_causal_lm), "max_new_tokens": "3"}
+    given = {"accumulate": "2", "aggregator": "lit_modules.unlearning.core.aggregators.Normalised"}
+    arguments |= {name: value for name, value in given.items() if name in options}
+    config = parser.parse_args([f"--model.{name}={value}" for name, value in arguments.items()])
+    module = parser.instantiate(config).model
+    own = {name for name in options if "." not in name} - {"help", "model", "model.help"}
+    injected = {"tokenizer", "peft_config", "metric", "optimizer", "scheduler", "aggregator"}
+    assert set(module.hparams) - {"_instantiator"} == own - injected | {"model"}
+    assert module.hparams["max_new_tokens"] == 3
+    if "accumulate" in options:
+        assert module.accumulate == 2
+    if "aggregator" in options:
         assert isinstance(module.aggregator, Normalised)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epsilon'"):
+        method(str(tiny_causal_lm), epsilon=1.0)
 
 
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
+        (NGDiff, {"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        (NGDiff, {"clip_norm": -1.0}, "clip_norm must be positive, got -1.0"),
+        (NGDiff, {"clip_norm": math.nan}, "clip_norm must be positive, got nan"),
+        (NGDiff, {"eps": 0.0}, "eps must be positive, got 0.0"),
+        (NGDiff, {"buffer": "disk"}, "buffer must be 'device', 'bfloat16' or 'cpu', got 'disk'"),
+        (NGDiff, {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        (NGDiff, {"dtype": "int8"}, "dtype must be 'float32' or 'bfloat16', got 'int8'"),
+        (GradientDifference, {"forget_weight": -1.0}, "forget_weight must be finite and not negative, got -1.0"),
         (NPO, {"beta": 0.0}, "beta must be positive and finite, got 0.0"),
         (NPO, {"forget_weight": -1.0}, "forget_weight must be finite and not negative, got -1.0"),
         (NPO, {"retain_term": "mse"}, "retain_term must be 'nll' or 'kl', got 'mse'"),
-        (SimNPO, {"delta": float("nan")}, "delta must be finite, got nan"),
+        (SimNPO, {"delta": math.nan}, "delta must be finite, got nan"),
         (DPO, {"beta": -0.1}, "beta must be positive and finite, got -0.1"),
         (WGA, {"beta": -1.0}, "beta must be finite and not negative, got -1.0"),
         (SatImp, {"beta2": -1.0}, "beta2 must be finite and not negative, got -1.0"),
-        (UNDIAL, {"beta": float("inf")}, "beta must be finite, got inf"),
+        (UNDIAL, {"beta": math.inf}, "beta must be finite, got inf"),
         (CEU, {"skip_tokens": -1}, "skip_tokens must not be negative, got -1"),
         (LossNorm, {"eps": 0.0}, "eps must be positive, got 0.0"),
         (PDU, {"retain_weight": 0.0}, "where the dual variable begins, must be positive, got 0.0"),
         (PDU, {"retain_level": -1.0}, "retain_level must be finite and not negative, got -1.0"),
+        (PDU, {"positions": "every"}, "positions must be 'targets' or 'all', got 'every'"),
         (TaskVector, {"strength": 0.0}, "strength must be positive and finite, got 0.0"),
+        (RMU, {"average": "row"}, "average must be 'tokens' or 'rows', got 'row'"),
+        (RMU, {"layer": -1}, "layer must not be negative, got -1"),
     ],
 )
 def test_absurd_arguments_are_refused(method: Any, arguments: dict[str, Any], message: str, bench: Any) -> None:
@@ -269,8 +301,7 @@ def test_absurd_arguments_are_refused(method: Any, arguments: dict[str, Any], me
         method(bench.network(), **arguments)
 
 
-def test_foreign_combiner_is_refused(bench: Any) -> None:
-    with pytest.raises(
-        TypeError, match=r"aggregator must be a GradientAggregator, such as Normalised\(\), or None, got str"
-    ):
-        NPO(bench.network(), aggregator="ngdiff")  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", [NPO, GradientDifference])
+def test_foreign_aggregator_is_refused(method: Any, bench: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a GradientAggregator, such as Normalised\(\), or None, got str"):
+        method(bench.network(), aggregator="ngdiff")

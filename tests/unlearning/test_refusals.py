@@ -77,10 +77,7 @@ def test_refusals_become_likely(method: Any, bench: Any) -> None:
     network = bench.network()
     rows = refusal_rows(bench.forget, bench.tokenizer(), REFUSALS)
     before = summed_nll(network, rows).item()
-    bench.fit(
-        method(network, tokenizer=bench.tokenizer(), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2)),
-        bench.pairs(24) * 10,
-    )
+    bench.fit(bench.build(method, network), bench.pairs(24) * 4)
     assert summed_nll(network, rows).item() < before
 
 

@@ -1,6 +1,5 @@
 """RMU: the hidden states it steers, and what it leaves alone."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,8 +7,7 @@ import torch
 
 from lit_modules.networks import small_llama
 from lit_modules.unlearning.rmu import RMU
-
-Optimizer = Callable[[Any], torch.optim.Optimizer]
+from tests.unlearning.conftest import Optimizer
 
 
 def network(layers: int = 3) -> Any:
@@ -48,7 +46,7 @@ def test_reference_holds_the_lower_blocks_alone_and_the_retain_states_stay(bench
     module = RMU(network(), layer=1, retain_weight=10.0, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
     first = bench.fit(module, bench.pairs(24), max_steps=1).callback_metrics["train/forget_objective"]
     assert len(module._frozen[0].model.layers) == 2
-    trainer = bench.fit(module, bench.pairs(24) * 30)
+    trainer = bench.fit(module, bench.pairs(24) * 15)
     assert float(trainer.callback_metrics["train/forget_objective"]) < float(first)
     assert float(trainer.callback_metrics["train/retain_objective"]) > 0
 
@@ -71,8 +69,6 @@ def test_gradient_checkpointing_gives_the_same_step(bench: Any, sgd: Optimizer) 
 
 
 def test_absurd_blocks_are_refused(bench: Any) -> None:
-    with pytest.raises(ValueError, match="layer must not be negative, got -1"):
-        RMU(network(), layer=-1)
     with pytest.raises(ValueError, match=r"layer must lie in \[0, 3\), the blocks of the model, got 7"):
         bench.fit(RMU(network()), bench.pairs(24))
     with pytest.raises(
@@ -95,5 +91,3 @@ def test_average_over_rows(bench: Any, sgd: Optimizer) -> None:
         module = RMU(network(), layer=1, average="rows", accumulate=24 // size, optimizer=sgd)
         trainer = bench.fit(module, bench.pairs(size))
         assert float(trainer.callback_metrics["train/forget_objective"]) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ValueError, match="average must be 'tokens' or 'rows', got 'row'"):
-        RMU(network(), average="row")  # type: ignore[arg-type]

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lit_modules.networks import small_llama
 from lit_modules.unlearning.core.memory import step_memory
-from lit_modules.unlearning.core.sharding import blocks_of
 from tests.conftest import run_in_two_processes
 
 HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.slow
 SCRIPT = runpy.run_path(str(HERE / "two_shards.py"))
 
 
@@ -127,17 +125,3 @@ def test_what_cannot_run_on_shards_is_refused_in_a_sentence(ranks: list[dict[str
         assert "forget loss is nan at step 1" in found["broken"]
         assert "the state before this step is in" in found["broken"]
     assert (folder / "last_good_step_1.ckpt").is_dir()
-
-
-def test_blocks_are_the_outermost_repeated_parts() -> None:
-    network = small_llama(64, 16, num_layers=3, num_heads=2)
-    assert blocks_of(network) == list(network.model.layers)
-
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.parts = nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))])
-            self.head = nn.Linear(2, 2)
-
-    plain = Plain()
-    assert blocks_of(plain) == list(plain.parts)

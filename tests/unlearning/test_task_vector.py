@@ -1,6 +1,5 @@
 """Task vectors: from the first weights the opposite way."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 
-from lit_modules.unlearning.gradient_ascent import GradientAscent
 from lit_modules.unlearning.task_vector import TaskVector
-
-Optimizer = Callable[[Any], torch.optim.Optimizer]
-
-
-def test_one_step_is_ascent_times_the_strength(bench: Any, sgd: Optimizer) -> None:
-    moves = []
-    for method in (GradientAscent, TaskVector):
-        network = bench.network()
-        before = bench.vector(network)
-        bench.fit(method(network, optimizer=sgd), bench.pairs(24))
-        moves.append(bench.vector(network) - before)
-    torch.testing.assert_close(moves[1], 5 * moves[0], atol=1e-6, rtol=1e-4)
+from tests.unlearning.conftest import Optimizer
 
 
 def test_adapters_are_multiplied_and_agree_with_the_formula(bench: Any, sgd: Optimizer) -> None:

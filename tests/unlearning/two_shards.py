@@ -1,4 +1,4 @@
-"""What two gloo processes do that share the weights of a network: `two_shards.py FOLDER`."""
+"""Runs of two gloo processes that share the weights of a network: `two_shards.py FOLDER`."""
 
 import math
 import sys

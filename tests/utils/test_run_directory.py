@@ -88,7 +88,7 @@ def test_half_a_line_of_a_killed_run_does_not_count(tmp_path: Path) -> None:
         directory.log({"n": 3})
         assert [event["n"] for event in directory.events()] == [1, 3]
         (tmp_path / "events.jsonl").write_bytes(b"half\n")
-        with pytest.raises(ValueError, match=r"events\.jsonl:1: a line must be JSON, got half\."):
+        with pytest.raises(ValueError, match=r"events\.jsonl:1: a line must be JSON, got 'half'\."):
             list(directory.events())
 
 

@@ -138,7 +138,7 @@ def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
         "median",
         "mean",
         "max",
-        "passes",
+        "queries",
         "s",
     ]
     rows = [titles, ["clean", "", "", *_accuracy(record["clean"], "accuracy"), *[""] * 7]]
@@ -161,7 +161,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         f"{record['samples']} samples; successes are of those attacked; min to max are norms of the successful",
         "perturbations (where the smallest is looked for, without eps, the median is of all attacked, failures inf);",
-        "passes are forward passes per attacked sample, s is seconds.",
+        "queries are forward passes per attacked sample, s is seconds.",
     ]
     doubts = [f"- {name}: {flag}" for name, numbers in record["attacks"].items() for flag in numbers["flags"]]
     return "\n".join([*lines, *(["", *doubts] if doubts else [])]) + "\n"

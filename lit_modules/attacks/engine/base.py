@@ -26,7 +26,7 @@ from lit_modules.attacks.engine.checks import (
 )
 from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.engine.random import SampleRandom
-from lit_modules.attacks.engine.state import AttackState, Model, Oracle, Outcome, check_repeatable
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Oracle, Outcome, check_repeatable
 from lit_modules.attacks.wrappers import EOT, EstimatedGradient
 from lit_modules.utils.fingerprint import UnidentifiableError, identify
 from lit_modules.utils.model_modes import evaluation_mode, modules_of, no_parameter_gradients
@@ -174,22 +174,17 @@ class Attack(ABC):
 
     def solve(self, state: AttackState, already: Tensor) -> Outcome:
         """Run the attack with its restarts on the samples that are not misclassified yet."""
-        adversarial, success = state.x.clone(), already.clone()
-        score = torch.full_like(already, float("-inf"), dtype=state.x.dtype)
+        best = BestSoFar(state)
+        best.success |= already
         for restart in range(self.restarts):
-            index = (~(already if self.minimum_norm else success)).nonzero()[:, 0]
+            index = (~(already if self.minimum_norm else best.success)).nonzero()[:, 0]
             if not len(index):
                 break
             active = state.select(index)
             active.random = active.random.fork(restart)
             outcome = self.attack(active)
-            better = outcome.success & ~success[index]
-            better |= (outcome.success == success[index]) & (outcome.score > score[index])
-            chosen = index[better]
-            adversarial[chosen] = outcome.adversarial[better].to(adversarial.dtype)
-            success[chosen] = outcome.success[better]
-            score[chosen] = outcome.score[better].to(score.dtype)
-        return Outcome(adversarial, success, score)
+            best.offer(index, outcome.adversarial, outcome.score, outcome.success)
+        return best.outcome()
 
     def session(self, model: Model) -> ExitStack:
         """Return the context of an attack: gradients on, those of parameters off, evaluation mode."""

@@ -153,12 +153,6 @@ class ZeroOneLoss(SoftLogitMarginLoss):
 
     AdverTorch's class of this name is the margin, whatever its name says: port it to ``loss="margin"``.
 
-    Args:
-        reduction: ``none``, as attacks need it, ``mean`` or ``sum``.
-
-    Raises:
-        ValueError: If ``reduction`` is another.
-
     Example:
         >>> float(ZeroOneLoss("mean")(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])))
         0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -358,6 +358,17 @@ class AttackState:
             logits, objective, gradient = logits / eot_samples, objective / eot_samples, gradient / eot_samples
         return logits, objective, gradient
 
+    def query(self, points: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Return objectives of several versions of each sample, and whether they fool, without gradients.
+
+        Takes points ``(versions, batch, *)``; both results are ``(versions, batch)``.
+        """
+        with torch.no_grad():
+            logits = self.logits(points)
+            flat = logits.flatten(0, 1)
+            values = check_per_sample(loss(flat, self.label.repeat(len(points))), len(flat)).reshape(points.shape[:2])
+        return -values if self.targeted else values, self.fooled(logits)
+
     def _gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         point = self.point(x)
         logits = self.logits(point)
@@ -365,6 +376,24 @@ class AttackState:
         objective = self.objective(logits, loss)
         (gradient,) = torch.autograd.grad(objective.sum(), point)
         return logits.detach(), objective.detach(), gradient.contiguous()
+
+
+def chunks(total: int, max_batch: int, batch: int) -> Iterator[int]:
+    """Split versions, of ``batch`` points each, into parts of at most ``max_batch`` points, at least one version."""
+    most = max(1, max_batch // max(1, batch))
+    for done in range(0, total, most):
+        yield min(most, total - done)
+
+
+def best_version(points: Tensor, objective: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose a version of each sample: the largest objective among those that fool, else among all.
+
+    Takes points ``(versions, batch, *)`` with their objectives and whether they fool; returns one of each sample.
+    """
+    success = fooled.any(0)
+    chosen = objective.masked_fill(~fooled & success, float("-inf")).argmax(0)
+    here = torch.arange(points.shape[1], device=points.device)
+    return points[chosen, here], objective[chosen, here], success
 
 
 def check_differentiable(logits: Tensor) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from lit_modules.utils.weights import only_tensors
+from lit_modules.utils.checkpoints import only_tensors
 
 
 def load_classifier(name: str, classes: Sequence[str]) -> Any:

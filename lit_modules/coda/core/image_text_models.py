@@ -18,11 +18,11 @@ from lit_modules.coda.core.conversations import IGNORED, check_processor, encode
 from lit_modules.coda.core.update import UpdateArguments, UpdateModule
 from lit_modules.utils import adapters
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.precision import check_trained
 from lit_modules.utils.suggestions import did_you_mean
 from lit_modules.utils.thoughts import decode_answer
-from lit_modules.utils.weights import only_tensors
 
 LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """Linear layers of the language model; names of leaves alone would find those of the vision tower too."""

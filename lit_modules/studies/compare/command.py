@@ -90,7 +90,9 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
         ValueError: If two runs did not spend the same.
         DirectoryInUse: If the same comparison runs already.
     """
-    options, overrides = read_options(CompareOptions, args, "compare", DESCRIPTION, EXAMPLE, passes_on=True)
+    options, overrides = read_options(
+        CompareOptions, args, command="compare", description=DESCRIPTION, example=EXAMPLE, passes_on=True
+    )
     if not options.config:
         raise UsageError("A comparison needs its configuration: -c compare/tofu_tiny.yaml.")
     settings = read_settings(options.config, overrides)
@@ -110,7 +112,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
     manifest = {**fixed, "files": files}
     with RunDirectory(folder, noun="comparison") as directory:
         directory.check(manifest, beside=["models"])
-        models = prepare_models(settings, root, files, Path(options.models or folder / "models"))
+        models = prepare_models(settings, root, hashes=files, folder=Path(options.models or folder / "models"))
         runs = runs_of(methods)
         records = run_records(settings, runs, folder.name)
         _check_finished(folder, records)
@@ -121,6 +123,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
         try:
             with stoppable():
                 trainings = {models.names[key]: record for key, record in models.trainings.items()}
+                print("Train the start and the model of the retain set alone, unless they exist ...", flush=True)
                 failures = study.launch(models.folder, trainings, together=1)
                 if not failures and RETAIN_LOG not in json.dumps(settings["evaluation"]):
                     failures = study.launch(folder / "runs", {"start": records["start"]}, together=1)
@@ -160,12 +163,12 @@ class _Study:
             folders[group[0]] = [folder / name for name in group]
             arguments = (*PROGRAM, *map(str, folders[group[0]]))
             tasks.append(Task(group[0], arguments, folder / group[0] / "process.txt"))
-        failures = launch(self.launcher, tasks, folders, len(records)) if tasks else {}
+        failures = launch(self.launcher, tasks, folders=folders, total=len(records)) if tasks else {}
         return {name: {"reason": reason, "log": str(folder / name / LOG)} for name, reason in failures.items()}
 
 
 def _check_finished(folder: Path, records: Mapping[str, Record]) -> None:
-    """Check that the finished runs in the folder are those asked for.
+    """Check that the finished runs in the folder are those of the configuration.
 
     Raises:
         UsageError: If one had another record.

@@ -1,6 +1,5 @@
 """Record of each run of a comparison: what it trains and tests, for the start, the references and the methods."""
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from lit_modules.studies.arguments import ArgumentReader
 from lit_modules.studies.compare.settings import SHARED, Method, Run, filled
+from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.hashing import hash_file, stable_hash
 from lit_modules.utils.json_lines import read_json_lines
@@ -66,7 +66,7 @@ def prepare_models(settings: Mapping[str, Any], root: Path, hashes: Mapping[str,
     """
     vocab_size = None
     if "tokenizer" in settings:
-        tokenizer, vocab_size = _train_tokenizer(settings["tokenizer"], root, hashes, folder)
+        tokenizer, vocab_size = _train_tokenizer(settings["tokenizer"], root, hashes=hashes, folder=folder)
     elif isinstance(settings["start"]["model"], str):
         tokenizer = settings["start"]["model"]
     else:
@@ -75,7 +75,7 @@ def prepare_models(settings: Mapping[str, Any], root: Path, hashes: Mapping[str,
     trainings = {key: _training_record(settings, subset, vocab_size) for key, subset in subsets.items()}
     made_by = [dict(hashes), Path(tokenizer).name]
     names = {key: f"{key}-{digest([record, made_by])}" for key, record in trainings.items()}
-    return Models(folder, tokenizer, trainings, names)
+    return Models(folder, tokenizer, trainings=trainings, names=names)
 
 
 def run_records(settings: Mapping[str, Any], runs: Mapping[str, Run], group: str) -> dict[str, Record]:
@@ -151,9 +151,9 @@ def _parameters(path: str, where: str) -> set[str]:
             module = import_module(package)
         except ImportError:
             continue
-        found = getattr(module, name, None)  # a module of the user's may have anything
-        if isinstance(found, type):
-            return set(inspect.signature(found).parameters)
+        attribute = getattr(module, name, None)  # a module of the user's may have anything
+        if isinstance(attribute, type):
+            return set(argument_names(attribute))
         known += getattr(module, "__all__", [])
     raise UsageError(f"{where}: there is no class {path!r}{did_you_mean(name, known)}")
 
@@ -182,9 +182,9 @@ def _read_texts(root: Path, files: Sequence[str], fields: Sequence[str]) -> Iter
     for name in files:
         if not (root / name).is_file():
             raise FileNotFoundError(f"The tokenizer learns from {name}, which is missing in {root}.")
-        for place, row in read_json_lines(root / name):
+        for where, row in read_json_lines(root / name):
             if not isinstance(row, dict) or any(field not in row for field in fields):
-                raise ValueError(f"{place}: a line must be a JSON object with the fields {', '.join(fields)}.")
+                raise ValueError(f"{where}: a line must be a JSON object with the fields {', '.join(fields)}.")
             yield " ".join(str(row[field]) for field in fields)
 
 
@@ -212,7 +212,7 @@ def _training_record(settings: Mapping[str, Any], subset: str, vocab_size: int |
     trainer = _trainer(settings, start["steps"], [saving])
     if start.get("clip_norm") is not None:
         trainer["gradient_clip_val"] = start["clip_norm"]
-    config = _config(start.get("seed", 0), FINE_TUNING, arguments, data, trainer)
+    config = _config(start.get("seed", 0), FINE_TUNING, arguments, data=data, trainer=trainer)
     return {"values": {"model": subset}, "config": config, "train": True, "test": logged, "count": False}
 
 
@@ -220,7 +220,8 @@ def _reference_record(settings: Mapping[str, Any], model: str) -> Record:
     """Return the record of a test of a model that no method has changed."""
     arguments = {"model": f"{{{model}}}", **_evaluation(settings)}
     data = _data(settings, settings["batch_size"], 0)
-    config = _config(0, FINE_TUNING, arguments, data, _trainer(settings, settings["max_steps"], []))
+    trainer = _trainer(settings, settings["max_steps"], [])
+    config = _config(0, FINE_TUNING, arguments, data=data, trainer=trainer)
     return {"values": {"model": model}, "config": config, "train": False, "test": True, "count": False}
 
 
@@ -237,7 +238,7 @@ def _method_record(settings: Mapping[str, Any], run: Run) -> Record:
         arguments.setdefault("cache_dir", "{models}/reference_log_probs")
     data = _data(settings, settings["batch_size"], run.seed)
     trainer = _trainer(settings, settings["max_steps"], method.callbacks)
-    config = _config(run.seed, method.class_path, arguments, data, trainer)
+    config = _config(run.seed, method.class_path, arguments, data=data, trainer=trainer)
     values = {"method": method.name, "learning_rate": run.learning_rate, "seed": run.seed}
     return {"values": values, "config": config, "train": True, "test": True, "count": True}
 

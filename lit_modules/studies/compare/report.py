@@ -143,7 +143,17 @@ def compare(
     chosen = {(cell.method, cell.learning_rate) for cell in best}
     cells = [replace(cell, best=(cell.method, cell.learning_rate) in chosen) for cell in cells]
     held_out = any(len(run.method.seeds) > 1 for run in runs.values())
-    return Comparison(rows, cells, best, held_out, references, forget, retain, columns, pareto)
+    return Comparison(
+        rows=rows,
+        cells=cells,
+        best=best,
+        held_out=held_out,
+        references=references,
+        forget=forget,
+        retain=retain,
+        columns=columns,
+        pareto=pareto,
+    )
 
 
 def table(comparison: Comparison, best: bool = False, short: bool = False) -> list[list[str]]:
@@ -173,11 +183,11 @@ def markdown(comparison: Comparison) -> str:
     """Return the tables in Markdown: the best rates, all rates, and what the runs spent."""
     spent = [["method", *(name.replace("_", " ") for name in SPENT), "seconds"]]
     for method in dict.fromkeys(row["method"] for row in comparison.rows):
-        of_it = [row for row in comparison.rows if row["method"] == method and not row[FAILED]]
-        if not of_it:
+        of_method = [row for row in comparison.rows if row["method"] == method and not row[FAILED]]
+        if not of_method:
             continue
-        means = [fmean(row[name] for row in of_it) for name in SPENT]
-        seconds = fmean(row["seconds_train"] + row["seconds_test"] for row in of_it)
+        means = [fmean(row[name] for row in of_method) for name in SPENT]
+        seconds = fmean(row["seconds_train"] + row["seconds_test"] for row in of_method)
         spent.append(
             [method, *(f"{mean:.10g}" if mean == int(mean) else f"{mean:.1f}" for mean in means), f"{seconds:.1f}"]
         )
@@ -242,17 +252,17 @@ def draw(folder: Path, comparison: Comparison) -> list[Path]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other beats: none has both a lower first and a higher second number.
+    """Return the Pareto front: the points that no other beats by a lower first and a higher second number.
 
     Example:
         >>> front([(0.1, 0.5), (0.2, 0.9), (0.3, 0.8)])
         [(0.1, 0.5), (0.2, 0.9)]
     """
-    kept: list[tuple[float, float]] = []
+    optimal: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not kept or point[1] > kept[-1][1]:
-            kept.append(point)
-    return kept
+        if not optimal or point[1] > optimal[-1][1]:
+            optimal.append(point)
+    return optimal
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -264,23 +274,23 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
     """Choose a rate for each method on its first seed, and report it on the others."""
-    found = []
+    best = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        of_it = [row for row in rows if row["method"] == method]
-        first = of_it[0]["seed"]
+        of_method = [row for row in rows if row["method"] == method]
+        first = of_method[0]["seed"]
         scores = {
             row["learning_rate"]: row[SCORE]
-            for row in sorted(of_it, key=lambda row: row["learning_rate"])
+            for row in sorted(of_method, key=lambda row: row["learning_rate"])
             if row["seed"] == first and not row[FAILED] and not math.isnan(row[SCORE])
         }
         if not scores:
-            found.append(_summed(method, math.nan, [row for row in of_it if row["seed"] == first]))
+            best.append(_summed(method, math.nan, [row for row in of_method if row["seed"] == first]))
             continue
         rate = max(scores, key=scores.__getitem__)
-        chosen = [row for row in of_it if row["learning_rate"] == rate]
+        chosen = [row for row in of_method if row["learning_rate"] == rate]
         others = [row for row in chosen if row["seed"] != first]
-        found.append(replace(_summed(method, rate, others or chosen), best=True))
-    return found
+        best.append(replace(_summed(method, rate, others or chosen), best=True))
+    return best
 
 
 def _summed(method: str, rate: float, group: Sequence[Mapping[str, Any]]) -> Cell:
@@ -290,7 +300,7 @@ def _summed(method: str, rate: float, group: Sequence[Mapping[str, Any]]) -> Cel
         if name not in ("method", "learning_rate", "seed", FAILED):
             values = [float(row[name]) for row in (group if name == SCORE else finished)]
             numbers[name] = summary(values)
-    return Cell(method, rate, len(group), len(group) - len(finished), numbers, False)
+    return Cell(method, rate, runs=len(group), failed=len(group) - len(finished), numbers=numbers, best=False)
 
 
 def _table_csv(cells: Sequence[Cell]) -> str:

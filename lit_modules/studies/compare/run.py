@@ -199,7 +199,7 @@ def check_spending(
     Args:
         counts: What each run spent, by its name.
         seeds: Seed of each run.
-        max_steps: Steps that were asked for.
+        max_steps: Steps of the configuration.
         rows: Largest number of forget rows of a step.
 
     Raises:

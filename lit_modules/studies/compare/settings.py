@@ -224,8 +224,8 @@ def check_settings(settings: Mapping[str, Any]) -> list[Method]:
         got = show_value(settings["start"]["optimizer"])
         raise UsageError(f"start.optimizer must be a mapping with a class_path, got {got}.")
     for key in ("max_steps", "effective_batch", "batch_size"):
-        if settings[key] < 1:
-            raise UsageError(f"{key} must be at least 1, got {settings[key]}.")
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise UsageError(f"{key} must be at least 1, got {settings[key]!r}.")
     if settings["effective_batch"] % settings["batch_size"]:
         raise UsageError(
             f"effective_batch must be a multiple of batch_size={settings['batch_size']}, the rows that fit at once, "
@@ -311,16 +311,26 @@ def _method(entry: dict[str, Any], settings: Mapping[str, Any]) -> Method:
     for key, values in (("learning_rates", rates), ("seeds", seeds), ("callbacks", callbacks)):
         if not isinstance(values, list):
             raise UsageError(f"{where}: {key} must be a list, got {show_value(values)}.")
-    _check_numbers(where, "learning_rates", rates, lambda rate: 0 < rate < math.inf, "positive and finite")
-    _check_numbers(where, "seeds", seeds, lambda seed: isinstance(seed, int) and seed >= 0, "whole and not negative")
-    return Method(name, entry["class_path"], dict(init_args), tuple(map(float, rates)), tuple(seeds), tuple(callbacks))
+    _check_numbers(where, "learning_rates", rates)
+    _check_numbers(where, "seeds", seeds)
+    return Method(
+        name,
+        entry["class_path"],
+        dict(init_args),
+        learning_rates=tuple(map(float, rates)),
+        seeds=tuple(seeds),
+        callbacks=tuple(callbacks),
+    )
 
 
-def _check_numbers(where: str, key: str, values: list[Any], allowed: Any, words: str) -> None:
+def _check_numbers(where: str, key: str, values: list[Any]) -> None:
     if not values:
         raise UsageError(f"{where} needs at least one of {key}, got none.")
+    whole = key == "seeds"
+    words = "whole and not negative" if whole else "positive and finite"
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not allowed(value):
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number or not (value >= 0 if whole else 0 < value < math.inf):
             raise UsageError(f"{where}: {key} must be {words}, got {show_value(value)}.")
         if values.count(value) > 1:
             raise UsageError(f"{where}: {key} must be distinct, got {show_value(value)} {values.count(value)} times.")

@@ -1,6 +1,5 @@
 """``lit-modules stress``: relearning attack and quantization of an unlearned model."""
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from lit_modules.cli.public import load_public
 from lit_modules.studies.runs import read_json, write_json
 from lit_modules.studies.stress.attacks import relearn, run_lm_eval, write_quantized
 from lit_modules.studies.tables import print_table
+from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.run_directory import RunDirectory
 
@@ -63,7 +63,9 @@ def main(args: list[str]) -> int:
         UsageError: If options are wrong, or the folder holds the tests of other arguments.
         DirectoryInUse: If the same tests run already.
     """
-    options, passed = read_options(StressOptions, args, "stress", DESCRIPTION, EXAMPLE, passes_on=True)
+    options, passed = read_options(
+        StressOptions, args, command="stress", description=DESCRIPTION, example=EXAMPLE, passes_on=True
+    )
     if not passed:
         raise UsageError("Stress tests need the arguments of test, such as `-c ngdiff/lume.yaml --model.model FOLDER`.")
     if any(step < 1 for step in options.relearning_steps):
@@ -114,7 +116,8 @@ def run_stress_tests(options: StressOptions, arguments: list[str]) -> dict[str, 
         relearned = {step: f"relearned {step} step{'s' * (step > 1)}" for step in sorted(set(options.relearning_steps))}
         missing = [step for step, name in relearned.items() if not (path(name) / "results.json").is_file()]
         if missing:
-            _relearn(model, arguments, {step: path(relearned[step]) for step in missing}, options.relearning_rate)
+            folders = {step: path(relearned[step]) for step in missing}
+            _relearn(model, arguments, folders, learning_rate=options.relearning_rate)
         for name in relearned.values():
             test(name, f"--model.model={path(name) / 'model'}")
         write_json(folder / "results.json", records)
@@ -129,7 +132,7 @@ def _relearn(model: str, arguments: list[str], folders: Mapping[int, Path], lear
     line = ["test", *arguments, f"--trainer.default_root_dir={some}", "--trainer.limit_test_batches=0"]
     data: Any = ProjectCLI.start(line).datamodule
     init_args = {"tokenizer": data.tokenizer, **data.hparams, "subset": "forget"}
-    known = inspect.signature(type(data)).parameters  # the command line adds hyperparameters of its own
+    known = argument_names(type(data))  # the command line adds hyperparameters of its own
     forget = type(data)(**{name: value for name, value in init_args.items() if name in known})
     forget.setup("fit")
     targets = iter(folders.values())

@@ -77,7 +77,9 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
         UsageError: If an option or an argument of a point is wrong; nothing has run then.
         DirectoryInUse: If the same sweep runs already.
     """
-    options, passed = read_options(SweepOptions, args, "sweep", DESCRIPTION, EXAMPLE, passes_on=True)
+    options, passed = read_options(
+        SweepOptions, args, command="sweep", description=DESCRIPTION, example=EXAMPLE, passes_on=True
+    )
     axes = options.axes()
     check_axes(axes, passed)
     launcher = launcher or options.make_launcher()
@@ -85,7 +87,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
     settings |= {"axes": [axis.key for axis in axes]}
     folder = Path(options.folder or _default_folder(settings))
     points = grid(axes)
-    runs = _runs(folder, axes, points, passed, not options.no_test)
+    runs = _runs(folder, axes, points, passed=passed, test=not options.no_test)
     values = {axis.key: axis.texts for axis in axes}
     with RunDirectory(folder, noun="sweep") as directory:
         directory.claim({**settings, **values}, growing=list(values), beside=())
@@ -94,13 +96,14 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
             directory.write_json([name, RUN], runs[name], allow_nan=True)
         try:
             with stoppable():
-                failures = _launch(launcher, folder, missing, len(points))
+                failures = _launch(launcher, folder, missing, total=len(points))
         except KeyboardInterrupt:
             print(f"Interrupted; the same line with --folder {folder} goes on.")
             print(folder)
             return 130
         try:
-            _report(directory, axes, points, options.metrics.split(",") if options.metrics else [])
+            patterns = options.metrics.split(",") if options.metrics else []
+            _report(directory, axes, points, patterns=patterns)
         finally:
             for name, reason in failures.items():
                 print(f"failed: {name}: {reason} (log: {folder / name / LOG})")
@@ -152,7 +155,7 @@ def _launch(launcher: Launcher, folder: Path, names: Sequence[str], total: int) 
     """Run the points of these names; return the reason of each failure."""
     program = ("-m", "lit_modules.studies.runs")
     tasks = [Task(name, (*program, str(folder / name)), folder / name / LOG) for name in names]
-    return launch(launcher, tasks, {name: [folder / name] for name in names}, total)
+    return launch(launcher, tasks, folders={name: [folder / name] for name in names}, total=total)
 
 
 def _report(directory: RunDirectory, axes: Sequence[Axis], points: Sequence[Point], patterns: Sequence[str]) -> None:
@@ -174,5 +177,5 @@ def _report(directory: RunDirectory, axes: Sequence[Axis], points: Sequence[Poin
         print("The points logged no number whose name begins with test/ or val/; --metrics chooses others.")
         return
     report.print_turned(axes, rows, chosen)
-    report.draw(axes, points, results, chosen, folder / "figure.png")
+    report.draw(axes, points, results, metrics=chosen, path=folder / "figure.png")
     print(f"Table: {folder / 'table.md'} and table.csv; figure: {folder / 'figure.png'}")

@@ -31,7 +31,7 @@ class Row:
     values: tuple[Any, ...]
     finished: int
     points: int
-    numbers: dict[str, Number]
+    numbers: Mapping[str, Number]
 
     def cells(self, metrics: Sequence[str]) -> list[str]:
         """Return the row as text: the values, the number of runs, each number as ``mean +- deviation``."""
@@ -56,7 +56,8 @@ def summarise(axes: Sequence[Axis], results: Mapping[str, dict[str, Any]], point
         finished = [results[point.name] for point in group if point.name in results]
         names = dict.fromkeys(name for metrics in finished for name in metrics)
         numbers = {name: summary([number(m[name]) for m in finished if name in m]) for name in names}
-        rows.append(Row(tuple(group[0].values[index] for index in shown), len(finished), len(group), numbers))
+        values = tuple(group[0].values[index] for index in shown)
+        rows.append(Row(values, finished=len(finished), points=len(group), numbers=numbers))
     return rows
 
 
@@ -138,7 +139,8 @@ def draw(
     else:
         swept = list(axes)
         single = {name: {key: (number(value), None) for key, value in m.items()} for name, m in results.items()}
-        rows = [Row(point.values, 1, 1, single[point.name]) for point in points if point.name in results]
+        finished = [point for point in points if point.name in results]
+        rows = [Row(point.values, finished=1, points=1, numbers=single[point.name]) for point in finished]
     positions, labels = _positions(swept[0].values)
     groups = panels(metrics)
     columns = min(3, len(groups))

@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
-from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
+from lit_modules.synthia.core.sampling import Denoiser, FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import own_config
 from lit_modules.utils.hashing import hash_folder
 from lit_modules.utils.model_versions import hub_commit
@@ -18,7 +18,7 @@ from lit_modules.utils.model_versions import hub_commit
 Part = Literal["text", "images", "network"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Condition = dict[str, Tensor]
-"""What the network is conditioned on, ``(batch, ...)`` each; ``prompt_embeds`` is always there."""
+"""Inputs of the network beside latents and timesteps, ``(batch, ...)`` each; ``prompt_embeds`` is always there."""
 
 
 class Backbone(ABC):
@@ -45,7 +45,11 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Names of the layers that adapters are put on by default."""
     encoding_is_cheap: ClassVar[bool] = False
-    """Whether encodings are not worth keeping."""
+    """True if encodings are not worth keeping."""
+    few_step_rule: ClassVar[Literal["renoise", "deterministic"]] = "deterministic"
+    """Rule of the sampler that gradients pass through; a distilled model has the one that it was made for."""
+    full_precision_steps: ClassVar[int] = 0
+    """Its first steps without autocast."""
 
     network: Any
     schedule: NoiseSchedule
@@ -193,13 +197,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def save_pretrained(self, folder: str, adapter: bool) -> None:
-        """Write what was trained, as diffusers load it.
-
-        Args:
-            folder: Folder to write to.
-            adapter: Whether an adapter was trained, which is written as ``load_lora_weights`` reads it; otherwise the
-                whole network is.
-        """
+        """Write the adapter as ``load_lora_weights`` of diffusers reads it, or the whole network, to a folder."""
 
     @property
     def adapter(self) -> PeftConfig | None:
@@ -247,16 +245,26 @@ class Backbone(ABC):
     ) -> FewStepSampler:
         """Return the sampler that gradients pass through: DDIM without noise, or Euler's method for flow matching.
 
-        A distilled model overrides this with the sampler that it was made for.
-
-        Args:
-            num_steps: Steps; ``None`` is 8 for a model that is not distilled.
-            truncation: Number of last steps with gradients, see :class:`~lit_modules.synthia.FewStepSampler`.
-            checkpointing: Whether to recompute each step in the backward pass.
+        ``num_steps=None`` takes the usual number; for the others see :class:`~lit_modules.synthia.FewStepSampler`.
         """
-        steps, total = num_steps or 8, self.schedule.num_timesteps
-        first = total if self.schedule.alphas_cumprod is None else total - max(1, total // 40)
-        timesteps = spaced_timesteps(steps, total, first)
         return FewStepSampler(
-            self.schedule, timesteps, "deterministic", truncation=truncation, checkpointing=checkpointing
+            self.schedule,
+            self.few_step_timesteps(num_steps),
+            self.few_step_rule,
+            truncation=truncation,
+            checkpointing=checkpointing,
+            full_precision_steps=self.full_precision_steps,
         )
+
+    def few_step_timesteps(self, num_steps: int | None) -> Sequence[float]:
+        """Return the timesteps of the sampler that gradients pass through; 8 of a model that is not distilled."""
+        total = self.schedule.num_timesteps
+        first = total if self.schedule.alphas_cumprod is None else total - max(1, total // 40)
+        return spaced_timesteps(num_steps or 8, total, first)
+
+    def sample_images(
+        self, sampler: FewStepSampler, denoise: Denoiser[Any], condition: Any, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """Return an image for each generator by a sampler of few steps, floats in [0, 1]."""
+        noise = torch.cat([sampler.draw_noise((1, *self.latent_shape()), generator) for generator in generators], 1)
+        return self.decode(sampler.sample(denoise, noise.to(self.device), condition)).clamp(-1, 1) / 2 + 0.5

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_modules.synthia.backbones.pipeline import PipelineArguments, PipelineBackbone
-from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule
+from lit_modules.synthia.core.sampling import NoiseSchedule
 from lit_modules.utils.arguments import Unpack
 
 
@@ -74,26 +74,15 @@ class FlowBackbone(PipelineBackbone):
         ]
         return (torch.cat(shares) * self.schedule.num_timesteps).to(self.device)
 
-    def few_step_sampler(
-        self,
-        num_steps: int | None = None,
-        truncation: int | Literal["random"] | None = 1,
-        checkpointing: bool = True,
-    ) -> FewStepSampler:
-        """Return Euler's method at the timesteps of the pipeline's scheduler, shifted as there; 8 steps by default."""
-        timesteps = self.sampling_timesteps(num_steps or self.usual_few_steps())
-        return FewStepSampler(
-            self.schedule, timesteps, "deterministic", truncation=truncation, checkpointing=checkpointing
-        )
-
     def usual_few_steps(self) -> int:
         """Return the number of steps that gradients pass through by default."""
         return 8
 
-    def sampling_timesteps(self, num_steps: int) -> list[float]:
-        """Return the timesteps of the pipeline's scheduler."""
+    def few_step_timesteps(self, num_steps: int | None) -> list[float]:
+        """Return the timesteps of the pipeline's scheduler, shifted as there."""
+        steps = num_steps or self.usual_few_steps()
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        scheduler.set_timesteps(num_steps, **self.timestep_arguments(num_steps))
+        scheduler.set_timesteps(steps, **self.timestep_arguments(steps))
         timesteps: list[float] = scheduler.timesteps.tolist()
         return timesteps
 

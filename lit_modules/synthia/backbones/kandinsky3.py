@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from lit_modules.synthia.backbones.base import Condition, Precision
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq, load_u_net, movq_config, read_weights
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone, PrecisionArguments, WeightArguments
 from lit_modules.synthia.core.sampling import (
-    FewStepSampler,
     NoiseSchedule,
     cosine_alphas_cumprod,
     precise,
@@ -61,7 +60,7 @@ class Kandinsky3(PipelineBackbone):
     encoder_part: ClassVar[str] = "movq"
     least_multiple: ClassVar[int] = 64
     pools_padding: ClassVar[bool] = True
-    """Whether the one more token that is pooled is projected padding, as in the pipeline, or zeros."""
+    """True if the one more token that is pooled is projected padding, as in the pipeline, and not zeros."""
 
     def __init__(
         self,
@@ -169,13 +168,10 @@ class Kandinsky3(PipelineBackbone):
         save_file(named, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
 
     def load_adapter(self, folder: str) -> None:
-        """Put an adapter on the network that :meth:`save_pretrained` wrote.
-
-        Args:
-            folder: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        """Put an adapter on the network that :meth:`save_pretrained` wrote to a folder.
 
         Raises:
-            FileNotFoundError: If the folder does not hold them.
+            FileNotFoundError: If the folder does not hold ``adapter_config.json`` and ``adapter_model.safetensors``.
         """
         from peft import PeftConfig, set_peft_model_state_dict
         from safetensors.torch import load_file
@@ -236,6 +232,8 @@ class Kandinsky3Flash(Kandinsky3):
     """
 
     pools_padding: ClassVar[bool] = False
+    few_step_rule = "renoise"
+    full_precision_steps = 1
 
     def __init__(
         self,
@@ -339,22 +337,9 @@ class Kandinsky3Flash(Kandinsky3):
         embeds, _, mask, _ = pipeline.encode_prompt(prompts, False, device=self.device)
         return {"prompt_embeds": embeds, "prompt_mask": mask}
 
-    def few_step_sampler(
-        self,
-        num_steps: int | None = None,
-        truncation: int | Literal["random"] | None = 1,
-        checkpointing: bool = True,
-    ) -> FewStepSampler:
-        """Return the sampler that the model was distilled for, the first step without autocast."""
-        timesteps = spaced_timesteps(num_steps or self.usual_steps(), self.schedule.num_timesteps)
-        return FewStepSampler(
-            self.schedule,
-            timesteps,
-            "renoise",
-            truncation=truncation,
-            checkpointing=checkpointing,
-            full_precision_steps=1,
-        )
+    def few_step_timesteps(self, num_steps: int | None) -> tuple[int, ...]:
+        """Return the timesteps that the model was distilled for."""
+        return spaced_timesteps(num_steps or self.usual_steps(), self.schedule.num_timesteps)
 
     @torch.no_grad()
     def generate(
@@ -373,9 +358,7 @@ class Kandinsky3Flash(Kandinsky3):
             raise ValueError(f"Kandinsky3Flash draws without guidance, which is a scale of 1, got {guidance}.")
         self.load("images", "network")
         sampler = self.few_step_sampler(num_steps, None, checkpointing=False)
-        noise = torch.cat([sampler.draw_noise((1, *self.latent_shape()), generator) for generator in generators], 1)
-        latents = sampler.sample(self.denoise, noise.to(self.device), condition)
-        return self.decode(latents).clamp(-1, 1) / 2 + 0.5
+        return self.sample_images(sampler, self.denoise, condition, generators)
 
 
 def _check_guidance(guidance: float) -> None:

@@ -59,9 +59,6 @@ _MOVQ = (
 def read_weights(path: str) -> Weights:
     """Read a file of tensors of torch; those of the U-Net have it under ``unet``.
 
-    Args:
-        path: File.
-
     Raises:
         ValueError: If it holds something else.
     """
@@ -125,12 +122,7 @@ def movq_config(weights: Weights) -> dict[str, Any]:
 
 
 def load_u_net(path: str, projection: str, dtype: torch.dtype | None = None) -> Any:
-    """Return the U-Net of published weights.
-
-    Args:
-        path: File of the U-Net.
-        projection: File of the projection of the text encoder's states.
-        dtype: Type of the weights; ``None`` leaves that of the file.
+    """Return the U-Net of two published files: its weights, and the projection of the text encoder's states.
 
     Raises:
         ValueError: If they are those of another network.
@@ -146,11 +138,7 @@ def load_u_net(path: str, projection: str, dtype: torch.dtype | None = None) -> 
 
 
 def load_movq(path: str, dtype: torch.dtype | None = None) -> Any:
-    """Return the MoVQ of published weights.
-
-    Args:
-        path: File.
-        dtype: Type of the weights; ``None`` leaves that of the file.
+    """Return the MoVQ of a published file; ``dtype=None`` leaves the type of the weights.
 
     Raises:
         ValueError: If they are those of another network.

@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
 from lit_modules.synthia.core.sampling import NoiseSchedule
 from lit_modules.utils.adapters import without_dropout
-from lit_modules.utils.weights import only_tensors
+from lit_modules.utils.checkpoints import only_tensors
 
 _OWNERS = {
     "StableDiffusionPipeline": "StableDiffusion",
@@ -218,12 +218,7 @@ class PipelineBackbone(Backbone):
         return name in parts
 
     def component(self, name: str, dtype: torch.dtype | None = None, folder: str | None = None) -> Any:
-        """Load a part of the pipeline.
-
-        Args:
-            name: Name of the part, and of its folder.
-            dtype: Type of its weights; ``None`` for parts without.
-            folder: Where it is; ``None`` is the model.
+        """Load a part of the pipeline, its weights in a type, from the model or another folder.
 
         Raises:
             FileNotFoundError: If it is not there.

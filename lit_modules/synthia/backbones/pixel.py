@@ -104,7 +104,7 @@ class PixelDiffusion(Backbone):
 
     @property
     def version(self) -> str:
-        """What tells the weights of a folder from others; a new network's are told by its arguments."""
+        """Mark of the weights of a folder; a new network's are marked by its arguments."""
         return "new" if self.folder is None else super().version
 
     def load_text(self) -> None:
@@ -201,20 +201,16 @@ class PixelDiffusion(Backbone):
         total = self.schedule.num_timesteps
         timesteps = spaced_timesteps(steps, total, total - 1 - (total / steps - 1) % 1)
         sampler = FewStepSampler(self.schedule, timesteps, "deterministic", checkpointing=False)
-        noise = torch.cat([sampler.draw_noise((1, *self.latent_shape()), generator) for generator in generators], 1)
-        cond = condition
-        if scale != 1:
-            empty = self.encode_prompt([""] * len(generators))
-            cond = {name: torch.cat([condition[name], empty[name]]) for name in condition}
+        if scale == 1:
+            return self.sample_images(sampler, self.denoise, condition, generators)
+        empty = self.encode_prompt([""] * len(generators))
+        both = {name: torch.cat([condition[name], empty[name]]) for name in condition}
 
-        def guided(noised: Tensor, times: Tensor, cond: Condition) -> Tensor:
-            if scale == 1:
-                return self.denoise(noised, times, cond)
-            with_prompt, without = self.denoise(noised.repeat(2, 1, 1, 1), times.repeat(2), cond).chunk(2)
+        def guided(noised: Tensor, times: Tensor, both: Condition) -> Tensor:
+            with_prompt, without = self.denoise(noised.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
             return without + scale * (with_prompt - without)
 
-        latents = sampler.sample(guided, noise.to(self.device), cond)
-        return self.decode(latents).clamp(-1, 1) / 2 + 0.5
+        return self.sample_images(sampler, guided, both, generators)
 
     def save_pretrained(self, folder: str, adapter: bool) -> None:
         """Write ``unet`` and ``scheduler``, or an adapter for ``load_lora_adapter`` of the U-Net."""
@@ -287,16 +283,7 @@ def frequencies(block_size: int, brightness: int, colour: int) -> Tensor:
 
 
 def word_vector(word: str, width: int) -> Tensor:
-    """Return the unit vector times the root of its length that the letters of a word determine.
-
-    Args:
-        word: Word.
-        width: Length.
-
-    Example:
-        >>> bool((word_vector("cup", 4) == word_vector("cup", 4)).all()), round(float(word_vector("cup", 4).norm()), 4)
-        (True, 2.0)
-    """
+    """Return the vector of length ``sqrt(width)`` that the letters of a word determine, ``(width,)``."""
     vector = torch.randn(width, generator=generator_of(word))
     scaled: Tensor = vector / vector.norm() * width**0.5
     return scaled

@@ -68,7 +68,7 @@ class StableDiffusion3(FlowBackbone):
 
     @property
     def has_t5(self) -> bool:
-        """Whether the T5 encoder is there and used."""
+        """True if the T5 encoder is there and used."""
         return self.t5 and all(self.index.get("text_encoder_3") or (None,))
 
     def present_text_parts(self) -> tuple[str, ...]:

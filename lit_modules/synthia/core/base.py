@@ -198,12 +198,9 @@ class TextToImage(LightningModule):
         return self.encoder.conditions(batch["prompt"])
 
     def latents(self, batch: Mapping[str, Any], key: str, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return latents of a batch's images, drawn anew from their distribution.
+        """Draw latents of a batch's images from their distribution, ``(batch, ..., channel, height, width)``.
 
-        Args:
-            batch: Batch.
-            key: ``"image"``, ``"pos"`` or ``"neg"``; images ``(batch, ..., 3, height, width)``.
-            generators: Source of each row's draw.
+        ``key`` is ``"image"``, ``"pos"`` or ``"neg"``, of images ``(batch, ..., 3, height, width)``.
         """
         images = batch[key]
         if not images.numel():

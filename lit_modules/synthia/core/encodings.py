@@ -22,12 +22,7 @@ _PREFILL = 16
 
 
 class Encoder:
-    """Encode through a cache, and load an encoder only if something is missing from it.
-
-    Args:
-        backbone: Owner of the encoders.
-        folder: Folder of the cache; ``None`` keeps encodings in memory.
-    """
+    """Encode through a cache, in memory or in a folder, and load an encoder only if something is missing from it."""
 
     def __init__(self, backbone: Backbone, folder: str | None = None) -> None:
         self.backbone = backbone
@@ -237,21 +232,12 @@ class EncodingCache:
 
 
 def text_key(identity: str, prompt: str) -> str:
-    """Return the key of a prompt's encoding: a hash of the prompt and of what encodes it.
-
-    Args:
-        identity: What encodes it, such as ``Backbone.identity("text")``.
-        prompt: The prompt.
-    """
+    """Return the key of a prompt's encoding: a hash of the prompt and of what encodes it (``Backbone.identity``)."""
     return stable_hash("text", identity, prompt)
 
 
 def image_key(identity: str, image: Tensor) -> str:
-    """Return the key of an image's encoding: a hash of the pixels and of what encodes them.
-
-    Args:
-        identity: What encodes it, such as ``Backbone.identity("images")``.
-        image: uint8, as it is encoded: resized, cropped and flipped.
+    """Return the key of an image's encoding: a hash of the pixels, uint8 as they are encoded, and of what encodes them.
 
     Raises:
         TypeError: If the image is not uint8.

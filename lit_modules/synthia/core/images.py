@@ -16,15 +16,10 @@ from lit_modules.utils.html import data_url
 def as_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
     """Return an image as uint8, ``(height, width, 3)``.
 
-    Args:
-        image: Tensor ``(3, height, width)`` or array ``(height, width, 3)``, floats in [0, 1] or uint8.
+    It is a tensor ``(3, height, width)`` or an array ``(height, width, 3)``, of floats in [0, 1] or uint8.
 
     Raises:
-        ValueError: If the image is of another shape or range.
-
-    Example:
-        >>> as_array(torch.ones(3, 2, 1)).shape
-        (2, 1, 3)
+        ValueError: If it is of another shape or range.
     """
     tensor = image if isinstance(image, Tensor) else torch.from_numpy(image).movedim(-1, 0)
     array: NDArray[np.uint8] = as_bytes(tensor.detach().cpu()).permute(1, 2, 0).numpy()
@@ -32,16 +27,7 @@ def as_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def data_uri(image: Tensor | NDArray[Any], enlarge_to: int = 1) -> str:
-    """Return an image as a ``data:`` URI of a PNG.
-
-    Args:
-        image: As for :func:`as_array`.
-        enlarge_to: Least side in pixels; a smaller image is repeated by a whole number, without smoothing.
-
-    Example:
-        >>> data_uri(torch.ones(3, 2, 2))[:22]
-        'data:image/png;base64,'
-    """
+    """Return an image as a ``data:`` URI of a PNG, each pixel repeated until no side is below ``enlarge_to``."""
     array = as_array(image)
     times = max(1, -(-enlarge_to // min(array.shape[:2])))
     buffer = io.BytesIO()

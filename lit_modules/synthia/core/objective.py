@@ -13,36 +13,20 @@ Distance = Literal["squared", "cosine"]
 
 
 def squared_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean squared difference of each pair, in float32 at least, ``(batch,)``.
-
-    Args:
-        first: ``(batch, ...)``.
-        second: Of the same shape.
+    """Return the mean squared difference of each pair ``(batch, ...)``, in float32 at least, ``(batch,)``.
 
     Raises:
         ValueError: If the shapes differ.
-
-    Example:
-        >>> squared_distance(torch.zeros(2, 3), torch.tensor([[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]]))
-        tensor([3., 0.])
     """
     _same_shape(first, second)
     return (precise(first) - precise(second)).square().flatten(1).mean(1)
 
 
 def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Return one less the cosine of each pair, taken as flat vectors, in [0, 2], ``(batch,)``.
-
-    Args:
-        first: ``(batch, ...)``.
-        second: Of the same shape.
+    """Return one less the cosine of each pair ``(batch, ...)``, taken as flat vectors, in [0, 2], ``(batch,)``.
 
     Raises:
         ValueError: If the shapes differ.
-
-    Example:
-        >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
-        tensor([1.])
     """
     _same_shape(first, second)
     return 1 - F.cosine_similarity(precise(first).flatten(1), precise(second).flatten(1), dim=1)
@@ -51,12 +35,8 @@ def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
 def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error of a denoising network for each image.
 
-    Args:
-        prediction: ``(batch, ...)``, or ``(batch, negatives, ...)`` with ``target`` of the same shape.
-        target: The noise, the velocity or the flow.
-
-    Returns:
-        ``(batch,)`` for latents ``(batch, channel, height, width)``, ``(batch, negatives)`` for five dimensions.
+    Latents are ``(batch, channel, height, width)``, or ``(batch, negatives, channel, height, width)``; errors
+    ``(batch,)`` or ``(batch, negatives)``.
 
     Raises:
         ValueError: If the shapes differ.
@@ -68,14 +48,9 @@ def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class Distances(NamedTuple):
-    """Distances of a batch, or errors of the network; see :meth:`ContrastiveObjective.forward`.
+    """Distances of a batch, or errors of the network, as :meth:`ContrastiveObjective.forward` takes them.
 
-    Args:
-        positive: To the positive, ``(batch,)``.
-        negatives: To the negatives, ``(batch, negatives)``, 0 where the mask is not set.
-        mask: Which negatives are there, bool.
-        weights: Weight of each item's denoising term, ``(batch,)``.
-        reference: Both before tuning.
+    Negatives are 0 where the mask is not set; ``reference`` holds both before tuning.
     """
 
     positive: Tensor
@@ -97,9 +72,9 @@ class ContrastiveObjective(nn.Module, ABC):
     """
 
     space: ClassVar[Literal["sample", "noise"]] = "sample"
-    """What is compared: samples, or errors of the denoising network."""
+    """Space of the distances: samples, or errors of the denoising network."""
     needs_reference: ClassVar[bool] = False
-    """Whether ``reference`` must hold the errors of the network before it was tuned."""
+    """True if ``reference`` must hold the errors of the network before it was tuned."""
 
     def __init__(self, denoising_weight: float = 1.0, metric: Distance = "squared") -> None:
         super().__init__()
@@ -108,12 +83,7 @@ class ContrastiveObjective(nn.Module, ABC):
         self.denoising_weight, self.metric = not_negative("denoising_weight", denoising_weight), metric
 
     def distances(self, anchor: Tensor, positive: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """Measure how far the positive and the negatives are from the anchor.
-
-        Args:
-            anchor: Sampled images, their latents or their embeddings, ``(batch, ...)``.
-            positive: The same of the positive images, ``(batch, ...)``.
-            negatives: The same of the negative images, ``(batch, negatives, ...)``.
+        """Measure the distance of positives ``(batch, ...)`` and negatives ``(batch, negatives, ...)`` to anchors.
 
         Returns:
             Distances ``(batch,)`` and ``(batch, negatives)``, means over the elements.

@@ -61,13 +61,9 @@ class PairTraining(TextToImage):
         condition: Condition,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Return ``loss``, the mean ``positive`` and ``negative``, and other parts; scalars.
+        """Return ``loss``, the means ``positive`` and ``negative``, and other parts; scalars.
 
-        Args:
-            batch: Batch.
-            generators: Source of randomness for each row.
-            condition: What the network is conditioned on.
-            generator: Source of what is drawn for the whole batch.
+        Each row has its generator; ``generator`` is the source of what is drawn for the whole batch.
         """
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -8,10 +8,7 @@ from torch import Tensor
 
 
 def generator_of(*key: object) -> torch.Generator:
-    """Return a generator, on the CPU, that starts where the key says.
-
-    Args:
-        key: Things whose text makes the key, such as a seed, a step and the name of a row.
+    """Return a generator, on the CPU, that starts where the text of the key says: a seed, a step, the name of a row.
 
     Example:
         >>> draws = [torch.randn((), generator=generator_of(0, "train", 7)) for _ in range(2)]

@@ -15,14 +15,7 @@ Space = Literal["pixel", "latent", "embedding"]
 class SampleComparison:
     """Sample an image for each row, with gradients, and put it and the images of the batch into one space.
 
-    Args:
-        backbone: Text-to-image model.
-        num_steps: Steps of the sampler; ``None`` takes the backbone's usual number.
-        truncation: Number of its last steps that the gradient passes through, ``"random"``, or ``None`` for all.
-        checkpointing: Whether to recompute its steps in the backward pass.
-        space: What is compared; pixels in [0, 1], at most ``pixel_size`` wide.
-        pixel_size: Side of the images that are compared as pixels; ``None`` takes the backbone's.
-        embedder: Gives embeddings of images; for ``space="embedding"``.
+    The arguments are those of :class:`~lit_modules.synthia.Synthia`.
 
     Raises:
         ValueError: If an argument is out of its range, or arguments do not fit together.
@@ -60,13 +53,7 @@ class SampleComparison:
     def sample(
         self, generators: Sequence[torch.Generator], condition: Condition, generator: torch.Generator | None
     ) -> Tensor:
-        """Return latents of an image for each row, with gradients.
-
-        Args:
-            generators: Source of each row's noise.
-            condition: What the network is conditioned on.
-            generator: Source of a random truncation.
-        """
+        """Return latents of an image for each row, with gradients; ``generator`` draws a random truncation."""
         assert self.sampler is not None  # made with the network
         shape = (1, *self.backbone.latent_shape())
         noise = torch.cat([self.sampler.draw_noise(shape, each) for each in generators], 1).to(self.backbone.device)

@@ -65,7 +65,7 @@ def cosine_alphas_cumprod(num_timesteps: int = 1000, largest_beta: float = 0.999
 
 
 class NoiseSchedule:
-    """How latents are noised, and what the network predicts: the formulas around it, in float32 at least.
+    """Noise schedule and prediction of a network: the formulas around them, in float32 at least.
 
     Noised latents are ``z_t = a_t z + s_t noise``. With ``alphas_cumprod``, ``a_t = sqrt(abar_t)`` and
     ``s_t = sqrt(1 - abar_t)`` at whole timesteps. Without, the schedule is that of flow matching: ``s_t = t / T`` and
@@ -144,13 +144,7 @@ class NoiseSchedule:
         return (signal / noise).square()
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return ``a_t z + s_t noise``.
-
-        Args:
-            clean: Latents ``(batch, ...)``.
-            noise: Standard normal, of the same shape.
-            timesteps: ``(batch,)``.
-        """
+        """Return ``a_t z + s_t noise`` of latents and noise ``(batch, ...)`` and timesteps ``(batch,)``."""
         return self._combine(clean, noise, *self.coefficients(timesteps)).to(clean.dtype)
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -163,13 +157,7 @@ class NoiseSchedule:
         return self._combine(noise, clean, signal, -spread).to(clean.dtype)
 
     def split(self, noised: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the clean latents and the noise that a prediction implies, in float32 at least.
-
-        Args:
-            noised: ``z_t``, ``(batch, ...)``.
-            prediction: The network's answer, of the same shape.
-            timesteps: ``(batch,)``.
-        """
+        """Return the clean latents and the noise, float32 at least, that a prediction on ``z_t`` implies."""
         signal, spread = self.coefficients(timesteps)
         if self.prediction == "v_prediction":
             clean = self._combine(noised, prediction, signal, -spread)

@@ -72,10 +72,7 @@ class StagedLR(LRScheduler):
         super().__init__(optimizer)
 
     def set_stages(self, steps: Sequence[int]) -> None:
-        """Set the optimizer steps of each stage, and the rate of the coming step by them.
-
-        Args:
-            steps: Optimizer steps of each stage, from the first of the run on.
+        """Set the optimizer steps of each stage, from the first of the run on, and the rate of the coming step by them.
 
         Raises:
             ValueError: If there is no stage, or one of less than one step.
@@ -95,10 +92,7 @@ class StagedLR(LRScheduler):
         return [float(rate) * factor for rate in self.base_lrs]
 
     def factor(self, step: int) -> float:
-        """Return what the optimizer's rate is multiplied by at a step.
-
-        Args:
-            step: Optimizer steps before it.
+        """Return the factor of the optimizer's rate after a number of optimizer steps.
 
         Raises:
             RuntimeError: If nothing has given the stages.

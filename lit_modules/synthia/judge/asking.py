@@ -158,10 +158,7 @@ class AskingJudge(ABC):
 
 
 def score_question(affordances: Sequence[str]) -> str:
-    """Return the question for scores from 1 to 5 of one image.
-
-    Args:
-        affordances: What was asked for.
+    """Return the question for scores from 1 to 5 of one image of an object with these affordances.
 
     Example:
         >>> print(score_question(["sit", "keep_warm"]).splitlines()[0])
@@ -179,11 +176,7 @@ def score_question(affordances: Sequence[str]) -> str:
 
 
 def comparison_question(affordances: Sequence[str]) -> str:
-    """Return the question which of two images is better.
-
-    Args:
-        affordances: What was asked for.
-    """
+    """Return the question which of two images of an object with these affordances is better."""
     return "\n".join(
         [
             "Each of the two pictures shows a new product. Both were asked for with these functions: "

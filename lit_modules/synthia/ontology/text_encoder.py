@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_modules.utils.weights import only_tensors
+from lit_modules.utils.checkpoints import only_tensors
 
 
 class TextEncoder:

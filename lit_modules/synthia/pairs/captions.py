@@ -119,16 +119,7 @@ def template_captions(
 
 
 def caption_request(affordances: Sequence[str], negatives: Sequence[str], number: int) -> list[dict[str, str]]:
-    """Return the messages that ask a language model for captions.
-
-    Args:
-        affordances: What the design is for.
-        negatives: Names of the existing concepts that it should not look like.
-        number: Captions.
-
-    Returns:
-        Messages with ``role`` and ``content``, for an OpenAI-compatible endpoint.
-    """
+    """Return the messages that ask an OpenAI-compatible model for captions of a design that resembles no negative."""
     wanted = {
         "functions": [_spoken(name) for name in affordances],
         "do_not_resemble": [_spoken(name) for name in negatives],
@@ -164,17 +155,12 @@ Answer with a JSON array of strings, the captions, and nothing else.
 
 
 def read_captions(answer: str, number: int) -> list[str]:
-    """Read the captions in the answer of a language model.
+    """Read ``number`` captions, with single spaces, in the answer of a language model.
 
-    Args:
-        answer: A JSON array of strings, perhaps in a code fence or in an object with a single key.
-        number: Captions that were asked for; further ones are left out.
-
-    Returns:
-        ``number`` captions, with single spaces.
+    The answer is a JSON array of strings, perhaps in a code fence or in an object with a single key.
 
     Raises:
-        ValueError: If the answer is no such array or has fewer captions than asked for, or one breaks the rules.
+        ValueError: If it is no such array or has fewer captions, or one breaks the rules.
     """
     fenced = re.fullmatch(r"\s*```\w*\s*(.*?)\s*```\s*", answer, re.DOTALL)
     try:

@@ -7,7 +7,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lit_modules.utils.weights import only_tensors
+from lit_modules.utils.checkpoints import only_tensors
 
 
 class ClipFilter:
@@ -28,13 +28,7 @@ class ClipFilter:
         self._texts: dict[str, Tensor] = {}
 
     def scores(self, images: Sequence[Image], affordances: Sequence[str], negatives: Sequence[str]) -> list[float]:
-        """Return the score of each image, in [-2, 2].
-
-        Args:
-            images: Images of one pair.
-            affordances: Its affordances, at least one.
-            negatives: Names of the existing concepts; without any, nothing is taken off.
-        """
+        """Return the score of each image of one pair, in [-2, 2]; without negatives nothing is taken off."""
         if not images:
             return []
         network, processor = self._load()

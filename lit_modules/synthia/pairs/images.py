@@ -32,11 +32,7 @@ class ImageMaker(Protocol):
         ...
 
     def __call__(self, prompt: str, seed: int) -> bytes:
-        """Return a PNG file.
-
-        Args:
-            prompt: What the image shows.
-            seed: Seed of the image, below 2^63.
+        """Return a PNG file of what a prompt says, by a seed below 2^63.
 
         Raises:
             RefusedError: If there is no image for this prompt.

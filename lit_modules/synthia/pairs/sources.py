@@ -23,7 +23,7 @@ BUILT_ON: dict[Step, tuple[Step, ...]] = {
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is made.
+    """Amounts to make.
 
     Args:
         num_pairs: Training pairs.
@@ -75,12 +75,7 @@ class Sources:
 
 
 def concept_images(root: Path, concepts: Sequence[str], number: int) -> dict[str, list[Path]]:
-    """Find the first images of each concept.
-
-    Args:
-        root: Folder with a subfolder for each concept, by its name; spaces and underscores are the same.
-        concepts: Names of the concepts.
-        number: Images of each at most.
+    """Find the first images of each concept, in folders of their names; spaces and underscores are the same.
 
     Raises:
         FileNotFoundError: If there is no such folder, or concepts have no image; lists them.

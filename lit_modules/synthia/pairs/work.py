@@ -1,4 +1,4 @@
-"""Work through the items of a preparation, some at a time, and lose nothing that is finished when it is stopped."""
+"""Worker threads of a preparation, which lose nothing that is finished when they are stopped."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ _POLL = 0.2
 
 
 class Work(Generic[Item, Result]):
-    """Items to be done one by one or in threads; results are kept by the calling thread alone.
+    """Items to be done in threads; results are kept by the calling thread alone.
 
     If the first few items are all refused, the fault lies with the request and not with the items: the work stops, and
     nothing is recorded as refused. An interrupt waits for what is under way and keeps it; a second one does not wait.
@@ -33,7 +33,7 @@ class Work(Generic[Item, Result]):
     def __init__(
         self,
         do: Callable[[Item], Result],
-        keep: Callable[[Item, Result], None],
+        keep: Callable[[Item, Result], object],
         refuse: Callable[[Item, ValueError], None],
         stop: Callable[[], None],
     ) -> None:
@@ -42,65 +42,34 @@ class Work(Generic[Item, Result]):
         self._refused: list[tuple[Item, ValueError]] = []
 
     def run(self, items: Sequence[Item], workers: int, advance: Callable[[], None]) -> None:
-        """Do all items.
-
-        Args:
-            items: The items.
-            workers: Threads; 1 takes none.
-            advance: Called after each item.
+        """Do all items in a number of threads; ``advance`` is called after each.
 
         Raises:
             EndpointError: If the first items were all refused, or ``do`` raised it.
         """
-        with _deferred_interrupt() as interrupted:
-            if workers == 1:
-                self._one_by_one(items, advance, interrupted)
-            else:
-                self._in_threads(items, workers, advance, interrupted)
-        self._record()
-
-    def _one_by_one(self, items: Sequence[Item], advance: Callable[[], None], interrupted: Event) -> None:
-        for item in items:
-            future: Future[Result] = Future()
-            try:
-                future.set_result(self.do(item))
-            except (RefusedError, AnswerError) as error:
-                future.set_exception(error)
-            self._settle(item, future)
-            advance()
-            if interrupted.is_set():
-                raise KeyboardInterrupt
-
-    def _in_threads(self, items: Sequence[Item], workers: int, advance: Callable[[], None], interrupted: Event) -> None:
         coming = iter(items)
         running: dict[Future[Result], Item] = {}
-        broken: BaseException | None = None
-        with ThreadPoolExecutor(workers) as pool:
+        failure: BaseException | None = None
+        with _deferred_interrupt() as interrupted, ThreadPoolExecutor(workers) as pool:
             while True:
-                while broken is None and len(running) < 2 * workers:
-                    item = next(coming, None)
-                    if item is None:
-                        break
+                while failure is None and len(running) < workers and (item := next(coming, None)) is not None:
                     running[pool.submit(self.do, item)] = item
                 if not running:
                     break
                 done, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
-                found: BaseException | None = KeyboardInterrupt() if interrupted.is_set() else None
+                problem: BaseException | None = KeyboardInterrupt() if interrupted.is_set() else None
                 for future in done:
-                    item = running.pop(future)
                     try:
-                        if not future.cancelled():
-                            self._settle(item, future)
-                            advance()
+                        self._settle(running.pop(future), future)
+                        advance()
                     except Exception as error:  # what is under way was paid for, and is kept
-                        found = found or error
-                if found is not None and broken is None:
-                    broken = found
+                        problem = problem or error
+                if problem is not None and failure is None:
+                    failure = problem
                     self.stop()
-                    for future in running:
-                        future.cancel()
-        if broken is not None:
-            raise broken
+        if failure is not None:
+            raise failure
+        self._record()
 
     def _settle(self, item: Item, future: Future[Result]) -> None:
         error = future.exception()

@@ -6,52 +6,11 @@ that minimises a forget loss of its own hands over the negative of that loss. So
 are ``g1 = retain`` and ``g2 = -forget``. A rule needs no more than :class:`~.gradients.PairStatistics`.
 """
 
-from abc import ABC, abstractmethod
 from typing import Literal
 
-from lit_modules.unlearning.core.gradients import PairStatistics, Weights, is_usable
+from lit_modules.unlearning.core.gradients import GradientAggregator, PairStatistics, Weights, is_usable
 from lit_modules.unlearning.loss_norm import loss_normalised_weights
 from lit_modules.unlearning.ngdiff import normalised_weights
-
-
-class GradientAggregator(ABC):
-    """Combine a retain and a forget gradient into one direction; give it to a module as ``aggregator``."""
-
-    @abstractmethod
-    def weights(self, pair: PairStatistics) -> Weights:
-        """Return the factors of ``d = retain_weight * g_R - forget_weight * g_F``.
-
-        Args:
-            pair: Norms, inner product and losses of the two gradients.
-
-        Returns:
-            The two factors; 0 drops a gradient, and two zeros leave the weights of the model as they are.
-        """
-
-    def of_weighted(self, pair: PairStatistics, retain_weight: float, forget_weight: float) -> Weights:
-        """Return the factors for losses that have weights of their own, ``retain_weight * L_R`` and the like.
-
-        Args:
-            pair: Norms, inner product and losses of the gradients without the weights.
-            retain_weight: Factor of the retain loss.
-            forget_weight: Factor of the forget loss.
-
-        Returns:
-            The factors of the gradients without the weights.
-
-        Example:
-            >>> IMTLG().of_weighted(PairStatistics(retain_norm=1.0, forget_norm=1.0, inner=0.0), 1.0, 3.0)
-            (0.75, 0.75)
-        """
-        weighted = PairStatistics(
-            retain_norm=retain_weight * pair.retain_norm,
-            forget_norm=forget_weight * pair.forget_norm,
-            inner=retain_weight * forget_weight * pair.inner,
-            retain_loss=retain_weight * pair.retain_loss,
-            forget_loss=forget_weight * pair.forget_loss,
-        )
-        retain, forget = self.weights(weighted)
-        return retain_weight * retain, forget_weight * forget
 
 
 class LinearScalarisation(GradientAggregator):

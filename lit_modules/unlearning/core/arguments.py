@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
     from transformers import PreTrainedTokenizerBase
 
-    from lit_modules.unlearning.core.aggregators import GradientAggregator
+    from lit_modules.unlearning.core.gradients import GradientAggregator
 
 
 class CausalLMArguments(TypedDict, total=False):

@@ -70,7 +70,7 @@ class CausalLM(LightningModule):
 
     strict_loading: bool
     shardable = False
-    """Whether the method was tried with weights that are sharded by FSDP2, under ``ModelParallelStrategy``."""
+    """True for methods that were tried with weights sharded by FSDP2, under ``ModelParallelStrategy``."""
     fixed_arguments: ClassVar[tuple[str, ...]] = ()
     """Arguments of a base class that the method sets itself, so that they are no hyperparameters of its own."""
 

@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.aggregators import GradientAggregator, check_aggregator
+from lit_modules.unlearning.core.aggregators import check_aggregator
 from lit_modules.unlearning.core.arguments import GradientPairArguments, check_not_negative
 from lit_modules.unlearning.core.causal_lm import Batch
 from lit_modules.unlearning.core.gradient_pair import GradientPairUnlearning
-from lit_modules.unlearning.core.gradients import PairStatistics, Weights, is_usable
+from lit_modules.unlearning.core.gradients import GradientAggregator, PairStatistics, Weights, is_usable
 from lit_modules.unlearning.core.losses import attended_logits, reference_kl, summed_nll, target_tokens
 from lit_modules.unlearning.core.pretrained import model_hash
 from lit_modules.utils.adapters import leaves_base, weights_swapped

@@ -18,6 +18,7 @@ References:
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -70,6 +71,50 @@ class PairStatistics:
             forget_weight * self.forget_norm**2 if forget_weight else 0.0
         )
         return retain, forget
+
+
+class GradientAggregator(ABC):
+    """Combine a retain and a forget gradient into one direction; give it to a module as ``aggregator``.
+
+    The rules are in :mod:`lit_modules.unlearning.core.aggregators`.
+    """
+
+    @abstractmethod
+    def weights(self, pair: PairStatistics) -> Weights:
+        """Return the factors of ``d = retain_weight * g_R - forget_weight * g_F``.
+
+        Args:
+            pair: Norms, inner product and losses of the two gradients.
+
+        Returns:
+            The two factors; 0 drops a gradient, and two zeros leave the weights of the model as they are.
+        """
+
+    def of_weighted(self, pair: PairStatistics, retain_weight: float, forget_weight: float) -> Weights:
+        """Return the factors for losses that have weights of their own, ``retain_weight * L_R`` and the like.
+
+        Args:
+            pair: Norms, inner product and losses of the gradients without the weights.
+            retain_weight: Factor of the retain loss.
+            forget_weight: Factor of the forget loss.
+
+        Returns:
+            The factors of the gradients without the weights.
+
+        Example:
+            >>> from lit_modules.unlearning.core.aggregators import IMTLG
+            >>> IMTLG().of_weighted(PairStatistics(retain_norm=1.0, forget_norm=1.0, inner=0.0), 1.0, 3.0)
+            (0.75, 0.75)
+        """
+        weighted = PairStatistics(
+            retain_norm=retain_weight * pair.retain_norm,
+            forget_norm=forget_weight * pair.forget_norm,
+            inner=retain_weight * forget_weight * pair.inner,
+            retain_loss=retain_weight * pair.retain_loss,
+            forget_loss=forget_weight * pair.forget_loss,
+        )
+        retain, forget = self.weights(weighted)
+        return retain_weight * retain, forget_weight * forget
 
 
 def inverse(number: float, eps: float = 1e-12) -> float:

@@ -1,4 +1,4 @@
-"""What an unlearning step needs of a device's memory, counted from the shapes of a network, without building it."""
+"""Memory of an unlearning step on each device, counted from the shapes of a network without building it."""
 
 import math
 from collections.abc import Iterable

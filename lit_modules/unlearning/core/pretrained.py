@@ -13,8 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lit_modules.unlearning.core.sharding import is_sharded, whole_state
 from lit_modules.utils import adapters
+from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.hashing import hash_tensors, stable_hash
-from lit_modules.utils.weights import only_tensors
 
 _REMEDY = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
 

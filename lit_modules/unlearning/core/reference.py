@@ -153,7 +153,7 @@ class ReferencePolicyLoss(ForgetRetainLoss):
 
     @property
     def _limited(self) -> bool:
-        """Whether an epoch ends before the loader does."""
+        """True if an epoch ends before the loader does."""
         limit = self.trainer.limit_train_batches
         return isinstance(limit, int) or limit != 1.0
 

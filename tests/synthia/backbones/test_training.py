@@ -17,7 +17,7 @@ from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
 from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
 from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
 from lit_modules.synthia.core.randomness import generator_of
-from lit_modules.synthia.objectives import Denoise, DenoiseDPO, LinearContrast
+from lit_modules.synthia.objectives import DenoiseDPO, LinearContrast
 from lit_modules.synthia.synthia import Synthia
 
 ADAPTERS: dict[str, tuple[type[Backbone], str | None]] = {
@@ -117,15 +117,16 @@ def drawn_by_diffusers(pipeline_name: str, module: Synthia, adapter: Path) -> to
 
 
 SETTINGS: list[dict[str, Any]] = [
-    {"lora_dropout": 0.3},
-    {"use_dora": True},
-    {"use_rslora": True, "lora_alpha": 3.5},
-    {"rank_pattern": {"to_q": 4, "to_v": 3}, "alpha_pattern": {"to_q": 1}},
-    {"lora_bias": True},
-    {"init_lora_weights": False},
-    {"init_lora_weights": "orthogonal"},
-    {"init_lora_weights": "mica"},
-    {"target_modules": r".*\.to_(q|k)", "exclude_modules": ["to_k"]},
+    {
+        "lora_dropout": 0.3,
+        "use_rslora": True,
+        "lora_alpha": 3.5,
+        "rank_pattern": {"to_q": 4, "to_v": 3},
+        "alpha_pattern": {"to_q": 1},
+    },
+    {"use_dora": True, "init_lora_weights": "orthogonal"},
+    {"lora_bias": True, "init_lora_weights": False},
+    {"target_modules": r".*\.to_(q|k)", "exclude_modules": ["to_k"], "init_lora_weights": "mica"},
 ]
 
 
@@ -133,8 +134,7 @@ SETTINGS: list[dict[str, Any]] = [
     ("name", "settings"),
     [
         *(("sdxl", settings) for settings in SETTINGS),
-        *((name, SETTINGS[0] | SETTINGS[2] | SETTINGS[3]) for name, (_, kind) in ADAPTERS.items() if kind is not None),
-        *((name, SETTINGS[which]) for name in ("stable_diffusion", "stable_diffusion3", "flux") for which in (1, 4)),
+        *((name, SETTINGS[0]) for name in ("stable_diffusion", "stable_diffusion3", "flux")),
     ],
     ids=str,
 )
@@ -154,7 +154,7 @@ def test_what_is_trained_is_what_diffusers_draw(
     torch.testing.assert_close(image, tuned, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "kandinsky3_flash"])
+@pytest.mark.parametrize("name", ["flux", "kandinsky3_flash"])
 def test_paper_objective_trains_the_whole_network(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     module = Synthia(
         make(name, request), objective=LinearContrast(), truncation=1, gradient_checkpointing=True, optimizer=rate(1e-3)
@@ -183,7 +183,7 @@ def test_encoders_are_asked_once_and_freed(
     assert not [key for key in whole.state_dict() if "vae" in key or "text" in key]
 
 
-@pytest.mark.parametrize("objective", [Denoise(), DenoiseDPO(scale=10.0), LinearContrast()])
+@pytest.mark.parametrize("objective", [DenoiseDPO(scale=10.0), LinearContrast()])
 def test_frozen_weights_of_16_bits_and_trained_ones_of_32(
     objective: Any, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -194,10 +194,13 @@ def test_frozen_weights_of_16_bits_and_trained_ones_of_32(
         peft_config=LoraConfig(r=2),
         optimizer=rate(1e-3),
     )
-    fit(module, tmp_path, precision="bf16-mixed")
+    fit(module, tmp_path, precision="bf16-mixed").save_checkpoint(tmp_path / "tuned.ckpt")
     kinds = {parameter.requires_grad: parameter.dtype for parameter in module.network.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
-    assert module.generate(["sit"], 1).isfinite().all()
+    again = Synthia.load_from_checkpoint(
+        tmp_path / "tuned.ckpt", backbone=make("stable_diffusion", request, "bfloat16"), objective=objective
+    )
+    torch.testing.assert_close(again.generate(["sit"], 1, seed=4), module.generate(["sit"], 1, seed=4))
 
 
 def test_whole_network_of_16_bits_is_refused(request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -206,29 +209,7 @@ def test_whole_network_of_16_bits_is_refused(request: pytest.FixtureRequest, tmp
         fit(module, tmp_path)
 
 
-def test_checkpoint_of_an_adapter_is_drawn_from_by_a_network_of_16_bits(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    config = LoraConfig(r=2)
-    module = Synthia(make("stable_diffusion", request, "bfloat16"), peft_config=config, optimizer=rate(0.1))
-    fit(module, tmp_path, precision="bf16-mixed").save_checkpoint(tmp_path / "tuned.ckpt")
-    backbone = make("stable_diffusion", request, "bfloat16")
-    again = Synthia.load_from_checkpoint(tmp_path / "tuned.ckpt", backbone=backbone)
-    torch.testing.assert_close(again.generate(["sit"], 1, seed=4), module.generate(["sit"], 1, seed=4))
-
-
 def test_compiled_blocks_train(request: pytest.FixtureRequest) -> None:
     module = Synthia(make("stable_diffusion", request), compile=True, peft_config=LoraConfig(r=2))
     module.configure_model()
     assert module.network.training
-
-
-def test_damaged_cache_is_made_again(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    fit(Synthia(make("stable_diffusion", request), cache=str(tmp_path / "cache")), tmp_path)
-    for path in (tmp_path / "cache").rglob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:-4] + b"oops")
-    module = Synthia(make("stable_diffusion", request), cache=str(tmp_path / "cache"))
-    with pytest.warns(UserWarning, match="is damaged and is made again"):
-        fit(module, tmp_path)
-    assert module.encoder.cache is not None
-    assert module.encoder.cache.misses == 4

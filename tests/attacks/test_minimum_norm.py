@@ -1,4 +1,4 @@
-"""What all attacks that look for the smallest perturbation hold: closed forms, bounds, batches, failures, stopping."""
+"""Minimum-norm attacks: their loop, DDN and FMN."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks.boundary import FAB, FABT, DeepFool
-from lit_modules.attacks.minimum_norm import DDN, FMN, MinimumNormAttack
+from lit_modules.attacks import DDN, FAB, FABT, FMN, DeepFool
+from lit_modules.attacks.minimum_norm import MinimumNormAttack
 
 Make = Callable[..., MinimumNormAttack]
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
@@ -125,3 +125,86 @@ def test_last_search_stops_a_thousandth_beyond() -> None:
     ratio = result.distance / truth(model, x, "l2")
     assert ratio.min() > 1.0005
     assert ratio.max() < 1.002
+
+
+def model_and_samples(n: int = 10) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 6))
+    for layer in (model[1], model[3]):
+        layer.weight.data *= 4
+    return model, torch.rand(n, 3, 4, 4)
+
+
+def test_radius_grows_until_fooled_and_then_shrinks() -> None:
+    """A boundary at distance 1.2: the radii are 1, 1.1 and so on, up to the first beyond it."""
+    model = nn.Linear(2, 2)
+    model.weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    model.bias.data.zero_()
+    seen: list[float] = []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(float(x.detach()[0, 0]))
+        return model(x)
+
+    x = torch.tensor([[1.2, 0.0]])
+    result = DDN(steps=6, gamma=0.1, bounds=None, search_steps=0).run(watched, x)
+    moves = [1.2 - value for value in seen[2:]]
+    assert moves == pytest.approx(
+        [1.1, 1.21, 1.21 * 0.9, 1.21 * 0.99, 1.21 * 0.99 * 1.1, 1.21 * 0.99 * 1.1 * 0.9], abs=1e-5
+    )
+    assert float(result.distance) == pytest.approx(1.21, abs=1e-5)
+
+
+def test_levels_are_kept() -> None:
+    model, x = model_and_samples()
+    for levels, bounds in ((256, (0.0, 1.0)), (5, (-1.0, 3.0))):
+        result = DDN(steps=30, levels=levels, bounds=bounds).run(model, x)
+        low, high = bounds
+        steps = (result.adversarial - low) / (high - low) * (levels - 1)
+        assert result.success.all()
+        torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
+
+
+def test_small_samples_need_a_small_first_norm() -> None:
+    """The units of the samples do not matter where the first radius and the rate of steps fit: distances scale."""
+    model, x = model_and_samples()
+    scaled = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 6))
+    scaled.load_state_dict(model.state_dict())
+    scaled[1].weight.data /= 2
+    first = DDN(search_steps=3).run(model, x).distance
+    second = DDN(init_norm=2.0, bounds=(0.0, 2.0)).run(scaled, 2 * x).distance
+    assert (second / first).median() == pytest.approx(2, rel=0.05)
+
+
+def test_l0_count_of_a_linear_model_is_near_the_least() -> None:
+    """The least number of values: those that gain most when they go to a bound, until the margin is used up."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(40, 2), torch.rand(20, 40)
+    logits = model(x)
+    label = logits.argmax(1)
+    slope = (model.weight[1 - label] - model.weight[label]).detach()
+    gain = torch.where(slope > 0, slope * (1 - x), -slope * x).sort(1, descending=True).values.cumsum(1)
+    margin = (logits.gather(1, label[:, None]) - logits.gather(1, 1 - label[:, None])).detach()
+    least = (gain <= margin).sum(1) + 1
+    result = FMN(norm="l0", steps=300).run(model, x)
+    assert result.success.all()
+    assert (result.distance >= least).all()
+    assert result.distance.mean() <= 1.2 * least.double().mean()
+
+
+def test_l2_crosses_curved_boundaries_beside_the_bounds() -> None:
+    """Where the bounds cut the iterate short of its ball, the linearised distance alone ends below the boundary."""
+    model, x = model_and_samples(24)
+    result = FMN(norm="l2").run(model, x.round())
+    assert result.success.all()
+
+
+def test_l0_count_is_no_larger_than_that_of_foolbox() -> None:
+    foolbox = pytest.importorskip("foolbox")
+    model, x = model_and_samples(16)
+    y = model(x).argmax(1)
+    wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
+    other, _, _ = foolbox.attacks.L0FMNAttack(steps=100)(wrapped, x, y, epsilons=None)
+    ours, fooled = FMN(norm="l0").run(model, x, y), model(other).argmax(1) != y
+    assert ours.success.all()
+    assert ours.distance[fooled].median() <= 1.02 * (other - x).flatten(1).norm(0, dim=1)[fooled].median()

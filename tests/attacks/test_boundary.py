@@ -1,4 +1,4 @@
-"""The projection on a plane within bounds, against independent solvers; gradients of logit differences."""
+"""Projection on a plane within bounds against solvers, DeepFool and FAB."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
+from lit_modules.attacks import DDN, FAB, FABT, DeepFool
 from lit_modules.attacks.boundary import differences, likely_others, nearest_plane, project_on_plane
 from lit_modules.attacks.engine.state import AttackState
-from lit_modules.attacks.minimum_norm import DDN
 
 
 def state_of(model: Callable[[Tensor], Tensor], x: Tensor) -> AttackState:
@@ -178,3 +178,97 @@ def test_nearest_plane_divides_by_the_dual_norm() -> None:
     _, value, gradient = nearest_plane(state, x, torch.tensor([[1, 2]]), "l2")
     assert float(value) == -10
     assert gradient.tolist() == [[3.0, 4.0]]
+
+
+def model_and_samples(n: int = 10, classes: int = 6) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, classes))
+    for layer in (model[1], model[3]):
+        layer.weight.data *= 4
+    return model, torch.rand(n, 3, 4, 4)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_linear_model_takes_one_step_and_the_overshoot(norm: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(20, 4), torch.randn(8, 20)
+    result = DeepFool(norm=norm, bounds=None, search_steps=0, overshoot=0.05).run(model, x)
+    logits = model(x)
+    label = logits.argmax(1)
+    gaps = logits.gather(1, label[:, None]) - logits
+    normals = model.weight[label][:, None] - model.weight
+    least = gaps / normals.norm(2 if norm == "l2" else 1, dim=2).clamp_min(1e-30)
+    least = least.scatter(1, label[:, None], float("inf")).amin(1).double().detach()
+    torch.testing.assert_close(result.distance, 1.05 * least, rtol=1e-3, atol=1e-6)
+    assert result.num_queries.tolist() == [3] * 8  # clean, gradient, result
+
+
+def test_only_the_likely_classes_are_considered() -> None:
+    """Class 2 is nearest, but class 1 is the more likely one."""
+    model = nn.Linear(2, 3)
+    model.weight.data = torch.tensor([[0.0, 0.0], [0.1, 0.0], [3.0, 4.0]])
+    model.bias.data = torch.tensor([0.0, -1.0, -10.0])
+    x = torch.zeros(1, 2)
+    near = DeepFool(bounds=None, classes=None).run(model, x)
+    likely = DeepFool(bounds=None, classes=2).run(model, x)
+    assert float(near.distance) == pytest.approx(2, rel=0.01)
+    assert float(likely.distance) > 3.3  # on the way along the first axis
+    assert near.adversarial[0, 1] > 0
+    assert likely.adversarial[0, 1] == 0
+
+
+def test_bounds_that_cut_the_moves_do_not_hold_it_up() -> None:
+    """The clipped moves alone would end short of the boundary."""
+    model, x = model_and_samples(24)
+    x = x.round()  # every value stands at a bound
+    for norm in ("l2", "linf"):
+        assert DeepFool(norm=norm).run(model, x).success.all()
+
+
+def model_and_samples_fab(n: int = 10, classes: int = 6) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, classes))
+    for layer in (model[1], model[3]):
+        layer.weight.data *= 4
+    return model, torch.rand(n, 3, 4, 4)
+
+
+def test_chunks_do_not_change_the_result() -> None:
+    model, x = model_and_samples_fab()
+    whole = FABT(steps=10).run(model, x)
+    for max_batch in (1, 12):
+        parts = FABT(steps=10, max_batch=max_batch).run(model, x)
+        torch.testing.assert_close(parts.adversarial, whole.adversarial, atol=2e-5, rtol=0)
+        assert torch.equal(parts.num_queries, whole.num_queries)
+
+
+def test_targets_are_the_likely_classes() -> None:
+    model, x = model_and_samples_fab()
+    attack = FABT(n_targets=2)
+    state = attack.prepare(model, x, None, None)
+    order = model(x).argsort(1, descending=True)
+    assert torch.equal(attack.targets(state), order[:, 1:3])
+    assert FABT(n_targets=99).targets(state).shape == (10, 5)
+
+
+def test_more_targets_are_never_worse() -> None:
+    model, x = model_and_samples_fab()
+    one, all_ = (FABT(steps=30, n_targets=n, search_steps=0).run(model, x).distance for n in (1, 5))
+    assert (all_ <= one + 1e-6).all()
+    assert (all_ < one - 1e-6).any()
+
+
+def test_all_targets_of_a_sample_leave_together() -> None:
+    """With a radius that the first step reaches, each of the 5 targets has cost two passes."""
+    model, x = model_and_samples_fab()
+    result = FABT(stop_radius=1.0).run(model, x)
+    assert result.success.all()
+    assert (result.num_queries <= 1 + 5 * 3).all()
+    assert (result.num_queries == 1 + 5 * 2).any()
+
+
+def test_last_search_only_improves() -> None:
+    model, x = model_and_samples_fab()
+    plain, searched = (FAB(norm="l2", steps=4, search_steps=n).run(model, x).distance for n in (0, 3))
+    assert (searched <= plain).all()
+    assert searched.sum() < plain.sum()

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from lit_modules.unlearning.core.losses import scored_logits, sequence_nll
 from lit_modules.unlearning.core.pretrained import model_hash
 from lit_modules.unlearning.core.reference import ReferenceCache, row_hashes
 from lit_modules.unlearning.npo import NPO, npo_loss
-
-Optimizer = Callable[[Any], torch.optim.Optimizer]
+from tests.unlearning.conftest import Optimizer, adamw
 
 
 @pytest.fixture
@@ -74,7 +72,7 @@ def test_trap_the_ratio_is_of_log_probabilities_and_not_of_logits(bench: Any, sg
 
 
 def test_forget_loss_rises_and_ascent_fades(bench: Any) -> None:
-    module = NPO(bench.network(), beta=1.0, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
+    module = NPO(bench.network(), beta=1.0, optimizer=adamw)
     trainer = bench.fit(module, bench.pairs(24) * 40)
     assert float(trainer.callback_metrics["train/forget_loss"]) > math.log(64) + 0.3
     assert float(trainer.callback_metrics["train/retain_loss"]) < math.log(64) - 0.5

@@ -1,4 +1,4 @@
-"""After-care: relearning, rounding to fewer bits, the call of lm-eval."""
+"""Relearning attack, quantization, the call of lm-eval."""
 
 from importlib.util import find_spec
 from pathlib import Path
