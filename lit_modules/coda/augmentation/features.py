@@ -161,15 +161,7 @@ def read_features(
     max_features: int = 30,
     max_words: int = 12,
 ) -> FeatureAnswer:
-    """Read the last of some replies; if it cannot be read, the answer says why.
-
-    Args:
-        kind: Kind of features.
-        replies: Replies of all attempts so far, at least one.
-        names: Names of both classes, which features must not hold.
-        max_features: Most features.
-        max_words: Longest feature, in words.
-    """
+    """Read the last of the replies of all attempts; if it cannot be read, the answer says why."""
     raw = tuple(reply.text for reply in replies)
     try:
         parsed = parse_features(raw[-1], names, max_features, max_words=max_words)
@@ -185,12 +177,7 @@ def read_features(
 def join_answers(kind: FeatureKind, answers: Sequence[FeatureAnswer], max_features: int = 30) -> FeatureAnswer:
     """Return the union of a textual and a visual answer (T+V), without duplicates; the textual ones come first.
 
-    It fails only if all fail. Where the union is too long, it takes from both in turn.
-
-    Args:
-        kind: ``"both_plain"`` or ``"both_contrastive"``, or any other for a single answer.
-        answers: Answers in order.
-        max_features: Most features.
+    It fails only if all fail. Where the union is longer than ``max_features``, it takes from both in turn.
     """
     if len(answers) == 1:
         return answers[0]

@@ -299,11 +299,6 @@ class CoDAPipeline:
     def run_unit(self, side: Direction, kind: FeatureKind, until: Until = "verification") -> UnitResult:
         """Run the stages for one direction of a pair and one kind of features.
 
-        Args:
-            side: Direction of a pair.
-            kind: Kind of features.
-            until: Last stage to run.
-
         Raises:
             BudgetExhausted: If a model's budget is used up.
             BackendError: If a model could not answer.
@@ -419,14 +414,7 @@ def unit_warnings(
     scores: Mapping[str, Any] | None = None,
     images: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return the warnings of a unit, from the records of its stages.
-
-    Args:
-        min_features: Number below which features are few.
-        features: Record of features.
-        scores: Record of scores, if there is one.
-        images: Record of the verified images, if there is one.
-    """
+    """Return the warnings of a unit, from the records of its stages as far as they exist."""
     number = len(features["features"])
     warnings = [f"few features: {number}"] if number < min_features else []
     if scores is not None:

@@ -143,12 +143,8 @@ def clip_bits(image: Tensor, confusable: Tensor, temperature: float = TEMPERATUR
 def prefers_target(images: Tensor, target: Tensor, confusable: Tensor) -> list[bool]:
     """Return whether each image is more like the target's real images than like the confusable's, in the mean cosine.
 
-    Real images are compared and not names, as the name of a novel concept means nothing to CLIP.
-
-    Args:
-        images: Embeddings of synthetic images, ``(n, d)``.
-        target: Embeddings of the target's real images, ``(images, d)``.
-        confusable: Embeddings of the confusable's real images, ``(images, d)``.
+    Embeddings ``(images, d)`` of real images are compared and not names, as that of a novel concept means nothing to
+    CLIP.
     """
     rows = unit_rows(images)
     own, other = ((rows @ unit_rows(side).T).mean(1) for side in (target, confusable))

@@ -338,11 +338,7 @@ def user_message(text: str, num_images: int = 0) -> dict[str, Any]:
 
 
 def answers(model: ChatModel, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:
-    """Yield the number of a request with its answer or error, together where the model answers many at once.
-
-    Raises:
-        BudgetExhausted: If the model's budget is used up.
-    """
+    """Yield the number of a request with its answer or error, together where the model answers many at once."""
     if isinstance(model, BatchChatModel):
         if requests:
             yield from model.chat_many(requests)
@@ -371,15 +367,7 @@ def answered(reply: Reply | BackendError) -> Reply:
 
 
 def refuse_cut_off(replies: Sequence[Reply], setting: str) -> None:
-    """Refuse unreadable answers that were cut off: a later run asks again.
-
-    Args:
-        replies: Replies.
-        setting: Name of the setting of their longest length.
-
-    Raises:
-        BackendError: If one was cut off.
-    """
+    """Raise a ``BackendError`` for an unreadable answer that was cut off at the length that a setting allows."""
     for reply in replies:
         if reply.cut_off:
             raise BackendError(
