@@ -11,8 +11,8 @@ from uuid import uuid4
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a place to write a file to, and move it to its own place when the block ends well.
 
-    A process that is killed, a power cut or an error leaves what was there before. Several processes may write the same file; one
-    of them is the last.
+    A process that is killed, a power cut or an error leaves what was there before. Several processes may write the
+    same file; one of them is the last.
 
     Args:
         path: File; its folder is made.
