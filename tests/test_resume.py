@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import ViTConfig, ViTForImageClassification
 
 import lit_modules
+import lit_modules.adversarial
+import lit_modules.unlearning
 from callbacks import (
     EMA,
     AdaptiveLR,
@@ -187,19 +189,8 @@ def classifier(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 Build = Callable[[Path], tuple[Any, dict[str, Any]]]
-UNLEARNING = [
-    "CEU",
-    "DPO",
-    "GradientAscent",
-    "GradientDifference",
-    "IDK",
-    "KLMinimisation",
-    "LossNorm",
-    "NGDiff",
-    "NPO",
-]
-UNLEARNING += ["PDU", "RMU", "SatImp", "SimNPO", "TaskVector", "UNDIAL", "WGA"]
-ADVERSARIAL = ["FastTraining", "FreeTraining", "MART", "PGDTraining", "StandardTraining", "TRADES"]
+UNLEARNING = sorted({*lit_modules.unlearning.__all__} - {"CausalLMFineTuning"})
+ADVERSARIAL = sorted({*lit_modules.adversarial.__all__} & {*lit_modules.__all__})
 MODULES: dict[str, Build] = {
     **{name: partial(unlearning, name) for name in UNLEARNING},
     **{name: partial(adversarial, name) for name in ADVERSARIAL},

@@ -36,8 +36,8 @@ def curriculum_loader(
     Raises:
         ValueError: If the number of epochs is not known.
     """
-    given, (rank, ranks) = module.hparams, place_of(module)
-    epochs = given["epochs"]
+    arguments, (rank, ranks) = module.hparams, place_of(module)
+    epochs = arguments["epochs"]
     if epochs is None and module.trainer is not None:
         epochs = module.trainer.max_epochs
     if epochs is None or epochs < 1:
@@ -48,22 +48,22 @@ def curriculum_loader(
     sampler = CurriculumSampler(
         stages,
         int(epochs),
-        given["batch_size"],
-        given["mode"],
+        arguments["batch_size"],
+        arguments["mode"],
         difficulty,
         choices=CHOICES,
-        seed=given["seed"],
+        seed=arguments["seed"],
         rank=rank,
         world_size=ranks,
     )
-    return training_loader(module, data, sampler, given["num_workers"])
+    return training_loader(module, data, sampler, arguments["num_workers"])
 
 
 def evaluation_loader(module: LightningDataModule, data: DrawnSet, times: int) -> ResumableLoader:
     """Return a set in order, each item a number of times, each time with other captions and images."""
-    given, repeated = module.hparams, _Repeated(data, times)
-    sampler = BatchSampler(len(repeated), given["eval_batch_size"], given["seed"], False, *place_of(module))
-    return batch_loader(repeated, sampler, given["num_workers"])
+    arguments, repeated = module.hparams, _Repeated(data, times)
+    sampler = BatchSampler(len(repeated), arguments["eval_batch_size"], arguments["seed"], False, *place_of(module))
+    return batch_loader(repeated, sampler, arguments["num_workers"])
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -121,24 +121,24 @@ class AffordancePairs(LightningDataModule):
         if name not in ("train", "test"):
             raise ValueError(f"A split must be 'train' or 'test', got {name!r}.")
         if name not in self._sets:
-            given, rows = self.hparams, self._read(name)
+            arguments, rows = self.hparams, self._read(name)
             if not rows:
                 raise ValueError(
-                    f"{Path(given['root']) / 'test.jsonl'} must hold at least one pair to test on, got none."
+                    f"{Path(arguments['root']) / 'test.jsonl'} must hold at least one pair to test on, got none."
                 )
             training = name == "train"
-            _check_images(rows, training, given["negatives"], given["root"])
+            _check_images(rows, training, arguments["negatives"], arguments["root"])
             store = ImageStore(
-                given["image_size"],
-                given["resize"],
-                given["variants"] if training else 1,
-                int(given["memory_gib"] * 2**30),
-                given["seed"],
+                arguments["image_size"],
+                arguments["resize"],
+                arguments["variants"] if training else 1,
+                int(arguments["memory_gib"] * 2**30),
+                arguments["seed"],
             )
-            wanted = [path for row in rows for path in row.positives]
-            store.load(wanted + [path for row in rows for path in row.negatives if given["negatives"]])
-            key = f"{given['seed']}/{name}"
-            self._sets[name] = ImagePairSet(rows, store, given["negatives"], key, given["template"])
+            paths = [path for row in rows for path in row.positives]
+            store.load(paths + [path for row in rows for path in row.negatives if arguments["negatives"]])
+            key = f"{arguments['seed']}/{name}"
+            self._sets[name] = ImagePairSet(rows, store, arguments["negatives"], key, arguments["template"])
         return self._sets[name]
 
     def train_dataloader(self) -> ResumableLoader:
@@ -182,8 +182,8 @@ class ImagePairSet(Dataset[dict[str, Any]]):
 
     def __getitem__(self, places: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
         """Return the batch of some places, each perhaps with a number that chooses its images."""
-        pairs = [(place, 0) if isinstance(place, int) else place for place in places]
-        rows = [self.rows[place] for place, _ in pairs]
+        pairs = [(index, 0) if isinstance(index, int) else index for index in places]
+        rows = [self.rows[index] for index, _ in pairs]
         batch: dict[str, Any] = {
             "prompt": [prompt_of(row, self.template) for row in rows],
             "affordances": [row.affordances for row in rows],

@@ -200,21 +200,21 @@ class CurriculumSampler(BatchSampler):
 
     def _endless(self, items: Sequence[int], start: int, count: int) -> list[int]:
         """Return a stretch of one random order of the items after the other."""
-        found: list[int] = []
+        order: list[int] = []
         number, skipped = divmod(start, len(items))
-        while len(found) < skipped + count:
-            found += permutation(len(items), self.seed, number)
+        while len(order) < skipped + count:
+            order += permutation(len(items), self.seed, number)
             number += 1
-        return found[skipped : skipped + count]
+        return order[skipped : skipped + count]
 
     def _passes(self, length: int, epoch: int, count: int, first: int = 0, step: int = 1) -> list[int]:
         """Return ``count`` places of as many random orders of ``range(length)`` as it takes."""
-        found: list[int] = []
+        order: list[int] = []
         stream = first
-        while len(found) < count:
-            found += permutation(length, self.seed, epoch, stream)
+        while len(order) < count:
+            order += permutation(length, self.seed, epoch, stream)
             stream += step
-        return found[:count]
+        return order[:count]
 
 
 def _members(stages: Sequence[int]) -> list[list[int]]:

@@ -189,7 +189,7 @@ class Species:
 
     @property
     def known(self) -> bool:
-        """Whether it is a known species."""
+        """True for a known species."""
         return self.confusable is None
 
 
@@ -344,13 +344,22 @@ def _is_written(folder: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 def _picture_row(species: Species, index: int) -> dict[str, Any]:
-    row = {"file_name": f"{species.name}/{index:04d}.png", "class_name": species.name, "source": "drawn"}
+    row: dict[str, Any] = {
+        "file_name": f"{species.name}/{index:04d}.png",
+        "class_name": species.name,
+        "source": "drawn",
+    }
     row |= {"supercategory": species.supercategory, "attributes": dict(species.attributes)}
     return {**row, "caption": caption(species.name, species.attributes)}
 
 
 def _concept_row(species: Species) -> dict[str, Any]:
-    row = {"name": species.name, "dir": species.name, "supercategory": species.supercategory, "known": species.known}
+    row: dict[str, Any] = {
+        "name": species.name,
+        "dir": species.name,
+        "supercategory": species.supercategory,
+        "known": species.known,
+    }
     row |= {"kind": "animal", "attributes": dict(species.attributes), "features": phrases(species.attributes)}
     return row if species.known else {**row, "confusable": species.confusable, "differs_in": list(species.differs_in)}
 

@@ -26,7 +26,7 @@ def draw_graph(ontology: "Ontology") -> Any:
     """
     graph = ontology.graph
     leaves = [node for node in _in_order(graph) if not _children(graph, node)]
-    angles = {node: math.tau * place / len(leaves) for place, node in enumerate(leaves)}
+    angles = {node: math.tau * index / len(leaves) for index, node in enumerate(leaves)}
     for kind in ("concept", "superordinate"):
         for node in _of_kind(graph, kind):
             if node not in angles:
@@ -82,10 +82,10 @@ def draw_distances(name: str, table: "AffordanceTable") -> Any:
         ylabel="pairs",
     )
     left.set_title(f"{name}: {len(usable)} of {len(pairs)} pairs (those at 0 and 1 left out)", parse_math=False)
-    found = bin_of(spread)
+    bins = bin_of(spread)
     edges = [*EDGES, 1.0]
     for number, (low, high) in enumerate(pairwise(edges)):
-        count = int((found == number).sum())
+        count = int((bins == number).sum())
         drawn = number < len(EDGES) - 1
         right.bar(low, count, high - low, align="edge", edgecolor="white", color="C1" if drawn else "0.7", hatch=None)
         right.annotate(str(count), ((low + high) / 2, count), ha="center", va="bottom", fontsize=9)
@@ -142,7 +142,7 @@ def _children(graph: Any, node: str) -> list[str]:
 
 
 def _of_kind(graph: Any, kind: str) -> list[str]:
-    return [node for node, kept in graph.nodes(data="kind") if kept == kind]
+    return [node for node, own in graph.nodes(data="kind") if own == kind]
 
 
 def _in_order(graph: Any) -> list[str]:

@@ -14,7 +14,7 @@ BINS = ("easy", "medium", "hard")
 
 
 def affordance_scores(part_scores: Tensor, seen_by: Tensor) -> Tensor:
-    """Return how surely a picture shows each affordance: the score of the surest part that it is seen by.
+    """Return how surely an image shows each affordance: the score of the surest part that it is seen by.
 
     Args:
         part_scores: Probability of each part, in [0, 1], ``(n, parts)``.
@@ -37,13 +37,13 @@ def affordance_scores(part_scores: Tensor, seen_by: Tensor) -> Tensor:
             f"{tuple(seen_by.shape)}."
         )
     if not bool(seen_by.any(1).all()):
-        place = int((~seen_by.any(1)).nonzero()[0])
-        raise ValueError(f"seen_by must name at least one part for each affordance, got none for number {place}.")
+        index = int((~seen_by.any(1)).nonzero()[0])
+        raise ValueError(f"seen_by must name at least one part for each affordance, got none for number {index}.")
     return part_scores[:, None].masked_fill(~seen_by.bool().to(part_scores.device), 0).amax(2)
 
 
 def nearest_concept(part_scores: Tensor, references: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the existing concept whose parts are most like a picture's.
+    """Return the existing concept whose parts are most like an image's.
 
     Args:
         part_scores: Score of each part, not negative, ``(n, parts)``; embeddings of any kind do as well.
@@ -51,10 +51,10 @@ def nearest_concept(part_scores: Tensor, references: Tensor, allowed: Tensor) ->
         allowed: Which concepts to compare with, bool, ``(n, concepts)``; at least one each.
 
     Returns:
-        The cosine ``(n,)``, 0 for a picture without parts, and the concept's number ``(n,)``.
+        The cosine ``(n,)``, 0 for an image without parts, and the concept's number ``(n,)``.
 
     Raises:
-        ValueError: If the shapes do not fit or a picture has nothing to be compared with.
+        ValueError: If the shapes do not fit or an image has nothing to be compared with.
 
     Example:
         >>> nearest_concept(torch.tensor([[1.0, 1.0]]), torch.eye(2), torch.tensor([[False, True]]))
@@ -84,31 +84,31 @@ class BinnedMetric(Metric):
         self.add_state("sums", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def _add(self, values: Sequence[Tensor], place: Tensor | None, counted: Tensor | None = None) -> None:
+    def _add(self, values: Sequence[Tensor], bins: Tensor | None, counted: Tensor | None = None) -> None:
         """Add values ``(n,)`` of each quantity; those that are NaN do not count."""
         stacked = torch.stack([value.detach().to(self.sums.device, torch.float64) for value in values])
         number = stacked.shape[1]
-        for name, given in (("bin", place), ("counted", counted)):
-            if given is not None and tuple(given.shape) != (number,):
-                raise ValueError(f"{name} must be of shape ({number},), got {tuple(given.shape)}.")
+        for name, values_of_rows in (("bin", bins), ("counted", counted)):
+            if values_of_rows is not None and tuple(values_of_rows.shape) != (number,):
+                raise ValueError(f"{name} must be of shape ({number},), got {tuple(values_of_rows.shape)}.")
         member = torch.zeros(number, len(self.bins) + 1, dtype=torch.float64, device=self.sums.device)
         member[:, -1] = 1
-        if place is not None:
-            place = place.to(self.sums.device)
-            if bool(((place < -1) | (place >= len(self.bins))).any()):
-                raise ValueError(f"bin must be from 0 to {len(self.bins) - 1}, or -1 for none, got {place.tolist()}.")
-            inside = place >= 0
-            member[inside, place[inside].long()] = 1
+        if bins is not None:
+            bins = bins.to(self.sums.device)
+            if bool(((bins < -1) | (bins >= len(self.bins))).any()):
+                raise ValueError(f"bin must be from 0 to {len(self.bins) - 1}, or -1 for none, got {bins.tolist()}.")
+            inside = bins >= 0
+            member[inside, bins[inside].long()] = 1
         if counted is not None:
             member = member * counted.to(self.sums.device, torch.float64)[:, None]
-        there = stacked.isfinite()
-        self.sums += torch.where(there, stacked, 0) @ member
-        self.counts += there.double() @ member
+        finite = stacked.isfinite()
+        self.sums += torch.where(finite, stacked, 0) @ member
+        self.counts += finite.double() @ member
 
     def compute(self) -> dict[str, Tensor]:
         """Return each quantity's mean by name, and by ``name/bin``; float64 scalars, NaN where nothing counts."""
         means = self.sums / self.counts
-        columns = [("", -1), *((f"/{name}", place) for place, name in enumerate(self.bins))]
+        columns = [("", -1), *((f"/{name}", index) for index, name in enumerate(self.bins))]
         return {
             f"{quantity}{suffix}": means[row, column]
             for row, quantity in enumerate(self.quantities)
@@ -154,7 +154,7 @@ class BinnedMean(BinnedMetric):
 class PartAffordanceRecall(BinnedMetric):
     """Share of the requested affordances that an image shows, by a recogniser of parts.
 
-    ``recall`` is the mean share of the requested affordances that are shown, ``all`` the share of pictures that show
+    ``recall`` is the mean share of the requested affordances that are shown, ``all`` the share of images that show
     all of them, and ``min`` the mean score of the least shown one, which tells a dropped affordance. An affordance is
     shown if one of its parts scores over the threshold.
 
@@ -209,8 +209,8 @@ class PartNovelty(BinnedMetric):
     """Distance of an image to the existing concepts that have a requested affordance already.
 
     ``novelty`` is ``1 - max cos`` and ``mean_novelty`` is ``1 - mean cos`` between the scores of its parts and the
-    parts of these concepts; ``shapeless`` is the share of pictures without any part, which are novel without merit.
-    Read it beside the recall, or count only pictures that show what was requested.
+    parts of these concepts; ``shapeless`` is the share of images without any part, which are novel without merit.
+    Read it beside the recall, or count only images that show what was requested.
 
     Args:
         references: Parts of each concept, ``(concepts, parts)``, or nested lists.
@@ -249,10 +249,10 @@ class PartNovelty(BinnedMetric):
             part_scores: Probability of each part, in [0, 1], ``(n, parts)``.
             owners: Concepts that have one of the requested affordances, bool, ``(n, concepts)``; at least one each.
             bin: Bin of each from 0, -1 for none, ``(n,)``.
-            counted: Which pictures count, bool, ``(n,)``, such as those that show all that was requested.
+            counted: Which images count, bool, ``(n,)``, such as those that show all that was requested.
 
         Raises:
-            ValueError: If the shapes do not fit or a picture has no owners.
+            ValueError: If the shapes do not fit or an image has no owners.
         """
         novelties = part_novelty(part_scores, self.references, owners)
         self._add([*novelties, (part_scores <= self.threshold).all(1)], bin, counted)
@@ -273,7 +273,7 @@ def requested_shown(scores: Tensor, requested: Tensor, threshold: float) -> list
     if requested.shape != scores.shape:
         raise ValueError(f"requested must be of shape {tuple(scores.shape)}, got {tuple(requested.shape)}.")
     if not bool(requested.any(1).all()):
-        raise ValueError("requested must name at least one affordance for each picture.")
+        raise ValueError("requested must name at least one affordance for each image.")
     share = ((scores > threshold) & requested).sum(1) / requested.sum(1)
     return [share, share == 1, scores.masked_fill(~requested, torch.inf).amin(1)]
 
@@ -292,10 +292,10 @@ def concept_cosines(scores: Tensor, references: Tensor, allowed: Tensor) -> Tens
             f"part_scores must be (n, parts) and references (concepts, parts), got {tuple(scores.shape)} and "
             f"{tuple(references.shape)}."
         )
-    wanted: tuple[Any, ...] = (len(scores), len(references))
-    if tuple(allowed.shape) != wanted:
-        raise ValueError(f"The concepts to compare with must be of shape {wanted}, got {tuple(allowed.shape)}.")
+    shape: tuple[Any, ...] = (len(scores), len(references))
+    if tuple(allowed.shape) != shape:
+        raise ValueError(f"The concepts to compare with must be of shape {shape}, got {tuple(allowed.shape)}.")
     if not bool(allowed.bool().any(1).all()):
-        raise ValueError("Each picture must have at least one concept to be compared with.")
+        raise ValueError("Each image must have at least one concept to be compared with.")
     references = references.to(scores.device, scores.dtype)
     return F.normalize(scores, dim=1) @ F.normalize(references, dim=1).T

@@ -1,4 +1,4 @@
-"""Score of generated pictures of drawn objects, by a recogniser of parts."""
+"""Score of generated images of drawn objects, by a recogniser of parts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,12 +22,12 @@ _QUANTITIES = ("recall", "all", "min", "novelty", "novelty_of_all", "mean_novelt
 class DrawnObjectScore(BinnedMetric):
     """Score of generated images of drawn objects: one object, all that was requested, far from existing concepts.
 
-    :meth:`compute` gives the mean of each number over all pictures, and per distance bin:
+    :meth:`compute` gives the mean of each number over all images, and per distance bin:
 
     - ``recall``, the share of the requested affordances that are shown, ``all``, whether all of them are, and ``min``,
       the score of the least shown one, as :class:`~lit_modules.metrics.PartAffordanceRecall`;
     - ``novelty``, ``mean_novelty`` and ``shapeless`` as :class:`~lit_modules.metrics.PartNovelty`;
-    - ``novelty_of_all``, the novelty of the pictures that show all that was requested, as a picture that shows nothing
+    - ``novelty_of_all``, the novelty of the images that show all that was requested, as an image that shows nothing
       is novel without merit;
     - ``single``, the probability that there is exactly one object.
 
@@ -88,11 +88,11 @@ class DrawnObjectScore(BinnedMetric):
         concept_cosines(nothing, self.concept_parts, torch.ones(1, len(self.concept_parts)))
 
     def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add generated pictures.
+        """Add generated images.
 
         Args:
             images: Floats in [0, 1], ``(n, 3, height, width)``.
-            batch: What was requested, see the class; a row for each picture.
+            batch: What was requested, see the class; a row for each image.
 
         Raises:
             ValueError: If images are out of their range, or the batch lacks a key or is of another shape.

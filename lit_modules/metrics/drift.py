@@ -18,7 +18,7 @@ from lit_modules.metrics.image_text import ImageTextEncoder
 
 
 class Drift(Metric):
-    """Distance of pictures of generic prompts to those of the untuned model, and how well they fit their prompts.
+    """Distance of images of generic prompts to those of the untuned model, and how well they fit their prompts.
 
     ``fid`` and ``kid`` are torchmetrics' Frechet and kernel distance, with the features of the encoder in place of
     those of an Inception network, which need a download and know photographs of 1,000 classes. So the values cannot
@@ -29,10 +29,10 @@ class Drift(Metric):
 
     Args:
         encoder: Vision model, such as CLIP or DINOv2, or its name or folder.
-        reference: Folder of pictures of the untuned model, or the pictures (floats in [0, 1] or uint8, ``(n, 3, height,
+        reference: Folder of images of the untuned model, or the images (floats in [0, 1] or uint8, ``(n, 3, height,
             width)``); at least 2.
         subsets: Draws of the kernel distance.
-        subset_size: Pictures in a draw; all if there are fewer.
+        subset_size: Images in a draw; all if there are fewer.
         seed: Seed of the draws.
 
     Raises:
@@ -63,16 +63,16 @@ class Drift(Metric):
         if subsets < 1 or subset_size < 2:
             raise ValueError(f"subsets must be at least 1 and subset_size 2, got {subsets} and {subset_size}.")
         self.encoder = ImageTextEncoder(encoder) if isinstance(encoder, str) else encoder
-        pictures: Sequence[Tensor] = read_folder(Path(reference)) if isinstance(reference, str) else list(reference)
-        if len(pictures) < 2:
-            raise ValueError(f"reference must be at least 2 pictures, got {len(pictures)}.")
-        self._pictures, self._reference = pictures, torch.empty(0)
+        images: Sequence[Tensor] = read_folder(Path(reference)) if isinstance(reference, str) else list(reference)
+        if len(images) < 2:
+            raise ValueError(f"reference must be at least 2 images, got {len(images)}.")
+        self._images, self._reference = images, torch.empty(0)
         self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
         self.add_state("features", [], dist_reduce_fx="cat")
         self.add_state("fits", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add pictures of the tuned model.
+        """Add images of the tuned model.
 
         Args:
             images: Floats in [0, 1], ``(n, 3, height, width)``.
@@ -97,28 +97,28 @@ class Drift(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``fid``, ``kid`` and ``clip``, float64 scalars; NaN with fewer than 2 pictures, or without texts."""
+        """Return ``fid``, ``kid`` and ``clip``, float64 scalars; NaN with fewer than 2 images, or without texts."""
         nothing = torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
-        found = {"fid": nothing, "kid": nothing, "clip": self.fits[0] / self.fits[1]}
+        numbers = {"fid": nothing, "kid": nothing, "clip": self.fits[0] / self.fits[1]}
         drawn = dim_zero_cat(self.features) if len(self.features) else torch.empty(0)
         if len(drawn) < 2:
-            return found
+            return numbers
         if not len(self._reference):
-            self._reference = self.encoder.features([picture.to(drawn.device) for picture in self._pictures])
-        reference, given = self._reference.to(drawn.device, torch.float64), _Given(drawn.shape[1])
+            self._reference = self.encoder.features([image.to(drawn.device) for image in self._images])
+        reference, extractor = self._reference.to(drawn.device, torch.float64), _Given(drawn.shape[1])
         size = min(self.subset_size, len(drawn), len(reference))
-        fid = FrechetInceptionDistance(given).to(drawn.device)
+        fid = FrechetInceptionDistance(extractor).to(drawn.device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
-            kid = KernelInceptionDistance(given, self.subsets, size).to(drawn.device)
+            kid = KernelInceptionDistance(extractor, self.subsets, size).to(drawn.device)
         for features, real in ((reference, True), (drawn.double(), False)):
             fid.update(features, real=real)
             kid.update(features, real=real)
-        found["fid"] = type(fid).compute(fid)  # not the instances', which would gather once more
+        numbers["fid"] = type(fid).compute(fid)  # not the instances', which would gather once more
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            found["kid"] = type(kid).compute(kid)[0]
-        return found
+            numbers["kid"] = type(kid).compute(kid)[0]
+        return numbers
 
 
 class _Given(nn.Identity):

@@ -121,11 +121,11 @@ class ImageTextEncoder:
             part = new[start : start + self.batch_size]
             padding = "max_length" if siglip else True
             tokens = self._tokenizer(part, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
-            given = {key: tokens[key].to(network.device) for key in ("input_ids", "attention_mask") if key in tokens}
+            inputs = {key: tokens[key].to(network.device) for key in ("input_ids", "attention_mask") if key in tokens}
             if siglip:
-                given.pop("attention_mask", None)
+                inputs.pop("attention_mask", None)
             with torch.no_grad():
-                vectors = F.normalize(network.get_text_features(**given).pooler_output, dim=1)
+                vectors = F.normalize(network.get_text_features(**inputs).pooler_output, dim=1)
             self._phrases.update(zip(part, vectors.cpu(), strict=True))
         if not phrases:
             return torch.empty(0, self.num_features, device=network.device)
@@ -275,10 +275,10 @@ def pairwise_distance(vectors: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
         >>> pairwise_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([7, 7, 7]))
         (tensor([7]), tensor([0.6667], dtype=torch.float64))
     """
-    names, place, counts = torch.unique(group, return_inverse=True, return_counts=True)
+    names, index, counts = torch.unique(group, return_inverse=True, return_counts=True)
     unit = F.normalize(vectors.double(), dim=1)
-    sums = torch.zeros(len(names), unit.shape[1], dtype=torch.float64, device=unit.device).index_add(0, place, unit)
-    own = torch.zeros(len(names), dtype=torch.float64, device=unit.device).index_add(0, place, unit.square().sum(1))
+    sums = torch.zeros(len(names), unit.shape[1], dtype=torch.float64, device=unit.device).index_add(0, index, unit)
+    own = torch.zeros(len(names), dtype=torch.float64, device=unit.device).index_add(0, index, unit.square().sum(1))
     # the square of the sum holds each pair twice, and each vector with itself
     cosine = (sums.square().sum(1) - own) / (counts * (counts - 1))
     return names, (1 - cosine).masked_fill(counts < 2, torch.nan)

@@ -151,21 +151,21 @@ class NoveltyDistance(EncodedMetric):
         super().__init__(encoder, ("novelty", "mean_novelty"), bins)
         self.ontology, self.level = _ontology(ontology), level
         self.ontology.affordances(level)  # refuses a level that is none
-        found = read_concept_images(images, [concept.name for concept in self.ontology.concepts])
-        self._images = [image for concept in found.values() for image in concept]
-        self._owner = [name for name, concept in found.items() for _ in concept]
+        by_concept = read_concept_images(images, [concept.name for concept in self.ontology.concepts])
+        self._images = [image for concept in by_concept.values() for image in concept]
+        self._owner = [name for name, concept in by_concept.items() for _ in concept]
         self._vectors: Tensor | None = None
         self._warned = False
 
     def values(self, vectors: Tensor, batch: Batch) -> list[Tensor]:
         """Return novelty and mean novelty."""
         allowed, references = self._compared(vectors, batch)
-        there = allowed.any(1)
+        comparable = allowed.any(1)
         values = torch.full((2, len(vectors)), torch.nan, device=vectors.device)
-        if bool(there.any()):
-            vectors, allowed = vectors[there], allowed[there]
-            values[0, there] = 1 - nearest_concept(vectors, references, allowed)[0]
-            values[1, there] = 1 - (vectors @ references.T * allowed).sum(1) / allowed.sum(1)
+        if bool(comparable.any()):
+            vectors, allowed = vectors[comparable], allowed[comparable]
+            values[0, comparable] = 1 - nearest_concept(vectors, references, allowed)[0]
+            values[1, comparable] = 1 - (vectors @ references.T * allowed).sum(1) / allowed.sum(1)
         return list(values)
 
     def nearest(self, images: Tensor, batch: Batch) -> list[tuple[str, float]]:
@@ -181,8 +181,8 @@ class NoveltyDistance(EncodedMetric):
         vectors = self.encoder.images(images.to(self.device))
         allowed, references = self._compared(vectors, batch)
         cosine = (vectors @ references.T).masked_fill(~allowed, -torch.inf).max(1)
-        there = zip(cosine.values.tolist(), cosine.indices.tolist(), allowed.any(1).tolist(), strict=True)
-        return [(self._owner[place], value) if known else ("", math.nan) for value, place, known in there]
+        rows = zip(cosine.values.tolist(), cosine.indices.tolist(), allowed.any(1).tolist(), strict=True)
+        return [(self._owner[index], value) if known else ("", math.nan) for value, index, known in rows]
 
     def _compared(self, vectors: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return which reference images each image is compared with, and their vectors."""
@@ -203,7 +203,7 @@ class NoveltyDistance(EncodedMetric):
 
 
 class PositiveNegativeGap(EncodedMetric):
-    """Cosine of an image with the picture of a new design, less the largest one with pictures of existing concepts.
+    """Cosine of an image with the image of a new design, less the largest one with images of existing concepts.
 
     A batch has also ``pos`` (floats in [-1, 1], ``(n, 3, height, width)``), ``neg`` (``(n, negatives, 3, height,
     width)``) and ``neg_mask`` (bool, ``(n, negatives)``); images of a batch without them do not count.
@@ -309,7 +309,7 @@ class SynthiaScore(WrapperMetric):
     """All of these numbers, with each generated image encoded once: affordances, novelty, gap, diversity, one object.
 
     A batch has ``affordances`` (a sequence of names for each image) and ``pair_id``, and perhaps ``stage``, ``pos``,
-    ``neg`` and ``neg_mask``, as those of ``datamodules.AffordancePairs``. Read the numbers together: a picture that
+    ``neg`` and ``neg_mask``, as those of ``datamodules.AffordancePairs``. Read the numbers together: an image that
     shows nothing is novel, and one of an existing concept may show an affordance well.
 
     Args:

@@ -228,8 +228,8 @@ def read_concepts(data: Any) -> tuple[str, list[Concept], list[str]]:
     return str(name), concepts, problems
 
 
-def _concept(category: str, given: Any, value: Any, problems: list[str]) -> Concept | None:
-    name = _name(given, category, "a concept", problems)
+def _concept(category: str, key: Any, value: Any, problems: list[str]) -> Concept | None:
+    name = _name(key, category, "a concept", problems)
     if name is None:
         return None
     path = f"{category}/{name}"
@@ -248,8 +248,8 @@ def _concept(category: str, given: Any, value: Any, problems: list[str]) -> Conc
         problems.append(f"{path}/parts: must be a mapping of part names to lists of affordances, got {_kind(parts)}.")
         parts = {}
     read: dict[str, tuple[str, ...]] = {}
-    for inner, names in parts.items():
-        part = _name(inner, f"{path}/parts", "a part", problems)
+    for part_key, names in parts.items():
+        part = _name(part_key, f"{path}/parts", "a part", problems)
         if part is None:
             continue
         if part in read:
@@ -261,26 +261,26 @@ def _concept(category: str, given: Any, value: Any, problems: list[str]) -> Conc
     return concept
 
 
-def _names(given: Any, path: str, problems: list[str]) -> tuple[str, ...]:
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        problems.append(f"{path}: must be a list of affordances, got {_kind(given)}.")
+def _names(entries: Any, path: str, problems: list[str]) -> tuple[str, ...]:
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        problems.append(f"{path}: must be a list of affordances, got {_kind(entries)}.")
         return ()
-    read = (_name(entry, path, "an affordance", problems, slash=True) for entry in given)
+    read = (_name(entry, path, "an affordance", problems, slash=True) for entry in entries)
     return tuple(dict.fromkeys(name for name in read if name is not None))
 
 
-def _name(given: Any, path: str, what: str, problems: list[str], slash: bool = False) -> str | None:
+def _name(value: Any, path: str, what: str, problems: list[str], slash: bool = False) -> str | None:
     """Return a normalised name, or ``None`` with a problem noted."""
-    if isinstance(given, bool):
-        reason = f"must be a text, got {given}: YAML reads on, off, yes and no as truth values; put it in quotes."
-    elif not isinstance(given, str):
-        reason = f"must be a text, got {_kind(given)}; put it in quotes."
-    elif not given.strip():
+    if isinstance(value, bool):
+        reason = f"must be a text, got {value}: YAML reads on, off, yes and no as truth values; put it in quotes."
+    elif not isinstance(value, str):
+        reason = f"must be a text, got {_kind(value)}; put it in quotes."
+    elif not value.strip():
         reason = "has an empty name."
-    elif "/" in given and not slash:
-        reason = f"must not contain a slash, got {given!r}: slashes separate the names of a path."
+    elif "/" in value and not slash:
+        reason = f"must not contain a slash, got {value!r}: slashes separate the names of a path."
     else:
-        return normalise(given)
+        return normalise(value)
     problems.append(f"{path}: {what} {reason}")
     return None
 
@@ -297,10 +297,10 @@ def _map(value: Any, path: str, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _by_name(given: Mapping[Any, Any], path: str, what: str, problems: list[str]) -> dict[str, Any]:
+def _by_name(mapping: Mapping[Any, Any], path: str, what: str, problems: list[str]) -> dict[str, Any]:
     """Return a mapping by normalised names, so that the maps meet; a name that occurs twice is noted."""
     result: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in mapping.items():
         key = _name(name, path, what, problems)
         if key in result:
             problems.append(f"{path}/{key}: occurs twice; names differ by more than case and spaces.")
@@ -314,7 +314,7 @@ def _joined(value: Any) -> Any:
     if not isinstance(value, Mapping) or not set(value) <= {"main", "sub"}:
         return value
     lists = [value.get(key, []) for key in ("main", "sub")]
-    wrong = [given for given in lists if not isinstance(given, list)]
+    wrong = [entry for entry in lists if not isinstance(entry, list)]
     return wrong[0] if wrong else [*lists[0], *lists[1]]
 
 

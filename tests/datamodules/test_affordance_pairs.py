@@ -156,7 +156,7 @@ def test_malformed_lines_are_listed_at_once(root: Path) -> None:
     assert said[3] == "4: must be an object, got list"
     assert said[4] == "5: pair_id must be a whole number, got 'x'"
     assert said[5] == "6: 'tdistance' is missing"
-    assert said[6] == "1: a line must be JSON, got {"
+    assert said[6] == "1: a line must be JSON, got '{'"
 
 
 def test_files_without_numbers_and_with_plain_paths(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ ONE = torch.ones(1, 3), torch.ones(1, 2)
         (lambda: PartAffordanceRecall(SEEN_BY, bins=("a", "a")), "bins must have different names, got a, a"),
         (lambda: affordance_scores(torch.ones(1, 2), torch.ones(2, 3)), r"part_scores must be \(n, parts\)"),
         (lambda: recall(2 * ONE[0], ONE[1]), "apply a sigmoid to logits"),
-        (lambda: recall(ONE[0], 0 * ONE[1]), "at least one affordance for each picture"),
+        (lambda: recall(ONE[0], 0 * ONE[1]), "at least one affordance for each image"),
         (lambda: recall(ONE[0], ONE[0]), r"requested must be of shape \(1, 2\), got \(1, 3\)"),
         (lambda: recall(*ONE, torch.tensor([3])), r"bin must be from 0 to 2, or -1 for none, got \[3\]"),
         (lambda: novelty(torch.zeros(1, 1)), "at least one concept to be compared with"),

@@ -224,7 +224,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         read_concept_images(str(tmp_path), ["sofa"])
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere of images"):
         read_concept_images(str(tmp_path / "nowhere"), ["sofa"])
-    with pytest.raises(ValueError, match="reference must be at least 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="reference must be at least 2 images, got 1"):
         Drift(encoder, IMAGES[:1])
     with pytest.raises(ValueError, match="subsets must be at least 1 and subset_size 2, got 0 and 100"):
         Drift(encoder, IMAGES, subsets=0)

@@ -263,7 +263,8 @@ class Stop(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", [1, 5])  # in the middle of an epoch of the first and of the last stage
+# in the middle of an epoch of the first and of the last stage
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_killed_and_resumed_equals_uninterrupted(
     step: int, synthia: Make, pairs: Make, trainer: Make, tmp_path: Path
 ) -> None:

@@ -286,7 +286,7 @@ def test_steps_and_folders_that_lack_something(ontology: Ontology, tmp_path: Pat
     assert (foreign / "stage0.jsonl").read_text() == "mine"
     with (tmp_path / "new" / "captions.jsonl").open("a") as file:
         file.write("damaged\n")
-    with pytest.raises(ValueError, match=r"captions\.jsonl:5: a line must be JSON, got damaged"):
+    with pytest.raises(ValueError, match=r"captions\.jsonl:5: a line must be JSON, got 'damaged'"):
         preparation.run(["captions"])
 
 

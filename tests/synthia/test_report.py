@@ -99,7 +99,7 @@ def test_the_picture_shows_pairs_by_methods(tmp_path: Path) -> None:
         assert image.format == "PNG"
         assert image.width > image.height
     assert [path.name for path in file.parent.iterdir()] == ["grid.png"]
-    with pytest.raises(ValueError, match=r"The pair sit \+ keep_warm has no pictures 'tuned'"):
+    with pytest.raises(ValueError, match=r"The pair sit \+ keep_warm has no images 'tuned'"):
         plot_grid(tmp_path / "grid.png", shown, labels=["frozen", "tuned"])
     with pytest.raises(ValueError, match="at least 1 pair and 1 picture in a cell, got 0 and 1"):
         plot_grid(tmp_path / "grid.png", [])

@@ -136,7 +136,7 @@ class Save(Callback):
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("stops", [(7,), (9, 16, 19)])
+@pytest.mark.parametrize("stops", [(7,), pytest.param((9, 16, 19), marks=pytest.mark.slow)])
 def test_a_resumed_run_has_the_rates_of_one_that_was_not_stopped(
     fit: Fit, tmp_path: Path, stops: tuple[int, ...]
 ) -> None:

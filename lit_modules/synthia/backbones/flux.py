@@ -68,9 +68,9 @@ class Flux(FlowBackbone):
         embeds, guidance = condition["prompt_embeds"], None
         if self.network.config.guidance_embeds:
             guidance = torch.full((len(noised),), self.guidance, device=noised.device)
-        places = torch.zeros(rows, columns, 3, device=noised.device, dtype=dtype)
-        places[..., 1] += torch.arange(rows, device=noised.device)[:, None]
-        places[..., 2] += torch.arange(columns, device=noised.device)
+        positions = torch.zeros(rows, columns, 3, device=noised.device, dtype=dtype)
+        positions[..., 1] += torch.arange(rows, device=noised.device)[:, None]
+        positions[..., 2] += torch.arange(columns, device=noised.device)
         predicted: Tensor = self.network(
             hidden_states=F.pixel_unshuffle(noised, 2).flatten(2).transpose(1, 2).to(dtype),
             timestep=timesteps / self.schedule.num_timesteps,
@@ -78,7 +78,7 @@ class Flux(FlowBackbone):
             pooled_projections=condition["pooled_prompt_embeds"],
             encoder_hidden_states=embeds,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=noised.device, dtype=dtype),
-            img_ids=places.flatten(0, 1),
+            img_ids=positions.flatten(0, 1),
             return_dict=False,
         )[0]
         return self._as_image(precise(predicted), rows, columns)

@@ -319,11 +319,11 @@ class Kandinsky3Flash(Kandinsky3):
         from transformers import T5EncoderModel, T5Tokenizer
 
         options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        place, inner = self.model, "weights/flan_ul2_encoder"
+        source, subfolder = self.model, "weights/flan_ul2_encoder"
         if Path(self.model).is_dir():
-            place, inner = self.file("flan_ul2_encoder"), ""
+            source, subfolder = self.file("flan_ul2_encoder"), ""
         kind: Any = T5Tokenizer if name == "tokenizer" else T5EncoderModel
-        return self.read(kind, name, place, subfolder=inner, **options)
+        return self.read(kind, name, source, subfolder=subfolder, **options)
 
     def load_network(self) -> None:
         """Load the network; the schedule is the cosine one."""

@@ -62,11 +62,11 @@ def read_weights(path: str) -> Weights:
     Raises:
         ValueError: If it holds something else.
     """
-    found = load_plain(path)
-    found = found.get("unet", found) if isinstance(found, Mapping) else found
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path} must hold tensors by name, got {type(found).__name__}.")
-    return dict(found)
+    content = load_plain(path)
+    content = content.get("unet", content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} must hold tensors by name, got {type(content).__name__}.")
+    return dict(content)
 
 
 def convert_u_net(weights: Weights, projection: Weights) -> Weights:
@@ -170,9 +170,9 @@ def _movq_config(weights: Weights) -> dict[str, Any]:
 def _filled(kind: Any, config: dict[str, Any], weights: Weights, path: str, dtype: torch.dtype | None) -> nn.Module:
     with torch.device("meta"):  # weights that are replaced need not be drawn
         network: nn.Module = kind(**config)
-    wanted = network.state_dict()
-    wrong = sorted(wanted.keys() ^ weights.keys())
-    wrong += [name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape]
+    expected = network.state_dict()
+    wrong = sorted(expected.keys() ^ weights.keys())
+    wrong += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
     if wrong:
         raise ValueError(f"{path} does not hold the {kind.__name__} of Kandinsky 3.1; {wrong[0]} does not fit.")
     network.load_state_dict({name: value.to(dtype or value.dtype) for name, value in weights.items()}, assign=True)

@@ -177,18 +177,18 @@ class PipelineBackbone(Backbone):
             raise FileNotFoundError(f"The model {self.model!r} has no {name}, which {type(self).__name__} needs.")
         library, kind = map(str, entry) if len(entry) == 2 else (str(entry), "")
         bases: tuple[type, ...] = ()
-        found = None
+        part_class = None
         if library in _LOADABLE:
             module = importlib.import_module(library)
             bases = tuple(getattr(module, base) for base in _LOADABLE[library])
-            found = getattr(module, kind, None)
-        if not isinstance(found, type) or not issubclass(found, bases):
+            part_class = getattr(module, kind, None)
+        if not isinstance(part_class, type) or not issubclass(part_class, bases):
             raise ValueError(
                 f"The model_index.json of {self.model!r} names {entry!r} for its {name}, and parts are loaded by the "
                 "models, schedulers and tokenizers of diffusers and transformers alone; do not use a model that you do "
                 "not trust."
             )
-        return found
+        return part_class
 
     @cached_property
     def files(self) -> frozenset[str]:
@@ -231,7 +231,7 @@ class PipelineBackbone(Backbone):
             options |= {"variant": self.variant} if folder is None and self.has_variant(name) else {}
         return self.read(kind, name, folder or self.model, **options)
 
-    def read(self, kind: Any, name: str, place: str, **options: Any) -> Any:
+    def read(self, kind: Any, name: str, source: str, **options: Any) -> Any:
         """Load a part by its class from a folder or name.
 
         Raises:
@@ -239,11 +239,11 @@ class PipelineBackbone(Backbone):
             ValueError: If its weights are a pickle of more than tensors.
         """
         try:
-            with only_tensors(place):
-                return kind.from_pretrained(place, **options)
+            with only_tensors(source):
+                return kind.from_pretrained(source, **options)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
-            raise FileNotFoundError(f"The {name} of {place!r} cannot be loaded: {reason}") from error
+            raise FileNotFoundError(f"The {name} of {source!r} cannot be loaded: {reason}") from error
 
     def pipeline(self, **components: Any) -> Any:
         """Return the pipeline around some of its parts, without the others and without a progress bar."""

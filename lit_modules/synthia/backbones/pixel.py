@@ -160,8 +160,8 @@ class PixelDiffusion(Backbone):
             words = prompt.lower().replace(",", " ").split()
             if len(words) > self.max_words:
                 raise ValueError(f"A prompt must have at most {self.max_words} words, got {len(words)}: {prompt!r}.")
-            for place, word in enumerate(words):
-                embeds[row, place] = word_vector(word, self.word_width)
+            for index, word in enumerate(words):
+                embeds[row, index] = word_vector(word, self.word_width)
             mask[row, : len(words)] = True
         return {"prompt_embeds": embeds.to(self.device), "prompt_mask": mask.to(self.device)}
 
@@ -268,8 +268,8 @@ def frequencies(block_size: int, brightness: int, colour: int) -> Tensor:
     for name, value in (("brightness", brightness), ("colour", colour)):
         if not 1 <= value <= block_size**2:
             raise ValueError(f"{name} must be from 1 to {block_size**2}, the pixels of a block, got {value}.")
-    place = torch.arange(block_size)
-    cosines = torch.cos(math.pi * (place + 0.5) * place[:, None] / block_size) * (2 / block_size) ** 0.5
+    pixel = torch.arange(block_size)
+    cosines = torch.cos(math.pi * (pixel + 0.5) * pixel[:, None] / block_size) * (2 / block_size) ** 0.5
     cosines[0] /= 2**0.5
     order = sorted(product(range(block_size), repeat=2), key=lambda pair: (sum(pair), pair))
     mixtures = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])

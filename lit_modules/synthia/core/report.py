@@ -1,4 +1,4 @@
-"""The report on a run: a table of numbers, and for each pair the pictures of all methods side by side."""
+"""Report on a run: a table of numbers, and for each pair the images of all methods side by side."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _SMALL = 128
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with what is known of it.
+    """Image with its caption and scores.
 
     Args:
         image: Tensor ``(3, height, width)`` or array ``(height, width, 3)``, floats in [0, 1] or uint8.
@@ -34,12 +34,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class PairPictures:
-    """The pictures of one pair of affordances.
+    """Images of one pair of affordances.
 
     Args:
         affordances: What was asked for.
         bin: Name of the distance bin.
-        grids: Pictures by what they are, in order: each method's (frozen, random order, curriculum), the reference, the
+        grids: Images by what they are, in order: each method's (frozen, random order, curriculum), the reference, the
             nearest existing concept.
         tdistance: Transformed distance in [0, 1].
     """
@@ -83,19 +83,19 @@ def table_rows(method: str, numbers: Mapping[str, float], names: Sequence[str], 
         [('all', 0.5), ('easy', 0.75)]
     """
     rows = []
-    for place in ("all", *bins):
-        keys = {name: name if place == "all" else f"{name}/{place}" for name in names}
+    for bin in ("all", *bins):
+        keys = {name: name if bin == "all" else f"{name}/{bin}" for name in names}
         missing = [key for key in keys.values() if key not in numbers]
         if missing:
             raise ValueError(f"There is no number {missing[0]!r} of {method}; there are {', '.join(numbers)}.")
-        rows.append(TableRow(method, place, {name: float(numbers[key]) for name, key in keys.items()}))
+        rows.append(TableRow(method, bin, {name: float(numbers[key]) for name, key in keys.items()}))
     return rows
 
 
 def write_report(
     path: str | Path, title: str, table: Sequence[TableRow], pairs: Sequence[PairPictures], summary: str = ""
 ) -> Path:
-    """Write one HTML file that holds everything, pictures too, and needs no network.
+    """Write one HTML file that holds everything, images too, and needs no network.
 
     All names, captions and numbers are escaped: whoever wrote them, they show as text. The file runs no script and
     loads nothing.
@@ -104,14 +104,14 @@ def write_report(
         path: File; its folder is made.
         title: Title.
         table: Lines of the table; a column for each number.
-        pairs: Pictures, a figure for each pair.
+        pairs: Images, a figure for each pair.
         summary: Paragraph below the title.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: If a picture is of another shape or range.
+        ValueError: If an image is of another shape or range.
     """
     columns = list(dict.fromkeys(name for row in table for name in row.numbers))
     values = {
@@ -142,20 +142,20 @@ def plot_grid(
     per_cell: int = 1,
     title: str = "",
 ) -> Path:
-    """Write a PNG of pairs by methods: a row for each pair, a column for each kind of pictures.
+    """Write a PNG of pairs by methods: a row for each pair, a column for each kind of images.
 
     Args:
         path: File; its folder is made.
         pairs: Pairs to show.
-        labels: Kinds of pictures to show, in order; ``None`` takes those of the first pair.
-        per_cell: Pictures of a kind, side by side.
+        labels: Kinds of images to show, in order; ``None`` takes those of the first pair.
+        per_cell: Images of a kind, side by side.
         title: Title.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: If there are no pairs, or a pair lacks a kind of pictures.
+        ValueError: If there are no pairs, or a pair lacks a kind of images.
     """
     from matplotlib.figure import Figure
 
@@ -164,7 +164,7 @@ def plot_grid(
     labels = list(pairs[0].grids) if labels is None else list(labels)
     for pair in pairs:
         if missing := [label for label in labels if label not in pair.grids]:
-            raise ValueError(f"The pair {' + '.join(pair.affordances)} has no pictures {missing[0]!r}.")
+            raise ValueError(f"The pair {' + '.join(pair.affordances)} has no images {missing[0]!r}.")
     columns = len(labels) * per_cell
     figure = Figure(figsize=(1.3 * columns + 1.6, 1.4 * len(pairs) + 0.6), layout="constrained", facecolor="white")
     axes = figure.subplots(len(pairs), columns, squeeze=False)

@@ -107,11 +107,11 @@ class StagedLR(LRScheduler):
         ends = list(accumulate(self.steps))
         stage = min(bisect_right(ends, step), len(ends) - 1)
         length = self.steps[stage]
-        place = min(step, ends[-1] - 1) - (ends[stage] - length)
+        index = min(step, ends[-1] - 1) - (ends[stage] - length)
         rising = round(self.warmup * length)
-        if place < rising:
-            return (place + 1) / (rising + 1)
-        share = (place - rising) / (length - rising) if length > rising else 0.0
+        if index < rising:
+            return (index + 1) / (rising + 1)
+        share = (index - rising) / (length - rising) if length > rising else 0.0
         return {"cosine": (1 + math.cos(math.pi * share)) / 2, "linear": 1 - share, "none": 1.0}[self.decay]
 
 

@@ -90,7 +90,7 @@ class AskingJudge(ABC):
             ValueError: If there are not affordances for each image.
         """
         _check(affordances, images)
-        tasks = [(score_question(wanted), [image]) for wanted, image in zip(affordances, images, strict=True)]
+        tasks = [(score_question(row), [image]) for row, image in zip(affordances, images, strict=True)]
         return _columns(self._ask_all(tasks, read_scores))
 
     def compare(
@@ -105,11 +105,11 @@ class AskingJudge(ABC):
         """
         _check(affordances, first, second)
         rows = list(zip(affordances, first, second, strict=True))
-        tasks = [(comparison_question(wanted), [one, other]) for wanted, one, other in rows]
+        tasks = [(comparison_question(names), [one, other]) for names, one, other in rows]
         tasks += [(question, images[::-1]) for question, images in tasks]
-        found = self._ask_all(tasks, read_verdicts)
-        verdicts = _columns(found[: len(rows)])
-        swapped = {name: 1 - value for name, value in _columns(found[len(rows) :]).items()}
+        answers = self._ask_all(tasks, read_verdicts)
+        verdicts = _columns(answers[: len(rows)])
+        swapped = {name: 1 - value for name, value in _columns(answers[len(rows) :]).items()}
         both = {name: (verdicts[name] + swapped[name]).isfinite() for name in CRITERIA}
         same = {name: verdicts[name] == swapped[name] for name in CRITERIA}
         result = {
@@ -138,13 +138,13 @@ class AskingJudge(ABC):
                 reason = str(error)
                 break
             try:
-                found = read(answer)
+                values = read(answer)
             except ValueError as error:
                 reason = str(error)
                 continue
             with self._lock:
                 self.asked += 1
-            return found
+            return values
         with self._lock:
             self.asked += 1
             self.unanswered += 1
@@ -224,32 +224,32 @@ def _listed(affordances: Sequence[str]) -> str:
 
 
 def _check(affordances: Sequence[Sequence[str]], *images: Sequence[Tensor] | Tensor) -> None:
-    if any(len(given) != len(affordances) for given in images):
+    if any(len(batch) != len(affordances) for batch in images):
         raise ValueError(
             f"There must be affordances for each image, got {len(affordances)} for "
-            f"{' and '.join(str(len(given)) for given in images)} images."
+            f"{' and '.join(str(len(batch)) for batch in images)} images."
         )
     if any(isinstance(row, str) or not row for row in affordances):
         raise ValueError(f"affordances must be a sequence of at least one name for each image, got {affordances!r}.")
 
 
-def _read(answer: str, convert: Callable[[Any], float | None], wanted: str) -> dict[str, float]:
+def _read(answer: str, convert: Callable[[Any], float | None], expected: str) -> dict[str, float]:
     """Return the criteria of the last JSON object in a text that has them all."""
-    decoder, place, objects = json.JSONDecoder(), 0, []
-    while (place := answer.find("{", place)) >= 0:
+    decoder, start, objects = json.JSONDecoder(), 0, []
+    while (start := answer.find("{", start)) >= 0:
         try:
-            found, place = decoder.raw_decode(answer, place)
+            value_by_name, start = decoder.raw_decode(answer, start)
         except (json.JSONDecodeError, RecursionError):
-            place += 1
+            start += 1
             continue
-        objects.append({str(key).strip().lower(): value for key, value in found.items()})
-    complete = [found for found in objects if set(CRITERIA) <= found.keys()]
+        objects.append({str(key).strip().lower(): value for key, value in value_by_name.items()})
+    complete = [value_by_name for value_by_name in objects if set(CRITERIA) <= value_by_name.keys()]
     if not complete:
         raise ValueError(f"it must hold a JSON object with {', '.join(CRITERIA)}, got {answer.strip()[:80]!r}.")
     values = {name: convert(complete[-1][name]) for name in CRITERIA}
     for name, value in values.items():
         if value is None:
-            raise ValueError(f"{name} must be {wanted}, got {str(complete[-1][name])[:40]!r}.")
+            raise ValueError(f"{name} must be {expected}, got {str(complete[-1][name])[:40]!r}.")
     return {name: value for name, value in values.items() if value is not None}
 
 

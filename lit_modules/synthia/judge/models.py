@@ -56,10 +56,10 @@ class LocalJudge(AskingJudge):
             return_tensors="pt",
             **template_options(processor),
         ).to(network.device, network.dtype)
-        asked = inputs["input_ids"][0]
+        prompt = inputs["input_ids"][0]
         with torch.no_grad():
             tokens = network.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
-        return decode_answer(processor.tokenizer, tokens[0, len(asked) :].tolist(), processor.decode(asked[-16:]))
+        return decode_answer(processor.tokenizer, tokens[0, len(prompt) :].tolist(), processor.decode(prompt[-16:]))
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -116,7 +116,7 @@ class EndpointJudge(AskingJudge):
             content.append({"type": "image_url", "image_url": {"url": data_uri(image, self.enlarge_to)}})
         messages: Any = [{"role": "user", "content": content}]
         try:
-            told = self.endpoint.chat(messages, str, **self._options)
+            answer = self.endpoint.chat(messages, str, **self._options)
         except RefusedError as error:
             raise NoAnswerError(f"the endpoint refuses the question ({error}).") from None
         except ValueError as error:
@@ -130,4 +130,4 @@ class EndpointJudge(AskingJudge):
             raise NoAnswerError(str(error)) from None
         with self._lock:
             self._answered, self._failed = self._answered + 1, 0
-        return told
+        return answer

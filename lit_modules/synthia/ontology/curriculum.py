@@ -215,8 +215,8 @@ def bin_of(spread: Sequence[float] | Numbers, edges: Sequence[float] = EDGES) ->
         [0, 0, 1, 7, 8]
     """
     values = np.asarray(spread, dtype=np.float64)
-    found = np.searchsorted(np.asarray(edges), values, side="left") - 1
-    return np.where(values == edges[0], 0, found).astype(np.int64)
+    bins = np.searchsorted(np.asarray(edges), values, side="left") - 1
+    return np.where(values == edges[0], 0, bins).astype(np.int64)
 
 
 def stratified_sample(
@@ -249,11 +249,11 @@ def stratified_sample(
     if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
         raise ValueError(f"edges must be at least two rising numbers, got {tuple(edges)}.")
     generator = np.random.default_rng(seed)
-    found = bin_of(values, edges)
+    bins = bin_of(values, edges)
     quota = size // (len(edges) - 1)
     drawn = []
     for number in range(len(edges) - 1):
-        members = np.flatnonzero(found == number)
+        members = np.flatnonzero(bins == number)
         drawn.append(generator.permutation(members)[:quota])
     chosen = np.concatenate(drawn)
     rest = np.setdiff1d(np.arange(len(values)), chosen)

@@ -62,10 +62,10 @@ class AffordanceTable:
         """
         rows, columns = np.triu_indices(len(self.affordances), 1)
         values = self.matrix[rows, columns]
-        kept = np.abs(values) > TOLERANCE  # false for NaN; a cosine may make a distance negative
+        usable = np.abs(values) > TOLERANCE  # false for NaN; a cosine may make a distance negative
         names = self.affordances
-        found = zip(rows[kept].tolist(), columns[kept].tolist(), values[kept].tolist(), strict=True)
-        return [AffordancePair(names[row], names[column], value) for row, column, value in found]
+        pairs = zip(rows[usable].tolist(), columns[usable].tolist(), values[usable].tolist(), strict=True)
+        return [AffordancePair(names[row], names[column], value) for row, column, value in pairs]
 
 
 class AffordanceDistance:
@@ -188,10 +188,10 @@ def incidence(sets: Sequence[frozenset[str]], names: Sequence[str]) -> Matrix:
         >>> incidence([frozenset("b"), frozenset("ab")], "ab").tolist()
         [[0.0, 1.0], [1.0, 1.0]]
     """
-    places = {name: place for place, name in enumerate(names)}
+    columns = {name: column for column, name in enumerate(names)}
     matrix = np.zeros((len(sets), len(names)))
     rows = [row for row, members in enumerate(sets) for _ in members]
-    matrix[rows, [places[name] for members in sets for name in members]] = 1.0
+    matrix[rows, [columns[name] for members in sets for name in members]] = 1.0
     return matrix
 
 

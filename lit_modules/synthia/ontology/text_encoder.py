@@ -39,7 +39,7 @@ class TextEncoder:
         import torch
 
         tokenizer, network = self._load()
-        found = []
+        encoded = []
         for start in range(0, len(phrases), self.batch_size):
             tokens = tokenizer(
                 phrases[start : start + self.batch_size],
@@ -52,13 +52,13 @@ class TextEncoder:
             with torch.no_grad():
                 output = network(**tokens)
             if hasattr(output, "text_embeds"):
-                found.append(output.text_embeds)
+                encoded.append(output.text_embeds)
                 continue
             # padding is special too, but a phrase of special tokens alone keeps what it has
-            kept = tokens["attention_mask"] * (1 - special)
-            kept = torch.where(kept.sum(1, keepdim=True) > 0, kept, tokens["attention_mask"]).unsqueeze(-1)
-            found.append((output.last_hidden_state * kept).sum(1) / kept.sum(1))
-        vectors: NDArray[np.float64] = torch.cat(found).double().cpu().numpy()
+            mask = tokens["attention_mask"] * (1 - special)
+            mask = torch.where(mask.sum(1, keepdim=True) > 0, mask, tokens["attention_mask"]).unsqueeze(-1)
+            encoded.append((output.last_hidden_state * mask).sum(1) / mask.sum(1))
+        vectors: NDArray[np.float64] = torch.cat(encoded).double().cpu().numpy()
         return vectors
 
     def _load(self) -> tuple[Any, Any]:

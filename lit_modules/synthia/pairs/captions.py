@@ -107,27 +107,27 @@ def template_captions(
         )
     first, *others = (_spoken(name) for name in affordances)
     second, *rest = others or [first]
-    found = []
-    for place in range(number):
-        turn, form = divmod(place, len(forms))
+    captions = []
+    for index in range(number):
+        turn, form = divmod(index, len(forms))
         material = materials[(form + turn) % len(materials)]
         role = random.choice(_ROLES) if others else "All of it is shaped to {first}{rest}."
         tail = "".join(f" and also to {name}" for name in rest)
         body = f"A single object: {forms[form].format(material=material)}."
-        found.append(f"{body} {role.format(first=first, second=second, rest=tail)} {random.choice(_SCENES)}")
-    return found
+        captions.append(f"{body} {role.format(first=first, second=second, rest=tail)} {random.choice(_SCENES)}")
+    return captions
 
 
 def caption_request(affordances: Sequence[str], negatives: Sequence[str], number: int) -> list[dict[str, str]]:
     """Return the messages that ask an OpenAI-compatible model for captions of a design that resembles no negative."""
-    wanted = {
+    request = {
         "functions": [_spoken(name) for name in affordances],
         "do_not_resemble": [_spoken(name) for name in negatives],
         "captions": number,
     }
     return [
         {"role": "system", "content": _RULES.format(vague=", ".join(VAGUE))},
-        {"role": "user", "content": json.dumps(wanted, ensure_ascii=False)},
+        {"role": "user", "content": json.dumps(request, ensure_ascii=False)},
     ]
 
 

@@ -34,13 +34,13 @@ class ClipFilter:
         network, processor = self._load()
         with torch.no_grad():
             pixels = processor(images=[image.convert("RGB") for image in images], return_tensors="pt").to(self.device)
-            seen = _unit(network.get_image_features(**pixels))
-        wanted = [self.prompt.replace("{affordance}", name.replace("_", " ")) for name in affordances]
-        score = (seen @ self._encoded(wanted).T).mean(1)
+            vectors = _unit(network.get_image_features(**pixels))
+        prompts = [self.prompt.replace("{affordance}", name.replace("_", " ")) for name in affordances]
+        score = (vectors @ self._encoded(prompts).T).mean(1)
         if negatives:
-            score = score - (seen @ self._encoded([name.replace("_", " ") for name in negatives]).T).amax(1)
-        found: list[float] = score.tolist()
-        return found
+            score = score - (vectors @ self._encoded([name.replace("_", " ") for name in negatives]).T).amax(1)
+        scores: list[float] = score.tolist()
+        return scores
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         network, processor = self._load()
@@ -68,7 +68,7 @@ def best(scores: Sequence[float], keep: int) -> list[int]:
         >>> best([0.1, 0.3, 0.2, 0.3], 2)
         [1, 3]
     """
-    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
     return sorted(order[:keep])
 
 
