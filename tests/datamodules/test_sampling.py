@@ -218,6 +218,7 @@ def test_ranks_share_the_batches_of_one_rank(
             assert len(together) == ranks
 
 
+@settings(deadline=None)
 @given(forget=st.integers(1, 30), retain=st.integers(1, 30), seed=st.integers(0, 9), epoch=st.integers(0, 3))
 def test_pairs(forget: int, retain: int, seed: int, epoch: int) -> None:
     for anchor in ("forget", "retain"):
