@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Dataset
@@ -224,6 +225,10 @@ VARIANTS: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
     "AdversarialWeightPerturbation": (
         partial(adversarial, "PGDTraining"),
         lambda: [AdversarialWeightPerturbation(warmup_epochs=1)],
+    ),
+    "NPO(peft_config)": (
+        lambda folder: unlearning("NPO", folder, peft_config=LoraConfig(r=2, target_modules=["q_proj"])),
+        list,
     ),
     "NGDiff, no validation": (partial(unvalidated, NGDIFF), list),
     "NGDiff(accumulate=2), no validation": (
