@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.arguments import Unpack, without_own
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.folders import whole_folder
 from lit_modules.utils.images import MAX_PIXELS
@@ -86,6 +86,15 @@ class DrawnSpecies(FewShotPairs):
         check_at_least(1, validation_images=validation_images, test_images=test_images)
         check_at_least(16, drawn_size=drawn_size)
         self.species: list[Species] = invent_species(num_known, num_novel, world_seed)
+        shared = without_own(
+            shared,
+            layout="auto",
+            folders=None,
+            annotations=None,
+            query_from="auto",
+            near_duplicates=False,
+            max_pixels=MAX_PIXELS,
+        )
         super().__init__(
             root=root,
             n_query=n_query,
