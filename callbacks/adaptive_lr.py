@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from lit_modules.utils.model_modes import evaluation_mode
+from lit_modules.utils.random_state import preserved_random_state
 
 _COUNTS = ("steps", "probes", "accepted", "passes", "drawn", "width")
 _ROUNDING = 8.0
@@ -325,11 +326,10 @@ class AdaptiveLR(Callback):
 
     def _mean_loss(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float:
         kind = pl_module.device.type
-        devices = [pl_module.device] if kind == "cuda" else []
         mixed = isinstance(trainer.precision_plugin, MixedPrecision)
         in_float32 = mixed and _computed_in(trainer, pl_module) == torch.float32
         with (
-            torch.random.fork_rng(devices=devices),
+            preserved_random_state(pl_module.device),
             trainer.precision_plugin.forward_context(),
             torch.autocast(kind, enabled=False) if in_float32 else nullcontext(),
         ):

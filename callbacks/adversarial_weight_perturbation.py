@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lit_modules.utils.random_state import preserved_random_state
+
 
 class AdversarialWeightPerturbation(Callback):
     """Take each training gradient at weights that were moved to raise the loss.
@@ -65,8 +67,7 @@ class AdversarialWeightPerturbation(Callback):
         batch.update(module.adversarial_batch(batch))
         weights = [weight for weight in pl_module.parameters() if weight.requires_grad and weight.ndim > 1]
         buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), trainer.precision_plugin.forward_context():
+        with preserved_random_state(pl_module.device), trainer.precision_plugin.forward_context():
             loss = module.adversarial_loss(batch)
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         with torch.no_grad():

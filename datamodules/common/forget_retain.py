@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lit_modules.utils.errors import first_line
+
 from .batches import Column, PairBatches, TaskBatches
 from .checks import check_at_least, check_choices
 from .sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
@@ -111,7 +113,7 @@ class ForgetRetainData(LightningDataModule):
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.tokenizer_name)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ValueError(
                 f"tokenizer must be the name or folder of a tokenizer, got {self.tokenizer_name!r}: {reason}"
             ) from error

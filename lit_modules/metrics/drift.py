@@ -15,6 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lit_modules.metrics.concept_images import read_folder
 from lit_modules.metrics.image_text import ImageTextEncoder
+from lit_modules.utils.random_state import preserved_random_state
 
 
 class Drift(Metric):
@@ -115,8 +116,7 @@ class Drift(Metric):
             fid.update(features, real=real)
             kid.update(features, real=real)
         numbers["fid"] = type(fid).compute(fid)  # not the instances', which would gather once more
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with preserved_random_state(seed=self.seed):
             numbers["kid"] = type(kid).compute(kid)[0]
         return numbers
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_modules.utils.errors import first_line
+
 __all__ = ["cleanness"]
 
 
@@ -42,7 +44,7 @@ def cleanness(
         tokenizer = AutoTokenizer.from_pretrained(classifier)
         model = AutoModelForSequenceClassification.from_pretrained(classifier).to(device).eval()
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"classifier must be the name or folder of a classifier, got {classifier!r}: {reason}"
         ) from error

@@ -13,6 +13,7 @@ from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
 from lit_modules.unlearning.core.hidden_states import hidden_states, lower_blocks, parameters_behind
 from lit_modules.unlearning.core.losses import IGNORED
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.random_state import preserved_random_state
 
 
 def rmu_loss(hidden: Tensor, target: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class RMU(ForgetRetainLoss):
     def _build_network(self) -> None:
         super()._build_network()
         # what the losses do not reach has no gradient, which data parallel training takes for an error
-        with torch.random.fork_rng(devices=[]):
+        with preserved_random_state():
             reached = parameters_behind(self.model, self.layer)
         for name, parameter in self.model.named_parameters():
             wanted = self.train_only is None or any(re.search(pattern, name) for pattern in self.train_only)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lit_modules.utils.errors import first_line
 from lit_modules.utils.hashing import hash_folder
 
 
@@ -43,7 +44,7 @@ def hub_commit(model: str, revision: str | None, file: str) -> str:
     try:
         found = Path(huggingface_hub.hf_hub_download(model, file, revision=revision))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise FileNotFoundError(
             f"{model!r} is neither a folder nor a model that the Hub gives: {reason} Give the folder of a saved "
             "model, or a name of the Hub with a connection to it."

@@ -79,7 +79,7 @@ def tofu(folder: Path, tiny_causal_lm: Path, **changed: Any) -> TOFU:
     [
         ("fit", write("forget10.json", lines(GOOD, {"question": "Who?"})), r"10\.json:2: the field 'answer' is miss"),
         ("fit", write("retain90.json", lines(GOOD, '{"question": "Who?", ')), r"0\.json:2: a line must be JSON, got"),
-        ("fit", write("retain90.json", lines(["Who?", "Nobody."])), r"with the strings question, answer, got \['Who\?'"),
+        ("fit", write("retain90.json", lines(["Who?", "Nobody."])), r"the strings question, answer, got \['Who\?'"),
         ("fit", write("forget10.json", lines({**GOOD, "answer": "\t"})), r"not blank, got '\\t'"),
         ("fit", write("forget10.json", ""), r"forget10\.json is empty; it must hold at least one line"),
         ("test", write("retain_perturbed.json", lines(GOOD)), "'perturbed_answer' is missing; .* no perturbed set"),

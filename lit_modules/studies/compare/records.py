@@ -11,6 +11,7 @@ from lit_modules.studies.arguments import ArgumentReader
 from lit_modules.studies.compare.settings import SHARED, Method, Run, filled
 from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
+from lit_modules.utils.folders import whole_folder
 from lit_modules.utils.hashing import hash_file, stable_hash
 from lit_modules.utils.json_lines import read_json_lines
 from lit_modules.utils.suggestions import did_you_mean
@@ -170,9 +171,8 @@ def _train_tokenizer(
     if (path / "tokenizer_config.json").exists():
         return str(path), len(AutoTokenizer.from_pretrained(path))
     tokenizer = lume.train_bpe(list(_read_texts(root, settings["files"], settings["fields"])), settings["vocab_size"])
-    part = path.with_name(f".{path.name}.part")
-    tokenizer.save_pretrained(part)
-    part.replace(path)
+    with whole_folder(path) as part:
+        tokenizer.save_pretrained(part)
     return str(path), len(tokenizer)
 
 

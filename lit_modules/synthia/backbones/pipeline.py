@@ -18,6 +18,7 @@ from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
 from lit_modules.synthia.core.sampling import NoiseSchedule
 from lit_modules.utils.adapters import without_dropout
 from lit_modules.utils.checkpoints import only_tensors
+from lit_modules.utils.errors import first_line
 
 _OWNERS = {
     "StableDiffusionPipeline": "StableDiffusion",
@@ -242,7 +243,7 @@ class PipelineBackbone(Backbone):
             with only_tensors(source):
                 return kind.from_pretrained(source, **options)
         except OSError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise FileNotFoundError(f"The {name} of {source!r} cannot be loaded: {reason}") from error
 
     def pipeline(self, **components: Any) -> Any:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from lit_modules.unlearning.core.pretrained import check_folder
 from lit_modules.unlearning.core.sharding import blocks_of
+from lit_modules.utils.errors import first_line
 
 SHAPES: dict[str, dict[str, Any]] = {
     # the configurations of meta-llama/Llama-3.2-1B, Llama-2-7b-hf and Llama-2-70b-hf
@@ -151,7 +152,7 @@ def meta_network(
         try:
             config = AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ValueError(
                 f"{name!r} must be one of {', '.join(SHAPES)}, or the name or folder of a model with its "
                 f"configuration: {reason}"

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lit_modules.unlearning.core.sharding import is_sharded, whole_state
 from lit_modules.utils import adapters
 from lit_modules.utils.checkpoints import only_tensors
+from lit_modules.utils.errors import first_line
 from lit_modules.utils.hashing import hash_tensors, stable_hash
 
 _REMEDY = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
@@ -192,7 +193,7 @@ def _load_whole(name: str, dtype: torch.dtype, revision: str | None = None) -> P
 
 
 def _unreadable(name: str, error: Exception) -> ValueError:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     return ValueError(f"{name!r} does not load as a causal language model: {reason} {_REMEDY}")
 
 
