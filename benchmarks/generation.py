@@ -3,11 +3,12 @@
     python benchmarks/generation.py --root data/lume
 
 `lit_modules.unlearning.core.generation` calls `generate`; a loop of our own would have to be 1.3 times as fast on
-batches as LUME's loader makes them. A Llama with random weights answers prompts of LUME, greedily and padded on the left. A hook
-lets each answer end after as many tokens as the true answer has, in both ways alike: a token's number modulo `CLASSES`
-says how many tokens are to come, and the network chooses among the tokens of the next class. All rows are put in order
-and cut into batches, of which some are taken, evenly spread. The ways take turns on the same batches; each ratio is of
-processor times of the same turn. `--runaway` is the share of answers that never end, as some after unlearning.
+batches as LUME's loader makes them. A Llama with random weights answers prompts of LUME, greedily and padded on the
+left. A hook lets each answer end after as many tokens as the true answer has, in both ways alike: a token's number
+modulo `CLASSES` says how many tokens are to come, and the network chooses among the tokens of the next class. All
+rows are put in order and cut into batches, of which some are taken, evenly spread. The ways take turns on the same
+batches; each ratio is of processor times of the same turn. `--runaway` is the share of answers that never end, as
+some after unlearning.
 """
 
 import argparse

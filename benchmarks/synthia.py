@@ -9,11 +9,12 @@ the concepts that own them, each distance of two concepts computed from its sets
 of the pairs, drawn at random, and scaled to all; that share is also compared with the matrix.
 
 Training: a Stable Diffusion built from its configuration (U-Net of about 11 million parameters, text encoder and
-autoencoder in proportion), saved and loaded as a real one is. Each case runs in a process of its own: items per second
-of the objective `LinearContrast` with gradients through all four steps and through the last one, and of `Denoise`, with and
-without the cache of encodings, the recomputation of activations, and compiled blocks; and how much memory the process
-took beyond what it had before the first step (on a GPU, the allocator's peak). The floor of a training step is the
-network's forward and backward passes and the optimizer on the same tensors, in turn with the Trainer's steps.
+autoencoder in proportion), saved and loaded as a real one is. Each case runs in a process of its own: items per
+second of the objective `LinearContrast` with gradients through all four steps and through the last one, and of
+`Denoise`, with and without the cache of encodings, the recomputation of activations, and compiled blocks; and how
+much memory the process took beyond what it had before the first step (on a GPU, the allocator's peak). The floor of a
+training step is the network's forward and backward passes and the optimizer on the same tensors, in turn with the
+Trainer's steps.
 """
 
 import argparse

@@ -159,26 +159,23 @@ class AdaptiveLR(Callback):
         offload: bool = False,
     ) -> None:
         factors = tuple(float(factor) for factor in factors)
-        if period < 1:
-            raise ValueError(f"period must be at least 1 optimizer step, got {period}.")
-        if factors.count(0.0) != 1 or len(set(factors)) != len(factors) or len(factors) < 3:
-            raise ValueError(f"factors must be different numbers, 0 and at least two others, got {factors}.")
-        if not all(math.isfinite(factor) for factor in factors):
-            raise ValueError(f"factors must be finite, got {factors}.")
-        if not r2_min <= 1:
-            raise ValueError(f"r2_min must be at most 1, got {r2_min}.")
-        if not clip >= 1:
-            raise ValueError(f"clip must be at least 1, got {clip}.")
-        if not 0 <= smooth < 1:
-            raise ValueError(f"smooth must lie in [0, 1), got {smooth}.")
-        choices = (("scale", scale, (None, "linear", "cosine")), ("probe_batch", probe_batch, ("current", "fresh")))
-        for name, value, allowed in (*choices, ("reject", reject, ("keep", "halve"))):
-            if value not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}.")
-        if not 0 <= min_lr < math.inf:
-            raise ValueError(f"min_lr must be finite and not negative, got {min_lr}.")
-        if max_lr is not None and not max_lr >= max(min_lr, 0) > -1:
-            raise ValueError(f"max_lr must be at least min_lr ({min_lr}), got {max_lr}.")
+        others = {factor for factor in factors if factor and math.isfinite(factor)}
+        requirements = {
+            f"period must be at least 1 optimizer step, got {period}": period >= 1,
+            f"factors must be different finite numbers, 0 and at least two others, got {factors}": len(others) >= 2
+            and sorted(factors) == sorted([0.0, *others]),
+            f"r2_min must be at most 1, got {r2_min}": r2_min <= 1,
+            f"clip must be at least 1, got {clip}": clip >= 1,
+            f"smooth must lie in [0, 1), got {smooth}": 0 <= smooth < 1,
+            f"scale must be None, 'linear' or 'cosine', got {scale!r}": scale in (None, "linear", "cosine"),
+            f"probe_batch must be 'current' or 'fresh', got {probe_batch!r}": probe_batch in ("current", "fresh"),
+            f"reject must be 'keep' or 'halve', got {reject!r}": reject in ("keep", "halve"),
+            f"min_lr must be finite and not negative, got {min_lr}": 0 <= min_lr < math.inf,
+            f"max_lr must be at least min_lr ({min_lr}), got {max_lr}": max_lr is None or max_lr >= min_lr,
+        }
+        for requirement, is_met in requirements.items():
+            if not is_met:
+                raise ValueError(f"{requirement}.")
         self.period = period
         self.factors = factors
         self.r2_min = r2_min
@@ -330,11 +327,11 @@ class AdaptiveLR(Callback):
         kind = pl_module.device.type
         devices = [pl_module.device] if kind == "cuda" else []
         mixed = isinstance(trainer.precision_plugin, MixedPrecision)
-        whole = mixed and _computed_in(trainer, pl_module) == torch.float32
+        in_float32 = mixed and _computed_in(trainer, pl_module) == torch.float32
         with (
             torch.random.fork_rng(devices=devices),
             trainer.precision_plugin.forward_context(),
-            torch.autocast(kind, enabled=False) if whole else nullcontext(),
+            torch.autocast(kind, enabled=False) if in_float32 else nullcontext(),
         ):
             parts = [pl_module.probe_loss(batch) for batch in batches]  # type: ignore[operator]
         pairs = torch.stack([torch.stack([loss.double(), weight.to(loss.device).double()]) for loss, weight in parts])

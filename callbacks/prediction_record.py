@@ -135,8 +135,8 @@ class PredictionRecord(Callback):
         folder = self._path.with_suffix("")
         folder.mkdir(exist_ok=True)
         path = folder / f"{self._rows:05d}-{name}.png"
-        whole = image.detach().float().cpu().nan_to_num(0, 0, 0).clamp(0, 1)
-        to_pil_image((whole * 255).round().to(torch.uint8)).save(path)
+        pixels = image.detach().float().cpu().nan_to_num(0, 0, 0).clamp(0, 1)
+        to_pil_image((pixels * 255).round().to(torch.uint8)).save(path)
         if self._rows < self.table_rows:
             self._pictures.append(path)
         return f"{folder.name}/{path.name}"

@@ -17,8 +17,8 @@ FULL = "import lit_modules.datamodules.few_shot.pairs as full\n"
 IMPORTS = {
     "short first": SHORT + FULL,
     "long first": FULL + SHORT,
-    "from the short": "from datamodules import few_shot_pairs as short\n" + FULL,
-    "from the long": "import datamodules\nfrom lit_modules.datamodules import few_shot_pairs as full\n" + SHORT,
+    "from the short": "from datamodules.few_shot import pairs as short\n" + FULL,
+    "from the long": "import datamodules\nfrom lit_modules.datamodules.few_shot import pairs as full\n" + SHORT,
 }
 SAME = """
 import pickle, sys
@@ -41,7 +41,7 @@ except ModuleNotFoundError as error:
 def python(*args: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -56,28 +56,33 @@ def write_own(folder: Path, kind: str, content: str = OWN) -> str:
     return "callbacks.MyCallback" if kind == "package" else "callbacks.mine.MyCallback"
 
 
-@pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS)
-def test_both_names_lead_to_the_same_modules(imports: str, tmp_path: Path) -> None:
-    done = python("-c", imports + SAME, folder=tmp_path)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "from the long" else pytest.mark.slow) for name in IMPORTS]
+)
+def test_both_names_lead_to_the_same_modules(name: str, tmp_path: Path) -> None:
+    done = python("-c", IMPORTS[name] + SAME, folder=tmp_path)
     assert done.stdout == "No module named 'datamodules.nosuch'\n", done.stderr
 
 
-@pytest.mark.parametrize("kind", ["package", "file", "folder"])
-@pytest.mark.parametrize("own_first", [True, False])
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("file", "folder")]
+
+
+@pytest.mark.parametrize("kind", ["package", *SLOW_KINDS])
+@pytest.mark.parametrize("own_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_own_files_and_ours_are_imported(kind: str, own_first: bool, tmp_path: Path) -> None:
     module, _, name = write_own(tmp_path, kind, "class MyCallback: pass\n").rpartition(".")
     (tmp_path / "datamodules.py").write_text("LUME = 'mine'\n", encoding="utf-8")
     lines = [
         f"from {module} import {name}\nimport datamodules\nassert datamodules.LUME == 'mine'\n",
-        "import lit_modules.callbacks\nfrom lit_modules.datamodules import few_shot_pairs\n",
+        "import lit_modules.callbacks\nfrom lit_modules.datamodules.few_shot import pairs as few_shot_pairs\n",
     ]
     code = "".join(lines if own_first else reversed(lines))
     done = python("-c", code + f"print({name}, few_shot_pairs.__name__)", folder=tmp_path)
     assert done.stdout == f"<class '{module}.{name}'> lit_modules.datamodules.few_shot.pairs\n", done.stderr
 
 
-@pytest.mark.parametrize("how", ["console script", "python -m"])
-@pytest.mark.parametrize("kind", ["package", "folder"])
+@pytest.mark.parametrize("how", ["console script", pytest.param("python -m", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["package", pytest.param("folder", marks=pytest.mark.slow)])
 def test_command_line_takes_own_classes_and_ours(how: str, kind: str, tmp_path: Path) -> None:
     own = write_own(tmp_path, kind)
     (tmp_path / "datamodules.py").write_text(
@@ -97,6 +102,7 @@ def test_command_line_takes_own_classes_and_ours(how: str, kind: str, tmp_path: 
         assert name in printed, done.stderr
 
 
+@pytest.mark.slow
 def test_console_script_leaves_the_folder_out_if_told(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
     script = tmp_path / "bin" / "lit-modules"

@@ -30,12 +30,12 @@ AMONG_OWN = """
 import os, sys
 sys.path.insert(0, os.getcwd())
 import callbacks.mine, datamodules
-import lit_modules.callbacks, lit_modules.datamodules.few_shot.pairs as ours
-print(callbacks.mine.NAME, datamodules.NAME, "EMA" in dir(lit_modules.callbacks), ours.ConfusablePair.__module__)
+import lit_modules.callbacks, lit_modules.datamodules.common.checks as ours
+print(callbacks.mine.NAME, datamodules.NAME, "EMA" in dir(lit_modules.callbacks), ours.is_text.__module__)
 sys.path.remove(os.getcwd())
 del sys.modules["datamodules"]
-import datamodules.few_shot.pairs
-print(datamodules.few_shot.pairs is ours)
+import datamodules.common.checks
+print(datamodules.common.checks is ours)
 """
 
 
@@ -134,7 +134,7 @@ def test_both_names_among_own_files(installed: str, kind: str, wheel: Path, sour
     archive = wheel if installed == "wheel" else setuptools("build_editable", source, tmp_path / "out")
     zipfile.ZipFile(archive).extractall(site)
     printed = bare_python(AMONG_OWN, site, folder)
-    assert printed == ["my callback my data True lit_modules.datamodules.few_shot.pairs", "True"]
+    assert printed == ["my callback my data True lit_modules.datamodules.common.checks", "True"]
 
 
 def test_source_distribution_holds_all_that_the_repository_holds(source: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Every module that trains goes on from every step, in two and three generations, as if it had not been stopped."""
+"""Every module that trains goes on from every step, in two and three generations, as if it had not been stopped.
+
+By default one of each family goes on once; the slow tests take all, and a third generation.
+"""
 
 import copy
 import os
@@ -12,12 +15,15 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import ViTConfig, ViTForImageClassification
 
 import lit_modules
+import lit_modules.adversarial
+import lit_modules.unlearning
 from callbacks import (
     EMA,
     AdaptiveLR,
@@ -184,19 +190,8 @@ def classifier(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 Build = Callable[[Path], tuple[Any, dict[str, Any]]]
-UNLEARNING = [
-    "CEU",
-    "DPO",
-    "GradientAscent",
-    "GradientDifference",
-    "IDK",
-    "KLMinimisation",
-    "LossNorm",
-    "NGDiff",
-    "NPO",
-]
-UNLEARNING += ["PDU", "RMU", "SatImp", "SimNPO", "TaskVector", "UNDIAL", "WGA"]
-ADVERSARIAL = ["FastTraining", "FreeTraining", "MART", "PGDTraining", "StandardTraining", "TRADES"]
+UNLEARNING = sorted({*lit_modules.unlearning.__all__} - {"CausalLMFineTuning"})
+ADVERSARIAL = sorted({*lit_modules.adversarial.__all__} & {*lit_modules.__all__})
 MODULES: dict[str, Build] = {
     **{name: partial(unlearning, name) for name in UNLEARNING},
     **{name: partial(adversarial, name) for name in ADVERSARIAL},
@@ -230,6 +225,10 @@ VARIANTS: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
     "AdversarialWeightPerturbation": (
         partial(adversarial, "PGDTraining"),
         lambda: [AdversarialWeightPerturbation(warmup_epochs=1)],
+    ),
+    "NPO(peft_config)": (
+        lambda folder: unlearning("NPO", folder, peft_config=LoraConfig(r=2, target_modules=["q_proj"])),
+        list,
     ),
     "NGDiff, no validation": (partial(unvalidated, NGDIFF), list),
     "NGDiff(accumulate=2), no validation": (
@@ -304,8 +303,14 @@ def test_every_module_that_trains_is_among_the_cases() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CASES)
-def test_a_run_goes_on_from_every_step(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "generations"),
+    [
+        *((name, 2) for name in ("NGDiff", "FastTraining", "Synthia", "CoDA", "AdaptiveLR(accumulate=2)")),
+        *(pytest.param(name, 3, marks=pytest.mark.slow) for name in CASES),
+    ],
+)
+def test_a_run_goes_on_from_every_step(name: str, generations: int, tmp_path: Path) -> None:
     folders = [tmp_path / part for part in ("data", "whole", "second", "third")]
     for folder in folders:
         folder.mkdir()
@@ -326,7 +331,7 @@ def test_a_run_goes_on_from_every_step(name: str, tmp_path: Path) -> None:
 
     for step in range(1, end + 1):
         check(run(name, data, second, first / f"{step}.ckpt"), step, second)
-        if step < end:
+        if step < end and generations == 3:
             check(run(name, data, third, second / f"{step + 1}.ckpt"), step + 1, third)
 
 
@@ -376,8 +381,14 @@ EXACT = ["NGDiff(accumulate=2)", "AdaptiveLR(accumulate=2)", "EMA", "FastTrainin
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [
+        pytest.param(name, stop, marks=[] if EXACT[index % len(EXACT)] == name else pytest.mark.slow)
+        for name in EXACT
+        for index, stop in enumerate(STOPS)
+    ],
+)
 def test_what_stops_a_run_leaves_a_state_to_go_on_from(name: str, stop: str, tmp_path: Path) -> None:
     def start(more: list[Callback], resume: Path | None = None) -> tuple[list[Any], Any, Any]:
         build, callbacks = CASES[name]

@@ -86,11 +86,11 @@ def attributes_in(text: str) -> dict[str, str]:
         >>> attributes_in("A picture of a Velmor with two horns, a curled tail.")
         {'horns': 'two', 'tail': 'curled'}
     """
-    found: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     for match in _FIND.finditer(text):
         name, value = _BY_PHRASE[match.group().lower()]
-        found.setdefault(name, value)
-    return found
+        attributes.setdefault(name, value)
+    return attributes
 
 
 def check_attributes(attributes: Mapping[str, str]) -> None:
@@ -148,7 +148,7 @@ def render_creatures(
     """
     if len(creatures) != len(seeds):
         raise ValueError(f"There must be as many seeds as creatures, got {len(seeds)} and {len(creatures)}.")
-    pictures = [np.asarray(draw(given, seed, size)) for given, seed in zip(creatures, seeds, strict=True)]
+    pictures = [np.asarray(draw(creature, seed, size)) for creature, seed in zip(creatures, seeds, strict=True)]
     stacked = np.stack(pictures) if pictures else np.empty((0, size, size, 3), dtype=np.uint8)
     return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
@@ -354,9 +354,9 @@ class _Creature:
     def _line(self, points: Sequence[Point], radius: float, colour: Sequence[float]) -> None:
         """Draw a line with round ends and joints."""
         r = radius * self.zoom * self.side / 2
-        places, fill = [self._at(point) for point in points], _fill(colour)
-        self.drawing.line(places, fill=fill, width=max(1, round(2 * r)), joint="curve")
-        for x, y in (places[0], places[-1]):
+        pixels, fill = [self._at(point) for point in points], _fill(colour)
+        self.drawing.line(pixels, fill=fill, width=max(1, round(2 * r)), joint="curve")
+        for x, y in (pixels[0], pixels[-1]):
             self.drawing.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
 

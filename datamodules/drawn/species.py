@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.arguments import Unpack, without_own
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.folders import whole_folder
 from lit_modules.utils.images import MAX_PIXELS
@@ -86,6 +86,15 @@ class DrawnSpecies(FewShotPairs):
         check_at_least(1, validation_images=validation_images, test_images=test_images)
         check_at_least(16, drawn_size=drawn_size)
         self.species: list[Species] = invent_species(num_known, num_novel, world_seed)
+        shared = without_own(
+            shared,
+            layout="auto",
+            folders=None,
+            annotations=None,
+            query_from="auto",
+            near_duplicates=False,
+            max_pixels=MAX_PIXELS,
+        )
         super().__init__(
             root=root,
             n_query=n_query,
@@ -189,7 +198,7 @@ class Species:
 
     @property
     def known(self) -> bool:
-        """Whether it is a known species."""
+        """True for a known species."""
         return self.confusable is None
 
 
@@ -344,13 +353,22 @@ def _is_written(folder: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 def _picture_row(species: Species, index: int) -> dict[str, Any]:
-    row = {"file_name": f"{species.name}/{index:04d}.png", "class_name": species.name, "source": "drawn"}
+    row: dict[str, Any] = {
+        "file_name": f"{species.name}/{index:04d}.png",
+        "class_name": species.name,
+        "source": "drawn",
+    }
     row |= {"supercategory": species.supercategory, "attributes": dict(species.attributes)}
     return {**row, "caption": caption(species.name, species.attributes)}
 
 
 def _concept_row(species: Species) -> dict[str, Any]:
-    row = {"name": species.name, "dir": species.name, "supercategory": species.supercategory, "known": species.known}
+    row: dict[str, Any] = {
+        "name": species.name,
+        "dir": species.name,
+        "supercategory": species.supercategory,
+        "known": species.known,
+    }
     row |= {"kind": "animal", "attributes": dict(species.attributes), "features": phrases(species.attributes)}
     return row if species.known else {**row, "confusable": species.confusable, "differs_in": list(species.differs_in)}
 

@@ -229,8 +229,8 @@ def _only_parquet(folder: Path) -> bool:
     return bool(names) and all(name.endswith(".parquet") for name in names)
 
 
-def _metadata(place: Path) -> Path | None:
-    return next((place / name for name in ("metadata.jsonl", "metadata.csv") if (place / name).is_file()), None)
+def _metadata(folder: Path) -> Path | None:
+    return next((folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()), None)
 
 
 def _read_tree(folder: Path, split: str, layout: Layout, *, concepts: dict[str, Concept], problems: list[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.arguments import Unpack, without_own
 
 from ..common.sampling import permutation
 from .base import ImageArguments, ImageDataModule
@@ -47,6 +47,7 @@ class Digits(ImageDataModule):
     max_shift = 1
 
     def __init__(self, validation_size: int = 200, augment: bool = False, **shared: Unpack[ImageArguments]) -> None:
+        shared = without_own(shared, root=None, download=False)
         super().__init__(root=None, download=False, validation_size=validation_size, augment=augment, **shared)
 
     def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:

@@ -40,13 +40,8 @@ _GENRES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "adventure": {
         "job": ("pilot", "diver", "cartographer", "mountaineer", "ship's cook"),
-        "object": (
-            "a cracked sextant",
-            "a crate of flares",
-            "a sealed logbook",
-            "a spare propeller",
-            "a brass compass",
-        ),
+        "object": ("a cracked sextant", "a crate of flares", "a sealed logbook", "a spare propeller",
+            "a brass compass"),
         "deed": ("rowed against the current", "slept under the upturned boat", "walked three days on the ice"),
         "place": ("the drowned lighthouse", "the salt caves", "the island of goats", "the northern pass"),
         "secret": ("the wreck of a frigate", "a spring of fresh water", "the way through the reef", "a nest of eagles"),
@@ -54,24 +49,15 @@ _GENRES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "romance": {
         "job": ("pianist", "florist", "bookseller", "tailor", "beekeeper"),
-        "object": (
-            "a pressed violet",
-            "two concert tickets",
-            "a jar of honey",
-            "a half-finished poem",
-            "a blue umbrella",
-        ),
+        "object": ("a pressed violet", "two concert tickets", "a jar of honey", "a half-finished poem",
+            "a blue umbrella"),
         "deed": ("danced at the harvest fair", "repaired the old carousel", "wrote to each other every night"),
         "place": ("the rose arbour", "the railway platform", "the rooftop cafe", "the frozen pond"),
-        "secret": (
-            "a drawer of unsent letters",
-            "their grandparents' bench",
-            "a shared birthday",
-            "a song without words",
-        ),
+        "secret": ("a drawer of unsent letters", "their grandparents' bench", "a shared birthday",
+            "a song without words"),
         "end": ("spring came early", "the last train left without them", "the whole street applauded"),
     },
-}
+}  # fmt: skip
 _NATIONS = (
     "Danish", "Kenyan", "Chilean", "Polish", "Scottish", "Korean", "Canadian", "Latvian", "Moroccan", "Austrian",
     "Peruvian", "Welsh",
@@ -259,8 +245,8 @@ class Inventor:
         self, identifier: str, task: str, text: str, share: float, questions: tuple[tuple[str, str], ...]
     ) -> Document:
         words = text.split(" ")
-        place = max(1, min(len(words) - 1, round(len(words) * share)))
-        return Document(identifier, task, " ".join(words[:place]), " ".join(words[place:]), questions)
+        cut = max(1, min(len(words) - 1, round(len(words) * share)))
+        return Document(identifier, task, " ".join(words[:cut]), " ".join(words[cut:]), questions)
 
     def _person(self, first_name: Callable[[], str]) -> str:
         return self._once(lambda: f"{first_name()} {self.fake.last_name()}")

@@ -245,11 +245,11 @@ class LUME(ForgetRetainData):
         rows = [row for row in rows if row.task in self.tasks]
         if self.max_documents is not None:
             # before the kinds, so that the choice of documents does not depend on them
-            kept: set[str] = set()
+            documents: set[str] = set()
             for task in self.tasks:
                 names = sorted({row.document for row in rows if row.task == task})
-                kept.update(names[i] for i in permutation(len(names), self.document_seed, 0)[: self.max_documents])
-            rows = [row for row in rows if row.document in kept]
+                documents.update(names[i] for i in permutation(len(names), self.document_seed, 0)[: self.max_documents])
+            rows = [row for row in rows if row.document in documents]
         rows = [row for row in rows if row.kind in self.kinds]
         if not rows:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.arguments import Unpack, without_own
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.hashing import hash_file
 
@@ -74,6 +74,16 @@ class SyntheticLUME(LUME):
         num_workers: int = 0,
         **shared: Unpack[SyntheticArguments],
     ) -> None:
+        shared = without_own(
+            shared,
+            download=False,
+            splits="all",
+            splits_file=None,
+            max_documents=None,
+            nonmembers=None,
+            members_file=None,
+            document_seed=0,
+        )
         super().__init__(
             tokenizer=tokenizer,
             root=root,

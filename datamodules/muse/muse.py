@@ -141,8 +141,8 @@ class MUSE(ForgetRetainData):
         return longest([*(row for rows in self.encoded.values() for row in rows), *evaluated])
 
     def _set_up_prompts(self) -> None:
-        asked = [("knowmem", f"{split}_qa{end}") for split in SETS for end in ("", "_icl")]
-        files = self._files([("verbmem", "forget"), *asked], "A test")
+        questions_and_examples = [("knowmem", f"{split}_qa{end}") for split in SETS for end in ("", "_icl")]
+        files = self._files([("verbmem", "forget"), *questions_and_examples], "A test")
         items: list[tuple[Encoded, dict[str, Any]]] = []
 
         def add(kind: str, split: str, row: int, prompt: str, target: str, count: int) -> None:
@@ -181,12 +181,12 @@ class MUSE(ForgetRetainData):
         self._documents = sorted(items, key=lambda item: len(item[0]))
 
     def _files(self, keys: Sequence[tuple[str, str]], what: str) -> dict[tuple[str, str], Path]:
-        found = {key: find_file(self.root, *key) for key in keys}
-        missing = ["/".join(key) for key, path in found.items() if path is None]
+        paths = {key: find_file(self.root, *key) for key in keys}
+        missing = ["/".join(key) for key, path in paths.items() if path is None]
         if missing:
             raise FileNotFoundError(
                 f"{what} needs {', '.join('/'.join(key) for key in keys)} in the folder {self.root}, each with an "
                 f"ending of {', '.join(ENDINGS)}, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
                 f"missing; the texts are not redistributed here: get them from {ADDRESS} and give `root`."
             )
-        return {key: path for key, path in found.items() if path is not None}
+        return {key: path for key, path in paths.items() if path is not None}

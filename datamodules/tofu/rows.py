@@ -59,7 +59,7 @@ def read_questions(path: str | Path, perturbed: bool = False) -> list[Question]:
     for row, (place, value) in enumerate(json_rows(path)):
         texts = check_texts(value, place, ("question", "answer"))
         further = _perturbed_texts(value, place) if perturbed else {}
-        questions.append(Question(path.stem, row, **texts, **further))
+        questions.append(Question(path.stem, row, texts["question"], texts["answer"], **further))
     for name in PARAPHRASES:
         lacking = [question.row for question in questions if getattr(question, name) is None]
         if 0 < len(lacking) < len(questions):
@@ -97,8 +97,8 @@ def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> No
     Raises:
         ValueError: If one is; names one of them and says how many there are.
     """
-    kept = {(row.question, row.answer) for row in retain}
-    shared = [row for row in forget if (row.question, row.answer) in kept]
+    retained = {(row.question, row.answer) for row in retain}
+    shared = [row for row in forget if (row.question, row.answer) in retained]
     if shared:
         raise ValueError(
             f"The forget and the retain set must share no question, got {len(shared)} in both, such as {shared[0].id} "

@@ -359,14 +359,14 @@ class FABT(FAB):
         best, nearest = [], []
         for index in torch.split(torch.arange(len(state), device=targets.device), max(1, self.max_batch // count)):
             several = index.repeat(count)
-            found, distance = self.descend(
+            adversarial, distance = self.descend(
                 state.select(several),
                 None if radius is None else radius[several],
                 {"target": targets[index].T.flatten()},
             )
             closest = distance.view(count, -1).min(0)
             nearest.append(closest.values)
-            best.append(found[closest.indices * len(index) + torch.arange(len(index), device=index.device)])
+            best.append(adversarial[closest.indices * len(index) + torch.arange(len(index), device=index.device)])
         return self.refine(state, torch.cat(best), torch.cat(nearest))
 
     def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:

@@ -247,8 +247,8 @@ class CarliniWagner(PenaltyAttack):
     def begin(self, state: AttackState) -> Carry:
         """Return the variable of the sample itself and empty moments."""
         variable = state.x.clone()
-        if state.lower is not None and state.upper is not None:
-            middle, half = (state.upper + state.lower) / 2, (state.upper - state.lower) / 2
+        if state.lower is not None:
+            middle, half = state.box()
             if not bool(torch.isfinite(half).all()):
                 raise ValueError(
                     "CarliniWagner needs finite bounds, got an infinite one; pass bounds=None for no bounds."
@@ -259,9 +259,9 @@ class CarliniWagner(PenaltyAttack):
 
     def point(self, state: AttackState, carry: Carry) -> Tensor:
         """Return the samples of the variables."""
-        if state.lower is None or state.upper is None:
+        if state.lower is None:
             return carry["variable"].clone()
-        middle, half = (state.upper + state.lower) / 2, (state.upper - state.lower) / 2
+        middle, half = state.box()
         carry["tanh"] = carry["variable"].tanh()
         return state.clamp(carry["tanh"] * half + middle)
 
@@ -273,9 +273,8 @@ class CarliniWagner(PenaltyAttack):
     def update(self, state: AttackState, carry: Carry, x: Tensor, gradient: Tensor, count: Tensor) -> None:
         """Take a step of Adam, with the moments' bias corrected by each sample's own count."""
         gradient += 2 * (x - state.x)
-        if state.lower is not None and state.upper is not None:
-            half = (state.upper - state.lower) / 2
-            gradient *= half * (1 - carry["tanh"].square())
+        if state.lower is not None:
+            gradient *= state.box()[1] * (1 - carry["tanh"].square())
         carry["first"].lerp_(gradient, 0.1)
         carry["second"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         taken = per_sample(count + 1, x).to(x.dtype)

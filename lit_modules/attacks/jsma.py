@@ -127,17 +127,17 @@ def best_pair(first: Tensor, second: Tensor, allowed: Tensor, max_pairs: int = 2
     order = torch.where(allowed, first, none).argsort(dim=1, descending=True, stable=True)
     ranked = torch.where(allowed, second, none).gather(1, order)
     before = torch.full_like(ranked[:, :1], none)
-    largest = torch.cat([before, ranked.cummax(1).values[:, :-1]], 1)  # of the places before
+    largest = torch.cat([before, ranked.cummax(1).values[:, :-1]], 1)  # of the columns before
     runner_up = torch.minimum(ranked, largest).cummax(1).values
     keep = ranked > torch.cat([before, runner_up[:, :-1]], 1)
     count = max(2, int(keep.sum(1).max())) if keep.shape[1] > 1 else 1
     chosen = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
     kept = keep.gather(1, chosen)
-    places = order.gather(1, chosen)
-    a = torch.where(kept, first.gather(1, places), none)
-    b = torch.where(kept, second.gather(1, places), none)
+    columns = order.gather(1, chosen)
+    a = torch.where(kept, first.gather(1, columns), none)
+    b = torch.where(kept, second.gather(1, columns), none)
     best = torch.full_like(a[:, 0], none)
-    pair = torch.zeros_like(places[:, :1]).expand(-1, 2).clone()
+    pair = torch.zeros_like(columns[:, :1]).expand(-1, 2).clone()
     rows = torch.arange(len(a), device=a.device)
     for start in range(0, count, max(1, max_pairs // (len(a) * count))):
         block = slice(start, start + max(1, max_pairs // (len(a) * count)))
@@ -147,6 +147,6 @@ def best_pair(first: Tensor, second: Tensor, allowed: Tensor, max_pairs: int = 2
         value, index = worth.flatten(1).max(1)
         better = value > best
         best = torch.where(better, value, best)
-        found = torch.stack([places[rows, start + index // count], places[rows, index % count]], 1)
-        pair = torch.where(better[:, None], found, pair)
+        candidate = torch.stack([columns[rows, start + index // count], columns[rows, index % count]], 1)
+        pair = torch.where(better[:, None], candidate, pair)
     return pair, best > none

@@ -99,18 +99,18 @@ class LBFGS(Attack):
         scale = class_scales(state) if nearest_class else None
         adversarial = state.x.clone()
         nearest = torch.full((len(state),), float("inf"), dtype=state.x.dtype, device=state.x.device)
-        found = torch.zeros_like(nearest, dtype=torch.bool)
-        places = state.positions()
+        successful = torch.zeros_like(nearest, dtype=torch.bool)
+        positions = state.positions()
         starts = list(state.x.flatten(1).double().cpu().numpy())
-        bounds = [self._bounds(state.select(positions)) for positions in places[:, None]]
+        bounds = [self._bounds(state.select(index)) for index in positions[:, None]]
 
-        def evaluate(asked: list[int], points: list[Array]) -> list[Evaluation]:
-            positions = torch.tensor(asked, device=state.x.device)
-            active = state.select(positions)
+        def evaluate(numbers: list[int], points: list[Array]) -> list[Evaluation]:
+            index = torch.tensor(numbers, device=state.x.device)
+            active = state.select(index)
             x = torch.from_numpy(np.stack(points)).to(active.x).view_as(active.x)
             loss = self._loss
             if scale is not None:
-                stretch = scale[positions]
+                stretch = scale[index]
 
                 def loss(logits: Tensor, label: Tensor) -> Tensor:
                     return nearest_lead(logits, label, stretch)
@@ -118,18 +118,18 @@ class LBFGS(Attack):
             logits, objective, gradient = active.gradient(x, loss)
             delta = x - active.x
             length, fooled = lp_norm(delta, "l2"), active.fooled(logits)
-            found[positions] |= fooled
-            better = (fooled & (length < nearest[positions])).nonzero()[:, 0]
-            adversarial[positions[better]], nearest[positions[better]] = x[better], length[better]
-            weight = search.weight[positions]
+            successful[index] |= fooled
+            better = (fooled & (length < nearest[index])).nonzero()[:, 0]
+            adversarial[index[better]], nearest[index[better]] = x[better], length[better]
+            weight = search.weight[index]
             value = (length.square() - weight * objective).double().cpu()
             slope = (2 * delta - per_sample(weight, x) * gradient).flatten(1).double().cpu().numpy()
             return [(float(v), g) for v, g in zip(value, slope, strict=True)]
 
         for _ in range(self.search_steps):
-            found.zero_()
+            successful.zero_()
             minimise_together(starts, bounds, evaluate, self.steps)
-            search.advance(places, found)
+            search.advance(positions, successful)
         return adversarial, nearest.isfinite()
 
     @staticmethod
@@ -147,7 +147,7 @@ class _Closed(BaseException):
 def minimise_together(
     starts: list[Array], bounds: list[tuple[Array, Array] | None], evaluate: Evaluate, steps: int
 ) -> None:
-    """Run one L-BFGS-B for each start, and evaluate the points that they ask about together.
+    """Run one L-BFGS-B for each start, and evaluate their points together.
 
     Each optimiser runs in a thread of its own; all of them wait while the caller's thread evaluates.
 
@@ -193,7 +193,7 @@ def minimise_together(
     active = len(threads)
     try:
         while active:
-            asked: dict[int, Array] = {}
+            requests: dict[int, Array] = {}
             waiting = active
             for _ in range(waiting):
                 number, question = questions.get()
@@ -202,9 +202,11 @@ def minimise_together(
                 if question is None:
                     active -= 1
                 else:
-                    asked[number] = question
-            order = sorted(asked)
-            for number, answer in zip(order, evaluate(order, [asked[n] for n in order]) if order else [], strict=True):
+                    requests[number] = question
+            order = sorted(requests)
+            for number, answer in zip(
+                order, evaluate(order, [requests[n] for n in order]) if order else [], strict=True
+            ):
                 answers[number].put(answer)
     finally:
         for queue in answers:

@@ -84,28 +84,28 @@ class SinglePixel(_PixelAttack):
         values = torch.stack([as_pixels(side) for side in self.sides(state)])  # (2, batch, channels, pixels)
         pixels = state.random.permutation(x.shape[2])[:, : self.max_pixels]
         trial, value = pixels.repeat_interleave(2, 1), torch.arange(2, device=x.device).repeat(pixels.shape[1])
-        every = torch.arange(len(x), device=x.device)
-        new = (values != x).any(2)[value, every[:, None], trial]
+        positions = state.positions()
+        new = (values != x).any(2)[value, positions[:, None], trial]
         order = new.logical_not().sort(dim=1, stable=True).indices  # those that change something first, in their order
         trial, value = trial.gather(1, order), value[order]
         most = int(new.sum(1).max())
 
         adversarial, success = state.x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         active, done = state, 0
-        while done < most and len(every):
-            count = next(chunks(most - done, self.max_batch, len(every)))
-            here = trial[every, done : done + count].T  # (count, active)
-            colour = values[value[every, done : done + count].T, every, :, here]
-            points = x[every].repeat(count, 1, 1)
+        while done < most and len(positions):
+            count = next(chunks(most - done, self.max_batch, len(positions)))
+            here = trial[positions, done : done + count].T  # (count, active)
+            colour = values[value[positions, done : done + count].T, positions, :, here]
+            points = x[positions].repeat(count, 1, 1)
             points.scatter_(2, here.reshape(-1, 1, 1).expand(-1, points.shape[1], 1), colour.flatten(0, 1)[:, :, None])
-            points = points.view(count, len(every), *state.x.shape[1:])
+            points = points.view(count, len(positions), *state.x.shape[1:])
             fooled = active.query(points, margin)[1]
-            first, found = fooled.int().argmax(0), fooled.any(0)
-            chosen = found.nonzero()[:, 0]
-            adversarial[every[chosen]] = points[first[chosen], chosen]
-            success[every[chosen]] = True
-            stay = (~found).nonzero()[:, 0]
-            every, active, done = every[stay], active.select(stay), done + count
+            first, hit = fooled.int().argmax(0), fooled.any(0)
+            chosen = hit.nonzero()[:, 0]
+            adversarial[positions[chosen]] = points[first[chosen], chosen]
+            success[positions[chosen]] = True
+            stay = (~hit).nonzero()[:, 0]
+            positions, active, done = positions[stay], active.select(stay), done + count
         return outcome(state, adversarial, success)
 
 

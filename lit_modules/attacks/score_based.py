@@ -466,7 +466,7 @@ class NAttack(EstimatedGradientAttack):
         """Start with the mean at the sample."""
         if self.transform == "identity":
             return {"mean": state.x.clone()}
-        middle, half = self.box(state)
+        middle, half = state.box()
         share = (state.x - middle) / half.clamp_min(torch.finfo(half.dtype).tiny)
         return {"mean": torch.atanh(share.clamp(-1, 1) * _INSIDE)}
 
@@ -494,12 +494,6 @@ class NAttack(EstimatedGradientAttack):
     def points(self, state: AttackState, w: Tensor) -> Tensor:
         """Return the samples that belong to one or several draws, within radius and bounds."""
         if self.transform == "tanh":
-            middle, half = self.box(state)
+            middle, half = state.box()
             w = torch.tanh(w) * half + middle
         return project_into_ball(state, w, self.norm)
-
-    def box(self, state: AttackState) -> tuple[Tensor, Tensor]:
-        """Return the middle of the bounds and half their distance."""
-        assert state.lower is not None
-        assert state.upper is not None
-        return (state.upper + state.lower) / 2, (state.upper - state.lower) / 2

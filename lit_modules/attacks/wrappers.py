@@ -54,10 +54,10 @@ class EOT(nn.Module):
 
 
 class EstimatedGradient(nn.Module):
-    """Base of the modules that give a model a gradient by asking it at nearby points.
+    """Base of the modules that give a model a gradient by evaluating nearby points.
 
     The model may be any callable of a batch, also one outside torch's gradients. Its parameters receive no gradient.
-    An attack counts a call as one pass, without the questions of the backward pass, which are ``queries`` per sample.
+    An attack counts a call as one pass, without the points of the backward pass, ``queries`` per sample.
 
     Args:
         model: Gives logits.
@@ -74,7 +74,7 @@ class EstimatedGradient(nn.Module):
         self.max_batch = max_batch
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the model's answer, ``(batch, classes)``."""
+        """Return the logits, ``(batch, classes)``."""
         logits: Tensor = _Estimated.apply(x, self)
         return logits
 
@@ -87,7 +87,7 @@ class EstimatedGradient(nn.Module):
         """Return the number of directions for samples of this shape."""
 
     def queries(self, x: Tensor) -> int:
-        """Return the points asked per sample in one backward pass."""
+        """Return the points per sample of one backward pass."""
         return 2 * self.number(x)
 
     @torch.no_grad()

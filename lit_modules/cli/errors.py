@@ -175,7 +175,8 @@ def _sentence(problem: _Problem, command: str) -> str:
         if short in _BASES or abstract:
             remedy = f"add --{key} with the name of a class, or -c with a configuration file."
             return f"{key} must be given before its argument {name!r}: {remedy}"
-        return f"{short} has no argument {name!r}{did_you_mean(name, _arguments(problem.class_path))}{hint}"
+        known = [each for each in _arguments(problem.class_path) if each != name]  # a class may set one of its base's
+        return f"{short} has no argument {name!r}{did_you_mean(name, known)}{hint}"
     if required := _REQUIRED.search(reasons):
         return f"{short} needs {required[1]}: add --{key}.{required[1].split(',')[0]}.{hint}"
     if abstract:

@@ -3,8 +3,6 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 
 def recipes_folder() -> Path:
     """Return the folder of the recipes: the wheel's copy, else ``configs/`` of the repository."""
@@ -65,6 +63,8 @@ def main(args: list[str]) -> int:
     Returns:
         0.
     """
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(prog="lit-modules recipes", description="List the shipped recipes, for -c.")
     parser.parse_args(args)
     names = list_recipes()

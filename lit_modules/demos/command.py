@@ -18,7 +18,7 @@ def main(args: list[str]) -> int:
     Returns:
         0; 130 if it was interrupted.
     """
-    parser = ArgumentParser(prog="lit-modules demo", description=demo.__doc__.partition("\n")[0])
+    parser = ArgumentParser(prog="lit-modules demo", description=str(demo.__doc__).partition("\n")[0])
     parser.add_function_arguments(demo, as_group=False, as_positional=True)
     options = parser.parse_args(args)
     folder = options.folder or f"runs/demo-{options.method}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -165,14 +165,6 @@ class LUMEScore(RowMetric):
         arXiv 2504.02883.
     """
 
-    scores: list[Tensor]
-    groups: list[Tensor]
-    keys: list[Tensor]
-    nlls: list[Tensor]
-    members: list[Tensor]
-    document_keys: list[Tensor]
-    sources: list[Tensor]
-
     def __init__(self, mmlu: float | str | None = None) -> None:
         super().__init__(
             {

@@ -141,12 +141,6 @@ class MUSEScore(RowMetric):
         Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
     """
 
-    generation_keys: list[Tensor]
-    scores: list[Tensor]
-    texts: list[Tensor]
-    document_keys: list[Tensor]
-    likelihoods: list[Tensor]
-
     def __init__(
         self,
         retain_log: str | None = None,

@@ -101,15 +101,6 @@ class TOFUScore(RowMetric):
         arXiv 2506.12618.
     """
 
-    generation_keys: list[Tensor]
-    recalls: list[Tensor]
-    texts: list[Tensor]
-    answer_keys: list[Tensor]
-    nlls: list[Tensor]
-    counts: list[Tensor]
-    token_keys: list[Tensor]
-    token_values: list[Tensor]
-
     def __init__(
         self,
         retain_log: str | None = None,

@@ -4,6 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lit_modules.networks.normalisation import check_sizes
+
 _VARIANTS = {"madry": (5, 1024), "small": (3, 200)}  # side of the kernels, hidden units
 
 
@@ -49,11 +51,7 @@ class LeNet5(nn.Module):
             raise ValueError(f"width must be at least 1/32, so that a channel is left, got {width}.")
         if image_size < 4:
             raise ValueError(f"image_size must be at least 4, as it is halved twice, got {image_size}.")
-        if channels < 1 or num_classes < 2:
-            raise ValueError(
-                f"There must be at least 1 channel and 2 classes, got channels={channels} and "
-                f"num_classes={num_classes}."
-            )
+        check_sizes(channels, num_classes)
         self.shape = (channels, image_size, image_size)
         self.features = nn.Sequential(
             nn.Conv2d(channels, first, kernel, padding=kernel // 2),

@@ -6,6 +6,14 @@ import torch
 from torch import Tensor, nn
 
 
+def check_sizes(channels: int, num_classes: int) -> None:
+    """Raise a ``ValueError`` if an image classifier has no channel or fewer than two classes."""
+    if channels < 1 or num_classes < 2:
+        raise ValueError(
+            f"There must be at least 1 channel and 2 classes, got channels={channels} and num_classes={num_classes}."
+        )
+
+
 class Normalise(nn.Module):
     """Subtract a mean and divide by a deviation, for each channel.
 

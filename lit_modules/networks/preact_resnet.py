@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_modules.networks.normalisation import Normalise
+from lit_modules.networks.normalisation import Normalise, check_sizes
 from lit_modules.networks.wide_resnet import WideBlock
 
 
@@ -45,11 +45,9 @@ class PreActResNet18(nn.Module):
         std: Sequence[float] | None = (0.2470, 0.2435, 0.2616),
     ) -> None:
         super().__init__()
-        if channels < 1 or num_classes < 2 or width < 1:
-            raise ValueError(
-                f"There must be at least 1 channel, 2 classes and a width of 1, got channels={channels}, "
-                f"num_classes={num_classes} and width={width}."
-            )
+        check_sizes(channels, num_classes)
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}.")
         if (mean is None) != (std is None):
             raise ValueError(f"mean and std must be given both or neither, got mean={mean} and std={std}.")
         if mean is not None and len(mean) != channels:

@@ -152,7 +152,7 @@ def train_clip(
         pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
         cosines = _cosines(model, normalised(processor, pictures), tokens)
         scores = torch.split(model.logit_scale.exp() * cosines, sizes, dim=1)
-        rows = [F.cross_entropy(row, values[chosen, place]) for place, row in enumerate(scores)]
+        rows = [F.cross_entropy(row, values[chosen, index]) for index, row in enumerate(scores)]
         loss = torch.stack(rows).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_modules.networks.normalisation import PerImageStandardise
+from lit_modules.networks.normalisation import PerImageStandardise, check_sizes
 
 
 class WideBlock(nn.Module):
@@ -78,11 +78,7 @@ class WideResNet(nn.Module):
             raise ValueError(f"depth must be 6 n + 4 with n of at least 1, such as 10, 16 or 28, got {depth}.")
         if int(16 * width) < 1:
             raise ValueError(f"width must be at least 1/16, so that a channel is left, got {width}.")
-        if channels < 1 or num_classes < 2:
-            raise ValueError(
-                f"There must be at least 1 channel and 2 classes, got channels={channels} and "
-                f"num_classes={num_classes}."
-            )
+        check_sizes(channels, num_classes)
         widths = [16, *(int(size * width) for size in (16, 32, 64))]
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if standardise:

@@ -49,9 +49,9 @@ _ANEW = (
 
 
 def saved_config(name: str, revision: str | None = None) -> PeftConfig | None:
-    """Return the configuration of the adapter that a folder or a name on a hub holds; ``None`` for a whole model.
+    """Return the configuration of the adapter in a folder or under a name on a hub; ``None`` for a whole model.
 
-    What cannot be found is left to the loading of the model to report.
+    Loading the model reports a name that cannot be found.
     """
     try:
         if find_adapter_config_file(name, revision=revision) is None:
@@ -65,12 +65,8 @@ def saved_config(name: str, revision: str | None = None) -> PeftConfig | None:
 def base_of(config: PeftConfig, name: str) -> str:
     """Return the name or folder of the model that a saved adapter belongs to.
 
-    Args:
-        config: Configuration of the adapter.
-        name: Folder of the adapter, for the error.
-
     Raises:
-        ValueError: If it does not say so, or what it names is an adapter itself.
+        ValueError: If the configuration of the adapter ``name`` names no model, or one that is an adapter itself.
     """
     base = config.base_model_name_or_path
     if not base:
@@ -95,7 +91,7 @@ def start_adapter(model: Any, config: PeftConfig, revision: str | None = None) -
         revision: Revision of the model on the hub, which a saved adapter is to name.
 
     Raises:
-        ValueError: If the model carries an adapter already, or the settings start from what is nowhere saved.
+        ValueError: If the model carries an adapter already, or the adapter's start is nowhere saved.
     """
     if isinstance(model, PeftModel) or _injected(model):
         raise ValueError(
@@ -197,12 +193,12 @@ def check_same(own: PeftConfig, saved: PeftConfig, holder: str, remedy: str) -> 
     Raises:
         ValueError: If they do not; names the first difference.
     """
-    asked, there = essence(own), essence(saved)
-    for name in ["peft_type", *sorted({*asked, *there})]:
-        value, wanted = there.get(name), asked.get(name)
-        if value != wanted:
+    requested, present = essence(own), essence(saved)
+    for name in ["peft_type", *sorted({*requested, *present})]:
+        if present.get(name) != requested.get(name):
             raise ValueError(
-                f"{holder} holds an adapter with {name}={value!r}, and {name}={wanted!r} is asked for; {remedy}"
+                f"{holder} holds an adapter with {name}={present.get(name)!r}, and {name}={requested.get(name)!r} is "
+                f"asked for; {remedy}"
             )
 
 
@@ -243,10 +239,10 @@ def check_restored(state: Mapping[str, Any], model: nn.Module, prefix: str) -> N
     Raises:
         ValueError: If it does not; names a weight.
     """
-    kept = {name for name in state if name.startswith(prefix)}
+    saved = {name for name in state if name.startswith(prefix)}
     trained = {prefix + name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    unset = sorted(trained - kept)
-    unused = sorted(kept - {prefix + name for name in model.state_dict()})
+    unset = sorted(trained - saved)
+    unused = sorted(saved - {prefix + name for name in model.state_dict()})
     if unset or unused:
         fault = f"lacks {unset[0]!r}, which trains here" if unset else f"holds {unused[0]!r}, which is not here"
         raise ValueError(
@@ -345,16 +341,18 @@ def weights_swapped(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> I
         parameters: Tensors, which no backward pass is to go through until they have their own values again.
         values: As many, of the same shapes.
     """
-    with torch.no_grad():
-        own = [parameter.clone() for parameter in parameters]
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
+    own = [parameter.detach().clone() for parameter in parameters]
+    _copy(values, parameters)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, own, strict=True):
-                parameter.copy_(value)
+        _copy(own, parameters)
+
+
+@torch.no_grad()
+def _copy(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def without_dropout(config: LoraConfig) -> LoraConfig:

@@ -1,7 +1,8 @@
 """Shared arguments that are declared once: ``**shared: Unpack[Arguments]``; the arguments that a class takes."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from typing import Unpack as Unpack
@@ -21,6 +22,26 @@ else:
         def __class_getitem__(cls, arguments: Any) -> Any:
             """Return ``Any``, whatever the arguments are."""
             return Any
+
+
+Shared = TypeVar("Shared", bound=Mapping[str, Any])
+
+
+def without_own(shared: Shared, **own: object) -> Shared:
+    """Return shared arguments without those that a class passes to its base itself.
+
+    The hyperparameters of a checkpoint name these too, and are given back when it is loaded.
+
+    Args:
+        shared: Arguments by name.
+        own: Values that the class passes itself; another value stays, and Python refuses it as given twice.
+
+    Example:
+        >>> without_own({"root": None, "seed": 1}, root=None)
+        {'seed': 1}
+    """
+    kept = {name: value for name, value in shared.items() if name not in own or value != own[name]}
+    return cast("Shared", kept)
 
 
 def argument_names(kind: type) -> list[str]:

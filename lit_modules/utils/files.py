@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,8 @@ from uuid import uuid4
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a place to write a file to, and move it to its own place when the block ends well.
 
-    A process that is killed, or an error, leaves what was there before. Several processes may write the same file; one
-    of them is the last.
+    A process that is killed, a power cut or an error leaves what was there before. Several processes may write the
+    same file; one of them is the last.
 
     Args:
         path: File; its folder is made.
@@ -29,6 +30,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     part = target.with_name(f".{uuid4().hex}.part")  # short, as the target's name may be as long as names can be
     try:
         yield part
+        if part.is_file():
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())  # else a power cut could leave the name without the content
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Hashes of what an object will do: its class and code, its attributes, its tensors."""
+"""Hashes of the behaviour of objects: class and code, attributes, tensors."""
 
 import copyreg
 import enum
@@ -24,11 +24,11 @@ _CLASS_BOOKKEEPING = {"__dict__", "__doc__", "__module__", "__weakref__", "__fir
 
 
 class UnidentifiableError(ValueError):
-    """An object that cannot be told from another one, with where it stands and why."""
+    """An object without a hash: its place and the reason."""
 
 
 def identify(value: object, name: str = "value") -> str:
-    """Return a hash of what an object will do, the same in every process.
+    """Return a hash of the behaviour of an object, the same in every process.
 
     Plain values and tensors count by value, containers by their items, other objects by their class and all their
     attributes. Functions and classes of the user count by their code, with defaults, closures and the global names
@@ -59,14 +59,13 @@ def identify(value: object, name: str = "value") -> str:
 
 
 class _Walk:
-    """One walk through an object; what was met before is not walked again."""
+    """One walk through an object, whose methods yield its parts; a part that was met before is not walked again."""
 
     def __init__(self) -> None:
         self.done: dict[int, tuple[object, bytes]] = {}  # the object is kept, so that its id stays its own
         self.open: dict[int, int] = {}
 
     def digest(self, value: object, path: str) -> bytes:
-        """Return the hash of an object."""
         if isinstance(value, _PLAIN) or type(value) is float:
             text = struct.pack("d", value) if type(value) is float else repr(value).encode()
             return _hash(type(value).__qualname__, text)
@@ -76,13 +75,12 @@ class _Walk:
         if key in self.open:
             return _hash("above", str(len(self.open) - self.open[key]))
         self.open[key] = len(self.open)
-        found = _hash(*self.parts(value, path))
+        digest = _hash(*self.parts(value, path))
         del self.open[key]
-        self.done[key] = (value, found)
-        return found
+        self.done[key] = (value, digest)
+        return digest
 
     def parts(self, value: Any, path: str) -> Iterator[str | bytes]:
-        """Yield what an object is made of."""
         import torch
 
         if isinstance(value, torch.Tensor):
@@ -134,7 +132,6 @@ class _Walk:
             yield from self.other(value, path)
 
     def module(self, value: Any, path: str) -> Iterator[str | bytes]:
-        """Yield what a module of torch is made of."""
         import torch
 
         if isinstance(value, torch.jit.ScriptModule):
@@ -155,12 +152,10 @@ class _Walk:
         yield from self.attributes(value, path, _bookkeeping(is_lightning))
 
     def object_of(self, value: object, path: str) -> Iterator[str | bytes]:
-        """Yield class and attributes of a container."""
         yield self.digest(type(value), path)
         yield from self.attributes(value, path)
 
     def other(self, value: Any, path: str) -> Iterator[str | bytes]:
-        """Yield what any other object is made of."""
         kind = type(value)
         if isinstance(value, types.GenericAlias) or kind.__module__ == "typing":
             yield repr(value)
@@ -177,7 +172,7 @@ class _Walk:
             yield from self.reduced(value, path)
 
     def reduced(self, value: Any, path: str) -> Iterator[str | bytes]:
-        """Yield what an object of a compiled class says it is made of, as for a copy."""
+        """Yield the parts by which an object of a compiled class is copied."""
         kind = type(value)
         try:
             registered = copyreg.dispatch_table.get(kind)
@@ -195,17 +190,16 @@ class _Walk:
 
     def attributes(self, value: object, path: str, without: Iterable[str] = ()) -> Iterator[str | bytes]:
         """Yield names and values of an object's attributes, in the order of their names."""
-        found = dict(getattr(value, "__dict__", {}))
+        attributes = dict(getattr(value, "__dict__", {}))
         for base in type(value).__mro__:
             slots = base.__dict__.get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
                 if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                    found[name] = getattr(value, name)
-        for name in sorted(found.keys() - set(without)):
-            yield from (name, self.digest(found[name], f"{path}.{name}"))
+                    attributes[name] = getattr(value, name)
+        for name in sorted(attributes.keys() - set(without)):
+            yield from (name, self.digest(attributes[name], f"{path}.{name}"))
 
     def type(self, value: type, path: str) -> Iterator[str | bytes]:
-        """Yield what a class is made of."""
         yield from (value.__module__, value.__qualname__)
         version = _version(value.__module__)
         if version is not None:
@@ -222,7 +216,6 @@ class _Walk:
             yield from (name, self.digest(item, f"{value.__qualname__}.{name}"))
 
     def function(self, value: types.FunctionType, path: str) -> Iterator[str | bytes]:
-        """Yield what a function is made of, with what it uses from around it."""
         yield from (str(value.__module__), value.__qualname__)
         version = _version(str(value.__module__))
         if version is None:
@@ -250,7 +243,6 @@ class _Walk:
                 yield from (self.digest(inner[part], f"{name}.{part}") for part in sorted(names & inner.keys()))
 
     def code(self, value: types.CodeType, path: str) -> Iterator[str | bytes]:
-        """Yield what compiled code is made of."""
         yield from (str(sys.implementation.cache_tag), value.co_code, value.co_exceptiontable)
         yield from (" ".join(value.co_names), " ".join(value.co_varnames))
         yield from (self.digest(constant, path) for constant in value.co_consts)
@@ -292,7 +284,7 @@ def _written_in_python(kind: type) -> bool:
 
 @functools.cache
 def _bookkeeping(lightning: bool) -> frozenset[str]:
-    """Return the names of what every module has and what says nothing of what it computes."""
+    """Return the names of the attributes of every module, which say nothing of what it computes."""
     import torch
 
     base: Any = torch.nn.Module
@@ -305,7 +297,7 @@ def _bookkeeping(lightning: bool) -> frozenset[str]:
 
 @functools.cache
 def _version(module: str) -> str | None:
-    """Return what tells the code of a module from another, or ``None`` for the user's, whose code is looked at."""
+    """Return the version of a module's code; ``None`` for the user's, whose code is hashed itself."""
     top = module.partition(".")[0]
     if top in _OWN and module in sys.modules:
         folder = Path(str(sys.modules[module].__file__)).parent

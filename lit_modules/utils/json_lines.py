@@ -1,6 +1,7 @@
 """Reader of JSON lines that names the line of each mistake."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,25 @@ def parse_json(text: str, place: str) -> Any:
         place: Place that the message names, such as ``"rows.jsonl:3"``.
 
     Raises:
-        ValueError: If the text is no JSON, or nested too deeply.
+        ValueError: If the text is no JSON, nested too deeply, or an object in it has a field twice.
 
     Example:
         >>> parse_json('{"id": 1}', "rows.jsonl:3")
         {'id': 1}
     """
+    repeated: list[str] = []
+
+    def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=fields)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: a line must be JSON, got {shorten(text.strip())}.") from error
+    if repeated:
+        raise ValueError(f"{place}: a field must come once, got {shorten(repeated[0])} more than once.")
+    return value
 
 
 def read_json_lines(path: str | Path) -> list[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from callbacks import GenerationLog
@@ -89,12 +89,6 @@ def test_no_table_if_none_is_wanted(tmp_path: Path) -> None:
     run([0, 1], tmp_path, GenerationLog(str(tmp_path / "own"), "answers.jsonl", table_rows=0), logger)
     assert logger.tables == []
     assert len(read(tmp_path / "own" / "answers.jsonl")) == 2
-
-
-def test_wandb_takes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    run([0, 1], tmp_path, GenerationLog(str(tmp_path)), WandbLogger(save_dir=tmp_path))
-    assert len(read(tmp_path / "generations.jsonl")) == 2
 
 
 class Nameless(Answers):

@@ -127,6 +127,7 @@ def test_tensorboard_shows_table_and_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("wandb_offline")
+@pytest.mark.slow
 def test_wandb_gets_table_and_picture(tmp_path: Path) -> None:
     logger = WandbLogger(project="robust", save_dir=str(tmp_path), offline=True)
     run(tmp_path, RobustnessRecord(str(tmp_path / "mine")), Drawn(), logger)

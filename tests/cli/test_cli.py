@@ -65,7 +65,7 @@ def test_help_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
         main(["fit", "--model.help", "NGDiff"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "Unlearn along the difference of two normalised gradients" in printed
-    assert "Largest norm of the combined gradient" in printed
+    assert "Largest norm of the direction" in printed
 
 
 @pytest.mark.parametrize("name", COMMANDS)

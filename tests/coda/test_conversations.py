@@ -37,31 +37,30 @@ def pictures() -> list[Any]:
 # --- exactly one image
 
 
-def test_a_user_turn_has_exactly_one_image() -> None:
+@pytest.mark.parametrize(
+    ("role", "images", "number", "message"),
+    [
+        ("user", 0, 1, "turn of the user must have exactly one image, got 0"),
+        ("user", 2, 2, "turn of the user must have exactly one image, got 2"),
+        ("assistant", 1, 1, "turn of the assistant must have no image, got 1"),
+        ("user", 1, 2, "1 user turns must come with as many images, got 2"),
+    ],
+)
+def test_a_user_turn_has_exactly_one_image(role: str, images: int, number: int, message: str) -> None:
     check_conversation(conversation("Which?", "Adder"), 1)
-    bare = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
-    with pytest.raises(ValueError, match="turn of the user must have exactly one image, got 0"):
-        check_conversation(bare, 1)
-    twice = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]
-    with pytest.raises(ValueError, match="exactly one image, got 2"):
-        check_conversation(twice, 2)
-    with pytest.raises(ValueError, match="turn of the assistant must have no image, got 1"):
-        check_conversation([*conversation("Which?"), {"role": "assistant", "content": [{"type": "image"}]}], 1)
-    with pytest.raises(ValueError, match="1 user turns must come with as many images, got 2"):
-        check_conversation(conversation("Which?"), 2)
-
-
-def test_a_template_that_writes_no_place_for_the_image_is_refused() -> None:
-    found = processor()
-    found.chat_template = "{{ messages[0]['content'][1]['text'] }}"
-    with pytest.raises(ValueError, match="exactly one place '<image>' for its image, got 0"):
-        encode(found, pictures(), PROMPTS, answers=ANSWERS)
-    found.chat_template = None
-    with pytest.raises(ValueError, match="no chat template"):
-        encode(found, pictures(), PROMPTS, answers=ANSWERS)
+    with pytest.raises(ValueError, match=message):
+        check_conversation([{"role": role, "content": [{"type": "image"}] * images}], number)
 
 
 def test_text_cannot_bring_an_image_or_an_end(tools: Any) -> None:
+    other = processor()
+    for template, message in (
+        ("{{ messages[0]['content'][1]['text'] }}", "exactly one place '<image>' for its image, got 0"),
+        (None, "no chat template"),
+    ):
+        other.chat_template = template
+        with pytest.raises(ValueError, match=message):
+            render(other, "Which?")
     with pytest.raises(ValueError, match="exactly one place '<image>' for its image, got 2"):
         render(tools, "Is it an <image>?")
     with pytest.raises(ValueError, match="must hold neither '<image>' nor '</s>'"):
@@ -148,24 +147,6 @@ def test_the_loss_is_on_the_answer_and_its_end_alone(tools: Any) -> None:
     training, asking = (each["attention_mask"] for each in (batch, encode(tools, pictures(), PROMPTS)))
     assert not bool(training.all() | asking.all())
     assert bool((training[:, 0] == 1).all() & (asking[:, -1] == 1).all())  # padded on the right, and on the left
-
-
-def test_training_and_evaluation_have_the_same_template_and_pictures(tools: Any) -> None:
-    for image, prompt, answer in zip(pictures(), PROMPTS, ANSWERS, strict=True):
-        training, asking = encode(tools, [image], [prompt], answers=[answer]), encode(tools, [image], [prompt])
-        length = asking["input_ids"].shape[1]
-        assert training["input_ids"][0, :length].tolist() == asking["input_ids"][0].tolist()
-        assert bool((training["labels"][0, :length] == IGNORED).all())
-        assert bool((training["labels"][0, length:] != IGNORED).all())
-        assert torch.equal(training["pixel_values"], asking["pixel_values"])
-
-
-def test_an_end_is_added_where_the_template_has_none() -> None:
-    found = processor()
-    found.chat_template = found.chat_template.replace("{{ eos_token if message['role'] == 'assistant' else '' }}", "")
-    batch = encode(found, pictures(), PROMPTS, answers=ANSWERS)
-    kept = [row[row != IGNORED] for row in batch["labels"]]
-    assert found.tokenizer.batch_decode(kept) == [f"{answer}</s>" for answer in ANSWERS]
 
 
 def test_a_token_over_the_border_counts_to_the_answer(tools: Any) -> None:

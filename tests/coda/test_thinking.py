@@ -1,6 +1,5 @@
 """Models that think before they answer: what they are asked and trained on, and what is read of them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +38,21 @@ def test_no_answer_is_trained_or_asked_for_inside_an_open_thought(opening: str) 
     assert tools.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]) == "Adder</s>"
 
 
-class Scripted(LocalChat):
-    """Answers as it is told to."""
-
-    said: Sequence[str] = ()
-
-    def _answer_shared(self, requests: Any, tokens: Any, ends: set[int]) -> list[list[int]]:
-        words = self._processor.tokenizer
-        return [[*words(text, add_special_tokens=False)["input_ids"], words.eos_token_id] for text in self.said]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write(tmp_path_factory.mktemp("thinking"))
 
 
-def scripted(folder: str, opening: str, *said: str) -> Scripted:
-    chat = Scripted(folder, device="cpu")
-    chat._processor.chat_template = template(opening)
-    chat.said = said
+def scripted(folder: str, opening: str, *said: str) -> LocalChat:
+    """Return a model with a template that begins answers, and if any are given, with these answers."""
+    chat = LocalChat(folder, device="cpu")
+    tools, network = chat._loaded
+    tools.chat_template = template(opening)
+    if said:
+        texts = [f"{text}</s>" for text in said]
+        settings = {"padding": True, "padding_side": "right", "add_special_tokens": False, "return_tensors": "pt"}
+        tokens = tools.tokenizer(texts, **settings)["input_ids"]
+        network.generate = lambda **inputs: torch.cat([inputs["input_ids"], tokens], 1)
     return chat
 
 

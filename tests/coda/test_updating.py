@@ -295,17 +295,6 @@ def test_answers_are_the_likeliest_and_drawn_ones_come_from_the_seed(tiny_llava:
     assert one != other
 
 
-def test_predictions_tell_what_was_asked_and_answered(tiny_llava: str) -> None:
-    found = make(tiny_llava, tuning="none", scoring="loglik").predict_step(rows())
-    assert found["question"] == rows()["prompt"]
-    assert found["answer"] == found["name"]
-    for options, name, place, scores in zip(
-        found["options"], found["name"], found["option"], found["option_scores"], strict=True
-    ):
-        assert options[place] == name
-        assert scores[place] == max(scores)
-
-
 def test_known_pairs_are_scored_apart(tiny_llava: str, tmp_path: Path) -> None:
     given = {"tuning": "none", "scoring": "loglik", "metric": PairAccuracy(resamples=0)}
     data = Data(asked=[rows(), rows(part="retention")])
@@ -323,6 +312,12 @@ def test_known_pairs_are_scored_apart(tiny_llava: str, tmp_path: Path) -> None:
 def test_many_options_are_scored_by_the_other_metric(tiny_llava: str, tmp_path: Path) -> None:
     module = make(tiny_llava, tuning="none", scoring="loglik", metric=NWayAccuracy())
     assert 0 <= scores_of(tmp_path, module)["acc_macro"] <= 1
+    answers = module.predict_step(rows())
+    assert answers["question"] == rows()["prompt"]
+    assert answers["answer"] == answers["name"]
+    for names, name, option in zip(answers["options"], answers["name"], answers["option"], strict=True):
+        assert names[option] == name
+    assert [row.index(max(row)) for row in answers["option_scores"]] == answers["option"]
     many = {**rows(), "options": [(*names, "Mole") for names in rows()["options"]]}
     with pytest.raises(ValueError, match="PairAccuracy needs two options, got 3"):
         make(tiny_llava, metric=PairAccuracy()).score(many, [0, 0, 0, 0])
@@ -370,26 +365,25 @@ def test_bad_arguments_are_refused(tiny_llava: str, given: dict[str, Any], messa
         make(tiny_llava, **given)
 
 
-def test_models_and_parts_that_are_not_there_are_refused(tiny_llava: str, tiny_causal_lm: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no model folder"):
-        make(str(tmp_path / "nothing")).configure_model()
-    with pytest.raises(ValueError, match="does not load as an image-text model"):
-        make(str(tiny_causal_lm)).configure_model()
-    with pytest.raises(ValueError, match="has no module 'connector'"):
-        make(tiny_llava, projector="connector", projector_learning_rate=1e-5).configure_model()
-    with pytest.raises(ValueError, match="finds no layer"):
-        make(tiny_llava, target_modules="nothing").configure_model()
-    with pytest.raises(ValueError, match="multiples of 28 pixels"):
-        make(tiny_llava, image_grid_pinpoints=[[30, 28]]).configure_model()
+def test_models_and_parts_that_are_not_there_are_refused(
+    tiny_llava: str, tiny_causal_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (tmp_path / "nothing", {}, "no model folder"),
+        (tiny_causal_lm, {}, "does not load as an image-text model"),
+        (tiny_llava, {"projector": "connector", "projector_learning_rate": 1e-5}, "has no module 'connector'"),
+        (tiny_llava, {"target_modules": "nothing"}, "finds no layer"),
+        (tiny_llava, {"image_grid_pinpoints": [[30, 28]]}, "multiples of 28 pixels"),
+    ]
+    for folder, given, message in cases:
+        with pytest.raises(ValueError, match=message):
+            make(str(folder), **given).configure_model()
     with pytest.raises(ValueError, match="takes no mixed pictures"):
         make(tiny_llava).loss({**rows(), "label_weights": torch.ones(4, 2)})
     with pytest.raises(ValueError, match="Nothing trains"):
         trainer(tmp_path).fit(make(tiny_llava, tuning="none"), Data())
     with pytest.raises(RuntimeError, match="no results yet"):
         make(tiny_llava).results()
-
-
-def test_four_bits_need_their_library(tiny_llava: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="load_in_4bit needs bitsandbytes"):
         make(tiny_llava, load_in_4bit=True).configure_model()

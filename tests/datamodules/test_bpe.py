@@ -34,6 +34,7 @@ def test_vocabulary_must_hold_the_bytes() -> None:
     assert len(train_bpe([""], 258)) == 258
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_bytes_in_any_process(tmp_path: Path, lume_folder: Path, repository: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from datamodules.common.bpe import train_bpe\n"

@@ -467,11 +467,6 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         data.setup("test")
 
 
-def test_unknown_split() -> None:
-    with pytest.raises(ValueError, match="split must be of 'train', 'validation', 'test', got 'dev'"):
-        Digits().split("dev")
-
-
 def test_workers_give_the_same_batches() -> None:
     make = partial(Digits, variant=Smooth(2), augment=True, batch_size=600)
     for one, two in zip(make().train_dataloader(), make(num_workers=1).train_dataloader(), strict=True):

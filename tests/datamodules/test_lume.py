@@ -253,12 +253,6 @@ def test_empty_selection(lume: Callable[..., LUME], write_sets: Callable[..., Pa
         lume(root=str(root))
 
 
-def test_shared_document(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
-    root = write_sets({('"1"', "Task1"): BOTH}, {("1", "Task1"): BOTH})
-    with pytest.raises(ValueError, match="share 1 document, such as '1'"):
-        lume(root=str(root))
-
-
 def test_missing_files(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     files = r"forget\.jsonl and retain\.jsonl"
     sentence = rf"The folder .*lume must hold {files}, and {files} are missing; "
@@ -337,7 +331,9 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize(
+    "splits", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in SPLITS if name != "train")]
+)
 def test_real_splits(splits: str, lume: Callable[..., LUME], lume_root: Path) -> None:
     data = lume(root=str(lume_root), splits=splits, max_length=2048)
     counts = Counter((row.split, row.task) for rows in data.rows.values() for row in rows)

@@ -75,16 +75,6 @@ def test_every_stage_of_a_trainer(lume: Callable[..., LUME], tmp_path: Path) -> 
     assert [i for names in predicted for i in names] == ids(data.predict_dataloader())
 
 
-def test_a_stopped_run_goes_on(lume: Callable[..., LUME], tmp_path: Path) -> None:
-    whole, first, second = Recorder(), Recorder(), Recorder()
-    trainer(tmp_path, max_steps=9).fit(whole, lume())
-    stopped = trainer(tmp_path, max_steps=3)
-    stopped.fit(first, lume())
-    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
-    trainer(tmp_path, max_steps=9).fit(second, lume(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
-    assert [*first.seen, *second.seen] == whole.seen
-
-
 def test_overfit_batches(lume: Callable[..., LUME], tmp_path: Path) -> None:
     module = Recorder()
     with pytest.warns(UserWarning, match="You requested to overfit"):

@@ -94,9 +94,7 @@ malformed = st.one_of(
 )
 
 
-@settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(line=malformed, before=st.integers(0, 3))
 def test_random_malformed_lines_each_give_one_clear_error(line: bytes, before: int, tmp_path: Path) -> None:
     good = [{**GOOD, "id": f"good{number}sc1"} for number in range(before)]
@@ -109,7 +107,7 @@ def test_random_malformed_lines_each_give_one_clear_error(line: bytes, before: i
     assert message.count(str(path)) == 1
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(valid, min_size=1, max_size=4), extra=st.dictionaries(text, anything), ascii=st.booleans())
 def test_valid_rows_round_trip(
     records: list[dict[str, str]], extra: dict[str, Any], ascii: bool, tmp_path: Path

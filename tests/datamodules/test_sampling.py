@@ -81,7 +81,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return seen
 
 
-@pytest.mark.parametrize(("steps", "num_workers"), [(1, 0), (3, 0), (4, 0), (6, 0), (8, 0), (11, 0), (6, 2), (8, 2)])
+@pytest.mark.parametrize(("steps", "num_workers"), [(1, 0), (4, 0), (6, 0), (11, 0), (6, 2)])
 def test_a_run_that_max_steps_stopped_goes_on_with_the_next_batch(
     steps: int, num_workers: int, whole: list[list[str]], tmp_path: Path
 ) -> None:
@@ -90,10 +90,9 @@ def test_a_run_that_max_steps_stopped_goes_on_with_the_next_batch(
     assert [*before, *after] == whole
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_run_goes_on_after_a_whole_epoch(num_workers: int, whole: list[list[str]], tmp_path: Path) -> None:
-    before, path = train(tmp_path, num_workers=num_workers, max_epochs=2)
-    after, _ = train(tmp_path, path, num_workers)
+def test_a_run_goes_on_after_a_whole_epoch(whole: list[list[str]], tmp_path: Path) -> None:
+    before, path = train(tmp_path, max_epochs=2)
+    after, _ = train(tmp_path, path)
     assert [*before, *after] == whole
 
 
@@ -106,7 +105,7 @@ def test_a_run_can_be_stopped_again_and_again(whole: list[list[str]], tmp_path: 
     assert [*seen, *more] == whole
 
 
-@pytest.mark.parametrize("step", [2, 4, 5, 7])
+@pytest.mark.parametrize("step", [2, 4, 7])
 def test_checkpoints_saved_on_the_way(step: int, whole: list[list[str]], tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
     seen, _ = train(tmp_path, val=True, enable_checkpointing=True, callbacks=[saving])
@@ -115,7 +114,7 @@ def test_checkpoints_saved_on_the_way(step: int, whole: list[list[str]], tmp_pat
     assert after == whole[step:]
 
 
-@pytest.mark.parametrize("step", [2, 4, 5])
+@pytest.mark.parametrize("step", [2, 4])
 def test_checkpoints_saved_after_validation(step: int, whole: list[list[str]], tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, save_on_train_epoch_end=False)
     options: dict[str, Any] = {"val": True, "val_check_interval": 1}
@@ -124,7 +123,7 @@ def test_checkpoints_saved_after_validation(step: int, whole: list[list[str]], t
     assert after == whole[step:]
 
 
-@pytest.mark.parametrize(("limit", "steps"), [(2, 4), (2, 3), (0.5, 4), (0.5, 1)])
+@pytest.mark.parametrize(("limit", "steps"), [(2, 4), (2, 3), (0.5, 1)])
 def test_limited_epochs(limit: int | float, steps: int, whole: list[list[str]], tmp_path: Path) -> None:
     options: dict[str, Any] = {"limit_train_batches": limit, "max_epochs": -1}
     before, path = train(tmp_path, **options, max_steps=steps)
@@ -219,6 +218,7 @@ def test_ranks_share_the_batches_of_one_rank(
             assert len(together) == ranks
 
 
+@settings(deadline=None)
 @given(forget=st.integers(1, 30), retain=st.integers(1, 30), seed=st.integers(0, 9), epoch=st.integers(0, 3))
 def test_pairs(forget: int, retain: int, seed: int, epoch: int) -> None:
     for anchor in ("forget", "retain"):

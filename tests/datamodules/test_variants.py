@@ -53,6 +53,7 @@ def test_all_keep_the_rules(variant: Variant) -> None:
 # Smooth
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 99), k=st.integers(1, 5), a=st.floats(0, 0.5), b=st.floats(0, 0.5))
 def test_smooth_is_linear_and_lowers_the_maximum(seed: int, k: int, a: float, b: float) -> None:
     first, second = random_images(seed).double(), random_images(seed + 100).double()
@@ -113,6 +114,7 @@ def test_saturate_inverse_composition_and_symmetry(p: float, q: float) -> None:
     assert bool((rises >= 0).all())
 
 
+@settings(deadline=None)
 @given(p=POWERS, factor=st.floats(1.0, 4.0))
 def test_saturate_moves_away_from_the_middle(p: float, factor: float) -> None:
     images = LEVELS.double()
@@ -140,6 +142,7 @@ def test_saturate_at_the_ends() -> None:
 # The others
 
 
+@settings(deadline=None)
 @given(gamma=st.floats(0.2, 5.0))
 def test_gamma(gamma: float) -> None:
     images = LEVELS.double()
@@ -150,6 +153,7 @@ def test_gamma(gamma: float) -> None:
     assert torch.equal(Gamma(1)(images), images)
 
 
+@settings(deadline=None)
 @given(bits=st.integers(1, 8), seed=st.integers(0, 9))
 def test_bit_depth(bits: int, seed: int) -> None:
     images = random_images(seed)
@@ -169,6 +173,7 @@ def test_resize() -> None:
     torch.testing.assert_close(Resize(3)(torch.ones(1, 8, 8)), torch.ones(1, 3, 3))
 
 
+@settings(deadline=None)
 @given(factor=st.floats(0.1, 1.0), seed=st.integers(0, 9))
 def test_contrast_and_the_rule_of_scaling(factor: float, seed: int) -> None:
     """An adversary of radius a * eps on a x + b is one of radius eps on x, for a model that undoes the change."""

@@ -4,14 +4,10 @@ import copy
 import json
 import math
 import pickle
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
@@ -214,31 +210,6 @@ def test_bad_input_is_refused() -> None:
         metric.update(papers, nll=nll.index_fill(0, torch.tensor([1, 4]), math.nan))
     with pytest.raises(ValueError, match=r"accuracy in \[0, 1\], got 44.3"):
         LUMEScore(mmlu=44.3)
-
-
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    metric = LUMEScore(mmlu=0.443)
-    if rank == 0:
-        add(metric, [*range(0, 24, 2), 1], [0, 2, 4, 1])
-    else:
-        add(metric, [*range(1, 24, 2), 0], [1, 3, 5, 0])
-    both = metric.record()
-    lonely = LUMEScore(mmlu=0.443)
-    if rank == 1:  # rank 0 has no row at all
-        add(lonely, list(range(24)), list(range(6)))
-    Path(folder, f"{rank}.json").write_text(json.dumps([both, lonely.record()]), encoding="utf-8")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    expected = full().record()
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) == [expected, expected]
 
 
 def test_public_names() -> None:

@@ -2,13 +2,10 @@
 
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -184,20 +181,3 @@ def test_states_of_two_processes_are_joined() -> None:
         one.distributed_available_fn = lambda: True
         numbers |= {name: float(value) for name, value in one.compute().items()}
     check_both(numbers)
-
-
-def _rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    accuracy, distance = RobustAccuracy(), BoundaryDistance()
-    add_part(rank, accuracy, distance)
-    numbers = accuracy.compute() | distance.compute()
-    torch.save({name: float(value) for name, value in numbers.items()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_agree(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first == second
-    check_both(first)

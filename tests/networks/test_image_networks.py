@@ -135,7 +135,7 @@ def test_normalise() -> None:
         (lambda: WideResNet(channels=0), "got channels=0 and num_classes=10"),
         (lambda: PreActResNet18(channels=1), "a number for each of the 1 channels, got mean"),
         (lambda: PreActResNet18(mean=None), "mean and std must be given both or neither, got mean=None"),
-        (lambda: PreActResNet18(width=0), "a width of 1, got channels=3, num_classes=10 and width=0"),
+        (lambda: PreActResNet18(width=0), "width must be at least 1, got 0"),
         (lambda: Normalise([0.5], [0.0]), r"std must be positive, got \(0.0,\)"),
         (lambda: Normalise([0.5], []), "a number for each channel, got 1 and 0 numbers"),
         (lambda: Normalise([0.5], [1.0])(torch.rand(2, 3, 4, 4)), r"must have 1 channels, .* got the shape \(2, 3, 4"),

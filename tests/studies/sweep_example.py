@@ -10,12 +10,7 @@ from torch.utils.data import DataLoader
 
 
 class Shift(nn.Module):
-    """A variant of the data.
-
-    Args:
-        size: Number that the data are moved by.
-        limit: Largest number, or none.
-    """
+    """A variant of the data."""
 
     def __init__(self, size: float = 0.0, limit: float | None = 100.0) -> None:
         super().__init__()
@@ -28,11 +23,7 @@ class Bare(nn.Module):
 
 
 class Numbers(LightningDataModule):
-    """Four numbers, an epoch of four steps.
-
-    Args:
-        variant: Variant of the data.
-    """
+    """Four numbers, an epoch of four steps."""
 
     def __init__(self, variant: nn.Module | None = None) -> None:
         super().__init__()
@@ -47,14 +38,7 @@ class Numbers(LightningDataModule):
 
 
 class Level(LightningModule):
-    """The level is ``rate`` times the number of steps, and is logged beside the data.
-
-    Args:
-        rate: What a step adds.
-        pause: Seconds that a step takes.
-        obstacle: File; where it exists the second epoch fails.
-        noise: Size of a random number, drawn once, that is added to the level at the start.
-    """
+    """The level is ``rate`` times the number of steps, and is logged beside the data."""
 
     def __init__(self, rate: float = 1.0, pause: float = 0.0, obstacle: str | None = None, noise: float = 0.0) -> None:
         super().__init__()

@@ -215,10 +215,7 @@ def test_sweep_goes_on_and_grows(recipe: str, capsys: pytest.CaptureFixture[str]
         (line[:-2], r"out holds a sweep with axes=.*, got axes=\[.data\.variant\.size.\]; take another"),
         ([*line, "--model.rate=2"], r"a sweep with arguments=\[.*\], got arguments=.*rate=2.\]; take"),
         ([*line, "--folder", "."], r"\. holds something that is no sweep; take another folder\."),
-        (
-            [*line, "--metrics", "test/lvel"],
-            r"no number 'test/lvel' for --metrics; did you mean",
-        ),
+        ([*line, "--metrics", "test/lvel"], r"no number 'test/lvel' for --metrics; did you mean"),
         ([*line, "--no-test"], r"out holds a sweep with no_test=false, got no_test=true; take another"),
     ):
         with pytest.raises(UsageError, match=sentence):
@@ -252,11 +249,7 @@ def test_a_point_writes_into_its_folder_and_tests_its_best_checkpoint(
 
 
 @pytest.mark.parametrize(
-    "option",
-    [
-        "--trainer.enable_checkpointing=false",
-        pytest.param("--trainer.fast_dev_run=1", marks=pytest.mark.slow),
-    ],
+    "option", ["--trainer.enable_checkpointing=false", pytest.param("--trainer.fast_dev_run=1", marks=pytest.mark.slow)]
 )
 def test_without_checkpoints_the_end_is_tested(option: str, recipe: str) -> None:
     assert main(["-c", recipe, "--seeds", "1", "--folder", "out", option], HereLauncher()) == 0

@@ -228,6 +228,7 @@ def test_an_open_file_cannot_be_told(tmp_path: Path) -> None:
         identify({"log": file})
 
 
+@pytest.mark.slow
 def test_every_process_gives_the_same_hash() -> None:
     """Names of sets and addresses of functions change from process to process."""
     code = (

@@ -232,6 +232,12 @@ class AttackState:
         """Return the samples moved into the bounds."""
         return x if self.lower is None and self.upper is None else x.clamp(self.lower, self.upper)
 
+    def box(self) -> tuple[Tensor, Tensor]:
+        """Return the middle of the bounds and half their distance."""
+        assert self.lower is not None
+        assert self.upper is not None
+        return (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
+
     def room(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the least and the largest perturbation within the bounds, ``None`` where there is none."""
         return (

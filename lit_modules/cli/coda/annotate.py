@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lit_modules.cli.coda.data import pair_tasks
 from lit_modules.cli.coda.options import KindOptions
-from lit_modules.cli.lightning_cli import ProjectParser
+from lit_modules.cli.options import read_options
 from lit_modules.coda.augmentation.annotation import export_annotation, score_annotation
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.errors import UsageError
@@ -48,18 +48,28 @@ def export(options: AnnotateOptions) -> int:
     return 0
 
 
+@dataclass
+class ScoreOptions:
+    """Options of the scores.
+
+    Args:
+        files: answers of each annotator, or the folder of all
+        key: key of the sample (default: key.csv beside the first)
+    """
+
+    files: list[str]
+    key: str | None = None
+
+
 def score(args: list[str], description: str) -> int:
     """Score the annotators' answers, whose files and options are the arguments."""
-    parser = ProjectParser(prog="lit-modules coda annotate score", description=description)
-    parser.add_argument("files", type=str, nargs="+", help="answers of each annotator, or the folder of all")
-    parser.add_argument("--key", type=str | None, help="key of the sample (default: key.csv beside the first)")
-    config = parser.parse_args(args)
-    files = [Path(name) for name in config["files"]]
+    options, _ = read_options(ScoreOptions, args, command="coda annotate score", description=description)
+    files = [Path(name) for name in options.files]
     if len(files) == 1 and files[0].is_dir():
         files = sorted(files[0].glob("annotator-*.csv"))
         if not files:
-            raise UsageError(f"{config['files'][0]} holds no annotator-*.csv; name the files.")
-    scores = score_annotation(files, config["key"] or files[0].with_name("key.csv"))
+            raise UsageError(f"{options.files[0]} holds no annotator-*.csv; name the files.")
+    scores = score_annotation(files, options.key or files[0].with_name("key.csv"))
     print(f"{'pictures':<20}{'items':>7}{'yes':>9}{'kappa':>8}")
     for group, row in scores.items():
         kappa = "-" if math.isnan(row.kappa) else f"{row.kappa:.2f}"

@@ -65,7 +65,7 @@ def main(args: list[str]) -> int:
         "report": (export.ReportOptions, export.report),
     }
     options, function = actions[first]
-    return function(read_options(options, first, ACTIONS[first], rest))
+    return function(read_options(options, first, ACTIONS[first], args=rest))
 
 
 def _annotate(args: list[str]) -> int:
@@ -85,4 +85,4 @@ def _annotate(args: list[str]) -> int:
 
     if first == "score":
         return annotate.score(rest, helps[first])
-    return annotate.export(read_options(annotate.AnnotateOptions, "annotate", helps[first], rest))
+    return annotate.export(read_options(annotate.AnnotateOptions, "annotate", helps[first], args=rest))

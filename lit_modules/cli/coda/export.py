@@ -80,7 +80,9 @@ def export(options: ExportOptions) -> int:
     store = Store(options.store, writable=False)
     data = options.prepare_data()
     tasks = pair_tasks(data, Path(options.store) / "support")
-    number = export_images(store, output, tasks, kind, options.allow_short, pair_ids=_pair_ids(data, tasks))
+    number = export_images(
+        store, output, tasks, kind=kind, allow_short=options.allow_short, pair_ids=_pair_ids(data, tasks)
+    )
     print(f"{number} images are in {output}; train on them with")
     rows = [row for _, row in read_json_lines(output / "train" / "metadata.jsonl")]
     each = min(Counter((row["class_name"], row["pair_id"]) for row in rows).values())
@@ -137,7 +139,7 @@ def edit_images(options: ArmadaLiteOptions) -> int:
     print(data.describe())
     try:
         with stoppable(), Store(folder) as store:
-            baseline = ArmadaLite(store, settings, options.chat, options.editor)
+            baseline = ArmadaLite(store, settings, options.chat, editor=options.editor)
             result = baseline.run(tasks)
             print_counts(result.counts, options.prices)
             failed = [row for row in result.concepts if row.failure is not None]

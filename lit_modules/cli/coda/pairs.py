@@ -133,7 +133,9 @@ def choose_subsets(concepts: Sequence[Concept], search: Confusions) -> list[Subs
 def _read_folder(data: Any, search: Confusions) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Return the concepts of a datamodule's folder, whatever its pairs, and the images to ask about, by name."""
     hints = data.hparams
-    folder = few_shot.layouts.read_folder(data.root, hints["layout"], hints["folders"], hints["annotations"])
+    folder = few_shot.layouts.read_folder(
+        data.root, hints["layout"], hints["folders"], annotations=hints["annotations"]
+    )
     if folder.problems:
         raise ValueError("\n- ".join([f"{data.root} cannot be read:", *folder.problems]))
     concepts: dict[str, Any] = {}

@@ -173,7 +173,7 @@ class ArmadaLite:
                 if image.digest not in proposed:
                     count = -(-(wanted - index) // len(images))
                     proposed[image.digest] = self._propose(concept, image, count)
-                problem = self._edit(concept, image, proposed[image.digest][turn], index)
+                problem = self._edit(concept, image, proposed[image.digest][turn], index=index)
                 made += not problem
                 failures += [problem] if problem else []
         except (BudgetExhausted, StoreInUse):
@@ -293,7 +293,7 @@ class ArmadaLite:
                 problems.append(f"{concept.name} has {number} of {wanted} images")
         if problems:
             raise ValueError(f"The images cannot be exported: {'; '.join(problems)}.")
-        write_training_folder(folder, rows, files, concepts)
+        write_training_folder(folder, rows, files, concepts=concepts)
         return len(rows)
 
 

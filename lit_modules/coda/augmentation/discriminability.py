@@ -65,7 +65,7 @@ def discriminability_values(target: Tensor, confusable: Tensor, temperature: flo
     """
     dtype = torch.float64 if torch.float64 in (target.dtype, confusable.dtype) else torch.float32
     target, confusable = _checked(target, confusable, temperature)
-    own, other, shares = _prepared(target, confusable, temperature, dtype)
+    own, other, shares = _prepared(target, confusable, temperature, dtype=dtype)
     rows = max(1, _BLOCK // len(confusable))
     total = own.new_zeros(len(own), dtype=torch.float64)
     for images in torch.split(own, rows, 1):
@@ -111,14 +111,14 @@ def discriminability_scores(
     ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     values: list[float] = []
     intervals: list[Tensor] = []
-    own, other, shares_of = _prepared(target, confusable, temperature, torch.float64)
+    own, other, shares_of = _prepared(target, confusable, temperature, dtype=torch.float64)
     for part in _slices(len(own), _CHUNK // (max(len(target), resamples) * len(confusable))):
         shares = shares_of(own[part], other[part])
         values += shares.mean((1, 2)).tolist()
         resampled = ((own_weights @ shares) * other_weights).sum(2)
         intervals.append(resampled.quantile(ends, dim=1))
     lower, upper = torch.cat(intervals, 1).tolist() if intervals else ([], [])
-    return AttributeScores(tuple(values), tuple(lower), tuple(upper), len(target) * len(confusable))
+    return AttributeScores(tuple(values), tuple(lower), tuple(upper), num_pairs=len(target) * len(confusable))
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def export_images(
         )
     if problems:
         raise ValueError(f"The images cannot be exported: {'; '.join(problems)}.")
-    write_training_folder(root, rows, files, concepts)
+    write_training_folder(root, rows, files, concepts=concepts)
     write_whole(root / "pairs.json", json.dumps(pairs, indent=1) + "\n")
     write_whole(root / "features.json", json.dumps(features, indent=1) + "\n")
     return len(rows)
@@ -116,11 +116,7 @@ def write_training_folder(
 ) -> None:
     """Write images and their rows as ``train/metadata.jsonl``, ``train/CLASS/*`` and ``concepts.jsonl``.
 
-    Args:
-        folder: Folder to write; files that exist and fit are left alone.
-        rows: Row of each image.
-        files: Path below ``train`` and content of each image.
-        concepts: Concepts by name.
+    Files, given by their path below ``train`` and content, that exist and fit are left alone.
     """
     root = Path(folder)
     for name, data in files:

@@ -161,36 +161,23 @@ def read_features(
     max_features: int = 30,
     max_words: int = 12,
 ) -> FeatureAnswer:
-    """Read the last of some replies; if it cannot be read, the answer says why.
-
-    Args:
-        kind: Kind of features.
-        replies: Replies of all attempts so far, at least one.
-        names: Names of both classes, which features must not hold.
-        max_features: Most features.
-        max_words: Longest feature, in words.
-    """
+    """Read the last of the replies of all attempts; if it cannot be read, the answer says why."""
     raw = tuple(reply.text for reply in replies)
     try:
-        parsed = parse_features(raw[-1], names, max_features, max_words)
+        parsed = parse_features(raw[-1], names, max_features, max_words=max_words)
     except MalformedAnswer as error:
-        return FeatureAnswer(kind, (), (), raw, str(error))
+        return FeatureAnswer(kind, (), (), raw=raw, failure=str(error))
     failure = None
     if not parsed.features:
         reasons = sorted({reason for _, reason in parsed.dropped})
         failure = f"The answer holds no feature that can be used ({', '.join(reasons) or 'an empty list'})."
-    return FeatureAnswer(kind, parsed.features, parsed.dropped, raw, failure)
+    return FeatureAnswer(kind, parsed.features, parsed.dropped, raw=raw, failure=failure)
 
 
 def join_answers(kind: FeatureKind, answers: Sequence[FeatureAnswer], max_features: int = 30) -> FeatureAnswer:
     """Return the union of a textual and a visual answer (T+V), without duplicates; the textual ones come first.
 
-    It fails only if all fail. Where the union is too long, it takes from both in turn.
-
-    Args:
-        kind: ``"both_plain"`` or ``"both_contrastive"``, or any other for a single answer.
-        answers: Answers in order.
-        max_features: Most features.
+    It fails only if all fail. Where the union is longer than ``max_features``, it takes from both in turn.
     """
     if len(answers) == 1:
         return answers[0]
@@ -206,8 +193,8 @@ def join_answers(kind: FeatureKind, answers: Sequence[FeatureAnswer], max_featur
         kind,
         tuple(item for item in union if item in kept),
         tuple(dropped),
-        tuple(text for answer in answers for text in answer.raw),
-        " ".join(failures) if failures and not union else None,
+        raw=tuple(text for answer in answers for text in answer.raw),
+        failure=" ".join(failures) if failures and not union else None,
     )
 
 
@@ -251,10 +238,16 @@ def extract_features(
         replies: list[Reply] = []
         for attempt in range(1 + retries):
             request = feature_request(
-                base, target, confusable, target_image, confusable_image, attempt=attempt, **options
+                base,
+                target,
+                confusable,
+                target_image=target_image,
+                confusable_image=confusable_image,
+                attempt=attempt,
+                **options,
             )
             replies.append(ask(request))
-            answer = read_features(base, replies, names, max_features, max_words)
+            answer = read_features(base, replies, names, max_features=max_features, max_words=max_words)
             if answer.failure is None:
                 break
         else:

@@ -92,11 +92,13 @@ def generability_scores(
         columns = list(group)
         if cosines.ndim != 2 or cosines.shape[1] != attributes:
             raise ValueError(f"trials must be of shape (trials, {attributes}), got {tuple(cosines.shape)}.")
-        scores = discriminability_scores(cosines[:, columns], confusable[:, columns], temperature, resamples, seed=seed)
+        scores = discriminability_scores(
+            cosines[:, columns], confusable[:, columns], temperature, resamples=resamples, seed=seed
+        )
         num_pairs = scores.num_pairs
         rows |= dict(zip(columns, zip(scores.values, scores.lower, scores.upper, strict=True), strict=True))
     values, lower, upper = zip(*(rows[number] for number in flat), strict=True) if rows else ((), (), ())
-    return AttributeScores(values, lower, upper, num_pairs)
+    return AttributeScores(values, lower, upper, num_pairs=num_pairs)
 
 
 def select_generable(

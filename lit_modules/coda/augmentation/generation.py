@@ -112,12 +112,7 @@ def plan_images(
 
 
 def long_texts(texts: Sequence[str], count_tokens: Callable[[str], int], limit: int = 77) -> list[tuple[str, int]]:
-    """Return the texts that an encoder cuts off, with their number of tokens.
-
-    Args:
-        texts: Attributes or prompts.
-        count_tokens: Number of tokens of a text, special ones included.
-        limit: Most tokens that the encoder reads; 77 for CLIP, 512 for T5 in Stable Diffusion 3.
+    """Return the texts that an encoder of ``limit`` tokens, special ones included, cuts off, with their tokens.
 
     Example:
         >>> long_texts(["a tail", "a very long tail"], lambda text: len(text.split()) + 2, limit=5)

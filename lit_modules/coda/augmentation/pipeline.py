@@ -246,7 +246,7 @@ class CoDAPipeline:
             for side in read_directions(task):
                 asked: set[FeatureKind] = set()  # kinds share their answers
                 for kind in self.settings.kinds:
-                    self._estimate_unit(total, side, kind, asked)
+                    self._estimate_unit(total, side, kind, asked=asked)
         return total
 
     def _estimate_unit(self, total: Estimate, side: Direction, kind: FeatureKind, asked: set[FeatureKind]) -> None:
@@ -299,16 +299,14 @@ class CoDAPipeline:
     def run_unit(self, side: Direction, kind: FeatureKind, until: Until = "verification") -> UnitResult:
         """Run the stages for one direction of a pair and one kind of features.
 
-        Args:
-            side: Direction of a pair.
-            kind: Kind of features.
-            until: Last stage to run.
-
         Raises:
             BudgetExhausted: If a model's budget is used up.
             BackendError: If a model could not answer.
         """
-        stages, result = self.stages, UnitResult(side.pair_id, side.name, side.concept.name, side.other.name, kind)
+        stages, result = (
+            self.stages,
+            UnitResult(side.pair_id, side.name, side.concept.name, other=side.other.name, kind=kind),
+        )
         features = stages.features(side, kind)
         if features["failure"] is not None:
             return replace(result, failure=f"No features: {features['failure']}")
@@ -341,7 +339,7 @@ class CoDAPipeline:
                 pair_id, failure = task.pair.pair_id, str(error)
                 self.store.log({"stage": "failure", "unit": pair_id, "reason": failure})
                 self.result.units += [
-                    UnitResult(pair_id, "", concept.name, other.name, kind, failure=failure)
+                    UnitResult(pair_id, "", concept.name, other=other.name, kind=kind, failure=failure)
                     for concept, other, _, _ in task.directions()
                     for kind in self.settings.kinds
                 ]
@@ -416,14 +414,7 @@ def unit_warnings(
     scores: Mapping[str, Any] | None = None,
     images: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return the warnings of a unit, from the records of its stages.
-
-    Args:
-        min_features: Number below which features are few.
-        features: Record of features.
-        scores: Record of scores, if there is one.
-        images: Record of the verified images, if there is one.
-    """
+    """Return the warnings of a unit, from the records of its stages as far as they exist."""
     number = len(features["features"])
     warnings = [f"few features: {number}"] if number < min_features else []
     if scores is not None:

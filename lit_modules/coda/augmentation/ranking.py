@@ -127,13 +127,13 @@ class EmbeddingCache:
         self._images: dict[str, Tensor] = {}
         self._texts: dict[str, Tensor] = {}
 
-    def images(self, images: Sequence[tuple[str, Callable[[], Image]]]) -> Tensor:
-        """Return embeddings ``(n, d)`` of images, given by the hash of each and a function that opens it."""
-        missing = {digest: load for digest, load in images if digest not in self._images}
+    def images(self, digests: Sequence[str], load: Callable[[int], Image]) -> Tensor:
+        """Return embeddings ``(n, d)`` of images, given by their hashes and a function that opens one by its index."""
+        missing = {digest: index for index, digest in enumerate(digests) if digest not in self._images}
         if missing:
-            rows = self.embedder.embed_images([load() for load in missing.values()])
+            rows = self.embedder.embed_images([load(index) for index in missing.values()])
             self._images |= _by_name(list(missing), rows, "images")
-        return torch.stack([self._images[digest] for digest, _ in images])
+        return torch.stack([self._images[digest] for digest in digests])
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return embeddings ``(n, d)`` of texts."""

@@ -95,7 +95,7 @@ def write_report(
         "warnings": [*_verifier_warnings(manifest, rows), *warnings],
     }
     filters = {"number": _number, "percent": _percent, "json": _plain}
-    return write_whole(destination, render_html(__package__, "data/report.html.j2", values, filters))
+    return write_whole(destination, render_html(__package__, "data/report.html.j2", values, filters=filters))
 
 
 def images_per_group(sizes: Sequence[int], total: int) -> int:
@@ -211,7 +211,9 @@ def _read_pairs(store: Store, manifest: Mapping[str, Any]) -> list[dict[str, Any
     failures = {str(event.get("unit")): str(event.get("reason")) for event in events if event.get("stage") == "failure"}
     try:
         kinds, min_features = manifest["settings"]["kinds"], manifest["settings"]["min_features"]
-        pairs = [_read_pair(store, row, kinds, min_features, failures) for row in manifest["pairs"]]
+        pairs = [
+            _read_pair(store, row, kinds, min_features=min_features, failures=failures) for row in manifest["pairs"]
+        ]
         for name in ("models", "versions"):
             dict(manifest[name])
     except (KeyError, TypeError, ValueError) as error:
@@ -240,7 +242,7 @@ def _read_pair(
             unit: Unit = {"features": [], "dropped": [], "raw": [], "groups": {}, "warnings": [], "missing": STAGES}
             unit |= {"concept": concept, "other": other, "kind": kind, "accepted": 0, "failure": None}
             try:
-                _read_unit(store, path, unit, min_features)
+                _read_unit(store, path, unit, min_features=min_features)
             except _UNREADABLE as error:
                 unit["failure"] = f"The records in {'/'.join(path)} cannot be read: {error!r}"
             if unit["missing"] and unit["failure"] is None:
@@ -293,15 +295,17 @@ def _read_unit(store: Store, path: Sequence[str], unit: Unit, min_features: int)
         unit["missing"] = STAGES[2:]
         folders = dict.fromkeys(row["trials"] for row in scores["attributes"] if "trials" in row)
         for number, folder in enumerate(folders, 1):
-            images = _made_images(store, [*path, "trials", str(folder)], None, ())
+            images = _made_images(store, [*path, "trials", str(folder)], None, attributes=())
             trials += [{**image, "verdict": "trial", "score": None, "reason": f"group {number}"} for image in images]
-    unit["warnings"] = unit_warnings(min_features, features, scores, verified)
+    unit["warnings"] = unit_warnings(min_features, features, scores, images=verified)
     folder_of_images = [*path, "images"]
     if verified is not None and _regenerated(store, folder_of_images, verified["files"]):
         unit["warnings"].append("the verdicts are of earlier images; the next run gives them anew")
         verified = None
     attributes = [] if scores is None else [str(text) for text in scores["prompt_attributes"]]
-    images = _made_images(store, folder_of_images, None if verified is None else verified["files"], attributes)
+    images = _made_images(
+        store, folder_of_images, None if verified is None else verified["files"], attributes=attributes
+    )
     if images:
         unit["missing"] = STAGES[3:]
     if verified is not None:

@@ -113,7 +113,11 @@ class StageRunner:
             cosines = similarities(self._real_rows(side.images), self.embeddings.texts(texts))
             names = [f"{image.path.name}/{image.digest}" for image in side.images]
             order = rank_references(
-                cosines[:, 0], cosines[:, 1], names, self.settings.num_references, self.settings.temperature
+                cosines[:, 0],
+                cosines[:, 1],
+                names,
+                num_references=self.settings.num_references,
+                temperature=self.settings.temperature,
             )
             record = {
                 "key": key,
@@ -138,13 +142,13 @@ class StageRunner:
         return [self.references(side)["images"], self.references(side.reverse)["images"]]
 
     def _real_rows(self, images: Sequence[SupportImage]) -> Tensor:
-        return self.embeddings.images([(image.digest, lambda image=image: image.image) for image in images])  # type: ignore[misc]
+        return self.embeddings.images([image.digest for image in images], lambda index: images[index].image)
 
     def _reference_rows(self, side: Direction) -> Tensor:
         return self._real_rows(self._reference_images(side))
 
     def _made_rows(self, images: Sequence[Made]) -> Tensor:
-        return self.embeddings.images([(digest, lambda image=image: image) for digest, image in images])  # type: ignore[misc]
+        return self.embeddings.images([digest for digest, _ in images], lambda index: images[index][1])
 
     # --- features
 
@@ -181,7 +185,7 @@ class StageRunner:
                     self.chat.ask,
                     base,
                     side.concept,
-                    side.other,
+                    confusable=side.other,
                     max_features=self.settings.max_features,
                     retries=self.settings.retries,
                     **self._feature_options(side, base),
@@ -235,7 +239,7 @@ class StageRunner:
         texts = self.embeddings.texts(features)
         real, other = (similarities(self._reference_rows(one), texts) for one in (side, side.reverse))
         seed = stable_seed(*self._seed_parts(side, kind, "bootstrap"))
-        scores = discriminability_scores(real, other, settings.temperature, settings.resamples, seed=seed)
+        scores = discriminability_scores(real, other, settings.temperature, resamples=settings.resamples, seed=seed)
         rows: list[Record] = [
             {"text": text, "D": value, "D_interval": [lower, upper], "G": None, "kept": False}
             for text, value, lower, upper in zip(features, scores.values, scores.lower, scores.upper, strict=True)
@@ -244,7 +248,7 @@ class StageRunner:
         fallback = {"discriminability": False, "generability": False}
         if kind in settings.filtered_kinds:
             first = select_discriminative(scores.values, settings.min_discriminability, settings.min_features)
-            second = self._generability(side, kind, first, other, texts, rows, seed)
+            second = self._generability(side, kind, first, other=other, texts=texts, rows=rows, seed=seed)
             kept, reasons = [first.kept[number] for number in second.kept], list(first.reasons)
             fallback = {"discriminability": first.fallback, "generability": second.fallback}
         for number, row in enumerate(rows):
@@ -282,14 +286,16 @@ class StageRunner:
         for number, group in enumerate(groups):
             attributes = [rows[kept[index]]["text"] for index in group]
             indices = range(settings.trials_per_group)
-            requests = self._requests(side, kind, attributes, indices, "trials", attributes)
+            requests = self._requests(side, kind, attributes, indices=indices, stage=("trials", attributes))
             # named by its attributes: no group overwrites another, and another threshold may find it again
             folder = side.path(kind, "trials", stable_hash(attributes)[:12])
-            images = self._make("trials", folder, requests, indices)
+            images = self._make("trials", folder, requests, indices=indices)
             trials.append(similarities(self._made_rows(images), texts[kept]))
             for index in group:
                 rows[kept[index]] |= {"trials": folder[-1], "group": number}
-        scores = generability_scores(trials, groups, other[:, kept], settings.temperature, settings.resamples, seed)
+        scores = generability_scores(
+            trials, groups, other[:, kept], temperature=settings.temperature, resamples=settings.resamples, seed=seed
+        )
         second = select_generable(scores.values, settings.top_k, settings.min_generability)
         for index, number in enumerate(kept):
             rows[number]["G"] = scores.values[index]
@@ -302,24 +308,24 @@ class StageRunner:
     def generate(self, side: Direction, kind: str, attributes: Sequence[str]) -> int:
         """Make the first final images without verifying them; return the number of images."""
         record = self.read_images(side, kind, attributes)
-        return len(self._batch(side, kind, attributes, 0)) if record is None else len(record["files"])
+        return len(self._batch(side, kind, attributes, attempt=0)) if record is None else len(record["files"])
 
     def _batch(self, side: Direction, kind: str, attributes: Sequence[str], attempt: int) -> list[Made]:
         wanted = self.settings.num_images
         indices = range(attempt * wanted, (attempt + 1) * wanted)
-        requests = self._requests(side, kind, attributes, indices, "images")
-        return self._make("images", side.path(kind, "images"), requests, indices)
+        requests = self._requests(side, kind, attributes, indices=indices, stage=("images",))
+        return self._make("images", side.path(kind, "images"), requests, indices=indices)
 
     def _requests(
-        self, side: Direction, kind: str, attributes: Sequence[str], indices: Sequence[int], *stage: object
+        self, side: Direction, kind: str, attributes: Sequence[str], indices: Sequence[int], stage: Sequence[object]
     ) -> list[ImageRequest]:
         """Return requests of images with these attributes; their seeds belong to the stage and the index."""
         settings = self.settings
         return plan_images(
-            image_prompt(side.concept, attributes, settings.prompt, settings.name_in_prompt),
+            image_prompt(side.concept, attributes, settings.prompt, name_in_prompt=settings.name_in_prompt),
             negative_prompt(side.concept.kind, settings.guidance, settings.negative),
             indices,
-            self._seed_parts(side, kind, *stage),
+            seed_parts=self._seed_parts(side, kind, *stage),
             width=settings.width,
             height=settings.height,
             steps=settings.steps,
@@ -384,12 +390,12 @@ class StageRunner:
         settings, folder, wanted = self.settings, side.path(kind, "images"), self.settings.num_images
         made: list[Made] = []
         verdicts: list[Record] = []
-        acceptance = Acceptance((), None, False, wanted)
+        acceptance = Acceptance((), None, False, short=wanted)
         for attempt in range(settings.max_attempts):
-            batch = self._batch(side, kind, attributes, attempt)
-            reasons = self._guard(side, batch, made, verdicts)
+            batch = self._batch(side, kind, attributes, attempt=attempt)
+            reasons = self._guard(side, batch, made, verdicts=verdicts)
             made += batch
-            verdicts += self._verify(side, batch, attributes, reasons)
+            verdicts += self._verify(side, batch, attributes, reasons=reasons)
             acceptance = accept_images([verdict["score"] for verdict in verdicts], wanted, settings.score_levels)
             if not acceptance.short:
                 break
@@ -470,7 +476,7 @@ class StageRunner:
                 # the mean decides as a whole: good from chance level
                 verdicts[number]["score"] = 1.0 if value >= 0.5 else 0.0
         elif numbers:
-            self._ask_verifier(batch, attributes, numbers, verdicts)
+            self._ask_verifier(batch, attributes, numbers, verdicts=verdicts)
         return verdicts
 
     def _ask_verifier(

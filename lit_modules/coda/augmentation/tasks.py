@@ -97,7 +97,7 @@ class Direction:
     @property
     def reverse(self) -> "Direction":
         """The other direction."""
-        return Direction(self.pair_id, self.other, self.concept, self.other_images, self.images)
+        return Direction(self.pair_id, self.other, self.concept, images=self.other_images, other_images=self.images)
 
     def path(self, *parts: str) -> list[str]:
         """Return the path of a file of this direction in a store."""
@@ -123,7 +123,7 @@ def read_directions(task: PairTask) -> tuple[Direction, Direction]:
             paths[image.digest] = str(image.path)
         images.append(tuple(support))
     pair = task.pair
-    first = Direction(pair.pair_id, pair.target, pair.confusable, images[0], images[1])
+    first = Direction(pair.pair_id, pair.target, pair.confusable, images=images[0], other_images=images[1])
     return first, first.reverse
 
 

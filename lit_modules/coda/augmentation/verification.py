@@ -143,12 +143,8 @@ def clip_bits(image: Tensor, confusable: Tensor, temperature: float = TEMPERATUR
 def prefers_target(images: Tensor, target: Tensor, confusable: Tensor) -> list[bool]:
     """Return whether each image is more like the target's real images than like the confusable's, in the mean cosine.
 
-    Real images are compared and not names, as the name of a novel concept means nothing to CLIP.
-
-    Args:
-        images: Embeddings of synthetic images, ``(n, d)``.
-        target: Embeddings of the target's real images, ``(images, d)``.
-        confusable: Embeddings of the confusable's real images, ``(images, d)``.
+    Embeddings ``(images, d)`` of real images are compared and not names, as that of a novel concept means nothing to
+    CLIP.
     """
     rows = unit_rows(images)
     own, other = ((rows @ unit_rows(side).T).mean(1) for side in (target, confusable))
@@ -184,7 +180,7 @@ def accept_images(
     rated = [(index, score) for index, score in enumerate(scores) if score is not None]
     if levels is None:
         chosen = [index for index, _ in rated][:wanted]
-        return Acceptance(tuple(chosen), None, False, wanted - len(chosen))
+        return Acceptance(tuple(chosen), None, False, short=wanted - len(chosen))
     if not levels or list(levels) != sorted(set(levels), reverse=True) or not 0 <= levels[-1] <= levels[0] <= 1:
         raise ValueError(f"levels must be falling numbers in [0, 1], at least one, got {list(levels)}.")
     ordered = sorted(rated, key=lambda pair: -pair[1])
@@ -194,4 +190,4 @@ def accept_images(
         chosen = [index for index, score in ordered if score >= level - 1e-9][:wanted]
         if len(chosen) == wanted:
             break
-    return Acceptance(tuple(chosen), level, level < levels[0], wanted - len(chosen))
+    return Acceptance(tuple(chosen), level, level < levels[0], short=wanted - len(chosen))

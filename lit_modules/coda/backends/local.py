@@ -26,11 +26,11 @@ class LocalChat:
 
     Questions are answered in batches of similar length with padding on the left, so that the answers are those of the
     same questions asked alone. Where the model allows it, what several questions about one image begin with is read
-    once. A temperature of 0 takes the likeliest token; above 0, each
-    answer is drawn from its own seed by noise on its own scores (the Gumbel-max trick), which no neighbour in the batch
-    changes. Two tokens that are equally likely within the precision may still fall either way. A question that is too
-    long is an error. Thinking is switched off where the template can; thoughts are no part of an answer. The model is
-    loaded at the first question, frozen and in evaluation mode.
+    once. A temperature of 0 takes the likeliest token; above 0, each answer is drawn from its own seed by noise on its
+    own scores (the Gumbel-max trick), which no neighbour in the batch changes. Two tokens that are equally likely
+    within the precision may still fall either way. A question that is too long is an error. Thinking is switched off
+    where the template can; thoughts are no part of an answer. The model is loaded at the first question, frozen and in
+    evaluation mode.
 
     Args:
         model: Name or folder of the model; its processor must have a chat template.
@@ -89,7 +89,9 @@ class LocalChat:
         Raises:
             BackendError: If the question is longer than the model reads.
         """
-        request = ChatRequest(tuple(messages), tuple(images), max_new_tokens, temperature, schema, seed)
+        request = ChatRequest(
+            tuple(messages), tuple(images), max_new_tokens, temperature=temperature, schema=schema, seed=seed
+        )
         ((_, reply),) = self.chat_many([request])
         if isinstance(reply, BackendError):
             raise reply
@@ -121,7 +123,7 @@ class LocalChat:
             group[tuple(map(id, request.images)) or number].append(number)
         lengths = {number: len(own) for number, own in tokens.items()}
         for group in groups.values():
-            for numbers in batches(list(group.values()), lengths, self.batch_size, self.batch_tokens):
+            for numbers in batches(list(group.values()), lengths, self.batch_size, batch_tokens=self.batch_tokens):
                 asked = [requests[number] for number in numbers]
                 yield from zip(numbers, self._answer(asked, [tokens[number] for number in numbers]), strict=True)
 
@@ -206,8 +208,8 @@ class LocalChat:
     @property
     def _limit(self) -> int | None:
         config = self._loaded[1].config.get_text_config()
-        found = getattr(config, "max_position_embeddings", None)
-        return None if found is None else int(found)
+        limit = getattr(config, "max_position_embeddings", None)  # not all configurations have one
+        return None if limit is None else int(limit)
 
     def _inputs(self, requests: Sequence[ChatRequest]) -> Any:
         processor, network = self._loaded
@@ -248,7 +250,7 @@ class LocalChat:
             )[:, inputs["input_ids"].shape[1] :].tolist()
         replies: list[Reply | BackendError] = []
         for row, question in zip(rows, tokens, strict=True):
-            end = next((place for place, token in enumerate(row) if token in ends), len(row))
+            end = next((index for index, token in enumerate(row) if token in ends), len(row))
             asked = str(processor.tokenizer.decode(question[-_QUESTION_END:]))
             text = decode_answer(processor.tokenizer, row[:end], asked)
             if text or not processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip():
@@ -275,7 +277,7 @@ class LocalChat:
         if not self._shares:
             return None
         images = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-        shared = read_shared(network, images, tokens, groups, processor.tokenizer.pad_token_id)
+        shared = read_shared(network, images, tokens, groups=groups, pad=processor.tokenizer.pad_token_id)
         self._shares = shared is not None
         return shared
 
@@ -342,7 +344,7 @@ class DiffusersImages:
 
     @cached_property
     def _pipeline(self) -> Any:
-        return _load_pipeline(self.model, self.revision, self.device, self.dtype)
+        return _load_pipeline(self.model, self.revision, self.device, dtype=self.dtype)
 
 
 class DiffusersEdits:
@@ -408,7 +410,7 @@ class DiffusersEdits:
 
     @cached_property
     def _pipeline(self) -> Any:
-        pipeline = _load_pipeline(self.model, self.revision, self.device, self.dtype)
+        pipeline = _load_pipeline(self.model, self.revision, self.device, dtype=self.dtype)
         missing = {"image", "image_guidance_scale"} - set(inspect.signature(pipeline.__call__).parameters)
         if missing:
             raise ValueError(

@@ -314,7 +314,7 @@ class Prices:
 
     def estimate(self, calls: int, output_tokens: int, images: int) -> float:
         """Return the expected price of calls, the tokens of all their answers, and images."""
-        return self.cost(Counts(calls, calls * self.input_tokens_per_call, output_tokens, images))
+        return self.cost(Counts(calls, calls * self.input_tokens_per_call, output_tokens, images=images))
 
 
 def check_positive(settings: object, *names: str) -> None:
@@ -338,23 +338,25 @@ def user_message(text: str, num_images: int = 0) -> dict[str, Any]:
 
 
 def answers(model: ChatModel, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:
-    """Yield the number of a request with its answer or error, together where the model answers many at once.
-
-    Raises:
-        BudgetExhausted: If the model's budget is used up.
-    """
+    """Yield the number of a request with its answer or error, together where the model answers many at once."""
     if isinstance(model, BatchChatModel):
         if requests:
             yield from model.chat_many(requests)
         return
     for number, request in enumerate(requests):
         try:
-            yield number, model.chat(
-                request.messages, request.images, request.max_new_tokens, request.temperature, request.schema,
-                request.seed,
-            )  # fmt: skip
+            reply = model.chat(
+                request.messages,
+                request.images,
+                request.max_new_tokens,
+                temperature=request.temperature,
+                schema=request.schema,
+                seed=request.seed,
+            )
         except BackendError as error:
             yield number, error
+        else:
+            yield number, reply
 
 
 def answered(reply: Reply | BackendError) -> Reply:
@@ -365,15 +367,7 @@ def answered(reply: Reply | BackendError) -> Reply:
 
 
 def refuse_cut_off(replies: Sequence[Reply], setting: str) -> None:
-    """Refuse unreadable answers that were cut off: a later run asks again.
-
-    Args:
-        replies: Replies.
-        setting: Name of the setting of their longest length.
-
-    Raises:
-        BackendError: If one was cut off.
-    """
+    """Raise a ``BackendError`` for an unreadable answer that was cut off at the length that a setting allows."""
     for reply in replies:
         if reply.cut_off:
             raise BackendError(

@@ -78,7 +78,9 @@ class RecordedChat:
                 self._write(key, by_key[key], answer)
             self.calls += 1
             now = time.perf_counter()
-            self.report(Counts(1, answer.usage.input_tokens, answer.usage.output_tokens, 0, now - started))
+            self.report(
+                Counts(1, answer.usage.input_tokens, answer.usage.output_tokens, images=0, seconds=now - started)
+            )
             started = now
         return [replies[key] for key in keys]
 

@@ -76,7 +76,7 @@ class Budget:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether a bound depends on the tokens of the answers."""
+        """Presence of a bound on tokens, or on their cost."""
         priced = self.prices.million_input_tokens or self.prices.million_output_tokens
         return self.bounds["tokens"] is not None or bool(self.bounds["cost"] is not None and priced)
 
@@ -258,7 +258,11 @@ class RemoteChat:
             BackendError: If the model does not answer this question.
             BudgetExhausted: If the budget is used up or the endpoint cannot be used.
         """
-        return self._answer(ChatRequest(tuple(messages), tuple(images), max_new_tokens, temperature, schema, seed))
+        return self._answer(
+            ChatRequest(
+                tuple(messages), tuple(images), max_new_tokens, temperature=temperature, schema=schema, seed=seed
+            )
+        )
 
     def chat_many(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, Reply | BackendError]]:
         """Yield the number of a request with its answer, as soon as it is known; several are under way at a time.

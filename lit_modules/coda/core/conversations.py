@@ -144,7 +144,8 @@ def encode(
     kinds = [type(image).__name__ for image in images if not isinstance(image, Image)]
     if kinds:
         raise TypeError(f"Images must be PIL images, got {kinds[0]}; leave the datamodule's image_size at None.")
-    rows = [render(processor, *row) for row in zip(prompts, answers or [None] * len(prompts), strict=True)]
+    tails: Sequence[str | None] = [None] * len(prompts) if answers is None else answers
+    rows = [render(processor, *row) for row in zip(prompts, tails, strict=True)]
     tokenizer = processor.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = end_token(processor)

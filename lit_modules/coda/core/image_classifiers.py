@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from lit_modules.utils.checkpoints import only_tensors
+from lit_modules.utils.errors import first_line
 
 
 def load_classifier(name: str, classes: Sequence[str]) -> Any:
@@ -20,8 +21,7 @@ def load_classifier(name: str, classes: Sequence[str]) -> Any:
         with only_tensors(name):
             return auto.from_pretrained(name, **labels, ignore_mismatched_sizes=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name!r} does not load as an image classifier: {reason}") from error
+        raise ValueError(f"{name!r} does not load as an image classifier: {first_line(error)}") from error
 
 
 def load_image_processor(name: str) -> Any:

@@ -19,6 +19,7 @@ from lit_modules.coda.core.update import UpdateArguments, UpdateModule
 from lit_modules.utils import adapters
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.checkpoints import only_tensors
+from lit_modules.utils.errors import first_line
 from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.precision import check_trained
 from lit_modules.utils.suggestions import did_you_mean
@@ -374,8 +375,7 @@ def load_model(name: str, dtype: torch.dtype, revision: str | None = None, *, lo
                 name, dtype=dtype, revision=revision, output_loading_info=True, **more
             )
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name!r} does not load as an image-text model: {reason} {_REMEDY}") from error
+        raise ValueError(f"{name!r} does not load as an image-text model: {first_line(error)} {_REMEDY}") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -393,8 +393,7 @@ def load_processor(name: str, revision: str | None = None) -> Any:
         auto: Any = AutoProcessor
         processor = auto.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"No processor loads from {name!r}: {reason} Give CoDA(processor=...).") from error
+        raise ValueError(f"No processor loads from {name!r}: {first_line(error)} Give CoDA(processor=...).") from error
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"What loads from {name!r} is a {type(processor).__name__}, not a processor with a tokenizer.")
     return processor

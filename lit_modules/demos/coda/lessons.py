@@ -89,9 +89,9 @@ class Lessons:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.named = [place for place, name in enumerate(world.names) if name is not None]
-        self.unnamed = [place for place, name in enumerate(world.names) if name is None]
-        self.alone = [place for place in self.unnamed if world.parents[place] is None]
+        self.named = [index for index, name in enumerate(world.names) if name is not None]
+        self.unnamed = [index for index, name in enumerate(world.names) if name is None]
+        self.alone = [index for index in self.unnamed if world.parents[index] is None]
 
     def __call__(self, random: Random) -> Lesson:
         """Draw a lesson."""
@@ -110,10 +110,10 @@ class Lessons:
         bare = [Concept(first), Concept(second)]
         described = [Concept(name, knowledge_text=first) for name in (first, second)]
         kinds: list[FeatureKind] = ["textual_plain", "textual_contrastive", "visual_plain", "visual_contrastive"]
-        asked = [self.world.question.replace("{options}", first), options_question([first, second])]
-        asked += [_features(kind, *both) for kind in kinds for both in (described, bare)]
+        questions = [self.world.question.replace("{options}", first), options_question([first, second])]
+        questions += [_features(kind, *both) for kind in kinds for both in (described, bare)]
         parts = []
-        for text in asked:
+        for text in questions:
             parts += [part for part in text.replace(second, first).split(first) if len(part) > 12]
         return [phrase for values in self.world.phrases.values() for phrase in values.values()] + parts
 
@@ -132,46 +132,48 @@ class Lessons:
         """Return a picture of a known species, or of a creature that is like none, with its name."""
         if random.random() < _STRANGE:
             return random.choice(self.alone), self._stranger(random)
-        place = random.choice(self.named)
-        return place, str(self.world.names[place])
+        index = random.choice(self.named)
+        return index, str(self.world.names[index])
 
     def _name(self, random: Random) -> Lesson:
-        place, name = self._shown(random)
+        index, name = self._shown(random)
         listed = few_shot.questions.join_options(self._options(random, name, 2))
-        return Lesson(self.world.question.replace("{options}", listed), name, place)
+        return Lesson(self.world.question.replace("{options}", listed), name, index)
 
     def _name_many(self, random: Random) -> Lesson:
-        place, name = self._shown(random)
+        index, name = self._shown(random)
         number = random.randint(2, min(_MOST_OPTIONS, len(self.world.species)))
-        return Lesson(options_question(self._options(random, name, number)), name, place)
+        return Lesson(options_question(self._options(random, name, number)), name, index)
 
     def _list(self, random: Random) -> Lesson:
-        place = random.randrange(len(self.world.creatures))
-        name = self.world.names[place] or self._stranger(random)
+        index = random.randrange(len(self.world.creatures))
+        name = self.world.names[index] or self._stranger(random)
         question = _features("visual_plain", Concept(name), Concept("Bbbb"))
-        return Lesson(question, self._listed(self.world.creatures[place]), place)
+        return Lesson(question, self._listed(self.world.creatures[index]), index)
 
     def _tell(self, random: Random) -> Lesson:
-        place = random.choice(self.unnamed if random.random() < 0.65 else self.named)
-        look, name = self.world.creatures[place], self.world.names[place] or self._stranger(random)
-        other = self.world.parents[place]
+        index = random.choice(self.unnamed if random.random() < 0.65 else self.named)
+        attributes, name = self.world.creatures[index], self.world.names[index] or self._stranger(random)
+        other = self.world.parents[index]
         if other is None or random.random() < 0.2:
             other = random.choice([one for one in self.world.species if one != name])
         if random.random() < 0.2:  # nothing is known of the other one, so all may tell them apart
             other = self._stranger(random)
         question = _features("visual_contrastive", Concept(name), Concept(other))
-        return Lesson(question, self._listed(look, self.world.species.get(other)), place)
+        return Lesson(question, self._listed(attributes, self.world.species.get(other)), index)
 
     def _recall(self, random: Random) -> Lesson:
-        concept, look = self._described(random)
-        return Lesson(_features("textual_plain", concept, Concept("Bbbb")), self._listed(look))
+        concept, attributes = self._described(random)
+        return Lesson(_features("textual_plain", concept, Concept("Bbbb")), self._listed(attributes))
 
     def _compare(self, random: Random) -> Lesson:
-        (concept, look), (other, known) = self._described(random), self._described(random)
+        (concept, attributes), (other, known) = self._described(random), self._described(random)
         while other.name == concept.name:
             other, known = self._described(random)
-        told = {name: value for name, value in look.items() if name in known} if other.knowledge_text else look
-        return Lesson(_features("textual_contrastive", concept, other), self._listed(told, known))
+        named = (
+            {name: value for name, value in attributes.items() if name in known} if other.knowledge_text else attributes
+        )
+        return Lesson(_features("textual_contrastive", concept, other), self._listed(named, known))
 
     def _described(self, random: Random) -> tuple[Concept, Mapping[str, str]]:
         """Return a known species, or an unknown one with a passage on it or without, and what a text tells of it."""
@@ -182,13 +184,17 @@ class Lessons:
         stranger = self._stranger(random)
         if chance < 0.6:
             return Concept(stranger, known=False), {}
-        look = self.world.creatures[random.choice(self.unnamed)]
-        told = dict(sorted(random.sample(sorted(look.items()), TOLD), key=lambda item: list(look).index(item[0])))
-        return Concept(stranger, knowledge_text=drawn.species.caption(stranger, told), known=False), told
+        attributes = self.world.creatures[random.choice(self.unnamed)]
+        named = dict(
+            sorted(random.sample(sorted(attributes.items()), TOLD), key=lambda item: list(attributes).index(item[0]))
+        )
+        return Concept(stranger, knowledge_text=drawn.species.caption(stranger, named), known=False), named
 
-    def _listed(self, look: Mapping[str, str], other: Mapping[str, str] | None = None) -> str:
+    def _listed(self, attributes: Mapping[str, str], other: Mapping[str, str] | None = None) -> str:
         words = [
-            self.world.phrases[name][value] for name, value in look.items() if not other or other.get(name) != value
+            self.world.phrases[name][value]
+            for name, value in attributes.items()
+            if not other or other.get(name) != value
         ]
         return json.dumps(words or ["unknown"])
 

@@ -132,7 +132,7 @@ def _write_field_guide(species: Any) -> None:
 
     It names 8 of its attributes, those among them that tell it apart.
     """
-    from lit_modules.datamodules.drawn.species import caption
+    from lit_modules.datamodules import drawn
     from lit_modules.demos.coda.lessons import TOLD
 
     path = species.root / "concepts.jsonl"
@@ -141,7 +141,9 @@ def _write_field_guide(species: Any) -> None:
         if not row["known"]:
             attributes, differs = row["attributes"], row["differs_in"]
             named = {*differs, *[name for name in attributes if name not in differs][: TOLD - len(differs)]}
-            row["knowledge_text"] = caption(row["name"], {key: attributes[key] for key in attributes if key in named})
+            row["knowledge_text"] = drawn.species.caption(
+                row["name"], {key: attributes[key] for key in attributes if key in named}
+            )
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -1,6 +1,7 @@
 """Updates of ``lit-modules demo coda``: every method, amount and seed from the same model, and the table."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ class Cell:
 
     @property
     def drawn(self) -> bool:
-        """Whether its synthetic pictures are there, if it needs any."""
+        """True if its synthetic pictures are there, or it needs none."""
         return "synthetic_root" not in self.data or (Path(self.data["synthetic_root"]) / "features.json").is_file()
 
 
@@ -196,23 +197,17 @@ def _row(method: str, feature: str, synthetic: int | None, *, results: list[dict
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence Lightning and transformers in many small runs."""
-    import logging
-
     from transformers.utils import logging as transformers_logging
 
     bars: Any = transformers_logging
-    shown = bars.is_progress_bar_enabled()
-    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    levels = {name: logging.getLogger(name).level for name in names}
+    shown, level = bars.is_progress_bar_enabled(), logging.root.manager.disable
     try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         bars.disable_progress_bar()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.disable(level)
         if shown:
             bars.enable_progress_bar()
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -164,14 +164,12 @@ def _train_tokenizer(
     """Return the folder of the tokenizer, and its number of tokens."""
     from transformers import AutoTokenizer
 
-    from lit_modules.datamodules import common
+    from lit_modules.datamodules import lume
 
     path = folder / f"tokenizer-{digest([settings, {name: hashes.get(name) for name in settings['files']}])}"
     if (path / "tokenizer_config.json").exists():
         return str(path), len(AutoTokenizer.from_pretrained(path))
-    tokenizer = common.bpe.train_bpe(
-        list(_read_texts(root, settings["files"], settings["fields"])), settings["vocab_size"]
-    )
+    tokenizer = lume.train_bpe(list(_read_texts(root, settings["files"], settings["fields"])), settings["vocab_size"])
     part = path.with_name(f".{path.name}.part")
     tokenizer.save_pretrained(part)
     part.replace(path)

@@ -53,7 +53,7 @@ class ReferencePolicyLoss(ForgetRetainLoss):
         return [batch["forget"]]
 
     def on_train_start(self) -> None:
-        """Compute the reference of all training rows that the cache does not hold."""
+        """Compute the reference of all training rows that the cache does not hold; a resumed run has it already."""
         super().on_train_start()
         assert self._reference_hash is not None
         if self._cache is None:
@@ -61,7 +61,8 @@ class ReferencePolicyLoss(ForgetRetainLoss):
             leaves_files = not getattr(self.trainer, "fast_dev_run", False)
             self._cache = ReferenceCache(folder if leaves_files else None, self._reference_hash)
         self._cache.rows.update(self._restored)
-        if self._moved and not self._adapted:
+        # a resumed run knows its rows: a look at the loader would move it on from where it was stopped
+        if self._restored or (self._moved and not self._adapted):
             return
         if self._compute_all(self._cache) and self.trainer.is_global_zero:
             self._cache.save()

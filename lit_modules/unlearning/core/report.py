@@ -1,4 +1,4 @@
-"""The picture of an unlearning run: losses, learning rate, and the benchmark's numbers before and after."""
+"""Figure and table of an unlearning run: losses, learning rate, and the benchmark's numbers before and after."""
 
 import csv
 import math
@@ -40,12 +40,13 @@ def twelve_numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
     Scores are as measured: memorised text has regurgitation and knowledge near 1 in both sets, also in the forget set.
     """
-    return {
-        f"{split} {task} {kind}": _number(record[f"{split}-set"][task][f"{kind}-score"])
+    scores = {
+        f"{split} {task} {kind}": record[f"{split}-set"][task][f"{kind}-score"]
         for split in ("forget", "retain")
         for task in TASKS
         for kind in KINDS
     }
+    return {name: math.nan if score is None else float(score) for name, score in scores.items()}
 
 
 def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
@@ -54,11 +55,11 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
 
     result = Table(title="LUME: before and after unlearning")
     for title in ("", "before", "after", "wanted"):
-        result.add_column(title, justify="left" if not title else "right")
-    numbers = twelve_numbers(before), twelve_numbers(after)
-    for name in numbers[0]:
+        result.add_column(title, justify="right" if title else "left")
+    rows = twelve_numbers(before), twelve_numbers(after)
+    for name in rows[0]:
         wanted = "0" if name.startswith("forget") else "1"
-        result.add_row(name, *(f"{column[name]:.3f}" for column in numbers), wanted)
+        result.add_row(name, *(f"{numbers[name]:.3f}" for numbers in rows), wanted)
     result.add_section()
     for title, key, wanted in (
         ("task aggregate", "harmonic-mean-task-aggregate", "1"),
@@ -67,8 +68,9 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
         ("MMLU", "mmlu_average", ""),
         ("final score (-1 without MMLU)", "aggregate-score", "1"),
     ):
-        cells = (_number(record.get(key)) for record in (before, after))
-        result.add_row(title, *("-" if math.isnan(cell) else f"{cell:.3f}" for cell in cells), wanted)
+        values = (record.get(key) for record in (before, after))
+        cells = ("-" if value is None or math.isnan(value) else f"{value:.3f}" for value in values)
+        result.add_row(title, *cells, wanted)
     return result
 
 
@@ -95,43 +97,30 @@ def plot_report(
 
     figure, (losses, rates, scores) = plt.subplots(1, 3, figsize=(17, 5), gridspec_kw={"width_ratios": [3, 3, 4]})
     for split, colour in (("forget", "tab:red"), ("retain", "tab:blue")):
-        for stage, style in (
-            ("train", {"alpha": 0.4, "label": f"{split}, each step"}),
-            ("val", {"marker": "o", "label": f"{split}, whole set"}),
-        ):
-            points = metrics.get(f"{stage}/{split}_loss", [])
-            if points:
-                losses.plot(*zip(*points, strict=True), color=colour, **style)
+        steps, epochs = metrics.get(f"train/{split}_loss"), metrics.get(f"val/{split}_loss")
+        if steps:
+            losses.plot(*zip(*steps, strict=True), color=colour, alpha=0.4, label=f"{split}, each step")
+        if epochs:
+            losses.plot(*zip(*epochs, strict=True), color=colour, marker="o", label=f"{split}, whole set")
     losses.set(xlabel="optimizer step", ylabel="NLL per target token (nats)", title="Loss", yscale="symlog")
     losses.legend()
-    used = metrics.get("train/lr", [])
-    if used:
-        rates.plot(*zip(*used, strict=True), color="black", drawstyle="steps-post", label="rate")
+    if metrics.get("train/lr"):
+        rates.plot(*zip(*metrics["train/lr"], strict=True), color="black", drawstyle="steps-post", label="rate")
     # a logged value stays until the next one, so a probe is where its number is new
     first = {number: step for step, number in reversed(metrics.get("adaptive_lr/probe", []))}
     probes = {step: rate for step, rate in metrics.get("adaptive_lr/lr", []) if step in first.values()}
-    verdicts = dict(metrics.get("adaptive_lr/accepted", []))
-    for verdict, marker, colour in ((1.0, "^", "tab:green"), (0.0, "x", "tab:red")):
-        points = [(step, rate) for step, rate in probes.items() if verdicts.get(step) == verdict]
+    accepted = dict(metrics.get("adaptive_lr/accepted", []))
+    for verdict, label, marker, colour in ((1.0, "accepted", "^", "tab:green"), (0.0, "rejected", "x", "tab:red")):
+        points = [(step, rate) for step, rate in probes.items() if accepted.get(step) == verdict]
         if points:
-            label = "probe accepted" if verdict else "probe rejected"
-            rates.plot(*zip(*points, strict=True), linestyle="", marker=marker, color=colour, label=label)
+            rates.plot(*zip(*points, strict=True), linestyle="", marker=marker, color=colour, label=f"probe {label}")
     rates.set(xlabel="optimizer step", title="Learning rate", yscale="log")
     rates.legend()
-    columns = twelve_numbers(before), twelve_numbers(after)
-    names = list(columns[0])
-    for offset, label, column, colour in (
-        (-0.2, "before", columns[0], "tab:gray"),
-        (0.2, "after", columns[1], "tab:orange"),
-    ):
-        scores.barh(
-            [row + offset for row in range(len(names))],
-            [column[name] for name in names],
-            0.38,
-            label=label,
-            color=colour,
-        )
-    scores.set_yticks(range(len(names)), names)
+    for offset, label, record, colour in ((-0.2, "before", before, "tab:gray"), (0.2, "after", after, "tab:orange")):
+        numbers = twelve_numbers(record)
+        rows = [row + offset for row in range(len(numbers))]
+        scores.barh(rows, list(numbers.values()), 0.38, label=label, color=colour)
+    scores.set_yticks(range(len(numbers)), list(numbers))
     scores.invert_yaxis()
     scores.set(xlim=(0, 1.05), title="The 12 numbers (wanted: forget 0, retain 1)")
     scores.legend(loc="center right")
@@ -139,7 +128,3 @@ def plot_report(
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
