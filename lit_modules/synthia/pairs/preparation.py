@@ -182,7 +182,7 @@ class Preparation:
         return self.problems
 
     def _drop(self, steps: set[Step]) -> None:
-        for step in steps:
+        for step in [step for step in steps if self._directory.settings(step) is not None]:
             self._directory.forget(step)
             for path in [path for name in _MADE[step] for path in self.folder.glob(name)]:
                 if path.is_dir() and not path.is_symlink():
