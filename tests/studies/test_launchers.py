@@ -61,9 +61,10 @@ def check_that_a_stop_ends_all(launcher: Launcher, folder: Path) -> None:
             wait_for(started)
             os.kill(os.getpid(), signal.SIGINT)
 
-        threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
+            threading.Thread(target=interrupt, daemon=True).start()
             next(outcomes)
+        outcomes.close()  # the interrupt may have come before the wait
     else:
         wait_for(started)
         outcomes.close()
