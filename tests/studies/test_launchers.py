@@ -61,10 +61,13 @@ def check_that_a_stop_ends_all(launcher: Launcher, folder: Path) -> None:
             wait_for(started)
             os.kill(os.getpid(), signal.SIGINT)
 
-        with pytest.raises(KeyboardInterrupt):
+        def wait_for_the_interrupt() -> None:  # which may come before the wait
             threading.Thread(target=interrupt, daemon=True).start()
             next(outcomes)
-        outcomes.close()  # the interrupt may have come before the wait
+
+        with pytest.raises(KeyboardInterrupt):
+            wait_for_the_interrupt()
+        outcomes.close()
     else:
         wait_for(started)
         outcomes.close()
