@@ -1,6 +1,5 @@
 """Projection on a plane within bounds against solvers, DeepFool and FAB."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,12 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
-from lit_modules.attacks import DDN, FAB, FABT, DeepFool
-from lit_modules.attacks.boundary import differences, likely_others, nearest_plane, project_on_plane
-from lit_modules.attacks.engine.state import AttackState
+from lit_modules.attacks import FAB, FABT, DeepFool
+from lit_modules.attacks.boundary import project_on_plane
 from tests.attacks.helpers import curved, images
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
-
-
-def state_of(model: Callable[[Tensor], Tensor], x: Tensor) -> AttackState:
-    return DDN(bounds=None).prepare(model, x, None, None)
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -95,17 +89,6 @@ def test_tiny_and_zero_normals_stay_finite(norm: str, bounds: Any) -> None:
     assert not move[:, 0].any()
 
 
-@norms
-def test_each_row_is_alone(norm: str) -> None:
-    """Neither the other rows nor per-pixel bounds given in another shape change a result."""
-    x, normal = random(0, 2, 40, 3, 8).float(), random(1, 40, 3, 8).float() - 0.5
-    value = random(2, 2, 40).float() * -3
-    together = project_on_plane(x, normal, value, norm, torch.zeros(1, 3, 8), torch.ones(40, 3, 8))
-    for row in ([0], [17], [39]):
-        alone = project_on_plane(x[:, row], normal[row], value[:, row], norm, ZERO, ONE)
-        torch.testing.assert_close(alone, together[:, row], atol=1e-6, rtol=1e-5)
-
-
 class Unbatchable(torch.autograd.Function):
     """Sine whose backward pass has no batched form."""
 
@@ -119,36 +102,19 @@ class Unbatchable(torch.autograd.Function):
         return torch.from_numpy(gradient.numpy() * ctx.saved_tensors[0].cos().numpy())
 
 
-@pytest.mark.parametrize("activation", [torch.sin, Unbatchable.apply])
-def test_differences_have_their_gradients(activation: Callable[[Tensor], Tensor]) -> None:
+def test_a_model_without_a_batched_backward_pass_gives_the_same() -> None:
     torch.manual_seed(0)
-    first, second = nn.Linear(5, 7).double(), nn.Linear(7, 4).double()
-    x = random(0, 3, 5)
-    state = state_of(lambda z: second(activation(first(z))), x)
-    classes, reference = torch.tensor([[1, 2, 3], [3, 0, 0]]), torch.tensor([0, 1, 2])
-    logits, gaps, gradients = differences(state, x, classes, reference)
-    jacobian = torch.autograd.functional.jacobian(lambda z: second(torch.sin(first(z))).sum(0), x)
-    for row, sample in np.ndindex(2, 3):
-        a, b = classes[row, sample], reference[sample]
-        torch.testing.assert_close(gaps[row, sample], logits[sample, a] - logits[sample, b])
-        torch.testing.assert_close(gradients[row, sample], jacobian[a, sample] - jacobian[b, sample])
-    assert state.num_queries.tolist() == [2, 2, 2]  # the clean pass and this one
+    first, second, x = nn.Linear(5, 7).double(), nn.Linear(7, 4).double(), random(0, 3, 5)
+    plain, custom = (FAB(steps=5).run(lambda z, f=f: second(f(first(z))), x) for f in (torch.sin, Unbatchable.apply))
+    assert torch.allclose(plain.adversarial, custom.adversarial, atol=1e-12)
+    assert bool((plain.adversarial != x).any())
+    assert torch.equal(plain.num_queries, custom.num_queries)
 
 
-def test_likely_others_leave_the_label_out() -> None:
-    state = state_of(lambda z: z, torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]]))
-    assert likely_others(state, 2).tolist() == [[2, 1], [2, 1]]
-    assert likely_others(state, None).tolist() == [[2, 1, 3], [2, 1, 0]]
-    assert likely_others(state, 99).shape == (2, 3)
-
-
-def test_nearest_plane_divides_by_the_dual_norm_among_the_likely_classes() -> None:
+def test_deepfool_seeks_the_nearest_of_the_likely_classes() -> None:
     """Class 1 is nearest by the logits, class 2 by the distance."""
     model, x = nn.Linear(2, 3), torch.zeros(1, 2)
     model.weight.data, model.bias.data = torch.tensor([[0.0, 0], [0.1, 0], [3, 4]]), torch.tensor([0.0, -1, -10])
-    _, value, gradient = nearest_plane(state_of(model, x), x, torch.tensor([[1, 2]]), "l2")
-    assert float(value) == -10
-    assert gradient.tolist() == [[3.0, 4.0]]
     near, likely = (DeepFool(bounds=None, classes=classes).run(model, x) for classes in (None, 2))
     assert float(near.distance) == pytest.approx(2, rel=0.01)
     assert near.adversarial[0, 1] > 0

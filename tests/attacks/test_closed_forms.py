@@ -74,19 +74,6 @@ def test_gaussian_pair(norm: str, name: str, share: float) -> None:
     assert torch.equal(success[sure], (total <= eps * reach)[sure])
 
 
-def test_scaled_gaussian_pair() -> None:
-    """Under x -> a x, clean accuracy stays and robust accuracy is Phi((a m - eps) sqrt(d) / (a s))."""
-    count, size, mean, share = 1000, 100, 0.2, 0.5
-    x, y = gaussian_pair(count, size, mean)
-    robust = []
-    for scale in (0.5, 1.0, 2.0):
-        result = make("LinfPGD", "linf", share * mean, bounds=None).run(sum_model, x * scale, y)
-        robust.append(float((~result.success).double().mean()))
-        assert_share(robust[-1], stats.norm.cdf((scale - share) * mean * size**0.5 / scale), count)
-    assert robust == sorted(robust)
-    assert robust[0] < robust[2] - 0.2
-
-
 @pytest.mark.filterwarnings("ignore:The gradient of the loss")
 @pytest.mark.parametrize(("norm", "name"), GRADIENT)
 def test_uniform_cube(norm: str, name: str) -> None:
@@ -116,36 +103,6 @@ def test_sphere(size: int, error: float) -> None:
 def label(value: object) -> str:
     """The names of a case, without its arguments."""
     return value if isinstance(value, str) else ""
-
-
-BLIND: list[tuple[str, str, dict[str, Any]]] = [
-    ("linf", "SPSA", {"steps": 3, "directions": 4}),
-    *(
-        (norm, name, {"norm": norm} | arguments)
-        for norm in ("linf", "l2")
-        for name, arguments in (
-            ("Square", {"queries": 20}),
-            ("NES", {"steps": 3, "directions": 4}),
-            ("NAttack", {"steps": 3, "samples": 4}),
-            ("Bandits", {"steps": 5}),
-            ("GenAttack", {"steps": 3, "population": 4}),
-        )
-    ),
-]
-
-
-@pytest.mark.parametrize(("norm", "name", "arguments"), BLIND, ids=label)
-def test_attacks_without_gradients_keep_to_the_closed_form(norm: str, name: str, arguments: dict[str, Any]) -> None:
-    """None fools more than is possible, and all fool something."""
-    x, y = gaussian_pair(200, 16, 0.5)
-    reach = {"linf": 16, "l2": 4.0}[norm]
-    eps = 4.0 / reach
-    if name not in ("Square", "GenAttack"):
-        arguments = arguments | {"step_size": eps / 3}
-    success = getattr(attacks, name)(eps=eps, bounds=None, **arguments).run(sum_model, x, y).success
-    total = x.double().sum(1) * (2 * y - 1)
-    assert not bool(success[total > eps * reach * 1.001].any())
-    assert int(success.sum()) > int((total < 0).sum())
 
 
 MINIMAL: list[tuple[str, str, dict[str, Any]]] = [

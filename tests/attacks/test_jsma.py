@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks import JSMA
-from lit_modules.attacks.jsma import best_pair, jacobian_sums
+from lit_modules.attacks.jsma import best_pair
 
 
 def brute_force(first: Tensor, second: Tensor, allowed: Tensor) -> Tensor:
@@ -48,14 +48,6 @@ def test_pair_among_more_values_than_pairs_would_fit_in_memory() -> None:
     assert pair.sort(1).values.tolist() == [[200_001, 250_003]] * 2
 
 
-def test_jacobian_sums() -> None:
-    model = nn.Linear(5, 3)
-    x, target = torch.rand(4, 5).requires_grad_(), torch.tensor([0, 2, 1, 1])
-    gain, loss = jacobian_sums(x, model(x), target)
-    assert torch.allclose(gain, model.weight[target])
-    assert torch.allclose(loss, model.weight.sum(0) - model.weight[target], atol=1e-6)
-
-
 @pytest.fixture
 def digits() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(1)
@@ -93,11 +85,3 @@ def test_without_a_target_the_most_likely_other_class_is_sought(digits: tuple[nn
     same = model(free.adversarial).argmax(1) == second
     assert bool(same.any())
     assert torch.equal(free.adversarial[same & driven.success], driven.adversarial[same & driven.success])
-
-
-def test_colour_images_of_3072_values() -> None:
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), torch.rand(3, 3, 32, 32) * 0.5
-    result = JSMA(targeted=True).run(model, x, model(x).topk(2).indices[:, 1])
-    assert bool(result.success.all())
-    assert float(result.distance.max()) < 200

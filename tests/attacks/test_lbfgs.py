@@ -59,22 +59,6 @@ def test_chunks_give_what_the_whole_gives() -> None:
     assert torch.allclose(LBFGS(max_batch_size=3)(model, x), LBFGS()(model, x), atol=1e-6)
 
 
-def test_optimisers_side_by_side_are_evaluated_together() -> None:
-    sizes: list[int] = []
-    last: dict[int, np.ndarray] = {}
-
-    def evaluate(numbers: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
-        sizes.append(len(numbers))
-        last.update(zip(numbers, points, strict=True))
-        return [(float((x - n) @ (x - n)), 2 * (x - n)) for n, x in zip(numbers, points, strict=True)]
-
-    box = (np.full(3, 0.0), np.full(3, 1.5))
-    minimise_together([np.ones(3)] * 4, [None, None, box, box], evaluate, 50)
-    assert sizes[0] == 4
-    for number, expected in enumerate([0.0, 1.0, 1.5, 1.5]):
-        assert np.allclose(last[number], expected, atol=1e-3)
-
-
 def test_no_thread_outlives_a_failure() -> None:
     before = threading.active_count()
 

@@ -50,14 +50,6 @@ def test_single_pixel_of_vectors_and_signals(shape: tuple[int, ...], values: int
     assert (result.distance[result.success] == values).all()
 
 
-def test_single_pixel_uses_the_bounds_of_each_pixel() -> None:
-    lower, upper = torch.full((1, 1, 4, 6), -1.0), torch.full((1, 1, 4, 6), 2.0)
-    upper[0, 0, 2, 5] = 7.0
-    result = SinglePixel(bounds=(lower, upper)).run(spot(2, 5, 6.5), draw(3, 1, 4, 6))
-    assert result.success.all()
-    assert (result.adversarial[:, 0, 2, 5] == 7).all()
-
-
 def test_single_pixel_counts_what_it_tries_and_tries_no_more_than_it_may() -> None:
     x = draw(3, 1, 4, 6)
     x[0, 0, 0, 0] = 0.0  # has its least value already: nothing to ask

@@ -144,13 +144,3 @@ def test_answers_that_hold_logits(wrap: Any) -> None:
 def test_answers_without_logits_are_refused_in_a_sentence(answer: object, got: str) -> None:
     with pytest.raises(TypeError, match=rf"must give a tensor of logits, or an object or mapping .* {got}"):
         take_logits(answer)
-
-
-def test_a_transformers_model() -> None:
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    torch.manual_seed(0)
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=8, patch_size=4)).eval()
-    x = torch.rand(3, 3, 8, 8)
-    result = LinfPGD(eps=0.5, steps=3, step_size=0.2).run(model, x)
-    assert torch.equal(model(result.adversarial).logits.argmax(1) != model(x).logits.argmax(1), result.success)

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_modules.attacks.pgd import LinfPGD
-from lit_modules.defenses import BPDA, BitSqueezing, MeanSmoothing, Preprocess, evaluation_mode, no_parameter_gradients
+from lit_modules.defenses import BPDA, BitSqueezing, MeanSmoothing, Preprocess
+
+X = torch.tensor([[0.2, 0.7, 1.4]])
+ONES = torch.ones_like(X)
 
 
 def scaled_round(x: Tensor, scale: float = 1.0) -> Tensor:
@@ -25,38 +28,36 @@ def tenfold(inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor
 
 def gradient(module: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
     point = x.clone().requires_grad_()
-    (found,) = torch.autograd.grad(module(point, **arguments).sum(), point)
-    return found
+    (slope,) = torch.autograd.grad(module(point, **arguments).sum(), point)
+    return slope
 
 
-X = torch.tensor([[0.2, 0.7, 1.4]])
-
-
-def test_precedence() -> None:
-    ones = torch.ones_like(X)
-    assert torch.equal(gradient(BPDA(scaled_round), X), ones)
-    assert torch.equal(gradient(BPDA(scaled_round, substitute=torch.sin), X), X.cos())
-    assert torch.equal(gradient(BPDA(scaled_round, backward=tenfold), X), 10 * ones)
-    assert torch.equal(gradient(BPDA(scaled_round, backward=tenfold, substitute=torch.sin), X), 10 * ones)
-    assert torch.equal(BPDA(scaled_round, substitute=torch.sin)(X), X.round())
-
-
-def test_keyword_arguments_reach_both_functions() -> None:
-    layer = BPDA(scaled_round, substitute=scaled)
-    assert torch.equal(layer(X, scale=3.0), (X * 3).round())
-    assert torch.equal(gradient(layer, X, scale=3.0), torch.full_like(X, 3.0))
+@pytest.mark.parametrize(
+    ("layer", "arguments", "expected"),
+    [
+        (BPDA(scaled_round), {}, ONES),
+        (BPDA(scaled_round, substitute=torch.sin), {}, X.cos()),
+        (BPDA(scaled_round, backward=tenfold), {}, 10 * ONES),
+        (BPDA(scaled_round, backward=tenfold, substitute=torch.sin), {}, 10 * ONES),
+        (BPDA(scaled_round, substitute=scaled), {"scale": 3.0}, 3 * ONES),
+        (BPDA(lambda x: x.view(3), backward=lambda inputs, gradients: gradients[0].view(1, 3)), {}, ONES),
+    ],
+)
+def test_precedence_and_keyword_arguments(layer: BPDA, arguments: dict[str, float], expected: Tensor) -> None:
+    assert torch.equal(layer(X, **arguments), layer.function(X, **arguments))
+    assert torch.equal(gradient(layer, X, **arguments), expected)
 
 
 def test_several_inputs_and_outputs() -> None:
     a, b = X.clone().requires_grad_(), (X * 2).requires_grad_()
     BPDA(lambda a, b: (a + b).round())(a, b).sum().backward()
-    assert torch.equal(a.grad, torch.ones_like(X))
-    assert torch.equal(b.grad, torch.ones_like(X))
+    assert torch.equal(a.grad, ONES)
+    assert torch.equal(b.grad, ONES)
     layer = BPDA(lambda a, b: (a.round(), b.round()), substitute=lambda a, b: (a * b, a - b))
     first, second = layer(a, b)
-    found = torch.autograd.grad(first.sum() + 2 * second.sum(), (a, b))
-    assert torch.allclose(found[0], b + 2)
-    assert torch.allclose(found[1], a - 2)
+    slopes = torch.autograd.grad(first.sum() + 2 * second.sum(), (a, b))
+    assert torch.allclose(slopes[0], b + 2)
+    assert torch.allclose(slopes[1], a - 2)
 
 
 def test_unused_and_integer_inputs_get_no_gradient() -> None:
@@ -66,18 +67,12 @@ def test_unused_and_integer_inputs_get_no_gradient() -> None:
     assert a.grad.tolist() == [[3.0, 0.0, 3.0]]
 
 
-def test_modules_are_registered() -> None:
+def test_modules_are_registered_and_their_parameters_receive_no_gradient() -> None:
     layer = BPDA(nn.Linear(3, 3), substitute=nn.Linear(3, 3))
-    assert len(list(layer.parameters())) == 4
     assert set(layer.state_dict()) == {f"{m}.{p}" for m in ("function", "substitute") for p in ("weight", "bias")}
     assert layer.to(torch.float64).function.weight.dtype == torch.float64
-    layer.eval()
-    assert not layer.function.training
-
-
-def test_no_parameter_receives_a_gradient() -> None:
-    layer = BPDA(nn.Linear(3, 3), substitute=nn.Linear(3, 3))
-    x = X.clone().requires_grad_()
+    assert not layer.eval().function.training
+    x = X.double().requires_grad_()
     layer(x).sum().backward()
     assert torch.allclose(x.grad, layer.substitute.weight.sum(0, keepdim=True))
     assert all(p.grad is None for p in layer.parameters())
@@ -109,58 +104,51 @@ def test_inputs_returned_as_they_are() -> None:
     y = BPDA(lambda x: x)(x)
     assert torch.equal(y, x)
     assert y is not x
-    assert torch.equal(gradient(BPDA(lambda x: x.view(3), backward=lambda i, g: g[0].view(1, 3)), X), torch.ones(1, 3))
 
 
-def test_refusals() -> None:
-    with pytest.raises(TypeError, match="forward of BPDA must be callable, got int"):
-        BPDA(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="substitute of BPDA must be callable, got str"):
-        BPDA(torch.round, substitute="x")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"shape \(1, 2\) for an input of shape \(1, 3\).*backward= or substitute="):
-        gradient(BPDA(lambda x: x[:, :2]), X)
-    with pytest.raises(ValueError, match="gave 2 gradients for 1 inputs"):
-        gradient(BPDA(torch.round, backward=lambda i, g: (g[0], g[0])), X)
-    with pytest.raises(ValueError, match=r"substitute of BPDA gives shapes \[\(1, 2\)\]"):
-        gradient(BPDA(torch.round, substitute=lambda x: x[:, :2]), X)
-
-
-class Halve:
-    """A variant: any callable from images to images."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images / 2
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: BPDA(3), TypeError, "forward of BPDA must be callable, got int"),  # type: ignore[arg-type]
+        (lambda: BPDA(torch.round, substitute="x"), TypeError, "substitute of BPDA must be callable, got str"),  # type: ignore[arg-type]
+        (lambda: Preprocess(None, nn.Identity()), TypeError, "transform must be callable, got NoneType"),  # type: ignore[arg-type]
+        (
+            lambda: gradient(BPDA(lambda x: x[:, :2]), X),
+            ValueError,
+            r"shape \(1, 2\) for an input of shape \(1, 3\).*backward= or substitute=",
+        ),
+        (
+            lambda: gradient(BPDA(torch.round, backward=lambda i, g: (g[0], g[0])), X),
+            ValueError,
+            "gave 2 gradients for 1 inputs",
+        ),
+        (
+            lambda: gradient(BPDA(torch.round, substitute=lambda x: x[:, :2]), X),
+            ValueError,
+            r"substitute of BPDA gives shapes \[\(1, 2\)\]",
+        ),
+    ],
+)
+def test_refusals(call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_preprocess_puts_a_transform_in_the_model() -> None:
-    classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    x = torch.rand(2, 1, 4, 4)
-    model = Preprocess(Halve(), classifier)
-    assert torch.equal(model(x), classifier(x / 2))
+    classifier, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(2, 1, 4, 4)
+    model = Preprocess(torch.sin, classifier)
+    assert torch.equal(model(x), classifier(x.sin()))
     assert set(model.state_dict()) == {"classifier.1.weight", "classifier.1.bias"}
     assert "transform.kernel" in Preprocess(MeanSmoothing(3), classifier).state_dict()
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
-    with pytest.raises(TypeError, match="transform must be callable, got NoneType"):
-        Preprocess(None, classifier)  # type: ignore[arg-type]
 
 
 def test_attack_passes_a_wrapped_transform() -> None:
     torch.manual_seed(0)
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     x = 0.5 + 0.02 * torch.randn(16, 1, 4, 4)
-    result = LinfPGD(eps=0.4, steps=5, step_size=0.1)
-    with pytest.raises(RuntimeError, match="BPDA"):
-        result(Preprocess(BitSqueezing(5), classifier), x)
-    found = result.run(Preprocess(BitSqueezing(8), classifier, bpda=True), x)
-    plain = result.run(classifier, x)
+    attack = LinfPGD(eps=0.4, steps=5, step_size=0.1)
+    through = attack.run(Preprocess(BitSqueezing(8), classifier, bpda=True), x)
+    plain = attack.run(classifier, x)
     assert bool(plain.success.any())
-    assert torch.equal(found.success, plain.success)
-
-
-def test_context_managers_are_exported() -> None:
-    model = nn.Linear(2, 2)
-    with evaluation_mode(model), no_parameter_gradients(model):
-        assert not model.training
-        assert not model.weight.requires_grad
-    assert model.training
-    assert model.weight.requires_grad
+    assert torch.equal(through.success, plain.success)

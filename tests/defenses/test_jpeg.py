@@ -1,12 +1,13 @@
 """JPEG against the codec, at sizes that are no whole blocks."""
 
-import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torchvision import io
 
-from lit_modules.defenses import BPDA, JPEG, GaussianSmoothing
+from lit_modules.defenses import JPEG, GaussianSmoothing
 
 
 def pictures(*shape: int) -> Tensor:
@@ -18,13 +19,12 @@ def pictures(*shape: int) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
-@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 28, 28), (2, 3, 33, 47), (2, 3, 24, 40), (1, 1, 13, 9)])
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 28, 28), (2, 3, 33, 47), (1, 1, 13, 9)])
 @pytest.mark.parametrize("quality", [10, 50, 75, 95, 100])
 def test_against_the_codec(shape: tuple[int, ...], quality: int) -> None:
-    io = pytest.importorskip("torchvision.io")
     x = pictures(*shape)
-    bytes_ = (x * 255).round().to(torch.uint8)
-    expected = torch.stack([io.decode_jpeg(io.encode_jpeg(image, quality=quality)) for image in bytes_]).float()
+    images = (x * 255).round().to(torch.uint8)
+    expected = torch.stack([io.decode_jpeg(io.encode_jpeg(image, quality=quality)) for image in images]).float()
     difference = (JPEG(quality)(x) * 255 - expected).abs()
     assert float(difference.mean()) < 0.5
     assert float((difference <= 1).float().mean()) > 0.9
@@ -38,30 +38,22 @@ def test_quality_orders_the_loss() -> None:
     assert float((JPEG(100)(grey) - grey).abs().max()) < 3 / 255
 
 
-def test_range_batch_and_pickle() -> None:
+def test_range() -> None:
     x = pictures(3, 3, 17, 20)
     y = JPEG(60)(x)
+    assert 0 <= float(y.min()) <= float(y.max()) <= 1
     assert torch.allclose(JPEG(60, lower=-1.0, upper=1.0)(x * 2 - 1), y * 2 - 1, atol=1e-5)
     assert torch.equal(JPEG(60, 0.0, 255.0)(x * 255).round(), (y * 255).round())
-    assert torch.equal(JPEG(60)(x[1:2]), y[1:2])
-    assert torch.equal(pickle.loads(pickle.dumps(JPEG(60)))(x), y)
-    assert float(y.min()) >= 0
-    assert float(y.max()) <= 1
-    assert not JPEG().state_dict()
 
 
-def test_backward_points_to_bpda() -> None:
-    x = pictures(1, 3, 16, 16).requires_grad_()
-    with pytest.raises(RuntimeError, match=r"JPEG has no useful gradient.*BPDA"):
-        JPEG()(x).sum().backward()
-    BPDA(JPEG())(x).sum().backward()
-    assert torch.equal(x.grad, torch.ones_like(x))
-
-
-def test_refusals() -> None:
-    with pytest.raises(ValueError, match="quality must be an integer from 1 to 100, got 0"):
-        JPEG(0)
-    with pytest.raises(ValueError, match=r"lower must be below upper and both finite, got 1\.0 and 0\.0"):
-        JPEG(75, 1.0, 0.0)
-    with pytest.raises(ValueError, match="1 or 3 channels, got 2"):
-        JPEG()(torch.rand(1, 2, 8, 8))
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: JPEG(0), "quality must be an integer from 1 to 100, got 0"),
+        (lambda: JPEG(75, 1.0, 0.0), r"lower must be below upper and both finite, got 1\.0 and 0\.0"),
+        (lambda: JPEG()(torch.rand(1, 2, 8, 8)), "1 or 3 channels, got 2"),
+    ],
+)
+def test_refusals(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,6 +1,7 @@
 """Input processors: what they compute, on images of any size, and what they refuse."""
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.defenses import (
     BPDA,
+    JPEG,
     BinaryFilter,
     BitSqueezing,
     ConvSmoothing,
@@ -25,49 +27,37 @@ def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-PROCESSORS = [
+PER_CHANNEL = [
     BitSqueezing(3),
     BinaryFilter(),
     MedianSmoothing(3),
     MedianSmoothing(2),
-    MeanSmoothing(3),
     MeanSmoothing(4, "reflect"),
     GaussianSmoothing(0.7),
     ConvSmoothing(torch.rand(3, 5), "replicate"),
 ]
 
 
-@pytest.mark.parametrize("processor", PROCESSORS, ids=repr)
-def test_batches_channels_and_sizes(processor: ImageProcessor) -> None:
-    x = images(3, 2, 9, 13)
+@pytest.mark.parametrize("processor", [*PER_CHANNEL, JPEG(60)], ids=repr)
+def test_batches_and_channels(processor: ImageProcessor) -> None:
+    x = images(3, 3, 9, 13)
     before = x.clone()
     y = processor(x)
     assert y.shape == x.shape
     assert torch.equal(x, before)
-    for i in range(3):
-        for c in range(2):
-            assert torch.allclose(processor(x[i : i + 1, c : c + 1])[0, 0], y[i, c], atol=1e-6)
-    assert torch.allclose(processor(x[0]), y[0], atol=1e-6)
-    assert torch.allclose(processor(x.view(1, 3, 2, 9, 13))[0], y, atol=1e-6)
-    assert torch.allclose(pickle.loads(pickle.dumps(processor))(x), y)
+    assert torch.allclose(processor(x[1]), y[1], atol=1e-6)
+    assert torch.allclose(processor(x.view(1, 3, 3, 9, 13))[0], y, atol=1e-6)
+    assert torch.equal(pickle.loads(pickle.dumps(processor))(x), y)
     assert processor(x.double()).dtype == torch.float64
-
-
-@pytest.mark.parametrize("processor", PROCESSORS, ids=repr)
-def test_refuses_what_is_no_image(processor: ImageProcessor) -> None:
+    if not isinstance(processor, JPEG):
+        assert torch.allclose(processor(x[:, 1:2]), y[:, 1:2], atol=1e-6)
     with pytest.raises(TypeError, match=r"got torch\.uint8; divide 8-bit images by 255"):
         processor(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     if processor.pointwise:
-        return
-    with pytest.raises(ValueError, match=r"\(\.\.\., channel, height, width\), got \(8, 8\)"):
-        processor(torch.zeros(8, 8))
-
-
-@pytest.mark.parametrize("processor", [BitSqueezing(3), BinaryFilter()], ids=repr)
-@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 4), (2, 3, 4, 5), (2, 1, 3, 4, 5)])
-def test_single_values_may_have_any_shape(processor: ImageProcessor, shape: tuple[int, ...]) -> None:
-    x = images(*shape)
-    assert torch.equal(processor(x), processor(x.reshape(1, 1, 1, -1)).reshape(shape))
+        assert torch.equal(processor(x.flatten(1)), y.flatten(1))
+    else:
+        with pytest.raises(ValueError, match=r"\(\.\.\., channel, height, width\), got \(8, 8\)"):
+            processor(torch.zeros(8, 8))
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])
@@ -76,27 +66,20 @@ def test_bit_squeezing_has_its_levels_and_keeps_them(bits: int) -> None:
     y = BitSqueezing(bits)(x)
     assert torch.allclose(y * (2**bits - 1), (x * (2**bits - 1)).round(), atol=1e-4)
     assert torch.equal(BitSqueezing(bits)(y), y)
-    other = BitSqueezing(bits, lower=-1.0, upper=3.0)(x * 4 - 1)
-    assert torch.allclose(other, y * 4 - 1, atol=1e-5)
-
-
-def test_bit_squeezing_moves_values_into_the_range() -> None:
-    assert BitSqueezing(2)(torch.tensor([[[-3.0, 7.0]]])).tolist() == [[[0.0, 1.0]]]
-
-
-def test_binary_filter_is_one_bit() -> None:
-    x = images(2, 3, 5, 6)
+    assert torch.allclose(BitSqueezing(bits, lower=-1.0, upper=3.0)(x * 4 - 1), y * 4 - 1, atol=1e-5)
+    assert BitSqueezing(bits)(torch.tensor([-3.0, 7.0])).tolist() == [0.0, 1.0]
     assert torch.equal(BinaryFilter()(x), (x > 0.5).float())
 
 
-def test_backward_points_to_bpda() -> None:
+@pytest.mark.parametrize("processor", [BitSqueezing(4), JPEG()], ids=repr)
+def test_backward_points_to_bpda(processor: ImageProcessor) -> None:
     x = images(1, 1, 4, 4).requires_grad_()
-    with pytest.raises(RuntimeError, match=r"BitSqueezing has no useful gradient.*lit_modules\.defenses\.BPDA"):
-        BitSqueezing(4)(x).sum().backward()
-    model = nn.Sequential(BitSqueezing(4), nn.Flatten(), nn.Linear(16, 3))
+    name = type(processor).__name__
+    with pytest.raises(RuntimeError, match=rf"{name} has no useful gradient.*lit_modules\.defenses\.BPDA"):
+        processor(x).sum().backward()
     with pytest.raises(RuntimeError, match="BPDA"):
-        LinfPGD(steps=2)(model, x.detach())
-    BPDA(BitSqueezing(4))(x).sum().backward()
+        LinfPGD(steps=2)(nn.Sequential(processor, nn.Flatten(), nn.Linear(16, 3)), x.detach())
+    BPDA(processor)(x).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
 
 
@@ -110,18 +93,16 @@ def test_median_against_scipy(size: int) -> None:
 def test_median_stride_and_gradient() -> None:
     x = images(2, 1, 8, 6).requires_grad_()
     y = MedianSmoothing(3, stride=2)(x)
-    assert y.shape == (2, 1, 4, 3)
     assert torch.equal(y, MedianSmoothing(3)(x)[:, :, ::2, ::2])
     y.sum().backward()
     assert float(x.grad.sum()) == y.numel()
 
 
 @pytest.mark.parametrize(("mode", "name"), [("zeros", "constant"), ("reflect", "mirror"), ("replicate", "nearest")])
-def test_convolution_against_scipy(mode: str, name: str) -> None:
+def test_convolution_against_scipy(mode: Any, name: str) -> None:
     x, kernel = images(1, 1, 9, 12), images(3, 5, seed=1)
     expected = ndimage.correlate(x[0, 0].double().numpy(), kernel.double().numpy(), mode=name)
-    y = ConvSmoothing(kernel, mode)(x)[0, 0]  # type: ignore[arg-type]
-    assert torch.allclose(y.double(), torch.from_numpy(expected), atol=1e-5)
+    assert torch.allclose(ConvSmoothing(kernel, mode)(x)[0, 0].double(), torch.from_numpy(expected), atol=1e-5)
 
 
 def test_gaussian_against_scipy_and_its_size() -> None:
@@ -130,17 +111,14 @@ def test_gaussian_against_scipy_and_its_size() -> None:
     expected = ndimage.gaussian_filter(x[0, 0].double().numpy(), 0.8, mode="mirror", radius=3)
     assert torch.allclose(y.double(), torch.from_numpy(expected), atol=1e-5)
     assert [GaussianSmoothing(s).kernel.shape[0] for s in (0.1, 0.5, 0.6, 1.0, 1.3)] == [1, 3, 3, 5, 7]
-    assert float(GaussianSmoothing(2.0).kernel.sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_mean_smoothing_identity_borders_and_even_kernels() -> None:
     x = images(1, 1, 6, 6)
     assert torch.equal(MeanSmoothing(1)(x), x)
     ones = MeanSmoothing(3)(torch.ones(1, 1, 6, 6))[0, 0]
-    assert float(ones[0, 0]) == pytest.approx(4 / 9)
-    assert float(ones[0, 2]) == pytest.approx(2 / 3)
-    expected = F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, stride=1)
-    assert torch.allclose(MeanSmoothing(2)(x), expected)
+    assert ones[0, [0, 2]].tolist() == pytest.approx([4 / 9, 2 / 3])
+    assert torch.allclose(MeanSmoothing(2)(x), F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, stride=1))
 
 
 def test_kernel_moves_and_saves_with_the_module() -> None:
@@ -153,13 +131,8 @@ def test_kernel_moves_and_saves_with_the_module() -> None:
     ("make", "message"),
     [
         (lambda: BitSqueezing(0), "bit_depth must be an integer from 1 to 16, got 0"),
-        (
-            lambda: BitSqueezing(4, lower=1.0, upper=1.0),
-            r"lower must be below upper .* got 1\.0 and 1\.0",
-        ),
+        (lambda: BitSqueezing(4, lower=1.0, upper=1.0), r"lower must be below upper .* got 1\.0 and 1\.0"),
         (lambda: MedianSmoothing(0), "kernel_size must be an integer of at least 1, got 0"),
-        (lambda: MedianSmoothing(3, stride=0), "stride must be an integer of at least 1, got 0"),
-        (lambda: MeanSmoothing(-1), "kernel_size must be an integer of at least 1, got -1"),
         (lambda: MeanSmoothing(3, "circular"), "must be 'zeros' or 'reflect' or 'replicate', got 'circular'"),  # type: ignore[arg-type]
         (lambda: GaussianSmoothing(0.0), "sigma must be positive and finite, got 0"),
         (lambda: ConvSmoothing(torch.ones(3)), r"kernel must be a matrix of weights, \(height, width\), got \(3,\)"),
@@ -167,6 +140,6 @@ def test_kernel_moves_and_saves_with_the_module() -> None:
         (lambda: MedianSmoothing(9)(torch.rand(1, 1, 8, 4)), "9 x 9 needs images of at least 5 x 5 pixels, got 8 x 4"),
     ],
 )
-def test_bad_arguments(make, message: str) -> None:  # noqa: ANN001
+def test_bad_arguments(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -11,10 +11,6 @@ from torch import Tensor, nn
 from lit_modules.networks import LeNet5, Normalise, PerImageStandardise, PreActResNet18, WideResNet
 
 
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
@@ -27,7 +23,7 @@ def parameters(network: nn.Module) -> int:
     ],
 )
 def test_numbers_of_parameters(network: Any, expected: int) -> None:
-    assert parameters(network()) == expected
+    assert sum(parameter.numel() for parameter in network().parameters()) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,18 +52,6 @@ def test_logits_and_gradients(network: Any, classes: int, shape: tuple[int, ...]
     torch.testing.assert_close(model(images), alone, atol=1e-5, rtol=1e-4)
 
 
-def test_lenet5_learns() -> None:
-    torch.manual_seed(0)
-    model = LeNet5("small", width=0.25, image_size=8)
-    images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(80):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    assert bool((model(images).argmax(1) == labels).all())
-
-
 def test_wide_resnet_has_the_layers_of_the_paper() -> None:
     torch.manual_seed(0)
     model = WideResNet(28, 4)
@@ -93,15 +77,13 @@ def test_shortcut_starts_after_the_first_activation() -> None:
 
 def test_per_image_standardisation() -> None:
     images = torch.rand(3, 3, 4, 5)
-    for image, found in zip(images, PerImageStandardise()(images), strict=True):
-        torch.testing.assert_close(found, (image - image.mean()) / max(float(image.std()), 1 / math.sqrt(60)))
+    images[2] = 0.3
+    images[2, 0, 0, 0] += 0.01  # nearly flat: the bound counts
+    standardised = PerImageStandardise()(images)
+    for image, result in zip(images, standardised, strict=True):
+        torch.testing.assert_close(result, (image - image.mean()) / max(float(image.std()), 1 / math.sqrt(60)))
     flat = torch.full((1, 3, 4, 4), 0.3, requires_grad=True)
-    nearly = torch.full((1, 3, 4, 4), 0.3)
-    nearly[0, 0, 0, 0] += 0.01
-    found = PerImageStandardise()(nearly)
-    torch.testing.assert_close(found, (nearly - nearly.mean()) * math.sqrt(48))
     PerImageStandardise()(flat).pow(2).sum().backward()
-    assert flat.grad is not None
     assert bool(flat.grad.isfinite().all())
 
 
@@ -111,8 +93,7 @@ def test_normalise() -> None:
     assert layer(images).flatten().tolist() == [1, 2]
     assert layer.state_dict() == {}
     assert layer.double()(images.double()).dtype == torch.float64
-    model = PreActResNet18(width=2)
-    bare = PreActResNet18(width=2, mean=None, std=None)
+    model, bare = PreActResNet18(width=2), PreActResNet18(width=2, mean=None, std=None)
     bare.load_state_dict(model.state_dict())
     pixels = torch.rand(2, 3, 8, 8)
     normalised = Normalise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))(pixels)
@@ -126,16 +107,11 @@ def test_normalise() -> None:
         (lambda: LeNet5(width=0.01), "width must be at least 1/32, .* got 0.01"),
         (lambda: LeNet5(image_size=3), "image_size must be at least 4, as it is halved twice, got 3"),
         (lambda: LeNet5(num_classes=1), "at least 1 channel and 2 classes, got channels=1 and num_classes=1"),
-        (
-            lambda: LeNet5()(torch.rand(2, 1, 8, 8)),
-            r"LeNet5 takes images of shape \(batch, 1, 28, 28\), got \(2, 1, 8, 8\)",
-        ),
+        (lambda: LeNet5()(torch.rand(2, 1, 8, 8)), r"takes images of shape \(batch, 1, 28, 28\), got \(2, 1, 8, 8\)"),
         (lambda: WideResNet(depth=20), r"depth must be 6 n \+ 4 with n of at least 1, such as 10, 16 or 28, got 20"),
         (lambda: WideResNet(width=0.05), "width must be at least 1/16, .* got 0.05"),
-        (lambda: WideResNet(channels=0), "got channels=0 and num_classes=10"),
         (lambda: PreActResNet18(channels=1), "a number for each of the 1 channels, got mean"),
         (lambda: PreActResNet18(mean=None), "mean and std must be given both or neither, got mean=None"),
-        (lambda: PreActResNet18(width=0), "width must be at least 1, got 0"),
         (lambda: Normalise([0.5], [0.0]), r"std must be positive, got \(0.0,\)"),
         (lambda: Normalise([0.5], []), "a number for each channel, got 1 and 0 numbers"),
         (lambda: Normalise([0.5], [1.0])(torch.rand(2, 3, 4, 4)), r"must have 1 channels, .* got the shape \(2, 3, 4"),

@@ -50,7 +50,7 @@ def test_it_learns_attributes_and_the_saved_one_sees_the_same(trained: tuple[Any
 
 
 def test_pictures_are_treated_as_the_processor_treats_them(trained: tuple[Any, Any, str]) -> None:
-    _, processor, _ = trained
+    processor = trained[1]
     images, _ = pictures(3)
     own = processor.image_processor([Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images])
     expected = torch.stack([torch.as_tensor(row) for row in own["pixel_values"]])

@@ -63,17 +63,10 @@ def test_it_learns_its_lessons_and_the_saved_one_answers(
     built: tuple[Any, Any], images: Tensor, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model, processor = built
-    told: list[int] = []
-    losses = train_llava(
-        model,
-        processor,
-        images,
-        lambda random: random.choice(LESSONS),
-        num_steps=60,
-        batch_size=8,
-        watch=lambda number, _: told.append(number),
-    )
-    assert told == list(range(1, 61))
+    numbers: list[int] = []
+    settings: dict[str, Any] = {"num_steps": 60, "batch_size": 8, "watch": lambda number, _: numbers.append(number)}
+    losses = train_llava(model, processor, images, lambda random: random.choice(LESSONS), **settings)
+    assert numbers == list(range(1, 61))
     assert losses[-1] < 0.05
     assert not any(parameter.requires_grad for parameter in model.model.vision_tower.parameters())
     folder = str(tmp_path_factory.mktemp("llava"))
