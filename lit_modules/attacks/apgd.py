@@ -12,13 +12,7 @@ from torch import Tensor
 from lit_modules.attacks.engine.base import Attack, AttackArguments, warn_zero_gradient
 from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss, targeted_dlr
-from lit_modules.attacks.engine.norms import (
-    lp_norm,
-    normalise,
-    per_sample,
-    project,
-    steepest,
-)
+from lit_modules.attacks.engine.norms import lp_norm, normalise, per_sample, project, steepest
 from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Outcome
 from lit_modules.utils.arguments import Unpack
 
@@ -54,9 +48,6 @@ class APGD(Attack):
         larger_eps: In L1, begin in larger balls.
         keep: ``first``: a sample leaves once fooled; ``best``: it takes all steps and the largest loss is returned.
         eot_samples: Passes whose gradients are averaged (EOT).
-
-    Raises:
-        ValueError: If an argument is outside its range.
 
     References:
         Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks"

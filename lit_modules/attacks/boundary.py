@@ -11,11 +11,7 @@ from lit_modules.attacks.engine.checks import check_choice, check_count, check_r
 from lit_modules.attacks.engine.losses import logit_gap, margin
 from lit_modules.attacks.engine.norms import DUAL, lp_norm, per_sample, steepest
 from lit_modules.attacks.engine.state import AttackState, Carry, Outcome, check_differentiable
-from lit_modules.attacks.minimum_norm import (
-    Iterate,
-    MinimumNormArguments,
-    MinimumNormAttack,
-)
+from lit_modules.attacks.minimum_norm import Iterate, MinimumNormArguments, MinimumNormAttack
 from lit_modules.utils.arguments import Unpack
 
 
@@ -175,9 +171,6 @@ class DeepFool(MinimumNormAttack):
         overshoot: Part by which the perturbation passes the linearised boundary, at least 0.
         search_steps: Forward passes of a last search between the sample and the result; 0 leaves the overshoot in.
 
-    Raises:
-        ValueError: If an argument is outside its range.
-
     Example:
         >>> import torch
         >>> model = torch.nn.Linear(4, 3)
@@ -267,9 +260,6 @@ class FAB(MinimumNormAttack):
         eta: Overshoot of the projections, at least 1.
         beta: Share of the perturbation kept after an iterate that fools, between 0 and 1.
         search_steps: Forward passes of a last search between the sample and the best iterate.
-
-    Raises:
-        ValueError: If an argument is outside its range.
 
     Example:
         >>> model = torch.nn.Linear(4, 3)

@@ -226,9 +226,6 @@ class CarliniWagner(PenaltyAttack):
     batch at once. The other defaults are v0.1's. It masks logits by an offset, so that a best other logit below it is
     missed, and ignores a loss given to it; here there is no such argument.
 
-    Raises:
-        ValueError: If an argument is outside its range.
-
     Example:
         >>> model = torch.nn.Linear(2, 2, bias=False)
         >>> _ = model.weight.data.copy_(2 * torch.eye(2))
@@ -302,9 +299,6 @@ class ElasticNet(PenaltyAttack):
             norm.
         abort_early: End a round of a sample whose loss has fallen by less than a ten-thousandth in a tenth of the
             steps.
-
-    Raises:
-        ValueError: If an argument is outside its range.
 
     References:
         Chen, Sharma, Zhang, Yi, Hsieh, "EAD: elastic-net attacks to deep neural networks via adversarial examples"

@@ -92,9 +92,6 @@ class FastFeature(Attack):
         layer: Where the features are: name of a submodule of the model, the submodule itself, or ``None`` for the
             model's output.
 
-    Raises:
-        ValueError: If an argument is outside its range.
-
     Example:
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))

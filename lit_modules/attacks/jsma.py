@@ -29,9 +29,6 @@ class JSMA(Attack):
         theta: What a step adds to two values, not 0; the sum is clipped to the bounds.
         gamma: Largest share of a sample's values that may be changed, above 0 and at most 1.
 
-    Raises:
-        ValueError: If an argument is outside its range.
-
     Example:
         >>> model = torch.nn.Linear(4, 2, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[-1.0, -1, -1, 0], [3, 2, 1, -4]]))
@@ -81,26 +78,16 @@ class JSMA(Attack):
             if not len(stay):
                 break
             if len(stay) < len(positions):
-                positions, active, target, x, pair = (
-                    positions[stay],
-                    active.select(stay),
-                    target[stay],
-                    x[stay],
-                    pair[stay],
-                )
-            x = active.clamp(
-                x.flatten(1).scatter_add(1, pair, torch.full_like(x.flatten(1)[:, :2], self.theta)).view_as(x)
-            )
+                positions, active = positions[stay], active.select(stay)
+                target, x, pair = target[stay], x[stay], pair[stay]
+            flat = x.flatten(1)
+            x = active.clamp(flat.scatter_add(1, pair, torch.full_like(flat[:, :2], self.theta)).view_as(x))
         changed = (adversarial != state.x).flatten(1).sum(1).to(state.x.dtype)
         return Outcome(adversarial, success, torch.where(success, -changed, float("-inf")))
 
 
 def jacobian_sums(point: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of each target's logit and that of the sum of the other logits, by two backward passes.
-
-    Raises:
-        ValueError: If the logits do not depend on the samples in a way that has a gradient.
-    """
+    """Return the gradient of each target's logit and that of the sum of the other logits, by two backward passes."""
     check_differentiable(logits)
     (gain,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), point, retain_graph=True)
     (total,) = torch.autograd.grad(logits.sum(), point)

@@ -46,9 +46,6 @@ class LBFGS(Attack):
             ``cross_entropy``, ``margin``, ``dlr``, ``soft_margin``, or a callable giving one value per sample.
         max_batch_size: Most optimisers at work side by side, each in a thread.
 
-    Raises:
-        ValueError: If an argument is outside its range.
-
     References:
         Szegedy et al., "Intriguing properties of neural networks" (arXiv 1312.6199), section 4.1.
         Zhu, Byrd, Lu, Nocedal, "Algorithm 778: L-BFGS-B" (ACM TOMS 23, 1997).

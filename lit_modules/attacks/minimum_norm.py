@@ -183,11 +183,8 @@ class MinimumNormAttack(Attack):
                 if not len(stay):
                     break
                 if len(stay) < len(positions):
-                    positions, active, at = (
-                        positions[stay],
-                        active.select(stay),
-                        Iterate(*(values[stay] for values in at)),
-                    )
+                    positions, active = positions[stay], active.select(stay)
+                    at = Iterate(*(values[stay] for values in at))
                     carry = {name: values[stay] for name, values in carry.items()}
                     stop = None if stop is None else stop[stay]
             x = self.step(active, at, step, carry)
@@ -332,9 +329,6 @@ class FMN(MinimumNormAttack):
         final_step_size: L2 length of the last; ``None`` takes a hundredth of the first.
         gamma: First share by which the radius changes, between 0 and 1.
         final_gamma: Last share.
-
-    Raises:
-        ValueError: If an argument is outside its range.
 
     Example:
         >>> model = torch.nn.Linear(4, 3)

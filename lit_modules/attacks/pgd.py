@@ -247,13 +247,13 @@ class SparseL1Descent(L1PGD):
         super().__init__(random_start=False, **shared)
 
 
-class LinfBIM(LinfPGD):
-    """Basic iterative method in Linf: :class:`LinfPGD` from the sample itself. Defaults are those of AdverTorch v0.1.
+class BasicIterative(GradientAttack):
+    """Base of the basic iterative methods: PGD from the sample itself. Defaults are those of AdverTorch v0.1.
 
     Args:
-        eps: Linf radius in units of the samples, a number or one per sample.
+        eps: Radius in units of the samples, a number or one per sample.
         steps: Number of steps.
-        step_size: Step in units of the samples.
+        step_size: Length of a step in the attack's norm.
 
     References:
         Kurakin, Goodfellow, Bengio, "Adversarial examples in the physical world" (arXiv 1607.02533), section 2.2.
@@ -262,39 +262,17 @@ class LinfBIM(LinfPGD):
     fixed = ("random_start",)
 
     def __init__(
-        self,
-        *,
-        eps: Radius = 0.1,
-        steps: int = 10,
-        step_size: Radius = 0.05,
-        **shared: Unpack[GradientArguments],
+        self, *, eps: Radius = 0.1, steps: int = 10, step_size: Radius = 0.05, **shared: Unpack[GradientArguments]
     ) -> None:
         super().__init__(eps=eps, steps=steps, step_size=step_size, random_start=False, **shared)
 
 
-class L2BIM(L2PGD):
-    """Basic iterative method in L2: :class:`L2PGD` from the sample itself. Defaults are those of AdverTorch v0.1.
+class LinfBIM(BasicIterative, LinfPGD):
+    """Basic iterative method in Linf: :class:`LinfPGD` from the sample itself."""
 
-    Args:
-        eps: L2 radius in units of the samples, a number or one per sample.
-        steps: Number of steps.
-        step_size: L2 length of a step.
 
-    References:
-        Kurakin, Goodfellow, Bengio (arXiv 1607.02533), section 2.2.
-    """
-
-    fixed = ("random_start",)
-
-    def __init__(
-        self,
-        *,
-        eps: Radius = 0.1,
-        steps: int = 10,
-        step_size: Radius = 0.05,
-        **shared: Unpack[GradientArguments],
-    ) -> None:
-        super().__init__(eps=eps, steps=steps, step_size=step_size, random_start=False, **shared)
+class L2BIM(BasicIterative, L2PGD):
+    """Basic iterative method in L2: :class:`L2PGD` from the sample itself."""
 
 
 class FGSM(LinfPGD):

@@ -206,10 +206,51 @@ def warn_flat(gradient: Tensor) -> None:
         )
 
 
+class NES(EstimatedGradientAttack):
+    """Projected gradient descent on natural-evolution-strategy estimates, without gradients of the model.
+
+    Each step estimates the gradient of the margin from ``2 directions`` answers along Gaussian directions, and moves by
+    its sign (Linf) or along it (L2). Every sample has its own directions. The points of the differences are moved into
+    the bounds.
+
+    AdverTorch (0.2, not in v0.1) has Linf only, asks for eps, and has the other defaults that stand here.
+
+    Args:
+        directions: Random directions of a step; each costs two forward passes.
+        fd_step: Standard deviation of the differences, in units of the samples.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> attack = NES(norm="l2", eps=0.1, steps=5, step_size=0.05, directions=8)
+        >>> bool((attack(model, torch.full((2, 4), 0.5)) - 0.5).norm(dim=1).max() <= 0.1 + 1e-6)
+        True
+
+    References:
+        Ilyas et al., "Black-box adversarial attacks with limited queries and information" (arXiv 1804.08598), algorithm
+        1.
+    """
+
+    def __init__(self, *, directions: int = 100, fd_step: float = 0.01, **shared: Unpack[EstimateArguments]) -> None:
+        super().__init__(**shared)
+        check_count(directions=directions)
+        check_positive(fd_step=fd_step)
+        self.directions = directions
+        self.fd_step = fd_step
+
+    def draw(self, state: AttackState) -> Callable[..., Tensor]:
+        """Return the source of the directions."""
+        return state.random.normal
+
+    def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
+        """Take differences along the directions drawn."""
+        settings = {"directions": self.directions, "max_batch": self.max_batch}
+        return estimate_gradient(self.values(state), x, self.draw(state), fd_step=self.fd_step, **settings)
+
+
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8
 
 
-class SPSA(EstimatedGradientAttack):
+class SPSA(NES):
     """Simultaneous perturbation stochastic approximation in the Linf ball, without gradients of the model.
 
     Each step estimates the gradient of the margin from ``2 directions`` answers and moves by Adam, then clips to ball
@@ -246,26 +287,17 @@ class SPSA(EstimatedGradientAttack):
         fd_step: float = 0.01,
         **shared: Unpack[QueryArguments],
     ) -> None:
-        super().__init__(norm="linf", steps=steps, step_size=step_size, **shared)
-        check_count(directions=directions)
-        check_positive(fd_step=fd_step)
-        self.directions = directions
-        self.fd_step = fd_step
+        super().__init__(
+            norm="linf", steps=steps, step_size=step_size, directions=directions, fd_step=fd_step, **shared
+        )
 
     def initial_carry(self, state: AttackState) -> Carry:
         """Start Adam's two averages at zero."""
         return {"mean": torch.zeros_like(state.x), "square": torch.zeros_like(state.x)}
 
-    def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
-        """Take differences along random signs."""
-        return estimate_gradient(
-            self.values(state),
-            x,
-            state.random.sign,
-            directions=self.directions,
-            fd_step=self.fd_step,
-            max_batch=self.max_batch,
-        )
+    def draw(self, state: AttackState) -> Callable[..., Tensor]:
+        """Return the source of random signs."""
+        return state.random.sign
 
     def step(self, state: AttackState, x: Tensor, gradient: Tensor, step: int, carry: Carry) -> Tensor:
         """Move by Adam, clip to the ball and to the bounds."""
@@ -274,49 +306,6 @@ class SPSA(EstimatedGradientAttack):
         scale = (square / (1 - _BETA2 ** (step + 1))).sqrt_().add_(_TINY)
         move = mean / (1 - _BETA1 ** (step + 1)) / scale
         return project_into_ball(state, x + move * state.broadcast(self.step_size), "linf")
-
-
-class NES(EstimatedGradientAttack):
-    """Projected gradient descent on natural-evolution-strategy estimates, without gradients of the model.
-
-    Each step estimates the gradient of the margin from ``2 directions`` answers along Gaussian directions, and moves by
-    its sign (Linf) or along it (L2). Every sample has its own directions. The points of the differences are moved into
-    the bounds.
-
-    AdverTorch (0.2, not in v0.1) has Linf only, asks for eps, and has the other defaults that stand here.
-
-    Args:
-        directions: Random directions of a step; each costs two forward passes.
-        fd_step: Standard deviation of the differences, in units of the samples.
-
-    Example:
-        >>> model = torch.nn.Linear(4, 3)
-        >>> attack = NES(norm="l2", eps=0.1, steps=5, step_size=0.05, directions=8)
-        >>> bool((attack(model, torch.full((2, 4), 0.5)) - 0.5).norm(dim=1).max() <= 0.1 + 1e-6)
-        True
-
-    References:
-        Ilyas et al., "Black-box adversarial attacks with limited queries and information" (arXiv 1804.08598), algorithm
-        1.
-    """
-
-    def __init__(self, *, directions: int = 100, fd_step: float = 0.01, **shared: Unpack[EstimateArguments]) -> None:
-        super().__init__(**shared)
-        check_count(directions=directions)
-        check_positive(fd_step=fd_step)
-        self.directions = directions
-        self.fd_step = fd_step
-
-    def estimate(self, state: AttackState, x: Tensor, carry: Carry, offer: Offer) -> Tensor:
-        """Take differences along Gaussian directions."""
-        return estimate_gradient(
-            self.values(state),
-            x,
-            state.random.normal,
-            directions=self.directions,
-            fd_step=self.fd_step,
-            max_batch=self.max_batch,
-        )
 
 
 class Bandits(EstimatedGradientAttack):

@@ -40,9 +40,6 @@ class Square(Attack):
         loss: ``margin``, ``cross_entropy``, ``dlr``, ``soft_margin``, ``zero_one`` (the answer alone), or a callable
             giving one value per sample.
 
-    Raises:
-        ValueError: If an argument is outside its range.
-
     References:
         Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search"
         (arXiv 1912.00049), algorithms 1 to 3; Croce, Hein, "Mind the box: l1-APGD for sparse adversarial attacks on

@@ -23,9 +23,6 @@ class EOT(nn.Module):
         model: Module or callable that gives logits.
         num_samples: Passes of each call.
 
-    Raises:
-        ValueError: If there is not at least one pass.
-
     Example:
         >>> model = EOT(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)), num_samples=8)
         >>> model(torch.rand(2, 4)).shape
@@ -120,9 +117,6 @@ class FiniteDifference(EstimatedGradient):
         step: Distance of the nearby points, in units of the samples; in float32 not much smaller.
         max_batch: Largest number of points in one pass of the model.
 
-    Raises:
-        ValueError: If an argument is not positive.
-
     Example:
         >>> model = FiniteDifference(nn.Linear(4, 3))
         >>> x = torch.rand(2, 4, requires_grad=True)
@@ -158,9 +152,6 @@ class NESGradient(EstimatedGradient):
         step: Standard deviation of the nearby points (sigma), in units of the samples.
         seed: Seed of the directions.
         max_batch: Largest number of points in one pass of the model.
-
-    Raises:
-        ValueError: If an argument is not positive.
 
     References:
         Ilyas et al., "Black-box adversarial attacks with limited queries and information" (arXiv 1804.08598),

@@ -59,40 +59,30 @@ class BPDA(nn.Module):
         self.substitute = substitute
 
     def forward(self, *inputs: Tensor, **arguments: Any) -> Any:
-        """Return what the wrapped function returns: a tensor or a tuple of tensors.
-
-        Args:
-            inputs: Tensors.
-            arguments: Keyword arguments of the function and of the substitute.
-        """
+        """Return what the wrapped function returns: a tensor or a tuple of tensors."""
         return _Approximated.apply(self, arguments, *inputs)
 
     def gradients(
         self, inputs: tuple[Tensor, ...], output_gradients: tuple[Tensor, ...], arguments: dict[str, Any]
     ) -> tuple[Tensor | None, ...]:
-        """Return the gradient for each input.
-
-        Args:
-            inputs: Inputs of the forward pass.
-            output_gradients: Gradient for each output.
-            arguments: Keyword arguments of the forward pass.
-        """
+        """Return the gradient for each input of a forward pass with these keyword arguments."""
+        gradients: tuple[Tensor | None, ...]
         if self.backward_function is not None:
-            given = self.backward_function(inputs, output_gradients)
-            found = (given,) if isinstance(given, Tensor) else tuple(given)
+            answer = self.backward_function(inputs, output_gradients)
+            gradients = (answer,) if isinstance(answer, Tensor) else tuple(answer)
         elif self.substitute is not None:
-            found = self._substitute_gradients(inputs, output_gradients, arguments)
+            gradients = self._substitute_gradients(inputs, output_gradients, arguments)
         else:
-            found = output_gradients[:1] * len(inputs)
-        if len(found) != len(inputs):
-            raise ValueError(f"The backward pass of BPDA gave {len(found)} gradients for {len(inputs)} inputs.")
-        for gradient, value in zip(found, inputs, strict=True):
+            gradients = output_gradients[:1] * len(inputs)
+        if len(gradients) != len(inputs):
+            raise ValueError(f"The backward pass of BPDA gave {len(gradients)} gradients for {len(inputs)} inputs.")
+        for gradient, value in zip(gradients, inputs, strict=True):
             if gradient is not None and gradient.shape != value.shape:
                 raise ValueError(
                     f"The backward pass of BPDA gave a gradient of shape {tuple(gradient.shape)} for an input of shape "
                     f"{tuple(value.shape)}; a function that changes the shape needs backward= or substitute=."
                 )
-        return found
+        return gradients
 
     def _substitute_gradients(
         self, inputs: tuple[Tensor, ...], output_gradients: tuple[Tensor, ...], arguments: dict[str, Any]
@@ -107,9 +97,9 @@ class BPDA(nn.Module):
                 f"The substitute of BPDA gives shapes {[tuple(o.shape) for o in outputs]}, the forward function "
                 f"{[tuple(g.shape) for g in output_gradients]}; they must agree."
             )
-        wanted = [x for x in points if x.requires_grad]
-        found = iter(torch.autograd.grad(outputs, wanted, output_gradients, allow_unused=True))
-        return tuple(next(found) if x.requires_grad else None for x in points)
+        differentiable = [x for x in points if x.requires_grad]
+        gradients = iter(torch.autograd.grad(outputs, differentiable, output_gradients, allow_unused=True))
+        return tuple(next(gradients) if x.requires_grad else None for x in points)
 
 
 class _Approximated(torch.autograd.Function):
@@ -126,5 +116,4 @@ class _Approximated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> Any:
-        found = ctx.module.gradients(ctx.saved_tensors, output_gradients, ctx.arguments)
-        return (None, None, *found)
+        return None, None, *ctx.module.gradients(ctx.saved_tensors, output_gradients, ctx.arguments)

@@ -177,18 +177,12 @@ def train_recogniser(
 def recogniser_report(
     recogniser: PartRecogniser, images: Tensor, parts: Tensor, single: Tensor, names: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Return the accuracy of a recogniser, at a threshold of 0.5.
-
-    Args:
-        recogniser: Trained recogniser.
-        images: As for :func:`train_recogniser`.
-        parts: The truth, bool, ``(n, parts)``.
-        single: The truth, bool, ``(n,)``.
-        names: Names of the parts, for the recall of each.
+    """Return the accuracy of a recogniser, at a threshold of 0.5, on what :func:`train_recogniser` takes.
 
     Returns:
         ``parts``, the share of right answers on all parts; ``exact``, the share of pictures with all parts right;
-        ``recall`` and ``precision`` of parts; ``single``, the share of right answers on it; and ``recall/<name>``.
+        ``recall`` and ``precision`` of parts; ``single``, the share of right answers on it; and ``recall/<name>`` of
+        each part if they have names.
     """
     part_scores, single_scores = recogniser.scores(images)
     predicted, parts = part_scores.cpu() > 0.5, parts.bool().cpu()

@@ -37,14 +37,8 @@ def build_clip(texts: Sequence[str], image_size: int = 64, vocab_size: int = 640
         single=f"{start} $A {end}", special_tokens=[(token, fast.token_to_id(token)) for token in (start, end)]
     )
     make: Any = PreTrainedTokenizerFast
-    tokenizer = make(
-        tokenizer_object=fast,
-        unk_token=unknown,
-        pad_token=pad,
-        bos_token=start,
-        eos_token=end,
-        model_max_length=77,
-    )
+    tokens = {"unk_token": unknown, "pad_token": pad, "bos_token": start, "eos_token": end}
+    tokenizer = make(tokenizer_object=fast, model_max_length=77, **tokens)
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     size = {"num_attention_heads": 4, "hidden_act": "gelu"}
     config = CLIPConfig(
@@ -75,14 +69,7 @@ def build_clip(texts: Sequence[str], image_size: int = 64, vocab_size: int = 640
 
 
 def byte_level_bpe(texts: Sequence[str], special: Sequence[str], vocab_size: int, add_prefix_space: bool) -> Any:
-    """Return a byte-level BPE of the tokenizers library, which encodes any text, trained on texts.
-
-    Args:
-        texts: Training texts.
-        special: Special tokens, which come first.
-        vocab_size: Most tokens.
-        add_prefix_space: Whether a text begins as words within it do.
-    """
+    """Return a byte-level BPE, which encodes any text, trained on texts; the special tokens come first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -139,7 +126,7 @@ def train_clip(
         model.logit_scale.fill_(torch.tensor(_TEMPERATURE).log())
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps, pct_start=0.15)
     draws = torch.Generator().manual_seed(seed)
@@ -172,13 +159,7 @@ def attribute_accuracy(
 ) -> list[float]:
     """Return the share of pictures that are nearest to the right phrase, for each attribute.
 
-    Args:
-        model: CLIP model.
-        processor: Its processor.
-        images: uint8, ``(n, 3, size, size)``.
-        values: Place of the value of each attribute, ``(n, attributes)``.
-        phrases: Phrases of the values of each attribute.
-        batch_size: Pictures of one forward pass.
+    Takes what :func:`train_clip` takes.
     """
     tokens = processor.tokenizer([text for group in phrases for text in group], padding=True, return_tensors="pt")
     rows = [_cosines(model, normalised(processor, part), tokens) for part in torch.split(images, batch_size)]
@@ -188,12 +169,7 @@ def attribute_accuracy(
 
 
 def normalised(processor: Any, images: Tensor) -> Tensor:
-    """Return pictures of the model's own size as its image processor gives them, but all at once.
-
-    Args:
-        processor: Processor.
-        images: uint8, ``(n, 3, size, size)``.
-    """
+    """Return 8-bit pictures of the model's own size as its image processor gives them, but all at once."""
     settings = processor.image_processor
     mean, std = (torch.tensor(value)[:, None, None] for value in (settings.image_mean, settings.image_std))
     return (images.float() / 255 - mean) / std

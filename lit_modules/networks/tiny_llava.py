@@ -65,13 +65,8 @@ def build_llava(
     fast.add_special_tokens([AddedToken(token, normalized=False) for token in _SPECIAL])
     fast.add_tokens([AddedToken(text, normalized=False) for text in sorted(set(whole))])
     make: Any = PreTrainedTokenizerFast
-    tokenizer = make(
-        tokenizer_object=fast,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = make(tokenizer_object=fast, extra_special_tokens={"image_token": "<image>"}, **ends)
     settings = clip_processor.image_processor
     side = clip.config.vision_config.image_size
     images = LlavaNextImageProcessor(
@@ -195,20 +190,13 @@ def _weights(labels: Tensor) -> Tensor:
 def encode_lessons(processor: Any, lessons: Sequence[Lesson], images: Tensor) -> dict[str, Tensor]:
     """Return lessons, all with a picture or all without, as inputs of the model: padded on the right, with labels.
 
-    Pictures are of the model's own size, and processed as the processor does, all at once.
-
-    Args:
-        processor: Processor of the model.
-        lessons: Lessons.
-        images: Pictures that lessons name, uint8, ``(n, 3, size, size)``.
+    The 8-bit pictures that lessons name are of the model's own size, and processed all at once.
     """
     tokenizer = processor.tokenizer
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     parts = (processor.image_processor.size["shortest_edge"] // processor.patch_size) ** 2
     side = int(parts**0.5)
-    tokens_of_image = "<image>" * (
-        parts + parts + side
-    )  # the whole picture, its one tile, and the ends of the tile's lines
+    tokens_of_image = "<image>" * (2 * parts + side)  # the picture, its one tile, and the ends of the tile's lines
     start = "<s><|user|>" + (tokens_of_image if lessons[0].image is not None else "")
     questions = tokenizer([f"{start}{each.question}<|assistant|>" for each in lessons])["input_ids"]
     answers = tokenizer([each.answer for each in lessons])["input_ids"]

@@ -112,11 +112,7 @@ class Attack(ABC):
         self.model_mode = model_mode
 
     def checked_eps(self, eps: Radius) -> Radius:
-        """Return a radius that is not negative, and warn of one wider than bounds of two numbers.
-
-        Raises:
-            ValueError: If it is negative or no radius.
-        """
+        """Return a radius that is not negative, and warn of one wider than bounds of two numbers."""
         check_eps(eps)
         if self.norm == "linf" and self.bounds is not None and self._has_plain_bounds():
             warn_wide("linf", torch.as_tensor(eps), torch.as_tensor(self.bounds[1] - self.bounds[0]))
@@ -199,14 +195,9 @@ class Attack(ABC):
     def prepare(
         self, model: Model, x: Tensor, y: Tensor | None, seed: int | torch.Generator | None, clean: bool = True
     ) -> AttackState:
-        """Check the input and return the state of the whole batch.
+        """Check the arguments of a call and return the state of the whole batch.
 
-        Args:
-            model: Gives logits.
-            x: Samples.
-            y: Labels or targets.
-            seed: Seed, generator or ``None``.
-            clean: Whether to evaluate the clean samples; they are evaluated anyway if ``y`` is ``None``.
+        Without ``clean`` the clean samples are evaluated only if ``y`` is ``None``.
         """
         check_samples(x)
         lower, upper = check_bounds(self.bounds, x)

@@ -46,11 +46,7 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def check_eps(eps: Radius) -> Radius:
-    """Return a radius that is not negative.
-
-    Raises:
-        ValueError: If it is negative, not finite, empty, or has more than one dimension.
-    """
+    """Return a radius; refuse one that is negative, not finite, empty, or of more than one dimension."""
     values = torch.as_tensor(eps, dtype=torch.float64)
     if values.ndim > 1 or not values.numel():
         raise ValueError(f"eps must be a number or hold one number per sample, got shape {tuple(values.shape)}.")
@@ -60,11 +56,7 @@ def check_eps(eps: Radius) -> Radius:
 
 
 def check_radius(eps: Radius, x: Tensor) -> Tensor:
-    """Return the radius of each sample, ``(batch, 1, ..., 1)``.
-
-    Raises:
-        ValueError: If there is neither one radius nor one for each sample.
-    """
+    """Return the radius of each sample, ``(batch, 1, ..., 1)``; refuse neither one nor one for each."""
     values = torch.as_tensor(eps, dtype=x.dtype, device=x.device).clone()
     if values.ndim and len(values) not in (1, len(x)):
         raise ValueError(f"eps has {len(values)} values for a batch of {len(x)}; give one number, or one per sample.")
@@ -85,11 +77,7 @@ def check_samples(x: Tensor) -> None:
 
 
 def expand_bounds(bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bounds as tensors that broadcast against the samples, in their precision but at least float32.
-
-    Raises:
-        ValueError: If they do not broadcast.
-    """
+    """Return bounds as tensors that broadcast against the samples, in their precision but at least float32."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sides = []
     for side in (torch.as_tensor(b, dtype=dtype, device=x.device).clone() for b in bounds):
@@ -104,11 +92,7 @@ def expand_bounds(bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_bounds(bounds: Bounds | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return the bounds as tensors that broadcast against the samples.
-
-    Raises:
-        ValueError: If they cross, do not broadcast, or leave a sample outside.
-    """
+    """Return the bounds as tensors; refuse those that cross, do not broadcast, or leave a sample outside."""
     if bounds is None:
         return None, None
     lower, upper = expand_bounds(bounds, x)
@@ -123,11 +107,7 @@ def check_bounds(bounds: Bounds | None, x: Tensor) -> tuple[Tensor | None, Tenso
 
 
 def check_labels(y: Tensor, x: Tensor) -> Tensor:
-    """Return the labels on the samples' device.
-
-    Raises:
-        ValueError: If they are no integers of shape ``(batch,)``.
-    """
+    """Return the labels on the samples' device; refuse what is no integers of shape ``(batch,)``."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool or y.shape != x.shape[:1]:
         got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y must hold one integer class per sample, shape ({len(x)},), got {got}.")

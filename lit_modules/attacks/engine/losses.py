@@ -63,9 +63,7 @@ def dlr(logits: Tensor, label: Tensor) -> Tensor:
     """Return the difference of logits ratio, ``(batch,)``.
 
     The margin over the distance between the first and the third logit: no scaling or shift of the logits changes it.
-
-    Raises:
-        ValueError: If there are fewer than 3 classes.
+    It needs 3 classes.
 
     References:
         Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks"
@@ -78,10 +76,7 @@ def dlr(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
-    """Return the targeted difference of logits ratio, ``(batch,)``.
-
-    Raises:
-        ValueError: If there are fewer than 4 classes.
+    """Return the targeted difference of logits ratio, ``(batch,)``; it needs 4 classes.
 
     References:
         Croce, Hein (arXiv 2003.01690), eq. 7.
@@ -108,11 +103,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def resolve_loss(loss: LossName | Loss) -> Loss:
-    """Return the loss of that name, or the callable itself.
-
-    Raises:
-        ValueError: If there is no loss of that name.
-    """
+    """Return the loss of that name, or the callable itself; refuse an unknown name."""
     if callable(loss):
         return loss
     if loss not in LOSSES:
@@ -162,11 +153,7 @@ class ZeroOneLoss(SoftLogitMarginLoss):
 
 
 def check_per_sample(values: Tensor, batch: int) -> Tensor:
-    """Return the values if there is one for each sample.
-
-    Raises:
-        ValueError: If the shape is another, as that of a loss already averaged.
-    """
+    """Return the values; refuse another shape than one for each sample, as that of a loss already averaged."""
     if values.shape != torch.Size([batch]):
         raise ValueError(
             f"The loss must give a value per sample, shape ({batch},), got {tuple(values.shape)}; use reduction='none'."

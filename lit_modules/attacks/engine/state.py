@@ -20,14 +20,7 @@ Carry = dict[str, Tensor]  # values of each sample, (batch, ...), that an attack
 
 
 def take_logits(answer: object) -> Tensor:
-    """Return the logits of a model's output: itself, or its entry ``logits``.
-
-    Args:
-        answer: Tensor; object or mapping with ``logits``, as the models of transformers give.
-
-    Raises:
-        TypeError: If there are none.
-    """
+    """Return the logits of a model's output: itself, or what it holds as ``logits``, as the models of transformers."""
     held = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
     for logits in (answer, held):
         if isinstance(logits, Tensor):
@@ -76,11 +69,7 @@ class Oracle:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits in the type in which the model gives them.
-
-        Args:
-            x: Samples in the type in which the attack computes, ``(batch, *)``.
-        """
+        """Return the logits, in the model's type, of samples in the type in which the attack computes."""
         if self._settled:
             return self._call(x)
         self._settled = True
@@ -246,12 +235,7 @@ class AttackState:
         )
 
     def project(self, x: Tensor, norm: str) -> Tensor:
-        """Return points moved into the ball, then into the bounds; for L1, the nearest points of both.
-
-        Args:
-            x: Points, ``(batch, *)``.
-            norm: ``linf``, ``l2`` or ``l1``.
-        """
+        """Return points moved into the ball, then into the bounds; for L1, the nearest points of both."""
         if norm == "linf":
             return self.clamp(torch.minimum(torch.maximum(x, self.x - self.radius), self.x + self.radius))
         if norm == "l2":
@@ -259,11 +243,7 @@ class AttackState:
         return self.clamp(self.x + project_l1_box(x - self.x, self.radius, *self.room()))
 
     def broadcast(self, step_size: Radius) -> Tensor | float:
-        """Return a step size that broadcasts; one value per sample follows the samples that are left.
-
-        Raises:
-            ValueError: If there is neither one value nor one per sample.
-        """
+        """Return a step size that broadcasts; one value per sample follows the samples that are left."""
         if isinstance(step_size, Tensor) and step_size.numel() > 1:
             if step_size.shape != self.num_queries.shape:
                 raise ValueError(
@@ -348,13 +328,7 @@ class AttackState:
     def gradient(self, x: Tensor, loss: Loss, eot_samples: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, objective and the objective's gradient with respect to the samples.
 
-        Args:
-            x: Samples to evaluate, ``(batch, *)``.
-            loss: Loss per sample.
-            eot_samples: Passes whose logits and gradients are averaged, for a model that answers at random.
-
-        Raises:
-            ValueError: If the answer does not depend on the samples in a way that has a gradient.
+        All are averages over ``eot_samples`` passes, for a model that answers at random.
         """
         logits, objective, gradient = self._gradient(x, loss)
         for _ in range(eot_samples - 1):
