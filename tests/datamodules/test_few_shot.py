@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from datamodules.few_shot.few_shot import FewShotPairs
-from datamodules.few_shot.images import Picture, fingerprint, same_pictures
 from datamodules.few_shot.pairs import ConfusablePair, official_folders, pair_id, read_pairs, write_pairs
 from datamodules.few_shot.questions import OFFICIAL_EVALUATION_QUESTION, join_options
 from datamodules.few_shot.selection import crop_or_flip
@@ -187,9 +186,8 @@ def test_crops_and_flips_are_those_of_the_baselines() -> None:
         sizes = [crop.size[axis] / side for crop in crops]
         assert 0.3 <= min(sizes) < 0.36
         assert 0.94 < max(sizes) <= 1
+    sideways, upside_down = (image.transpose(way).tobytes() for way in Image.Transpose if "FLIP" in way.name)
     flips = [crop_or_flip(image, "flip", str(key)).tobytes() for key in range(200)]
-    sideways = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
-    upside_down = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes()
     assert 70 < flips.count(sideways) < 130
     assert flips.count(sideways) + flips.count(upside_down) == 200
     assert {crop_or_flip(image, "flip_horizontal", str(key)).tobytes() for key in range(9)} == {sideways}
@@ -252,8 +250,6 @@ def test_one_pair_may_be_taken_alone_and_the_data_are_described(make: Make) -> N
     text = make().describe()
     for line in ("2 pairs of 3 concepts", "train: 8 to 8 pictures", "asks about validation, test about test"):
         assert line in text
-    with pytest.raises(ValueError, match="A split must be"):
-        make().split("dev")
     data = make(pair=FIRST)
     assert {row["pair_id"] for row in trained(data)} == {FIRST}
     assert data.num_classes == 2
@@ -293,7 +289,7 @@ def test_more_options_come_from_the_super_category(make: Make, root: Path) -> No
         make(n_way=4)
 
 
-def test_features_stand_before_questions_only_if_asked_for_and_for_every_method(make: Make, root: Path) -> None:
+def test_features_stand_before_questions_only_if_asked_for(make: Make, root: Path) -> None:
     path = root / "features.json"
     listed = [
         {"target": "Puff Adder", "confusable": "Adder", "features": ["a broad head", "chevrons"]},
@@ -305,18 +301,14 @@ def test_features_stand_before_questions_only_if_asked_for_and_for_every_method(
     features = dict(zip(row["options"], row["features"], strict=True))
     assert features == {"Puff Adder": ("a broad head", "chevrons"), "Adder": ("a zigzag band",)}
     assert "zigzag" not in row["prompt"]
-    for method in ({}, {"method": "crop", "n_synthetic": 1}):
-        data = make(**args, **method, feature_context=True)
-        for row in rows_of(data.test_dataloader()):
-            *lines, _ = row["prompt"].splitlines()
-            assert sorted(lines) == ["Adder: a zigzag band.", "Puff Adder: a broad head, chevrons."]
-        assert "zigzag" not in trained(data)[0]["prompt"]
-    assert rows_of(make().test_dataloader())[0]["features"] == ((), ())
+    data = make(**args, method="crop", n_synthetic=1, feature_context=True)
+    for row in rows_of(data.test_dataloader()):
+        *lines, _ = row["prompt"].splitlines()
+        assert sorted(lines) == ["Adder: a zigzag band.", "Puff Adder: a broad head, chevrons."]
+    assert "zigzag" not in trained(data)[0]["prompt"]
     path.write_text('[{"target": "Adder"}]')
     with pytest.raises(ValueError, match="features entry 0 must have target, confusable and features"):
         make(**args)
-    with pytest.raises(FileNotFoundError, match="There is no file of features"):
-        make(features=str(root / "none.json"))
 
 
 def test_all_problems_are_told_at_once(make: Make, root: Path) -> None:
@@ -356,6 +348,9 @@ def test_the_same_picture_elsewhere_is_refused(make: Make, root: Path) -> None:
     with pytest.raises(ValueError, match=r"003.png.*test/Adder/009.jpg, which it is asked about, are nearly the same"):
         make(n_real=8)
     make(n_real=8, near_duplicates=False)
+    for path, colour in ((source, "red"), (root / "test" / "Adder" / "009.jpg", "blue")):
+        Image.new("RGB", (8, 8), colour).save(path)
+    make(n_real=8)  # alike but for their colours
     first = root / "train" / "Adder" / "000.png"
     (root / "train" / "Puff_Adder" / "000.png").write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match=r"of Adder and .* of Puff Adder are the same|of Puff Adder and .* of Adder"):
@@ -364,23 +359,6 @@ def test_the_same_picture_elsewhere_is_refused(make: Make, root: Path) -> None:
     (root / "train" / "Adder" / "001.png").write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match="of one support are the same file"):
         make(n_real=8)
-
-
-def test_fingerprints_find_another_size_or_compression_and_no_other_colours(tmp_path: Path) -> None:
-    large = photo(0, (160, 128))
-    pictures = {"a.png": large, "b.jpg": large, "c.png": large.resize((80, 64), Image.Resampling.BOX)}
-    pictures |= {"d.png": photo(1, (160, 128)), "e.png": large}
-    pictures |= {name: Image.new("RGB", (8, 8), name[:-4]) for name in ("red.png", "blue.png")}
-    for name, picture in pictures.items():
-        picture.save(tmp_path / name)
-    prints = [fingerprint(Picture(tmp_path / name, name)) for name in pictures]
-    assert same_pictures(prints[:1], prints[:5]) == [(0, 0), (0, 1), (0, 2), (0, 4)]
-    assert same_pictures(prints[:1], prints[:5], max_bits=-1) == [(0, 0), (0, 4)]
-    assert same_pictures([], prints) == same_pictures(prints[5:6], prints[6:]) == []
-    Image.new("RGB", (1, 4)).save(tmp_path / "tiny.png")
-    for path, message in ((tmp_path / "tiny.png", "at least 2 x 2 pixels, got 1 x 4"), (tmp_path / "no", "is missing")):
-        with pytest.raises(ValueError, match=rf"train/a/1.png .*{message}"):
-            fingerprint(Picture(path, "train/a/1.png"))
 
 
 def test_missing_pictures_and_pair_files_say_the_way_out(make: Make, root: Path) -> None:
@@ -402,19 +380,15 @@ def test_missing_pictures_and_pair_files_say_the_way_out(make: Make, root: Path)
     ("args", "message"),
     [
         ({"method": "zoom"}, "method must be of 'real', .*, got 'zoom'"),
-        ({"n_real": -1}, "n_real must be at least 0, got -1"),
         ({"n_real": 0}, "n_real and n_synthetic must not both be 0"),
-        ({"method": "crop"}, "method 'crop' goes with a positive n_synthetic, got 0"),
         ({"method": "synthetic", "n_synthetic": 1}, "method 'synthetic' needs synthetic_root"),
         ({"method": "crop", "n_synthetic": 1, "n_real": 0}, "needs n_source"),
         ({"sampling": "probability"}, "sampling 'probability' needs real pictures and others"),
         ({"n_orders": 3}, "n_orders must be at most 2 for two options, got 3"),
-        ({"synthetic_probability": 1.5}, "synthetic_probability must be from 0 to 1, got 1.5"),
         ({"replay_ratio": 1.0}, "replay_ratio must be positive with replay_pairs and 0 without"),
         ({"question": "What?"}, "question must have the place '{options}', got 'What\\?'"),
         ({"feature_context": True}, "feature_context needs features"),
         ({"n_context": 6}, "n_context must be at most n_real, 5, as examples are supports; got 6"),
-        ({"n_context": 1, "image_size": 8}, "n_context is for models that read texts: leave image_size out, got 8"),
         ({"mix": "mixup"}, "mix 'mixup' needs image_size"),
     ],
 )

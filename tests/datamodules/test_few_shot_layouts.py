@@ -172,6 +172,13 @@ def test_folders_that_do_not_fit_the_layout_are_told(tmp_path: Path) -> None:
         read_folder(tmp_path, folders={"dev": "x"})
 
 
+def test_the_three_datasets_have_their_own_folders() -> None:
+    roots = [kind().root.name for kind in (NovelSpecies, INaturalistPairs, SUNPairs)]
+    assert roots == ["novel_species", "inaturalist_pairs", "sun_pairs"]
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*novel_species; it must hold train/CLASS"):
+        ready(NovelSpecies())
+
+
 def test_annotations_give_common_names(tmp_path: Path) -> None:
     fill(tmp_path / "train" / ADDER)
     notes = tmp_path / "train.json"
@@ -181,15 +188,6 @@ def test_annotations_give_common_names(tmp_path: Path) -> None:
     notes.write_text("[]")
     with pytest.raises(ValueError, match="must be iNaturalist's JSON"):
         read_folder(tmp_path, annotations=str(notes))
-    with pytest.raises(FileNotFoundError, match="There is no annotation file"):
-        read_folder(tmp_path, annotations=str(tmp_path / "none.json"))
-
-
-def test_the_three_datasets_have_their_own_folders() -> None:
-    roots = [kind().root.name for kind in (NovelSpecies, INaturalistPairs, SUNPairs)]
-    assert roots == ["novel_species", "inaturalist_pairs", "sun_pairs"]
-    with pytest.raises(FileNotFoundError, match=r"There is no folder .*novel_species; it must hold train/CLASS"):
-        ready(NovelSpecies())
 
 
 def parquet(path: Path, paths: list[str | None], metadata: Any = None, **columns: Any) -> None:

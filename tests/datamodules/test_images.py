@@ -139,9 +139,7 @@ class Bright(Variant):
     ("variant", "message"),
     [
         (lambda images: images + 1.5, r"must return images within \[0, 1\], got values from 1.5 to 1.5 .*clamp"),
-        (lambda images: images - torch.nan, "got values from nan to nan"),
         (lambda images: images[:, :, :4], r"must return floats of shape \(1, channel, size, size\), got torch.float32"),
-        (lambda images: images.to(torch.uint8), "got torch.uint8 of shape"),
         (Bright(), r"from [0-9.]+ to 1.25 from Bright\(\); let it end with .clamp\(0, 1\)"),  # on real images alone
     ],
 )
@@ -205,15 +203,15 @@ class Sums(OneWeight):
 
 
 def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_images(tmp_path: Path) -> None:
-    def train(steps: int, resume: Path | None = None) -> list[tuple[int, float]]:
+    def train(steps: int, resume: Path | None = None, num_workers: int = 0) -> list[tuple[int, float]]:
         module, trainer = Sums(), quiet_trainer(tmp_path, max_steps=steps, max_epochs=-1, limit_val_batches=0)
-        data = Digits(batch_size=16, train_size=64, augment=True)
+        data = Digits(batch_size=16, train_size=64, augment=True, variant=Smooth(2), num_workers=num_workers)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
         return module.seen
 
     whole = train(7)
-    assert [*train(5), *train(7, tmp_path / "5.ckpt")] == whole
+    assert [*train(5), *train(7, tmp_path / "5.ckpt", num_workers=1)] == whole
     assert whole[:48] != whole[64:]
 
 
@@ -290,26 +288,16 @@ def cut(name: str) -> Callable[[Path], Any]:
     return lambda folder: (folder / f"{name}.gz").write_bytes((folder / f"{name}.gz").read_bytes()[:-100])
 
 
-def flip_a_bit(folder: Path) -> None:
-    path = folder / f"{NAMES[0]}.gz"
-    content = bytearray(path.read_bytes())
-    content[-8] ^= 1  # in the checksum of the packed file
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (cut(NAMES[0]), "train-images-idx3-ubyte.gz is damaged: .*; get it again"),
-        (flip_a_bit, "train-images-idx3-ubyte.gz is damaged: CRC check failed"),
         (write(NAMES[0], gzip.compress(b"<html>")), "must be an idx file of unsigned bytes, got one that begins with"),
-        (write(NAMES[0], gzip.compress(idx([[[1]]])[:6])), "ends within its header, after 6 bytes"),
         (
             write(NAMES[0], gzip.compress(idx(np.zeros((30, 28, 28)))[:-5])),
             r"must hold 23520 values of the shape \(30, 28, 28\), got 23515; get it again",
         ),
         (write(NAMES[0], gzip.compress(idx(np.zeros((30, 8, 8))))), r"images of 28 x 28 pixels, got .*\(30, 8, 8\)"),
-        (write(NAMES[0], gzip.compress(idx(np.zeros((0, 28, 28))))), "training part of MNIST must hold at least one"),
         (write(NAMES[1], gzip.compress(idx(np.zeros(29)))), "got 29 labels of 30 images"),
         (write(NAMES[1], gzip.compress(idx([3] * 7 + [10] * 23))), "labels from 0 to 9, got 10 for image 7"),
     ],
@@ -325,7 +313,6 @@ def test_damaged_idx_files(damage: Callable[[Path], Any], message: str, mnist_fi
     [
         ({}, "must hold train_images and train_labels, and train_images and train_labels is not there"),
         ({"train_images": np.zeros((2, 3, 32, 32), np.uint8), "train_labels": [0, 1]}, r"uint8 of shape \(n, 32, 32"),
-        ({"train_images": np.zeros((2, 32, 32, 3), np.uint8), "train_labels": [0.5, 1]}, "must be whole numbers"),
         ({"train_images": np.zeros((2, 32, 32, 3), np.uint8), "train_labels": [0, -1]}, "got -1 for image 1"),
         ({"train_images": np.zeros((2, 32, 32, 3), object), "train_labels": [0, 1]}, "is no .npz file or is damaged"),
     ],
@@ -396,7 +383,6 @@ def test_real_files_have_their_checksums(data_folder: Path) -> None:
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"validation_size": -1}, "validation_size must be at least 0, got -1"),
         ({"validation_size": 1400}, "validation_size must be less than the 1400 training images of Digits, got 1400"),
         ({"train_size": 1201}, "train_size must be at most the 1200 images that Digits has, got 1201"),
         ({"test_split": "dev"}, "test_split must be of 'train', 'validation', 'test', got 'dev'"),
@@ -409,12 +395,6 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         data = Digits(**arguments)
         data.setup("fit")
         data.setup("test")
-
-
-def test_workers_give_the_same_batches() -> None:
-    make = partial(Digits, variant=Smooth(2), augment=True, batch_size=600)
-    for one, two in zip(make().train_dataloader(), make(num_workers=1).train_dataloader(), strict=True):
-        assert torch.equal(one["image"], two["image"])
 
 
 @pytest.mark.gpu

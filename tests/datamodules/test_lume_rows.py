@@ -1,5 +1,4 @@
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def test_malformed_line_is_named(line: bytes | dict[str, Any], sentence: str, tm
         read_rows(path, "forget")
     message = str(raised.value)
     assert message.startswith(f"{path}:2: ")
-    assert len(message.splitlines()) == 1
+    assert message.isprintable()  # one line, and nothing that a terminal would act on
     assert len(message) < len(str(path)) + 250
 
 
@@ -64,35 +63,14 @@ valid = st.fixed_dictionaries(
         "task": st.sampled_from(TASKS),
     }
 )
-anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
-malformed = st.one_of(
-    st.binary().filter(lambda line: b"\n" not in line and line.decode(errors="replace").strip() != ""),
-    anything.map(lambda value: json.dumps(value).encode()),
-    st.builds(
-        lambda record, field, value: json.dumps({**record, field: value}).encode(),
-        valid,
-        st.sampled_from(FIELDS),
-        st.none() | st.booleans() | st.integers() | st.sampled_from(("", " \t")) | st.lists(st.text()),
-    ),
-    st.builds(lambda record, n: json.dumps(record).encode()[: -1 - n], valid, st.integers(0, 20)),
-)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(line=malformed, before=st.integers(0, 3))
-def test_random_malformed_lines_each_give_one_clear_error(line: bytes, before: int, tmp_path: Path) -> None:
-    good = [{**GOOD, "id": f"good{number}sc1"} for number in range(before)]
-    path = write(tmp_path / "forget.jsonl", *good, line, {**GOOD, "id": "last sc1"})
-    with pytest.raises(ValueError, match=re.escape(f"{path}:{before + 1}: ")) as raised:
-        read_rows(path, "forget")
-    message = str(raised.value)
-    assert message.isprintable()  # one line, and nothing that a terminal would act on
-    assert message.endswith(".")
-    assert message.count(str(path)) == 1
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(records=st.lists(valid, min_size=1, max_size=4), extra=st.dictionaries(text, anything), ascii=st.booleans())
+@given(
+    records=st.lists(valid, min_size=1, max_size=4),
+    extra=st.dictionaries(text, st.none() | st.integers() | st.text()),
+    ascii=st.booleans(),
+)
 def test_valid_rows_round_trip(
     records: list[dict[str, str]], extra: dict[str, Any], ascii: bool, tmp_path: Path
 ) -> None:

@@ -205,14 +205,12 @@ def test_chat_template(tokenizer: Any, tofu: Make) -> None:
     ("line", "sentence"),
     [
         ("[1]", r"a row must be an object with the strings question, answer, got \[1\]"),
-        ('{"question": "Who?"}', "the field 'answer' is missing"),
         ('{"question": "Who?", "answer": "I."}', "'perturbed_answer' is missing; this is no perturbed set"),
         ('{"question": "Who?", "answer": 3, "perturbed_answer": ["U."]}', "the field 'answer' must be .*, got 3"),
         ('{"question": "Who?", "answer": "I.", "perturbed_answer": "U."}', "must be a list of strings .*, got 'U.'"),
         (GOOD.replace('"Me."', "null"), "'paraphrased_answer' must be a string that is not blank, got None"),
         (f"{GOOD}\n{REST}", r"x\.json:2: the field 'paraphrased_answer' is missing, which other rows have"),
         (f"{GOOD}\n\n{{}}", r"x\.json:3: the field 'question' is missing"),
-        ("", "is empty; it must hold at least one line"),
     ],
 )
 def test_malformed_rows(line: str, sentence: str, tmp_path: Path) -> None:
