@@ -60,6 +60,16 @@ def check_texts(row: Any, place: str, fields: Sequence[str]) -> dict[str, str]:
     return {name: row[name] for name in fields}
 
 
+def are_missing(names: Sequence[str], word: str = " and ") -> str:
+    """Return names with their verb.
+
+    Example:
+        >>> are_missing(["a.json"]), are_missing(["a.json", "b.json"])
+        ('a.json is missing', 'a.json and b.json are missing')
+    """
+    return f"{word.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+
+
 def is_text(value: Any) -> bool:
     """Return whether a JSON value is a string of Unicode text that is not blank; half a surrogate pair is none."""
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lit_modules.utils.images import MAX_PIXELS
 
 from ..common.checks import check_at_least, check_choices
-from ..common.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from ..common.sampling import ResumableLoader, ordered_loader, place_of, training_loader
 from ..images.base import AugmentedSampler
 from .images import Picture
 from .layouts import Concept, ConceptFolder, Layout, read_folder
@@ -397,9 +397,8 @@ class FewShotPairs(LightningDataModule):
         return QuerySet(samples, options, form, orders=args["n_orders"], seed=args["query_seed"], examples=examples)
 
     def _evaluation(self, name: str) -> ResumableLoader:
-        data, args = self.split(name), self.arguments
-        sampler = BatchSampler(len(data), args["eval_batch_size"], args["seed"], False, *place_of(self))
-        return batch_loader(data, sampler, args["num_workers"])
+        args = self.arguments
+        return ordered_loader(self, self.split(name), args["eval_batch_size"], args["seed"], args["num_workers"])
 
 
 def _check_arguments(args: Mapping[str, Any]) -> None:
