@@ -238,10 +238,7 @@ class FewShotPairs(LightningDataModule):
             self.split(name)
 
     def split(self, name: str) -> UpdateSet | QuerySet:
-        """Return a set, checked.
-
-        Args:
-            name: ``train``, ``validation`` or ``test``.
+        """Return the set ``train``, ``validation`` or ``test``, checked.
 
         Raises:
             ValueError: If the name is unknown or anything is wrong with the data; the message lists all of it.

@@ -202,15 +202,14 @@ def _split_folders(root: Path, folders: Mapping[str, str] | None, problems: list
         unknown = [name for name in folders if name not in SPLITS]
         if unknown:
             raise ValueError(f"folders must be of {', '.join(SPLITS)}, got {unknown[0]!r}.")
-        missing = [name for name, folder in folders.items() if not (root / folder).is_dir()]
-        for name in missing:
-            problems.append(
-                f"there is no folder {root / folders[name]} for the split {name}; give another in `folders`."
-            )
-        return {name: root / folder for name, folder in folders.items() if name not in missing}
-    for base in (root, root / "data"):
-        if not base.is_dir():
-            continue
+        paths = {name: root / folder for name, folder in folders.items()}
+        problems += [
+            f"there is no folder {path} for the split {name}; give another in `folders`."
+            for name, path in paths.items()
+            if not path.is_dir()
+        ]
+        return {name: path for name, path in paths.items() if path.is_dir()}
+    for base in (base for base in (root, root / "data") if base.is_dir()):
         names = {entry.name for entry in os.scandir(base) if entry.is_dir()}
         present: dict[str, Path] = {}
         for split, aliases in SPLITS.items():
@@ -256,19 +255,13 @@ def _read_tree(folder: Path, split: str, layout: Layout, *, concepts: dict[str, 
 
 def _class_folders(folder: Path, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yield folders that hold pictures, with the names of these."""
-    folders, names = [], []
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif Path(entry.name).suffix.lower() in (*FORMATS, *NOT_READ):
-                names.append(entry.name)
+        shown = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    names = [name for name, is_dir in shown if not is_dir and Path(name).suffix.lower() in (*FORMATS, *NOT_READ)]
     if names:
-        yield parts, sorted(names)
+        yield parts, names
     if len(parts) < 8:
-        for name in sorted(folders):
+        for name in (name for name, is_dir in shown if is_dir):
             yield from _class_folders(folder / name, (*parts, name))
 
 

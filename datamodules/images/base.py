@@ -251,9 +251,6 @@ class ImageDataModule(LightningDataModule, ABC):
     def split(self, name: str) -> ImageSet:
         """Return the images of a split, in the order of the files and without augmentation.
 
-        Args:
-            name: ``"train"``, ``"validation"`` or ``"test"``.
-
         Raises:
             ValueError: If the files are malformed or hold fewer images than were asked for.
             FileNotFoundError: If files are missing.

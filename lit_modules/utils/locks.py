@@ -9,14 +9,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def exclusive(path: str | Path, message: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; a process that dies gives it back.
-
-    Args:
-        path: Lock file; its folder is made.
-        message: Sentence for the user whose other process holds the lock.
+    """Hold a lock file, whose folder is made, while the block runs; a process that dies gives it back.
 
     Raises:
-        OSError: If another process holds the lock.
+        OSError: If another process holds the lock, with the message.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

@@ -303,7 +303,7 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
         resume(Module(width=5), state)
     frozen = Module()
     frozen.layer.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"an average of layer.bias, which Module does not train; use the model"):
+    with pytest.raises(ValueError, match=r"an average of layer.bias, and Module does not train it; use the model"):
         resume(frozen, state)
     del state["averages"]["layer.bias"]
     with pytest.raises(ValueError, match=r"an average of no layer.bias, which Module trains; use the model"):
