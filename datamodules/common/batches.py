@@ -36,7 +36,10 @@ class TaskBatches(Dataset[dict[str, Any]]):
         """Return the batch of some rows, or of one."""
         chosen = [indices] if isinstance(indices, int) else list(indices)
         rows = [self.rows[i] for i in chosen]
-        columns = {name: _pick(column, chosen) for name, column in self.columns.items()}
+        columns = {
+            name: column[chosen] if isinstance(column, Tensor) else [column[i] for i in chosen]
+            for name, column in self.columns.items()
+        }
         return {**self.pad_rows(rows), "id": [row.id for row in rows], **columns}
 
     def pad_rows(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -98,7 +101,3 @@ def columns_of(facts: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     """Return the facts of at least one row as columns: texts as lists, numbers and truth values as tensors."""
     columns = {name: [fact[name] for fact in facts] for name in facts[0]}
     return {name: list(v) if isinstance(v[0], str) else torch.tensor(v) for name, v in columns.items()}
-
-
-def _pick(column: Column, indices: list[int]) -> list[str] | Tensor:
-    return column[indices] if isinstance(column, Tensor) else [column[i] for i in indices]

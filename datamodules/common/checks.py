@@ -7,7 +7,7 @@ from typing import Any
 from lit_modules.utils.json_lines import read_json_lines, shorten
 
 
-def check_at_least(least: int, **numbers: int | None) -> None:
+def check_at_least(least: int, **numbers: float | None) -> None:
     """Raise a ``ValueError`` that names a number below ``least``; ``None`` passes."""
     for name, number in numbers.items():
         if number is not None and number < least:

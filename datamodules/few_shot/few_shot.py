@@ -243,8 +243,7 @@ class FewShotPairs(LightningDataModule):
         Raises:
             ValueError: If the name is unknown or anything is wrong with the data; the message lists all of it.
         """
-        if name not in ("train", "validation", "test"):
-            raise ValueError(f"A split must be 'train', 'validation' or 'test', got {name!r}.")
+        check_choices(("train", "validation", "test"), split=name)
         if name not in self._sets:
             self._prepare(name == "train")
         return self._sets[name]

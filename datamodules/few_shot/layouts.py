@@ -506,20 +506,24 @@ def _card_names(card: Path, column: str | None) -> list[str] | None:
     except yaml.YAMLError as error:
         raise ValueError(f"The head of {card} must be YAML, and is not: {' '.join(str(error).split())}.") from error
     infos = content.get("dataset_info") if isinstance(content, dict) else None
-    lists: list[list[Any]] = []
-    for info in infos if isinstance(infos, list) else [infos]:
-        features = info.get("features") if isinstance(info, dict) else None
-        for feature in features if isinstance(features, list) else []:
-            try:
-                names = feature["dtype"]["class_label"]["names"] if feature["name"] == column else None
-            except (KeyError, TypeError):
-                continue
-            if isinstance(names, dict):
-                by_number = {str(number): name for number, name in names.items()}
-                names = [by_number.get(str(number)) for number in range(len(names))]
-            if isinstance(names, list) and None not in names and names not in lists:
-                lists.append(names)
-    return [str(name) for name in lists[0]] if len(lists) == 1 else None
+    try:
+        features = [
+            feature
+            for info in (infos if isinstance(infos, list) else [infos])
+            for feature in info.get("features", [])
+            if feature["name"] == column
+        ]
+        lists = [_in_order(feature["dtype"]["class_label"]["names"]) for feature in features]
+    except (AttributeError, KeyError, TypeError):  # a card of another form
+        return None
+    whole = [names for number, names in enumerate(lists) if None not in names and names not in lists[:number]]
+    return [str(name) for name in whole[0]] if len(whole) == 1 else None
+
+
+def _in_order(names: Any) -> list[Any]:
+    """Return names of a list, or of a mapping by number."""
+    by_number = {str(number): name for number, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+    return [by_number.get(str(number)) for number in range(len(names))]
 
 
 def _split_of(name: PurePosixPath) -> str:

@@ -205,14 +205,14 @@ def test_bad_input_is_refused(tmp_path: Path, root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"folder .*none must hold stage0\.jsonl.*`lit-modules pairs ONTOLOGY"):
         AffordancePairs(str(tmp_path / "none")).setup("fit")
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"resize": "pad"}, "resize must be 'crop' or 'squash', got 'pad'"),
+        ({"resize": "pad"}, "resize must be of 'crop', 'squash', got 'pad'"),
         ({"template": "a thing"}, "template must have the place"),
         ({"variants": 0}, "variants must be at least 1, got 0"),
     ]
     for changed, message in changes:
         with pytest.raises(ValueError, match=message):
             AffordancePairs(**changed)
-    with pytest.raises(ValueError, match="A split must be 'train' or 'test', got 'val'"):
+    with pytest.raises(ValueError, match="split must be of 'train', 'test', got 'val'"):
         made(root).split("val")
     with pytest.raises(ValueError, match="give the datamodule epochs, or the trainer max_epochs; got None"):
         AffordancePairs(str(root), image_size=8).train_dataloader()

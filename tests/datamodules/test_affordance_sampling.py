@@ -157,10 +157,10 @@ def test_another_curriculum_is_not_resumed() -> None:
 def test_bad_arguments_are_refused() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"epochs": 2}, "epochs must be at least 3, one for each stage of the curriculum, got 2; train longer"),
-        ({"mode": "sorted"}, "mode must be 'staged', 'cumulative', 'competence', 'random', got 'sorted'"),
+        ({"mode": "sorted"}, "mode must be of 'staged', 'cumulative', 'competence', 'random', got 'sorted'"),
         ({"stages": []}, "at least one item, got none"),
         ({"stages": [0, 2]}, "Every stage from 0 to 2 must have items, got none for stage 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1 item, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"replay": 1.0}, r"replay must lie in \[0, 1\), got 1.0"),
         ({"initial_competence": 0.0}, r"initial_competence must lie in \(0, 1\], got 0.0"),
         ({"mode": "competence", "difficulty": None}, "needs the difficulty of each item, got None"),
