@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from lit_modules.metrics.rows import RowMetric
 
 __all__ = ["NWayAccuracy", "PairAccuracy", "retention_change", "seed_statistics"]
 
@@ -68,17 +68,11 @@ Column = tuple[str, Tensor, int, int | None]
 """Name, whole numbers, least and greatest of them."""
 
 
-class _Answers(Metric):
+class _Answers(RowMetric):
     """Metric that keeps a row for each answer; one that a sampler repeated to fill its last batch counts once."""
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    rows: list[Tensor]
-
-    def __init__(self, supercategories: Sequence[int] | None, names: Sequence[str], groups: str) -> None:
-        super().__init__()
+    def __init__(self, columns: int, supercategories: Sequence[int] | None, names: Sequence[str], groups: str) -> None:
+        super().__init__({"rows": (torch.int64, columns)})
         if len(set(names)) < len(names):
             raise ValueError(f"supercategory_names must differ, got {', '.join(names)}.")
         if supercategories is not None and not all(0 <= number < len(names) for number in supercategories):
@@ -91,7 +85,6 @@ class _Answers(Metric):
         self.supercategories = None if supercategories is None else tuple(supercategories)
         self.supercategory_names = tuple(names)
         self._groups = groups
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def _add(self, columns: Sequence[Column]) -> None:
         """Add a row for each answer from columns: their names, numbers, and least and greatest ones."""
@@ -108,19 +101,17 @@ class _Answers(Metric):
         if self.supercategories is not None and bool((group >= len(self.supercategories)).any()):
             known = len(self.supercategories)
             raise ValueError(f"There are supercategories of {known} {self._groups}, got number {int(group.max())}.")
-        self.rows.append(torch.stack([column.to(self.device, torch.int64) for _, column, _, _ in columns], 1))
+        self.append("rows", torch.stack([column.to(self.device, torch.int64) for _, column, _, _ in columns], 1))
 
-    def _table(self, key: Sequence[int], width: int) -> Tensor:
+    def _table(self, key: Sequence[int]) -> Tensor:
         """Return all rows on the CPU; of those with one key, the index of an image among them, only the first."""
-        if not self.rows:
-            return torch.zeros(0, width, dtype=torch.int64)
-        rows = dim_zero_cat(self.rows).cpu()
+        rows = self.all_rows("rows").cpu()
         seen: dict[tuple[int, ...], list[int]] = {}
         for number, row in enumerate(rows.tolist()):
             # without an index each row counts
             name = tuple(row[column] for column in key) if row[3] >= 0 else (-1, number)
             seen.setdefault(name, row)
-        return torch.tensor(list(seen.values()), dtype=torch.int64).reshape(-1, width)
+        return rows.new_tensor(list(seen.values())).reshape(-1, rows.shape[1])
 
     def _by_supercategory(self, values: Mapping[int, float]) -> dict[str, float]:
         """Return the mean of the groups' values for each super-category; NaN where there is none."""
@@ -175,7 +166,7 @@ class PairAccuracy(_Answers):
         confidence: float = 0.95,
         seed: int = 0,
     ) -> None:
-        super().__init__(supercategories, supercategory_names, "pairs")
+        super().__init__(5, supercategories, supercategory_names, "pairs")
         if resamples < 0 or not 0 < confidence < 1:
             raise ValueError(
                 f"resamples must not be negative and confidence in (0, 1), got {resamples} and {confidence}."
@@ -204,7 +195,7 @@ class PairAccuracy(_Answers):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, float64 scalars in [0, 1]; NaN where nothing counts."""
-        rows = self._table((0, 1, 3, 4), 5)
+        rows = self._table((0, 1, 3, 4))
         pair, label, prediction, _, first = rows.unbind(1)
         right = (prediction == label).double()
         valid = prediction >= 0
@@ -222,14 +213,14 @@ class PairAccuracy(_Answers):
         }
         if self.resamples:
             numbers |= self._interval(rows, right)
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        return self.scalars(numbers)
 
     def pair_table(self) -> dict[int, Tensor]:
         """Return for each pair the shares of answers: rows target and confusable, columns these and invalid.
 
         Rows sum to 1, as answers that name no option have a column; a class without images has a row of NaN.
         """
-        rows = self._table((0, 1, 3, 4), 5)
+        rows = self._table((0, 1, 3, 4))
         counts: dict[int, Tensor] = {}
         for pair, label, prediction, _, _ in sorted(rows.tolist()):
             counts.setdefault(pair, torch.zeros(2, 3, dtype=torch.float64))[label, prediction] += 1  # -1: last column
@@ -278,7 +269,7 @@ class NWayAccuracy(_Answers):
     """
 
     def __init__(self, supercategories: Sequence[int] | None = None, supercategory_names: Sequence[str] = ()) -> None:
-        super().__init__(supercategories, supercategory_names, "concepts")
+        super().__init__(4, supercategories, supercategory_names, "concepts")
 
     def update(self, label: Tensor, prediction: Tensor, index: Tensor | None = None) -> None:
         """Add answers.
@@ -296,7 +287,7 @@ class NWayAccuracy(_Answers):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, float64 scalars in [0, 1]; NaN where nothing counts."""
-        rows = self._table((1, 3), 4)
+        rows = self._table((1, 3))
         label, prediction = rows[:, 1], rows[:, 2]
         right = (prediction == label).double()
         recalls = {number: value for (number, _), value in _recalls(label, label * 0, right).items()}
@@ -306,7 +297,7 @@ class NWayAccuracy(_Answers):
             "invalid": _mean((prediction < 0).double().tolist()),
             **self._by_supercategory(recalls),
         }
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        return self.scalars(numbers)
 
 
 def _index_column(index: Tensor | None, like: Tensor) -> Column:

@@ -15,7 +15,8 @@ from torchmetrics.utilities import rank_zero_warn
 
 from lit_modules.metrics.membership import roc_auc
 from lit_modules.metrics.mmlu import read_mmlu
-from lit_modules.metrics.text_rows import RowMetric, check_generations, check_known, json_number, rouge_scorer
+from lit_modules.metrics.rows import RowMetric
+from lit_modules.metrics.text_rows import check_generations, check_known, json_number, rouge_scorer
 
 __all__ = [
     "LUMEScore",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lit_modules.metrics.membership import attack_auc, min_k_attack
+from lit_modules.metrics.rows import RowMetric
 from lit_modules.metrics.text_rows import (
-    RowMetric,
     check_generations,
     check_known,
     is_first_process,

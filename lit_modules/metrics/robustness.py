@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from lit_modules.metrics.rows import RowMetric
 
 __all__ = [
     "BoundaryDistance",
@@ -145,18 +145,11 @@ def _median(ordered: Tensor) -> float:
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
 
 
-class _PerSample(Metric):
+class _PerSample(RowMetric):
     """Keeps a few numbers of each sample; of a sample that comes several times, the least of each number counts."""
 
-    is_differentiable = False
-    full_state_update = False
-
-    rows: list[Tensor]
-
     def __init__(self, numbers: int) -> None:
-        super().__init__()
-        self._numbers = numbers
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        super().__init__({"rows": (torch.float64, 1 + numbers)})  # float64 holds every index up to 2^53
 
     def _add(self, index: Tensor | None, *numbers: Tensor) -> None:
         """Add a row ``(index, *numbers)`` for each sample; without an index each counts."""
@@ -168,28 +161,16 @@ class _PerSample(Metric):
         if index is not None and bool((index < 0).any()):
             raise ValueError(f"index must not be negative, got {int(index.min())}.")
         columns = [column.detach().to(self.device, torch.float64) for column in (first, *numbers)]
-        self.rows.append(torch.stack(columns, 1))  # float64 holds every index up to 2^53
+        self.append("rows", torch.stack(columns, 1))
 
     def _samples(self) -> Tensor:
         """Return the numbers of all samples, ``(samples, numbers)``."""
-        rows = dim_zero_cat(self.rows) if len(self.rows) else self._none()
+        rows = self.all_rows("rows")
         alone, shared = rows[rows[:, 0] < 0], rows[rows[:, 0] >= 0]
-        names, place = torch.unique(shared[:, 0], return_inverse=True)
-        least = shared.new_full((len(names), self._numbers), torch.inf)
-        least.scatter_reduce_(0, place[:, None].expand(-1, self._numbers), shared[:, 1:], "amin")
+        names, sample = torch.unique(shared[:, 0], return_inverse=True)
+        least = shared.new_full((len(names), rows.shape[1] - 1), torch.inf)
+        least.scatter_reduce_(0, sample[:, None].expand(-1, least.shape[1]), shared[:, 1:], "amin")
         return torch.cat([alone[:, 1:], least])
-
-    def _none(self) -> Tensor:
-        return torch.empty(0, 1 + self._numbers, dtype=torch.float64, device=self.device)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the rows of all processes; called by :meth:`compute`."""
-        if isinstance(self.rows, list) and not self.rows:
-            self.rows.append(self._none())  # torchmetrics would gather float32 from a rank without samples
-        super().sync(*args, **kwargs)
-
-    def _scalars(self, numbers: dict[str, float]) -> dict[str, Tensor]:
-        return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in numbers.items()}
 
 
 class RobustAccuracy(_PerSample):
@@ -246,10 +227,10 @@ class RobustAccuracy(_PerSample):
         """Return ``accuracy``, ``lower`` and ``upper`` end of its interval, float64 scalars; NaN without samples."""
         right = self._samples()[:, 0]
         if not len(right):
-            return self._scalars(dict.fromkeys(("accuracy", "lower", "upper"), math.nan))
+            return self.scalars(dict.fromkeys(("accuracy", "lower", "upper"), math.nan))
         successes = int(right.sum())
         lower, upper = wilson_interval(successes, len(right), self.confidence)
-        return self._scalars({"accuracy": successes / len(right), "lower": lower, "upper": upper})
+        return self.scalars({"accuracy": successes / len(right), "lower": lower, "upper": upper})
 
 
 class BoundaryDistance(_PerSample):
@@ -266,6 +247,8 @@ class BoundaryDistance(_PerSample):
         >>> {name: round(float(value), 3) for name, value in distance.compute().items()}
         {'min': 1.0, 'median': 3.0, 'mean': 2.0, 'max': 3.0, 'std': 1.0, 'success_rate': 0.667}
     """
+
+    higher_is_better = None
 
     def __init__(self) -> None:
         super().__init__(numbers=2)
@@ -303,4 +286,4 @@ class BoundaryDistance(_PerSample):
         success = distance.isfinite()
         rate = float(success.double().mean()) if len(success) else math.nan
         sizes = distance_statistics(distance, success) | {"median": median_distance(distance, success)}
-        return self._scalars({**sizes, "success_rate": rate})
+        return self.scalars({**sizes, "success_rate": rate})

@@ -138,7 +138,7 @@ def test_states_of_two_processes_are_joined() -> None:
     ranks[0][1].update(torch.tensor([1.0, 2.0]), torch.tensor([True, True]))
     numbers: dict[str, float] = {}
     for one, other in zip(*ranks, strict=True):
-        rows = [row.clone() for row in other.rows] or [other._none()]
+        rows = [row.clone() for row in other.rows] or [other.all_rows("rows")]
         one.dist_sync_fn = lambda state, group, rows=rows: [state, *rows]
         one.distributed_available_fn = lambda: True
         numbers |= {name: float(value) for name, value in one.compute().items()}
