@@ -36,9 +36,6 @@ def log_volume(images: Tensor, eps: float) -> Tensor:
     Returns:
         float64 ``(n,)``.
 
-    Raises:
-        ValueError: If ``eps`` is not positive, there is no image, or an image leaves [0, 1].
-
     Example:
         >>> log_volume(torch.tensor([[0.0, 0.5]]), eps=0.25).exp()
         tensor([0.1250], dtype=torch.float64)
@@ -56,9 +53,6 @@ def volume_fraction(images: Tensor, eps: float) -> float:
         images: Floats in [0, 1], ``(n, ...)``.
         eps: Radius in units of the pixel range [0, 1], in (0, 1/2].
 
-    Raises:
-        ValueError: If ``eps`` is out of its range, there is no image, or an image leaves [0, 1].
-
     Example:
         >>> volume_fraction(torch.tensor([[0.0, 1.0]]), eps=0.25), volume_fraction(torch.tensor([[0.5]]), eps=0.25)
         (0.5, 1.0)
@@ -74,9 +68,6 @@ def edge_fraction(images: Tensor, margin: float) -> float:
     Args:
         images: Floats in [0, 1], ``(n, ...)``.
         margin: Distance in units of the pixel range, not negative; the border counts as within.
-
-    Raises:
-        ValueError: If ``margin`` is negative, there is no image, or an image leaves [0, 1].
 
     Example:
         >>> edge_fraction(torch.tensor([[0.0, 0.25, 0.5, 1.0]]), margin=0.25)
@@ -115,9 +106,6 @@ def inter_class_distance(
         share: Share of the other images that counts, rounded down to whole images but at least one, in (0, 1].
         neighbours: See :class:`NeighbourArguments`.
 
-    Raises:
-        ValueError: If an argument is out of its range, or there are no images of other classes.
-
     Example:
         >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])
         >>> inter_class_distance(images, labels, share=1.0)
@@ -137,9 +125,6 @@ def intra_class_distance(
         share: Share of those images that counts, rounded down to whole images but at least one, in (0, 1].
         neighbours: See :class:`NeighbourArguments`.
 
-    Raises:
-        ValueError: If an argument is out of its range, or an image is the only one of its class.
-
     Example:
         >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])
         >>> intra_class_distance(images, labels)
@@ -155,9 +140,6 @@ def nearest_other_class_distance(images: Tensor, labels: Tensor, **neighbours: U
         images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
         labels: Classes, ``(n,)``.
         neighbours: See :class:`NeighbourArguments`.
-
-    Raises:
-        ValueError: If an argument is out of its range, or there are no images of other classes.
 
     Example:
         >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])

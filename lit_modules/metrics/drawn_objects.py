@@ -93,9 +93,6 @@ class DrawnObjectScore(BinnedMetric):
         Args:
             images: Floats in [0, 1], ``(n, 3, height, width)``.
             batch: What was requested, see the class; a row for each image.
-
-        Raises:
-            ValueError: If images are out of their range, or the batch lacks a key or is of another shape.
         """
         missing = [key for key in ("requested", "owners") if key not in batch]
         if missing:

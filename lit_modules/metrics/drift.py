@@ -37,7 +37,6 @@ class Drift(Metric):
         seed: Seed of the draws.
 
     Raises:
-        ValueError: If an argument is out of its range.
         FileNotFoundError: If there is no such folder.
 
     References:
@@ -78,9 +77,6 @@ class Drift(Metric):
         Args:
             images: Floats in [0, 1], ``(n, 3, height, width)``.
             batch: Has ``prompt``, one for each image.
-
-        Raises:
-            ValueError: If there is not a prompt for each image.
         """
         if len(batch.get("prompt", ())) != len(images):
             raise ValueError(f"A batch must have a prompt for each of the {len(images)} images; got another number.")

@@ -22,9 +22,6 @@ def seed_statistics(results: Sequence[Mapping[str, float | Tensor]]) -> dict[str
     Returns:
         For each name ``mean``, ``std`` (of the sample, NaN for one seed) and ``seeds``.
 
-    Raises:
-        ValueError: If there are no results or their names differ.
-
     Example:
         >>> seed_statistics([{"acc_macro": 0.7}, {"acc_macro": 0.8}])["acc_macro"]["mean"]
         0.75
@@ -49,9 +46,6 @@ def retention_change(before: Mapping[str, float | Tensor], after: Mapping[str, f
     Args:
         before: Numbers of :class:`PairAccuracy` on the known pairs before the update.
         after: The same after it.
-
-    Raises:
-        ValueError: If the names differ.
 
     Example:
         >>> retention_change({"acc_macro": 0.75}, {"acc_macro": 0.5})
@@ -142,9 +136,6 @@ class PairAccuracy(_Answers):
         confidence: Share of resamples in the interval, in (0, 1).
         seed: Seed of the resamples.
 
-    Raises:
-        ValueError: If an argument is out of its range.
-
     Example:
         >>> accuracy = PairAccuracy(resamples=0)
         >>> zero = torch.zeros(4, dtype=torch.int64)
@@ -186,9 +177,6 @@ class PairAccuracy(_Answers):
             index: Number of the image in its data, from 0, ``(n,)``; it joins the answers on one image, and an answer
                 that a distributed sampler repeats counts once, the first. ``None`` takes each answer for an image
                 of its own.
-
-        Raises:
-            ValueError: If shapes differ or a number is out of its range.
         """
         columns = [("pair", pair, 0, None), ("label", label, 0, 1), ("prediction", prediction, -1, 1)]
         self._add([*columns, _index_column(index, pair), ("first", first, 0, 1)])
@@ -258,9 +246,6 @@ class NWayAccuracy(_Answers):
         supercategories: Number of each concept's super-category, by the concept's number; ``None`` for none.
         supercategory_names: Names of super-categories.
 
-    Raises:
-        ValueError: If an argument is out of its range.
-
     Example:
         >>> accuracy = NWayAccuracy()
         >>> accuracy.update(label=torch.tensor([0, 0, 2]), prediction=torch.tensor([0, -1, 2]))
@@ -278,9 +263,6 @@ class NWayAccuracy(_Answers):
             label: Number of the concept shown, from 0, ``(n,)``.
             prediction: Number of the concept answered, -1 for an answer that names none, ``(n,)``.
             index: Number of the image in its data, from 0, ``(n,)``; an image that is repeated counts once.
-
-        Raises:
-            ValueError: If shapes differ or a number is out of its range.
         """
         columns = [("label", label, 0, None), ("label", label, 0, None), ("prediction", prediction, -1, None)]
         self._add([*columns, _index_column(index, label)])

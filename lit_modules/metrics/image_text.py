@@ -25,9 +25,6 @@ class ImageTextEncoder:
             ``"google/siglip-base-patch16-224"`` or ``"facebook/dinov2-base"``.
         batch_size: Images or phrases in one forward pass.
 
-    Raises:
-        ValueError: If ``batch_size`` is not positive.
-
     References:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020.
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343.
@@ -60,9 +57,6 @@ class ImageTextEncoder:
         Args:
             images: Floats in [0, 1] or uint8, ``(n, 3, height, width)``, or a list of ``(3, height, width)`` of any
                 sizes.
-
-        Raises:
-            ValueError: If the images are of another shape or range.
         """
         pictures = [as_bytes(image) for image in images]
         network = self._load()
@@ -176,9 +170,6 @@ def as_bytes(image: Tensor) -> Tensor:
     Args:
         image: Floats in [0, 1], or uint8, ``(3, height, width)``.
 
-    Raises:
-        ValueError: If the image is of another shape or range.
-
     Example:
         >>> as_bytes(torch.full((3, 1, 1), 0.5)).flatten().tolist()
         [128, 128, 128]
@@ -206,9 +197,6 @@ def affordance_alignment(images: Tensor, texts: Tensor, requested: Tensor) -> tu
     Returns:
         Mean and minimum, ``(n,)`` each; the minimum tells a dropped affordance.
 
-    Raises:
-        ValueError: If the shapes do not fit or nothing was requested.
-
     Example:
         >>> mean, least = affordance_alignment(torch.tensor([[0.6, 0.8]]), torch.eye(2), torch.ones(1, 2).bool())
         >>> round(float(mean), 3), round(float(least), 3)
@@ -226,9 +214,6 @@ def recall_at_k(similarity: Tensor, requested: Tensor, k: int) -> Tensor:
         similarity: Of each image with each affordance, ``(n, affordances)``.
         requested: Which affordances were asked for, bool, ``(n, affordances)``; at least one each.
         k: How many count, from 1 to the affordances.
-
-    Raises:
-        ValueError: If the shapes do not fit, nothing was requested or ``k`` is out of its range.
 
     Example:
         >>> recall_at_k(torch.tensor([[0.9, 0.2, 0.5]]), torch.tensor([[True, True, False]]), k=2)

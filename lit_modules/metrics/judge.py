@@ -58,9 +58,6 @@ class JudgeScore(BinnedMetric):
         Args:
             images: Floats in [0, 1], ``(n, 3, height, width)``.
             batch: What was asked for, a row for each image.
-
-        Raises:
-            ValueError: If the batch lacks it, or has not as many.
         """
         scores = self.judge.score(images, _required(batch, "affordances"))
         values = [scores[name] for name in CRITERIA]
@@ -92,9 +89,6 @@ class JudgeComparison(BinnedMetric):
         Args:
             images: Floats in [0, 1], ``(n, 3, height, width)``.
             batch: What was asked for, and the reference images, a row for each image.
-
-        Raises:
-            ValueError: If the batch lacks them, or has not as many.
         """
         reference = _required(batch, "pos").to(images.device) / 2 + 0.5
         verdicts = self.judge.compare(images, reference, _required(batch, "affordances"))

@@ -75,9 +75,6 @@ def task_terms(means: Sequence[float]) -> list[float]:
 def harmonic_mean(terms: Sequence[float]) -> float:
     """Return the harmonic mean, 0 if a term is 0, NaN if a term is NaN.
 
-    Raises:
-        ValueError: If a term is negative or there is none.
-
     Example:
         >>> round(harmonic_mean([1.0] * 11 + [0.5]), 6)
         0.923077

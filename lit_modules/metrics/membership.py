@@ -54,9 +54,6 @@ def loss_attack(log_probs: Sequence[Tensor]) -> Tensor:
     Args:
         log_probs: Log-probability of each token of each row, in nats.
 
-    Raises:
-        ValueError: If a row has no token.
-
     References:
         Yeom et al., "Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting", arXiv 1709.01604.
 
@@ -75,9 +72,6 @@ def zlib_attack(log_probs: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
         log_probs: Log-probability of each token of each row, in nats.
         texts: Text of each row.
 
-    Raises:
-        ValueError: If a row has no token, or the number of texts is not that of the rows.
-
     References:
         Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.
     """
@@ -94,9 +88,6 @@ def reference_attack(log_probs: Sequence[Tensor], reference_log_probs: Sequence[
     Args:
         log_probs: Log-probability of each token of each row under the attacked model, in nats.
         reference_log_probs: The same under the reference model.
-
-    Raises:
-        ValueError: If a row has no token, or the numbers of rows differ.
 
     References:
         Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.
@@ -115,9 +106,6 @@ def min_k_attack(log_probs: Sequence[Tensor], k: float = 0.2) -> Tensor:
     Args:
         log_probs: Log-probability of each token of each row, in nats.
         k: Share of the tokens to average, in (0, 1]; ``max(1, floor(k * tokens))`` of them. MUSE takes 0.4.
-
-    Raises:
-        ValueError: If a row has no token, or ``k`` is out of its range.
 
     References:
         Shi et al., "Detecting Pretraining Data from Large Language Models", arXiv 2310.16789.
@@ -140,9 +128,6 @@ def min_k_plus_plus_attack(
         means: Mean log-probability over the vocabulary at each position, of :func:`vocabulary_moments`.
         deviations: Standard deviation of the same.
         k: Share of the tokens to average, in (0, 1]; ``max(1, floor(k * tokens))`` of them.
-
-    Raises:
-        ValueError: If a row has no token, ``k`` is out of its range, or the shapes differ.
 
     References:
         Zhang et al., "Min-K%++: Improved Baseline for Detecting Pre-Training Data from Large Language Models",
@@ -198,9 +183,6 @@ def gradient_norm_attack(
         over: ``"tensors"`` averages the norms of the parameters' tensors, as open-unlearning and MIMIR do; ``"all"``
             takes the norm of all entries as one vector.
 
-    Raises:
-        ValueError: If a row has no token or no graph, no parameter trains, or an argument is out of its range.
-
     References:
         Wang et al., "Pandora's White-Box: Precise Training Data Detection and Extraction in Large Language Models",
         arXiv 2402.17012.
@@ -250,10 +232,6 @@ def attack_auc(
         level: Its level, in (0, 1).
         samples: Samples of the bootstrap.
         seed: Seed of the bootstrap.
-
-    Raises:
-        ValueError: If there are fewer than two members or two non-members, a score is NaN, the shapes differ or an
-            argument is out of its range.
 
     References:
         DeLong et al., "Comparing the Areas under Two or More Correlated Receiver Operating Characteristic Curves: A

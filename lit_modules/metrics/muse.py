@@ -68,9 +68,6 @@ def privacy_leakage(auc: float, retrained_auc: float) -> float:
             text, so that PrivLeak is -100.
         retrained_auc: The same for a model that was trained on the retain set only, in (0, 1].
 
-    Raises:
-        ValueError: If ``retrained_auc`` is out of its range.
-
     Example:
         >>> privacy_leakage(0.0, 0.5), privacy_leakage(0.5, 0.5), privacy_leakage(0.75, 0.5)
         (-100.0, 0.0, 50.0)

@@ -36,9 +36,6 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     Returns:
         Lower and upper end, in [0, 1].
 
-    Raises:
-        ValueError: If an argument is out of its range.
-
     Example:
         >>> [round(end, 4) for end in wilson_interval(50, 100)]
         [0.4038, 0.5962]
@@ -67,9 +64,6 @@ def perturbation_norm(perturbation: Tensor, norm: Literal["linf", "l2", "l1", "l
 
     Returns:
         float64 ``(n,)``.
-
-    Raises:
-        ValueError: If ``norm`` is unknown.
 
     Example:
         >>> perturbation_norm(torch.tensor([[3.0, 0.0, -4.0]]), "l2")
@@ -183,9 +177,6 @@ class RobustAccuracy(_PerSample):
     Args:
         confidence: Confidence of the interval, in (0, 1).
 
-    Raises:
-        ValueError: If ``confidence`` is out of its range.
-
     Example:
         >>> accuracy = RobustAccuracy()
         >>> accuracy.update(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]), torch.tensor([7, 8]))
@@ -209,9 +200,6 @@ class RobustAccuracy(_PerSample):
             prediction: Logits or probabilities ``(n, classes)``, or predicted classes ``(n,)``.
             label: True classes, ``(n,)``.
             index: Which samples these are, not negative, ``(n,)``; without it each is a sample of its own.
-
-        Raises:
-            ValueError: If the shapes do not fit, an index is negative or a prediction is NaN.
         """
         if label.ndim != 1 or prediction.ndim not in (1, 2) or len(prediction) != len(label):
             raise ValueError(
@@ -263,9 +251,6 @@ class BoundaryDistance(_PerSample):
             success: Whether the attack succeeded, ``(n,)``.
             correct: Whether the sample is classified right without an attack, ``(n,)``; ``None`` says all are.
             index: Which samples these are, not negative, ``(n,)``; without it each is a sample of its own.
-
-        Raises:
-            ValueError: If the shapes do not fit or the distance of a success is NaN, infinite or negative.
         """
         correct = torch.ones_like(success) if correct is None else correct
         if distance.ndim != 1 or not distance.shape == success.shape == correct.shape:

@@ -138,9 +138,6 @@ class TOFUScore(RowMetric):
 
         Args:
             numbers: Number of rows of each evaluated set.
-
-        Raises:
-            ValueError: If it is not.
         """
         if self.retain_log is None or "forget" not in numbers:
             return

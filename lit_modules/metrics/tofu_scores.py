@@ -88,9 +88,6 @@ def log_truth_ratio(paraphrased: float, perturbed: Sequence[float], mean: Mean =
         paraphrased: Mean token NLL of the paraphrased answer in nats.
         perturbed: The same of each wrong answer, at least one.
         mean: Mean over the probabilities of the wrong answers.
-
-    Raises:
-        ValueError: If ``mean`` is unknown, there is no wrong answer or an NLL is not finite.
     """
     if mean not in MEANS:
         raise ValueError(f"mean must be 'geometric' or 'arithmetic', got {mean!r}.")
@@ -156,9 +153,6 @@ def forget_quality(ratios: Sequence[float], retain_ratios: Sequence[float]) -> F
         ratios: Truth ratio of each forget row under the unlearned model.
         retain_ratios: The same under a model trained on the retain set only.
 
-    Raises:
-        ValueError: If the numbers of rows differ, or there is none.
-
     Example:
         >>> forget_quality([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]).p_value
         1.0
@@ -196,9 +190,6 @@ def score_log(
         truth ratio of open-unlearning, of ``forget``, ``retain``, ``real_authors`` and
         ``world_facts``; ``model_utility``, the harmonic mean of the first three of the last three splits; and
         ``forget_quality`` with ``ks_statistic``. NaN for what is missing: the forget quality without a retain log.
-
-    Raises:
-        ValueError: If the two logs have different numbers of forget rows, or the retain log has none.
     """
     numbers: dict[str, float] = {}
     ratios: dict[str, dict[int, float]] = {}
@@ -234,9 +225,6 @@ def exact_memorisation(correct: Tensor) -> float:
     Args:
         correct: Whether each token, the end of sequence left out, is the most probable one, ``(tokens,)``.
 
-    Raises:
-        ValueError: If there is no token.
-
     References:
         Tirumala et al., "Memorization Without Overfitting: Analyzing the Training Dynamics of Large Language Models",
         arXiv 2205.10770.
@@ -256,9 +244,6 @@ def extraction_strength(correct: Tensor) -> float:
 
     Args:
         correct: Whether each token, the end of sequence left out, is the most probable one, ``(tokens,)``.
-
-    Raises:
-        ValueError: If there is no token.
 
     References:
         Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.

@@ -43,9 +43,6 @@ class CEU(ForgetRetainLoss):
     Args:
         skip_tokens: Target tokens at the beginning of each row that are left out.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     References:
         Yang, "CE-U: Cross entropy unlearning", arXiv 2503.01224.
     """

@@ -48,9 +48,6 @@ class PDU(ForgetRetainLoss):
             padding included, so that the loss depends on how wide a batch is padded.
         warm_up_epochs: Epochs before the dual variable moves.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     References:
         Entesari et al., "Constrained entropic unlearning: A primal-dual framework for large language models", arXiv
         2506.05314.

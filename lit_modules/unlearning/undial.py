@@ -52,9 +52,6 @@ class UNDIAL(ForgetRetainLoss):
     Args:
         beta: Amount by which the true token's logit is lowered.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     References:
         Dong et al., "UNDIAL: Self-distillation with adjusted logits for robust unlearning in large language models",
         arXiv 2402.10052.

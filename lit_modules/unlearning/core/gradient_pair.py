@@ -31,9 +31,6 @@ class Unlearning(CausalLM, ABC):
     Args:
         accumulate: Batches per optimizer step; an incomplete last group of an epoch still makes a step.
         clip_norm: Largest norm of the direction; ``None`` leaves it alone.
-
-    Raises:
-        ValueError: If ``accumulate`` is below 1 or ``clip_norm`` is not positive.
     """
 
     def __init__(
@@ -85,11 +82,7 @@ class Unlearning(CausalLM, ABC):
         self.log_dict(numbers)
 
     def check_batch(self, batch: Batch) -> None:
-        """Check that a training batch holds what a step needs.
-
-        Raises:
-            ValueError: If it does not; names what it holds.
-        """
+        """Raise a ``ValueError`` unless a training batch holds what a step needs."""
         if not isinstance(batch, dict) or not {"forget", "retain"} <= batch.keys():
             content = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
             raise ValueError(

@@ -21,11 +21,7 @@ _REMEDY = "Give the name or the folder of a causal language model, as `save_pret
 
 
 def check_folder(name: str) -> None:
-    """Check that a model exists, if its name can only be that of a folder.
-
-    Raises:
-        ValueError: If there is no such folder.
-    """
+    """Raise a ``ValueError`` if a name can only be that of a folder, and there is none."""
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ValueError(f"There is no model folder {name!r}. {_REMEDY}")
 
@@ -73,11 +69,7 @@ def load_adapter(name: str, given: PeftConfig | None, dtype: torch.dtype = torch
 
 
 def check_write(model: Any, folder: str, merge: bool) -> None:
-    """Check that :func:`write_pretrained` can write a model.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Raise a ``ValueError`` if :func:`write_pretrained` could not write a model."""
     if merge and is_sharded(model) and adapters.own_config(model) is not None:
         raise ValueError(
             "Adapters are merged into whole weights, got sharded ones; save the adapters alone (merge=False), and "
