@@ -128,12 +128,7 @@ class BinnedMean(BinnedMetric):
         super().__init__((name,), bins)
 
     def update(self, value: Tensor, bin: Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            value: ``(n,)``; NaN does not count.
-            bin: Bin of each from 0, -1 for none, ``(n,)``.
-        """
+        """Add numbers ``(n,)``, of which NaN do not count, and the bin of each from 0, -1 for none, ``(n,)``."""
         if value.ndim != 1:
             raise ValueError(f"value must be of shape (n,), got {tuple(value.shape)}.")
         self._add([value], bin)
@@ -237,10 +232,8 @@ class PartNovelty(BinnedMetric):
 def requested_shown(scores: Tensor, requested: Tensor, threshold: float) -> list[Tensor]:
     """Return the share of the requested affordances that are shown, whether all are, and the least score, ``(n,)``.
 
-    Args:
-        scores: From :func:`affordance_scores`, ``(n, affordances)``.
-        requested: Which affordances were asked for, bool, ``(n, affordances)``; at least one each.
-        threshold: Score over which an affordance is shown.
+    ``scores`` are those of :func:`affordance_scores`; an affordance is shown over ``threshold``, and each image has at
+    least one that was requested, bool ``(n, affordances)``.
     """
     requested = requested.bool().to(scores.device)
     if requested.shape != scores.shape:

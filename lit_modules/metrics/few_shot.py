@@ -43,9 +43,7 @@ def seed_statistics(results: Sequence[Mapping[str, float | Tensor]]) -> dict[str
 def retention_change(before: Mapping[str, float | Tensor], after: Mapping[str, float | Tensor]) -> dict[str, float]:
     """Return the cost of an update on known pairs that were not trained: numbers after it less those before.
 
-    Args:
-        before: Numbers of :class:`PairAccuracy` on the known pairs before the update.
-        after: The same after it.
+    The numbers are those of :class:`PairAccuracy`, with the same names.
 
     Example:
         >>> retention_change({"acc_macro": 0.75}, {"acc_macro": 0.5})

@@ -59,10 +59,7 @@ def exact_match(target: str, generation: str) -> float:
 
 
 def task_terms(means: Sequence[float]) -> list[float]:
-    """Turn the 12 means into terms of which each is best at 1: a forget mean ``x`` becomes ``1 - x``.
-
-    Args:
-        means: Means of the rows' scores, forget groups first, then as many retain groups.
+    """Turn means of forget groups and of as many retain groups into terms best at 1; of the former ``1 - mean``.
 
     Example:
         >>> task_terms([0.25, 1.0, 0.5, 0.75])
@@ -89,12 +86,8 @@ def harmonic_mean(terms: Sequence[float]) -> float:
 def membership_auc(nll: Tensor, member: Tensor) -> float:
     """Return the area under the ROC curve of an attack that calls a document a member if its NLL is low.
 
-    The probability that a member has a lower NLL than a non-member, a tie counting one half. NaN without members or
-    without non-members. Near 1 the model still knows its members; near 0 it avoids them.
-
-    Args:
-        nll: Mean token NLL of each document in nats, ``(documents,)``.
-        member: Whether the model was trained on the document, ``(documents,)``.
+    The probability that a member has a lower mean token NLL than a non-member, a tie counting one half; NaN if there
+    are none of one kind. Near 1 the model still knows its members; near 0 it avoids them.
 
     Example:
         >>> membership_auc(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([True, True, False, False]))

@@ -24,7 +24,7 @@ NORMS = ("linf", "l2", "l1", "l0")
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion.
+    """Return the lower and the upper end of the Wilson score interval of a proportion, in [0, 1].
 
     Unlike the usual ``p +- z sqrt(p (1 - p) / n)`` it is of use near 0 and 1.
 
@@ -32,9 +32,6 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
         successes: Number of successes, 0 to ``total``.
         total: Number of trials, at least 1.
         confidence: Share of intervals that hold the true proportion, in (0, 1).
-
-    Returns:
-        Lower and upper end, in [0, 1].
 
     Example:
         >>> [round(end, 4) for end in wilson_interval(50, 100)]
@@ -56,14 +53,7 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
 
 
 def perturbation_norm(perturbation: Tensor, norm: Literal["linf", "l2", "l1", "l0"]) -> Tensor:
-    """Return the norm of each perturbation, computed in float64.
-
-    Args:
-        perturbation: Adversarial less original inputs, ``(n, ...)``.
-        norm: Norm; ``"l0"`` counts the values that are not zero.
-
-    Returns:
-        float64 ``(n,)``.
+    """Return the norm of each perturbation ``(n, ...)`` in float64, ``(n,)``; ``"l0"`` counts values that are not zero.
 
     Example:
         >>> perturbation_norm(torch.tensor([[3.0, 0.0, -4.0]]), "l2")
@@ -77,18 +67,12 @@ def perturbation_norm(perturbation: Tensor, norm: Literal["linf", "l2", "l1", "l
 
 
 def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[str, float]:
-    """Return minimum, median, mean, maximum and standard deviation of distances.
+    """Return ``min``, ``median``, ``mean``, ``max`` and ``std`` (of the population) of distances; NaN if none counts.
 
     Args:
-        distance: Distances, ``(n,)``.
+        distance: Distances, ``(n,)``; those that count are finite and not negative.
         chosen: Which of them count, such as those of successful attacks, ``(n,)``; ``None`` takes all. Failures have no
             distance and must not be mixed in.
-
-    Returns:
-        ``min``, ``median``, ``mean``, ``max`` and ``std`` (of the population); NaN if none counts.
-
-    Raises:
-        ValueError: If the shapes differ or a distance that counts is NaN, infinite or negative.
 
     Example:
         >>> distance_statistics(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
@@ -115,16 +99,10 @@ def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[
 
 
 def median_distance(distance: Tensor, success: Tensor) -> float:
-    """Return the median distance to the boundary, failures counted as infinitely far.
+    """Return the median distance to the boundary, failures counted as infinitely far; NaN without samples.
 
-    Left out, the samples that withstand most would make a model look weaker than it is.
-
-    Args:
-        distance: Distances, ``(n,)``; that of a failure is not looked at.
-        success: Whether the attack succeeded, ``(n,)``.
-
-    Returns:
-        The median, infinite if more than half are failures; NaN without samples.
+    Left out, the samples that withstand most would make a model look weaker than it is. Both arguments are ``(n,)``;
+    the distance of a failure is not looked at.
 
     Example:
         >>> median_distance(torch.tensor([1.0, 3.0, 0.0]), torch.tensor([True, True, False]))

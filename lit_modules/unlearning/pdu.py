@@ -14,10 +14,7 @@ from lit_modules.utils.arguments import Unpack
 
 
 def logit_margin_loss(logits: Tensor) -> Tensor:
-    """Return ``(max - mean)^2`` of the logits of each position, 0 for a uniform distribution.
-
-    Args:
-        logits: Logits of the model, of shape ``(..., vocabulary)``.
+    """Return ``(max - mean)^2`` of the logits ``(..., vocabulary)`` of each position, 0 for a uniform distribution.
 
     Example:
         >>> import torch

@@ -93,11 +93,8 @@ class Unlearning(CausalLM, ABC):
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Leave the direction of one step in ``.grad`` and return the numbers to log.
 
-        Args:
-            group: The batches of one optimizer step on this rank.
-
-        Returns:
-            Numbers by logged name; a true ``skip`` leaves the weights as they are.
+        ``group`` holds the batches of one optimizer step on this rank; a true ``skip`` among the numbers leaves the
+        weights as they are.
         """
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -220,11 +217,7 @@ class GradientPairUnlearning(Unlearning):
 
     @abstractmethod
     def weights(self, pair: PairStatistics) -> Weights:
-        """Return the factors of the direction ``d = retain_weight * g_R - forget_weight * g_F``.
-
-        Args:
-            pair: Norms, inner product and losses of the two gradients.
-        """
+        """Return the factors of the direction ``d = retain_weight * g_R - forget_weight * g_F`` for a pair."""
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the weighted difference of the two gradients into ``.grad``."""

@@ -29,10 +29,6 @@ def check_folder(name: str) -> None:
 def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load the weights of a causal language model from a folder or a hub, on the CPU; adapters are merged.
 
-    Args:
-        name: Name of the model, or a folder that ``save_pretrained`` wrote.
-        dtype: Type of the weights.
-
     Raises:
         ValueError: If ``name`` cannot be read, is no causal language model, or lacks weights.
     """
@@ -110,10 +106,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
 
     Tokens that only one of them has may be: special tokens get added and renamed. Nothing is checked if no tokenizer
     lies beside the weights.
-
-    Args:
-        tokenizer: Tokenizer.
-        model: Name or folder of the model.
 
     Raises:
         ValueError: If a token has two numbers; the message names one.
