@@ -215,11 +215,7 @@ VARIANTS: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
         partial(adversarial, "FreeTraining", scheduler_interval="epoch", scheduler=HALVING),
         list,
     ),
-    "AdaptiveLR": (NGDIFF, lambda: [AdaptiveLR(period=2, scale="linear")]),
-    "AdaptiveLR(accumulate=2)": (
-        partial(unlearning, "NGDiff", scheduler=None, accumulate=2),
-        lambda: [AdaptiveLR(period=1, scale="cosine")],
-    ),
+    "AdaptiveLR(accumulate=2)": (partial(NGDIFF, accumulate=2), lambda: [AdaptiveLR(period=1, scale="cosine")]),
     "EMA": (NGDIFF, lambda: [EMA(decay=0.9)]),
     "ForgetStopping": (NGDIFF, lambda: [ForgetStopping(level=0.1, window=2, action="warn")]),
     "AdversarialWeightPerturbation": (
@@ -230,15 +226,8 @@ VARIANTS: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
         lambda folder: unlearning("NPO", folder, peft_config=LoraConfig(r=2, target_modules=["q_proj"])),
         list,
     ),
-    "NGDiff, no validation": (partial(unvalidated, NGDIFF), list),
-    "NGDiff(accumulate=2), no validation": (
-        partial(unvalidated, partial(unlearning, "NGDiff", accumulate=2)),
-        list,
-    ),
-    "FreeTraining, no validation": (partial(unvalidated, partial(adversarial, "FreeTraining")), list),
-    "Synthia, no validation": (partial(unvalidated, partial(pictures, "Synthia")), list),
+    "NGDiff(accumulate=2), no validation": (partial(unvalidated, partial(NGDIFF, accumulate=2)), list),
     "NGDiff, validated in every second epoch": (NGDIFF, list),
-    "PGDTraining, validated in every second epoch": (partial(adversarial, "PGDTraining"), list),
     "NGDiff, validated after every second batch": (NGDIFF, list),
     "PGDTraining, validated after every batch": (partial(adversarial, "PGDTraining"), list),
     "Curriculum": (curriculum, lambda: [Curriculum(monitor="val/gap", patience=1, min_delta=1e9)]),
@@ -269,7 +258,6 @@ def foreign(folder: Path) -> tuple[Any, dict[str, Any]]:
 VARIANTS["a module of other origin"] = (foreign, lambda: [ExactResume()])
 SETTINGS: dict[str, dict[str, Any]] = {
     "NGDiff, validated in every second epoch": {"check_val_every_n_epoch": 2},
-    "PGDTraining, validated in every second epoch": {"check_val_every_n_epoch": 2},
     "NGDiff, validated after every second batch": {"val_check_interval": 2},
     "PGDTraining, validated after every batch": {"val_check_interval": 1},
 }

@@ -46,7 +46,7 @@ def main() -> None:
             "weights": module.classifier.state_dict(),
             "record": module.results(),
             "logged": {key: float(value) for key, value in trainer.callback_metrics.items()},
-            "pictures": [example.index for example in module._finished().examples],
+            "pictures": [example.index for example in module._evaluation.examples],
         }
     torch.save(saved, folder / f"{devices}-{trainer.global_rank}.pt")
 
