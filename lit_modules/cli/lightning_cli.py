@@ -84,6 +84,8 @@ class ProjectParser(LightningArgumentParser):
 class RecipeFile(ActionConfigFile):
     """Take a configuration file by its path or by the name of a shipped recipe, or the YAML or JSON text itself."""
 
+    help = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
+
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Find the file, or take the text; check that it is a mapping of known keys, and read it."""
         known = [name.removeprefix("--") for name in parser.option_names()]
@@ -169,8 +171,7 @@ class ProjectCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Build a parser whose ``-c`` knows the shipped recipes."""
         parser = self.parser_class(**kwargs)
-        text = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
-        parser.add_argument("-c", "--config", action=RecipeFile, help=text)
+        parser.add_argument("-c", "--config", action=RecipeFile, help=RecipeFile.help)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
