@@ -53,16 +53,7 @@ def is_for_user(error: BaseException) -> bool:
 
 
 def explain(message: str, command: str, options: Iterable[str]) -> str:
-    """Turn a message of jsonargparse, which lists all that it tried, into one sentence and at most one hint.
-
-    Args:
-        message: Message of the parser.
-        command: Command in use, such as ``"lit-modules fit"``.
-        options: Options of the command, such as ``"--trainer.max_epochs"``.
-
-    Returns:
-        One or two lines; a message of unknown form is shortened.
-    """
+    """Turn a message of jsonargparse, which lists all that it tried, into one sentence and at most one hint."""
     options = sorted(options)
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         name = match[1].partition("=")[0]

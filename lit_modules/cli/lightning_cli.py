@@ -46,11 +46,7 @@ class ProjectParser(LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong.
-
-        Raises:
-            UsageError: Always, for the parser of a command; parsers of nested classes report as usual.
-        """
+        """Say what is wrong."""
         if not self.exit_on_error:
             super().error(message, ex)
         if isinstance(ex, UsageError):
@@ -267,11 +263,7 @@ class ProjectCLI(LightningCLI):
 
 
 def _check_ckpt_path(path: str | None) -> None:
-    """Check that a checkpoint that is named by its path exists, before anything is built.
-
-    Raises:
-        UsageError: If it does not.
-    """
+    """Check that a checkpoint that is named by its path exists, before anything is built."""
     if path is None or path in (*CKPT_WORDS, "hpc") or re.match(r"\w+://|registry", path):
         return
     if not path or not os.path.exists(path):
@@ -292,11 +284,7 @@ def _as_raised(error: BaseException) -> BaseException:
 
 
 def _check_text(text: str, source: str, keys: list[str]) -> None:
-    """Check that a configuration is a YAML mapping whose outer keys, and those of the trainer, exist.
-
-    Raises:
-        UsageError: If it is not; names the source and line or key.
-    """
+    """Check that a configuration is a YAML mapping whose outer keys, and those of the trainer, exist."""
     try:
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:

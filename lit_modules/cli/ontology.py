@@ -113,19 +113,7 @@ class PlotOptions(DistanceOptions):
 
 
 def main(args: list[str]) -> int:
-    """Look at an ontology.
-
-    Args:
-        args: Action, file and options; see ``lit-modules ontology --help``.
-
-    Returns:
-        0, or 1 if ``validate`` found something wrong.
-
-    Raises:
-        UsageError: If an option does not exist or does not take its value.
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file breaks the schema, or an option is out of its range.
-    """
+    """Look at an ontology; return 0, or 1 if ``validate`` found something wrong."""
     action = read_options(Actions, args[:1], "ontology", DESCRIPTION, EXAMPLE)[0].action
     act, options = ACTIONS[action]
     line = str(act.__doc__).partition("\n")[0]

@@ -102,20 +102,7 @@ class PairOptions:
 
 
 def main(args: list[str]) -> int:
-    """Make pairs, or what is missing of them.
-
-    Args:
-        args: Ontology, folder and options; see ``lit-modules pairs --help``.
-
-    Returns:
-        0, or 1 if some captions or images could not be made.
-
-    Raises:
-        UsageError: If options do not go together.
-        FileNotFoundError: If there is no such ontology or folder of images.
-        ValueError: If an option is out of its range, or what a step is made from has changed.
-        OSError: If an endpoint cannot be used, or files cannot be written.
-    """
+    """Make pairs, or what is missing of them; return 0, or 1 if some captions or images could not be made."""
     options, _ = read_options(PairOptions, args, "pairs", DESCRIPTION, EXAMPLE)
     preparation = Preparation(
         Ontology.from_file(options.ontology),
@@ -140,12 +127,7 @@ def main(args: list[str]) -> int:
 
 
 def print_counts(preparation: Preparation, steps: list[Step]) -> None:
-    """Print how many items each step has, how many are finished and what is to be done; nothing is written.
-
-    Args:
-        preparation: What is to be run.
-        steps: Steps to run.
-    """
+    """Print how many items each step has, how many are finished and what is to be done; nothing is written."""
     table = Table(title=f"dry run in {preparation.folder}", title_justify="left")
     table.add_column("step")
     for name in ("items", "finished", "to do"):

@@ -20,10 +20,6 @@ def name_wandb_runs(config: Namespace, stage: str) -> None:
 
     A run is called ``<method>-<data>-<seed>``. Its group is the recipe, such as ``ngdiff/lume``, without one
     ``<method>-<data>``; its job type the command; its tag the family of the method, such as ``unlearning``.
-
-    Args:
-        config: Configuration of a command; it is changed.
-        stage: The command.
     """
     loggers = config["trainer"]["logger"]
     entries = [entry for entry in (loggers if isinstance(loggers, list) else [loggers]) if _is_wandb(entry)]

@@ -145,11 +145,7 @@ class AttackRun:
         return len(self._found)
 
     def forget(self, reason: str) -> None:
-        """Take nothing for finished that another process has done, and leave nothing that another could take.
-
-        Args:
-            reason: Sentence that says why, for a warning.
-        """
+        """Take nothing for finished that another process has done, and leave nothing that another could take."""
         warnings.warn(
             f"What {self.name!r} finishes is not taken up again, and if it is broken off it begins anew: {reason}",
             stacklevel=3,
@@ -367,11 +363,7 @@ class RobustEvaluation:
 
 
 def identify_run(attack: Attack, classifier: nn.Module) -> str:
-    """Return a hash of all that an attack's outcome depends on beside the samples.
-
-    Raises:
-        UnidentifiableError: If attack or classifier cannot be told from another.
-    """
+    """Return a hash of all that an attack's outcome depends on beside the samples."""
     modes = [module.training for module in classifier.modules()] if attack.model_mode == "keep" else []
     return stable_hash(identify(attack, "attack"), identify(classifier, "classifier"), modes)
 
@@ -393,11 +385,6 @@ def classify(classifier: nn.Module, images: Tensor, runs: Sequence[AttackRun]) -
     """Return the logits of a classifier in evaluation mode, and let nothing be kept of one that answers at random.
 
     Random is one that draws from a global generator, or that answers the same images differently the second time.
-
-    Args:
-        classifier: Gives logits.
-        images: Samples, ``(batch, *)``.
-        runs: Attacks on it.
     """
     with torch.no_grad(), evaluation_mode(classifier):
         before = _random_state(images.device)

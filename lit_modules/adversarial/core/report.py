@@ -156,12 +156,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
-    """Draw samples, their adversarial ones and the perturbations, with the answers.
-
-    Args:
-        examples: Samples; with none the figure says so.
-        path: PNG file to write.
-    """
+    """Draw samples, their adversarial ones and the perturbations, with the answers."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)

@@ -32,18 +32,7 @@ examples:
 
 
 def main(args: list[str]) -> int:
-    """Run an action.
-
-    Args:
-        args: Name of the action, and its options.
-
-    Returns:
-        Its exit code: 0, 1 if something failed, 130 if it was interrupted.
-
-    Raises:
-        SystemExit: After the help.
-        UsageError: If there is no such action, or an option is wrong.
-    """
+    """Run an action; return 0, 1 if something failed, 130 if it was interrupted."""
     first, rest = (args[0], args[1:]) if args else ("--help", [])
     if first in _HELP:
         lines = [f"  {name:<12}{line}" for name, line in ACTIONS.items()]

@@ -123,11 +123,7 @@ def _write_chats(data: Any, path: str) -> int:
 
 
 def edit_images(options: ArmadaLiteOptions) -> int:
-    """Make the edited images of all concepts, or what is missing of them, and write them as training data.
-
-    Returns:
-        0; 1 if the run stopped before its end or a concept failed; 130 if it was interrupted.
-    """
+    """Make the edited images of all concepts, or what is missing of them, and write them as training data."""
     options.need("data", "chat", "editor")
     assert options.chat is not None
     assert options.editor is not None

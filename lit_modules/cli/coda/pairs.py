@@ -44,11 +44,7 @@ class PairsOptions(CodaOptions):
 
 
 def find_pairs(options: PairsOptions) -> int:
-    """Find confusable pairs, or ask what is missing.
-
-    Returns:
-        0; 1 if the run stopped or an answer failed; 130 if it was interrupted.
-    """
+    """Find confusable pairs, or ask what is missing."""
     options.need("data", "chat")
     if options.shard is not None:
         raise UsageError("shard divides pairs, and these are not known yet; leave it out.")
@@ -99,11 +95,7 @@ def find_pairs(options: PairsOptions) -> int:
 
 
 def choose_subsets(concepts: Sequence[Concept], search: Confusions) -> list[Subset]:
-    """Return the options of each many-way question, and whose images it is asked about.
-
-    Raises:
-        ValueError: If a super-category has too few concepts, or there is no novel one and these are asked about.
-    """
+    """Return the options of each many-way question, and whose images it is asked about."""
     groups: dict[str, list[str]] = defaultdict(list)
     novel = [concept for concept in concepts if not concept.known]
     for concept in concepts:

@@ -51,11 +51,7 @@ class RunOptions(CodaOptions):
 
 
 def run_stages(options: RunOptions) -> int:
-    """Run the stages up to that of the action, or what is missing of them.
-
-    Returns:
-        0; 1 if the run stopped before its end or a concept failed; 130 if it was interrupted.
-    """
+    """Run the stages up to that of the action, or what is missing of them."""
     options.need("data", "chat", "generator", "embedder")
     until = UNTIL[options.action]
     if options.dry_run:
