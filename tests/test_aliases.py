@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from lit_modules.studies.launchers import ProcessLauncher, Task
-
 ROOT = Path(__file__).resolve().parent.parent
 OWN = "from lightning.pytorch import Callback\nclass MyCallback(Callback): pass\n"
 CONSOLE_SCRIPT = "import sys\nfrom lit_modules.cli import run\nif __name__ == '__main__':\n    sys.exit(run())\n"
@@ -88,13 +86,3 @@ def test_console_script_leaves_the_folder_out_if_told(tmp_path: Path) -> None:
     script.write_text(CONSOLE_SCRIPT, encoding="utf-8")
     done = python("-P", str(script), "fit", "--model", "mine.Method", folder=tmp_path)
     assert done.stderr == "error: There is no class 'mine.Method' for model.\n"
-
-
-def test_started_processes_find_own_files_and_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_own(tmp_path, "package", "MyCallback = 'mine'\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    code = "import callbacks, lit_modules.callbacks as ours; print(callbacks.MyCallback, 'EMA' in dir(ours))"
-    (outcome,) = ProcessLauncher().run([Task("one", ("-c", code), tmp_path / "log.txt")])
-    assert outcome.exit_code == 0
-    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "mine True\n"
