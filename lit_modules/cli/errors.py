@@ -7,10 +7,9 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from importlib import import_module
 from typing import NamedTuple
 
-from lit_modules.utils.arguments import argument_names
+from lit_modules.utils.arguments import argument_names, import_class
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.suggestions import did_you_mean
 
@@ -196,8 +195,7 @@ def _is_class_name(text: str) -> bool:
 
 def _arguments(path: str) -> list[str]:
     """Return the arguments that the class or function of an import path takes."""
-    module, _, name = path.rpartition(".")
-    target = getattr(import_module(module), name)
+    target = import_class(path)
     return argument_names(target) if isinstance(target, type) else list(inspect.signature(target).parameters)
 
 

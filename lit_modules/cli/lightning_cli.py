@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +24,7 @@ from lit_modules.cli.messages import SETUP
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.cli.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
 from lit_modules.cli.run_names import name_wandb_runs
-from lit_modules.utils.arguments import argument_names
+from lit_modules.utils.arguments import argument_names, import_class
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.resuming import bring
 
@@ -257,8 +256,7 @@ class ProjectCLI(LightningCLI):
         arguments = data.get("init_args")
         if not isinstance(name, str) or arguments is None or arguments.get("tokenizer") is not None:
             return
-        module, _, class_name = data["class_path"].rpartition(".")
-        if "tokenizer" in argument_names(getattr(import_module(module), class_name)):
+        if "tokenizer" in argument_names(import_class(data["class_path"])):
             arguments["tokenizer"] = name
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from lit_modules.cli.options import read_options
+from lit_modules.studies.tables import print_table
 from lit_modules.synthia.pairs.images import EndpointImages, ImageMaker, PipelineImages
 from lit_modules.synthia.pairs.preparation import Preparation
 from lit_modules.synthia.pairs.sources import STEPS, Amounts, Sources, Step
@@ -128,13 +127,11 @@ def main(args: list[str]) -> int:
 
 def print_counts(preparation: Preparation, steps: list[Step]) -> None:
     """Print how many items each step has, how many are finished and what is to be done; nothing is written."""
-    table = Table(title=f"dry run in {preparation.folder}", title_justify="left")
-    table.add_column("step")
-    for name in ("items", "finished", "to do"):
-        table.add_column(name, justify="right")
-    for step, (total, done) in preparation.counts().items():
-        table.add_row(step, str(total), str(done), str(total - done) if step in steps else "-")
-    Console().print(table, markup=False)
+    rows = [
+        [step, str(total), str(done), str(total - done) if step in steps else "-"]
+        for step, (total, done) in preparation.counts().items()
+    ]
+    print_table([["step", "items", "finished", "to do"], *rows], f"dry run in {preparation.folder}")
 
 
 @contextmanager
