@@ -76,22 +76,13 @@ def project_on_plane(
     root of a concave piecewise linear function; Newton's method from zero meets it exactly, after as many steps as
     pieces lie before it.
 
-    Args:
-        points: Points within the bounds, ``(versions, batch, *)``.
-        normal: Normals of the planes, ``(batch, *)``.
-        value: Value of the linear function at each point, ``(versions, batch)``.
-        norm: Norm of the move: ``linf``, ``l2`` or ``l1``.
-        lower: Least allowed value, broadcastable against a batch, or ``None``.
-        upper: Largest allowed value, broadcastable against a batch, or ``None``.
-
-    Returns:
-        Moves, shape of ``points``.
+    Takes points within the bounds, ``(versions, batch, *)``, the planes' normals, ``(batch, *)``, and the value of the
+    linear function at each point, ``(versions, batch)``.
 
     References:
         Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (arXiv 1907.02044),
         section 2.2.
     """
-    check_choice("norm", norm, ("linf", "l2", "l1"))
     versions, tiny = len(points), torch.finfo(points.dtype).tiny
     flat = normal.flatten(1)
     scale = flat.abs().amax(1, keepdim=True).clamp_min(tiny)
@@ -152,10 +143,20 @@ def _greedy(weight: Tensor, room: Tensor, need: Tensor, count: int = 32) -> Tens
     return moves
 
 
+class BoundaryAttack(MinimumNormAttack):
+    """Base of attacks that step to the nearest linearised boundary, or a targeted one to that of its target."""
+
+    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, and the linear function whose zeros are the boundary; it is positive beyond it."""
+        if active.targeted:
+            return active.gradient(x, margin)
+        return nearest_plane(active, x, carry["others"], self.norm)
+
+
 _FURTHER = 0.01  # of the distance so far
 
 
-class DeepFool(MinimumNormAttack):
+class DeepFool(BoundaryAttack):
     """DeepFool: a small perturbation by steps to the nearest linearised boundary.
 
     One forward pass and one backward pass over all classes considered give a step; samples leave when they are fooled.
@@ -208,12 +209,6 @@ class DeepFool(MinimumNormAttack):
         others = {} if state.targeted else {"others": likely_others(state, count)}
         return others | {"total": torch.zeros_like(state.x)}
 
-    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, and the difference of logits whose linear model has the nearest zero."""
-        if active.targeted:
-            return active.gradient(x, margin)
-        return nearest_plane(active, x, carry["others"], self.norm)
-
     def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
         """Add the move to the plane to the sum, and pass the boundary by the overshoot.
 
@@ -240,7 +235,7 @@ class FABArguments(MinimumNormArguments, total=False):
     search_steps: int
 
 
-class FAB(MinimumNormAttack):
+class FAB(BoundaryAttack):
     """Fast adaptive boundary attack: the smallest perturbation, by steps onto the linearised boundary.
 
     Each step linearises the boundary with the nearest class, projects the iterate and the sample onto it within the
@@ -295,12 +290,6 @@ class FAB(MinimumNormAttack):
     def initial_carry(self, state: AttackState) -> Carry:
         """Return the classes to compare with."""
         return {} if state.targeted else {"others": likely_others(state, None)}
-
-    def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, and the linear function whose zeros are the boundary; it is positive beyond it."""
-        if active.targeted:
-            return active.gradient(x, margin)
-        return nearest_plane(active, x, carry["others"], self.norm)
 
     def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
         """Project the iterate, drawn back if it fools, and the sample; move to a mix of both."""

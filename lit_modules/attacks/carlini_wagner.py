@@ -25,10 +25,6 @@ class ConstantSearch:
 
     A weight that fails is the new lower end, one that fools the new upper end. The next weight is the middle of the
     two, or ten times the last one while none has fooled yet.
-
-    Args:
-        like: Samples, for their number, dtype and device.
-        initial: First weight.
     """
 
     def __init__(self, like: Tensor, initial: float) -> None:
@@ -54,14 +50,7 @@ def class_scales(state: AttackState, classes: int = 9) -> Tensor:
     The stretch is the L2 norm of the gradient of the best other class's lead over that of the class's own, at the
     sample: by it, the largest lead is that of the class whose linearised boundary is nearest. It is 1 for the best
     other class, for those behind the first ``classes``, and from 0.01 to 100, since a gradient may be flat at the
-    sample alone.
-
-    Args:
-        state: Samples.
-        classes: Most classes compared, one backward pass each.
-
-    Returns:
-        The stretches, ``(batch, classes)``.
+    sample alone. Each class compared costs a backward pass. The stretches are ``(batch, classes)``.
     """
     point = state.point(state.x)
     logits = state.logits(point)

@@ -43,11 +43,7 @@ class FeatureState(AttackState):
         return replace(active, target=self.target[index])
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits, and the features in one row a sample, from one pass.
-
-        Raises:
-            ValueError: If the layer was not called, or does not give one value or more for each sample.
-        """
+        """Return logits, and the features in one row a sample, from one pass."""
         if self.tap is None:
             logits = self.logits(x)
             return logits, logits.flatten(1)
@@ -198,15 +194,7 @@ class FastFeature(Attack):
 
 @contextmanager
 def watch(model: Model, layer: str | nn.Module | None) -> Iterator[Tap | None]:
-    """Record the output of a layer while the context lasts.
-
-    Args:
-        model: Model; a module if the layer is named.
-        layer: Name of a submodule, a submodule, or ``None``, which records nothing.
-
-    Raises:
-        ValueError: If the model has no such layer.
-    """
+    """Record the output of a layer, a submodule or its name, while the context lasts; of ``None`` nothing."""
     if layer is None:
         yield None
         return

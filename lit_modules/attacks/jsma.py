@@ -99,16 +99,9 @@ def best_pair(first: Tensor, second: Tensor, allowed: Tensor, max_pairs: int = 2
 
     A place that two others match or pass in both values is in no best pair but one of equal worth, for one of the two
     can stand in for it. The places left are found by one sort, and are few: of independent values, a few times log d.
-    They alone are compared, so the pair is exact and memory does not grow with d squared.
-
-    Args:
-        first: ``(batch, d)``.
-        second: ``(batch, d)``.
-        allowed: Places that may be taken, ``(batch, d)``.
-        max_pairs: Most pairs compared at once.
-
-    Returns:
-        The pair, int64 ``(batch, 2)``, and whether there is one, ``(batch,)``.
+    They alone are compared, at most ``max_pairs`` pairs at once, so the pair is exact and memory does not grow with d
+    squared. Takes ``(batch, d)`` values and allowed places; returns the pair, int64 ``(batch, 2)``, and whether there
+    is one, ``(batch,)``.
     """
     none = float("-inf")
     order = torch.where(allowed, first, none).argsort(dim=1, descending=True, stable=True)

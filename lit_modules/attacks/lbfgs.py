@@ -66,10 +66,9 @@ class LBFGS(Attack):
         **shared: Unpack[AttackArguments],
     ) -> None:
         super().__init__(**shared)
-        check_count(search_steps=search_steps, steps=steps)
+        check_count(search_steps=search_steps, steps=steps, max_batch_size=max_batch_size)
         check_positive(initial_const=initial_const)
         check_count(least=0, refine_steps=refine_steps)
-        check_count(max_batch_size=max_batch_size)
         self.search_steps = search_steps
         self.steps = steps
         self.initial_const = initial_const
@@ -80,9 +79,7 @@ class LBFGS(Attack):
 
     def attack(self, state: AttackState) -> Outcome:
         """Run the rounds of every sample, then bisect."""
-        places = state.positions()
-        size = self.max_batch_size
-        parts = [self._search(state.select(places[i : i + size])) for i in range(0, len(places), size)]
+        parts = [self._search(state.select(index)) for index in state.positions().split(self.max_batch_size)]
         adversarial, success = (torch.cat(values) for values in zip(*parts, strict=True))
         if bool(success.any()):
             index = success.nonzero()[:, 0]
@@ -144,15 +141,10 @@ class _Closed(BaseException):
 def minimise_together(
     starts: list[Array], bounds: list[tuple[Array, Array] | None], evaluate: Evaluate, steps: int
 ) -> None:
-    """Run one L-BFGS-B for each start, and evaluate their points together.
+    """Run one L-BFGS-B of at most ``steps`` iterations for each start, and evaluate their points together.
 
-    Each optimiser runs in a thread of its own; all of them wait while the caller's thread evaluates.
-
-    Args:
-        starts: Where the optimisers start, a vector each.
-        bounds: Least and largest values of each, or ``None``.
-        evaluate: Gives value and gradient for the optimisers named and their points.
-        steps: Most iterations.
+    Each optimiser runs in a thread of its own; all of them wait while the caller's thread evaluates. ``evaluate`` gives
+    value and gradient for the optimisers named and their points.
     """
     from scipy.optimize import Bounds, minimize
 
@@ -191,8 +183,7 @@ def minimise_together(
     try:
         while active:
             requests: dict[int, Array] = {}
-            waiting = active
-            for _ in range(waiting):
+            for _ in range(active):
                 number, question = questions.get()
                 if isinstance(question, BaseException):
                     raise question
@@ -201,9 +192,8 @@ def minimise_together(
                 else:
                     requests[number] = question
             order = sorted(requests)
-            for number, answer in zip(
-                order, evaluate(order, [requests[n] for n in order]) if order else [], strict=True
-            ):
+            replies = evaluate(order, [requests[number] for number in order]) if order else []
+            for number, answer in zip(order, replies, strict=True):
                 answers[number].put(answer)
     finally:
         for queue in answers:

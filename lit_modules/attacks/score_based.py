@@ -39,17 +39,6 @@ def estimate_gradient(
         fd_step: Length of the difference in each coordinate, in units of the samples.
         max_batch: Most points in one call of ``values``; at least two versions of each sample go at once.
 
-    Returns:
-        Estimates, shape of ``x``.
-
-    Example:
-        >>> from lit_modules.attacks.engine.random import SampleRandom
-        >>> x = torch.zeros(1, 3)
-        >>> slope, draw = torch.tensor([1.0, -2.0, 3.0]), SampleRandom.of(x, seed=0).sign
-        >>> estimate = estimate_gradient(lambda p: p @ slope, x, draw, directions=4096, fd_step=0.1, max_batch=512)
-        >>> bool((estimate - slope).abs().max() < 0.3)
-        True
-
     References:
         Spall, "Multivariate stochastic approximation using a simultaneous perturbation gradient approximation" (IEEE
         TAC 1992); Ilyas et al., "Black-box adversarial attacks with limited queries and information" (arXiv

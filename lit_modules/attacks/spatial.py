@@ -133,14 +133,9 @@ class SpatialTransform(Attack):
 
 
 def warp(images: Tensor, flow: Tensor, padding_mode: Border = "border") -> Tensor:
-    """Return images read at displaced places, bilinearly.
+    """Return images read at displaced places, bilinearly (``align_corners=False``).
 
-    Places are counted in pixels, with the pixel's centre as its place (``align_corners=False``).
-
-    Args:
-        images: ``(batch, channel, height, width)``.
-        flow: Displacement of the place to read, rows then columns, in pixels, ``(batch, 2, height, width)``.
-        padding_mode: What lies beyond the border.
+    The flow is the displacement of the place to read, rows then columns, in pixels, ``(batch, 2, height, width)``.
     """
     height, width = images.shape[2:]
     rows = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 0]
@@ -153,9 +148,6 @@ def flow_variation(flow: Tensor) -> Tensor:
     """Return the summed lengths of the differences between neighbouring displacements, ``(batch,)``.
 
     Each pair of neighbours counts once; the paper's sum over all neighbours of all pixels counts it twice.
-
-    Args:
-        flow: ``(batch, 2, height, width)``, in pixels.
 
     References:
         Xiao et al. (arXiv 1801.02612), equation 4.
@@ -274,11 +266,8 @@ class RotationTranslation(Attack):
 def move(images: Tensor, moves: Tensor, padding_mode: Border = "zeros") -> Tensor:
     """Return images rotated about their centre, then shifted, read bilinearly (``align_corners=False``).
 
-    Args:
-        images: ``(batch, channel, height, width)``.
-        moves: Degrees, anticlockwise as one looks at the image, and shift down and to the right in pixels, ``(batch,
-            3)``.
-        padding_mode: What comes in from outside.
+    Moves are degrees, anticlockwise as one looks at the image, and the shifts down and to the right in pixels,
+    ``(batch, 3)``.
     """
     height, width = images.shape[2:]
     angle, down, right = (moves * moves.new_tensor([math.pi / 180, 1, 1])).T[:, :, None, None]
