@@ -168,13 +168,13 @@ class PenaltyAttack(Attack):
                 warn_zero_gradient(gradient)
                 first = False
             weight = search.weight[positions]
-            minimised, kept = self.distances(x - active.x)
+            minimised, ranked = self.distances(x - active.x)
             fooled = active.fooled(logits) & (lead >= 0)
             successful |= fooled & (count >= interval)
-            better = (fooled & (-kept > score[positions])).nonzero()[:, 0]
+            better = (fooled & (-ranked > score[positions])).nonzero()[:, 0]
             if len(better):
                 adversarial[positions[better]] = x[better]
-                score[positions[better]] = -kept[better]
+                score[positions[better]] = -ranked[better]
             gradient = gradient * per_sample(torch.where(lead < 0, -weight, 0), x)  # it may be expanded
             self.update(active, carry, x, gradient, count)
             count += 1

@@ -20,7 +20,7 @@ from lit_modules.attacks.engine.base import Attack, AttackArguments, AttackResul
 from lit_modules.attacks.engine.checks import Radius, check_choice, check_radius, check_samples
 from lit_modules.attacks.engine.losses import cross_entropy, margin
 from lit_modules.attacks.engine.norms import lp_norm
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Outcome
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Outcome, Seed
 from lit_modules.attacks.square import Square
 from lit_modules.utils.arguments import Unpack
 
@@ -213,9 +213,7 @@ class AutoAttack(Attack):
         self.check = check
         self._members = self._custom(self.attacks) if self.attacks else _members(norm, version)
 
-    def run(
-        self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: int | torch.Generator | None = None
-    ) -> AutoAttackResult:
+    def run(self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: Seed = None) -> AutoAttackResult:
         """Return the adversarial samples with the count of robust samples after each attack; see the base class."""
         check_samples(x)
         if not len(x):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_modules.attacks.engine.base import Attack, AttackResult, warn_zero_gradient
 from lit_modules.attacks.engine.checks import Bounds, Radius, check_count, check_positive, check_samples
 from lit_modules.attacks.engine.norms import random_in_ball
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Outcome
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Outcome, Seed
 from lit_modules.utils.arguments import Unpack
 
 
@@ -126,9 +126,7 @@ class FastFeature(Attack):
         self.random_start = random_start
         self.layer = layer
 
-    def __call__(
-        self, model: Model, x: Tensor, guide: Tensor | None = None, *, seed: int | torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, model: Model, x: Tensor, guide: Tensor | None = None, *, seed: Seed = None) -> Tensor:
         """Return samples with features like the guides'.
 
         Args:
@@ -139,9 +137,7 @@ class FastFeature(Attack):
         """
         return self.run(model, x, guide, seed=seed).adversarial
 
-    def run(
-        self, model: Model, x: Tensor, guide: Tensor | None = None, *, seed: int | torch.Generator | None = None
-    ) -> AttackResult:
+    def run(self, model: Model, x: Tensor, guide: Tensor | None = None, *, seed: Seed = None) -> AttackResult:
         """Return the samples with success, distance and cost; arguments as of a call.
 
         Raises:

@@ -109,13 +109,13 @@ def best_pair(first: Tensor, second: Tensor, allowed: Tensor, max_pairs: int = 2
     before = torch.full_like(ranked[:, :1], none)
     largest = torch.cat([before, ranked.cummax(1).values[:, :-1]], 1)  # of the columns before
     runner_up = torch.minimum(ranked, largest).cummax(1).values
-    keep = ranked > torch.cat([before, runner_up[:, :-1]], 1)
-    count = max(2, int(keep.sum(1).max())) if keep.shape[1] > 1 else 1
-    chosen = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-    kept = keep.gather(1, chosen)
+    undominated = ranked > torch.cat([before, runner_up[:, :-1]], 1)
+    count = max(2, int(undominated.sum(1).max())) if undominated.shape[1] > 1 else 1
+    chosen = undominated.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    present = undominated.gather(1, chosen)
     columns = order.gather(1, chosen)
-    a = torch.where(kept, first.gather(1, columns), none)
-    b = torch.where(kept, second.gather(1, columns), none)
+    a = torch.where(present, first.gather(1, columns), none)
+    b = torch.where(present, second.gather(1, columns), none)
     best = torch.full_like(a[:, 0], none)
     pair = torch.zeros_like(columns[:, :1]).expand(-1, 2).clone()
     rows = torch.arange(len(a), device=a.device)

@@ -400,8 +400,8 @@ class FMN(MinimumNormAttack):
         if self.norm == "l0":
             flat = move.flatten(1)
             order = flat.abs().argsort(dim=1, descending=True)
-            kept = torch.arange(flat.shape[1], device=move.device) < radius[:, None]
-            return torch.zeros_like(flat).scatter_(1, order, flat.gather(1, order) * kept).view_as(move)
+            inside = torch.arange(flat.shape[1], device=move.device) < radius[:, None]
+            return torch.zeros_like(flat).scatter_(1, order, flat.gather(1, order) * inside).view_as(move)
         limit = per_sample(radius.clamp_max(1e30), move)
         if self.norm != "l1":
             return project(move, limit, self.norm)

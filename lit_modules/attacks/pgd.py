@@ -12,7 +12,7 @@ from lit_modules.attacks.engine.base import Attack, AttackArguments, warn_zero_g
 from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_positive, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
 from lit_modules.attacks.engine.norms import normalise, project, random_in_ball, steepest
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Model, Outcome
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Model, Outcome, Seed
 from lit_modules.utils.arguments import Unpack
 
 Keep = Literal["first", "best", "last"]
@@ -83,9 +83,7 @@ class GradientAttack(Attack):
         self.eot_samples = eot_samples
         self._loss = resolve_loss(loss)
 
-    def __call__(
-        self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: int | torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: Seed = None) -> Tensor:
         """Return adversarial samples; see the base class.
 
         With ``keep="last"`` and one restart nothing but the steps is computed, for misclassified samples too.

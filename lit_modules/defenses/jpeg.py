@@ -71,8 +71,8 @@ class JPEG(ImageProcessor):
         for name, table in (("_luminance", _LUMINANCE), ("_chrominance", _CHROMINANCE)):
             steps = ((torch.tensor(table) * scale + 50) // 100).clamp(1, 255).float()
             self.register_buffer(name, steps, persistent=False)
-        places = torch.arange(8, dtype=torch.float64)
-        cosine = torch.cos((2 * places[None] + 1) * places[:, None] * math.pi / 16) / 2
+        positions = torch.arange(8, dtype=torch.float64)
+        cosine = torch.cos((2 * positions[None] + 1) * positions[:, None] * math.pi / 16) / 2
         cosine[0] /= math.sqrt(2)
         self.register_buffer("_cosine", cosine.float(), persistent=False)
         self.register_buffer("_colour", torch.tensor(_COLOUR, dtype=torch.float64).float(), persistent=False)

@@ -250,8 +250,8 @@ class GaussianSmoothing(ConvSmoothing):
         if kernel_size is None:
             kernel_size = math.ceil(4 * sigma) // 2 * 2 + 1
         check_count(kernel_size=kernel_size)
-        places = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
-        weights = torch.exp(-(places**2) / (2 * sigma**2))
+        offsets = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
+        weights = torch.exp(-(offsets**2) / (2 * sigma**2))
         weights /= weights.sum()
         super().__init__(torch.outer(weights, weights).float(), padding_mode)
 

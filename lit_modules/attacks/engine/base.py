@@ -26,7 +26,7 @@ from lit_modules.attacks.engine.checks import (
 )
 from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.engine.random import SampleRandom
-from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Oracle, Outcome, check_repeatable
+from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Oracle, Outcome, Seed, check_repeatable
 from lit_modules.attacks.wrappers import EOT, EstimatedGradient
 from lit_modules.utils.fingerprint import UnidentifiableError, identify
 from lit_modules.utils.model_modes import evaluation_mode, modules_of, no_parameter_gradients
@@ -125,9 +125,7 @@ class Attack(ABC):
     def attack(self, state: AttackState) -> Outcome:
         """Attack samples that the model still classifies as it should: the method proper, one restart."""
 
-    def __call__(
-        self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: int | torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: Seed = None) -> Tensor:
         """Return adversarial samples, shape and dtype of ``x``.
 
         Args:
@@ -138,9 +136,7 @@ class Attack(ABC):
         """
         return self.run(model, x, y, seed=seed).adversarial
 
-    def run(
-        self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: int | torch.Generator | None = None
-    ) -> AttackResult:
+    def run(self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: Seed = None) -> AttackResult:
         """Return the adversarial samples with success, distance and cost; arguments as of a call.
 
         Raises:
@@ -192,9 +188,7 @@ class Attack(ABC):
             stack.enter_context(evaluation_mode(model))
         return stack
 
-    def prepare(
-        self, model: Model, x: Tensor, y: Tensor | None, seed: int | torch.Generator | None, clean: bool = True
-    ) -> AttackState:
+    def prepare(self, model: Model, x: Tensor, y: Tensor | None, seed: Seed, clean: bool = True) -> AttackState:
         """Check the arguments of a call and return the state of the whole batch.
 
         Without ``clean`` the clean samples are evaluated only if ``y`` is ``None``.

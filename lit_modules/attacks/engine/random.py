@@ -33,8 +33,8 @@ def _mix(z: Tensor) -> Tensor:
 def sample_keys(x: Tensor) -> Tensor:
     """Return a 64-bit hash of each sample's float32 values, shape ``(batch,)``."""
     bits = x.detach().float().reshape(len(x), -1).contiguous().view(torch.int32).to(torch.int64)
-    places = _mix(torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN) | 1
-    return _mix((bits * places).sum(1))
+    multipliers = _mix(torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN) | 1
+    return _mix((bits * multipliers).sum(1))
 
 
 class SampleRandom:
@@ -68,9 +68,9 @@ class SampleRandom:
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
         count = math.prod(shape)
-        places = torch.arange(self.position, self.position + count, device=self.keys.device) * _GOLDEN
+        counters = torch.arange(self.position, self.position + count, device=self.keys.device) * _GOLDEN
         self.position += count
-        return _mix(self.keys[:, None] + places).reshape(-1, *shape)
+        return _mix(self.keys[:, None] + counters).reshape(-1, *shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """Return float32 numbers strictly between 0 and 1, ``(batch, *shape)``."""

@@ -16,6 +16,7 @@ from lit_modules.attacks.engine.random import SampleRandom
 from lit_modules.utils.model_modes import modules_of
 
 Model = Callable[[Tensor], Tensor]
+Seed = int | torch.Generator | None  # ``None`` takes that of the attack
 Carry = dict[str, Tensor]  # values of each sample, (batch, ...), that an attack carries from step to step
 
 
