@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import lit_modules.attacks
 from lit_modules.attacks import Attack, AttackResult
+from lit_modules.attacks.engine.losses import margin
 from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.utils.fingerprint import identify
 from tests.attacks.helpers import Recorder
@@ -251,6 +252,7 @@ def test_targeted_or_refused(name: str, norm: str) -> None:
     target = model(x).topk(2).indices[:, 1]
     result = attack.run(model, x, target)
     assert torch.equal(model(result.adversarial).argmax(1) == target, result.success)
+    assert bool((margin(model(result.adversarial), target) <= margin(model(x), target) + 1e-6).all())
 
 
 @representative

@@ -78,6 +78,14 @@ def test_radius_of_ddn_grows_until_fooled_and_then_shrinks() -> None:
     assert float(result.distance) == pytest.approx(1.21, abs=1e-5)
 
 
+def test_radius_of_fmn_begins_beyond_the_linearised_boundary() -> None:
+    model = Recorder(opposed(torch.tensor([1.0, 0.0])))
+    FMN(norm="l2", steps=2, step_size=9.0, gamma=0.1, bounds=None)(model, torch.tensor([[1.2, 0.0]]))
+    moves = [1.2 - float(point[0, 0]) for point in model.asked[2:]]
+    assert moves[0] == pytest.approx(1.2 * 1.05, rel=1e-4)  # half of gamma goes on top
+    assert moves[1] < 1.2 * 1.05  # it fooled, so the ball shrinks
+
+
 @pytest.mark.parametrize(("levels", "low", "high"), [(256, 0.0, 1.0), (5, -1.0, 3.0)])
 def test_levels_of_ddn_are_kept(levels: int, low: float, high: float) -> None:
     result = DDN(steps=30, levels=levels, bounds=(low, high)).run(curved(), images(10, 3, 4, 4, seed=2))

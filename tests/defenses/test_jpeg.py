@@ -19,7 +19,7 @@ def pictures(*shape: int) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
-@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 28, 28), (2, 3, 33, 47), (1, 1, 13, 9)])
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 28, 28), (2, 3, 33, 47), (2, 3, 24, 40), (1, 1, 13, 9)])
 @pytest.mark.parametrize("quality", [10, 50, 75, 95, 100])
 def test_against_the_codec(shape: tuple[int, ...], quality: int) -> None:
     x = pictures(*shape)
