@@ -252,7 +252,9 @@ def test_targeted_or_refused(name: str, norm: str) -> None:
     target = model(x).topk(2).indices[:, 1]
     result = attack.run(model, x, target)
     assert torch.equal(model(result.adversarial).argmax(1) == target, result.success)
-    assert bool((margin(model(result.adversarial), target) <= margin(model(x), target) + 1e-6).all())
+    nearer = margin(model(x), target) - margin(model(result.adversarial), target)
+    assert bool((nearer >= -1e-6).all())
+    assert bool((nearer > 1e-3).any())
 
 
 @representative
