@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import LUME
 from datamodules.lume.rows import read_rows
+from tests.small_runs import OneWeight, quiet_trainer, zeros
 
 BOTH = ("sc1", "qa0")
 
@@ -312,6 +314,25 @@ def test_real_splits(splits: str, lume: Callable[..., LUME], lume_root: Path) ->
     assert part.items() <= whole.items()  # no document straddles a split
 
 
+def test_batches_may_be_overfitted_and_sent_to_workers(lume: Callable[..., LUME], tmp_path: Path) -> None:
+    class Forgetful(OneWeight):
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+            seen.extend(batch["forget"]["id"])
+            return super().training_step(next(iter(zeros())), batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    seen: list[str] = []
+    data = lume(num_workers=2)
+    with pytest.warns(UserWarning, match="You requested to overfit"):
+        quiet_trainer(tmp_path, max_epochs=3, overfit_batches=2).fit(Forgetful(), data)
+    assert seen[:2] * 3 == seen
+    assert len(seen) == 6
+    assert ids(data.predict_dataloader()) == ids(lume().predict_dataloader())
+    for loader in (data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()):
+        pickle.dumps(loader.dataset)  # as workers that are spawned and not forked need it
+
+
 def test_by_task_cuts_each_set_into_its_tasks(lume: Callable[..., LUME], lume_folder: Path) -> None:
     data = lume(by_task=True, batch_size=4)
     batches = list(data.train_dataloader())
@@ -329,9 +350,10 @@ def test_by_task_cuts_each_set_into_its_tasks(lume: Callable[..., LUME], lume_fo
     assert data.train_dataloader().sampler.identity()["rows of each task"] == "4, 12, 4, 4, 12, 4"  # type: ignore[union-attr]
 
 
-def test_by_task_on_ranks_and_in_epochs(lume: Callable[..., LUME]) -> None:
+@pytest.mark.parametrize("by_task", [True, False])
+def test_ranks_share_the_batches_and_epochs_differ(by_task: bool, lume: Callable[..., LUME]) -> None:
     def seen(epoch: int, rank: int, world_size: int, batch_size: int) -> list[list[tuple[str, ...]]]:
-        data = lume(by_task=True, batch_size=batch_size)
+        data = lume(by_task=by_task, batch_size=batch_size)
         data.trainer = SimpleNamespace(callbacks=[], global_rank=rank, world_size=world_size, limit_train_batches=1.0)  # type: ignore[assignment]
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
