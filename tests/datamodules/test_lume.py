@@ -141,10 +141,7 @@ def test_membership(lume: Callable[..., LUME], lume_folder: Path, tokenizer: Pre
 def test_hold_out_stands_in_for_missing_nonmembers(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
     root = write_sets({("1", "Task3"): BOTH, ("2", "Task3"): BOTH, ("a", "Task2"): BOTH}, {("3", "Task3"): BOTH})
     documents = lume(root=str(root)).documents()
-    assert [(name, text, member) for name, text, member, _ in documents[:2]] == [
-        ("1", "1 sc1 asks 1 says", True),
-        ("2", "2 sc1 asks 2 says", True),
-    ]
+    assert [document[:3] for document in documents[:2]] == [(i, f"{i} sc1 asks {i} says", True) for i in "12"]
     assert [(member, source) for _, _, member, source in documents[2:]] == [(False, "synthetic hold-out")] * 2
     assert lume(root=str(root)).documents() == documents
     # the questions need not be selected for the documents to be attacked
@@ -168,12 +165,8 @@ def test_members_and_nonmembers_by_path(lume: Callable[..., LUME], write_sets: C
     assert [name for name, _, member, _ in lume(root=str(root)).documents() if member] == ["3", "159"]
     assert sum(member for _, _, member, _ in lume(root=str(root), max_documents=7).documents()) == 7
     for content, sentence in (
-        (
-            '{"member_document_ids": ["3", "a"]}',
-            "must list Task3 documents of the forget set, got 1 others, such as 'a'",
-        ),
+        ('{"member_document_ids": ["3", "a"]}', "must list Task3 documents of the forget set, got 1 others"),
         ('{"member_document_ids": [3]}', r"must be JSON with a list of ids at \['member_document_ids'\]"),
-        ("nonsense", "must be JSON with a list of ids"),
     ):
         members.write_text(content)
         with pytest.raises(ValueError, match=sentence):
@@ -186,13 +179,6 @@ def test_members_and_nonmembers_by_path(lume: Callable[..., LUME], write_sets: C
             lume(root=str(root), **{name: "nowhere.json"}).documents()
 
 
-def _chosen(data: LUME) -> tuple[tuple[str, ...], ...]:
-    """Return the rows, and the documents of the membership attack."""
-    return tuple(row.id for name in ("forget", "retain") for row in data.rows[name]), tuple(
-        text for _, text, _, _ in data.documents()
-    )
-
-
 def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
     data = lume(max_documents=1)
     for name in ("forget", "retain"):
@@ -203,9 +189,14 @@ def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
     assert lume(max_documents=1, subset="all").rows == data.rows
     same = {row.document for row in lume(max_documents=1, kinds=("qa",)).rows["forget"]}
     assert same == {row.document for row in data.rows["forget"]}
-    seeds = range(5)
-    assert len({_chosen(lume(max_documents=1, document_seed=seed)) for seed in seeds}) > 1
-    assert {_chosen(lume(max_documents=1, seed=seed)) for seed in seeds} == {_chosen(data)}
+
+    def choice(**seeds: int) -> tuple[str, ...]:
+        data = lume(max_documents=1, **seeds)
+        rows = [row.id for name in ("forget", "retain") for row in data.rows[name]]
+        return (*rows, *(text for _, text, _, _ in data.documents()))
+
+    assert len({choice(document_seed=seed) for seed in range(5)}) > 1
+    assert len({choice(seed=seed) for seed in range(5)}) == 1
 
 
 def test_filters_and_splits(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
