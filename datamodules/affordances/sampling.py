@@ -1,5 +1,6 @@
 """The order of a curriculum: which pairs of affordances a run meets in which epoch."""
 
+import itertools
 import math
 import random
 from bisect import bisect_right
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from ..common.checks import check_at_least, check_choices
-from ..common.sampling import BatchSampler, permutation
+from ..common.sampling import BatchSampler, orders, permutation
 
 Mode = Literal["staged", "cumulative", "competence", "random"]
 
@@ -142,7 +143,9 @@ class CurriculumSampler(BatchSampler):
         """Return the items of this epoch, each with its number if ``choices`` is given."""
         epoch = self.data_epoch
         if self.mode == "random":
-            items = self._endless(range(self.items), epoch * self.length, self.length)
+            number, skipped = divmod(epoch * self.length, self.items)
+            drawn = (permutation(self.items, self.seed, number) for number in itertools.count(number))
+            items = list(itertools.islice(itertools.chain.from_iterable(drawn), skipped, skipped + self.length))
         elif self.mode == "competence":
             items = self._by_competence(epoch)
         else:
@@ -170,12 +173,12 @@ class CurriculumSampler(BatchSampler):
         stage = self.stage_of(epoch) or 0
         own = self.members[stage]
         rows = len(own) if -(-len(own) // self.global_batch_size) == len(self) else self.length
-        items = [own[place] for place in self._passes(len(own), epoch, rows)]
+        items = [own[index] for index in orders(len(own), rows, self.seed, epoch, itertools.count())]
         earlier = [item for members in self.members[:stage] for item in members]
         if self.mode == "staged" or not earlier:
             return items
         coins = random.Random(f"{self.seed}/{epoch}/replay")
-        replayed = self._passes(len(earlier), epoch, rows, first=-1, step=-1)
+        replayed = orders(len(earlier), rows, self.seed, epoch, itertools.count(-1, -1))
         return [
             earlier[other] if coins.random() < self.replay else item
             for item, other in zip(items, replayed, strict=True)
@@ -192,24 +195,6 @@ class CurriculumSampler(BatchSampler):
                 pool += pool
             items += generator.sample(pool, size)
         return items
-
-    def _endless(self, items: Sequence[int], start: int, count: int) -> list[int]:
-        """Return a stretch of one random order of the items after the other."""
-        order: list[int] = []
-        number, skipped = divmod(start, len(items))
-        while len(order) < skipped + count:
-            order += permutation(len(items), self.seed, number)
-            number += 1
-        return order[skipped : skipped + count]
-
-    def _passes(self, length: int, epoch: int, count: int, first: int = 0, step: int = 1) -> list[int]:
-        """Return ``count`` places of as many random orders of ``range(length)`` as it takes."""
-        order: list[int] = []
-        stream = first
-        while len(order) < count:
-            order += permutation(length, self.seed, epoch, stream)
-            stream += step
-        return order[:count]
 
 
 def _members(stages: Sequence[int]) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -17,6 +17,12 @@ def permutation(length: int, seed: int, epoch: int, stream: int = 0) -> list[int
     order = list(range(length))
     random.Random(f"{seed}/{epoch}/{stream}").shuffle(order)
     return order
+
+
+def orders(length: int, count: int, seed: int, epoch: int, streams: Iterable[int]) -> list[int]:
+    """Return the first ``count`` places of one order of ``range(length)`` after the other, each of its own stream."""
+    drawn = (permutation(length, seed, epoch, stream) for stream in streams)
+    return list(itertools.islice(itertools.chain.from_iterable(drawn), count))
 
 
 class BatchSampler(DistributedSampler[Any]):
@@ -116,9 +122,8 @@ class PairSampler(BatchSampler):
         """Return the pairs of this epoch, each a forget index and a retain index."""
         epoch = self.epoch - self.lag
         anchors = permutation(self.length, self.seed, epoch)
-        streams = range(1, 2 + self.length // self.other)
-        others = [row for stream in streams for row in permutation(self.other, self.seed, epoch, stream)]
-        pairs = zip(anchors, others, strict=False)
+        others = orders(self.other, self.length, self.seed, epoch, itertools.count(1))
+        pairs = zip(anchors, others, strict=True)
         return [(a, b) if self.anchor == "forget" else (b, a) for a, b in pairs]
 
     def identity(self) -> dict[str, int | str]:
@@ -156,13 +161,11 @@ class GroupSampler(BatchSampler):
 
     def order(self) -> list[tuple[int, ...]]:
         """Return a row number of each task, for each row of the longest anchor."""
-        columns: list[list[int]] = []
-        for index, length in enumerate(self.lengths):
-            column: list[int] = []
-            while len(column) < self.length:
-                stream = index + len(self.lengths) * (len(column) // length)
-                column += permutation(length, self.seed, self.epoch - self.lag, stream)
-            columns.append(column[: self.length])
+        epoch, tasks = self.epoch - self.lag, len(self.lengths)
+        columns = [
+            orders(length, self.length, self.seed, epoch, itertools.count(index, tasks))
+            for index, length in enumerate(self.lengths)
+        ]
         return list(zip(*columns, strict=True))
 
     def identity(self) -> dict[str, int | str]:

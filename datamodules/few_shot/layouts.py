@@ -505,7 +505,7 @@ def _card_names(card: Path, column: str | None) -> list[str] | None:
         content = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError as error:
         raise ValueError(f"The head of {card} must be YAML, and is not: {' '.join(str(error).split())}.") from error
-    infos = content.get("dataset_info") if isinstance(content, dict) else None
+    infos: Any = content.get("dataset_info") if isinstance(content, dict) else None
     try:
         features = [
             feature

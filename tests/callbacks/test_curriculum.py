@@ -118,22 +118,6 @@ def test_a_metric_brings_stages_forward(
     assert sampler.starts == starts
 
 
-def test_a_resumed_run_keeps_what_the_metric_decided(tmp_path: Path) -> None:
-    scores = [0.5, 0.4, 0.4, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7]
-    whole = Stages([0, 5, 8])
-    callback = Curriculum("val/recall", patience=2)
-    fit(tmp_path, callback, whole, scores, max_epochs=9)
-    assert whole.starts == [0, 3, 6]
-    first = Curriculum("val/recall", patience=2)
-    for stop in (2, 4, 7):
-        _, trainer = fit(tmp_path, first, [0, 5, 8], scores, max_epochs=stop)
-        trainer.save_checkpoint(tmp_path / "run.ckpt")
-        sampler, then = Stages([0, 5, 8]), Curriculum("val/recall", patience=2)
-        fit(tmp_path, then, sampler, scores, tmp_path / "run.ckpt", max_epochs=9)
-        assert sampler.starts == whole.starts
-        assert then.state_dict() == callback.state_dict()
-
-
 def test_a_second_run_begins_anew(tmp_path: Path) -> None:
     callback = Curriculum("val/recall")
     for _ in range(2):

@@ -197,9 +197,7 @@ def test_processes_share_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        TypeError, match=r"asks for OneWeight\.generate\(affordances, num_images=, seed=\), which is"
-    ):
+    with pytest.raises(TypeError, match=r"asks for OneWeight\.generate\(affordances, num_images=, seed=\), which is"):
         fit(OneWeight(), tmp_path, SampleGrid(PAIRS))
     with pytest.raises(TypeError, match=r"of shape \(4, 3, height, width\), got torch.float32 \(4, 1, 8, 6\)"):
         fit(Grey(), tmp_path, SampleGrid(PAIRS))

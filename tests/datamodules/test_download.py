@@ -1,10 +1,6 @@
 import hashlib
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,21 +14,12 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server(serve: Callable[[Path], str], tmp_path: Path) -> str:
     """Address of a server of two files."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None: ...
-
-    folder = tmp_path / "served"
-    folder.mkdir()
     for name in ("forget.jsonl", "retain.jsonl"):
-        (folder / name).write_bytes(CONTENT)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+        (tmp_path / "served").mkdir(exist_ok=True)
+        (tmp_path / "served" / name).write_bytes(CONTENT)
+    return serve(tmp_path / "served")
 
 
 def test_a_file_is_downloaded_once(server: str, tmp_path: Path) -> None:

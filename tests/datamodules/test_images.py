@@ -3,11 +3,8 @@
 import gzip
 import pickle
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from hashlib import md5
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -332,24 +329,10 @@ def test_damaged_npz_and_two_of_them(cifar_file: Path) -> None:
         CIFAR10(str(cifar_file.parent)).setup("fit")
 
 
-@pytest.fixture
-def server(mnist_files: Path) -> Iterator[str]:
-    """Serves the four files."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(mnist_files)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_download(server: str, mnist_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download(
+    serve: Callable[[Path], str], mnist_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = f"{serve(mnist_files)}/"
     sums = [(f"{name}.gz", md5((mnist_files / f"{name}.gz").read_bytes()).hexdigest()) for name in NAMES]
     monkeypatch.setattr(datasets.MNIST, "resources", sums)
     monkeypatch.setattr(datasets.MNIST, "mirrors", [server])

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import LUME
 from datamodules.lume.rows import read_rows
+from tests.small_runs import OneWeight, quiet_trainer, zeros
 
 BOTH = ("sc1", "qa0")
 
@@ -139,10 +141,7 @@ def test_membership(lume: Callable[..., LUME], lume_folder: Path, tokenizer: Pre
 def test_hold_out_stands_in_for_missing_nonmembers(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
     root = write_sets({("1", "Task3"): BOTH, ("2", "Task3"): BOTH, ("a", "Task2"): BOTH}, {("3", "Task3"): BOTH})
     documents = lume(root=str(root)).documents()
-    assert [(name, text, member) for name, text, member, _ in documents[:2]] == [
-        ("1", "1 sc1 asks 1 says", True),
-        ("2", "2 sc1 asks 2 says", True),
-    ]
+    assert [document[:3] for document in documents[:2]] == [(i, f"{i} sc1 asks {i} says", True) for i in "12"]
     assert [(member, source) for _, _, member, source in documents[2:]] == [(False, "synthetic hold-out")] * 2
     assert lume(root=str(root)).documents() == documents
     # the questions need not be selected for the documents to be attacked
@@ -166,12 +165,8 @@ def test_members_and_nonmembers_by_path(lume: Callable[..., LUME], write_sets: C
     assert [name for name, _, member, _ in lume(root=str(root)).documents() if member] == ["3", "159"]
     assert sum(member for _, _, member, _ in lume(root=str(root), max_documents=7).documents()) == 7
     for content, sentence in (
-        (
-            '{"member_document_ids": ["3", "a"]}',
-            "must list Task3 documents of the forget set, got 1 others, such as 'a'",
-        ),
+        ('{"member_document_ids": ["3", "a"]}', "must list Task3 documents of the forget set, got 1 others"),
         ('{"member_document_ids": [3]}', r"must be JSON with a list of ids at \['member_document_ids'\]"),
-        ("nonsense", "must be JSON with a list of ids"),
     ):
         members.write_text(content)
         with pytest.raises(ValueError, match=sentence):
@@ -184,13 +179,6 @@ def test_members_and_nonmembers_by_path(lume: Callable[..., LUME], write_sets: C
             lume(root=str(root), **{name: "nowhere.json"}).documents()
 
 
-def _chosen(data: LUME) -> tuple[tuple[str, ...], ...]:
-    """Return the rows, and the documents of the membership attack."""
-    return tuple(row.id for name in ("forget", "retain") for row in data.rows[name]), tuple(
-        text for _, text, _, _ in data.documents()
-    )
-
-
 def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
     data = lume(max_documents=1)
     for name in ("forget", "retain"):
@@ -201,9 +189,14 @@ def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
     assert lume(max_documents=1, subset="all").rows == data.rows
     same = {row.document for row in lume(max_documents=1, kinds=("qa",)).rows["forget"]}
     assert same == {row.document for row in data.rows["forget"]}
-    seeds = range(5)
-    assert len({_chosen(lume(max_documents=1, document_seed=seed)) for seed in seeds}) > 1
-    assert {_chosen(lume(max_documents=1, seed=seed)) for seed in seeds} == {_chosen(data)}
+
+    def choice(**seeds: int) -> tuple[str, ...]:
+        data = lume(max_documents=1, **seeds)
+        rows = [row.id for name in ("forget", "retain") for row in data.rows[name]]
+        return (*rows, *(text for _, text, _, _ in data.documents()))
+
+    assert len({choice(document_seed=seed) for seed in range(5)}) > 1
+    assert len({choice(seed=seed) for seed in range(5)}) == 1
 
 
 def test_filters_and_splits(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
@@ -312,6 +305,25 @@ def test_real_splits(splits: str, lume: Callable[..., LUME], lume_root: Path) ->
     assert part.items() <= whole.items()  # no document straddles a split
 
 
+def test_batches_may_be_overfitted_and_sent_to_workers(lume: Callable[..., LUME], tmp_path: Path) -> None:
+    class Forgetful(OneWeight):
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+            seen.extend(batch["forget"]["id"])
+            return super().training_step(next(iter(zeros())), batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    seen: list[str] = []
+    data = lume(num_workers=2)
+    with pytest.warns(UserWarning, match="You requested to overfit"):
+        quiet_trainer(tmp_path, max_epochs=3, overfit_batches=2).fit(Forgetful(), data)
+    assert seen[:2] * 3 == seen
+    assert len(seen) == 6
+    assert ids(data.predict_dataloader()) == ids(lume().predict_dataloader())
+    for loader in (data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()):
+        pickle.dumps(loader.dataset)  # as workers that are spawned and not forked need it
+
+
 def test_by_task_cuts_each_set_into_its_tasks(lume: Callable[..., LUME], lume_folder: Path) -> None:
     data = lume(by_task=True, batch_size=4)
     batches = list(data.train_dataloader())
@@ -329,9 +341,10 @@ def test_by_task_cuts_each_set_into_its_tasks(lume: Callable[..., LUME], lume_fo
     assert data.train_dataloader().sampler.identity()["rows of each task"] == "4, 12, 4, 4, 12, 4"  # type: ignore[union-attr]
 
 
-def test_by_task_on_ranks_and_in_epochs(lume: Callable[..., LUME]) -> None:
+@pytest.mark.parametrize("by_task", [True, False])
+def test_ranks_share_the_batches_and_epochs_differ(by_task: bool, lume: Callable[..., LUME]) -> None:
     def seen(epoch: int, rank: int, world_size: int, batch_size: int) -> list[list[tuple[str, ...]]]:
-        data = lume(by_task=True, batch_size=batch_size)
+        data = lume(by_task=by_task, batch_size=batch_size)
         data.trainer = SimpleNamespace(callbacks=[], global_rank=rank, world_size=world_size, limit_train_batches=1.0)  # type: ignore[assignment]
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]

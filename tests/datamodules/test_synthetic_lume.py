@@ -72,25 +72,16 @@ def test_answers_stand_in_the_documents(rows: list[Row]) -> None:
             assert row.output in text
 
 
-def test_quirks_of_personal_data(rows: list[Row]) -> None:
-    documents = list(texts(rows, "Task2").values())
-    escaped = [text for text in documents if re.search(r"\[(\w+)\\_(\w+)@([\w.]+)\]\(mailto:\1_\2@\3\)", text)]
-    assert 0.55 < len(escaped) / len(documents) < 0.83
-    assert all(("mailto:" in text) == ("\\_" in text) for text in documents)
-    hyphenated = [text for text in documents if re.search(r"\b9\d\d-\d\d-\d{4}\b", text)]
-    assert 0.8 < len(hyphenated) / len(documents) < 1
-    assert all(re.search(r"\b9\d{8}\b", text) for text in documents if text not in hyphenated)
-
-
-def test_public_biographies(rows: list[Row], folder: Path) -> None:
-    members = [text for text in texts(rows, "Task3").values()]
-    others = [text for _, text in read_documents(folder / "nonmembers.jsonl")]
-    assert len(others) == 60
+def test_documents_have_the_shape_and_the_quirks_of_lume_s(rows: list[Row], folder: Path) -> None:
+    private = list(texts(rows, "Task2").values())
+    escaped = [text for text in private if re.search(r"\[(\w+)\\_(\w+)@([\w.]+)\]\(mailto:\1_\2@\3\)", text)]
+    assert 0.55 < len(escaped) / len(private) < 0.83
+    hyphenated = [text for text in private if re.search(r"\b9\d\d-\d\d-\d{4}\b", text)]
+    assert 0.8 < len(hyphenated) / len(private) < 1
+    public = [*texts(rows, "Task3").values(), *(text for _, text in read_documents(folder / "nonmembers.jsonl"))]
     shape = r"(\w+ \w+)\n\n\1 \(born \d\d? [A-Z]\w+ 19\d\d\) is an? .*\.\nBiography\.\n.*\."
-    assert all(re.fullmatch(shape, text) for text in (*members, *others))
-    names = [text.split("\n")[0] for text in (*members, *others)]
-    assert len(set(names)) == len(names)
-    assert not any(name in text for name in names[-60:] for text in texts(rows, "Task2").values())
+    assert all(re.fullmatch(shape, text) for text in public)
+    assert len({text.split("\n")[0] for text in public}) == len(public) == 180  # nobody twice
 
 
 def test_stories_have_the_length_that_is_wanted(rows: list[Row]) -> None:

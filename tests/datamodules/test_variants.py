@@ -50,24 +50,6 @@ def test_all_keep_the_rules(variant: Variant) -> None:
     assert variant(images.double()).dtype == torch.float64
 
 
-@settings(deadline=None)
-@given(seed=st.integers(0, 99), k=st.integers(1, 5), a=st.floats(0, 0.5), b=st.floats(0, 0.5))
-def test_smooth_is_linear_and_lowers_the_maximum(seed: int, k: int, a: float, b: float) -> None:
-    first, second = random_images(seed).double(), random_images(seed + 100).double()
-    smooth = Smooth(k)
-    torch.testing.assert_close(smooth(a * first + b * second), a * smooth(first) + b * smooth(second))
-    assert float(smooth(first).max()) <= float(first.max()) + 1e-12
-
-
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate"])
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
-def test_smooth_commutes_with_flips_if_the_kernel_is_odd(k: int, mode: Any) -> None:
-    images, smooth = random_images(1), Smooth(k, mode)
-    for axis in (-1, -2):
-        same = torch.allclose(smooth(images.flip(axis)), smooth(images).flip(axis), atol=1e-6)
-        assert same == (k % 2 == 1)
-
-
 def test_smooth_equals_a_convolution_with_the_padding_that_is_named() -> None:
     images = random_images(2, 2, 3, 8, 8)
     weight = torch.full((3, 1, 3, 3), 1 / 9)
