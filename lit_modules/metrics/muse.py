@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from lit_modules.metrics.membership import attack_auc, min_k_attack
-from lit_modules.metrics.rows import RowMetric
 from lit_modules.metrics.text_rows import (
+    LoggedScore,
     check_generations,
     check_known,
-    is_first_process,
-    json_number,
+    check_scores,
     mean,
     rouge_scorer,
     row_names,
@@ -94,7 +93,7 @@ def read_retrained_auc(path: str | Path) -> float:
     return 1 - float(value)
 
 
-class MUSEScore(RowMetric):
+class MUSEScore(LoggedScore):
     """Score an unlearned model on MUSE as the official evaluation does.
 
     *VerbMem* is 100 times the mean F1 of ROUGE-L between 128 greedy tokens and what follows in the text. *KnowMem* is
@@ -144,7 +143,8 @@ class MUSEScore(RowMetric):
                 "texts": (torch.uint8, 0),  # keys, prompt, target and generation as JSON, each ended by a zero
                 "document_keys": (torch.int64, 2),  # split and row of each attacked text
                 "likelihoods": (torch.float64, 0),  # how unlikely it is
-            }
+            },
+            log_file,
         )
         if retain_log is not None and retrained_auc is not None:
             raise ValueError("retain_log and retrained_auc exclude each other; give one of them.")
@@ -156,7 +156,7 @@ class MUSEScore(RowMetric):
         self.retrained_auc = read_retrained_auc(retain_log) if retain_log is not None else auc
         if self.retrained_auc is not None:
             privacy_leakage(0.5, self.retrained_auc)  # refuses what is out of its range
-        self.log_file, self.stemmer, self.k = log_file, stemmer, k
+        self.stemmer, self.k = stemmer, k
         self.needs_tokens = True  # read by the module that feeds this metric
 
     def update(
@@ -199,12 +199,8 @@ class MUSEScore(RowMetric):
             self.append_texts("texts", [json.dumps([*key, *rest]) for key, *rest in texts])
         if tokens is not None:
             log_probs = [row.cpu() for row in tokens["log_probs"]]
-            if len(log_probs) != len(rows):
-                raise ValueError(f"There must be log_probs for each of {len(rows)} rows, got {len(log_probs)}.")
             values = min_k_attack(log_probs, self.k)
-            lost = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
-            if lost:
-                raise ValueError(f"The log-probability of these texts is not finite: {', '.join(lost)}.")
+            check_scores("log-probability", names, values)
             self.append("document_keys", list(zip(splits, rows, strict=True)))
             self.append("likelihoods", values)
 
@@ -223,27 +219,12 @@ class MUSEScore(RowMetric):
         numbers["privleak"] = privacy_leakage(1 - auc, self.retrained_auc or 1.0) if known else math.nan
         return self.scalars(numbers)
 
-    def log(self) -> dict[str, Any]:
-        """Return the log: for each number its ``agg_value`` and ``value_by_index``, the value of each row.
-
-        ``mia_min_k`` holds the AUC as ``agg_value`` in the usual direction (1 if every forget text is known) and the
-        scores of both sets. The values of all processes, so every process must call it.
-        """
-        with self.sync_context(should_sync=True, should_unsync=True):
-            return self._log()
-
     def record(self) -> dict[str, Any]:
-        """Return the numbers of :meth:`compute` ready for JSON, and write ``log_file``.
+        """Return the numbers of :meth:`compute` ready for JSON, and the retrained model's AUC; write ``log_file``."""
+        return {**super().record(), "retrained_auc": self.retrained_auc}
 
-        A number that is missing is ``None``, such as PrivLeak without a retrained model. Every process must call it;
-        the first one writes.
-        """
-        numbers = {name: float(value) for name, value in self.compute().items()}
-        if self.log_file is not None:
-            log = self.log()
-            if is_first_process():
-                write_whole(self.log_file, json.dumps(log, ensure_ascii=False))
-        return {**{name: json_number(value) for name, value in numbers.items()}, "retrained_auc": self.retrained_auc}
+    def _write(self, path: str, log: dict[str, Any]) -> None:
+        write_whole(path, json.dumps(log, ensure_ascii=False))
 
     def _log(self) -> dict[str, Any]:
         texts = {tuple(row[:3]): row[3:] for row in map(json.loads, self.all_texts("texts"))}

@@ -1,15 +1,20 @@
-"""Parts of the scores of text benchmarks: ROUGE, and checks of a batch."""
+"""Parts of the scores of text benchmarks: logs, ROUGE, and checks of a batch."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from rouge_score.rouge_scorer import RougeScorer
+from torch import Tensor
+
+from lit_modules.metrics.rows import RowMetric
 
 
 @cache
@@ -18,9 +23,51 @@ def rouge_scorer(stemmer: bool) -> RougeScorer:
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=stemmer)
 
 
-def is_first_process() -> bool:
-    """Return whether this process writes what all processes know."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+class LoggedScore(RowMetric):
+    """Metric whose record comes with a log of each row's values; subclasses write ``_log`` and ``_write``.
+
+    Args:
+        states: Type of each state and width of its rows; 0 for numbers.
+        log_file: File to write the log to.
+    """
+
+    def __init__(self, states: Mapping[str, tuple[torch.dtype, int]], log_file: str | None) -> None:
+        super().__init__(states)
+        self.log_file = log_file
+
+    def log(self) -> dict[str, Any]:
+        """Return the log of the official evaluation. The values of all processes, so every process must call it."""
+        with self.sync_context(should_sync=True, should_unsync=True):
+            return self._log()
+
+    def record(self) -> dict[str, Any]:
+        """Return the numbers of :meth:`compute` ready for JSON, ``None`` where one is missing, and write ``log_file``.
+
+        Computes if that has not been done, so every process must call it; the first one writes.
+        """
+        numbers = {name: json_number(float(value)) for name, value in self.compute().items()}
+        if self.log_file is not None:
+            log = self.log()
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                self._write(self.log_file, log)
+        return numbers
+
+    @abstractmethod
+    def _log(self) -> dict[str, Any]:
+        """Return the log of the rows that this process knows."""
+
+    @abstractmethod
+    def _write(self, path: str, log: dict[str, Any]) -> None:
+        """Write a log."""
+
+
+def check_scores(what: str, names: Sequence[str], values: Tensor) -> None:
+    """Raise a ``ValueError`` unless there is a finite value for each row; it names those that are not."""
+    if values.shape != (len(names),):
+        raise ValueError(f"{what} must have the shape ({len(names)},) of the ids, got {tuple(values.shape)}.")
+    lost = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
+    if lost:
+        raise ValueError(f"The {what} of these rows is not finite, so they have no score: {', '.join(lost)}.")
 
 
 def row_names(batch: Mapping[str, Any]) -> list[str]:

@@ -12,12 +12,11 @@ from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
 from lit_modules.metrics.membership import attack_auc, loss_attack, min_k_attack, min_k_plus_plus_attack, zlib_attack
-from lit_modules.metrics.rows import RowMetric
 from lit_modules.metrics.text_rows import (
+    LoggedScore,
     check_generations,
     check_known,
-    is_first_process,
-    json_number,
+    check_scores,
     rouge_scorer,
     row_names,
 )
@@ -54,7 +53,7 @@ def rouge_recalls(target: str, generation: str) -> tuple[float, float]:
     return float(scores["rouge1"].recall), float(scores["rougeL"].recall)
 
 
-class TOFUScore(RowMetric):
+class TOFUScore(LoggedScore):
     """Score an unlearned model on TOFU as the official evaluation does.
 
     On each of four splits (``forget``, ``retain``, ``real_authors``, ``world_facts``) there are three numbers. The
@@ -119,7 +118,8 @@ class TOFUScore(RowMetric):
                 "counts": (torch.int64, 0),
                 "token_keys": (torch.int64, 2),  # split and row of each answer with token scores
                 "token_values": (torch.float64, len(MEMORISED) + len(ATTACKS)),
-            }
+            },
+            log_file,
         )
         if mean not in MEANS:
             raise ValueError(f"mean must be 'geometric' or 'arithmetic', got {mean!r}.")
@@ -129,7 +129,6 @@ class TOFUScore(RowMetric):
         if self.retain_log is not None and "forget" not in self.retain_log:
             raise ValueError(f"{retain_log} holds no forget rows; give the log of a test on the forget set.")
         self.mean: Literal["geometric", "arithmetic"] = mean
-        self.log_file = log_file
         self.k = k
         self.needs_tokens = memorisation  # read by the module that feeds this metric
 
@@ -210,11 +209,7 @@ class TOFUScore(RowMetric):
         tokens: Mapping[str, Sequence[Tensor]] | None,
     ) -> None:
         names = row_names(batch)
-        if nll.shape != (len(rows),):
-            raise ValueError(f"nll must have the shape ({len(rows)},) of the ids, got {tuple(nll.shape)}.")
-        lost = [name for name, value in zip(names, nll.tolist(), strict=True) if not math.isfinite(value)]
-        if lost:
-            raise ValueError(f"The NLL of these rows is not finite, so they have no score: {', '.join(lost)}.")
+        check_scores("nll", names, nll)
         check_known(names, {"role": (batch["role"], ROLES)})
         roles = [ROLES.index(role) for role in batch["role"]]
         counts = batch["labels"][:, 1:].ne(-100).sum(1).tolist()
@@ -290,26 +285,12 @@ class TOFUScore(RowMetric):
         numbers |= self._token_numbers()
         return self.scalars(numbers)
 
-    def log(self) -> Log:
-        """Return the log of the official evaluation: for each split and statistic the value of each row.
-
-        The values of all processes, so every process must call it. Memorisation stands beside the official statistics.
-        """
-        with self.sync_context(should_sync=True, should_unsync=True):
-            return self._log()
-
     def record(self) -> dict[str, Any]:
-        """Return the numbers of :meth:`compute` ready for JSON, and write ``log_file``.
+        """Return the numbers of :meth:`compute` ready for JSON, and the kind of mean; write ``log_file``."""
+        return {**super().record(), "truth_ratio_mean": self.mean}
 
-        A number that is missing is ``None``, such as the forget quality without a retain log. Computes if that has not
-        been done, so every process must call it; the first one writes.
-        """
-        numbers = {name: float(value) for name, value in self.compute().items()}
-        if self.log_file is not None:
-            log = self.log()
-            if is_first_process():
-                write_log(self.log_file, log)
-        return {**{name: json_number(value) for name, value in numbers.items()}, "truth_ratio_mean": self.mean}
+    def _write(self, path: str, log: Log) -> None:
+        write_log(path, log)
 
     def _log(self) -> Log:
         counts = self.keyed("answer_keys", "counts")

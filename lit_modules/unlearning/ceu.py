@@ -1,12 +1,10 @@
 """CE-U, cross-entropy unlearning."""
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.arguments import ForgetRetainArguments
+from lit_modules.unlearning.core.arguments import ForgetLossArguments
 from lit_modules.unlearning.core.causal_lm import Batch
 from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
 from lit_modules.unlearning.core.losses import IGNORED, scored_logits
@@ -40,6 +38,9 @@ class CEU(ForgetRetainLoss):
     Args:
         skip_tokens: Target tokens at the beginning of each row that are left out.
 
+    Raises:
+        ValueError: If a number is out of its range.
+
     References:
         Yang, "CE-U: Cross entropy unlearning", arXiv 2503.01224.
     """
@@ -49,14 +50,10 @@ class CEU(ForgetRetainLoss):
         model: str | PreTrainedModel,
         *,
         skip_tokens: int = 1,
-        forget_weight: float = 1.0,
         retain_weight: float = 0.0,
-        retain_term: Literal["nll", "kl"] = "nll",
-        **shared: Unpack[ForgetRetainArguments],
+        **shared: Unpack[ForgetLossArguments],
     ) -> None:
-        super().__init__(
-            model, forget_weight=forget_weight, retain_weight=retain_weight, retain_term=retain_term, **shared
-        )
+        super().__init__(model, retain_weight=retain_weight, **shared)
         if skip_tokens < 0:
             raise ValueError(f"skip_tokens must not be negative, got {skip_tokens}.")
         self.skip_tokens = skip_tokens

@@ -53,6 +53,8 @@ class DPO(ReferencePolicyLoss):
         2305.18290, equation 7; with refusals Maini et al., arXiv 2401.06121.
     """
 
+    per_row = True
+
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -79,8 +81,3 @@ class DPO(ReferencePolicyLoss):
         self.record_nll("forget", -log_probs.sum(), target_tokens(answers))
         chosen, _ = self.log_ratios(refusals)
         return dpo_loss(chosen, rejected, self.beta).sum()
-
-    def forget_count(self, batch: Batch) -> Tensor:
-        """Return the number of rows."""
-        labels: Tensor = batch["forget"]["labels"]
-        return labels.new_tensor(len(labels))

@@ -4,9 +4,7 @@ from torch import Tensor
 
 from lit_modules.unlearning.core.causal_lm import Batch
 from lit_modules.unlearning.core.gradient_pair import Unlearning
-from lit_modules.unlearning.core.gradients import is_usable
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
-from lit_modules.utils.training_state import check_finite
 
 
 class GradientAscent(Unlearning):
@@ -27,15 +25,8 @@ class GradientAscent(Unlearning):
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the negative forget gradient into ``.grad``."""
-        loss = self.accumulate_gradient(group, "forget", scale=-1.0).item()
-        check_finite(self, {"forget": loss}, self.row_names(group))
-        norm = self.gradient_norm().item()
-        return {
-            "train/forget_loss": loss,
-            "train/forget_norm": norm,
-            "train/forget_descent": -(norm**2),
-            "skip": float(not is_usable(norm)),
-        }
+        numbers = self.forget_step(group, scale=-1.0)
+        return {**numbers, "train/forget_descent": -(numbers["train/forget_norm"] ** 2)}
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the minimised loss for ``callbacks.AdaptiveLR``: the negative forget NLL, summed, and its tokens."""

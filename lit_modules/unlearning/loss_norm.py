@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.arguments import GradientPairArguments
+from lit_modules.unlearning.core.arguments import GradientPairArguments, check_positive
 from lit_modules.unlearning.core.gradient_pair import GradientPairUnlearning
 from lit_modules.unlearning.core.gradients import PairStatistics, Weights, inverse, is_usable
 from lit_modules.utils.arguments import Unpack
@@ -35,6 +35,9 @@ class LossNorm(GradientPairUnlearning):
     Args:
         eps: Smallest loss in nats that counts; below it, or when not finite, that task's term is dropped.
 
+    Raises:
+        ValueError: If a number is out of its range.
+
     References:
         A comparison of Bu et al., arXiv 2410.22086; named there, its formula not checked against the text.
     """
@@ -45,8 +48,7 @@ class LossNorm(GradientPairUnlearning):
         self, model: str | PreTrainedModel, *, eps: float = 1e-12, **shared: Unpack[GradientPairArguments]
     ) -> None:
         super().__init__(model, **shared)
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}.")
+        check_positive(eps=eps)
         self.eps = eps
 
     def weights(self, pair: PairStatistics) -> Weights:

@@ -45,6 +45,8 @@ class NPO(ReferencePolicyLoss):
         2404.05868, equation 3.
     """
 
+    per_row = True
+
     def __init__(
         self, model: str | PreTrainedModel, *, beta: float = 0.1, **shared: Unpack[ReferencePolicyArguments]
     ) -> None:
@@ -57,8 +59,3 @@ class NPO(ReferencePolicyLoss):
         ratios, log_probs = self.log_ratios(batch["forget"])
         self.record_nll("forget", -log_probs.sum(), target_tokens(batch["forget"]))
         return npo_loss(ratios, self.beta).sum()
-
-    def forget_count(self, batch: Batch) -> Tensor:
-        """Return the number of rows."""
-        labels: Tensor = batch["forget"]["labels"]
-        return labels.new_tensor(len(labels))

@@ -1,11 +1,9 @@
 """SatImp, ascent weighted by saturation and importance."""
 
-from typing import Literal
-
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.arguments import ForgetRetainArguments, check_not_negative
+from lit_modules.unlearning.core.arguments import RetainLossArguments, check_not_negative
 from lit_modules.unlearning.core.causal_lm import Batch
 from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
 from lit_modules.unlearning.core.losses import token_nll
@@ -45,13 +43,9 @@ class SatImp(ForgetRetainLoss):
         beta1: float = 5.0,
         beta2: float = 1.0,
         forget_weight: float = 0.1,
-        retain_weight: float = 1.0,
-        retain_term: Literal["nll", "kl"] = "nll",
-        **shared: Unpack[ForgetRetainArguments],
+        **shared: Unpack[RetainLossArguments],
     ) -> None:
-        super().__init__(
-            model, forget_weight=forget_weight, retain_weight=retain_weight, retain_term=retain_term, **shared
-        )
+        super().__init__(model, forget_weight=forget_weight, **shared)
         check_not_negative(beta1=beta1, beta2=beta2)
         self.beta1 = beta1
         self.beta2 = beta2

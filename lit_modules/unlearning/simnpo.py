@@ -1,13 +1,12 @@
 """SimNPO, negative preference optimisation without a reference."""
 
 import math
-from typing import Literal
 
 from torch import Tensor
 from torch.nn.functional import softplus
 from transformers import PreTrainedModel
 
-from lit_modules.unlearning.core.arguments import ForgetRetainArguments, check_positive
+from lit_modules.unlearning.core.arguments import RetainLossArguments, check_positive
 from lit_modules.unlearning.core.causal_lm import Batch
 from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
 from lit_modules.unlearning.core.losses import sequence_nll
@@ -43,6 +42,8 @@ class SimNPO(ForgetRetainLoss):
         2410.07163.
     """
 
+    per_row = True
+
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -50,13 +51,9 @@ class SimNPO(ForgetRetainLoss):
         beta: float = 4.5,
         delta: float = 0.0,
         forget_weight: float = 0.125,
-        retain_weight: float = 1.0,
-        retain_term: Literal["nll", "kl"] = "nll",
-        **shared: Unpack[ForgetRetainArguments],
+        **shared: Unpack[RetainLossArguments],
     ) -> None:
-        super().__init__(
-            model, forget_weight=forget_weight, retain_weight=retain_weight, retain_term=retain_term, **shared
-        )
+        super().__init__(model, forget_weight=forget_weight, **shared)
         check_positive(beta=beta)
         if not math.isfinite(delta):
             raise ValueError(f"delta must be finite, got {delta}.")
@@ -68,8 +65,3 @@ class SimNPO(ForgetRetainLoss):
         nll, tokens = sequence_nll(self.network, batch["forget"])
         self.record_nll("forget", nll.sum(), tokens.sum())
         return simnpo_loss(nll / tokens, self.beta, self.delta).sum()
-
-    def forget_count(self, batch: Batch) -> Tensor:
-        """Return the number of rows."""
-        labels: Tensor = batch["forget"]["labels"]
-        return labels.new_tensor(len(labels))

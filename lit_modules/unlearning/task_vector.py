@@ -10,11 +10,9 @@ from transformers import PreTrainedModel
 from lit_modules.unlearning.core.arguments import UnlearningArguments, check_positive
 from lit_modules.unlearning.core.causal_lm import Batch
 from lit_modules.unlearning.core.gradient_pair import Unlearning
-from lit_modules.unlearning.core.gradients import is_usable
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 from lit_modules.unlearning.core.pretrained import model_hash
 from lit_modules.utils.arguments import Unpack
-from lit_modules.utils.training_state import check_finite
 
 
 class TaskVector(Unlearning):
@@ -76,10 +74,7 @@ class TaskVector(Unlearning):
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the gradient of the forget rows' NLL into ``.grad``."""
-        loss = self.accumulate_gradient(group, "forget").item()
-        check_finite(self, {"forget": loss}, self.row_names(group))
-        norm = self.gradient_norm().item()
-        return {"train/forget_loss": loss, "train/forget_norm": norm, "skip": float(not is_usable(norm))}
+        return self.forget_step(group)
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss that training lowers, for ``callbacks.AdaptiveLR``: the summed forget NLL, and its tokens."""

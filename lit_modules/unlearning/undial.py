@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -48,6 +48,9 @@ class UNDIAL(ForgetRetainLoss):
     Args:
         beta: Amount by which the true token's logit is lowered.
 
+    Raises:
+        ValueError: If a number is out of its range.
+
     References:
         Dong et al., "UNDIAL: Self-distillation with adjusted logits for robust unlearning in large language models",
         arXiv 2402.10052.
@@ -60,20 +63,11 @@ class UNDIAL(ForgetRetainLoss):
         model: str | PreTrainedModel,
         *,
         beta: float = 10.0,
-        forget_weight: float = 1.0,
         retain_weight: float = 0.0,
-        retain_term: Literal["nll", "kl"] = "nll",
         optimizer: OptimizerCallable = undial_optimizer,
-        **shared: Any,  # of ForgetRetainArguments; mypy has no such mapping without `optimizer`, whose default differs
+        **shared: Any,  # of ForgetLossArguments; mypy has no such mapping without `optimizer`, whose default differs
     ) -> None:
-        super().__init__(
-            model,
-            forget_weight=forget_weight,
-            retain_weight=retain_weight,
-            retain_term=retain_term,
-            optimizer=optimizer,
-            **shared,
-        )
+        super().__init__(model, retain_weight=retain_weight, optimizer=optimizer, **shared)
         if not math.isfinite(beta):
             raise ValueError(f"beta must be finite, got {beta}.")
         self.beta = beta

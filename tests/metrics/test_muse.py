@@ -112,7 +112,10 @@ ROW: dict[str, Any] = {"id": ["x"], "split": ["forget"], "row": torch.tensor([0]
         (lambda: MUSEScore().update(ROW | {"split": ["other"]}, ["a"]), "split of row 'x' .* holdout, got 'other'"),
         (lambda: MUSEScore().update(ROW | {"kind": ["sc"]}, ["a"]), "kind of row 'x'"),
         (lambda: MUSEScore().update(ROW), "exactly one"),
-        (lambda: MUSEScore().update(ROW, tokens={"log_probs": [torch.tensor([math.inf])]}), "not finite: x"),
+        (
+            lambda: MUSEScore().update(ROW, tokens={"log_probs": [torch.tensor([math.inf])]}),
+            "not finite, so they have no score: x",
+        ),
     ],
 )
 def test_bad_input_is_refused(call: Any, message: str) -> None:

@@ -176,7 +176,7 @@ def test_broken_gradient_is_dropped(aggregator: GradientAggregator, bad: float) 
     ("make", "message"),
     [
         (lambda: LinearScalarisation(1.5), r"share must lie in \[0, 1\], got 1.5"),
-        (lambda: Normalised(0.0), "eps must be positive, got 0.0"),
+        (lambda: Normalised(0.0), "eps must be positive and finite, got 0.0"),
         (lambda: Projected("both"), "primary must be 'forget' or 'retain', got 'both'"),  # type: ignore[arg-type]
     ],
 )

@@ -8,6 +8,7 @@ are ``g1 = retain`` and ``g2 = -forget``. A rule needs no more than :class:`~.gr
 
 from typing import Literal
 
+from lit_modules.unlearning.core.arguments import check_positive
 from lit_modules.unlearning.core.gradients import GradientAggregator, PairStatistics, Weights, is_usable
 from lit_modules.unlearning.loss_norm import loss_normalised_weights
 from lit_modules.unlearning.ngdiff import normalised_weights
@@ -39,13 +40,15 @@ class Normalised(GradientAggregator):
     Args:
         eps: Smallest gradient norm that counts; below it, or when not finite, that task's term is dropped.
 
+    Raises:
+        ValueError: If ``eps`` is not positive.
+
     References:
         Bu et al., arXiv 2410.22086.
     """
 
     def __init__(self, eps: float = 1e-12) -> None:
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}.")
+        check_positive(eps=eps)
         self.eps = eps
 
     def weights(self, pair: PairStatistics) -> Weights:
@@ -59,13 +62,15 @@ class LossNormalised(GradientAggregator):
     Args:
         eps: Smallest loss that counts; below it, or when not finite, that task's term is dropped.
 
+    Raises:
+        ValueError: If ``eps`` is not positive.
+
     References:
         A comparison of arXiv 2410.22086; its formula there is not checked.
     """
 
     def __init__(self, eps: float = 1e-12) -> None:
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}.")
+        check_positive(eps=eps)
         self.eps = eps
 
     def weights(self, pair: PairStatistics) -> Weights:

@@ -57,8 +57,22 @@ class WeightedArguments(ForgetRetainArguments, total=False):
     retain_weight: float
 
 
+class ForgetLossArguments(ForgetRetainArguments, total=False):
+    """The same, of methods whose retain loss weighs something else by default."""
+
+    forget_weight: float
+    retain_term: Literal["nll", "kl"]
+
+
+class RetainLossArguments(ForgetRetainArguments, total=False):
+    """The same, of methods whose forget loss weighs something else by default."""
+
+    retain_weight: float
+    retain_term: Literal["nll", "kl"]
+
+
 class LossArguments(WeightedArguments, total=False):
-    """The same, of methods that also leave the retain term to the user."""
+    """The same, of methods whose two losses weigh 1 by default and that leave the retain term to the user."""
 
     retain_term: Literal["nll", "kl"]
 

@@ -34,7 +34,8 @@ class ForgetRetainLoss(GradientPairUnlearning):
     ``train/retain_objective`` if it is no NLL, and ``train/forget_loss`` and ``train/retain_loss``, the mean token NLL,
     where the method computes it. With ``retain_weight`` 0 and no ``aggregator`` the retain rows are not touched.
 
-    Subclasses write ``forget_objective`` and, if it is not a mean over target tokens, ``forget_count``. Where
+    Subclasses write ``forget_objective`` and, if it is a mean over something else than target tokens, ``per_row`` or
+    ``forget_count``. Where
     ``needs_network`` is true the frozen reference is the network with a new adapter off or a continued one as it was
     before training, else a copy that is made once, before training, and is no part of the checkpoint.
 
@@ -48,6 +49,8 @@ class ForgetRetainLoss(GradientPairUnlearning):
     """
 
     needs_network = False
+    per_row = False
+    """True where the forget loss is a mean over rows, and not over their target tokens."""
 
     def __init__(
         self,
@@ -117,8 +120,9 @@ class ForgetRetainLoss(GradientPairUnlearning):
         """Return the forget loss to minimise, summed over :meth:`forget_count`."""
 
     def forget_count(self, batch: Batch) -> Tensor:
-        """Return what the forget loss is a mean over: by default the forget rows' target tokens."""
-        return target_tokens(batch["forget"])
+        """Return what the forget loss is a mean over: the forget rows, or their target tokens."""
+        labels: Tensor = batch["forget"]["labels"]
+        return labels.new_tensor(len(labels)) if self.per_row else target_tokens(batch["forget"])
 
     def retain_objective(self, batch: Batch) -> Tensor:
         """Return the retain loss to minimise, summed over :meth:`retain_count`."""

@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 
 from lit_modules.unlearning.core.arguments import CausalLMArguments, UnlearningArguments
 from lit_modules.unlearning.core.causal_lm import Batch, CausalLM
-from lit_modules.unlearning.core.gradients import PairStatistics, Weights, combine_, global_norm, norm_and_product
+from lit_modules.unlearning.core.gradients import (
+    PairStatistics,
+    Weights,
+    combine_,
+    global_norm,
+    is_usable,
+    norm_and_product,
+)
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.training_state import check_finite
@@ -138,6 +145,13 @@ class Unlearning(CausalLM, ABC):
                 self.manual_backward(loss * (scale * self.trainer.world_size / tokens).to(loss.dtype))
             total += loss.detach().double()
         return strategy.reduce(total, reduce_op="sum") / tokens
+
+    def forget_step(self, group: list[Batch], scale: float = 1.0) -> dict[str, float]:
+        """Leave the forget gradient, times ``scale``, in ``.grad`` and return the numbers to log."""
+        loss = self.accumulate_gradient(group, "forget", scale).item()
+        check_finite(self, {"forget": loss}, self.row_names(group))
+        norm = self.gradient_norm().item()
+        return {"train/forget_loss": loss, "train/forget_norm": norm, "skip": float(not is_usable(norm))}
 
     def take_gradient(self) -> list[Tensor | None]:
         """Return the gradient of the trainable parameters, and clear it there."""
