@@ -10,9 +10,8 @@ from PIL import Image
 from lit_modules.coda.augmentation.export import export_images
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult, store_counts
 from lit_modules.coda.augmentation.settings import CoDASettings, preset
-from lit_modules.coda.augmentation.tasks import PairTask, shard_tasks
 from lit_modules.coda.backends.protocols import BudgetExhausted, Prices
-from lit_modules.coda.core.concepts import Concept, ConfusablePair
+from lit_modules.coda.core.concepts import Concept, ConfusablePair, PairTask, shard_tasks
 from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, support, tiny
 
