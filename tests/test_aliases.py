@@ -7,19 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lit_modules.studies.launchers import ProcessLauncher, Task
-
 ROOT = Path(__file__).resolve().parent.parent
 OWN = "from lightning.pytorch import Callback\nclass MyCallback(Callback): pass\n"
 CONSOLE_SCRIPT = "import sys\nfrom lit_modules.cli import run\nif __name__ == '__main__':\n    sys.exit(run())\n"
 SHORT = "import datamodules.few_shot.pairs as short\n"
 FULL = "import lit_modules.datamodules.few_shot.pairs as full\n"
-IMPORTS = {
-    "short first": SHORT + FULL,
-    "long first": FULL + SHORT,
-    "from the short": "from datamodules.few_shot import pairs as short\n" + FULL,
-    "from the long": "import datamodules\nfrom lit_modules.datamodules.few_shot import pairs as full\n" + SHORT,
-}
+IMPORTS = [
+    "import datamodules\nfrom lit_modules.datamodules.few_shot import pairs as full\n" + SHORT,
+    pytest.param(SHORT + FULL, marks=pytest.mark.slow),
+    pytest.param("from datamodules.few_shot import pairs as short\n" + FULL, marks=pytest.mark.slow),
+]
 SAME = """
 import pickle, sys
 import datamodules, lit_modules.datamodules
@@ -46,43 +43,22 @@ def python(*args: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def write_own(folder: Path, kind: str, content: str = OWN) -> str:
-    """Write a package, file or folder called ``callbacks``; return the import path of its class."""
-    if kind == "file":
-        (folder / "callbacks.py").write_text(content, encoding="utf-8")
-        return "callbacks.MyCallback"
+    """Write a package or a folder called ``callbacks``; return the import path of its class."""
     (folder / "callbacks").mkdir()
     name = "__init__" if kind == "package" else "mine"
     (folder / "callbacks" / f"{name}.py").write_text(content, encoding="utf-8")
     return "callbacks.MyCallback" if kind == "package" else "callbacks.mine.MyCallback"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "from the long" else pytest.mark.slow) for name in IMPORTS]
-)
-def test_both_names_lead_to_the_same_modules(name: str, tmp_path: Path) -> None:
-    done = python("-c", IMPORTS[name] + SAME, folder=tmp_path)
+@pytest.mark.parametrize("imports", IMPORTS)
+def test_both_names_lead_to_the_same_modules(imports: str, tmp_path: Path) -> None:
+    done = python("-c", imports + SAME, folder=tmp_path)
     assert done.stdout == "No module named 'datamodules.nosuch'\n", done.stderr
 
 
-SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("file", "folder")]
-
-
-@pytest.mark.parametrize("kind", ["package", *SLOW_KINDS])
-@pytest.mark.parametrize("own_first", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_own_files_and_ours_are_imported(kind: str, own_first: bool, tmp_path: Path) -> None:
-    module, _, name = write_own(tmp_path, kind, "class MyCallback: pass\n").rpartition(".")
-    (tmp_path / "datamodules.py").write_text("LUME = 'mine'\n", encoding="utf-8")
-    lines = [
-        f"from {module} import {name}\nimport datamodules\nassert datamodules.LUME == 'mine'\n",
-        "import lit_modules.callbacks\nfrom lit_modules.datamodules.few_shot import pairs as few_shot_pairs\n",
-    ]
-    code = "".join(lines if own_first else reversed(lines))
-    done = python("-c", code + f"print({name}, few_shot_pairs.__name__)", folder=tmp_path)
-    assert done.stdout == f"<class '{module}.{name}'> lit_modules.datamodules.few_shot.pairs\n", done.stderr
-
-
-@pytest.mark.parametrize("how", ["console script", pytest.param("python -m", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["package", pytest.param("folder", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("how", "kind"), [("console script", "package"), pytest.param("python -m", "folder", marks=pytest.mark.slow)]
+)
 def test_command_line_takes_own_classes_and_ours(how: str, kind: str, tmp_path: Path) -> None:
     own = write_own(tmp_path, kind)
     (tmp_path / "datamodules.py").write_text(
@@ -110,13 +86,3 @@ def test_console_script_leaves_the_folder_out_if_told(tmp_path: Path) -> None:
     script.write_text(CONSOLE_SCRIPT, encoding="utf-8")
     done = python("-P", str(script), "fit", "--model", "mine.Method", folder=tmp_path)
     assert done.stderr == "error: There is no class 'mine.Method' for model.\n"
-
-
-def test_started_processes_find_own_files_and_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_own(tmp_path, "package", "MyCallback = 'mine'\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    code = "import callbacks, lit_modules.callbacks as ours; print(callbacks.MyCallback, 'EMA' in dir(ours))"
-    (outcome,) = ProcessLauncher().run([Task("one", ("-c", code), tmp_path / "log.txt")])
-    assert outcome.exit_code == 0
-    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "mine True\n"

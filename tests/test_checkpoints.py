@@ -31,38 +31,37 @@ class Hostile:
         return (os.mkdir, (str(self.mark),))
 
 
-def broken_files(folder: Path) -> dict[str, str]:
-    """Write files that are no checkpoints; return what is said of each."""
-    torch.save(GOOD, folder / "good.ckpt")
-    whole = (folder / "good.ckpt").read_bytes()
-    (folder / "empty.ckpt").write_bytes(b"")
-    (folder / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
-    torch.save([1, 2], folder / "list.ckpt")
-    torch.save(GOOD["state_dict"], folder / "weights.ckpt")
-    torch.save(GOOD | {"pytorch-lightning_version": "1.9.5"}, folder / "old.ckpt")
-    return {
-        "empty.ckpt": "is empty",
-        "cut.ckpt": "is damaged or not a file of torch",
-        "text.ckpt": "is not a file of torch",
-        "list.ckpt": "is no checkpoint of Lightning: it holds a list",
-        "weights.ckpt": "is no checkpoint of Lightning: it holds a dict of weight",
-        "old.ckpt": r"was written by Lightning 1\.9\.5, and 2\S+ is installed",
-    }
+BROKEN: dict[str, tuple[Any, str]] = {
+    "empty.ckpt": (b"", "is empty"),
+    "cut.ckpt": ("half", "is damaged or not a file of torch"),
+    "text.ckpt": (b"version https://git-lfs.github.com/spec/v1\n", "is not a file of torch"),
+    "list.ckpt": ([1, 2], "is no checkpoint of Lightning: it holds a list"),
+    "weights.ckpt": (GOOD["state_dict"], "is no checkpoint of Lightning: it holds a dict of weight"),
+    "old.ckpt": (
+        GOOD | {"pytorch-lightning_version": "1.9.5"},
+        r"was written by Lightning 1\.9\.5, and 2\S+ is installed",
+    ),
+}
+"""Files that are no checkpoints, and what is said of each."""
 
 
 def test_each_broken_file_is_named_with_the_reason_and_the_way_out(tmp_path: Path) -> None:
-    for name, reason in broken_files(tmp_path).items():
+    torch.save(GOOD, tmp_path / "good.ckpt")
+    whole = (tmp_path / "good.ckpt").read_bytes()
+    for name, (content, reason) in BROKEN.items():
+        content = whole[: len(whole) // 2] if content == "half" else content
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+        else:
+            torch.save(content, tmp_path / name)
         with pytest.raises(ValueError, match=rf"{name} {reason}.*(; use|; give)") as raised:
             open_checkpoint(tmp_path / name)
         assert "\n" not in str(raised.value)
-        assert isinstance(raised.value, DamagedFile) == (name in ("empty.ckpt", "cut.ckpt", "text.ckpt"))
+        assert isinstance(raised.value, DamagedFile) == isinstance(content, bytes)
     with pytest.raises(FileNotFoundError, match=r"no file \S+none.ckpt; \S+ holds cut.ckpt, empty.ckpt, good.ckpt"):
         open_checkpoint(tmp_path / "none.ckpt")
     with pytest.raises(ValueError, match="is a folder; give a file in it"):
         open_checkpoint(tmp_path)
-    with pytest.raises(ValueError, match=r"https://example.org/a.ckpt is an address; download the file"):
-        open_checkpoint("https://example.org/a.ckpt")
     assert open_checkpoint(tmp_path / "good.ckpt")["state_dict"]["weight"].shape == (200,)
 
 
@@ -74,14 +73,14 @@ def test_a_hostile_file_runs_nothing_wherever_it_is_opened(legacy: bool, ngdiff:
     content = GOOD | {"optimizer_states": Hostile(mark), "hyper_parameters": Hostile(mark)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     refused = pytest.raises(ValueError, match=r"last.ckpt holds an object of \S+mkdir, whose loading could run code")
-    with refused:
-        open_checkpoint(path)
-    with refused:
-        last_checkpoint(tmp_path / "point")
-    with refused:
-        load_recogniser(path)
-    with refused:
-        read_weights(str(path))
+    for opened in (
+        lambda: open_checkpoint(path),
+        lambda: last_checkpoint(tmp_path / "point"),
+        lambda: load_recogniser(path),
+        lambda: read_weights(str(path)),
+    ):
+        with refused:
+            opened()
     for command, name in (("fit", str(path)), ("validate", "last"), ("test", str(path)), ("predict", "last")):
         with refused:
             main([command, *ngdiff, f"--ckpt_path={name}", f"--run={tmp_path / 'point' / 'fit'}"])
@@ -111,20 +110,14 @@ def test_shards_are_looked_at_before_torch_unpickles_their_metadata(ngdiff: list
 
 
 def fit(ngdiff: list[str], *more: str) -> Any:
-    cli: Any = main(
-        ["fit", *ngdiff, "--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--trainer.max_epochs=1", *more]
-    )
-    return cli
+    return main(["fit", *ngdiff, "--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--trainer.max_epochs=1", *more])
 
 
 def test_last_is_found_in_a_fresh_process_and_never_untrained_weights(ngdiff: list[str], tmp_path: Path) -> None:
     test = ["test", *ngdiff, "--ckpt_path=last"]
-    with pytest.raises(
-        UsageError, match=r"There is no last.ckpt in \S+lightning_logs\. Give the folder of a run as --run"
-    ):
-        main(test)
-    with pytest.raises(UsageError, match=r"There is no last.ckpt"):
-        main(["fit", *ngdiff, "--ckpt_path=last"])
+    for command in ("test", "fit"):
+        with pytest.raises(UsageError, match=r"no last.ckpt in \S+lightning_logs\. Give the folder of a run as --run"):
+            main([command, *ngdiff, "--ckpt_path=last"])
     first = fit(ngdiff)
     path = Path(first.trainer.log_dir) / "checkpoints" / "last.ckpt"
     assert path.is_file()
@@ -138,9 +131,7 @@ def test_last_is_found_in_a_fresh_process_and_never_untrained_weights(ngdiff: li
     assert tested.trainer.ckpt_path == str(path)
     resumed = fit(ngdiff, "--ckpt_path=last", f"--run={first.trainer.log_dir}", "--trainer.max_epochs=2")
     assert resumed.trainer.global_step == 2 * first.trainer.global_step
-    with pytest.raises(
-        UsageError, match=r"no last.ckpt in \S+ of lit_modules.NPO; those there are of lit_modules.NGDiff"
-    ):
+    with pytest.raises(UsageError, match=r"no last.ckpt in \S+ of lit_modules.NPO; those there are of lit_modules.NGD"):
         main(["test", *["--model=NPO" if arg == "--model=NGDiff" else arg for arg in ngdiff], "--ckpt_path=last"])
     with pytest.raises(UsageError, match="kept no best checkpoint"):
         main(["test", *ngdiff, "--ckpt_path=best"])

@@ -77,8 +77,8 @@ def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def hostile_folder(folder: Path) -> str:
     """Write a model whose every file of configuration names the module `evil`, and a copy of it."""
     folder.mkdir()
-    kinds = ("Config", "Model", "Tokenizer", "Processor", "ImageProcessor", "ModelForCausalLM")
-    kinds += ("ModelForImageClassification", "ModelForImageTextToText", "ModelForSequenceClassification")
+    heads = ("CausalLM", "ImageClassification", "ImageTextToText", "SequenceClassification")
+    kinds = ("Config", "Model", "Tokenizer", "Processor", "ImageProcessor", *(f"ModelFor{head}" for head in heads))
     named = {f"Auto{kind}": "evil.Net" for kind in kinds} | {"AutoTokenizer": ["evil.Net", "evil.Net"]}
     plain = {"model_type": "evil", "architectures": ["Net"], "tokenizer_class": "Net", "processor_class": "Net"}
     for name in ("config", "tokenizer_config", "processor_config", "preprocessor_config"):
@@ -110,16 +110,15 @@ def test_no_module_of_a_pipeline_is_imported(name: str, kind: Any, executed: Pat
 
 
 SMALL: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+PATCHES = {"image_size": 8, "patch_size": 4, **SMALL}
 PICKLED: dict[str, tuple[Callable[[], Any], Open]] = {
     "causal language model": (lambda: LlamaForCausalLM(LlamaConfig(vocab_size=8, **SMALL)), load_causal_lm),
     "classifier": (
-        lambda: ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **SMALL)),
+        lambda: ViTForImageClassification(ViTConfig(**PATCHES)),
         lambda folder: ClassifierUpdate(folder, num_classes=2).configure_model(),
     ),
     "encoder": (
-        lambda: CLIPModel(
-            CLIPConfig(text_config=SMALL, vision_config=SMALL | {"image_size": 8, "patch_size": 4}, projection_dim=4)
-        ),
+        lambda: CLIPModel(CLIPConfig(text_config=SMALL, vision_config=PATCHES, projection_dim=4)),
         lambda folder: ImageTextEncoder(folder).images(PICTURE),
     ),
 }

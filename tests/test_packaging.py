@@ -74,62 +74,37 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return setuptools("build_wheel", source, tmp_path_factory.mktemp("wheel") / "out")
 
 
-def test_wheel_holds_three_packages(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
+def test_wheel_holds_three_packages_recipes_and_the_console_script(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
     info = f"lit_modules-{lit_modules.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {*PACKAGES, info}
     modules = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
-    assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
-    assert f"{info}/licenses/LICENSE" in names
-
-
-def test_wheel_holds_the_recipes(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
+    assert {*(f"{package}/py.typed" for package in PACKAGES), f"{info}/licenses/LICENSE"} <= set(names)
     recipes = {f"lit_modules/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert recipes
-    assert {name for name in names if name.startswith("lit_modules/configs/")} == recipes
-
-
-def test_wheel_has_the_console_script(wheel: Path) -> None:
-    archive = zipfile.ZipFile(wheel)
-    entry_points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
-    assert archive.read(entry_points).decode().split() == [
-        "[console_scripts]",
-        "lit-modules",
-        "=",
-        "lit_modules.cli:run",
-    ]
-
-
-def test_wheel_finds_its_recipes_from_any_folder(wheel: Path, tmp_path: Path) -> None:
-    site, folder = tmp_path / "site", tmp_path / "work"
-    folder.mkdir()
-    zipfile.ZipFile(wheel).extractall(site)
-    found = bare_python(EXAMPLE, site, folder)
-    configs = site / "lit_modules" / "configs"
-    assert found == [str(configs), str(configs / "ngdiff" / "lume.yaml"), str(len(list_recipes())), "[]"]
-
-
-def test_editable_install_reads_the_repository(source: Path, tmp_path: Path) -> None:
-    editable = setuptools("build_editable", source, tmp_path / "out")
-    site, folder = tmp_path / "site", tmp_path / "work"
-    folder.mkdir()
-    zipfile.ZipFile(editable).extractall(site)
-    found = bare_python(EXAMPLE, site, folder)
-    configs = source / "configs"
-    assert found == [str(configs), str(configs / "ngdiff" / "lume.yaml"), str(len(list_recipes())), "[]"]
-    assert not (source / "lit_modules" / "configs").exists()
+    assert {name for name in names if name.startswith("lit_modules/configs/")} == recipes != set()
+    script = archive.read(f"{info}/entry_points.txt").decode().split()
+    assert script == ["[console_scripts]", "lit-modules", "=", "lit_modules.cli:run"]
 
 
 @pytest.mark.parametrize("installed", ["wheel", "editable"])
-@pytest.mark.parametrize("kind", ["package", "folder"])
-def test_both_names_among_own_files(installed: str, kind: str, wheel: Path, source: Path, tmp_path: Path) -> None:
+def test_recipes_are_found_from_any_folder(installed: str, wheel: Path, source: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "work"
+    folder.mkdir()
+    archive = wheel if installed == "wheel" else setuptools("build_editable", source, tmp_path / "out")
+    zipfile.ZipFile(archive).extractall(site)
+    configs = (site / "lit_modules" if installed == "wheel" else source) / "configs"
+    expected = [str(configs), str(configs / "ngdiff" / "lume.yaml"), str(len(list_recipes())), "[]"]
+    assert bare_python(EXAMPLE, site, folder) == expected
+    assert recipes_folder() == ROOT / "configs"
+
+
+@pytest.mark.parametrize("installed", ["wheel", "editable"])
+def test_both_names_among_own_files(installed: str, wheel: Path, source: Path, tmp_path: Path) -> None:
     site, folder = tmp_path / "site", tmp_path / "work"
     (folder / "callbacks").mkdir(parents=True)
     (folder / "callbacks" / "mine.py").write_text("NAME = 'my callback'\n", encoding="utf-8")
-    if kind == "package":
-        (folder / "callbacks" / "__init__.py").touch()
     (folder / "datamodules.py").write_text("NAME = 'my data'\n", encoding="utf-8")
     archive = wheel if installed == "wheel" else setuptools("build_editable", source, tmp_path / "out")
     zipfile.ZipFile(archive).extractall(site)
@@ -147,10 +122,6 @@ def test_source_distribution_holds_all_that_the_repository_holds(source: Path, t
     assert {"tests/data/lume/forget.jsonl", "configs/ngdiff/README.md", "configs/ngdiff/study.png", ".ci/run"} <= kept
     assert kept | set(FILES) <= names
     assert not [name for name in names if "__pycache__" in name]
-
-
-def test_tests_run_on_the_repository() -> None:
-    assert recipes_folder() == ROOT / "configs"
 
 
 def test_each_bound_has_a_reason() -> None:

@@ -36,8 +36,7 @@ def build(name: str) -> Any:
     ("name", "precision", "stage"),
     [
         *((name, "bf16-true", "fit") for name in TRAIN),
-        *((name, "16-true", "test") for name in FAMILIES),
-        *((name, "16-mixed", "fit") for name in FAMILIES),
+        *((name, *case) for name in FAMILIES for case in (("16-true", "test"), ("16-mixed", "fit"))),
     ],
 )
 def test_half_weights_are_refused_before_anything_runs(name: str, precision: str, stage: str, tmp_path: Any) -> None:

@@ -13,17 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
-from torch.utils.data import DataLoader, Dataset
-from transformers import ViTConfig, ViTForImageClassification
+from torch.utils.data import DataLoader
 
 import lit_modules
-import lit_modules.adversarial
-import lit_modules.unlearning
 from callbacks import (
     EMA,
     AdaptiveLR,
@@ -33,30 +30,32 @@ from callbacks import (
     ForgetStopping,
     LastCheckpoint,
 )
-from datamodules import DrawnObjects
-from datamodules.common.sampling import BatchSampler, batch_loader, training_loader
-from lit_modules.attacks import LinfPGD
-from lit_modules.synthia import PixelDiffusion
+from datamodules import Digits, DrawnObjects
+from datamodules.common.sampling import BatchSampler, batch_loader
 from lit_modules.synthia.ontology.curriculum import build_curriculum
 from lit_modules.utils.ontology import Ontology
-from tests.coda.test_updating import make as make_coda
-from tests.coda.test_updating import rows
-from tests.coda.tiny_llava import write as write_llava
-from tests.unlearning.conftest import Workbench, make_task
+from tests.test_old_checkpoints import CASES, METHODS, TRAININGS, Ready, task, write_models
 
 EPOCHS, BATCHES = 2, 3
-ADAMW = partial(torch.optim.AdamW, lr=1e-2)
 HALVING = partial(StepLR, step_size=1, gamma=0.5)
+QUIET: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+QUIET |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "limit_train_batches": BATCHES}
 
 
-class Ready(Dataset[Any]):
-    """Batches that are made already, of which a sampler says the order."""
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_models()
+        DrawnObjects.write_ontology("ontology.json")
+        build_curriculum(Ontology.from_file("ontology.json"), num_pairs=6, num_test_pairs=2).save(folder)
+    return folder
 
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
 
-    def __getitem__(self, places: tuple[int]) -> Any:
-        return copy.deepcopy(self.batches[places[0]])
+@pytest.fixture(autouse=True)
+def working_folder(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(models)
 
 
 class Story(Callback):
@@ -83,11 +82,11 @@ class EveryBatch(Checkpoint):
     """Save after every batch, behind all other callbacks, as ModelCheckpoint does."""
 
     def __init__(self, folder: Path, story: Story) -> None:
-        self.folder, self.story, self.places = folder, story, {}
+        self.folder, self.story, self.lengths = folder, story, {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, o: Any, b: Any, batch_idx: int) -> None:
         number = trainer.fit_loop.total_batch_idx + 1
-        self.places[number] = len(self.story.events)
+        self.lengths[number] = len(self.story.events)
         trainer.save_checkpoint(self.folder / f"{number}.ckpt")
 
 
@@ -110,139 +109,41 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def loaders(batches: list[Any], validation: list[Any]) -> dict[str, Any]:
-    train = batch_loader(Ready(batches), BatchSampler(len(batches), 1, seed=0))
-    return {"train_dataloaders": train, "val_dataloaders": DataLoader(validation, batch_size=None)}  # type: ignore[arg-type]
+class Validated(Ready):
+    """Batches that are made already, and the first of them three times for validation."""
+
+    def val_dataloader(self) -> Any:
+        shown = self.batches[0]
+        if "forget" in shown:
+            shown = {**task(20), "split": ["forget", "retain"]}
+        return DataLoader([shown] * 3, batch_size=None)  # type: ignore[arg-type]
 
 
-def unlearning(name: str, folder: Path, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-    bench = Workbench(folder)
-    extra = {"layer": 0} if name == "RMU" else {}
-    settings: dict[str, Any] = {"tokenizer": bench.tokenizer(), "optimizer": ADAMW, "scheduler": HALVING}
-    module = getattr(lit_modules, name)(bench.network(), **settings | extra | arguments)
-    pairs = [{"forget": make_task(2, seed), "retain": make_task(2, 10 + seed)} for seed in range(BATCHES)]
-    asked = {**make_task(2, 20), "split": ["forget", "retain"]}
-    return module, loaders(pairs, [asked])
-
-
-def fine_tuning(folder: Path) -> tuple[Any, dict[str, Any]]:
-    module = lit_modules.CausalLMFineTuning(Workbench(folder).network(), optimizer=ADAMW)
-    return module, loaders([make_task(2, seed) for seed in range(BATCHES)], [make_task(2, 20)])
-
-
-def adversarial(name: str, folder: Path, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-    del folder
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
-    attack = LinfPGD(eps=0.1, steps=2, step_size=0.06, keep="last")
-    settings: dict[str, Any] = {"validation_attack": attack, "test_attacks": [attack]}
-    if name == "FreeTraining":
-        settings |= {"eps": 0.1, "replays": 2}
-    elif name != "StandardTraining":
-        settings["attack"] = attack
-    if name == "FastTraining":
-        settings |= {"guard": "warn", "guard_attack": attack}
-    images = torch.rand(BATCHES + 1, 6, 1, 8, 8)
-    labels = torch.arange(6).remainder(3)
-    batches = [{"image": image, "label": labels, "index": torch.arange(6)} for image in images]
-    return getattr(lit_modules, name)(net, **settings | arguments), loaders(batches[:-1], batches[-1:])
-
-
-def pictures(name: str, folder: Path, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-    del folder
+def build(name: str, **arguments: Any) -> tuple[Any, Any]:
+    """Return a module of a public name and its data, the same at each call."""
     seed_everything(0, verbose=False)
-    module = getattr(lit_modules, name)(PixelDiffusion(image_size=16, widths=(8, 16)), optimizer=ADAMW, **arguments)
-    prompts, batches = ["a thing to sit", "a thing to pour"], []
-    for number in range(BATCHES + 1):
-        positive, negative = torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 1, 3, 16, 16) * 2 - 1
-        pair = {"pos": positive, "neg": negative, "neg_mask": torch.ones(2, 1, dtype=torch.bool)}
-        ids = torch.tensor([2 * number, 2 * number + 1])
-        rows_of = {"pair_id": ids, **pair} if name == "Synthia" else {"index": ids, "image": positive}
-        batches.append({"prompt": prompts, **rows_of})
-    return module, loaders(batches[:-1], batches[-1:])
+    case = next(case for case in CASES.values() if case.name == name)
+    objects = case.objects()
+    more: dict[str, Any] = {"optimizer": partial(torch.optim.AdamW, lr=1e-2)}
+    data: Any = case.data()
+    if name in METHODS:
+        more["scheduler"] = HALVING
+    if name in TRAININGS:
+        objects["classifier"].append(nn.Dropout(0.3))
+        data = Digits(batch_size=8, eval_batch_size=8, validation_size=24, num_workers=0)
+    else:
+        data = Validated(data.batches)
+    if name == "FastTraining":
+        more |= {"guard": "warn", "guard_attack": objects["attack"]}
+    if name == "CoDA":
+        more["dropout"] = 0.3
+    return case.module(**case.hparams | objects | more | arguments), data
 
 
-def curriculum(folder: Path) -> tuple[Any, dict[str, Any]]:
-    if not (folder / "ontology.json").exists():
-        DrawnObjects.write_ontology(str(folder / "ontology.json"))
-        ontology = Ontology.from_file(str(folder / "ontology.json"))
-        build_curriculum(ontology, num_pairs=6, num_test_pairs=2).save(folder)
+def curriculum() -> tuple[Any, Any]:
     settings: dict[str, Any] = {"image_size": 16, "batch_size": 1, "negatives": 1, "images_per_concept": 1}
     settings |= {"mode": "cumulative", "epochs": 3, "positives": 1, "num_workers": 0}
-    return pictures("Synthia", folder)[0], {"datamodule": DrawnObjects(str(folder), task="pairs", **settings)}
-
-
-def coda(folder: Path) -> tuple[Any, dict[str, Any]]:
-    if not (folder / "config.json").exists():
-        write_llava(folder)
-    module = make_coda(str(folder), dropout=0.3, learning_rate=1e-2)
-    return module, loaders([rows(1, swapped=bool(number % 2)) for number in range(BATCHES)], [rows(1)])
-
-
-def classifier(folder: Path) -> tuple[Any, dict[str, Any]]:
-    del folder
-    seed_everything(0, verbose=False)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    network = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=2, **sizes))
-    module = lit_modules.ClassifierUpdate(network, mean=[0.5] * 3, std=[0.5] * 3, learning_rate=1e-2)
-    batches = [rows(1) | {"image": torch.rand(2, 3, 8, 8)} for _ in range(BATCHES + 1)]
-    return module, loaders(batches[:-1], batches[-1:])
-
-
-Build = Callable[[Path], tuple[Any, dict[str, Any]]]
-UNLEARNING = sorted({*lit_modules.unlearning.__all__} - {"CausalLMFineTuning"})
-ADVERSARIAL = sorted({*lit_modules.adversarial.__all__} & {*lit_modules.__all__})
-MODULES: dict[str, Build] = {
-    **{name: partial(unlearning, name) for name in UNLEARNING},
-    **{name: partial(adversarial, name) for name in ADVERSARIAL},
-    **{name: partial(pictures, name) for name in ("Synthia", "TextToImageTraining")},
-    "CausalLMFineTuning": fine_tuning,
-    "ClassifierUpdate": classifier,
-    "CoDA": coda,
-}
-NGDIFF = partial(unlearning, "NGDiff", scheduler=None)
-
-
-def unvalidated(build: Build, folder: Path) -> tuple[Any, dict[str, Any]]:
-    module, given = build(folder)
-    return module, {"train_dataloaders": given["train_dataloaders"]}
-
-
-VARIANTS: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
-    "NGDiff(accumulate=2)": (partial(unlearning, "NGDiff", accumulate=2), list),
-    "FastTraining(guard_interval=2)": (partial(adversarial, "FastTraining", guard_interval=2), list),
-    "FreeTraining(scheduler_interval='epoch')": (
-        partial(adversarial, "FreeTraining", scheduler_interval="epoch", scheduler=HALVING),
-        list,
-    ),
-    "AdaptiveLR": (NGDIFF, lambda: [AdaptiveLR(period=2, scale="linear")]),
-    "AdaptiveLR(accumulate=2)": (
-        partial(unlearning, "NGDiff", scheduler=None, accumulate=2),
-        lambda: [AdaptiveLR(period=1, scale="cosine")],
-    ),
-    "EMA": (NGDIFF, lambda: [EMA(decay=0.9)]),
-    "ForgetStopping": (NGDIFF, lambda: [ForgetStopping(level=0.1, window=2, action="warn")]),
-    "AdversarialWeightPerturbation": (
-        partial(adversarial, "PGDTraining"),
-        lambda: [AdversarialWeightPerturbation(warmup_epochs=1)],
-    ),
-    "NPO(peft_config)": (
-        lambda folder: unlearning("NPO", folder, peft_config=LoraConfig(r=2, target_modules=["q_proj"])),
-        list,
-    ),
-    "NGDiff, no validation": (partial(unvalidated, NGDIFF), list),
-    "NGDiff(accumulate=2), no validation": (
-        partial(unvalidated, partial(unlearning, "NGDiff", accumulate=2)),
-        list,
-    ),
-    "FreeTraining, no validation": (partial(unvalidated, partial(adversarial, "FreeTraining")), list),
-    "Synthia, no validation": (partial(unvalidated, partial(pictures, "Synthia")), list),
-    "NGDiff, validated in every second epoch": (NGDIFF, list),
-    "PGDTraining, validated in every second epoch": (partial(adversarial, "PGDTraining"), list),
-    "NGDiff, validated after every second batch": (NGDIFF, list),
-    "PGDTraining, validated after every batch": (partial(adversarial, "PGDTraining"), list),
-    "Curriculum": (curriculum, lambda: [Curriculum(monitor="val/gap", patience=1, min_delta=1e9)]),
-}
+    return build("Synthia")[0], DrawnObjects(".", task="pairs", **settings)
 
 
 class Foreign(LightningModule):
@@ -253,53 +154,69 @@ class Foreign(LightningModule):
         torch.manual_seed(0)
         self.layer = nn.Linear(1, 1)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return self.layer(batch).pow(2).sum()
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.layer(batch["number"]).pow(2).sum()
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def foreign(folder: Path) -> tuple[Any, dict[str, Any]]:
-    del folder
-    given = loaders([torch.tensor([[float(number)]]) for number in range(BATCHES)], [])
-    return Foreign(), {"train_dataloaders": given["train_dataloaders"]}
+def foreign() -> tuple[Any, Any]:
+    data = Ready([{"number": torch.tensor([[float(number)]])} for number in range(BATCHES)])
+    return Foreign(), batch_loader(data, BatchSampler(BATCHES, 1, seed=0))
 
 
-VARIANTS["a module of other origin"] = (foreign, lambda: [ExactResume()])
-SETTINGS: dict[str, dict[str, Any]] = {
-    "NGDiff, validated in every second epoch": {"check_val_every_n_epoch": 2},
-    "PGDTraining, validated in every second epoch": {"check_val_every_n_epoch": 2},
-    "NGDiff, validated after every second batch": {"val_check_interval": 2},
-    "PGDTraining, validated after every batch": {"val_check_interval": 1},
+Build = Callable[[], tuple[Any, Any]]
+NGDIFF = partial(build, "NGDiff", scheduler=None)
+GROUP = partial(NGDIFF, accumulate=2)
+PEFT = LoraConfig(r=2, target_modules=["q_proj"])
+UNVALIDATED = {"limit_val_batches": 0}
+VARIANTS: dict[str, tuple[Build, list[Callable[[], Callback]], dict[str, Any]]] = {
+    "NGDiff(accumulate=2)": (partial(build, "NGDiff", accumulate=2), [], {}),
+    "NGDiff(accumulate=2), no validation": (GROUP, [], UNVALIDATED),
+    "NGDiff, validated in every second epoch": (NGDIFF, [], {"check_val_every_n_epoch": 2}),
+    "NGDiff, validated after every second batch": (NGDIFF, [], {"val_check_interval": 2}),
+    "NPO(peft_config)": (partial(build, "NPO", peft_config=PEFT), [], {}),
+    "AdaptiveLR(accumulate=2)": (GROUP, [partial(AdaptiveLR, period=1, scale="cosine")], {}),
+    "EMA": (NGDIFF, [partial(EMA, decay=0.9)], {}),
+    "ForgetStopping": (NGDIFF, [partial(ForgetStopping, level=0.1, window=2, action="warn")], {}),
+    "FastTraining(guard_interval=2)": (partial(build, "FastTraining", guard_interval=2), [], {}),
+    "FreeTraining(scheduler_interval='epoch')": (
+        partial(build, "FreeTraining", scheduler_interval="epoch", scheduler=HALVING),
+        [],
+        UNVALIDATED,
+    ),
+    "PGDTraining, validated after every batch": (partial(build, "PGDTraining"), [], {"val_check_interval": 1}),
+    "AdversarialWeightPerturbation": (
+        partial(build, "PGDTraining"),
+        [partial(AdversarialWeightPerturbation, warmup_epochs=1)],
+        {},
+    ),
+    "Curriculum": (
+        curriculum,
+        [partial(Curriculum, monitor="val/gap", patience=1, min_delta=1e9)],
+        {"max_epochs": 3, "limit_train_batches": None},
+    ),
+    "a module of other origin, without datamodule": (foreign, [ExactResume], UNVALIDATED),
 }
-CASES: dict[str, tuple[Build, Callable[[], list[Callback]]]] = {
-    **{name: (build, list) for name, build in MODULES.items()},
-    **VARIANTS,
-}
+RUNS = {**{name: (partial(build, name), [], {}) for name in {case.name for case in CASES.values()}}, **VARIANTS}
 
 
-def run(name: str, data: Path, folder: Path, resume: Path | None = None) -> tuple[Story, dict[int, int], Any]:
+def run(name: str, folder: Path, resume: Path | None = None) -> tuple[Story, dict[int, int], Any]:
     """Train, perhaps from a checkpoint; return the story, its length at each checkpoint, and the weights."""
-    build, callbacks = CASES[name]
-    module, given = build(data)
+    start, callbacks, settings = RUNS[name]
+    module, data = start()
     story = Story()
     saver = EveryBatch(folder, story)
     seed_everything(1 if resume is None else 99, verbose=False)
-    settings: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
-    settings |= {
-        "enable_model_summary": False,
-        "max_epochs": 3 if "datamodule" in given else EPOCHS,
-        "default_root_dir": folder,
-        **SETTINGS.get(name, {}),
-    }
-    trainer = Trainer(callbacks=[*callbacks(), story, saver], num_sanity_val_steps=0, **settings)
-    trainer.fit(module, ckpt_path=resume, weights_only=True, **given)
-    return story, saver.places, copy.deepcopy(module.state_dict())
+    settings = {**QUIET, "max_epochs": EPOCHS, "limit_val_batches": 1, "default_root_dir": folder, **settings}
+    trainer = Trainer(callbacks=[*(make() for make in callbacks), story, saver], **settings)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    return story, saver.lengths, copy.deepcopy(module.state_dict())
 
 
 def test_every_module_that_trains_is_among_the_cases() -> None:
-    assert set(MODULES) == set(lit_modules.__all__) - {"InContext"}
+    assert {case.name for case in CASES.values()} == set(lit_modules.__all__) - {"InContext"}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -307,47 +224,31 @@ def test_every_module_that_trains_is_among_the_cases() -> None:
     ("name", "generations"),
     [
         *((name, 2) for name in ("NGDiff", "FastTraining", "Synthia", "CoDA", "AdaptiveLR(accumulate=2)")),
-        *(pytest.param(name, 3, marks=pytest.mark.slow) for name in CASES),
+        *(pytest.param(name, 3, marks=pytest.mark.slow) for name in sorted(RUNS)),
     ],
 )
 def test_a_run_goes_on_from_every_step(name: str, generations: int, tmp_path: Path) -> None:
-    folders = [tmp_path / part for part in ("data", "whole", "second", "third")]
-    for folder in folders:
+    first, second, third = (tmp_path / part for part in ("first", "second", "third"))
+    for folder in (first, second, third):
         folder.mkdir()
-    data, first, second, third = folders
-    whole, places, weights = run(name, data, first)
-    end = max(places)
+    whole, lengths, weights = run(name, first)
+    end = max(lengths)
     final = torch.load(first / f"{end}.ckpt", weights_only=True)
 
     def check(resumed: tuple[Story, dict[int, int], Any], step: int, folder: Path) -> None:
         story, saved, after = resumed
-        assert story.events == whole.events[places[step] :], (name, step)
+        assert story.events == whole.events[lengths[step] :], (name, step)
         assert same(after, weights), (name, step)
         if step < end:
-            found = torch.load(folder / f"{end}.ckpt", weights_only=True)
+            last = torch.load(folder / f"{end}.ckpt", weights_only=True)
             assert saved
             for key in final.keys() - {"loops"}:
-                assert same(found[key], final[key]), (name, step, key)
+                assert same(last[key], final[key]), (name, step, key)
 
     for step in range(1, end + 1):
-        check(run(name, data, second, first / f"{step}.ckpt"), step, second)
+        check(run(name, second, first / f"{step}.ckpt"), step, second)
         if step < end and generations == 3:
-            check(run(name, data, third, second / f"{step + 1}.ckpt"), step + 1, third)
-
-
-class Data(LightningDataModule):
-    """The batches of a case, in a datamodule, as every run of the command line has one."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        super().__init__()
-        self.ready = given["train_dataloaders"].dataset
-        self.validation = given["val_dataloaders"]
-
-    def train_dataloader(self) -> Any:
-        return training_loader(self, self.ready, BatchSampler(len(self.ready.batches), 1, seed=0), 0)
-
-    def val_dataloader(self) -> Any:
-        return self.validation
+            check(run(name, third, second / f"{step + 1}.ckpt"), step + 1, third)
 
 
 class Stop(Callback):
@@ -391,19 +292,16 @@ EXACT = ["NGDiff(accumulate=2)", "AdaptiveLR(accumulate=2)", "EMA", "FastTrainin
 )
 def test_what_stops_a_run_leaves_a_state_to_go_on_from(name: str, stop: str, tmp_path: Path) -> None:
     def start(more: list[Callback], resume: Path | None = None) -> tuple[list[Any], Any, Any]:
-        build, callbacks = CASES[name]
-        module, given = build(tmp_path)
-        if name in ("FastTraining", "AdversarialWeightPerturbation"):
-            # a step that broke off has moved the statistics and drawn the dropout
-            module.classifier[2], module.classifier[4].p = nn.Identity(), 0.0
-        given["val_dataloaders"] = DataLoader(given["val_dataloaders"].dataset * 3, batch_size=None)
+        make, callbacks, _ = RUNS[name]
+        module, data = make()
+        if hasattr(module, "classifier"):  # a step that broke off has moved the statistics and drawn the dropout
+            module.classifier[2], module.classifier[5] = nn.Identity(), nn.Identity()
         story = Story()
-        settings: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
-        settings |= {"enable_model_summary": False, "max_epochs": EPOCHS, "num_sanity_val_steps": 0}
-        trainer = Trainer(callbacks=[*callbacks(), story, *more], default_root_dir=tmp_path, **settings)
+        own = [make() for make in callbacks]
+        trainer = Trainer(callbacks=[*own, story, *more], max_epochs=EPOCHS, default_root_dir=tmp_path, **QUIET)
         raised: Any = None
         try:
-            trainer.fit(module, datamodule=Data(given), ckpt_path=resume)
+            trainer.fit(module, data, ckpt_path=resume)
         except (RuntimeError, SystemExit) as error:
             raised = error
         return story.events, copy.deepcopy(module.state_dict()), raised
@@ -422,13 +320,11 @@ def test_what_stops_a_run_leaves_a_state_to_go_on_from(name: str, stop: str, tmp
 
 
 def test_an_exception_leaves_nothing_for_the_next_training(tmp_path: Path) -> None:
-    module, given = unlearning("NGDiff", tmp_path, accumulate=2, scheduler=None)
+    module, data = GROUP()
     adaptive = AdaptiveLR(period=1)
-    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    settings |= {"enable_progress_bar": False, "max_epochs": 1}
-    trainer = Trainer(callbacks=[adaptive, Stop("on_train_batch_end", 1)], **settings)
+    trainer = Trainer(callbacks=[adaptive, Stop("on_train_batch_end", 1)], default_root_dir=tmp_path, **QUIET)
     with pytest.raises(RuntimeError, match="stopped by the test"):
-        trainer.fit(module, given["train_dataloaders"])
+        trainer.fit(module, data)
     assert module._group == []
     assert adaptive.state_dict()["batches"] == []
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -436,14 +332,12 @@ def test_an_exception_leaves_nothing_for_the_next_training(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_horizon_ends_with_the_training(accumulate: int, tmp_path: Path) -> None:
-    module, given = unlearning("NGDiff", tmp_path, accumulate=accumulate, scheduler=None)
+    module, data = build("NGDiff", scheduler=None, accumulate=accumulate)
     adaptive, left = AdaptiveLR(period=1, scale="linear"), []
 
     class Horizon(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             left.append(adaptive._horizon(trainer))
 
-    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    settings |= {"enable_progress_bar": False, "max_epochs": 4}
-    Trainer(callbacks=[adaptive, Horizon()], **settings).fit(module, given["train_dataloaders"])
-    assert left == pytest.approx([1 - place / 12 for place in range(12)])
+    Trainer(callbacks=[adaptive, Horizon()], max_epochs=4, default_root_dir=tmp_path, **QUIET).fit(module, data)
+    assert left == pytest.approx([1 - batch / 12 for batch in range(12)])

@@ -15,7 +15,6 @@ from lit_modules.adversarial.pgd import PGDTraining
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.utils.arguments import Unpack
-from lit_modules.utils.resuming import stepping_batches
 
 
 def fast_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -30,7 +29,7 @@ class FastTraining(PGDTraining):
     looks well. The guard attacks the first training batch of the epoch with PGD of 5 steps, after each epoch or every
     ``guard_interval`` steps, and logs its accuracy as ``train/guard_accuracy``. If this falls by more than
     ``guard_drop`` from one check to the next, ``stop`` puts back the weights of the last good check and ends the
-    training, ``warn`` only says so, and ``off`` never checks. What the guard has seen is kept in the checkpoint.
+    training, ``warn`` only says so, and ``off`` never checks. Its state is kept in the checkpoint.
 
     Without a ``scheduler``, and with ``scheduler_interval="step"``, the rate rises from 0 to the optimizer's at half of
     the training and falls back to 0.
@@ -47,18 +46,16 @@ class FastTraining(PGDTraining):
         guard_drop: Fall between two checks that counts as a collapse, as a share of the batch.
         guard_interval: Optimizer steps between two checks; ``None`` checks after each epoch.
         guard_attack: Attack of the guard; by default PGD of 5 steps of a quarter of the radius of ``attack``.
-        optimizer: Builds the optimizer from the trainable parameters; by default the paper's for CIFAR10, SGD at 0.2
-            with momentum 0.9 and weight decay 5e-4 (15 epochs, batches of 128). For MNIST it has Adam at 5e-3, 10
-            epochs, batches of 100.
+        optimizer: Builds the optimizer; by default the paper's for CIFAR10, SGD at 0.2 with momentum 0.9 and weight
+            decay 5e-4 (15 epochs, batches of 128). For MNIST it has Adam at 5e-3, 10 epochs, batches of 100.
         shared: Arguments of :class:`lit_modules.adversarial.core.base.AdversarialTraining`, by name.
 
     Raises:
         ValueError: If an argument is out of its range.
 
     Example:
-        >>> module = FastTraining(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
-        >>> module.attack.steps, module.guard
-        (1, 'stop')
+        >>> FastTraining(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))).attack.steps
+        1
 
     References:
         Wong, Rice, Kolter, "Fast is better than free: revisiting adversarial training" (arXiv 2001.03994), algorithm 3.
@@ -82,15 +79,8 @@ class FastTraining(PGDTraining):
         if guard_interval is not None and guard_interval < 1:
             raise ValueError(f"guard_interval must be at least 1 step, got {guard_interval}.")
         attack = attack or LinfPGD(eps=8 / 255, steps=1, step_size=10 / 255, keep="last")
-        super().__init__(
-            classifier,
-            attack,
-            optimizer=optimizer,
-            **shared,
-        )
-        self.guard = guard
-        self.guard_drop = guard_drop
-        self.guard_interval = guard_interval
+        super().__init__(classifier, attack, optimizer, **shared)
+        self.guard, self.guard_drop, self.guard_interval = guard, guard_drop, guard_interval
         self.guard_attack = guard_attack or pgd_like(attack, 5, 0.25, "guard_attack")
         self._guard: dict[str, Any] = {}
 
@@ -113,13 +103,9 @@ class FastTraining(PGDTraining):
             self.check_collapse()
 
     def check_collapse(self) -> float:
-        """Compare the accuracy under the guard's attack with that of the last check, and act on a fall.
-
-        Returns:
-            The accuracy.
-        """
+        """Return the accuracy under the guard's attack, and act if it fell since the last check."""
         self._guard["step"] = self.global_step
-        images, labels = self._guard["image"].to(self.device), self._guard["label"].to(self.device)
+        images, labels = (self._guard[name].to(self.device) for name in ("image", "label"))
         result = self.guard_attack.run(self.classifier, images, labels)
         accuracy = float(self.trainer.strategy.reduce((~result.success).double().mean(), reduce_op="mean"))
         before = self._guard.get("accuracy", -math.inf)
@@ -127,41 +113,30 @@ class FastTraining(PGDTraining):
             weights = {name: value.detach().clone() for name, value in self.classifier.state_dict().items()}
             self._guard |= {"accuracy": accuracy, "weights": weights}
             return accuracy
-        text = (
-            f"Catastrophic overfitting at step {self.global_step}: the accuracy on a training batch under "
-            f"{self.guard_attack!r} fell from {before:.3f} to {accuracy:.3f}"
-        )
-        if self.guard == "warn":
-            warnings.warn(f"{text}; guard='stop' would put back the last good weights.", stacklevel=2)
+        if self.guard == "stop":
+            self.classifier.load_state_dict(self._guard["weights"])
+            self.trainer.should_stop = True
+            end = "the last good weights are put back and the training ends."
+        else:
             self._guard["accuracy"] = accuracy
-            return accuracy
-        warnings.warn(f"{text}; the last good weights are put back and the training ends.", stacklevel=2)
-        self.classifier.load_state_dict(self._guard["weights"])
-        self.trainer.should_stop = True
+            end = "guard='stop' would put back the last good weights."
+        warnings.warn(
+            f"Catastrophic overfitting at step {self.global_step}: the accuracy on a training batch under "
+            f"{self.guard_attack!r} fell from {before:.3f} to {accuracy:.3f}; {end}",
+            stacklevel=2,
+        )
         return accuracy
 
     def _check_due(self) -> bool:
-        # with accumulation several batches share a step
         if self.guard == "off" or "image" not in self._guard or self.global_step == self._guard.get("step"):
-            return False
-        if self.guard_interval is None:
-            return self.trainer.is_last_batch
-        return self.global_step % self.guard_interval == 0
+            return False  # the last also where several batches share a step
+        return self.global_step % self.guard_interval == 0 if self.guard_interval else self.trainer.is_last_batch
 
     def build_scheduler(self, optimizer: Any) -> Any:
-        """Return the scheduler given, or the cycle over the training.
-
-        Raises:
-            ValueError: If the training has no end.
-        """
-        if self.scheduler is not None or self.scheduler_interval == "epoch":
-            return super().build_scheduler(optimizer)
-        steps = stepping_batches(self.trainer)
-        if math.isinf(steps):
-            raise ValueError(
-                "The default schedule needs an end of the training; give max_epochs, max_steps or scheduler."
-            )
-        return triangle(optimizer, int(steps))
+        """Return the scheduler given, or the cycle over the training."""
+        if self.scheduler is None and self.scheduler_interval == "step":
+            return triangle(optimizer, self.trainer)
+        return super().build_scheduler(optimizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the guard has seen."""

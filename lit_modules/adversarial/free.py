@@ -12,10 +12,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
-from lit_modules.adversarial.core.defaults import pgd_like, triangle
+from lit_modules.adversarial.core.defaults import triangle
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.utils.arguments import Unpack
-from lit_modules.utils.resuming import stepping_batches
 
 
 def free_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -76,11 +75,7 @@ class FreeTraining(AdversarialTraining):
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
         if replays < 1:
             raise ValueError(f"replays must be at least 1, got {replays}.")
-        super().__init__(classifier, None, optimizer=optimizer, **shared)
-        if shared.get("validation_attack") is None:
-            self.validation_attack = pgd_like(LinfPGD(eps=eps), 20, 0.25, "validation_attack")
-        if shared.get("test_attacks") is None:
-            self.test_attacks = {"pgd": pgd_like(LinfPGD(eps=eps), 100, 0.025, "test_attacks")}
+        super().__init__(classifier, LinfPGD(eps=eps), optimizer=optimizer, **shared)
         self.automatic_optimization = False
         self.eps = eps
         self.step_size = eps if step_size is None else step_size
@@ -93,8 +88,7 @@ class FreeTraining(AdversarialTraining):
         images, labels = self.unpack(batch)
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers() if self.scheduler_interval == "step" else None
-        kept = self._perturbation(images)
-        delta, total = kept[: len(images)], torch.zeros((), device=images.device)
+        delta, total = self._perturbation(images)[: len(images)], torch.zeros((), device=images.device)
         for _ in range(self.replays):
             adversarial = (images + delta).clamp_(0, 1).requires_grad_()
             logits = self(adversarial)
@@ -120,28 +114,14 @@ class FreeTraining(AdversarialTraining):
 
     def build_scheduler(self, optimizer: Any) -> Any:
         """Return the scheduler given, or the cycle over all replays."""
-        if self.scheduler is None:
-            return triangle(optimizer, self.total_steps()) if self.scheduler_interval == "step" else None
-        scheduler = self.scheduler(optimizer)
+        if self.scheduler is None and self.scheduler_interval == "step":
+            return triangle(optimizer, self.trainer, self.replays)
+        scheduler = super().build_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
                 "FreeTraining moves its scheduler by itself and without a metric; ReduceLROnPlateau needs one."
             )
         return scheduler
-
-    def total_steps(self) -> int:
-        """Return the optimizer steps of the training.
-
-        Raises:
-            ValueError: If the training has no end.
-        """
-        batches, limit = stepping_batches(self.trainer), self.trainer.max_steps
-        if math.isinf(batches):
-            raise ValueError(
-                "The default schedule needs an end of the training; give max_epochs, max_steps or scheduler."
-            )
-        steps = int(batches) * self.replays
-        return steps if limit == -1 else min(limit, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the perturbation of every process."""
@@ -160,12 +140,9 @@ class FreeTraining(AdversarialTraining):
             self._delta = delta[self.global_rank].to(self.device)
 
     def _perturbation(self, images: Tensor) -> Tensor:
-        """Return the kept perturbation, made longer by zeros for a batch larger than all before."""
-        kept = self._delta
-        if kept is None or kept.shape[1:] != images.shape[1:]:
-            kept = torch.zeros_like(images)
-        kept = kept.to(images.device)
-        if len(kept) < len(images):
-            kept = torch.cat([kept, torch.zeros_like(images[len(kept) :])])
-        self._delta = kept
-        return kept
+        """Return the perturbation of the batch before, made longer by zeros for a batch larger than all before."""
+        delta = images[:0] if self._delta is None else self._delta.to(images.device)
+        if delta.shape[1:] != images.shape[1:]:
+            delta = images[:0]
+        self._delta = torch.cat([delta, torch.zeros_like(images[len(delta) :])])
+        return self._delta

@@ -7,7 +7,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
+from lit_modules.adversarial.core.base import AdversarialArguments, Batch, LossTraining
 from lit_modules.adversarial.core.losses import kl_divergence
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
@@ -47,7 +47,7 @@ def mart_loss(clean_logits: Tensor, adversarial_logits: Tensor, label: Tensor, b
     return (boosted + beta * kl_divergence(clean_logits, adversarial_logits) * doubt).mean()
 
 
-class MART(AdversarialTraining):
+class MART(LossTraining):
     """Train on ``BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x))``.
 
     The boosted cross-entropy BCE also lowers the largest other probability, and the divergence counts most where the
@@ -85,12 +85,8 @@ class MART(AdversarialTraining):
         optimizer: OptimizerCallable = mart_optimizer,
         **shared: Unpack[AdversarialArguments],
     ) -> None:
-        super().__init__(
-            classifier,
-            attack or LinfPGD(eps=0.031, steps=10, step_size=0.007, keep="last"),
-            optimizer=optimizer,
-            **shared,
-        )
+        attack = attack or LinfPGD(eps=0.031, steps=10, step_size=0.007, keep="last")
+        super().__init__(classifier, attack, optimizer, **shared)
         if not beta >= 0:
             raise ValueError(f"beta must not be negative, got {beta}.")
         self.beta = beta

@@ -4,14 +4,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
+from lit_modules.adversarial.core.base import AdversarialArguments, Batch, LossTraining
 from lit_modules.adversarial.core.defaults import default_sgd
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.utils.arguments import Unpack
 
 
-class PGDTraining(AdversarialTraining):
+class PGDTraining(LossTraining):
     """Train on what an attack finds: ``min E[max CE(f(x + delta), y)]``.
 
     Each batch is replaced by its adversarial samples, found in evaluation mode, and the mean cross-entropy on these
@@ -46,12 +46,8 @@ class PGDTraining(AdversarialTraining):
         optimizer: OptimizerCallable = default_sgd,
         **shared: Unpack[AdversarialArguments],
     ) -> None:
-        super().__init__(
-            classifier,
-            attack or LinfPGD(eps=8 / 255, steps=10, step_size=2 / 255, keep="last"),
-            optimizer=optimizer,
-            **shared,
-        )
+        attack = attack or LinfPGD(eps=8 / 255, steps=10, step_size=2 / 255, keep="last")
+        super().__init__(classifier, attack, optimizer, **shared)
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy on the adversarial samples."""

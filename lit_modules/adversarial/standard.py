@@ -4,13 +4,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
+from lit_modules.adversarial.core.base import AdversarialArguments, Batch, LossTraining
 from lit_modules.adversarial.core.defaults import default_sgd
 from lit_modules.attacks.engine.checks import check_classes
 from lit_modules.utils.arguments import Unpack
 
 
-class StandardTraining(AdversarialTraining):
+class StandardTraining(LossTraining):
     """Train a classifier on clean samples: the mean cross-entropy, without an attack.
 
     Validation and test are those of the adversarial methods, so that a standard and a robust model are compared with
@@ -38,12 +38,7 @@ class StandardTraining(AdversarialTraining):
         optimizer: OptimizerCallable = default_sgd,
         **shared: Unpack[AdversarialArguments],
     ) -> None:
-        super().__init__(
-            classifier,
-            None,
-            optimizer=optimizer,
-            **shared,
-        )
+        super().__init__(classifier, None, optimizer, **shared)
 
     def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy on the clean samples."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from lit_modules.adversarial.core.base import AdversarialArguments, AdversarialTraining, Batch
+from lit_modules.adversarial.core.base import AdversarialArguments, Batch, LossTraining
 from lit_modules.adversarial.core.defaults import default_sgd
 from lit_modules.adversarial.core.losses import kl_divergence
 from lit_modules.attacks.engine.base import Attack, AttackArguments
@@ -94,7 +94,7 @@ class KLPGD(LinfPGD):
         return x
 
 
-class TRADES(AdversarialTraining):
+class TRADES(LossTraining):
     """Train on ``CE(f(x), y) + beta KL(p(x) || p(x'))``.
 
     ``x'`` maximises the divergence; see :class:`KLPGD`. Clean and adversarial samples pass the classifier one after the
@@ -132,12 +132,7 @@ class TRADES(AdversarialTraining):
         optimizer: OptimizerCallable = default_sgd,
         **shared: Unpack[AdversarialArguments],
     ) -> None:
-        super().__init__(
-            classifier,
-            attack or KLPGD(),
-            optimizer=optimizer,
-            **shared,
-        )
+        super().__init__(classifier, attack or KLPGD(), optimizer, **shared)
         if not beta >= 0:
             raise ValueError(f"beta must not be negative, got {beta}.")
         self.beta = beta

@@ -27,17 +27,7 @@ TRACEBACK = "LIT_MODULES_TRACEBACK"
 
 
 def main(args: "ArgsType" = None) -> "ProjectCLI | int":
-    """Run the command line.
-
-    Args:
-        args: Arguments as on the command line, or a parsed configuration; ``None`` takes those of the process.
-
-    Returns:
-        The finished LightningCLI with ``model``, ``datamodule`` and ``trainer``, or the exit code of another command.
-
-    Raises:
-        UsageError: If the arguments are wrong; the first line says what, with the closest valid name.
-    """
+    """Run the command line."""
     if args is None:
         args = sys.argv[1:]
     if isinstance(args, list):

@@ -16,12 +16,7 @@ COMMANDS = {
 
 
 def run_command(name: str, args: list[str]) -> int:
-    """Run a command of :data:`COMMANDS` and return its exit code.
-
-    Args:
-        name: Name of the command.
-        args: Its arguments.
-    """
+    """Run a command of :data:`COMMANDS` and return its exit code."""
     if name == "demo":
         from lit_modules.demos.command import main
     elif name == "sweep":

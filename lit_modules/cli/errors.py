@@ -7,10 +7,9 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from importlib import import_module
 from typing import NamedTuple
 
-from lit_modules.utils.arguments import argument_names
+from lit_modules.utils.arguments import argument_names, import_class
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.suggestions import did_you_mean
 
@@ -53,16 +52,7 @@ def is_for_user(error: BaseException) -> bool:
 
 
 def explain(message: str, command: str, options: Iterable[str]) -> str:
-    """Turn a message of jsonargparse, which lists all that it tried, into one sentence and at most one hint.
-
-    Args:
-        message: Message of the parser.
-        command: Command in use, such as ``"lit-modules fit"``.
-        options: Options of the command, such as ``"--trainer.max_epochs"``.
-
-    Returns:
-        One or two lines; a message of unknown form is shortened.
-    """
+    """Turn a message of jsonargparse, which lists all that it tried, into one sentence and at most one hint."""
     options = sorted(options)
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         name = match[1].partition("=")[0]
@@ -205,8 +195,7 @@ def _is_class_name(text: str) -> bool:
 
 def _arguments(path: str) -> list[str]:
     """Return the arguments that the class or function of an import path takes."""
-    module, _, name = path.rpartition(".")
-    target = getattr(import_module(module), name)
+    target = import_class(path)
     return argument_names(target) if isinstance(target, type) else list(inspect.signature(target).parameters)
 
 

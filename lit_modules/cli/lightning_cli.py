@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +24,7 @@ from lit_modules.cli.messages import SETUP
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.cli.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
 from lit_modules.cli.run_names import name_wandb_runs
-from lit_modules.utils.arguments import argument_names
+from lit_modules.utils.arguments import argument_names, import_class
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.resuming import bring
 
@@ -46,11 +45,7 @@ class ProjectParser(LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong.
-
-        Raises:
-            UsageError: Always, for the parser of a command; parsers of nested classes report as usual.
-        """
+        """Say what is wrong."""
         if not self.exit_on_error:
             super().error(message, ex)
         if isinstance(ex, UsageError):
@@ -83,6 +78,8 @@ class ProjectParser(LightningArgumentParser):
 
 class RecipeFile(ActionConfigFile):
     """Take a configuration file by its path or by the name of a shipped recipe, or the YAML or JSON text itself."""
+
+    help = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Find the file, or take the text; check that it is a mapping of known keys, and read it."""
@@ -169,8 +166,7 @@ class ProjectCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Build a parser whose ``-c`` knows the shipped recipes."""
         parser = self.parser_class(**kwargs)
-        text = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
-        parser.add_argument("-c", "--config", action=RecipeFile, help=text)
+        parser.add_argument("-c", "--config", action=RecipeFile, help=RecipeFile.help)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -260,17 +256,12 @@ class ProjectCLI(LightningCLI):
         arguments = data.get("init_args")
         if not isinstance(name, str) or arguments is None or arguments.get("tokenizer") is not None:
             return
-        module, _, class_name = data["class_path"].rpartition(".")
-        if "tokenizer" in argument_names(getattr(import_module(module), class_name)):
+        if "tokenizer" in argument_names(import_class(data["class_path"])):
             arguments["tokenizer"] = name
 
 
 def _check_ckpt_path(path: str | None) -> None:
-    """Check that a checkpoint that is named by its path exists, before anything is built.
-
-    Raises:
-        UsageError: If it does not.
-    """
+    """Check that a checkpoint that is named by its path exists, before anything is built."""
     if path is None or path in (*CKPT_WORDS, "hpc") or re.match(r"\w+://|registry", path):
         return
     if not path or not os.path.exists(path):
@@ -291,11 +282,7 @@ def _as_raised(error: BaseException) -> BaseException:
 
 
 def _check_text(text: str, source: str, keys: list[str]) -> None:
-    """Check that a configuration is a YAML mapping whose outer keys, and those of the trainer, exist.
-
-    Raises:
-        UsageError: If it is not; names the source and line or key.
-    """
+    """Check that a configuration is a YAML mapping whose outer keys, and those of the trainer, exist."""
     try:
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:

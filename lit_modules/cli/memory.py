@@ -45,18 +45,7 @@ class MemoryOptions:
 
 
 def main(args: list[str]) -> int:
-    """Print a table of the memory of a step.
-
-    Args:
-        args: Models and options; see ``lit-modules memory --help``.
-
-    Returns:
-        0.
-
-    Raises:
-        UsageError: If an option does not exist or does not take its value.
-        ValueError: If a model has no configuration, or an option is out of its range.
-    """
+    """Print a table of the memory of a step."""
     options, _ = read_options(MemoryOptions, args, command="memory", description=DESCRIPTION, example=EXAMPLE)
     print(table(options))
     return 0

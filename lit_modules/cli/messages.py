@@ -46,11 +46,7 @@ class SetupMessages(logging.Handler):
         self._held.append(partial(logging.getLogger(record.name).handle, record))
 
     def end(self, say: bool = True) -> None:
-        """Hold nothing back any longer.
-
-        Args:
-            say: Whether to say what was held back, or to drop it.
-        """
+        """Hold nothing back any longer."""
         calls = self._undo + (self._held if say else [])
         self._held, self._undo = [], []
         for call in calls:

@@ -1,16 +1,12 @@
 """``lit-modules ontology``: look at an ontology and at the distances of its affordances."""
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from lit_modules.cli.options import read_options
+from lit_modules.studies.tables import print_table
 from lit_modules.synthia.ontology.curriculum import EDGES, bin_of, transform, usable_pairs
 from lit_modules.synthia.ontology.distance import AffordanceDistance, AffordanceTable
 from lit_modules.utils.files import whole_file
@@ -113,19 +109,7 @@ class PlotOptions(DistanceOptions):
 
 
 def main(args: list[str]) -> int:
-    """Look at an ontology.
-
-    Args:
-        args: Action, file and options; see ``lit-modules ontology --help``.
-
-    Returns:
-        0, or 1 if ``validate`` found something wrong.
-
-    Raises:
-        UsageError: If an option does not exist or does not take its value.
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file breaks the schema, or an option is out of its range.
-    """
+    """Look at an ontology; return 0, or 1 if ``validate`` found something wrong."""
     action = read_options(Actions, args[:1], "ontology", DESCRIPTION, EXAMPLE)[0].action
     act, options = ACTIONS[action]
     line = str(act.__doc__).partition("\n")[0]
@@ -134,17 +118,16 @@ def main(args: list[str]) -> int:
 
 def stats(options: FileOptions) -> int:
     """Count categories, concepts, parts and affordances."""
-    ontology, console = Ontology.from_file(options.file), Console()
+    ontology = Ontology.from_file(options.file)
     counts = [(name.replace("_", " "), str(number)) for name, number in ontology.stats().items()]
-    # a text, as rich reads markup in a title
-    console.print(_table(Text(ontology.name), ["what"], ["number"], counts), markup=False)
+    print_table([("what", "number"), *counts], ontology.name)
     rows = []
     for category in dict.fromkeys(concept.superordinate for concept in ontology.concepts):
         members = [concept for concept in ontology.concepts if concept.superordinate == category]
         affordances = {name for concept in members for name in concept.affordances | concept.part_affordances}
         numbers = len(members), sum(len(concept.parts) for concept in members), len(affordances)
         rows.append((category, *map(str, numbers)))
-    console.print(_table("", ["superordinate"], ["concepts", "parts", "affordances"], rows), markup=False)
+    print_table([("superordinate", "concepts", "parts", "affordances"), *rows])
     return 0
 
 
@@ -169,7 +152,7 @@ def distances(options: ListOptions) -> int:
     """Show the distances of affordances by bin, the closest pairs and the most distant ones."""
     if options.top < 0:
         raise ValueError(f"--top must not be negative, got {options.top}.")
-    ontology, console = Ontology.from_file(options.file), Console()
+    ontology = Ontology.from_file(options.file)
     pairs = options.table(ontology).pairs()
     usable = usable_pairs(pairs)
     print(
@@ -183,13 +166,12 @@ def distances(options: ListOptions) -> int:
             high = EDGES[number + 1] if number + 1 < len(EDGES) else 1.0
             ends = [f"{min(members):.4f}", f"{max(members):.4f}"] if members else ["-", "-"]
             rows.append((f"{'[' if number == 0 else '('}{low:g}, {high:g}]", str(len(members)), *ends))
-        numbers = ["pairs", "least distance", "greatest"]
-        console.print(_table("transformed distance t", ["bin"], numbers, rows), markup=False)
+        print_table([("bin", "pairs", "least distance", "greatest"), *rows], "transformed distance t")
     order = sorted(usable, key=lambda pair: pair.distance)
     for title, shown in (("closest pairs", order[: options.top]), ("most distant pairs", order[::-1][: options.top])):
         if shown:
             rows = [(pair.first, pair.second, f"{pair.distance:.4f}") for pair in shown]
-            console.print(_table(title, ["first", "second"], ["distance"], rows), markup=False)
+            print_table([("first", "second", "distance"), *rows], title, texts=2)
     if options.csv:
         with whole_file(options.csv) as part, part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -220,14 +202,3 @@ ACTIONS: dict[Action, tuple[Any, Any]] = {
     "plot": (plot, PlotOptions),
 }
 """Functions of the actions, and their options."""
-
-
-def _table(title: str | Text, words: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title or None, title_justify="left")
-    for name in words:
-        table.add_column(name)
-    for name in numbers:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table

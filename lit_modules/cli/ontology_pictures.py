@@ -16,14 +16,7 @@ READABLE = 400
 
 
 def draw_graph(ontology: "Ontology") -> Any:
-    """Draw categories, concepts and parts as rings, each name with its affordances.
-
-    Args:
-        ontology: What to draw. Labels of a ring with more than 400 names are left out.
-
-    Returns:
-        A matplotlib figure.
-    """
+    """Draw categories, concepts and parts as rings, each name with its affordances."""
     graph = ontology.graph
     leaves = [node for node in _in_order(graph) if not _children(graph, node)]
     angles = {node: math.tau * index / len(leaves) for index, node in enumerate(leaves)}
@@ -58,18 +51,7 @@ def draw_graph(ontology: "Ontology") -> Any:
 
 
 def draw_distances(name: str, table: "AffordanceTable") -> Any:
-    """Draw the histogram of distances, and that of transformed distances over the bins that pairs are drawn from.
-
-    Args:
-        name: Name of the ontology.
-        table: The distances.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: If no pair has a distance other than 0 and 1.
-    """
+    """Draw the histogram of distances, and that of transformed distances over the bins that pairs are drawn from."""
     pairs = table.pairs()
     usable = usable_pairs(pairs)
     if not usable:

@@ -3,12 +3,12 @@
 import json
 import re
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 
-from lit_modules.cli.lightning_cli import ProjectParser
+from lit_modules.cli.lightning_cli import ProjectParser, RecipeFile
 
 Options = TypeVar("Options")
 
@@ -24,8 +24,9 @@ def read_options(
     description: str,
     example: str = "",
     passes_on: bool = False,
+    defaults: Callable[[Namespace], dict[str, Any]] | None = None,
 ) -> tuple[Options, list[str]]:
-    """Read the options of a command.
+    """Read the options of a command, and build the classes that they name.
 
     A field is an option of its name, with its docstring as help; a field without a default comes without a name,
     unless it is keyword-only. ``--flag`` stands for ``--flag true``, ``--sizes 1 2`` for ``--sizes "[1, 2]"``, a list
@@ -38,12 +39,15 @@ def read_options(
         description: Text of the help.
         example: Examples below the help.
         passes_on: Whether other options are passed on to ``fit`` and ``test``, with the words that follow them.
+        defaults: Returns other defaults for what was read, which is then read again over them; its command takes
+            ``-c`` with a configuration file.
 
     Returns:
         The options, and the words to pass on.
 
     Raises:
         UsageError: If an option does not exist or does not take its value.
+        ValueError: If a class refuses its arguments.
         SystemExit: After ``--help``.
 
     Example:
@@ -61,6 +65,8 @@ def read_options(
     parser = ProjectParser(
         prog=f"lit-modules {command}", description=description, epilog=example, formatter_class=_HelpFormatter
     )
+    if defaults is not None:
+        parser.add_argument("-c", "--config", action=RecipeFile, help=RecipeFile.help)
     parser.add_class_arguments(options, as_positional=True)
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     unnamed = [action.dest for action in parser._actions if not action.option_strings]
@@ -87,11 +93,16 @@ def read_options(
         elif passes_on:
             rest.append(option)
         else:
-            words.append(option)
+            words.append(f"--{name}{equals}{value}" if option.startswith("--") else option)
         (rest if passes_on else words).extend(following)
     words += [f"--{name}={_text(items, types[name])}" for name, items in values.items()]
+    parser.words = words
     config = parser.parse_args(words)
-    return options(**{name: config[name] for name in types if name in config}), rest
+    if changed := defaults(config) if defaults else {}:
+        parser.set_defaults(changed)
+        config = parser.parse_args(words)
+    built: Any = parser.instantiate(config)
+    return options(**{name: built[name] for name in options.__dataclass_fields__}), rest  # type: ignore[attr-defined]
 
 
 def _grouped(args: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from lit_modules.cli.options import read_options
+from lit_modules.studies.tables import print_table
 from lit_modules.synthia.pairs.images import EndpointImages, ImageMaker, PipelineImages
 from lit_modules.synthia.pairs.preparation import STEPS, Amounts, Preparation, Sources, Step
 from lit_modules.utils.endpoints import Endpoint
@@ -101,20 +100,7 @@ class PairOptions:
 
 
 def main(args: list[str]) -> int:
-    """Make pairs, or what is missing of them.
-
-    Args:
-        args: Ontology, folder and options; see ``lit-modules pairs --help``.
-
-    Returns:
-        0, or 1 if some captions or images could not be made.
-
-    Raises:
-        UsageError: If options do not go together.
-        FileNotFoundError: If there is no such ontology or folder of images.
-        ValueError: If an option is out of its range, or what a step is made from has changed.
-        OSError: If an endpoint cannot be used, or files cannot be written.
-    """
+    """Make pairs, or what is missing of them; return 0, or 1 if some captions or images could not be made."""
     options, _ = read_options(PairOptions, args, "pairs", DESCRIPTION, EXAMPLE)
     preparation = Preparation(
         Ontology.from_file(options.ontology),
@@ -139,19 +125,12 @@ def main(args: list[str]) -> int:
 
 
 def print_counts(preparation: Preparation, steps: list[Step]) -> None:
-    """Print how many items each step has, how many are finished and what is to be done; nothing is written.
-
-    Args:
-        preparation: What is to be run.
-        steps: Steps to run.
-    """
-    table = Table(title=f"dry run in {preparation.folder}", title_justify="left")
-    table.add_column("step")
-    for name in ("items", "finished", "to do"):
-        table.add_column(name, justify="right")
-    for step, (total, done) in preparation.counts().items():
-        table.add_row(step, str(total), str(done), str(total - done) if step in steps else "-")
-    Console().print(table, markup=False)
+    """Print how many items each step has, how many are finished and what is to be done; nothing is written."""
+    rows = [
+        [step, str(total), str(done), str(total - done) if step in steps else "-"]
+        for step, (total, done) in preparation.counts().items()
+    ]
+    print_table([["step", "items", "finished", "to do"], *rows], f"dry run in {preparation.folder}")
 
 
 @contextmanager

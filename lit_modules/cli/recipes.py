@@ -55,14 +55,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def main(args: list[str]) -> int:
-    """Print the name and the first comment of each shipped recipe.
-
-    Args:
-        args: Only ``--help`` is known.
-
-    Returns:
-        0.
-    """
+    """Print the name and the first comment of each shipped recipe."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="lit-modules recipes", description="List the shipped recipes, for -c.")

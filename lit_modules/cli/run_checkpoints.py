@@ -62,11 +62,7 @@ def find_checkpoint(name: str, command: str, trainer: Trainer, model: str | None
 
 @contextmanager
 def loading(trainer: Trainer) -> Iterator[None]:
-    """Name the checkpoint in the error of weights that do not fit the module.
-
-    Raises:
-        ValueError: If they do not.
-    """
+    """Name the checkpoint in the error of weights that do not fit the module."""
     try:
         yield
     except RuntimeError as error:

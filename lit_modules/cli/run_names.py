@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_modules.cli.recipes import recipes_folder
+from lit_modules.utils.arguments import import_class
 
 _VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE", "tags": "WANDB_TAGS"}
 """Variables of the environment by which a user gives what a logger's argument gives."""
@@ -20,10 +20,6 @@ def name_wandb_runs(config: Namespace, stage: str) -> None:
 
     A run is called ``<method>-<data>-<seed>``. Its group is the recipe, such as ``ngdiff/lume``, without one
     ``<method>-<data>``; its job type the command; its tag the family of the method, such as ``unlearning``.
-
-    Args:
-        config: Configuration of a command; it is changed.
-        stage: The command.
     """
     loggers = config["trainer"]["logger"]
     entries = [entry for entry in (loggers if isinstance(loggers, list) else [loggers]) if _is_wandb(entry)]
@@ -45,18 +41,12 @@ def name_wandb_runs(config: Namespace, stage: str) -> None:
 
 
 def _is_wandb(entry: Any) -> bool:
-    return isinstance(entry, Namespace) and issubclass(_class(str(entry["class_path"])), WandbLogger)
-
-
-def _class(path: str) -> type:
-    module, _, name = path.rpartition(".")
-    found: type = getattr(import_module(module), name)
-    return found
+    return isinstance(entry, Namespace) and issubclass(import_class(str(entry["class_path"])), WandbLogger)
 
 
 def _family(path: str) -> str:
     """Return the family of a method of ours, or the package of another."""
-    package, _, inner = _class(path).__module__.partition(".")
+    package, _, inner = import_class(path).__module__.partition(".")
     return inner.partition(".")[0] if package == "lit_modules" else package
 
 

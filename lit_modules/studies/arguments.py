@@ -103,26 +103,13 @@ class ArgumentReader:
         self._cli = _ReadOnlyCLI.start(["fit", *_filled(self.arguments, "FOLDER")])
 
     def read(self, arguments: Sequence[str], stage: str = "fit") -> Namespace:
-        """Return the configuration that arguments describe.
-
-        Raises:
-            UsageError: If they are wrong.
-        """
+        """Return the configuration that arguments describe."""
         self._cli.parse_arguments(self._cli.parser, [stage, *arguments])
         config: Namespace = self._cli.config[stage]
         return config
 
     def run(self, values: dict[str, Any], folder: Path) -> list[str]:
-        """Return the arguments of a run, checked as a whole.
-
-        Args:
-            values: Value of each argument that is swept, by dotted name.
-            folder: Folder of the run.
-
-        Raises:
-            UsageError: If an argument does not exist or does not take the value, or if a callback would write where
-                the other runs write.
-        """
+        """Return the arguments of a run, checked as a whole."""
         start = _filled(self.arguments, str(folder))
         arguments = list(start)
         for key, value in values.items():

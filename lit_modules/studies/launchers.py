@@ -132,12 +132,7 @@ class RayLauncher:
         self.num_gpus = num_gpus
 
     def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
-        """Hand the tasks to Ray.
-
-        Raises:
-            ValueError: If this machine lacks the cores or GPUs that a task asks for.
-            ConnectionError: If no cluster answers at the address.
-        """
+        """Hand the tasks to Ray."""
         import ray
 
         started = not ray.is_initialized()
@@ -213,11 +208,7 @@ class LauncherOptions:
     num_gpus: float | None = None
 
     def make_launcher(self) -> Launcher:
-        """Return the launcher.
-
-        Raises:
-            UsageError: If an option belongs to another launcher or is out of its range, or Ray is not installed.
-        """
+        """Return the launcher."""
         owners = {"workers": "process", "address": "ray", "num_cpus": "ray", "num_gpus": "ray"}
         values = {name: getattr(self, name) for name in owners if getattr(self, name) is not None}
         for name in values:

@@ -84,16 +84,7 @@ def start(cli: type[CLI], folder: Path, arguments: list[str]) -> CLI:
 
 
 def train(cli: type[CLI], folder: Path, arguments: list[str]) -> tuple[CLI, Path | None]:
-    """Run ``fit``, from the last checkpoint in the folder if there is one.
-
-    Args:
-        cli: Command line of the run.
-        folder: Folder of the run.
-        arguments: Arguments of ``fit``.
-
-    Returns:
-        The finished command line, and the checkpoint that it resumed from.
-    """
+    """Run ``fit``, from the last checkpoint in the folder if there is one."""
     checkpoint = last_checkpoint(folder)
     resume = [f"--ckpt_path={checkpoint}"] if checkpoint else []
     return start(cli, folder, ["fit", *arguments, *resume]), checkpoint
@@ -104,12 +95,6 @@ def fit_and_test(folder: Path) -> dict[str, Any]:
 
     The checkpoint is the best one of the first ``ModelCheckpoint`` with a ``monitor``; without such, the last one that
     any ``ModelCheckpoint`` wrote; without any, the state at the end of the training.
-
-    Args:
-        folder: Folder of the run; ``run.json`` in it has ``arguments``, ``values`` and ``test``.
-
-    Returns:
-        The content of ``results.json``: the values, the numbers logged, the checkpoint.
     """
     run = read_json(folder / RUN)
     record = folder / "fit.json"
@@ -153,11 +138,7 @@ def chosen_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint from which a training can resume; skips what a kill left unreadable.
-
-    Raises:
-        UnsafeFile: If one holds more than tensors and plain values, which is not loaded.
-    """
+    """Return the newest checkpoint from which a training can resume; skips what a kill left unreadable."""
     for path in sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             if path.is_dir():
@@ -203,14 +184,7 @@ def succeeds(run: Callable[[Path], object], folder: Path) -> bool:
 
 
 def main(args: list[str]) -> int:
-    """Run the run in a folder.
-
-    Args:
-        args: The folder.
-
-    Returns:
-        0, or 1 if it failed; the last line printed then says why.
-    """
+    """Run the run in a folder; return 0, or 1 if it failed, whose reason is then the last line printed."""
     load_public()
     return 0 if succeeds(fit_and_test, Path(args[0])) else 1
 

@@ -42,18 +42,7 @@ class SequenceOptions:
 
 
 def main(args: list[str]) -> int:
-    """Run a sequence.
-
-    Args:
-        args: Study, options, and arguments of fit; see ``lit-modules sequence --help``.
-
-    Returns:
-        0.
-
-    Raises:
-        UsageError: If options are wrong, or the folder holds another sequence.
-        DirectoryInUse: If the same sequence runs already.
-    """
+    """Run a sequence."""
     options, passed = read_options(
         SequenceOptions, args, command="sequence", description=DESCRIPTION, example=EXAMPLE, passes_on=True
     )
@@ -65,15 +54,7 @@ def main(args: list[str]) -> int:
 
 
 def run_sequence(options: SequenceOptions, arguments: list[str]) -> dict[int, dict[str, Any]]:
-    """Run fit and test for each number.
-
-    Args:
-        options: Study, folder and numbers.
-        arguments: Arguments of fit and test.
-
-    Returns:
-        The results of each number.
-    """
+    """Run fit and test for each number."""
     load_public()
     settings = {"study": options.study, "arguments": arguments}
     records: dict[int, dict[str, Any]] = {}

@@ -43,14 +43,18 @@ def csv_table(rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def print_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table; its first row is the header, and its first column is aligned to the left."""
+def print_table(rows: Sequence[Sequence[str]], title: str | None = None, texts: int = 1) -> None:
+    """Print a table; its first row is the header, an empty row a line, and all but ``texts`` columns hold numbers."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title) if title else None, title_justify="left")  # a text, as rich reads markup
     for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index < texts else "right", overflow="fold")
     for row in rows[1:]:
-        table.add_row(*row)
+        if row:
+            table.add_row(*row)
+        else:
+            table.add_section()
     Console().print(table, markup=False)

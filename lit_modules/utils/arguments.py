@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -42,6 +43,17 @@ def without_own(shared: Shared, **own: object) -> Shared:
     """
     kept = {name: value for name, value in shared.items() if name not in own or value != own[name]}
     return cast("Shared", kept)
+
+
+def import_class(path: str) -> Any:
+    """Return the class or function of an import path.
+
+    Example:
+        >>> import_class("pathlib.Path")
+        <class 'pathlib.Path'>
+    """
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def argument_names(kind: type) -> list[str]:

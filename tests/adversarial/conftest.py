@@ -1,5 +1,6 @@
 """A tiny classifier, images of 8 x 8 that it can learn, and a quiet trainer."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lit_modules.attacks.engine.base import AttackResult
 from lit_modules.attacks.pgd import LinfPGD
 
 
@@ -43,6 +45,16 @@ class Workbench:
                 nn.Flatten(), nn.Linear(64, 16), *middle, nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3)
             )
 
+    def trained(self) -> nn.Sequential:
+        """Right on most of ``batch(24)`` and robust on some, in evaluation mode."""
+        network, batch = self.network(), self.batch(24)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(batch["image"]), batch["label"]).backward()
+            optimizer.step()
+        return network.eval()
+
     @staticmethod
     def attack(eps: float = 0.1, **arguments: Any) -> LinfPGD:
         return LinfPGD(**({"eps": eps, "steps": 3, "step_size": eps / 2, "keep": "last"} | arguments))
@@ -59,29 +71,15 @@ class Workbench:
         return {"image": data.image, "label": data.label, "index": torch.arange(count)}
 
     def trainer(self, callbacks: Sequence[Callback] = (), **arguments: Any) -> Trainer:
-        settings: dict[str, Any] = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "default_root_dir": self.folder,
-        }
+        settings: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "num_sanity_val_steps": 0}
+        names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        settings |= {"default_root_dir": self.folder, **dict.fromkeys(names, False)}
         return Trainer(callbacks=list(callbacks), **(settings | arguments))
 
-    def fit(
-        self,
-        module: LightningModule,
-        callbacks: Sequence[Callback] = (),
-        data: Any = None,
-        ckpt_path: Any = None,
-        **arguments: Any,
-    ) -> Trainer:
+    def fit(self, module: LightningModule, callbacks: Any = (), data: Any = None, **arguments: Any) -> Trainer:
+        path = arguments.pop("ckpt_path", None)
         trainer = self.trainer(callbacks, **arguments)
-        trainer.fit(module, data or self.loader(), ckpt_path=ckpt_path)
+        trainer.fit(module, data or self.loader(), ckpt_path=path)
         return trainer
 
     @staticmethod
@@ -92,6 +90,34 @@ class Workbench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
+
+
+class Noisy(nn.Module):
+    """Answers at random: from a global generator, one of its own, or from where nobody sees it."""
+
+    def __init__(self, net: nn.Module, source: str = "global") -> None:
+        super().__init__()
+        self.net, self.source = net, source
+        self.own = torch.Generator() if source == "own" else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.source == "unseen":
+            return self.net(images) + torch.frombuffer(bytearray(os.urandom(4)), dtype=torch.uint8)[:3] * 0.001
+        return self.net(images) + 1e-7 * torch.rand(len(images), 3, generator=self.own)
+
+
+@pytest.fixture
+def attacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of samples that PGD was called with."""
+    sizes: list[int] = []
+    run = LinfPGD.run
+
+    def watched(self: LinfPGD, model: Any, x: Any, y: Any = None, *, seed: Any = None) -> AttackResult:
+        sizes.append(len(x))
+        return run(self, model, x, y, seed=seed)
+
+    monkeypatch.setattr(LinfPGD, "run", watched)
+    return sizes
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, DistributedSampler
 
 from callbacks import AdversarialWeightPerturbation
 from lit_modules import FastTraining, FreeTraining, PGDTraining
 from lit_modules.attacks.pgd import L2PGD, LinfPGD
+from tests.adversarial.conftest import Images, Workbench
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -19,8 +20,6 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 def main() -> None:
-    from conftest import Images, Workbench  # beside the script, but not on pytest's path
-
     folder, devices = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     attacks = {"linf": LinfPGD(eps=0.12, steps=4), "l2": L2PGD(eps=1.0, steps=4, step_size=0.4)}
@@ -33,18 +32,8 @@ def main() -> None:
     saved: dict[str, Any] = {}
     for module, callbacks in runs:
         name = type(module).__name__
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
-            max_epochs=1,
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            default_root_dir=folder / f"{devices}",
+        trainer = Workbench(folder / f"{devices}").trainer(
+            callbacks, devices=devices, strategy="ddp" if devices > 1 else "auto"
         )
         size = 8 // devices
         # the batches of all processes together are those of one process; Lightning's own sampler would shuffle
@@ -57,7 +46,7 @@ def main() -> None:
             "weights": module.classifier.state_dict(),
             "record": module.results(),
             "logged": {key: float(value) for key, value in trainer.callback_metrics.items()},
-            "pictures": [example.index for example in module._finished().examples],
+            "pictures": [example.index for example in module._evaluation.examples],
         }
     torch.save(saved, folder / f"{devices}-{trainer.global_rank}.pt")
 

@@ -23,13 +23,9 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_", "NODE_"))}
     for devices in (1, 2):
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), str(tmp_path), str(devices)],
-            env=environment | {"PYTHONPATH": str(SCRIPT.parents[2])},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [sys.executable, str(SCRIPT), str(tmp_path), str(devices)]
+        environment["PYTHONPATH"] = str(SCRIPT.parents[2])
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     for name in one:
@@ -42,8 +38,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert first[name]["pictures"] == second[name]["pictures"] == one[name]["pictures"]
         for key in ("test/accuracy", "test/robust_accuracy", "test/robust_accuracy/l2"):
             assert first[name]["logged"][key] == pytest.approx(one[name]["logged"][key])
-    delta = torch.load(tmp_path / "FreeTraining-2.ckpt", weights_only=False)["lit_modules_delta"]
-    whole = torch.load(tmp_path / "FreeTraining-1.ckpt", weights_only=False)["lit_modules_delta"]
-    assert delta.shape == (2, 4, 1, 8, 8)
+    both, whole = (
+        torch.load(tmp_path / f"FreeTraining-{n}.ckpt", weights_only=False)["lit_modules_delta"] for n in (2, 1)
+    )
+    assert both.shape == (2, 4, 1, 8, 8)
     assert whole.shape == (1, 8, 1, 8, 8)
-    torch.testing.assert_close(torch.stack(list(delta), 1).flatten(0, 1), whole[0])
+    torch.testing.assert_close(torch.stack(list(both), 1).flatten(0, 1), whole[0])

@@ -1,7 +1,7 @@
 """Fast training: the guard against catastrophic overfitting, and the cycle of the rate."""
 
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_modules.adversarial.fast import FastTraining
 from lit_modules.attacks.pgd import LinfPGD
-
-Optimizer = Callable[[Any], torch.optim.Optimizer]
 
 
 class Collapse(Callback):
@@ -35,10 +33,8 @@ class Collapse(Callback):
 def module(bench: Any, **arguments: Any) -> FastTraining:
     settings: dict[str, Any] = {
         "attack": LinfPGD(eps=0.1, steps=1, step_size=0.125, keep="last"),
-        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-        "scheduler": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 1.0 if step < 30 else 0.0
-        ),
+        "optimizer": partial(torch.optim.SGD, lr=0.1),
+        "scheduler": partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 1.0 if step < 30 else 0.0),
     }
     return FastTraining(bench.network(norm=True), **(settings | arguments))
 
@@ -57,23 +53,21 @@ def test_the_guard_puts_back_the_last_good_weights_and_stops(bench: Any) -> None
 
 
 def test_the_guard_may_only_warn_or_be_off(bench: Any) -> None:
-    fast, collapse = module(bench, guard="warn"), Collapse(10)
+    collapse = Collapse(10)
     with pytest.warns(UserWarning, match="guard='stop' would put back") as seen:
-        bench.fit(fast, [collapse], max_epochs=13)
+        bench.fit(module(bench, guard="warn"), [collapse], max_epochs=13)
     assert len([one for one in seen if "Catastrophic" in str(one.message)]) == 1
     assert len(collapse.epochs) == 13
-    fast, collapse = module(bench, guard="off"), Collapse(10)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Catastrophic")
-        trainer = bench.fit(fast, [collapse], max_epochs=13)
+        trainer = bench.fit(module(bench, guard="off"), [Collapse(10)], max_epochs=13)
     assert "train/guard_accuracy" not in trainer.callback_metrics
 
 
 def test_the_guard_stays_silent_in_a_healthy_run(bench: Any) -> None:
-    fast = module(bench, guard_interval=2)
-    checks: list[int] = []
-    check = fast.check_collapse
-    fast.check_collapse = lambda: (checks.append(fast.global_step), check())[1]  # type: ignore[assignment,method-assign]
+    fast, checks = module(bench, guard_interval=2), []
+    attack = fast.guard_attack.run
+    fast.guard_attack.run = lambda *arguments: (checks.append(fast.global_step), attack(*arguments))[1]  # type: ignore
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Catastrophic")
         bench.fit(fast, max_epochs=3)
@@ -105,11 +99,14 @@ def test_the_default_schedule_is_a_cycle(bench: Any) -> None:
         bench.fit(module(bench, scheduler=None), max_epochs=-1, max_steps=-1)
 
 
-def test_bad_arguments_are_refused(bench: Any) -> None:
-    network = bench.network()
-    with pytest.raises(ValueError, match="guard must be 'stop', 'warn' or 'off', got 'halt'"):
-        FastTraining(network, guard="halt")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"guard_drop must lie in \(0, 1\), got 20"):
-        FastTraining(network, guard_drop=20)
-    with pytest.raises(ValueError, match="guard_interval must be at least 1 step, got 0"):
-        FastTraining(network, guard_interval=0)
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"guard": "halt"}, "guard must be 'stop', 'warn' or 'off', got 'halt'"),
+        ({"guard_drop": 20}, r"guard_drop must lie in \(0, 1\), got 20"),
+        ({"guard_interval": 0}, "guard_interval must be at least 1 step, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], sentence: str, bench: Any) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        module(bench, **arguments)

@@ -1,5 +1,6 @@
 """What is held back while a run is set up, and when it is said."""
 
+import contextlib
 import logging
 import warnings
 
@@ -45,25 +46,12 @@ def test_said_at_the_start_in_order(said: list[str]) -> None:
     assert [(logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in LOGGERS] == before
 
 
-def test_said_at_the_end_without_a_start(said: list[str]) -> None:
-    with SetupMessages():
+@pytest.mark.parametrize(
+    ("error", "lines"), [(None, 3), (UsageError("There is no key 'a'."), 0), (ZeroDivisionError(), 3)]
+)
+def test_said_at_the_end_unless_an_error_is_for_the_user(error: Exception | None, lines: int, said: list[str]) -> None:
+    with contextlib.suppress(UsageError, ZeroDivisionError), SetupMessages():
         say_something()
-    assert len(said) == 3
-
-
-def fail(error: Exception) -> None:
-    with SetupMessages():
-        say_something()
-        raise error
-
-
-def test_dropped_before_an_error_for_the_user(said: list[str]) -> None:
-    with pytest.raises(UsageError, match="no key"):
-        fail(UsageError("There is no key 'a'."))
-    assert said == []
-
-
-def test_said_before_a_defect(said: list[str]) -> None:
-    with pytest.raises(ZeroDivisionError):
-        fail(ZeroDivisionError())
-    assert len(said) == 3
+        if error is not None:
+            raise error
+    assert len(said) == lines

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from lit_modules.cli.pairs import main
-from lit_modules.utils.errors import UsageError
 from tests.scripted_server import ScriptedServer
 
 KEY = "sk-secret-4711"
@@ -62,15 +61,18 @@ def test_templates_and_a_changed_seed(mini: str, tmp_path: Path) -> None:
     assert main([*line, "--seed=7", "--fresh"]) == 0
 
 
-def test_options_that_do_not_go_together(mini: str, tmp_path: Path) -> None:
-    line = [mini, f"--folder={tmp_path}"]
-    with pytest.raises(UsageError, match="--caption-endpoint and --caption-model must be given together"):
-        main([*line, "--caption-model=writer"])
-    with pytest.raises(UsageError, match="--image-endpoint needs --image-model"):
-        main([*line, "--image-endpoint=http://127.0.0.1:9/v1"])
-    with pytest.raises(UsageError, match="are for pipelines; an endpoint does not take them"):
-        main([*line, "--image-endpoint=http://127.0.0.1:9/v1", "--image-model=m", "--image-steps=4"])
-    with pytest.raises(ValueError, match="The step images needs what makes images: give --image-model"):
-        main([*line, *SMALL])
-    with pytest.raises(UsageError, match="folder must be given"):
-        main([mini])
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--caption-model=writer"], "--caption-endpoint and --caption-model must be given together"),
+        (["--image-endpoint=http://127.0.0.1:9/v1"], "--image-endpoint needs --image-model"),
+        (
+            ["--image-endpoint=http://127.0.0.1:9/v1", "--image-model=m", "--image-steps=4"],
+            "are for pipelines; an endpoint does not take them",
+        ),
+        (SMALL, "The step images needs what makes images: give --image-model"),
+    ],
+)
+def test_options_that_do_not_go_together(more: list[str], sentence: str, mini: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        main([mini, f"--folder={tmp_path}", *more])

@@ -67,8 +67,3 @@ def test_group_is_the_recipe(files: list[Any], group: str) -> None:
 def test_a_run_without_seed_or_data_has_a_name_too() -> None:
     arguments = named([], wandb_logger(), data=None, seed_everything=False).init_args
     assert (arguments.name, arguments.group) == ("NGDiff", "NGDiff")
-
-
-def test_other_loggers_are_left_alone() -> None:
-    assert named([], None) is None
-    assert named([], True) is True

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -76,17 +77,14 @@ class MadeUpLauncher(HereLauncher):
                 self.names.append(folder.name)
                 if folder.name == self.broken:
                     (folder / "log.txt").write_text("error: ValueError: It broke.\n", encoding="utf-8")
-                    continue
-                self.write(folder)
+                else:
+                    results = made_up(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+                    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
             yield Outcome(task.name, 0)
 
-    def write(self, folder: Path) -> None:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        results = made_up(record["values"], record["count"])
-        (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
-
-def made_up(values: dict[str, Any], counted: bool) -> dict[str, Any]:
+def made_up(record: dict[str, Any]) -> dict[str, Any]:
+    values, counted = record["values"], record["count"]
     forget = {"start": 0.9, "retain": 0.1}.get(values.get("model", ""), 0.5)
     if counted:
         forget = 0.9 - 10 * values["learning_rate"] - 0.01 * values["seed"]
@@ -105,54 +103,41 @@ NGDIFF = ["NGDiff,lr=0.001,seed=0", "NGDiff,lr=0.01,seed=0"]
 RUNS = ["start", "retain only", *NGDIFF, "NPO,lr=0.001,seed=0"]
 
 
-# What is refused
-
-MISTAKES: dict[str, tuple[list[str], str]] = {
-    "unknown method": (
-        ["--methods=[{name: A, class_path: lit_modules.NGDif}]"],
+MISTAKES = [
+    (
+        "--methods='[{name: A, class_path: lit_modules.NGDif}]'",
         r"The method 'A': there is no class 'lit_modules\.NGDif'; did you mean 'NGDiff'\?",
     ),
-    "no method of unlearning": (
-        ["--methods=[{name: A, class_path: lit_modules.CausalLMFineTuning}]"],
+    (
+        "--methods='[{name: A, class_path: lit_modules.CausalLMFineTuning}]'",
         r"The method 'A': lit_modules\.CausalLMFineTuning takes no 'accumulate', which the comparison gives to all",
     ),
-    "argument of a method": (["--methods.NPO.bta=1"], r"The method 'NPO': NPO has no argument 'bta'"),
-    "argument of ours": (
-        ["--methods.NPO.accumulate=2"],
-        r"The method 'NPO' must leave 'accumulate' to the comparison, which gives the same to all\.",
-    ),
-    "two of a name": (
-        ["--methods+", "{name: NPO, class_path: lit_modules.NPO}"],
-        r"methods must have distinct names, got 'NPO' 2 times\.",
-    ),
-    "name for files": (["--methods+={name: 'a,b', class_path: NPO}"], r"must have no dot, comma or equals sign, got"),
-    "no method": (["--methods=[]"], r"methods must name at least one method"),
-    "no seeds": (["--seeds=[]"], r"The method 'NGDiff' needs at least one of seeds, got none\."),
-    "seed": (["--seeds=[-1]"], r"The method 'NGDiff': seeds must be whole and not negative, got -1\."),
-    "rate": (["--learning_rates=[0]"], r"learning_rates must be positive and finite, got 0\."),
-    "twice a rate": (["--learning_rates=[0.1, 0.1]"], r"learning_rates must be distinct, got 0\.1 2 times\."),
-    "batch": (["--effective_batch=3", "--batch_size=2"], r"effective_batch must be a multiple of batch_size=2"),
-    "steps": (["--max_steps=0"], r"max_steps must be at least 1, got 0\."),
-    "type": (["--max_steps=many"], r"max_steps must be int, got 'many'\."),
-    "rate of the optimizer": (["--optimizer.lr=0.1"], r"it belongs into learning_rates, which are compared\."),
-    "unknown key": (["--max_step=1"], r"There is no argument --max_step; did you mean 'max_steps'\?"),
-    "unknown item": (["--methods.NGDif.eps=1"], r"There is no 'NGDif' among methods; did you mean 'NGDiff'\?"),
-    "optimizer of the start": (
-        ["--start.optimizer.lr=1"],
-        r"start\.optimizer must be a mapping with a class_path, got",
-    ),
-    "key within": (["--start.epochs=1"], r"'start' does not accept option 'epochs'"),
-    "only": (["--only=NGDif"], r"There is no method 'NGDif' for --only; did you mean 'NGDiff'\?"),
-    "word": (["stray"], r"There is no place for the argument 'stray'"),
-    "no value": (["--max_steps"], r"--max_steps needs a value\."),
-    "together": (["--points-per-process=0"], r"--points_per_process must be at least 1, got 0\."),
-}
+    ("--methods.NPO.bta=1", r"The method 'NPO': NPO has no argument 'bta'"),
+    ("--methods.NPO.accumulate=2", r"The method 'NPO' must leave 'accumulate' to the comparison"),
+    ("--methods+ '{name: NPO, class_path: lit_modules.NPO}'", r"methods must have distinct names, got 'NPO' 2 times\."),
+    ("--methods+='{name: \"a,b\", class_path: NPO}'", r"must have no dot, comma or equals sign, got"),
+    ("--methods=[]", r"methods must name at least one method"),
+    ("--seeds=[]", r"The method 'NGDiff' needs at least one of seeds, got none\."),
+    ("--learning_rates=[0]", r"learning_rates must be positive and finite, got 0\."),
+    ("--learning_rates='[0.1, 0.1]'", r"learning_rates must be distinct, got 0\.1 2 times\."),
+    ("--effective_batch=3 --batch_size=2", r"effective_batch must be a multiple of batch_size=2"),
+    ("--max_steps=0", r"max_steps must be at least 1, got 0\."),
+    ("--max_steps=many", r"max_steps must be int, got 'many'\."),
+    ("--optimizer.lr=0.1", r"it belongs into learning_rates, which are compared\."),
+    ("--max_step=1", r"There is no argument --max_step; did you mean 'max_steps'\?"),
+    ("--methods.NGDif.eps=1", r"There is no 'NGDif' among methods; did you mean 'NGDiff'\?"),
+    ("--start.optimizer.lr=1", r"start\.optimizer must be a mapping with a class_path, got"),
+    ("--start.epochs=1", r"'start' does not accept option 'epochs'"),
+    ("--only=NGDif", r"There is no method 'NGDif' for --only; did you mean 'NGDiff'\?"),
+    ("stray", r"There is no place for the argument 'stray'"),
+    ("--points-per-process=0", r"--points_per_process must be at least 1, got 0\."),
+]
 
 
-@pytest.mark.parametrize(("args", "sentence"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_refused_before_anything_runs(args: list[str], sentence: str, config: str) -> None:
+@pytest.mark.parametrize(("line", "sentence"), MISTAKES)
+def test_mistakes_are_refused_before_anything_runs(line: str, sentence: str, config: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        main(["-c", config, "--folder", "out", *args], MadeUpLauncher())
+        main(["-c", config, "--folder", "out", *shlex.split(line)], MadeUpLauncher())
     assert not Path("out/runs").exists()
 
 
@@ -165,18 +150,14 @@ def test_missing_texts_are_named(config: str) -> None:
         main([])
 
 
-# A tiny real run
-
-
 def test_tiny_comparison_and_a_log_of_another_split(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = HereLauncher()
     line = ["-c", config, "--start.steps=40", "--start.optimizer={class_path: AdamW, init_args: {lr: 0.02}}"]
     assert main([*line, "--folder=out", "--learning_rates=[0.001]"], first) == 0, capsys.readouterr().out
     assert [name.partition("-")[0] for name in first.names[:2]] == ["start", "retain"]
     assert first.names[2:] == ["start", "retain only", NGDIFF[0], RUNS[-1]]
-    counts = [
-        json.loads(Path("out/runs", name, "results.json").read_text())["counts"] for name in (NGDIFF[0], RUNS[-1])
-    ]
+    paths = [Path("out/runs", name, "results.json") for name in (NGDIFF[0], RUNS[-1])]
+    counts = [json.loads(path.read_text())["counts"] for path in paths]
     assert counts[0]["steps"] == 2
     assert counts[0]["rows_per_step"] == {"1": 1, "2": 1}  # an epoch has three rows
     assert counts[0]["forward_passes"] == counts[0]["backward_passes"] == 6  # two sets, a row at a time
@@ -198,9 +179,6 @@ def test_tiny_comparison_and_a_log_of_another_split(config: str, capsys: pytest.
     assert main([*line, *given], other) == 1
     assert other.names[-1] == "start"  # no method has run
     assert "failed: start: ValueError: The retain log is of another split" in capsys.readouterr().out
-
-
-# Going on, equal spending, the report
 
 
 def test_comparison_goes_on_and_grows(config: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +224,7 @@ def results_of(settings: dict[str, Any], failed: Callable[[str], bool]) -> tuple
     """Runs of the configuration, and made-up results of those that did not fail."""
     runs = runs_of(check_settings(settings))
     records = run_records(settings, runs, "out")
-    return runs, {name: made_up(r["values"], r["count"]) for name, r in records.items() if not failed(name)}
+    return runs, {name: made_up(record) for name, record in records.items() if not failed(name)}
 
 
 def test_a_lone_survivor_does_not_win(tmp_path: Path) -> None:
@@ -304,19 +282,14 @@ def test_unequal_spending_is_an_error(spent: dict[str, Any], sentence: str) -> N
 
 
 def test_seeds_may_differ_in_tokens_and_not_in_rows() -> None:
-    counts = {"a": spending(), "b": spending() | {"forget_tokens": 60}}
-    check_spending(counts, {"a": 0, "b": 1}, 2, 2)
-    counts["b"]["forget_rows"] = 5
+    check_spending({"a": spending(), "b": spending() | {"forget_tokens": 60}}, {"a": 0, "b": 1}, 2, 2)
     with pytest.raises(ValueError, match=r"Runs of all seeds must see as many forget rows, got \{0: 4, 1: 5\}"):
-        check_spending(counts, {"a": 0, "b": 1}, 2, 2)
+        check_spending({"a": spending(), "b": spending() | {"forget_rows": 5}}, {"a": 0, "b": 1}, 2, 2)
 
 
 def test_a_report_needs_what_it_reports() -> None:
     settings = configuration()
-    runs = runs_of(check_settings(settings))
-    results = {
-        name: made_up(record["values"], record["count"]) for name, record in run_records(settings, runs, "out").items()
-    }
+    runs, results = results_of(settings, lambda name: False)
     settings["report"] = {**REPORT, "columns": ["test/forget/probabilty"]}
     with pytest.raises(UsageError, match=r"There is no number 'test/forget/probabilty' for the report; did you mean"):
         compare(settings, runs, results)
@@ -337,20 +310,19 @@ def test_runs_of_wandb_have_a_group() -> None:
     assert init_args == {"group": "out", "name": RUNS[-1], "project": "p", "offline": True}
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("lume_rates", "lume_tiny")]
+SHIPPED = ["tofu_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lume_rates", "lume_tiny"))]
 
 
-@pytest.mark.parametrize("name", ["tofu_tiny", *SLOW])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_comparisons_are_whole(
     name: str, data_folder: Path, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIT_MODULES_DATA", str(data_folder))
-    given = yaml.safe_load(find_recipe(f"compare/{name}.yaml").read_text(encoding="utf-8"))
-    Path(config).write_text(
-        yaml.safe_dump({**given, "report": {key: given["report"][key] for key in REPORT}}), encoding="utf-8"
-    )
     if not (data_folder / name.partition("_")[0]).is_dir():
         pytest.skip("no such texts")
+    recipe = yaml.safe_load(find_recipe(f"compare/{name}.yaml").read_text(encoding="utf-8"))
+    recipe["report"] = {key: recipe["report"][key] for key in REPORT}
+    Path(config).write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
     class Stop(HereLauncher):
         def run(self, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
@@ -363,14 +335,9 @@ def test_shipped_comparisons_are_whole(
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_killed_comparison_repeats_no_finished_run(config: str) -> None:
-    arguments = ["-m", "lit_modules", "compare", "-c", config, "--folder=out", "--workers=1", "--points-per-process=8"]
-    line = [
-        sys.executable,
-        *arguments,
-        "--start.steps=60",
-        "--seeds=[0, 1, 2]",
-        "--start.optimizer={class_path: AdamW, init_args: {lr: 0.02}}",
-    ]
+    line = [sys.executable, "-m", "lit_modules", "compare", "-c", config, "--folder=out", "--workers=1"]
+    line += ["--points-per-process=8", "--start.steps=60", "--seeds=[0, 1, 2]"]
+    line += ["--start.optimizer={class_path: AdamW, init_args: {lr: 0.02}}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(line, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     wanted = Path("out/runs", NGDIFF[0], "results.json")

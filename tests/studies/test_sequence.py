@@ -32,12 +32,7 @@ def arguments(tmp_path: Path, tiny_causal_lm: Path, quiet: list[str], monkeypatc
     given = ["--model=NGDiff", f"--model.model={tiny_causal_lm}", "--model.max_new_tokens=40"]
     given += ["--model.metric=lit_modules.metrics.muse.MUSEScore", "--model.metric.init_args.retrained_auc=0.5"]
     given += ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1"]
-    given += [
-        "--data=datamodules.muse.muse.MUSE",
-        "--data.root=news",
-        "--data.max_length=128",
-        "--trainer.max_epochs=1",
-    ]
+    given += ["--data=MUSE", "--data.root=news", "--data.max_length=128", "--trainer.max_epochs=1"]
     return [*given, "--trainer.logger=false", "--trainer.enable_checkpointing=false", *quiet]
 
 

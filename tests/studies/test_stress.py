@@ -19,20 +19,8 @@ def weights(folder: Path) -> torch.Tensor:
 def test_attacks_are_tested_once_each(
     ngdiff: list[str], tiny_causal_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scored = ["--model.metric=LUMEScore", "--trainer.logger=false", "--trainer.limit_test_batches=2"]
-    line = [
-        "--folder",
-        "after",
-        "--relearning_steps",
-        "1",
-        "3",
-        "--relearning_rate",
-        "0.01",
-        "--bits",
-        "4",
-        *ngdiff,
-        *scored,
-    ]
+    line = ["--folder=after", "--relearning_steps", "1", "3", "--relearning_rate=0.01", "--bits", "4", *ngdiff]
+    line += ["--model.metric=LUMEScore", "--trainer.logger=false", "--trainer.limit_test_batches=2"]
     with pytest.raises(ValueError, match="There is no model folder"):  # a mistake does not bind the folder
         main(["stress", *line, "--model.model=/nowhere/at/all"])
     assert main(["stress", *line]) == 0

@@ -11,15 +11,12 @@ from lit_modules.utils.errors import UsageError
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ("a=1,2,3", (1, 2, 3)),
         ("--a = 1 , 2 ", (1, 2)),
         ("a=1,inf,-inf,1e-3", (1, math.inf, -math.inf, 0.001)),
         ("a=null,true,abc", (None, True, "abc")),
         ("a=[1,2],[3,4],[]", ([1, 2], [3, 4], [])),
         ("a={class_path: b.C, init_args: {d: [1, 2]}},E", ({"class_path": "b.C", "init_args": {"d": [1, 2]}}, "E")),
         ("a='x,y',\"z,\"", ("x,y", "z,")),
-        ("a=don't,won't", ("don't", "won't")),
-        ("a='1',2", ("1", 2)),
         ("a=b=c,d", ("b=c", "d")),
         ("a=2020-01-01", ("2020-01-01",)),
     ],
@@ -31,7 +28,7 @@ def test_values_are_yaml(text: str, values: tuple[object, ...]) -> None:
     assert list(map(type, axis.values)) == list(map(type, values))
 
 
-@pytest.mark.parametrize("text", ["a=", "a=1,,2", "a=[1,2", "a=(1]", "a=1,*x", "a=1]"])
+@pytest.mark.parametrize("text", ["a=", "a=1,,2", "a=(1]", "a=1,*x", "a=1]"])
 def test_values_that_are_no_list_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--over a must have values with commas between, as in a YAML list, got"):
         read_axis(text)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lit_modules.adversarial.core.evaluation import classify, name_samples
-from lit_modules.adversarial.core.finished import AttackRun, Outcome, Sample
+from lit_modules.adversarial.core.evaluation import AttackRun, Outcome, Sample, classify, name_samples
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.checks import check_classes, check_count
 from lit_modules.utils.checkpoints import load_plain
@@ -115,7 +114,7 @@ def attack_dataset(
 
     Batch after batch is attacked and written, so the set need not fit in memory, and a run that was killed goes on
     after the last batch that was written when the same call is made again, also with another batch size. What counts
-    as the same is what a test takes for finished: see :class:`lit_modules.adversarial.core.finished.AttackRun`.
+    as the same is what a test takes for finished: see :class:`lit_modules.adversarial.core.evaluation.AttackRun`.
     Everything is computed in evaluation mode, in float32 and on the device of the classifier's parameters, and each
     perturbation is held against radius and bounds in float64. A sample that is misclassified already comes back as it
     is.

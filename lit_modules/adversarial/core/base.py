@@ -1,9 +1,10 @@
-"""Base of the adversarial training modules: the adversarial batch, robust validation, the test under attacks."""
+"""Bases of the adversarial training modules: robust validation and test, and a step on a loss of attacked samples."""
 
 import hashlib
 import math
 import os
 import warnings
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -22,12 +23,22 @@ from lit_modules.attacks.engine.checks import check_classes
 from lit_modules.attacks.engine.state import take_logits
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
+from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.precision import check_precision
 from lit_modules.utils.random_state import random_state, set_random_state
 from lit_modules.utils.resuming import bring
 
 Batch = dict[str, Tensor]
-INJECTED = ("classifier", "attack", "guard_attack", "validation_attack", "test_attacks", "optimizer", "scheduler")
+INJECTED = (
+    "classifier",
+    "attack",
+    "reference",
+    "guard_attack",
+    "validation_attack",
+    "test_attacks",
+    "optimizer",
+    "scheduler",
+)
 """Arguments that hparams leave out: objects, which do not load safely."""
 
 
@@ -43,16 +54,11 @@ class AdversarialArguments(TypedDict, total=False):
 
 
 class AdversarialTraining(LightningModule):
-    """Train a classifier on samples that an attack finds; the base of the adversarial training modules.
+    """Train a classifier, and validate and test it under attacks; the base of the adversarial training modules.
 
     A batch is ``{"image", "label"}``: ``image`` float in [0, 1], ``(batch, channel, height, width)``, and ``label``
     int64 ``(batch,)``; evaluation batches also have ``index``, int64 ``(batch,)``, the place of each sample in its
-    split. Normalisation belongs inside the classifier. A training batch that holds ``adversarial`` is not attacked
-    again; ``callbacks.AdversarialWeightPerturbation`` makes use of this.
-
-    The adversarial samples are found in evaluation mode, without gradients of the parameters and in float32, with
-    random numbers that depend on ``seed``, on the step and on the sample alone; so a resumed run, and one on several
-    processes, meets the same ones. The step then follows in training mode.
+    split. Normalisation belongs inside the classifier.
 
     The module called with images gives logits. ``predict`` gives for each batch a dict of ``prediction``, the class
     ``(batch,)``, and ``probability``, ``(batch, classes)``, with ``index`` where the batch has it; a batch of images
@@ -65,13 +71,11 @@ class AdversarialTraining(LightningModule):
     disk, so a test that is broken off goes on where it was; the progress bar shows the robust accuracy so far. Tried on
     one device and with DDP.
 
-    Subclasses write ``objective``.
-
     Args:
         classifier: Gives logits ``(batch, classes)`` for images, or an object with ``logits``.
-        attack: Finds the adversarial samples of training; ``None`` trains on clean samples.
+        reference: Attack whose norm, radius and bounds the default attacks of validation and test take.
         validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of the radius, in the norm
-            and radius of ``attack``.
+            and radius of the training's attack.
         test_attacks: Attacks of the test, by name or as a list; by default PGD of 100 steps in that norm and radius.
         evaluation_folder: Folder for the records of finished test samples; by default ``evaluation`` in the trainer's
             ``default_root_dir``.
@@ -87,7 +91,7 @@ class AdversarialTraining(LightningModule):
     def __init__(
         self,
         classifier: nn.Module,
-        attack: Attack | None,
+        reference: Attack,
         *,
         optimizer: OptimizerCallable,
         validation_attack: Attack | None = None,
@@ -99,21 +103,11 @@ class AdversarialTraining(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=INJECTED)
-        name = type(self).__name__
         if scheduler_interval not in ("step", "epoch"):
             raise ValueError(f"scheduler_interval must be 'step' or 'epoch', got {scheduler_interval!r}.")
-        for argument, value in (("attack", attack), ("validation_attack", validation_attack)):
-            if value is not None and value.targeted:
-                raise ValueError(f"{argument} must be untargeted, as it is given the true labels; got {value!r}.")
-        if getattr(attack, "keep", "last") != "last":
-            warnings.warn(
-                f"attack.keep={getattr(attack, 'keep', None)!r} leaves fooled samples early, so {name} trains on "
-                "weaker ones; its paper takes the last iterate, keep='last'.",
-                stacklevel=3,
-            )
+        if validation_attack is not None and validation_attack.targeted:
+            raise ValueError(f"validation_attack must be untargeted, as test_attacks; got {validation_attack!r}.")
         self.classifier = classifier
-        self.attack = attack
-        reference = attack or LinfPGD(eps=8 / 255)
         self.validation_attack = validation_attack or pgd_like(reference, 20, 0.25, "validation_attack")
         if test_attacks is None:
             test_attacks = {"pgd": pgd_like(reference, 100, 0.025, "test_attacks")}
@@ -145,32 +139,6 @@ class AdversarialTraining(LightningModule):
         if self._rng_state is not None:
             set_random_state(self._rng_state)
             self._rng_state = None
-
-    def adversarial_batch(self, batch: Batch) -> Batch:
-        """Return the batch with the samples that the attack finds, in ``adversarial``."""
-        images, labels = self.unpack(batch)
-        if self.attack is None:
-            return batch
-        return batch | {"adversarial": self.attack(self.classifier, images, labels, seed=self.step_seed())}
-
-    def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch with its adversarial samples, and logits by the name of their accuracy.
-
-        Args:
-            batch: Batch as :meth:`adversarial_batch` returns it.
-        """
-        raise NotImplementedError
-
-    def adversarial_loss(self, batch: Batch) -> Tensor:
-        """Return the training loss of a batch that :meth:`adversarial_batch` made, a scalar."""
-        return self.objective(batch)[0]
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Attack the batch and return its loss."""
-        labels = self.unpack(batch)[1]
-        loss, logits = self.objective(batch if "adversarial" in batch else self.adversarial_batch(batch))
-        self.log_training(loss.detach(), logits, labels)
-        return loss
 
     def log_training(self, loss: Tensor, logits: dict[str, Tensor], labels: Tensor) -> None:
         """Log the loss, and the accuracy of each of the logits."""
@@ -261,7 +229,9 @@ class AdversarialTraining(LightningModule):
         Raises:
             RuntimeError: If there was no test.
         """
-        return self._finished().finished_record()
+        if self._evaluation is None or self._evaluation.record is None:
+            raise RuntimeError("There are no results before a test is finished.")
+        return self._evaluation.record
 
     def results_table(self) -> str:
         """Return the record of the last test as a Markdown table."""
@@ -272,12 +242,10 @@ class AdversarialTraining(LightningModule):
         return table_rows(self.results())
 
     def draw_results(self, path: str | Path) -> None:
-        """Draw samples of the last test beside their adversarial ones.
-
-        Args:
-            path: PNG file to write.
-        """
-        plot_examples(self._finished().examples, path)
+        """Draw samples of the last test beside their adversarial ones, as a PNG file."""
+        self.results()  # refuses a module that was not tested
+        assert self._evaluation is not None
+        plot_examples(self._evaluation.examples, path)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
@@ -319,11 +287,6 @@ class AdversarialTraining(LightningModule):
         if fitting:
             self._rng_state = checkpoint.get("lit_modules_rng")
 
-    def step_seed(self) -> int:
-        """Return the seed of the attack in this optimizer step."""
-        text = f"{self.seed}/{self.global_step}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
-
     def unpack(self, batch: Any, index: bool = False) -> tuple[Tensor, Tensor]:
         """Return images and labels of a batch.
 
@@ -340,8 +303,67 @@ class AdversarialTraining(LightningModule):
             raise ValueError(f"{type(self).__name__} takes batches with the keys {', '.join(need)}, got {found}.")
         return batch["image"], batch["label"]
 
-    def _finished(self) -> RobustEvaluation:
-        if self._evaluation is None:
-            raise RuntimeError("There are no results before a test is finished.")
-        self._evaluation.finished_record()
-        return self._evaluation
+
+class LossTraining(AdversarialTraining, ABC):
+    """Train on a loss of each batch and the samples that an attack finds for it; the base of most methods.
+
+    The adversarial samples are found in evaluation mode, without gradients of the parameters and in float32, with
+    random numbers that depend on ``seed``, on the step and on the sample alone; so a resumed run, and one on several
+    processes, meets the same ones. The step then follows in training mode. A batch that holds ``adversarial`` is not
+    attacked again; ``callbacks.AdversarialWeightPerturbation`` makes use of this.
+
+    Args:
+        classifier: See :class:`AdversarialTraining`.
+        attack: Finds the adversarial samples; ``None`` trains on clean samples.
+        optimizer: Builds the optimizer from the trainable parameters.
+        shared: Arguments of :class:`AdversarialTraining`, by name.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        attack: Attack | None,
+        optimizer: OptimizerCallable,
+        **shared: Unpack[AdversarialArguments],
+    ) -> None:
+        if attack is not None and attack.targeted:
+            raise ValueError(f"attack must be untargeted, as it is given the true labels; got {attack!r}.")
+        keep = getattr(attack, "keep", "last")  # other attacks than PGD have none
+        if keep != "last":
+            warnings.warn(
+                f"attack.keep={keep!r} leaves fooled samples early, so {type(self).__name__} trains on weaker ones; "
+                "its paper takes the last iterate, keep='last'.",
+                stacklevel=3,
+            )
+        super().__init__(classifier, attack or LinfPGD(eps=8 / 255), optimizer=optimizer, **shared)
+        self.attack = attack
+
+    @abstractmethod
+    def objective(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch of :meth:`adversarial_batch`, and logits by the name of their accuracy."""
+
+    def adversarial_batch(self, batch: Batch) -> Batch:
+        """Return the batch with the samples that the attack finds, in ``adversarial``."""
+        images, labels = self.unpack(batch)
+        if self.attack is None:
+            return batch
+        return batch | {"adversarial": self.attack(self.classifier, images, labels, seed=self.step_seed())}
+
+    def adversarial_loss(self, batch: Batch) -> Tensor:
+        """Return the training loss of a batch that :meth:`adversarial_batch` made, a scalar."""
+        return self.objective(batch)[0]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Attack the batch and return its loss."""
+        labels = self.unpack(batch)[1]
+        loss, logits = self.objective(batch if "adversarial" in batch else self.adversarial_batch(batch))
+        self.log_training(loss.detach(), logits, labels)
+        return loss
+
+    def step_seed(self) -> int:
+        """Return the seed of the attack in this optimizer step."""
+        text = f"{self.seed}/{self.global_step}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")

@@ -1,13 +1,16 @@
 """Default attacks, optimizer and schedule of the adversarial methods."""
 
+import math
 from collections.abc import Iterable
 
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.pgd import L1PGD, L2PGD, LinfPGD
+from lit_modules.utils.resuming import stepping_batches
 
 
 def default_sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -38,12 +41,20 @@ def pgd_like(attack: Attack, steps: int, share: float, purpose: str) -> Attack:
     return classes[attack.norm](eps=radius, steps=steps, step_size=share * radius, bounds=attack.bounds)
 
 
-def triangle(optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """Return a schedule that rises to the optimizer's rate at half of the steps, and falls back to 0.
+def triangle(optimizer: Optimizer, trainer: Trainer, repeats: int = 1) -> LambdaLR:
+    """Return a schedule that rises to the optimizer's rate at half of the training's steps, and falls back to 0.
 
     Args:
         optimizer: Optimizer, with the largest rate of the cycle.
-        total_steps: Steps of the training.
+        trainer: Trainer of the run that begins.
+        repeats: Optimizer steps of a batch.
+
+    Raises:
+        ValueError: If the training has no end.
     """
+    steps = stepping_batches(trainer) * repeats
+    if math.isinf(steps):
+        raise ValueError("The default schedule needs an end of the training; give max_epochs, max_steps or scheduler.")
+    total = steps if trainer.max_steps == -1 else min(trainer.max_steps, steps)
     # half a step in, so that no step has the rate 0
-    return LambdaLR(optimizer, lambda step: max(0.0, 1 - abs(2 * (step + 0.5) / total_steps - 1)))
+    return LambdaLR(optimizer, lambda step: max(0.0, 1 - abs(2 * (step + 0.5) / total - 1)))

@@ -1,24 +1,33 @@
 """Test under several attacks that can be interrupted, resumed, and spread over processes."""
 
+import json
 import random
 import re
+import time
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from lit_modules.adversarial.core.finished import AttackRun, Sample, answer, same_answers
 from lit_modules.adversarial.core.report import Example, Finished, summarise
 from lit_modules.attacks.engine.base import Attack
-from lit_modules.attacks.engine.checks import check_classes
+from lit_modules.attacks.engine.checks import audit_perturbation, check_classes
+from lit_modules.attacks.engine.state import Oracle
+from lit_modules.utils.checkpoints import load_plain
+from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.fingerprint import UnidentifiableError, identify
 from lit_modules.utils.hashing import hash_tensors, stable_hash
 from lit_modules.utils.model_modes import evaluation_mode
 
-_EXAMPLES = 8  # samples of a test whose images are drawn
+_EXAMPLES = 8  # samples of a test, and of each batch, whose images are kept and drawn
+_ALIKE = 1e-4  # of the largest logit: what the order of sums and another batch can change
 
 
 def name_attacks(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Attack]:
@@ -51,11 +60,217 @@ def name_attacks(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, 
     return named
 
 
+class Sample(NamedTuple):
+    """A sample by its name, which says what it is, and its place in its split."""
+
+    name: str
+    place: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Outcome of an attack on a sample, and what it was computed for.
+
+    Attributes:
+        name: Name of the sample.
+        answer: Logits of the clean sample, ``(classes,)``.
+        finished: Success, distance and cost.
+        after: The classifier's answer to the adversarial sample.
+        flags: Sentences that cast doubt on the attack of its batch.
+        example: The sample to draw, of a few samples.
+        file: File that holds the adversarial sample, if it is kept on disk.
+        row: Its place there.
+        adversarial: The adversarial sample, if it is kept in memory.
+    """
+
+    name: str
+    answer: Tensor
+    finished: Finished
+    after: int
+    flags: tuple[str, ...]
+    example: Example | None
+    file: Path | None
+    row: int
+    adversarial: Tensor | None
+
+
+class AttackRun:
+    """One attack on one classifier, and the samples that it has finished.
+
+    They lie in ``<folder>/<name>-<hash>``, a file for each call, written in one step. The hash is that of all which an
+    outcome depends on: the attack with all its arguments, and the classifier with its weights, its structure, its
+    plain attributes and the code of its functions (:func:`lit_modules.utils.fingerprint.identify`). What these leave
+    open the answers decide: an outcome counts only if the classifier answers the clean sample as it did. An attack or
+    a classifier that cannot be told from another is named in a warning, and nothing of it is taken up again.
+
+    Args:
+        name: Name of the attack.
+        attack: Attack.
+        classifier: Gives logits.
+        folder: Folder of all records; ``None`` keeps them in memory alone.
+        keep_adversarial: Whether the adversarial samples are kept too.
+
+    Raises:
+        ValueError: If a file there cannot be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        attack: Attack,
+        classifier: nn.Module,
+        folder: Path | None,
+        keep_adversarial: bool = False,
+    ) -> None:
+        self.name = name
+        self.attack = attack
+        self.classifier = classifier
+        self.keep_adversarial = keep_adversarial
+        self.root = folder
+        self.folder: Path | None = None
+        self.repeatable = folder is not None
+        self._found: dict[str, list[Outcome]] = {}
+        if folder is not None:
+            try:
+                key = identify_run(attack, classifier)
+            except UnidentifiableError as error:
+                self.forget(str(error))
+            else:
+                self.folder = folder / f"{name}-{key[:16]}"
+                for path in sorted(self.folder.glob("*.pt")):
+                    self._read(path)
+
+    def __len__(self) -> int:
+        """Return the number of samples that are finished."""
+        return len(self._found)
+
+    def forget(self, reason: str) -> None:
+        """Take nothing for finished that another process has done, and leave nothing that another could take."""
+        warnings.warn(
+            f"What {self.name!r} finishes is not taken up again, and if it is broken off it begins anew: {reason}",
+            stacklevel=3,
+        )
+        self.repeatable = False
+        self._found = {}
+        # adversarial samples need a place, but one that nobody finds again
+        self.folder = self.root / f"{self.name}-{uuid4().hex[:16]}" if self.root and self.keep_adversarial else None
+
+    def finish(self, samples: Sequence[Sample], images: Tensor, labels: Tensor, answers: Tensor) -> list[Outcome]:
+        """Return the outcome of each sample, after attacking those that are not finished.
+
+        Args:
+            samples: Their names and places; no name twice.
+            images: Clean samples, ``(batch, *)``.
+            labels: Their classes, or the targets of a targeted attack, ``(batch,)``.
+            answers: The classifier's logits for them, ``(batch, classes)``.
+
+        Raises:
+            RuntimeError: If the attack breaks its radius or bounds.
+        """
+        logits = answers.detach().float().cpu()
+        outcomes = [self._find(sample.name, row) for sample, row in zip(samples, logits, strict=True)]
+        rows = [row for row, outcome in enumerate(outcomes) if outcome is None]
+        if rows:
+            content = self._attack([samples[row] for row in rows], images[rows], labels[rows], logits[rows])
+            new = self._take(content, self._write(content))
+            for row, outcome in zip(rows, new, strict=True):
+                outcomes[row] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _find(self, name: str, logits: Tensor) -> Outcome | None:
+        found = self._found.get(name, ())
+        return next((outcome for outcome in found if bool(same_answers(logits[None], outcome.answer[None]))), None)
+
+    def _attack(self, samples: list[Sample], images: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Any]:
+        start = time.perf_counter()
+        result = self.attack.run(self.classifier, images, labels)
+        success = result.success.cpu()  # waits for the device
+        seconds = (time.perf_counter() - start) / len(samples)
+        audit_perturbation(
+            images,
+            result.adversarial,
+            norm=self.attack.norm,
+            eps=None if self.attack.minimum_norm else self.attack.eps,
+            bounds=self.attack.bounds,
+            name=f"The attack {self.name!r}",
+            samples=[sample.place for sample in samples],
+        )
+        with torch.no_grad(), evaluation_mode(self.classifier):
+            after = answer(self.classifier, result.adversarial).argmax(1).tolist()
+        count = 0 if self.keep_adversarial else _EXAMPLES
+        shown = success.int().argsort(descending=True, stable=True)[:count].tolist()
+        examples = [
+            Example(
+                index=samples[row].place,
+                image=images[row].float().cpu().clone(),
+                adversarial=result.adversarial[row].float().cpu().clone(),
+                label=int(labels[row]),
+                before=int(logits[row].argmax()),
+                after=after[row],
+                success=bool(success[row]),
+                attack=self.name,
+            )
+            for row in shown
+        ]
+        return {
+            "samples": [sample.name for sample in samples],
+            "answers": logits.clone(),
+            "success": success.tolist(),
+            "distance": result.distance.double().tolist(),
+            "num_queries": result.num_queries.tolist(),
+            "seconds": [seconds] * len(samples),
+            "after": after,
+            "flags": list(getattr(result, "flags", ())),
+            "examples": dict(zip(shown, map(vars, examples), strict=True)),
+            "adversarial": result.adversarial.cpu().clone() if self.keep_adversarial else None,
+        }
+
+    def _write(self, content: dict[str, Any]) -> Path | None:
+        if self.folder is None:
+            return None
+        about = self.folder / "attack.json"
+        if not about.is_file():
+            text = {"attack": repr(self.attack), "classifier": str(self.classifier)}
+            write_whole(about, json.dumps(text, indent=2) + "\n")
+        path = self.folder / f"{stable_hash(content['samples'], content['answers'].tolist())[:16]}.pt"
+        with whole_file(path) as part:
+            torch.save(content, part)
+        return path
+
+    def _read(self, path: Path) -> None:
+        try:
+            self._take(load_plain(path), path)
+        except Exception as error:
+            raise ValueError(
+                f"{path} is no record of finished samples ({error}); delete it to run them again."
+            ) from error
+
+    def _take(self, content: dict[str, Any], path: Path | None) -> list[Outcome]:
+        answers = content["answers"].clone()
+        outcomes = [
+            Outcome(
+                name=name,
+                answer=answers[row],
+                finished=Finished(*(content[key][row] for key in Finished.__dataclass_fields__)),
+                after=content["after"][row],
+                flags=tuple(content["flags"]),
+                example=_example(content["examples"].get(row)),
+                file=path,
+                row=row,
+                adversarial=content["adversarial"][row] if self.keep_adversarial and path is None else None,
+            )
+            for row, name in enumerate(content["samples"])
+        ]
+        for outcome in outcomes:
+            self._found.setdefault(outcome.name, []).append(outcome)
+        return outcomes
+
+
 class RobustEvaluation:
     """Run every attack on every sample that a classifier gets right, once.
 
     What is finished is written after each batch and attack, in one step, into a folder named by the attack and a hash
-    of all that the outcome depends on (:class:`lit_modules.adversarial.core.finished.AttackRun`); a later run with the
+    of all that the outcome depends on (:class:`AttackRun`); a later run with the
     same reads it and attacks only the rest. A sample is known by its index and a hash of image and label, and its
     outcome counts only for the answer that the classifier gives to it now. A classifier that answers at random is
     attacked anew, and nothing of it is kept. Everything is computed in float32, and every perturbation is held against
@@ -113,7 +328,7 @@ class RobustEvaluation:
                         self._done[attack][outcome.name] = outcome.finished
                         if outcome.example is not None:
                             self._kept[attack][outcome.name] = outcome.example
-                        self._flags[attack] += [flag for flag in outcome.flags if flag not in self._flags[attack]]
+                        self._flags[attack] = list(dict.fromkeys([*self._flags[attack], *outcome.flags]))
 
     def robust_accuracy(self) -> float:
         """Return the share of this process's samples so far that no attack of a radius fools."""
@@ -124,7 +339,7 @@ class RobustEvaluation:
 
     def finish(self) -> dict[str, Any]:
         """Gather the samples of all processes and return the record; see ``report.summarise``."""
-        part = {"clean": self._clean, "done": self._done, "kept": self._kept, "flags": self._flags}
+        part = (self._clean, self._done, self._kept, self._flags)
         parts: list[Any] = [part]
         if dist.is_available() and dist.is_initialized():
             parts = [None] * dist.get_world_size()
@@ -133,40 +348,43 @@ class RobustEvaluation:
         done: dict[str, dict[str, Finished]] = {name: {} for name in self.attacks}
         kept: dict[str, dict[str, Example]] = {name: {} for name in self.attacks}
         flags: dict[str, list[str]] = {name: [] for name in self.attacks}
-        for part in parts:
-            for place, sample in part["clean"].items():
+        for own_clean, own_done, own_kept, own_flags in parts:
+            for place, sample in own_clean.items():
                 if clean.setdefault(place, sample)[0] != sample[0]:
                     raise ValueError(two_samples(place))
             for name in self.attacks:
-                for sample_name, finished in part["done"][name].items():
-                    done[name].setdefault(sample_name, finished)
-                kept[name] |= part["kept"][name]
-                flags[name] += [flag for flag in part["flags"][name] if flag not in flags[name]]
+                done[name] = own_done[name] | done[name]
+                kept[name] |= own_kept[name]
+                flags[name] = list(dict.fromkeys([*flags[name], *own_flags[name]]))
         clean = dict(sorted(clean.items()))
         self.record = summarise(clean, done, self.attacks, self.weights, flags)
         self.examples = _choose(kept)
         return self.record
 
-    def finished_record(self) -> dict[str, Any]:
-        """Return the record.
 
-        Raises:
-            RuntimeError: If the evaluation is not finished.
-        """
-        if self.record is None:
-            raise RuntimeError("There are no results before a test is finished.")
-        return self.record
+def identify_run(attack: Attack, classifier: nn.Module) -> str:
+    """Return a hash of all that an attack's outcome depends on beside the samples."""
+    modes = [module.training for module in classifier.modules()] if attack.model_mode == "keep" else []
+    return stable_hash(identify(attack, "attack"), identify(classifier, "classifier"), modes)
+
+
+def answer(classifier: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits that a classifier gives for images, asked as an attack asks it."""
+    return Oracle(classifier, images, probe=False)(images)
+
+
+def same_answers(first: Tensor, second: Tensor) -> Tensor:
+    """Return which logits are equal but for rounding, ``(batch,)``."""
+    if first.shape != second.shape:
+        return torch.zeros(len(second), dtype=torch.bool, device=second.device)
+    largest = second.abs().amax(1).clamp_min(1)
+    return (first - second).abs().amax(1) <= _ALIKE * largest
 
 
 def classify(classifier: nn.Module, images: Tensor, runs: Sequence[AttackRun]) -> Tensor:
     """Return the logits of a classifier in evaluation mode, and let nothing be kept of one that answers at random.
 
     Random is one that draws from a global generator, or that answers the same images differently the second time.
-
-    Args:
-        classifier: Gives logits.
-        images: Samples, ``(batch, *)``.
-        runs: Attacks on it.
     """
     with torch.no_grad(), evaluation_mode(classifier):
         before = _random_state(images.device)
@@ -194,6 +412,13 @@ def name_samples(images: Tensor, labels: Tensor, places: Sequence[int]) -> list[
 def two_samples(place: int) -> str:
     """Return the sentence for an index that two samples share."""
     return f"The index {place} stands for two different samples; index must be the place of a sample in its split."
+
+
+def _example(fields: dict[str, Any] | None) -> Example | None:
+    """Return an example whose tensors are in memory, and not in a file that is open."""
+    if fields is None:
+        return None
+    return Example(**{name: value.clone() if isinstance(value, Tensor) else value for name, value in fields.items()})
 
 
 def _random_state(device: torch.device) -> tuple[object, ...]:

@@ -127,20 +127,8 @@ def summarise(
 
 def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
     """Return a record as the rows of a table, the first of them its titles."""
-    titles = [
-        "",
-        "norm",
-        "eps",
-        "accuracy",
-        "95 % interval",
-        "successes",
-        "min",
-        "median",
-        "mean",
-        "max",
-        "queries",
-        "s",
-    ]
+    titles = ["", "norm", "eps", "accuracy", "95 % interval", "successes"]
+    titles += ["min", "median", "mean", "max", "queries", "s"]
     rows = [titles, ["clean", "", "", *_accuracy(record["clean"], "accuracy"), *[""] * 7]]
     for name, numbers in record["attacks"].items():
         sizes = [_short(numbers["distance"][key]) for key in ("min", "median", "mean", "max")]
@@ -167,26 +155,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(["", *doubts] if doubts else [])]) + "\n"
 
 
-def table(record: Mapping[str, Any], title: str = "Robustness") -> Any:
-    """Return a record as a ``rich`` table."""
-    from rich.table import Table
-
-    titles, *rows = table_rows(record)
-    result = Table(title=title)
-    for number, name in enumerate(titles):
-        result.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        result.add_row(*row)
-    return result
-
-
 def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
-    """Draw samples, their adversarial ones and the perturbations, with the answers.
-
-    Args:
-        examples: Samples; with none the figure says so.
-        path: PNG file to write.
-    """
+    """Draw samples, their adversarial ones and the perturbations, with the answers."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)

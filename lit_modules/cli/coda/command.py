@@ -32,18 +32,7 @@ examples:
 
 
 def main(args: list[str]) -> int:
-    """Run an action.
-
-    Args:
-        args: Name of the action, and its options.
-
-    Returns:
-        Its exit code: 0, 1 if something failed, 130 if it was interrupted.
-
-    Raises:
-        SystemExit: After the help.
-        UsageError: If there is no such action, or an option is wrong.
-    """
+    """Run an action; return 0, 1 if something failed, 130 if it was interrupted."""
     first, rest = (args[0], args[1:]) if args else ("--help", [])
     if first in _HELP:
         lines = [f"  {name:<12}{line}" for name, line in ACTIONS.items()]
@@ -55,7 +44,7 @@ def main(args: list[str]) -> int:
     if first == "annotate":
         return _annotate(rest)
     from lit_modules.cli.coda import export, pairs, run
-    from lit_modules.cli.coda.options import read_options
+    from lit_modules.cli.coda.options import read_action
 
     actions: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
         **dict.fromkeys(run.UNTIL, (run.RunOptions, run.run_stages)),
@@ -65,7 +54,7 @@ def main(args: list[str]) -> int:
         "report": (export.ReportOptions, export.report),
     }
     options, function = actions[first]
-    return function(read_options(options, first, ACTIONS[first], args=rest))
+    return function(read_action(options, first, ACTIONS[first], args=rest))
 
 
 def _annotate(args: list[str]) -> int:
@@ -81,8 +70,8 @@ def _annotate(args: list[str]) -> int:
     if first not in helps:
         raise UsageError(f"There is no action {first!r}{did_you_mean(first, helps)}")
     from lit_modules.cli.coda import annotate
-    from lit_modules.cli.coda.options import read_options
+    from lit_modules.cli.coda.options import read_action
 
     if first == "score":
         return annotate.score(rest, helps[first])
-    return annotate.export(read_options(annotate.AnnotateOptions, "annotate", helps[first], args=rest))
+    return annotate.export(read_action(annotate.AnnotateOptions, "annotate", helps[first], args=rest))

@@ -24,16 +24,7 @@ def concept_of(concept: Any, kind: str | None) -> Concept:
 
 
 def pair_tasks(data: Any, folder: str | Path) -> list[PairTask]:
-    """Return the pairs of a datamodule with the support images of its few-shot protocol, and no others.
-
-    Args:
-        data: Datamodule, with its files written.
-        folder: Where images are written that are parts of another file, such as those of Parquet.
-
-    Raises:
-        ValueError: If a concept has too few images; lists all such.
-        FileNotFoundError: If there are no pairs.
-    """
+    """Return the pairs of a datamodule with the support images of its few-shot protocol, and no others."""
     shots = max(data.hparams["n_real"], data.hparams["n_source"] or 0)
     if shots < 1:
         raise ValueError(f"The stages look at real images: n_real must be at least 1, got {data.hparams['n_real']}.")

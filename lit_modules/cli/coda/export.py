@@ -91,9 +91,9 @@ def export(options: ExportOptions) -> int:
     words = " ".join(f"--data.{name} {value}" for name, value in arguments.items())
     print(f"  lit-modules fit --data {type(data).__name__} {words} ...")
     if options.chat_file is not None:
-        training = type(data)(
-            **{**options.data_arguments, **arguments, "synthetic_kind": None, "image_size": None, "mix": "none"}
-        )
+        arguments |= {"synthetic_kind": None, "image_size": None, "mix": "none"}
+        given = {name: value for name, value in data.hparams.items() if name in argument_names(type(data))}
+        training = type(data)(**given | arguments)
         training.prepare_data()
         print(f"{_write_chats(training, options.chat_file)} chats are in {options.chat_file}")
     return 0
@@ -123,11 +123,7 @@ def _write_chats(data: Any, path: str) -> int:
 
 
 def edit_images(options: ArmadaLiteOptions) -> int:
-    """Make the edited images of all concepts, or what is missing of them, and write them as training data.
-
-    Returns:
-        0; 1 if the run stopped before its end or a concept failed; 130 if it was interrupted.
-    """
+    """Make the edited images of all concepts, or what is missing of them, and write them as training data."""
     options.need("data", "chat", "editor")
     assert options.chat is not None
     assert options.editor is not None

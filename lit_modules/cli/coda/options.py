@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
+
+from jsonargparse import Namespace
 
 import lit_modules.coda
 import lit_modules.datamodules
-from lit_modules.cli.lightning_cli import ProjectParser, RecipeFile
+from lit_modules.cli.options import read_options
 from lit_modules.cli.public import load_public
 from lit_modules.coda.augmentation.features import FeatureKind
 from lit_modules.coda.augmentation.settings import CoDASettings, preset
@@ -112,9 +114,7 @@ class CodaOptions:
     budget: Bounds = field(default_factory=Bounds)
     confusions: Confusions = field(default_factory=Confusions)
 
-    def __post_init__(self) -> None:
-        self.action = ""
-        self.data_arguments: dict[str, Any] = {}
+    action = ""  # no option: its name on the command line
 
     def need(self, *names: str) -> None:
         """Refuse a command line without these."""
@@ -176,35 +176,14 @@ class KindOptions(CodaOptions):
         return self.kind or self.settings.kinds[0]
 
 
-def read_options(options: type[Options], action: str, description: str, args: Sequence[str]) -> Options:
-    """Read the arguments of an action and build its classes.
-
-    Hyphens may stand for underscores in an option's name, and ``--flag`` for ``--flag=true``.
-
-    Raises:
-        UsageError: If they are wrong; the first line says what.
-        ValueError: If a value is out of its range.
-    """
+def read_action(options: type[Options], action: str, description: str, args: Sequence[str]) -> Options:
+    """Read the arguments of an action and build its classes; see :func:`lit_modules.cli.options.read_options`."""
     load_public(lit_modules.datamodules, lit_modules.coda)
-    parser = ProjectParser(
-        prog=f"lit-modules coda {action}", description=description.removeprefix("... and ").capitalize()
-    )
-    text = "Configuration file, name of a shipped recipe, or YAML or JSON text; a later one wins."
-    parser.add_argument("-c", "--config", action=RecipeFile, help=text)
-    parser.add_class_arguments(options)
-    flags = {f"--{each.name}" for each in fields(options) if each.type is bool}
-    words = []
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
-        words.append(name + (equals + value if equals else "=true" if name in flags else ""))
-    parser.words = words
-    config = parser.parse_args(words)
-    if config["preset"] != "default":
-        parser.set_defaults({"settings": preset(config["preset"]).record()})
-        config = parser.parse_args(words)
-    built: Any = parser.instantiate(config)
-    read = options(**{each.name: built[each.name] for each in fields(options)})
+    text = description.removeprefix("... and ").capitalize()
+    read, _ = read_options(options, args, f"coda {action}", text, defaults=_preset)
     read.action = action
-    read.data_arguments = {} if config["data"] is None else {**config["data"].get("init_args", {})}
     return read
+
+
+def _preset(config: Namespace) -> dict[str, Any]:
+    return {} if config["preset"] == "default" else {"settings": preset(config["preset"]).record()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_modules.cli.coda.data import concept_of
 from lit_modules.cli.coda.options import CodaOptions, Confusions
-from lit_modules.cli.coda.run import STOPPED, print_counts, print_table, progress_bar
+from lit_modules.cli.coda.run import STOPPED, print_counts, progress_bar
 from lit_modules.coda.augmentation.confusable_pairs import (
     ConfusionTable,
     confusion_questions,
@@ -21,6 +21,7 @@ from lit_modules.coda.backends.protocols import BackendError, BudgetExhausted, C
 from lit_modules.coda.core.concepts import Concept
 from lit_modules.coda.core.store import RecordedChat, Store
 from lit_modules.datamodules import few_shot
+from lit_modules.studies.tables import print_table
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.interrupts import stoppable
 
@@ -43,11 +44,7 @@ class PairsOptions(CodaOptions):
 
 
 def find_pairs(options: PairsOptions) -> int:
-    """Find confusable pairs, or ask what is missing.
-
-    Returns:
-        0; 1 if the run stopped or an answer failed; 130 if it was interrupted.
-    """
+    """Find confusable pairs, or ask what is missing."""
     options.need("data", "chat")
     if options.shard is not None:
         raise UsageError("shard divides pairs, and these are not known yet; leave it out.")
@@ -86,7 +83,7 @@ def find_pairs(options: PairsOptions) -> int:
         [pair.target.name, pair.confusable.name, f"{pair.error_rate or 0:.2f}"]
         for pair in sorted(pairs, key=lambda pair: -(pair.error_rate or 0))
     ]
-    print_table(f"confused by {tables[0].model}", ("target", "taken for", "rate"), rows, texts=2)
+    print_table([["target", "taken for", "rate"], *rows], f"confused by {tables[0].model}", texts=2)
     asked = [(table.asked(name), table.invalid_rate(name)) for table in tables for name in table.names]
     total = sum(times for times, _ in asked)
     if total:
@@ -98,11 +95,7 @@ def find_pairs(options: PairsOptions) -> int:
 
 
 def choose_subsets(concepts: Sequence[Concept], search: Confusions) -> list[Subset]:
-    """Return the options of each many-way question, and whose images it is asked about.
-
-    Raises:
-        ValueError: If a super-category has too few concepts, or there is no novel one and these are asked about.
-    """
+    """Return the options of each many-way question, and whose images it is asked about."""
     groups: dict[str, list[str]] = defaultdict(list)
     novel = [concept for concept in concepts if not concept.known]
     for concept in concepts:

@@ -1,20 +1,19 @@
 """``lit-modules coda {features,score,generate,verify,augment}``: run the stages, or print what they would take."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from lit_modules.cli.coda.data import pair_tasks
 from lit_modules.cli.coda.options import CodaOptions
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, Estimate, PipelineResult, Until, store_counts
 from lit_modules.coda.backends.protocols import Counts, Prices
 from lit_modules.coda.core.store import Store
+from lit_modules.studies.tables import print_table
 from lit_modules.utils.interrupts import stoppable
 
 UNTIL: dict[str, Until] = {
@@ -51,11 +50,7 @@ class RunOptions(CodaOptions):
 
 
 def run_stages(options: RunOptions) -> int:
-    """Run the stages up to that of the action, or what is missing of them.
-
-    Returns:
-        0; 1 if the run stopped before its end or a concept failed; 130 if it was interrupted.
-    """
+    """Run the stages up to that of the action, or what is missing of them."""
     options.need("data", "chat", "generator", "embedder")
     until = UNTIL[options.action]
     if options.dry_run:
@@ -121,19 +116,6 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, Mapping[str, Counts
         yield notify
 
 
-def print_table(title: str, names: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> None:
-    """Print a table; an empty row is a line, and the columns after the first ``texts`` ones hold numbers."""
-    table = Table(title=title, title_justify="left")
-    for index, name in enumerate(names):
-        table.add_column(name, justify="left" if index < texts else "right", overflow="fold")
-    for row in rows:
-        if row:
-            table.add_row(*row)
-        else:
-            table.add_section()
-    Console().print(table, markup=False)
-
-
 def print_estimate(estimate: Estimate, store: str) -> None:
     """Print the calls, images and cost of a run, at least and at most."""
     rows = [
@@ -147,7 +129,7 @@ def print_estimate(estimate: Estimate, store: str) -> None:
     ]
     title = f"dry run in {store}: {estimate.units} units to do, {estimate.done} done"
     all_ = ["all", _range(*estimate.calls), _range(*estimate.images), ""]
-    print_table(title, ("stage", "calls", "images", "tokens of answers"), [*rows, [], all_])
+    print_table([["stage", "calls", "images", "tokens of answers"], *rows, [], all_], title)
     least, most = estimate.cost
     print(f"Cost: {least:.2f} to {most:.2f} by the prices given." if most else "No prices were given, so no cost.")
     print("No model was asked.")
@@ -163,7 +145,7 @@ def print_results(result: PipelineResult, until: Until) -> None:
         ]
         for unit in result.units
     ]
-    print_table("results", ("concept", "told from", "kind", *numbers), rows, texts=3)
+    print_table([["concept", "told from", "kind", *numbers], *rows], "results", texts=3)
     for unit in result.units:
         for warning in unit.warnings:
             print(f"note: {_plain(f'{unit.concept} against {unit.other}, {unit.kind}: {warning}')}")
@@ -181,7 +163,7 @@ def print_counts(counts: Mapping[str, Counts], prices: Prices) -> None:
         for stage, row in {**counts, "all": total}.items()
     ]
     rows = [*rows[:-1], [], rows[-1]] if len(counts) > 1 else rows[:-1]
-    print_table("this run took", ("stage", *(name.replace("_", " ") for name in names), "seconds"), rows)
+    print_table([["stage", *(name.replace("_", " ") for name in names), "seconds"], *rows], "this run took")
     if cost := prices.cost(total):
         print(f"Cost: {cost:.2f} by the prices given.")
 

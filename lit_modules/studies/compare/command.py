@@ -75,21 +75,7 @@ class CompareOptions(LauncherOptions):
 
 
 def main(args: list[str], launcher: Launcher | None = None) -> int:
-    """Run a comparison, or what is missing of it.
-
-    Args:
-        args: Options and values of the configuration; see ``lit-modules compare --help``.
-        launcher: Launcher of the runs; ``None`` takes that of the options.
-
-    Returns:
-        0, or 1 if a run failed, or 130 if the comparison was interrupted.
-
-    Raises:
-        UsageError: If an option or the configuration is wrong; nothing has run then.
-        FileNotFoundError: If there are no texts.
-        ValueError: If two runs did not spend the same.
-        DirectoryInUse: If the same comparison runs already.
-    """
+    """Run a comparison, or what is missing of it; return 0, 1 if a run failed, 130 if it was interrupted."""
     options, overrides = read_options(
         CompareOptions, args, command="compare", description=DESCRIPTION, example=EXAMPLE, passes_on=True
     )
@@ -168,11 +154,7 @@ class _Study:
 
 
 def _check_finished(folder: Path, records: Mapping[str, Record]) -> None:
-    """Check that the finished runs in the folder are those of the configuration.
-
-    Raises:
-        UsageError: If one had another record.
-    """
+    """Check that the finished runs in the folder are those of the configuration."""
     for name, record in records.items():
         run = folder / "runs" / name
         if (run / RESULTS).exists():

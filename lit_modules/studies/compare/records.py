@@ -52,19 +52,7 @@ class Models:
 
 
 def prepare_models(settings: Mapping[str, Any], root: Path, hashes: Mapping[str, str], folder: Path) -> Models:
-    """Train the tokenizer unless it exists, and return the models to train.
-
-    Args:
-        settings: Configuration of the comparison.
-        root: Folder of the texts.
-        hashes: SHA-256 of its files, by name.
-        folder: Folder of the models.
-
-    Raises:
-        UsageError: If there is no tokenizer.
-        FileNotFoundError: If a file that the tokenizer learns from is missing.
-        ValueError: If a line of it is no JSON object with the fields.
-    """
+    """Train the tokenizer unless it exists, and return the models to train."""
     vocab_size = None
     if "tokenizer" in settings:
         tokenizer, vocab_size = _train_tokenizer(settings["tokenizer"], root, hashes=hashes, folder=folder)
@@ -87,11 +75,7 @@ def run_records(settings: Mapping[str, Any], runs: Mapping[str, Run], group: str
 
 
 def check_classes(settings: Mapping[str, Any], methods: Sequence[Method]) -> None:
-    """Check that the methods and the data take the arguments that the comparison gives them.
-
-    Raises:
-        UsageError: If one does not.
-    """
+    """Check that the methods and the data take the arguments that the comparison gives them."""
     data = ("data", settings["data"]["class_path"], ("tokenizer", "root", "subset", "batch_size", "seed"))
     for where, path, needed in (*((_where(m.name), m.class_path, SHARED) for m in methods), data):
         missing = [name for name in needed if name not in _parameters(path, where)]
@@ -100,11 +84,7 @@ def check_classes(settings: Mapping[str, Any], methods: Sequence[Method]) -> Non
 
 
 def check_records(records: Mapping[str, Record], places: Mapping[str, str]) -> None:
-    """Read a record of each method as ``fit`` would, which builds nothing.
-
-    Raises:
-        UsageError: If an argument does not exist or does not take its value; names the method.
-    """
+    """Read a record of each method as ``fit`` would, which builds nothing."""
     reader: ArgumentReader | None = None
     for name, record in records.items():
         text = ["-c", json.dumps(filled(record["config"], {**places, "folder": "FOLDER"}))]
@@ -117,11 +97,7 @@ def check_records(records: Mapping[str, Record], places: Mapping[str, str]) -> N
 
 
 def file_hashes(root: Path) -> dict[str, str]:
-    """Return the SHA-256 of every JSON file in a folder.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or it holds none.
-    """
+    """Return the SHA-256 of every JSON file in a folder."""
     files = sorted(path for path in root.glob("*.json*") if path.is_file()) if root.is_dir() else []
     if not files:
         raise FileNotFoundError(
@@ -140,11 +116,7 @@ def _where(method: str) -> str:
 
 
 def _parameters(path: str, where: str) -> set[str]:
-    """Return the arguments of a class by its path, or by its name if it is public here.
-
-    Raises:
-        UsageError: If there is no such class.
-    """
+    """Return the arguments of a class by its path, or by its name if it is public here."""
     module_name, _, name = path.rpartition(".")
     known: list[str] = []
     for package in [module_name] if module_name else ["lit_modules", "lit_modules.datamodules"]:

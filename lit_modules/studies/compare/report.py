@@ -83,18 +83,7 @@ class Comparison:
 def compare(
     settings: Mapping[str, Any], runs: Mapping[str, Run], results: Mapping[str, Mapping[str, Any]]
 ) -> Comparison:
-    """Score the runs, and choose the best rate of each method.
-
-    Args:
-        settings: Configuration of the comparison.
-        runs: The runs, at least one of which finished.
-        results: Content of ``results.json`` of each finished run and of both references, by name.
-
-    Raises:
-        ValueError: If two runs did not spend the same, or the start knows no more of the forget set than the model of
-            the retain set alone.
-        UsageError: If the report names a number that there is not.
-    """
+    """Score the runs, and choose the best rate of each method."""
     finished = [name for name in runs if name in results]
     counts = {name: results[name]["counts"] for name in finished}
     seeds = {name: runs[name].seed for name in finished}
@@ -157,13 +146,7 @@ def compare(
 
 
 def table(comparison: Comparison, best: bool = False, short: bool = False) -> list[list[str]]:
-    """Return the table as text, its header first.
-
-    Args:
-        comparison: The results.
-        best: Whether to show the best rate of each method alone, on the seeds that it was not chosen on.
-        short: Whether to leave out all columns but the two that make the score.
-    """
+    """Return the table as text, its header first."""
     columns = [comparison.forget, comparison.retain] if short else comparison.columns
     names = [SCORE, FORGOTTEN, KEPT, *columns]
     lines = [["method", "rate", "runs", *names]]
@@ -209,9 +192,6 @@ def write(folder: Path, comparison: Comparison) -> list[Path]:
     """Write ``results.csv``, ``results.parquet``, ``table.csv``, ``best.csv`` and ``table.md``.
 
     Without pyarrow, which writes Parquet, a sentence says so and ``results.csv`` holds the same.
-
-    Returns:
-        The files.
     """
     files = [
         write_whole(folder / "results.csv", _rows_csv(comparison.rows)),
@@ -239,11 +219,7 @@ def print_best(comparison: Comparison) -> None:
 
 
 def draw(folder: Path, comparison: Comparison) -> list[Path]:
-    """Draw forget against retain (``pareto``) and numbers against the rate (``rates``), each as PNG and SVG.
-
-    Returns:
-        The files.
-    """
+    """Draw forget against retain (``pareto``) and numbers against the rate (``rates``), each as PNG and SVG."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)

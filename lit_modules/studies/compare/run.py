@@ -83,11 +83,7 @@ class CountSpending(Callback):
         self.on_train_end(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count what comes.
-
-        Raises:
-            ValueError: If a batch has other tasks than a forget and a retain one, as with LUME's ``by_task``.
-        """
+        """Count what comes."""
         if not {"forget", "retain"} <= set(batch):
             raise ValueError(f"A comparison counts the tasks forget and retain, got {', '.join(sorted(batch))}.")
         for name in ("forget", "retain"):
@@ -156,14 +152,7 @@ class CountingCLI(RunCLI):
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """Train, test what was trained, or test alone, as the record in a folder says.
-
-    Args:
-        folder: Folder of the run; ``run.json`` in it is its record.
-
-    Returns:
-        The content of ``results.json``: the record's values, the numbers logged, what was spent, and the seconds.
-    """
+    """Train, test what was trained, or test alone, as the record in a folder says."""
     record = read_json(folder / RUN)
     config = write_whole(folder / "config.yaml", yaml.safe_dump(record["config"], sort_keys=False))
     arguments = ["-c", str(config)]
@@ -236,12 +225,6 @@ def main(args: Sequence[str]) -> int:
 
     A run that has finished meanwhile is skipped. If the process that started this one is gone, the run under way is
     the last one: whoever resumes the comparison has started others for the rest.
-
-    Args:
-        args: Folders of runs.
-
-    Returns:
-        0, or 1 if one failed; the last line of its log then says why.
     """
     parent = os.getppid()
     load_public()

@@ -128,16 +128,7 @@ KEYS = tuple(Settings.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Method:
-    """Method of the comparison.
-
-    Args:
-        name: Its name in tables and figures.
-        class_path: Its class.
-        init_args: Arguments of the class.
-        learning_rates: Its learning rates.
-        seeds: Seeds of the order of its data.
-        callbacks: Callbacks of its trainer alone.
-    """
+    """Method of the comparison."""
 
     name: str
     class_path: str
@@ -149,13 +140,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Run:
-    """Run of a method at a learning rate, with a seed.
-
-    Args:
-        method: The method.
-        learning_rate: Learning rate, or the initial one.
-        seed: Seed of the order of the data.
-    """
+    """Run of a method at a learning rate, with a seed."""
 
     method: Method
     learning_rate: float
@@ -209,11 +194,7 @@ def read_settings(files: Sequence[str], overrides: Sequence[str]) -> dict[str, A
 
 
 def check_settings(settings: Mapping[str, Any]) -> list[Method]:
-    """Check a configuration as far as no class need be known, and return its methods.
-
-    Raises:
-        UsageError: If a key is missing or unknown, a value of another type or out of its range, or a name given twice.
-    """
+    """Check a configuration as far as no class need be known, and return its methods."""
     parser = ProjectParser(prog="lit-modules compare")
     parser.add_class_arguments(Settings)
     parser.parse_object(copy.deepcopy(dict(settings)))  # which it changes
@@ -244,11 +225,7 @@ def check_settings(settings: Mapping[str, Any]) -> list[Method]:
 
 
 def chosen_methods(methods: Sequence[Method], only: str | None) -> list[Method]:
-    """Return the methods of a list of names with commas, or all.
-
-    Raises:
-        UsageError: If there is no such method.
-    """
+    """Return the methods of a list of names with commas, or all."""
     if only is None:
         return list(methods)
     known = [method.name for method in methods]

@@ -51,18 +51,7 @@ class StressOptions:
 
 
 def main(args: list[str]) -> int:
-    """Run the stress tests.
-
-    Args:
-        args: Options, and arguments of ``test``; see ``lit-modules stress --help``.
-
-    Returns:
-        0.
-
-    Raises:
-        UsageError: If options are wrong, or the folder holds the tests of other arguments.
-        DirectoryInUse: If the same tests run already.
-    """
+    """Run the stress tests."""
     options, passed = read_options(
         StressOptions, args, command="stress", description=DESCRIPTION, example=EXAMPLE, passes_on=True
     )
@@ -77,15 +66,7 @@ def main(args: list[str]) -> int:
 
 
 def run_stress_tests(options: StressOptions, arguments: list[str]) -> dict[str, dict[str, Any]]:
-    """Test a model as it is and after each attack.
-
-    Args:
-        options: Folder and attacks.
-        arguments: Arguments of ``test``.
-
-    Returns:
-        Results by test: ``unlearned``, ``8 bits``, ``relearned 5 steps`` and so on.
-    """
+    """Test a model as it is and after each attack."""
     load_public()
     folder = Path(options.folder)
     settings = {"arguments": arguments, "relearning_rate": options.relearning_rate}

@@ -48,11 +48,7 @@ class SweepOptions(LauncherOptions):
     folder: str | None = None
 
     def axes(self) -> list[Axis]:
-        """Return the axes, the seed last.
-
-        Raises:
-            UsageError: If there is none, or one cannot be read.
-        """
+        """Return the axes, the seed last."""
         axes = [read_axis(text) for text in self.over]
         if self.seeds is not None:
             if self.seeds < 1:
@@ -64,19 +60,7 @@ class SweepOptions(LauncherOptions):
 
 
 def main(args: list[str], launcher: Launcher | None = None) -> int:
-    """Run a sweep, or what is missing of it.
-
-    Args:
-        args: Options, and the arguments of every point; see ``lit-modules sweep --help``.
-        launcher: Launcher of the points; ``None`` takes that of the options.
-
-    Returns:
-        0, or 1 if a point failed, or 130 if the sweep was interrupted.
-
-    Raises:
-        UsageError: If an option or an argument of a point is wrong; nothing has run then.
-        DirectoryInUse: If the same sweep runs already.
-    """
+    """Run a sweep, or what is missing of it; return 0, 1 if a point failed, 130 if it was interrupted."""
     options, passed = read_options(
         SweepOptions, args, command="sweep", description=DESCRIPTION, example=EXAMPLE, passes_on=True
     )

@@ -17,12 +17,7 @@ SEED = "seed_everything"
 
 @dataclass(frozen=True)
 class Axis:
-    """Argument of the command line, and the values that it takes.
-
-    Args:
-        key: Dotted name, such as ``data.variant.kernel_size``.
-        values: Its values, as YAML reads them.
-    """
+    """Argument of the command line, and the values that it takes."""
 
     key: str
     values: tuple[Any, ...]
@@ -35,12 +30,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """Point of the grid.
-
-    Args:
-        name: Name of its folder, such as ``kernel_size=1,seed_everything=0``.
-        values: A value for each axis.
-    """
+    """Point of the grid."""
 
     name: str
     values: tuple[Any, ...]
@@ -88,15 +78,7 @@ def short_names(axes: Sequence[Axis]) -> list[str]:
 
 
 def check_axes(axes: Sequence[Axis], arguments: Sequence[str]) -> None:
-    """Check that no argument is given twice, and that none is the sweep's own.
-
-    Args:
-        axes: Axes of the sweep.
-        arguments: Arguments of every point.
-
-    Raises:
-        UsageError: If one is.
-    """
+    """Check that no argument is given twice, and that none is the sweep's own."""
     keys = [_short(axis.key) for axis in axes]
     given = {_short(argument.removeprefix("--").partition("=")[0]) for argument in arguments if argument[:2] == "--"}
     for key, axis in zip(keys, axes, strict=True):

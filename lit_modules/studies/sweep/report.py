@@ -40,13 +40,7 @@ class Row:
 
 
 def summarise(axes: Sequence[Axis], results: Mapping[str, dict[str, Any]], points: Sequence[Point]) -> list[Row]:
-    """Return a row for each value of the axes, over the seeds.
-
-    Args:
-        axes: Axes of the sweep.
-        results: ``metrics`` of the finished points, by name of the point.
-        points: All points.
-    """
+    """Return a row for each value of the axes, over the seeds."""
     groups: dict[tuple[str, ...], list[Point]] = {}
     shown = [index for index, axis in enumerate(axes) if axis.key != SEED]
     for point in points:
@@ -62,11 +56,7 @@ def summarise(axes: Sequence[Axis], results: Mapping[str, dict[str, Any]], point
 
 
 def choose(rows: Sequence[Row], patterns: Sequence[str]) -> list[str]:
-    """Return the names of numbers that match, in the order of the patterns.
-
-    Raises:
-        UsageError: If a pattern matches none.
-    """
+    """Return the names of numbers that match, in the order of the patterns."""
     names = sorted({name for row in rows for name in row.numbers})
     chosen: dict[str, None] = {}
     for pattern in patterns:
