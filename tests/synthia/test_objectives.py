@@ -75,9 +75,9 @@ def test_preference_means_outside_the_logarithm() -> None:
     positive = torch.tensor([0.3, 0.1], dtype=torch.float64, requires_grad=True)
     negatives = torch.tensor([[0.5], [0.2]], dtype=torch.float64)
     before = torch.tensor([0.3, 0.2], dtype=torch.float64), torch.tensor([[0.4], [0.2]], dtype=torch.float64)
-    objective = DenoiseDPO(scale=10.0, negative_weight=1.0, denoising_weight=0.0)
+    objective = DenoiseDPO(scale=10.0, negative_weight=0.5, denoising_weight=0.0)
     objective(positive, negatives, reference=before)["loss"].backward()
-    margin = 10 * ((negatives - before[1])[:, 0] - (positive - before[0])).detach()
+    margin = 10 * (0.5 * (negatives - before[1])[:, 0] - (positive - before[0])).detach()
     assert positive.grad is not None
     torch.testing.assert_close(positive.grad, 10 * (1 - margin.sigmoid()) / 2)
     errors = images(4), images(4, 2, seed=1)
