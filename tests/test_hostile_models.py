@@ -20,9 +20,9 @@ from lit_modules.networks import load_recogniser
 from lit_modules.studies.stress.attacks import load_quantized
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
+from lit_modules.synthia.backbones.stable_diffusion import StableDiffusion
 from lit_modules.synthia.judge.models import LocalJudge
 from lit_modules.synthia.ontology.text_encoder import TextEncoder
-from lit_modules.synthia.pairs.filter import ClipFilter
 from lit_modules.synthia.pairs.images import PipelineImages
 from lit_modules.unlearning.core.pretrained import load_causal_lm
 
@@ -41,7 +41,6 @@ OF_TRANSFORMERS: dict[str, Open] = {
     "LocalChat": lambda folder: LocalChat(folder)._loaded,
     "LocalJudge": lambda folder: LocalJudge(folder)._load(),
     "TextEncoder": lambda folder: TextEncoder(folder)(["sit"]),
-    "ClipFilter": lambda folder: ClipFilter(folder)._load(),
     "ImageTextEncoder": lambda folder: ImageTextEncoder(folder).images(PICTURE),
     "gibberish": lambda folder: cleanness(["a"], folder),
 }
@@ -49,6 +48,7 @@ OF_DIFFUSERS: dict[str, Open] = {
     "PipelineImages": lambda folder: PipelineImages(folder)._load(),
     "DiffusersImages": lambda folder: DiffusersImages(folder)._pipeline,
     "DiffusersEdits": lambda folder: DiffusersEdits(folder)._pipeline,
+    "StableDiffusion": lambda folder: StableDiffusion(folder).component_class("unet"),
 }
 
 

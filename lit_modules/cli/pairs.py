@@ -11,8 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lit_modules.cli.options import read_options
 from lit_modules.studies.tables import print_table
 from lit_modules.synthia.pairs.images import EndpointImages, ImageMaker, PipelineImages
-from lit_modules.synthia.pairs.preparation import Preparation
-from lit_modules.synthia.pairs.sources import STEPS, Amounts, Sources, Step
+from lit_modules.synthia.pairs.preparation import STEPS, Amounts, Preparation, Sources, Step
 from lit_modules.utils.endpoints import Endpoint
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.ontology import Ontology

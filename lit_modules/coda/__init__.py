@@ -15,28 +15,25 @@ if TYPE_CHECKING:
         options_question,
         save_pairs,
     )
-    from lit_modules.coda.augmentation.discriminability import (
-        AttributeScores,
-        Selection,
-        discriminability_scores,
-        discriminability_values,
-        select_discriminative,
-    )
     from lit_modules.coda.augmentation.export import export_images
     from lit_modules.coda.augmentation.features import FeatureAnswer, extract_features, feature_request
-    from lit_modules.coda.augmentation.generability import (
+    from lit_modules.coda.augmentation.generation import image_prompt, negative_prompt, plan_images
+    from lit_modules.coda.augmentation.pipeline import CoDAPipeline, Estimate, PipelineResult, UnitResult, store_counts
+    from lit_modules.coda.augmentation.report import write_report
+    from lit_modules.coda.augmentation.scores import (
+        AttributeScores,
+        Selection,
         attribute_groups,
+        discriminability_scores,
+        discriminability_values,
         generability_scores,
+        rank_references,
+        select_discriminative,
         select_generable,
+        similarities,
         trial_count,
     )
-    from lit_modules.coda.augmentation.generation import image_prompt, negative_prompt, plan_images
-    from lit_modules.coda.augmentation.parsing import MalformedAnswer, parse_bits, parse_features, parse_yes_no
-    from lit_modules.coda.augmentation.pipeline import CoDAPipeline, Estimate, PipelineResult, UnitResult, store_counts
-    from lit_modules.coda.augmentation.ranking import rank_references, reference_scores, similarities
-    from lit_modules.coda.augmentation.report import write_report
     from lit_modules.coda.augmentation.settings import CoDASettings, preset
-    from lit_modules.coda.augmentation.tasks import PairTask
     from lit_modules.coda.augmentation.verification import accept_images, image_score, verification_requests
     from lit_modules.coda.backends.local import ClipEmbedder, DiffusersEdits, DiffusersImages, LocalChat
     from lit_modules.coda.backends.protocols import (
@@ -56,8 +53,15 @@ if TYPE_CHECKING:
     from lit_modules.coda.backends.remote import BoundedEndpoint, Budget, RemoteChat, RemoteImages
     from lit_modules.coda.classifier_update import ClassifierUpdate
     from lit_modules.coda.coda import CoDA
-    from lit_modules.coda.core.answers import normalise_answer, read_answer
-    from lit_modules.coda.core.concepts import Concept, ConfusablePair, safe_name, unique_pairs
+    from lit_modules.coda.core.answers import (
+        MalformedAnswer,
+        normalise_answer,
+        parse_bits,
+        parse_features,
+        parse_yes_no,
+        read_answer,
+    )
+    from lit_modules.coda.core.concepts import Concept, ConfusablePair, PairTask, safe_name
     from lit_modules.coda.core.images import perceptual_hash, picture_problem
     from lit_modules.coda.core.store import Store, StoreInUse
     from lit_modules.coda.in_context import InContext
@@ -134,7 +138,6 @@ __all__ = [
     "rank_references",
     "read_answer",
     "read_picture",
-    "reference_scores",
     "safe_name",
     "save_pairs",
     "select_discriminative",
@@ -142,7 +145,6 @@ __all__ = [
     "similarities",
     "store_counts",
     "trial_count",
-    "unique_pairs",
     "verification_requests",
     "write_report",
 ]

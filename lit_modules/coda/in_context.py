@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from lit_modules.coda.backends.protocols import BackendError, ChatModel, ChatRequest, Reply, answers
-from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.concepts import prompt_text
 from lit_modules.coda.core.conversations import check_conversation, conversation
 from lit_modules.coda.core.multiple_choice import Batch, MultipleChoice, Prediction, QuestionArguments, prediction
-from lit_modules.coda.core.store import Store
+from lit_modules.coda.core.store import RecordedChat, Store
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.hashing import stable_seed
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
     from lit_modules.synthia.core.base import TextToImage
     from lit_modules.synthia.core.encodings import EncodingCache
-    from lit_modules.synthia.core.error_monitor import ErrorMonitor
+    from lit_modules.synthia.core.pair_training import ErrorMonitor
     from lit_modules.synthia.core.report import PairPictures, Picture, TableRow, plot_grid, table_rows, write_report
     from lit_modules.synthia.core.sampling import (
         FewStepSampler,

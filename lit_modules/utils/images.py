@@ -4,6 +4,7 @@ import io
 import warnings
 from pathlib import Path, PurePath
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,15 @@ def picture_bytes(path: str | Path, name: str) -> bytes:
         raise ValueError(f"{name} is missing.") from error
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror or error}.") from error
+
+
+def encoded(image: Image.Image, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
+    """Return an image as a file in colours without metadata; JPEG is of quality 95."""
+    buffer = io.BytesIO()
+    plain = image.convert("RGB")
+    plain.info.clear()
+    plain.save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    return buffer.getvalue()
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult, Until
 from lit_modules.coda.augmentation.settings import CoDASettings, preset
-from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.backends.protocols import Capabilities, Message, Reply, Usage
-from lit_modules.coda.core.concepts import Concept, ConfusablePair
+from lit_modules.coda.core.concepts import Concept, ConfusablePair, PairTask
 from lit_modules.coda.core.store import Store
 
 COLOURS = {"red": (1.0, 0.1, 0.1), "blue": (0.1, 0.1, 1.0)}

@@ -13,10 +13,9 @@ from datamodules import DrawnSpecies
 from datamodules.few_shot.few_shot import FewShotPairs
 from lit_modules.cli import main
 from lit_modules.coda.augmentation.armada_lite import ArmadaLite, EditResult, EditSettings
-from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.backends.local import DiffusersEdits
 from lit_modules.coda.backends.protocols import BudgetExhausted, ImageEditor, Message, Reply
-from lit_modules.coda.core.concepts import Concept, ConfusablePair
+from lit_modules.coda.core.concepts import Concept, ConfusablePair, PairTask
 from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, discs, support
 from tests.tiny_pipelines import stable_diffusion_pipeline

@@ -178,23 +178,6 @@ def test_draws_depend_on_their_seeds_alone_and_follow_the_scores(chat: LocalChat
     assert texts.count(likely) / 300 == pytest.approx(shares[likely], abs=0.1)
 
 
-def test_options_are_scored_by_their_mean_log_probability(chat: LocalChat) -> None:
-    image = picture(1)
-    message = user_message("what is it", 1)
-    scores = chat.score_options([message], [image], ["red disc", "blue disc", "yes"])
-    inputs = dict(chat._inputs([ChatRequest((message,), (image,))]))
-    tokens = torch.tensor(chat._loaded[0].tokenizer(["red disc"], add_special_tokens=False)["input_ids"])
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with torch.no_grad():
-        chances = chat._loaded[1](**inputs).logits[0, -tokens.shape[1] - 1 : -1].log_softmax(-1)
-    wanted = sum(float(chances[place, token]) for place, token in enumerate(tokens[0])) / tokens.shape[1]
-    assert scores[0] == pytest.approx(wanted, abs=1e-5)
-    assert len(set(scores)) == 3
-    with pytest.raises(ValueError, match=r"not empty, at least one, got \['a', ''\]"):
-        chat.score_options([message], [image], ["a", ""])
-
-
 def test_a_question_that_is_too_long_is_an_error_of_its_own(chat: LocalChat) -> None:
     assert isinstance(chat, BatchChatModel)
     long = ChatRequest((user_message("a " * 600),), (), 5)

@@ -14,7 +14,7 @@ from lit_modules.coda.backends.protocols import Capabilities, ChatRequest, Reply
 from lit_modules.coda.core.concepts import Concept
 
 TARGET = Concept("Red Disc", knowledge_text="Rings [bright] of <image> red.")
-OTHER = Concept("Blue Disc", aliases=("Azure Disc",))
+OTHER = Concept("Blue Disc", aliases=("Azure Disc",), knowledge_text="Rings of blue.")
 PICTURE = Image.new("RGB", (8, 8))
 TWO = Capabilities(images_per_message=2)
 

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from lit_modules.coda.augmentation.generation import image_prompt, negative_prompt, plan_images
-from lit_modules.coda.augmentation.parsing import MalformedAnswer
 from lit_modules.coda.augmentation.settings import preset
 from lit_modules.coda.augmentation.verification import (
     accept_images,
@@ -19,6 +18,7 @@ from lit_modules.coda.augmentation.verification import (
     verification_requests,
 )
 from lit_modules.coda.backends.protocols import Capabilities, ImageRequest
+from lit_modules.coda.core.answers import MalformedAnswer
 from lit_modules.coda.core.concepts import Concept
 from lit_modules.coda.core.images import (
     near_duplicate,

@@ -2,15 +2,15 @@ import hashlib
 
 import pytest
 
-from lit_modules.coda.augmentation.parsing import (
+from lit_modules.coda.core.answers import (
     MalformedAnswer,
     join_features,
     parse_bits,
     parse_features,
     parse_yes_no,
+    read_answer,
 )
-from lit_modules.coda.core.answers import read_answer
-from lit_modules.coda.core.concepts import Concept, ConfusablePair, prompt_text, safe_name, unique_pairs
+from lit_modules.coda.core.concepts import Concept, ConfusablePair, prompt_text, safe_name
 from lit_modules.utils.hashing import stable_hash, stable_seed
 
 
@@ -127,6 +127,7 @@ SNAKES, GULL = ["Adder", "Puff Adder"], ["Adder", "Puff Adder", "Franklin's Gull
         (GULL, {"Adders": None, "": None, "I cannot tell.": None, "(((((" * 1000: None}),
         (SNAKES, {"Adder / Puff Adder": None, "Not an Adder but a Puff Adder": None, "adderland": None}),
         (SNAKES, {"The puff adder. Puff Adders are vipers, puff adder.": 1, "(B) Puff Adder": 1}),
+        (SNAKES, {"Adder (not a Puff (really) Adder)": 0, "Adder [a (b] c)": 0, "Adder )(": 0}),
         (["Puff", *SNAKES[1:], "Puff Adder of the North"], {"It is a Puff Adder of the north": 2, "puff": 0}),
         (["cat", "caterpillar"], {"the cat and the caterpillar": None}),
         (["云豹", "雪豹"], {"这是云豹。": 0, "图片显示的是雪豹、它有白色的皮毛。": 1, "云豹或雪豹": None}),
@@ -155,7 +156,6 @@ def test_a_pair_and_its_reverse_are_one_piece_of_work() -> None:
     first, second = Concept("A/B"), Concept("a b")
     pairs = [ConfusablePair(first, second, 0.3), ConfusablePair(second, first, 0.5)]
     assert pairs[0].pair_id == pairs[1].pair_id
-    assert unique_pairs(pairs) == pairs[:1]
     assert ConfusablePair(first, Concept("A-B")).pair_id != pairs[0].pair_id
     with pytest.raises(ValueError, match="two concepts, got 'A/B' twice"):
         ConfusablePair(first, Concept("A/B"))

@@ -10,9 +10,8 @@ from PIL import Image
 from lit_modules.coda.augmentation.export import export_images
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult, store_counts
 from lit_modules.coda.augmentation.settings import CoDASettings, preset
-from lit_modules.coda.augmentation.tasks import PairTask, shard_tasks
 from lit_modules.coda.backends.protocols import BudgetExhausted, Prices
-from lit_modules.coda.core.concepts import Concept, ConfusablePair
+from lit_modules.coda.core.concepts import Concept, ConfusablePair, PairTask, shard_tasks
 from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, support, tiny
 
@@ -132,6 +131,10 @@ def test_lost_and_damaged_images_are_made_again(whole: tuple[Path, Run, PairTask
     places[1].write_bytes(places[1].read_bytes()[:-9])
     again = Run(copy, [whole[2]])
     assert (again.asked[:2], again.hashes) == ((0, 2), whole[1].hashes)
+    places[0].write_bytes(places[1].read_bytes())  # as of other settings, by a run that was killed before its record
+    places[0].with_suffix(".json").unlink()
+    last = Run(copy, [whole[2]])
+    assert (last.asked[:2], last.hashes) == ((0, 1), whole[1].hashes)
 
 
 def three(folder: Path) -> list[PairTask]:

@@ -12,8 +12,8 @@ from PIL import Image
 from lit_modules.coda.augmentation.confusable_pairs import ConfusionTable, save_pairs
 from lit_modules.coda.augmentation.pipeline import Until
 from lit_modules.coda.augmentation.report import read_results, result_tables, write_report
-from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.backends.protocols import Prices
+from lit_modules.coda.core.concepts import PairTask
 from lit_modules.coda.core.store import Store
 from tests.coda.fakes import FakeChat, FakeGenerator, discs, run_pipeline
 

@@ -6,18 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_modules.coda.augmentation.discriminability import (
+from lit_modules.coda.augmentation.scores import (
+    attribute_groups,
     discriminability_scores,
     discriminability_values,
-    select_discriminative,
-)
-from lit_modules.coda.augmentation.generability import (
-    attribute_groups,
     generability_scores,
+    rank_references,
+    select_discriminative,
     select_generable,
+    similarities,
     trial_count,
 )
-from lit_modules.coda.augmentation.ranking import rank_references, reference_scores, similarities
 
 
 def cosines(images: int, attributes: int, seed: int) -> Tensor:
@@ -90,8 +89,6 @@ def test_groups_hold_four_in_order_and_trials_are_counted() -> None:
     assert sorted(sum(shuffled, ())) == list(range(9)) != list(sum(shuffled, ()))
     assert shuffled == attribute_groups(9, shuffle_seed=1)
     assert [trial_count(number) for number in (1, 4, 5, 8, 16)] == [5, 5, 10, 10, 20]
-    with pytest.raises(ValueError, match="group_size at least 1, got 3 and 0"):
-        attribute_groups(3, 0)
 
 
 def test_generability_puts_the_trial_images_of_its_group_for_the_real_ones() -> None:
@@ -105,8 +102,6 @@ def test_generability_puts_the_trial_images_of_its_group_for_the_real_ones() -> 
         )
     with pytest.raises(ValueError, match="each of the 6 attributes once"):
         generability_scores(trials, [(0, 1), (1, 2)], confusable)
-    with pytest.raises(ValueError, match="Each of the 1 groups must have trial images, got 2"):
-        generability_scores(trials, [(0,)], confusable)
 
 
 def test_the_threshold_is_exclusive_and_none_over_it_falls_back_with_a_flag() -> None:
@@ -128,11 +123,12 @@ def test_the_best_five_are_kept_and_ties_stay_in_order() -> None:
     assert (fallen.kept, fallen.fallback) == ((1,), True)
 
 
-def test_reference_scores_are_products_of_softmaxes() -> None:
+def test_references_rank_by_products_of_softmaxes() -> None:
     generic, named = torch.tensor([0.20, 0.21, 0.19]), torch.tensor([0.25, 0.22, 0.30])
-    expected = (100 * generic.double()).softmax(0) * (100 * named.double()).softmax(0)
-    torch.testing.assert_close(reference_scores(generic, named), expected)
-    assert rank_references(generic, named, ["a", "b", "c"], 3) == [2, 0, 1]
+    products = (100 * generic.double()).softmax(0) * (100 * named.double()).softmax(0)
+    assert (
+        rank_references(generic, named, ["a", "b", "c"], 3) == products.argsort(descending=True).tolist() == [2, 0, 1]
+    )
     # defect 6: equal ones come in the order of their names, whatever that of the folder
     for names in (["d", "b", "c", "a"], ["a", "d", "b", "c"]):
         best = rank_references(torch.full((4,), 0.2), torch.full((4,), 0.3), names, 2)

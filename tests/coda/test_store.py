@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from lit_modules.coda.backends.protocols import BackendError, ChatRequest, Reply, user_message
-from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.concepts import safe_name
-from lit_modules.coda.core.store import Store
+from lit_modules.coda.core.store import RecordedChat, Store
 from tests.coda.fakes import FakeChat
 
 

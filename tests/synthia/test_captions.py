@@ -13,8 +13,7 @@ def test_templates_obey_the_rules() -> None:
         assert "pour" in caption
         assert "take off" in caption
         assert "drum" not in caption
-    bodies = {caption.split(".")[0] for caption in captions}
-    assert len(bodies) == 30
+    assert len({caption.split(".")[0] for caption in captions}) == 30
     assert captions == template_captions(["pour", "take_off"], ["drum_kit", "kettle"], 30)
     assert captions != template_captions(["pour", "take_off"], ["drum_kit", "kettle"], 30, seed=1)
 
@@ -25,8 +24,6 @@ def test_templates_take_one_or_three_affordances() -> None:
     assert len(set(template_captions(["sit"], number=120))) == 120
     with pytest.raises(ValueError, match="number must lie between 1 and the 120 captions there are, got 121"):
         template_captions(["sit"], number=121)
-    with pytest.raises(ValueError, match="affordances must name at least one"):
-        template_captions([])
 
 
 def test_the_request_holds_the_rules_and_the_names_as_data() -> None:
@@ -35,29 +32,18 @@ def test_the_request_holds_the_rules_and_the_names_as_data() -> None:
     assert "three short sentences" in system["content"]
     given = json.loads(user["content"])
     assert given == {"functions": ["take off", 'say "x"'], "do_not_resemble": ["drum kit"], "captions": 7}
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        '["A  bowl.", "A ring.", "A disc."]',
-        '```json\n["A bowl.", "A ring."]\n```',
-        '{"captions": ["A bowl.", "A ring."]}',
-    ],
-)
-def test_answers_are_read(answer: str) -> None:
-    assert read_captions(answer, 2) == ["A bowl.", "A ring."]
+    plain = '["A  bowl.", "A ring.", "A disc."]'
+    for answer in (plain, f"```json\n{plain}\n```", f'{{"captions": {plain}}}'):
+        assert read_captions(answer, 2) == ["A bowl.", "A ring."]
 
 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
         ("Here they are: a bowl", "the answer is no JSON: Here they are"),
-        ("[1, 2]", "the answer is no array of strings"),
         ('["A bowl.", "A bowl."]', "the answer has 1 different captions, 2 were asked for"),
         ('["A. B. C. D.", "A ring."]', "more than 3 sentences: A. B. C. D."),
         ('["A versatile bowl.", "A ring."]', "the vague word 'versatile': A versatile bowl."),
-        ('["", "A ring."]', "a caption is empty"),
         ('["A \\u001b[31m bowl.", "A ring."]', "characters that cannot be printed"),
         (json.dumps(["A bowl" * 200, "A ring."]), "longer than 600 letters"),
     ],

@@ -1,5 +1,4 @@
 import math
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_modules.synthia import AffordanceDistance, AffordanceTable, Concept, Ontology
+from lit_modules.synthia import AffordanceDistance, Concept, Ontology
 from lit_modules.synthia.ontology.curriculum import usable_pairs
 
 CONCEPTS = {
@@ -32,7 +31,6 @@ AFFORDANCES = {
     ("sit", "store"): 0.975,
     ("boil", "drive"): 1.0,
 }
-NAMES = [concept for pair in CONCEPTS for concept in pair]
 
 
 @pytest.fixture
@@ -65,10 +63,6 @@ def by_name(phrases: list[str]) -> Any:
     return [[ord(phrase[0]) - 96.0, ord(phrase[1]) - 96.0] for phrase in phrases]
 
 
-def given_back(vectors: Any, phrases: list[str]) -> Any:
-    return vectors
-
-
 def test_the_vectors(mini: Ontology) -> None:
     distance = AffordanceDistance()
     concepts, place = distance.concepts(mini), {concept.name: i for i, concept in enumerate(mini.concepts)}
@@ -81,13 +75,14 @@ def test_the_vectors(mini: Ontology) -> None:
     assert len(pairs) == 28
     assert sum(0 < pair.distance < 1 for pair in pairs) == 20
     assert all(pair.first < pair.second for pair in pairs)
-
-
-def test_the_household_has_the_pairs_it_promises() -> None:
-    values = [pair.distance for pair in AffordanceDistance()(Ontology.from_file("household")).pairs()]
-    assert len(values) == 1422
+    moved = [Concept(c.superordinate, c.name, (), c.main + c.sub, c.parts) for c in mini.concepts]
+    np.testing.assert_array_equal(distance(Ontology(moved, "moved")).matrix, table.matrix)  # main and sub are one set
+    assert table.between("rest", "sit") == pytest.approx(2 / 3, abs=1e-15)
+    assert AffordanceDistance(compat=True)(mini).between("rest", "sit") == 0.6667  # rounds to 4 digits
+    assert AffordanceDistance(compat=True).structure(mini)[0, 5] == 0.6667
+    values = [pair.distance for pair in distance(Ontology.from_file("household")).pairs()]
     below = [value for value in values if value < 1]
-    assert len(below) == 812
+    assert (len(values), len(below)) == (1422, 812)  # as the household promises
     assert (min(below), max(below)) == pytest.approx((0.45, 0.9905), abs=1e-4)
     assert float(np.median(below)) == pytest.approx(0.927, abs=1e-3)
 
@@ -144,19 +139,6 @@ def test_pairs_without_two_owners_and_at_zero_are_left_out() -> None:
     assert {pair.distance for pair in table.pairs()} == {1.0}
 
 
-def test_main_and_sub_are_one_set(mini: Ontology) -> None:
-    moved = [Concept(c.superordinate, c.name, (), c.main + c.sub, c.parts) for c in mini.concepts]
-    distance = AffordanceDistance()
-    np.testing.assert_array_equal(distance(Ontology(moved, "moved")).matrix, distance(mini).matrix)
-
-
-def test_compat_rounds_to_4_digits(mini: Ontology) -> None:
-    exact, rounded = AffordanceDistance()(mini), AffordanceDistance(compat=True)(mini)
-    assert rounded.between("rest", "sit") == 0.6667
-    assert exact.between("rest", "sit") == pytest.approx(2 / 3, abs=1e-15)
-    assert AffordanceDistance(compat=True).structure(mini)[0, 5] == 0.6667
-
-
 def test_the_sign_of_the_term_for_names(mini: Ontology) -> None:
     structure = AffordanceDistance().concepts(mini)
     vectors = np.array(by_name([concept.name for concept in mini.concepts]))
@@ -173,45 +155,36 @@ def test_the_sign_of_the_term_for_names(mini: Ontology) -> None:
     like = AffordanceDistance(alpha=0.0, beta=1.0, encoder=only.encoder, semantic_term="similarity")
     assert {pair.distance for pair in like(mini).pairs()} == {1.0}
 
-
-def test_a_negative_distance_is_kept(mini: Ontology) -> None:
     def opposite(phrases: list[str]) -> Any:
         return [[1.0] if phrase in ("kettle", "bus") else [-1.0] for phrase in phrases]
 
     distance = AffordanceDistance(alpha=0.1, beta=0.9, encoder=opposite, semantic_term="similarity")
-    pairs = {(pair.first, pair.second): pair.distance for pair in distance(mini).pairs()}
-    assert len(pairs) == 28
-    assert pairs["boil", "organize"] == pytest.approx(0.1 - 0.9)
-    assert len(usable_pairs(distance(mini).pairs())) == sum(
-        min(abs(value), abs(value - 1)) > 1e-12 for value in pairs.values()
-    )
+    table = {(pair.first, pair.second): pair.distance for pair in distance(mini).pairs()}
+    assert table["boil", "organize"] == pytest.approx(0.1 - 0.9)  # a negative distance is kept
+    inside = sum(min(abs(value), abs(value - 1)) > 1e-12 for value in table.values())
+    assert (len(table), len(usable_pairs(distance(mini).pairs()))) == (28, inside)
 
 
 def test_names_reach_the_encoder_once_and_without_underscores() -> None:
     calls: list[list[str]] = []
-
-    def encode(phrases: list[str]) -> Any:
-        calls.append(phrases)
-        return np.ones((len(phrases), 2))
-
-    AffordanceDistance(encoder=encode)(Ontology.from_file("household"))
-    assert len(calls) == 1
-    assert len(calls[0]) == 36
+    encoder: Any = lambda phrases: calls.append(phrases) or np.ones((len(phrases), 2))  # noqa: E731
+    AffordanceDistance(encoder=encoder)(Ontology.from_file("household"))
+    assert [len(call) for call in calls] == [36]
     assert "coffee maker" in calls[0]
 
 
 def test_bad_arguments_are_refused(mini: Ontology) -> None:
-    with pytest.raises(ValueError, match=r"weight must lie in \[0, 1\], got 1.5"):
-        AffordanceDistance(1.5)
-    with pytest.raises(ValueError, match="beta must be at least 0 and finite, got nan"):
-        AffordanceDistance(beta=math.nan)
-    with pytest.raises(ValueError, match="must not both be 0"):
-        AffordanceDistance(alpha=0, beta=0)
-    with pytest.raises(ValueError, match="'distance' or 'similarity', got 'cosine'"):
-        AffordanceDistance(semantic_term="cosine")  # type: ignore[arg-type]
-    for vectors in (np.ones((5, 2)), np.ones(6), np.zeros((6, 2)), np.full((6, 2), math.nan)):
-        with pytest.raises(ValueError, match="a finite vector other than 0 for each of 6 phrases"):
-            AffordanceDistance(encoder=partial(given_back, vectors))(mini)
-    table: AffordanceTable = AffordanceDistance()(mini)
+    arguments: list[tuple[dict[str, Any], str]] = [
+        ({"weight": 1.5}, r"weight must lie in \[0, 1\], got 1.5"),
+        ({"beta": math.nan}, "beta must be at least 0 and finite, got nan"),
+        ({"alpha": 0, "beta": 0}, "must not both be 0"),
+        ({"semantic_term": "cosine"}, "'distance' or 'similarity', got 'cosine'"),
+    ]
+    for vectors in (np.ones((5, 2)), np.zeros((6, 2)), np.full((6, 2), math.nan)):
+        encoder: Any = lambda _, vectors=vectors: vectors  # noqa: E731
+        arguments.append(({"encoder": encoder}, "a finite vector other than 0 for each of 6 phrases"))
+    for given_, message in arguments:
+        with pytest.raises(ValueError, match=message):
+            AffordanceDistance(**given_)(mini)
     with pytest.raises(ValueError, match=r"no affordance 'pur'; did you mean 'pour'\?"):
-        table.between("sit", "pur")
+        AffordanceDistance()(mini).between("sit", "pur")

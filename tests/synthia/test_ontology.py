@@ -73,30 +73,26 @@ def test_a_concept_may_stand_under_two_superordinates() -> None:
     own = Concept("tool", "fan", ("cool",), (), {}), Concept("people", "fan", ("cheer",), (), {})
     ontology = Ontology(own, "fans")
     assert ontology.affordances_of("people/fan") == {"cheer"}
+    named = one(CUT, superordinates={"Kitchen  Ware": {" Coffee_Maker": {"affordances": {"main": ["Cut ", "cut"]}}}})
+    (maker,) = Ontology.from_dict(named).concepts  # names are normalised
+    assert (maker.path, maker.main) == ("kitchen ware/coffee_maker", ("cut",))
     with pytest.raises(ValueError, match=r"'fan' is one of tool/fan, people/fan; give the path\."):
         ontology.concept("fan")
     with pytest.raises(ValueError, match="'tool/fan' occurs twice"):
         Ontology((own[0], own[0]), "fans")
-    with pytest.raises(ValueError, match="needs at least one concept"):
-        Ontology((), "none")
 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_written_and_read_again(mini: Ontology, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"again.{suffix}"
-    path.write_text(
-        mini.to_json() if suffix == "json" else yaml.safe_dump(mini.to_dict(), sort_keys=False), encoding="utf-8"
-    )
+    data = mini.to_json() if suffix == "json" else yaml.safe_dump(mini.to_dict(), sort_keys=False)
+    path.write_text(data, encoding="utf-8")
     again = Ontology.from_file(path)
-    assert again.concepts == mini.concepts
-    assert again.name == "mini"
-
-
-def test_names_are_normalised() -> None:
-    data = {"schema_version": 1, "name": "x", "superordinates": {"Kitchen  Ware": {" Coffee_Maker": CUT}}}
-    ontology = Ontology.from_dict(data)
-    assert ontology.concepts[0].path == "kitchen ware/coffee_maker"
-    assert Ontology.from_dict(whole(["Cut ", "cut"])).concepts[0].main == ("cut",)
+    assert (again.concepts, again.name) == (mini.concepts, "mini")
+    merged = "{saw: &saw {affordances: {main: [cut]}}, axe: {<<: *saw, affordances: {main: [split]}}}"
+    path.write_text(f"schema_version: 1\nname: merged\nsuperordinates:\n  tool: {merged}\n", encoding="utf-8")
+    if suffix == "yaml":  # a merge key is no repetition
+        assert Ontology.from_file(path).affordances_of("axe") == {"split"}
 
 
 def tools(**concepts: Any) -> dict[str, Any]:
@@ -109,25 +105,19 @@ def tools(**concepts: Any) -> dict[str, Any]:
         (None, "must be a mapping with schema_version, name and superordinates, got nothing."),
         (one(CUT, schema_version=True), "schema_version: must be 1, got True."),
         (one(CUT, name=" "), "name: must be a text that is not empty, got ' '."),
-        (one(CUT, superordinates={}), "superordinates: must be a mapping with at least one entry, got an empty mapp"),
         (one(CUT, superordinate={}), "unknown key 'superordinate'; did you mean 'superordinates'?"),
-        (one(CUT, superordinates={"tool": []}), "tool: must be a mapping of concepts with at least one entry, got the"),
-        (one(CUT, superordinates={"": {"saw": CUT}}), "superordinates: a superordinate has an empty name."),
-        (one(CUT, superordinates={"a": {"b": CUT}, "A": {"c": CUT}}), "a: this superordinate occurs twice"),
         (tools(**{"saw": CUT, " SAW": CUT}), "tool/saw: this concept occurs twice in its super"),
         (tools(**{"a/b": CUT}), "tool: a concept must not contain a slash, got 'a/b'"),
         (one(CUT, superordinates={"tool": {3: CUT}}), "tool: a concept must be a text, got 3; put it in quotes."),
-        (one(["cut"]), "tool/saw: must be a mapping with affordances and parts, got the list ['cut']."),
-        (one({"part": {}}), "tool/saw: unknown key 'part'; did you mean 'parts'?"),
         (one({"parts": {"blade": []}}), "tool/saw: has no affordance; a concept needs at least one."),
-        (one({"affordances": ["cut"]}), "tool/saw/affordances: must be a mapping with main and sub, got the list"),
         (one({"affordances": {"mian": ["cut"]}}), "tool/saw/affordances: unknown key 'mian'; did you mean 'main'?"),
-        (whole("cut"), "tool/saw/affordances/main: must be a list of affordances, got 'cut'."),
         (whole([True]), "tool/saw/affordances/main: an affordance must be a text, got True: YAML reads on, off, yes"),
         (whole(["cut", " "]), "tool/saw/affordances/main: an affordance has an empty name."),
-        (one({**CUT, "parts": ["blade"]}), "tool/saw/parts: must be a mapping of part names to lists"),
         (one({**CUT, "parts": {"blade": "cut"}}), "tool/saw/blade: must be a list of affordances, got 'cut'."),
-        (one({**CUT, "parts": {"blade": [], "Blade": []}}), "tool/saw/blade: this part occurs twice."),
+        (
+            one({"affordances": {"main": [""]}, "parts": {"": []}}, name=""),
+            "name: must be a text that is not empty, got",
+        ),
     ],
 )
 def test_a_broken_schema_is_named_with_its_path(data: Any, message: str) -> None:
@@ -135,27 +125,20 @@ def test_a_broken_schema_is_named_with_its_path(data: Any, message: str) -> None
         Ontology.from_dict(data, "objects.yaml")
     assert str(raised.value).startswith("objects.yaml: ")
     assert message in str(raised.value)
-
-
-def test_all_problems_are_found() -> None:
-    data = one({"affordances": {"main": [""]}, "parts": {"": []}}, name="")
-    assert len(find_problems(data)) == 3
-    with pytest.raises(ValueError, match=r"^ontology: name: .* There are 2 further problems\.$"):
-        Ontology.from_dict(data)
+    count = len(find_problems(data))
+    assert count == 1 or str(raised.value).endswith(f" There are {count - 1} further problems.")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'{"schema_version": 1, "schema_version": 1}', "the key 'schema_version' occurs twice"),
+        ("a.json", b'{"name": 1, "name": 1}', "the key 'name' occurs twice"),
         ("a.yaml", b"name: x\nname: y\n", "line 2: the key 'name' occurs twice in one mapping"),
         ("a.yaml", b"name: [x\n", "line 2 is not YAML"),
         ("a.json", b"{\n]", "line 2 is not JSON"),
         ("a.yml", b"name: \xff", "byte 6 is not UTF-8"),
-        ("a.yaml", b"? [a, b]\n: {}\n", "must be a mapping with|unknown key|is not YAML"),
         ("a.yaml", b"name: \x00", "special characters are not allowed"),
         ("a.txt", b"", r"must end in \.yaml, \.yml or \.json"),
-        ("a.yaml", b"", "got nothing"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -164,20 +147,8 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
     with pytest.raises(ValueError, match=message) as raised:
         Ontology.from_file(path)
     assert str(path) in str(raised.value)
-
-
-def test_a_merge_key_is_no_repetition(tmp_path: Path) -> None:
-    path = tmp_path / "merged.yaml"
-    text = "tool:\n    saw: &saw {affordances: {main: [cut]}}\n    axe: {<<: *saw, affordances: {main: [split]}}\n"
-    path.write_text(f"schema_version: 1\nname: merged\nsuperordinates:\n  {text}", encoding="utf-8")
-    assert Ontology.from_file(path).affordances_of("axe") == {"split"}
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"bundled one \(household\); 'hosehold' does not exist"):
         Ontology.from_file("hosehold")
-    with pytest.raises(FileNotFoundError, match="is a folder"):
-        Ontology.from_file(tmp_path)
 
 
 def test_unknown_names_are_answered_with_the_nearest(mini: Ontology) -> None:
@@ -185,8 +156,6 @@ def test_unknown_names_are_answered_with_the_nearest(mini: Ontology) -> None:
         mini.concepts_with("stor")
     with pytest.raises(ValueError, match=r"no concept 'soffa' in mini; did you mean 'sofa'\?"):
         mini.parts_of("soffa")
-    with pytest.raises(ValueError, match=r"no affordance 'xyzw' in household\."):
-        Ontology.from_file("household").concepts_with("xyzw")
     with pytest.raises(ValueError, match="level must be 'concept', 'part' or 'all', got 'whole'"):
         mini.affordances("whole")  # type: ignore[arg-type]
 
@@ -220,15 +189,11 @@ def three_maps(ontology: Ontology) -> dict[str, Any]:
     return data
 
 
-def test_three_maps_are_converted(mini: Ontology, tmp_path: Path) -> None:
+def test_three_maps_are_converted_and_meet_by_normalised_names(mini: Ontology, tmp_path: Path) -> None:
     path = tmp_path / "mini.json"
     path.write_text(json.dumps(three_maps(mini)), encoding="utf-8")
     converted = Ontology.from_file(path)
-    assert converted.name == "mini"
-    assert converted.concepts == mini.concepts
-
-
-def test_three_maps_meet_by_normalised_names() -> None:
+    assert (converted.name, converted.concepts) == ("mini", mini.concepts)
     maps: dict[str, Any] = {
         "coarse_parts": {"Desk  Lamp": ["Bulb", "foot"]},
         "coarse_affordance": {"desk lamp": {"main": ["Shine"]}},
@@ -252,16 +217,12 @@ def test_what_is_wrong_in_three_maps_is_named(mini: Ontology) -> None:
     cases: list[tuple[str, Any, str]] = [
         (by_part, {"sofa": {"arm": {"main": ["rest"]}}}, f"{by_part}/sofa/arm: unknown part"),
         (by_part, {"soffa": {}}, f"{by_part}/soffa: unknown concept; did you mean 'sofa'?"),
-        (by_part, {"sofa": []}, f"{by_part}/sofa: must be a mapping of parts, got the"),
         (by_part, {"sofa": {"leg": {"main": "x"}}}, "furniture/sofa/leg: must be a list of affordances"),
         ("coarse_parts", {"sofa": "leg"}, "furniture/coarse_parts/sofa: must be a list of part names, got 'leg'."),
-        ("coarse_parts", ["leg"], "furniture/coarse_parts: must be a mapping keyed by concept, got the list ['leg']."),
         ("coarse_affordances", {}, "furniture: unknown key 'coarse_affordances'; did you mean 'coarse_affordance'?"),
     ]
     for key, value, message in cases:
-        broken = {**copy.deepcopy(good), key: value}
-        assert any(
-            problem.startswith("furniture") and message in problem for problem in find_problems({"furniture": broken})
-        )
+        problems = find_problems({"furniture": {**copy.deepcopy(good), key: value}})
+        assert any(problem.startswith("furniture") and message in problem for problem in problems)
     problems = convert_three_maps({"furniture": good, "tool": 3})[1]
     assert problems == ["tool: must be a mapping of coarse_parts, coarse_affordance, coarse_parts_affordance, got 3."]

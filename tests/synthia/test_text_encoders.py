@@ -42,6 +42,11 @@ def test_bert_gives_the_mean_over_the_tokens_of_the_phrase(bert: Path) -> None:
             hidden = model(input_ids=torch.tensor([tokens])).last_hidden_state[0]
         np.testing.assert_allclose(vector, hidden[1:-1].mean(0), atol=1e-6)
     assert np.isfinite(encoder([""])).all()
+    household = Ontology.from_file("household")
+    named, given = (AffordanceDistance(encoder=each)(household).matrix for each in (str(bert), encoder))
+    np.testing.assert_array_equal(named, given)
+    with pytest.raises(ValueError, match=r"The text model '.*' cannot be loaded: .* Give the name or folder of a mod"):
+        TextEncoder(str(bert.parent / "none"))(["kettle"])
 
 
 def test_clip_gives_its_text_features(tmp_path: Path) -> None:
@@ -57,19 +62,3 @@ def test_clip_gives_its_text_features(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = model(input_ids=torch.tensor([[1, 4, 5, 2]])).text_embeds[0]
     np.testing.assert_allclose(vectors[0], wanted, atol=1e-6)
-
-
-def test_a_distance_takes_the_name_of_a_model(bert: Path) -> None:
-    household = Ontology.from_file("household")
-    named = AffordanceDistance(encoder=str(bert))(household)
-    given = AffordanceDistance(encoder=TextEncoder(str(bert)))(household)
-    np.testing.assert_array_equal(named.matrix, given.matrix)
-
-
-def test_bad_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size must be at least 1 phrase, got 0"):
-        TextEncoder("bert-base-uncased", batch_size=0)
-    with pytest.raises(
-        ValueError, match=r"The text model '.*' cannot be loaded: .* Give the name or folder of a model"
-    ):
-        TextEncoder(str(tmp_path))(["kettle"])

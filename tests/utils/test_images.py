@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.affordances.files import ImageStore
 from datamodules.few_shot.images import Picture
 from lit_modules.coda import read_picture as read_in_coda
-from lit_modules.coda.augmentation.tasks import SupportImage
+from lit_modules.coda.core.concepts import SupportImage
 from lit_modules.metrics.concept_images import read_folder
 from lit_modules.synthia.pairs.images import reread
 from lit_modules.utils.images import FORMATS, read_picture, read_picture_file

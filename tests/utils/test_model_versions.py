@@ -5,8 +5,7 @@ import pytest
 from lit_modules.coda.backends.local import ClipEmbedder, LocalChat
 from lit_modules.synthia.backbones.stable_diffusion import StableDiffusion
 from lit_modules.synthia.pairs.images import PipelineImages
-from lit_modules.synthia.pairs.preparation import Preparation
-from lit_modules.synthia.pairs.sources import Sources
+from lit_modules.synthia.pairs.preparation import Preparation, Sources
 from lit_modules.utils.model_versions import model_version
 from lit_modules.utils.ontology import Ontology
 

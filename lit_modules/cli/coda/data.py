@@ -3,8 +3,7 @@
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lit_modules.coda.augmentation.tasks import PairTask
-from lit_modules.coda.core.concepts import Concept, ConfusablePair
+from lit_modules.coda.core.concepts import Concept, ConfusablePair, PairTask
 from lit_modules.datamodules import few_shot
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.hashing import stable_hash

@@ -15,8 +15,8 @@ from lit_modules.cli.coda.run import STOPPED, print_counts
 from lit_modules.coda.augmentation.armada_lite import ArmadaLite, EditSettings
 from lit_modules.coda.augmentation.export import export_images
 from lit_modules.coda.augmentation.report import write_report
-from lit_modules.coda.augmentation.tasks import PairTask
 from lit_modules.coda.backends.protocols import ImageEditor
+from lit_modules.coda.core.concepts import PairTask
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError

@@ -18,9 +18,8 @@ from lit_modules.coda.augmentation.confusable_pairs import (
     save_pairs,
 )
 from lit_modules.coda.backends.protocols import BackendError, BudgetExhausted, Counts
-from lit_modules.coda.backends.recorded import RecordedChat
 from lit_modules.coda.core.concepts import Concept
-from lit_modules.coda.core.store import Store
+from lit_modules.coda.core.store import RecordedChat, Store
 from lit_modules.datamodules import few_shot
 from lit_modules.studies.tables import print_table
 from lit_modules.utils.errors import UsageError

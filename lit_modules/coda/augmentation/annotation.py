@@ -11,15 +11,12 @@ from pathlib import Path
 from random import Random
 from typing import Literal, get_args
 
-from PIL import Image
-
 from lit_modules.coda.augmentation.export import accepted_images
 from lit_modules.coda.augmentation.features import FeatureKind
-from lit_modules.coda.augmentation.tasks import PairTask, shard_tasks
-from lit_modules.coda.core.concepts import safe_name
+from lit_modules.coda.core.concepts import PairTask, safe_name, shard_tasks
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.files import write_whole
-from lit_modules.utils.images import read_picture
+from lit_modules.utils.images import encoded, read_picture
 
 Group = Literal["real target", "real misidentified", "synthetic"]
 _ANSWERS = {"yes": 1, "y": 1, "1": 1, "no": 0, "n": 0, "0": 0}
@@ -28,13 +25,7 @@ _SIDE, _THUMBNAIL = 512, 160
 
 @dataclass(frozen=True)
 class GroupScore:
-    """Annotators' score of one group of images.
-
-    Args:
-        items: Number of images with a feature.
-        percent: Share of the answers that are yes, in percent.
-        kappa: Fleiss' kappa; NaN if all answers are the same, or there is one annotator.
-    """
+    """Annotators' score of one group: images with a feature, yes in percent, and Fleiss' kappa or NaN."""
 
     items: int
     percent: float
@@ -50,23 +41,12 @@ def export_annotation(
     annotators: int = 3,
     seed: int = 0,
 ) -> int:
-    """Write images, each with a feature, for annotators to say whether the image shows the feature.
+    """Write images, each with a feature, for annotators to say whether the image shows it; return their number.
 
     Real images of the concept that a feature belongs to, real ones of the other concept, and accepted synthetic ones
-    are mixed, under numbers that do not tell which is which. Written are ``images``, ``sheet.html`` to look at,
-    ``annotator-1.csv`` and so on with a blank ``answer`` for yes or no, and ``key.csv``, which annotators must not see.
-
-    Args:
-        store: Store of a run.
-        folder: Folder to write, new or empty.
-        tasks: Pairs of the run.
-        kind: Kind of features.
-        num_items: Most items of each group, at least 1.
-        annotators: Number of annotators, at least 1.
-        seed: Seed of the sample and its order.
-
-    Returns:
-        Number of items.
+    are mixed, at most ``num_items`` each, under numbers that do not tell which is which. Written into a new folder are
+    ``images``, ``sheet.html`` to look at, ``annotator-1.csv`` and so on with a blank ``answer`` for yes or no, and
+    ``key.csv``, which annotators must not see.
 
     Raises:
         ValueError: If a number is out of its range, the folder holds something, or there are no accepted images.
@@ -89,11 +69,11 @@ def export_annotation(
         image = read_picture(data, name)
         image.thumbnail((_SIDE, _SIDE))
         path = f"images/{number:04d}.png"
-        write_whole(root / path, _png(image))
+        write_whole(root / path, encoded(image))
         blank.append([str(number), path, _cell(feature), ""])
         key.append([str(number), group, _cell(concept), _cell(feature)])
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        coded = base64.b64encode(_png(image)).decode()
+        coded = base64.b64encode(encoded(image)).decode()
         cells = f'<td><img src="data:image/png;base64,{coded}" alt=""></td><td>{html.escape(feature)}</td>'
         rows.append(f"<tr><td>{number}</td>{cells}</tr>\n")
     for annotator in range(1, annotators + 1):
@@ -106,11 +86,7 @@ def export_annotation(
 
 
 def score_annotation(files: Sequence[str | Path], key: str | Path) -> dict[Group, GroupScore]:
-    """Return the share of yes and the annotators' agreement for each group.
-
-    Args:
-        files: The answers, a file of each annotator.
-        key: ``key.csv`` of the sample.
+    """Return the share of yes and the annotators' agreement for each group, from a file of each annotator and the key.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -139,14 +115,9 @@ def score_annotation(files: Sequence[str | Path], key: str | Path) -> dict[Group
 def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float:
     """Return Fleiss' kappa, the agreement of raters beyond chance.
 
-    With the mean agreement ``P`` of the pairs of raters on an item, and ``E`` the sum of the squared shares of the
-    categories, it is ``(P - E) / (1 - E)``.
-
-    Args:
-        counts: For each item, how many raters chose each category; as many raters for all.
-
-    Returns:
-        1 for full agreement, 0 for that of chance; NaN if a single category was ever chosen, as 1 - E is 0 then.
+    Of how many raters chose each category, ``(items, categories)``, with the mean agreement ``P`` of the pairs of
+    raters on an item, and ``E`` the sum of the squared shares of the categories, it is ``(P - E) / (1 - E)``; NaN if a
+    single category was ever chosen, as 1 - E is 0 then.
 
     Raises:
         ValueError: If there is no item, fewer than two raters, or items differ in raters or categories.
@@ -232,10 +203,3 @@ def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) 
 def _cell(text: str) -> str:
     """Quote a text that a spreadsheet would take for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.info.clear()
-    image.save(file, "PNG")
-    return file.getvalue()

@@ -12,9 +12,7 @@ from PIL import Image
 
 from lit_modules.coda.augmentation.export import image_row, write_training_folder
 from lit_modules.coda.augmentation.generation import template_fields
-from lit_modules.coda.augmentation.parsing import MalformedAnswer, parse_features
-from lit_modules.coda.augmentation.pipeline import DISK_ERRORS
-from lit_modules.coda.augmentation.tasks import PairTask, SupportImage
+from lit_modules.coda.augmentation.pipeline import failure_of
 from lit_modules.coda.backends.protocols import (
     BudgetExhausted,
     ChatModel,
@@ -25,10 +23,10 @@ from lit_modules.coda.backends.protocols import (
     check_positive,
     user_message,
 )
-from lit_modules.coda.backends.recorded import RecordedChat
-from lit_modules.coda.core.concepts import Concept, prompt_text, safe_name
+from lit_modules.coda.core.answers import MalformedAnswer, parse_features
+from lit_modules.coda.core.concepts import Concept, PairTask, SupportImage, prompt_text, safe_name
 from lit_modules.coda.core.images import picture_problem, png_bytes
-from lit_modules.coda.core.store import Store, StoreInUse, stage_key
+from lit_modules.coda.core.store import RecordedChat, Store, stage_key
 from lit_modules.utils.hashing import stable_seed
 from lit_modules.utils.images import read_picture
 
@@ -98,13 +96,7 @@ class EditSettings:
 
 @dataclass(frozen=True)
 class EditedConcept:
-    """Result of a concept.
-
-    Args:
-        concept: Name of the concept.
-        made: Number of edited images.
-        failure: Why there are fewer than wanted; ``None`` if there are not.
-    """
+    """Result of a concept: its edited images, and why there are fewer than wanted, if there are."""
 
     concept: str
     made: int
@@ -113,13 +105,7 @@ class EditedConcept:
 
 @dataclass
 class EditResult:
-    """Result of a run.
-
-    Args:
-        concepts: Results of the concepts.
-        counts: Use of models in this run; answers and images of the store cost nothing.
-        stopped: Why the run stopped before its end; ``None`` if it did not.
-    """
+    """Result of a run: concepts, use of models in this run, and why it stopped before its end, if it did."""
 
     concepts: list[EditedConcept] = field(default_factory=list)
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -176,12 +162,8 @@ class ArmadaLite:
                 problem = self._edit(concept, image, proposed[image.digest][turn], index=index)
                 made += not problem
                 failures += [problem] if problem else []
-        except (BudgetExhausted, StoreInUse):
-            raise
         except Exception as error:  # whatever a model raises is of this concept alone
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                raise
-            failures.append(f"{type(error).__name__}: {error}")
+            failures.append(failure_of(error))
         for failure in failures:
             self.store.log({"stage": "failure", "unit": safe_name(concept.name), "reason": failure})
         return EditedConcept(concept.name, made, failures[0] if failures else None)
@@ -257,15 +239,9 @@ class ArmadaLite:
         return reason
 
     def export(self, folder: str | Path, tasks: Sequence[PairTask], allow_short: bool = False) -> int:
-        """Write the images as training data for ``method="armada_lite"`` of the datamodules.
+        """Write the images as training data for ``method="armada_lite"`` of the datamodules; return their number.
 
-        Args:
-            folder: Folder to write; files that exist and fit are left alone.
-            tasks: Pairs whose concepts to export.
-            allow_short: Whether a concept may have fewer images than wanted.
-
-        Returns:
-            Number of images.
+        Files that exist and fit are left alone. With ``allow_short`` a concept may have fewer images than wanted.
 
         Raises:
             ValueError: If a concept has too few images.

@@ -19,13 +19,7 @@ from lit_modules.utils.hashing import stable_seed
 
 @dataclass(frozen=True)
 class ConfusionQuestion:
-    """Image and the options to choose from.
-
-    Args:
-        target: Name of the concept shown.
-        options: Names in the order asked.
-        request: The question to a chat model.
-    """
+    """Question on an image of ``target``, with the options in the order asked."""
 
     target: str
     options: tuple[str, ...]
@@ -33,15 +27,9 @@ class ConfusionQuestion:
 
 
 def options_question(options: Sequence[str]) -> str:
-    """Return the question which of some names an image shows.
+    """Return the question which of at least two names an image shows.
 
     Names are joined by commas with "or" before the last; if one holds a comma, all are quoted.
-
-    Args:
-        options: Names, at least two.
-
-    Raises:
-        ValueError: If there are fewer than two.
 
     Example:
         >>> options_question(["Adder", "Puff Adder", "Viper"])
@@ -57,16 +45,10 @@ def options_question(options: Sequence[str]) -> str:
 
 
 def draw_subset(names: Sequence[str], size: int = 15, seed: int = 0, always: str | None = None) -> tuple[str, ...]:
-    """Draw the concepts of one many-way question from those of a super-category.
+    """Draw the ``size`` options of one many-way question from the known concepts of a super-category.
 
-    Args:
-        names: Known concepts of the super-category; their order changes nothing.
-        size: Number of options, at least 2.
-        seed: Seed of the draw.
-        always: A novel concept that is one of the options, beside ``size - 1`` known ones.
-
-    Returns:
-        Names in sorted order, the novel one last.
+    ``always`` is a novel concept that is one of them, the last; the others are sorted, and the order of ``names``
+    changes nothing.
 
     Raises:
         ValueError: If there are too few names.
@@ -91,15 +73,10 @@ def confusion_questions(
 ) -> list[ConfusionQuestion]:
     """Return a question for each image of a concept; its options are shuffled for each, and answers are the likeliest.
 
-    Args:
-        target: Name of the concept shown, one of the options.
-        images: Its images, 50 in the paper and 35 for a novel species.
-        options: Names.
-        seed: Seed of the orders.
-        max_new_tokens: Longest answer, in tokens.
+    The paper asks about 50 images, 35 of a novel species. ``max_new_tokens`` is the longest answer, in tokens.
 
     Raises:
-        ValueError: If the target is not an option, or options repeat.
+        ValueError: If the target is not an option, options repeat, or answers could not tell two apart.
     """
     if target not in options or len(set(options)) < len(options):
         raise ValueError(f"The options must differ and hold {target!r}, got {list(options)}.")
@@ -148,18 +125,12 @@ class ConfusionTable:
         self.counts = [[0] * (len(names) + 1) for _ in names]  # the last column: no option
 
     def add(self, target: str, answer: str, options: Sequence[str] | None = None) -> str | None:
-        """Count an answer.
+        """Count an answer, and return the name that was read, or ``None``.
 
         Args:
             target: Concept shown.
             answer: Text of the answer.
             options: Names that were asked; ``None`` for all.
-
-        Returns:
-            The name that was read, or ``None``.
-
-        Raises:
-            ValueError: If a name is not in the table.
         """
         asked = tuple(options or self.names)
         for name in (target, *asked):
@@ -189,15 +160,9 @@ class ConfusionTable:
     def pairs(
         self, concepts: Mapping[str, Concept], threshold: float = 0.2, top_n: int | None = None
     ) -> list[ConfusablePair]:
-        """Return the directed pairs whose rate is over the threshold.
+        """Return the directed pairs whose rate is over the threshold, a share in [0, 1].
 
-        Args:
-            concepts: Concepts by name.
-            threshold: A rate must be greater, in [0, 1].
-            top_n: Most confusables of each target, the largest rates, at least 1; ``None`` keeps all.
-
-        Returns:
-            By target in the table's order, the largest rate first; ties in the table's order.
+        Of each target, in the table's order, there are at most ``top_n``, the largest rate first; ties in that order.
 
         Raises:
             ValueError: If a number is out of its range or a concept is missing.
@@ -260,14 +225,9 @@ def save_pairs(
     threshold: float = 0.2,
     directories: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``pairs.json``: the pairs, the model that confuses them, and the whole tables.
+    """Write ``pairs.json``: the pairs, the one model that confuses them, and the whole tables that they were found in.
 
-    Args:
-        path: The file; it is replaced at once or not at all.
-        pairs: Pairs.
-        tables: Tables that they were found in, of one model.
-        threshold: Threshold that was used.
-        directories: Folders of concepts, by name.
+    ``threshold`` is the one that was used, ``directories`` the folders of concepts by name.
 
     Raises:
         ValueError: If there is no table, or they are of several models.
@@ -292,12 +252,7 @@ def save_pairs(
 
 
 def load_tables(path: str | Path) -> list[ConfusionTable]:
-    """Return the tables of a file that :func:`save_pairs` wrote.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no tables.
-    """
+    """Return the tables of a file that :func:`save_pairs` wrote."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_modules.coda.augmentation.features import FeatureKind
-from lit_modules.coda.augmentation.tasks import PairTask, shard_tasks
-from lit_modules.coda.core.concepts import Concept, safe_name
+from lit_modules.coda.core.concepts import Concept, PairTask, safe_name, shard_tasks
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.files import write_whole
 
@@ -20,22 +19,19 @@ def export_images(
     allow_short: bool = False,
     pair_ids: Mapping[str, str] | None = None,
 ) -> int:
-    """Write the accepted images of a kind as ``train/metadata.jsonl`` and one folder for each class.
+    """Write the accepted images of a kind as ``train/metadata.jsonl`` and a folder for each class; return their number.
 
     File names are made here, from hashes and numbers; a class that occurs in several pairs has the images of each.
     ``concepts.jsonl``, ``pairs.json``, which lists each pair once, and ``features.json`` with the attributes of the
-    prompts are written beside.
+    prompts are written beside. Files that exist and fit are left alone.
 
     Args:
         store: Store of a run.
-        folder: Folder to write; files that exist and fit are left alone.
+        folder: Folder to write.
         tasks: Pairs to export.
         kind: Kind of features whose images to take.
         allow_short: Whether a concept may have fewer images than the run wanted.
         pair_ids: What the real data calls the pairs, by their folder names; others keep these.
-
-    Returns:
-        Number of images.
 
     Raises:
         ValueError: If a concept has no images, or too few, or an image is not what its record says.

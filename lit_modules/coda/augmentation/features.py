@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 from PIL.Image import Image
 
-from lit_modules.coda.augmentation.parsing import MalformedAnswer, join_features, parse_features
 from lit_modules.coda.backends.protocols import Capabilities, ChatRequest, Reply, refuse_cut_off, user_message
+from lit_modules.coda.core.answers import MalformedAnswer, join_features, parse_features
 from lit_modules.coda.core.concepts import Concept, prompt_text
 from lit_modules.utils.hashing import stable_seed
 
@@ -41,12 +41,8 @@ _REMINDER = 'The last answer could not be read. Answer only with a JSON list of 
 class FeatureAnswer:
     """Features of a concept in a model's answers.
 
-    Args:
-        kind: Kind of features.
-        features: Features that are kept.
-        dropped: Dropped items with the reason.
-        raw: The answers as they were given, those of failed attempts included.
-        failure: Why there are no features; ``None`` if there are.
+    ``dropped`` items come with the reason; ``raw`` holds the answers as they were given, those of failed attempts
+    included; ``failure`` says why there are no features, if there are none.
     """
 
     kind: FeatureKind
@@ -62,9 +58,6 @@ class FeatureAnswer:
 
 def base_kinds(kind: FeatureKind) -> tuple[FeatureKind, ...]:
     """Return the extractions behind a kind: itself, or the textual and the visual one.
-
-    Raises:
-        ValueError: If there is no such kind.
 
     Example:
         >>> base_kinds("both_plain")
@@ -98,15 +91,15 @@ def feature_request(
     max_words: int = 12,
     prompts: dict[str, str] | None = None,
 ) -> ChatRequest:
-    """Return the question for features of a concept.
+    """Return the question for features of a concept, of a textual or visual kind.
 
     Args:
-        kind: A textual or visual kind; ask for both by two questions.
+        kind: Kind of features; ask for both by two questions.
         target: Concept to describe (T).
         confusable: The other one (M); plain kinds do not name it.
         target_image: Real image of the target, for visual kinds.
         confusable_image: Real image of the confusable to show beside it, for contrastive visual kinds, if the model
-            takes two; otherwise it is left out.
+            takes two.
         capabilities: Capabilities of the model; ``None`` takes the least.
         attempt: Number of the attempt from 0; later ones add a reminder of the form and have another seed.
         seed_parts: Values that the seed of sampling is made of, such as the run's seed and the pair.
@@ -116,7 +109,7 @@ def feature_request(
         prompts: Questions by kind in place of ``PROMPTS``.
 
     Raises:
-        ValueError: If the kind needs an image that was not given, the model takes none, or there is no such kind.
+        ValueError: If the kind needs an image that was not given, or the model takes none.
     """
     if len(base_kinds(kind)) > 1:
         raise ValueError(f"kind {kind!r} is the union of {' and '.join(base_kinds(kind))}; ask for these.")
@@ -211,19 +204,8 @@ def extract_features(
 ) -> FeatureAnswer:
     """Ask for features until an answer can be read, at most ``1 + retries`` times for each extraction.
 
-    Args:
-        ask: Takes a :class:`ChatRequest` and returns a reply, such as ``lambda r: model.chat(...)``.
-        kind: Kind of features.
-        target: Concept to describe (T).
-        confusable: The other one (M).
-        target_image: Real image of the target, for visual kinds.
-        confusable_image: Real image of the confusable.
-        max_features: Most features.
-        retries: Further attempts after an answer that cannot be read, not negative.
-        options: Further arguments of :func:`feature_request`.
-
-    Returns:
-        The answer; a failed one says why.
+    The first arguments and ``options`` are those of :func:`feature_request`; ``ask`` takes what it returns and gives a
+    reply. A failed answer says why.
 
     Raises:
         ValueError: If an argument is out of its range.

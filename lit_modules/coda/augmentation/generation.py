@@ -19,14 +19,10 @@ _NEGATIVE = {
 def image_prompt(
     concept: Concept, attributes: Sequence[str], template: str = PROMPT, name_in_prompt: bool = True
 ) -> str:
-    """Return the prompt of an image of a concept with exactly these attributes.
+    """Return the prompt of an image of a concept with exactly these attributes, at least one.
 
-    Args:
-        concept: Concept of the image.
-        attributes: Its attributes, at least one.
-        template: Text with the fields ``{subject}`` and ``{attributes}``.
-        name_in_prompt: Whether to name the concept; otherwise its wider class, or its kind, stands there, as the name
-            of a novel concept means nothing to a generator.
+    The template has the fields ``{subject}`` and ``{attributes}``. Without ``name_in_prompt`` the concept's wider
+    class, or its kind, stands for its name, as that of a novel concept means nothing to a generator.
 
     Raises:
         ValueError: If there are no attributes, or the template lacks a field or has another.
@@ -49,25 +45,15 @@ def image_prompt(
 
 
 def template_fields(template: str) -> set[str]:
-    """Return the names of the fields in a template.
-
-    Example:
-        >>> sorted(template_fields("{attributes} of {subject}"))
-        ['attributes', 'subject']
-    """
+    """Return the names of the fields in a template."""
     return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
 
 
 def negative_prompt(kind: str, guidance: float, text: str | None = None) -> str | None:
-    """Return the negative prompt, or ``None`` if it would have no effect: up to 1 guidance is off.
-
-    Args:
-        kind: Kind of concept; chooses the text.
-        guidance: Scale of classifier-free guidance.
-        text: Text in place of the kind's; an empty one sends none.
+    """Return the negative prompt of a kind, or ``text`` in its place, or ``None``: up to 1 guidance is off.
 
     Example:
-        >>> negative_prompt("scene", 0.0), negative_prompt("scene", 4.5)
+        >>> negative_prompt("scene", guidance=0.0), negative_prompt("scene", guidance=4.5)
         (None, 'cartoon, drawing, text, frames')
     """
     if guidance <= 1:
@@ -85,17 +71,10 @@ def plan_images(
     steps: int = 4,
     guidance: float = 0.0,
 ) -> list[ImageRequest]:
-    """Return the requests of images; the seed of each is a stable hash of what it belongs to and its index.
+    """Return the requests of images; the seed of each is a stable hash of ``seed_parts`` and its index alone.
 
-    Args:
-        prompt: Prompt of all.
-        negative: Negative prompt of all; dropped when guidance is off.
-        indices: Index of each image; an image's request does not depend on the others.
-        seed_parts: What the seeds belong to: the run's seed, pair, direction, kind and stage.
-        width: Width in pixels.
-        height: Height in pixels.
-        steps: Number of denoising steps.
-        guidance: Scale of classifier-free guidance; 0 for distilled models.
+    ``seed_parts`` are the run's seed, pair, direction, kind and stage. Sizes are in pixels; a ``guidance`` of 0 is for
+    distilled models, up to 1 the negative prompt is dropped.
     """
     return [
         ImageRequest(
@@ -112,10 +91,5 @@ def plan_images(
 
 
 def long_texts(texts: Sequence[str], count_tokens: Callable[[str], int], limit: int = 77) -> list[tuple[str, int]]:
-    """Return the texts that an encoder of ``limit`` tokens, special ones included, cuts off, with their tokens.
-
-    Example:
-        >>> long_texts(["a tail", "a very long tail"], lambda text: len(text.split()) + 2, limit=5)
-        [('a very long tail', 6)]
-    """
+    """Return the texts that an encoder of ``limit`` tokens, special ones included, cuts off, with their tokens."""
     return [(text, tokens) for text in texts if (tokens := count_tokens(text)) > limit]

@@ -11,11 +11,9 @@ import PIL
 import torch
 
 from lit_modules.coda.augmentation.features import FeatureKind, base_kinds
-from lit_modules.coda.augmentation.generability import trial_count
-from lit_modules.coda.augmentation.ranking import EmbeddingCache
+from lit_modules.coda.augmentation.scores import EmbeddingCache, trial_count
 from lit_modules.coda.augmentation.settings import CoDASettings
 from lit_modules.coda.augmentation.stages import StageRunner
-from lit_modules.coda.augmentation.tasks import Direction, PairTask, read_directions, shard_tasks
 from lit_modules.coda.augmentation.verification import SHORT_ANSWER
 from lit_modules.coda.backends.protocols import (
     BudgetExhausted,
@@ -26,8 +24,8 @@ from lit_modules.coda.backends.protocols import (
     ImageGenerator,
     Prices,
 )
-from lit_modules.coda.backends.recorded import RecordedChat
-from lit_modules.coda.core.store import Store, StoreInUse
+from lit_modules.coda.core.concepts import Direction, PairTask, read_directions, shard_tasks
+from lit_modules.coda.core.store import RecordedChat, Store, StoreInUse
 
 Until = Literal["features", "scores", "images", "verification"]
 """Last stage of a run: ``features`` extracts them, ``scores`` selects among them by trial images, ``images`` generates
@@ -35,26 +33,15 @@ the first final images, ``verification`` accepts or rejects them and generates m
 Progress = Callable[[int, int, Mapping[str, Counts]], None]
 """Takes the units that are done, their total, and the counts of the run so far, by stage."""
 _QUESTIONS = 64  # asked at once, with their images in memory
-DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
-"""Errors that would meet every unit, so that the run ends."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """Result of one direction of a pair and one kind of features.
+    """Result of one direction of a pair, by folder names, and one kind of features.
 
-    Args:
-        pair_id: Folder name of the pair.
-        direction: Folder name of the direction.
-        concept: Name of the concept generated.
-        other: Name of the other one.
-        kind: Kind of features.
-        accepted: Number of accepted images.
-        failure: Why there are no or too few images; ``None`` if there are enough.
-        warnings: Warnings to a reader of the results.
-        features: Number of features extracted.
-        kept: Number of features in the prompt.
-        made: Number of final images, whether accepted or not.
+    ``accepted`` of the ``made`` final images, ``kept`` of the ``features`` extracted are in the prompt; ``failure``
+    says why there are no or too few images, if so.
     """
 
     pair_id: str
@@ -72,12 +59,9 @@ class UnitResult:
 
 @dataclass
 class PipelineResult:
-    """Result of a run.
+    """Result of a run: units, use of models by stage, and why it stopped before its end, if it did.
 
-    Args:
-        units: Results of the units.
-        counts: Use of models in this run, by stage; answers and images of the store cost nothing.
-        stopped: Why the run stopped before its end; ``None`` if it did not.
+    Answers and images that the store had cost nothing.
     """
 
     units: list[UnitResult] = field(default_factory=list)
@@ -92,15 +76,7 @@ class PipelineResult:
 
 @dataclass
 class Bounds:
-    """Bounds of the calls and images of a stage.
-
-    Args:
-        least_calls: Calls at least.
-        most_calls: Calls at most.
-        least_images: Images at least.
-        most_images: Images at most.
-        most_tokens: Tokens of all answers at most.
-    """
+    """Least and most calls and images of a stage, and the most tokens of all answers."""
 
     least_calls: int = 0
     most_calls: int = 0
@@ -119,14 +95,7 @@ class Bounds:
 
 @dataclass
 class Estimate:
-    """Estimate of a run's use of models.
-
-    Args:
-        stages: Bounds by stage: ``"features"``, ``"trials"``, ``"images"``, ``"verification"``.
-        units: Units that are not done.
-        done: Units that are done.
-        prices: Prices.
-    """
+    """Estimate of a run's use of models: bounds by stage, units that are not done and that are, and prices."""
 
     stages: dict[str, Bounds] = field(
         default_factory=lambda: {name: Bounds() for name in ("features", "trials", "images", "verification")}
@@ -202,15 +171,10 @@ class CoDAPipeline:
     def run(
         self, tasks: Sequence[PairTask], until: Until = "verification", progress: Progress | None = None
     ) -> PipelineResult:
-        """Run the stages, or what is missing of them.
+        """Run the stages of the store's shard of all pairs, or what is missing of them, to ``until``.
 
-        Args:
-            tasks: All pairs; the store's shard selects among them.
-            until: Last stage to run; a later run goes on from it.
-            progress: Called after each call, each image and each unit.
-
-        Returns:
-            Results of the units. A run whose budget is used up says so and can be resumed.
+        ``progress`` is called after each call, each image and each unit. A run whose budget is used up says so and can
+        be resumed.
 
         Raises:
             ValueError: If there is no such stage.
@@ -236,10 +200,6 @@ class CoDAPipeline:
         """Return bounds of a run's calls and images, and their cost; no model is asked.
 
         Features that the store does not have yet, and answers to them, are unknown.
-
-        Args:
-            tasks: All pairs; the store's shard selects among them.
-            prices: Prices of calls, tokens and images; ``None`` counts without cost.
         """
         total = Estimate(prices=prices or Prices())
         for task in shard_tasks(tasks, self.store.shard):
@@ -297,12 +257,7 @@ class CoDAPipeline:
             )
 
     def run_unit(self, side: Direction, kind: FeatureKind, until: Until = "verification") -> UnitResult:
-        """Run the stages for one direction of a pair and one kind of features.
-
-        Raises:
-            BudgetExhausted: If a model's budget is used up.
-            BackendError: If a model could not answer.
-        """
+        """Run the stages for one direction of a pair and one kind of features."""
         stages, result = (
             self.stages,
             UnitResult(side.pair_id, side.name, side.concept.name, other=side.other.name, kind=kind),
@@ -364,12 +319,8 @@ class CoDAPipeline:
         """Run a unit; its error is its result, unless all units would meet it."""
         try:
             return self.run_unit(side, kind, until)
-        except (BudgetExhausted, StoreInUse):
-            raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                raise
-            failure = f"{type(error).__name__}: {error}"
+            failure = failure_of(error)
             self.store.log({"stage": "failure", "unit": "/".join(side.path(kind)), "reason": failure})
             return UnitResult(
                 side.pair_id, side.name, side.concept.name, other=side.other.name, kind=kind, failure=failure
@@ -406,6 +357,15 @@ class CoDAPipeline:
             ],
         }
         self.store.write_json(["manifest.json"], manifest)
+
+
+def failure_of(error: Exception) -> str:
+    """Return an error of one piece of work in words; raise one that would meet every other, so that the run ends."""
+    if isinstance(error, BudgetExhausted | StoreInUse):
+        raise error
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        raise error
+    return f"{type(error).__name__}: {error}"
 
 
 def unit_warnings(

@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 from PIL.Image import Image
 from torch import Tensor
 
-from lit_modules.coda.augmentation.discriminability import Selection, discriminability_scores, select_discriminative
 from lit_modules.coda.augmentation.features import (
     FeatureKind,
     base_kinds,
@@ -17,12 +16,19 @@ from lit_modules.coda.augmentation.features import (
     join_answers,
     wording,
 )
-from lit_modules.coda.augmentation.generability import attribute_groups, generability_scores, select_generable
 from lit_modules.coda.augmentation.generation import image_prompt, long_texts, negative_prompt, plan_images
-from lit_modules.coda.augmentation.parsing import MalformedAnswer
-from lit_modules.coda.augmentation.ranking import EmbeddingCache, rank_references, similarities
+from lit_modules.coda.augmentation.scores import (
+    EmbeddingCache,
+    Selection,
+    attribute_groups,
+    discriminability_scores,
+    generability_scores,
+    rank_references,
+    select_discriminative,
+    select_generable,
+    similarities,
+)
 from lit_modules.coda.augmentation.settings import CoDASettings
-from lit_modules.coda.augmentation.tasks import Direction, SupportImage
 from lit_modules.coda.augmentation.verification import (
     Acceptance,
     accept_images,
@@ -40,10 +46,10 @@ from lit_modules.coda.backends.protocols import (
     answered,
     refuse_cut_off,
 )
-from lit_modules.coda.backends.recorded import RecordedChat
-from lit_modules.coda.core.concepts import prompt_text
+from lit_modules.coda.core.answers import MalformedAnswer
+from lit_modules.coda.core.concepts import Direction, SupportImage, prompt_text
 from lit_modules.coda.core.images import near_duplicate, perceptual_hash, picture_problem, png_bytes, png_key
-from lit_modules.coda.core.store import Store, stage_key
+from lit_modules.coda.core.store import RecordedChat, Store, stage_key
 from lit_modules.utils.hashing import stable_hash, stable_seed
 from lit_modules.utils.images import read_picture
 
@@ -66,14 +72,7 @@ Made = tuple[str, Image]
 class StageRunner:
     """Runner of the stages, which reads what the store has and makes what is missing.
 
-    Args:
-        store: Store of records and images.
-        settings: Settings of the run.
-        chat: Model that is asked for features.
-        generator: Model that generates images.
-        embeddings: Embeddings of images and texts.
-        verifier: Model that is asked about the attributes of images; ``None`` if none is needed.
-        report: Takes the name of a stage and its counts.
+    ``verifier`` is ``None`` if none is needed; ``report`` takes the name of a stage and its counts.
     """
 
     def __init__(
@@ -112,13 +111,7 @@ class StageRunner:
         if record is None:
             cosines = similarities(self._real_rows(side.images), self.embeddings.texts(texts))
             names = [f"{image.path.name}/{image.digest}" for image in side.images]
-            order = rank_references(
-                cosines[:, 0],
-                cosines[:, 1],
-                names,
-                num_references=self.settings.num_references,
-                temperature=self.settings.temperature,
-            )
+            order = rank_references(cosines[:, 0], cosines[:, 1], names, self.settings.num_references)
             record = {
                 "key": key,
                 "images": [side.images[index].record() for index in order],
@@ -482,11 +475,7 @@ class StageRunner:
     def _ask_verifier(
         self, batch: Sequence[Made], attributes: Sequence[str], numbers: Sequence[int], verdicts: list[Record]
     ) -> None:
-        """Ask the verifier about images, all together, and again about those whose answers cannot be read.
-
-        Raises:
-            BackendError: If a question has no answer, or the last one was cut off before it could be read.
-        """
+        """Ask the verifier about images, all together, and again about those whose answers cannot be read."""
         settings, verifier = self.settings, self.verifier
         assert verifier is not None  # the pipeline gives one for these forms of verification
         form = cast(Literal["questions", "batch"], settings.verification)

@@ -8,10 +8,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lit_modules.coda.augmentation.discriminability import discriminability_values
-from lit_modules.coda.augmentation.parsing import MalformedAnswer, parse_bits, parse_yes_no
-from lit_modules.coda.augmentation.ranking import TEMPERATURE, unit_rows
+from lit_modules.coda.augmentation.scores import TEMPERATURE, discriminability_values, unit_rows
 from lit_modules.coda.backends.protocols import Capabilities, ChatRequest, user_message
+from lit_modules.coda.core.answers import MalformedAnswer, parse_bits, parse_yes_no
 from lit_modules.coda.core.concepts import prompt_text
 
 VerificationForm = Literal["questions", "batch", "clip", "none"]
@@ -24,13 +23,9 @@ _BITS = {"type": "array", "items": {"type": "integer", "enum": [0, 1]}}
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Accepted images.
+    """Accepted images, the best first, and the least score that was required, if one was.
 
-    Args:
-        accepted: Their indices, the best first.
-        level: Least score that was required; ``None`` if none was.
-        relaxed: Whether it is lower than the first level.
-        short: Number of missing images.
+    ``relaxed`` if it is lower than the first level; ``short`` is the number of missing images.
     """
 
     accepted: tuple[int, ...]
@@ -47,15 +42,9 @@ def verification_requests(
     attempt: int = 0,
     thought_tokens: int = 1000,
 ) -> list[ChatRequest]:
-    """Return the questions on an image: one per attribute to be answered yes or no, or one for all.
+    """Return the questions on an image: one per attribute to be answered yes or no, or one for all (``"batch"``).
 
-    Args:
-        image: The image.
-        attributes: Attributes that it should show, at least one.
-        form: Form of the questions; ``"batch"`` asks for a list of zeros and ones.
-        capabilities: Capabilities of the model.
-        attempt: Number of the attempt from 0; later ones remind of the form.
-        thought_tokens: Extra tokens of a model that may think before its short answer.
+    Later attempts remind of the form; a model that may think before its short answer gets ``thought_tokens`` more.
 
     Raises:
         ValueError: If there are no attributes or the form is unknown.
@@ -92,10 +81,6 @@ def read_verification(
 
     Raises:
         MalformedAnswer: If an answer cannot be read, or a list is of another length.
-
-    Example:
-        >>> read_verification(["[1, 0]"], 2, "batch"), read_verification(["Yes.", "No."], 2)
-        ((True, False), (True, False))
     """
     if form == "batch":
         return parse_bits(answers[0], num_attributes)
@@ -107,9 +92,6 @@ def read_verification(
 def image_score(bits: Sequence[bool]) -> float:
     """Return the share of attributes that an image shows.
 
-    Raises:
-        ValueError: If there are none.
-
     Example:
         >>> image_score([True, False, False, True])
         0.5
@@ -120,17 +102,10 @@ def image_score(bits: Sequence[bool]) -> float:
 
 
 def clip_bits(image: Tensor, confusable: Tensor, temperature: float = TEMPERATURE) -> tuple[float, tuple[bool, ...]]:
-    """Return the score of an image by embeddings, for machines without a chat model.
+    """Return the score of an image by embeddings, good from 0.5, and for each attribute whether it reaches 0.5 too.
 
-    The score is the mean over attributes of the discriminability of this one image against the confusable's images.
-
-    Args:
-        image: Cosine of the image with each attribute, ``(attributes,)``.
-        confusable: Cosine of the confusable's real images, ``(images, attributes)``.
-        temperature: Factor of the cosines (tau).
-
-    Returns:
-        The score, good from 0.5, and for each attribute whether its own value is at least 0.5.
+    The score is the mean over attributes of the discriminability of this one image, cosines ``(attributes,)``, against
+    the confusable's real images, ``(images, attributes)``; for machines without a chat model.
 
     Example:
         >>> clip_bits(torch.tensor([0.3, 0.1]), torch.tensor([[0.3, 0.3]]))[1]
@@ -143,8 +118,7 @@ def clip_bits(image: Tensor, confusable: Tensor, temperature: float = TEMPERATUR
 def prefers_target(images: Tensor, target: Tensor, confusable: Tensor) -> list[bool]:
     """Return whether each image is more like the target's real images than like the confusable's, in the mean cosine.
 
-    Embeddings ``(images, d)`` of real images are compared and not names, as that of a novel concept means nothing to
-    CLIP.
+    Embeddings ``(images, d)`` are compared and not names, as that of a novel concept means nothing to CLIP.
     """
     rows = unit_rows(images)
     own, other = ((rows @ unit_rows(side).T).mean(1) for side in (target, confusable))
@@ -155,16 +129,11 @@ def prefers_target(images: Tensor, target: Tensor, confusable: Tensor) -> list[b
 def accept_images(
     scores: Sequence[float | None], wanted: int, levels: Sequence[float] | None = (1.0, 0.8, 0.6)
 ) -> Acceptance:
-    """Choose images by their scores, at the first level that leaves enough of them.
+    """Choose the ``wanted`` best images by their scores, at the first level that leaves enough of them.
 
-    Args:
-        scores: Score of each image, in [0, 1]; ``None`` for one that was rejected for another reason.
-        wanted: Number of images, at least 1.
-        levels: Falling least scores; a lower one is tried only when fewer than ``wanted`` remain. ``None`` accepts all
-            that have a score, in order.
-
-    Returns:
-        The ``wanted`` best ones at most; ties in the given order.
+    Scores are in [0, 1]; ``None`` is of an image that was rejected for another reason. A lower one of the falling
+    levels is tried only when too few remain; without levels all that have a score are accepted, in order. Ties stay in
+    order.
 
     Raises:
         ValueError: If an argument is out of its range.

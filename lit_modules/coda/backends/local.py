@@ -12,7 +12,7 @@ from PIL import Image
 
 from lit_modules.coda.backends.protocols import BackendError, Capabilities, ChatRequest, Message, Reply, Usage
 from lit_modules.utils.model_versions import model_version
-from lit_modules.utils.thoughts import decode_answer, mentions_thoughts, opened_thought, template_options
+from lit_modules.utils.thoughts import decode_answer, mentions_thoughts, template_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ class LocalChat:
     def capabilities(self) -> Capabilities:
         """Capabilities of the model."""
         thinks = mentions_thoughts(self._processor)
-        return Capabilities(self.images_per_message, option_scores=True, trainable=True, thinks=thinks)
+        return Capabilities(self.images_per_message, thinks=thinks)
 
     def chat(
         self,
@@ -126,55 +126,6 @@ class LocalChat:
             for numbers in batches(list(group.values()), lengths, self.batch_size, batch_tokens=self.batch_tokens):
                 asked = [requests[number] for number in numbers]
                 yield from zip(numbers, self._answer(asked, [tokens[number] for number in numbers]), strict=True)
-
-    def score_options(
-        self, messages: Sequence[Message], images: Sequence[Image.Image], options: Sequence[str]
-    ) -> list[float]:
-        """Return the mean log-probability of each option's tokens as the answer.
-
-        Args:
-            messages: The conversation.
-            images: Images in the order of their places in the messages.
-            options: Possible answers, at least one.
-
-        Raises:
-            ValueError: If there is no option or an empty one.
-        """
-        import torch
-
-        if not options or not all(options):
-            raise ValueError(f"options must be texts that are not empty, at least one, got {list(options)}.")
-        processor, network = self._loaded
-        question = dict(self._inputs([ChatRequest(tuple(messages), tuple(images))]))
-        marks = opened_thought(processor.tokenizer.decode(question["input_ids"][0, -_QUESTION_END:]))
-        if marks is not None:
-            question = self._continued(question, f"\n{marks[1]}\n\n")
-        scores = []
-        for option in options:
-            inputs = self._continued(question, option)
-            tokens = inputs["input_ids"][:, question["input_ids"].shape[1] :]
-            with torch.no_grad():
-                logits = network(**inputs).logits[:, -tokens.shape[1] - 1 : -1].float()
-            scores.append(float(logits.log_softmax(-1).gather(-1, tokens[..., None]).mean()))
-        return scores
-
-    def _continued(self, question: dict[str, Any], text: str) -> dict[str, Any]:
-        """Return the model's inputs with a text behind the question."""
-        import torch
-
-        tokens = self._processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        tokens = tokens.to(question["input_ids"].device)
-        longer = dict(question)
-        for name, fill in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens))):
-            longer[name] = torch.cat([question[name], fill], dim=1)
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            if name in question:
-                longer[name] = torch.cat([question[name], torch.zeros_like(tokens)], dim=1)
-        if "cross_attention_mask" in question:  # the text sees the images that the question's last token sees
-            mask = question["cross_attention_mask"]
-            last = mask[:, -1:].expand(-1, tokens.shape[1], *mask.shape[2:])
-            longer["cross_attention_mask"] = torch.cat([mask, last], dim=1)
-        return longer
 
     @cached_property
     def _processor(self) -> Any:

@@ -24,12 +24,7 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a call.
-
-    Args:
-        input_tokens: Tokens of the question, images included.
-        output_tokens: Tokens of the answer.
-    """
+    """Tokens of a call: of the question, images included, and of the answer."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -61,15 +56,11 @@ class Capabilities:
     Args:
         images_per_message: Most images in one message; 0 for a model without vision.
         structured_output: Whether ``schema`` is obeyed.
-        option_scores: Whether it has ``score_options``.
-        trainable: Whether its weights can be updated here.
         thinks: Whether it may think before it answers, so that short answers need room too.
     """
 
     images_per_message: int = 1
     structured_output: bool = False
-    option_scores: bool = False
-    trainable: bool = False
     thinks: bool = False
 
 
@@ -259,16 +250,7 @@ class Embedder(Protocol):
 
 @dataclass
 class Counts:
-    """Use of models by a stage or a run.
-
-    Args:
-        calls: Calls of a chat model.
-        input_tokens: Tokens of the questions.
-        output_tokens: Tokens of the answers.
-        images: Images generated.
-        seconds: Time of the models, in seconds.
-        cached: Questions of an earlier run, whose answers were read from the store.
-    """
+    """Use of models by a stage or a run; ``cached`` are questions whose answers an earlier run left in the store."""
 
     calls: int = 0
     input_tokens: int = 0

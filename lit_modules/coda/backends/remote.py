@@ -1,7 +1,6 @@
 """Chat models and image generators behind OpenAI-compatible endpoints, with a budget and bounded concurrency."""
 
 import base64
-import io
 import json
 import queue
 import re
@@ -24,7 +23,7 @@ from lit_modules.coda.backends.protocols import (
     Usage,
 )
 from lit_modules.utils.endpoints import AnswerError, Endpoint, EndpointError, RefusedError, read_chat, read_image
-from lit_modules.utils.images import read_picture
+from lit_modules.utils.images import encoded, read_picture
 
 Answer = TypeVar("Answer")
 _FAILURES = 3  # in a row, after all attempts of each
@@ -336,11 +335,8 @@ class RemoteChat:
 
     def _image(self, image: Image.Image) -> dict[str, Any]:
         copy = image.convert("RGB")
-        copy.info.clear()
         copy.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        copy.save(file, self.image_format, **({"quality": 95} if self.image_format == "JPEG" else {}))
-        coded = base64.b64encode(file.getvalue()).decode()
+        coded = base64.b64encode(encoded(copy, self.image_format)).decode()
         return {"type": "image_url", "image_url": {"url": f"data:image/{self.image_format.lower()};base64,{coded}"}}
 
     def _read(self, data: Any) -> Reply:

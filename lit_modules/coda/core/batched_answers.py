@@ -16,10 +16,9 @@ _INPUTS = {"input_ids", "attention_mask", "pixel_values", "image_sizes", "pixel_
 
 
 class SeededNoise:
-    """Makes the largest score a draw: scores over the temperature, plus Gumbel noise from the row's own seed.
+    """Noise that makes the largest score a draw: Gumbel noise from the row's own seed on scores over the temperature.
 
-    Args:
-        requests: Questions of the rows; a temperature of 0 leaves the scores as they are.
+    A temperature of 0 leaves the scores as they are.
     """
 
     def __init__(self, requests: Sequence[ChatRequest]) -> None:
@@ -56,12 +55,8 @@ def can_share(network: Any, inputs: Mapping[str, Tensor]) -> bool:
 def shared_lengths(tokens: Sequence[Sequence[int]], groups: Sequence[int]) -> list[int]:
     """Return how many tokens the questions of each group have in common at their beginning, one less than all of one.
 
-    Args:
-        tokens: Tokens of each question.
-        groups: Number of the group of each question, from 0; none is empty.
-
     Example:
-        >>> shared_lengths([[1, 2, 3, 4], [1, 2, 5], [7, 8]], [0, 0, 1])
+        >>> shared_lengths([[1, 2, 3, 4], [1, 2, 5], [7, 8]], groups=[0, 0, 1])
         [2, 1]
     """
     found = []
@@ -77,8 +72,7 @@ def image_groups(
 ) -> list[int] | None:
     """Return the group of each question, from 0: those about the very same images; one without images is alone.
 
-    Returns:
-        Groups; ``None`` if a place for an image comes after what the questions of its group have in common.
+    ``None`` if a place for an image comes after what the questions of its group have in common.
     """
     numbers: dict[object, int] = {}
     keys: list[object] = [tuple(map(id, request.images)) or place for place, request in enumerate(requests)]
@@ -93,11 +87,7 @@ def batches(
 ) -> Iterator[list[int]]:
     """Yield the numbers of questions to answer together: of similar length, those of a group together if they can be.
 
-    Args:
-        groups: Numbers of the questions of each group.
-        lengths: Tokens of each question.
-        batch_size: Most questions in a batch.
-        batch_tokens: Most tokens in a batch, padding included; a longer question is alone in its own.
+    A batch has at most ``batch_tokens``, padding included; a longer question is alone in its own.
 
     Example:
         >>> list(batches([[0], [1, 2], [3]], {0: 9, 1: 5, 2: 4, 3: 3}, batch_size=2, batch_tokens=100))

@@ -15,12 +15,7 @@ IGNORED = -100
 
 
 def conversation(prompt: str, answer: str | None = None) -> list[Message]:
-    """Return a user turn of one image and a text, and with an answer an assistant turn of it.
-
-    Example:
-        >>> [part["type"] for part in conversation("Which is it?")[0]["content"]]
-        ['image', 'text']
-    """
+    """Return a user turn of one image and a text, and with an answer an assistant turn of it."""
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
     if answer is not None:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
@@ -28,14 +23,10 @@ def conversation(prompt: str, answer: str | None = None) -> list[Message]:
 
 
 def check_conversation(messages: Sequence[Mapping[str, Any]], images: int) -> None:
-    """Check that each user turn has exactly one image, no other turn has any, and that all images have their turn.
-
-    Args:
-        messages: Turns with ``role`` and a list ``content`` of parts.
-        images: Number of images that come with the conversation.
+    """Check that each user turn has exactly one image, no other turn has any, and that ``images`` is their number.
 
     Raises:
-        ValueError: If it has not; a model would be trained on answers to pictures that it does not see.
+        ValueError: If not; a model would be trained on answers to pictures that it does not see.
     """
     users = sum(message["role"] == "user" for message in messages)
     for message in messages:
@@ -49,11 +40,7 @@ def check_conversation(messages: Sequence[Mapping[str, Any]], images: int) -> No
 
 
 def end_token(processor: Any) -> str:
-    """Return the token that ends an answer.
-
-    Raises:
-        ValueError: If the tokenizer has none; a model trained without it would not stop to talk.
-    """
+    """Return the token that ends an answer; a model trained without it would not stop to talk."""
     token = processor.tokenizer.eos_token
     if not token:
         raise ValueError("The tokenizer has no eos_token, so answers would have no end; set one in its configuration.")
@@ -61,18 +48,11 @@ def end_token(processor: Any) -> str:
 
 
 def render(processor: Any, prompt: str, answer: str | None = None) -> tuple[str, str]:
-    """Write a conversation by the chat template.
+    """Write a conversation by the chat template: the question up to where the model begins to answer, and the answer.
 
     Training and evaluation both go through here, so that they cannot differ in template. Thinking is switched off where
     the template can; a thought that it opens all the same is closed empty, so that an answer never stands inside one.
-
-    Args:
-        processor: Processor of the model, with a chat template.
-        prompt: Question, without a placeholder for the image.
-        answer: Answer; ``None`` leaves the tail empty.
-
-    Returns:
-        The question up to where the model begins to answer; and the answer to its end token, nothing after it.
+    The answer goes to its end token; it is empty without one.
 
     Raises:
         ValueError: If there is no template, the text does not have exactly one placeholder, or the answer is empty.
@@ -175,13 +155,7 @@ def encode(
 
 
 def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, *, config: Any = None) -> None:
-    """Check that a batch has as many images and image tokens as there are.
-
-    Args:
-        processor: Processor that made the batch.
-        batch: Its tensors.
-        images: Number of images, one for each row.
-        config: The model's configuration; the number of tokens is checked for LLaVA-NeXT alone.
+    """Check that a batch has as many images and image tokens as there are; for LLaVA-NeXT by the model's ``config``.
 
     Raises:
         ValueError: If the numbers differ; the message says what to set.
@@ -214,14 +188,9 @@ def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, *, co
 def llava_next_tokens(config: Any, height: int, width: int) -> int:
     """Return the number of LLaVA-NeXT's features of an image: the whole, and its unpadded tiles with a break a row.
 
-    Args:
-        config: Configuration of the model.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-
     Example:
         >>> from transformers import LlavaNextConfig
-        >>> llava_next_tokens(LlavaNextConfig(), 600, 600)
+        >>> llava_next_tokens(LlavaNextConfig(), height=600, width=600)
         2928
     """
     from transformers.image_processing_utils import select_best_resolution
@@ -240,10 +209,6 @@ def llava_next_tokens(config: Any, height: int, width: int) -> int:
 
 def check_processor(processor: Any, config: Any) -> None:
     """Check that a processor belongs to a LLaVA-NeXT model; other models are left to their own checks.
-
-    Args:
-        processor: Processor.
-        config: Configuration of the model.
 
     Raises:
         ValueError: If a field is missing or differs; its name, both values and the way out are in the message.
@@ -289,21 +254,10 @@ def _labels(tokenizer: Any, batch: Mapping[str, Tensor], rows: Sequence[tuple[st
 
 
 def answer_tokens(tokenizer: Any, question: str, tail: str, *, special: bool = True) -> list[int]:
-    """Return the tokens of a conversation that come after its question.
+    """Return the tokens of a conversation that come after its question, to the end token.
 
     If a token spans the border, so that the question's tokens do not begin the conversation's, it belongs to them.
-
-    Args:
-        tokenizer: Tokenizer.
-        question: Text of the question.
-        tail: Text of the answer with its end token.
-        special: Whether the tokenizer adds its special tokens.
-
-    Returns:
-        Tokens, the last of which is the end token.
-
-    Raises:
-        ValueError: If the last token is not the end token.
+    ``special`` says whether the tokenizer adds its special tokens.
     """
     prefix = tokenizer(question, add_special_tokens=special)["input_ids"]
     whole = tokenizer(question + tail, add_special_tokens=special)["input_ids"]

@@ -198,13 +198,7 @@ class ImageTextUpdate(UpdateModule):
     def encode(
         self, images: Sequence[Image], prompts: Sequence[str], answers: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return questions about one image each as the model takes them, on its device.
-
-        Args:
-            images: One image for each question.
-            prompts: Questions.
-            answers: Right answers; with them there are ``labels``.
-        """
+        """Return questions about one image each as the model takes them, with ``labels`` of answers if there are."""
         self.configure_model()
         config = self.model.config
         limit = self.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)  # not all have it
@@ -230,10 +224,8 @@ class ImageTextUpdate(UpdateModule):
     def save_pretrained(self, folder: str, merge: bool = False) -> None:
         """Write adapters or model, and the processor, so that ``model: <folder>`` loads them.
 
-        Args:
-            folder: Folder to write to.
-            merge: Whether to merge adapters into the weights, which ``AutoModelForImageTextToText`` loads and servers
-                take; otherwise the folder holds adapters and a trained projector as peft writes them.
+        With ``merge`` adapters are merged into the weights, which ``AutoModelForImageTextToText`` loads and servers
+        take; otherwise the folder holds adapters and a trained projector as peft writes them.
         """
         self.configure_model()
         self.check_save_pretrained(folder, merge)
@@ -348,13 +340,7 @@ class ImageTextUpdate(UpdateModule):
 
 
 def load_model(name: str, dtype: torch.dtype, revision: str | None = None, *, load_in_4bit: bool = False) -> Any:
-    """Load an image-text model, or a base model with the adapters that a folder holds.
-
-    Args:
-        name: Name on a hub, or folder of a model or of adapters.
-        dtype: Type of the weights.
-        revision: Revision on the hub.
-        load_in_4bit: Whether to load the weights in 4 bits (NF4), for adapters on top; needs bitsandbytes and a GPU.
+    """Load an image-text model, or a base model with the adapters that a folder holds; in 4 bits (NF4) if asked for.
 
     Raises:
         ValueError: If it does not load, or lacks weights.
@@ -415,32 +401,17 @@ def set_pinpoints(model: Any, processor: Any, pinpoints: list[list[int]]) -> Non
 
 
 def part_of(name: str, projector: str) -> str:
-    """Return the part that a parameter belongs to: ``projector``, ``vision tower`` or ``language model``.
-
-    Args:
-        name: Name of the parameter.
-        projector: Name of the projector.
-
-    Example:
-        >>> part_of("model.vision_tower.encoder.layers.0.mlp.fc1.weight", "multi_modal_projector")
-        'vision tower'
-    """
+    """Return the part that a parameter belongs to: ``projector``, ``vision tower`` or ``language model``."""
     if f".{projector}." in f".{name}":
         return "projector"
     return "vision tower" if any(word in name for word in _VISION) else "language model"
 
 
 def answer_log_probs(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the log-probability of each row's answer with its end token, and its number of tokens.
+    """Return the log-probability of each row's answer with its end token, and its tokens, both ``(batch,)``.
 
-    Logits of the questions, most of which are image tokens, are not computed where the model can leave them out.
-
-    Args:
-        model: Model.
-        batch: Its inputs, padded on the right, with ``labels``, -100 where there is no answer.
-
-    Returns:
-        Sums and counts, float32 and int64 ``(batch,)``.
+    The batch is padded on the right, with ``labels``, -100 where there is no answer. Logits of the questions, most of
+    which are image tokens, are not computed where the model can leave them out.
     """
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
     labels = batch["labels"]
@@ -458,18 +429,7 @@ def answer_log_probs(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, T
 def generate(
     model: Any, tokenizer: Any, batch: Mapping[str, Tensor], *, max_new_tokens: int, temperature: float
 ) -> list[str]:
-    """Answer questions.
-
-    Args:
-        model: Model.
-        tokenizer: Tokenizer.
-        batch: Inputs of the model, padded on the left.
-        max_new_tokens: Longest answer in tokens.
-        temperature: 0 takes the likeliest token; above it tokens are drawn.
-
-    Returns:
-        Answers without thoughts and special tokens.
-    """
+    """Answer questions, padded on the left, without thoughts and special tokens; a temperature of 0 is greedy."""
     ends = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     # the model's own settings of sampling do not hold here

@@ -41,12 +41,7 @@ def perceptual_hash(picture: Image.Image) -> int:
 
 
 def near_duplicate(fingerprint: int, others: Sequence[int], max_distance: int = 2) -> int | None:
-    """Return the index of the first hash that differs in at most ``max_distance`` bits, or ``None``.
-
-    Example:
-        >>> near_duplicate(0b1011, [0b0100, 0b1010]), near_duplicate(0b1011, [0b0100])
-        (1, None)
-    """
+    """Return the index of the first hash that differs in at most ``max_distance`` bits, or ``None``."""
     near = (index for index, other in enumerate(others) if (fingerprint ^ other).bit_count() <= max_distance)
     return next(near, None)
 

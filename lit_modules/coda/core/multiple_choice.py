@@ -76,11 +76,7 @@ class MultipleChoice(LightningModule, ABC):
         return self._results
 
     def score(self, batch: Batch, options: Sequence[int]) -> None:
-        """Hand answers to the metric of their part: ``retention_metric`` for the part ``retention``, else ``metric``.
-
-        Args:
-            batch: Batch of questions.
-            options: Index of the answered option of each row, -1 for none.
+        """Hand answers, indices of options or -1, to the metric of their part: ``retention_metric`` or ``metric``.
 
         Raises:
             ValueError: If known pairs are asked about without ``retention_metric``, or the metric is of pairs and a
@@ -126,12 +122,7 @@ class MultipleChoice(LightningModule, ABC):
 
 
 def prediction(batch: Batch, answers: Sequence[str], options: Sequence[int] | None = None) -> Prediction:
-    """Return the answers to a batch with what was asked.
-
-    Args:
-        batch: ``prompt``, ``options`` and, if there are, ``aliases``, ``pair_id``, ``path`` and ``order``.
-        answers: Answers.
-        options: Index of the option of each; ``None`` reads them in the answers.
+    """Return the answers to a batch with what was asked; ``None`` for ``options`` reads them in the answers.
 
     Returns:
         Lists: ``question``, ``options`` in the order asked, ``answer``, ``option``, its index among them or -1 for an

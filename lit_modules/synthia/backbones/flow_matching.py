@@ -15,14 +15,7 @@ class FlowBackbone(PipelineBackbone):
     """A pipeline of a flow matching transformer: timesteps of the middle are trained more, and sampling is shifted.
 
     Args:
-        model: Folder or name of the pipeline's weights.
-        image_size: Side of the images in pixels.
-        num_steps: Usual steps of sampling.
-        guidance: Usual scale of guidance.
         prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; the rest is cut off.
-
-    Raises:
-        ValueError: If ``prompt_length`` is out of its range.
 
     References:
         Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", arXiv 2403.03206

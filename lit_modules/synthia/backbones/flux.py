@@ -29,15 +29,6 @@ class Flux(FlowBackbone):
         guidance: Scale of guidance that a network with guidance is given.
         prompt_length: Tokens of a prompt for the T5 encoder, 1 to 512; ``schnell`` was made for 256.
 
-    Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
-        FileNotFoundError: In ``load``, if a part of the model is missing.
-
-    Example:
-        >>> backbone = Flux("black-forest-labs/FLUX.1-schnell", image_size=512, prompt_length=256)
-        >>> backbone.load("network")  # doctest: +SKIP
-        >>> backbone.few_step_sampler().timesteps  # doctest: +SKIP
-        (1000.0, 750.0, 500.0, 250.0)
     """
 
     pipeline_name: ClassVar[str] = "FluxPipeline"

@@ -44,10 +44,6 @@ class Kandinsky3(PipelineBackbone):
         guidance: Usual scale of classifier-free guidance in the usual notation, 1 for none, otherwise more than 2; the
             pipeline's ``guidance_scale`` is one less.
 
-    Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
-        FileNotFoundError: In ``load``, if a part of the model is missing.
-
     Example:
         >>> Kandinsky3("kandinsky-community/kandinsky-3", variant="fp16").guidance
         4.0
@@ -168,11 +164,7 @@ class Kandinsky3(PipelineBackbone):
         save_file(named, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
 
     def load_adapter(self, folder: str) -> None:
-        """Put an adapter on the network that :meth:`save_pretrained` wrote to a folder.
-
-        Raises:
-            FileNotFoundError: If the folder does not hold ``adapter_config.json`` and ``adapter_model.safetensors``.
-        """
+        """Put an adapter on the network that :meth:`save_pretrained` wrote to a folder."""
         from peft import PeftConfig, set_peft_model_state_dict
         from safetensors.torch import load_file
 
@@ -218,12 +210,6 @@ class Kandinsky3Flash(Kandinsky3):
     Raises:
         ValueError: If an argument is out of its range; in ``load``, if the weights are of another model.
         FileNotFoundError: In ``load``, if weights are missing.
-
-    Example:
-        >>> backbone = Kandinsky3Flash("ai-forever/Kandinsky3.1", image_size=512)
-        >>> backbone.load("network")  # doctest: +SKIP
-        >>> backbone.few_step_sampler().timesteps  # doctest: +SKIP
-        (979, 729, 479, 229)
 
     References:
         Arkhipkin et al., "Kandinsky 3: Text-to-Image Synthesis for Multifunctional Generative Framework", arXiv
@@ -271,11 +257,7 @@ class Kandinsky3Flash(Kandinsky3):
         return "weights/movq.pt" if self.published else super().hub_file
 
     def file(self, name: str) -> str:
-        """Return the path of one of the published files.
-
-        Raises:
-            FileNotFoundError: If it is not there.
-        """
+        """Return the path of one of the published files."""
         for folder in (Path(self.model), Path(self.model) / "weights"):
             if (folder / name).exists():
                 return str(folder / name)
@@ -349,11 +331,7 @@ class Kandinsky3Flash(Kandinsky3):
         num_steps: int | None = None,
         guidance: float | None = None,
     ) -> Tensor:
-        """Sample in a few steps.
-
-        Raises:
-            ValueError: If guidance is asked for, which this model does without.
-        """
+        """Sample in a few steps, without guidance."""
         if guidance is not None and guidance != 1:
             raise ValueError(f"Kandinsky3Flash draws without guidance, which is a scale of 1, got {guidance}.")
         self.load("images", "network")

@@ -168,10 +168,6 @@ class PipelineBackbone(Backbone):
         """Return the class of a part of the pipeline, one of diffusers or transformers.
 
         The index is a file of whoever made the model, so no other module that it names is imported.
-
-        Raises:
-            FileNotFoundError: If the model has no such part.
-            ValueError: If its class is none that parts are loaded by.
         """
         entry = self.index.get(name)
         if not entry or not all(entry):
@@ -205,11 +201,7 @@ class PipelineBackbone(Backbone):
         return frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
     def has_variant(self, name: str) -> bool:
-        """Return whether a part has files of the variant.
-
-        Raises:
-            FileNotFoundError: If no part of the model has.
-        """
+        """Return whether a part has files of the variant; one that no part has is refused."""
         if self.variant is None:
             return False
         pattern = re.compile(rf"\.{re.escape(self.variant)}[.-][^/]*$")
@@ -219,11 +211,7 @@ class PipelineBackbone(Backbone):
         return name in parts
 
     def component(self, name: str, dtype: torch.dtype | None = None, folder: str | None = None) -> Any:
-        """Load a part of the pipeline, its weights in a type, from the model or another folder.
-
-        Raises:
-            FileNotFoundError: If it is not there.
-        """
+        """Load a part of the pipeline, its weights in a type, from the model or another folder."""
         kind = self.component_class(name)
         options: dict[str, Any] = {"subfolder": name}
         if dtype is not None:
@@ -233,12 +221,7 @@ class PipelineBackbone(Backbone):
         return self.read(kind, name, folder or self.model, **options)
 
     def read(self, kind: Any, name: str, source: str, **options: Any) -> Any:
-        """Load a part by its class from a folder or name.
-
-        Raises:
-            FileNotFoundError: If it is not there.
-            ValueError: If its weights are a pickle of more than tensors.
-        """
+        """Load a part by its class from a folder or name; no pickle of more than tensors."""
         try:
             with only_tensors(source):
                 return kind.from_pretrained(source, **options)
@@ -296,11 +279,7 @@ class PipelineBackbone(Backbone):
         self.network = self.component(self.network_part, self.dtype, self.trained_network)
 
     def noise_schedule(self) -> NoiseSchedule:
-        """Return the schedule that the scheduler describes.
-
-        Raises:
-            ValueError: If it is of another kind.
-        """
+        """Return the schedule that the scheduler describes."""
         levels = getattr(self.scheduler, "alphas_cumprod", None)
         prediction = self.scheduler.config.get("prediction_type")
         if levels is None or prediction not in ("epsilon", "v_prediction"):

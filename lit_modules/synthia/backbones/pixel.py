@@ -148,11 +148,7 @@ class PixelDiffusion(Backbone):
         return len(self.basis), side, side
 
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Return the vectors of the words, ``(batch, max_words, word_width)``, and which there are.
-
-        Raises:
-            ValueError: If a prompt has more than ``max_words`` words.
-        """
+        """Return the vectors of the words, ``(batch, max_words, word_width)``, and which there are."""
         embeds = torch.zeros(len(prompts), self.max_words, self.word_width)
         mask = torch.zeros(len(prompts), self.max_words, dtype=torch.bool)
         mask[:, 0] = True  # an empty prompt is one word of zeros
@@ -249,16 +245,11 @@ class PixelDiffusion(Backbone):
 def frequencies(block_size: int, brightness: int, colour: int) -> Tensor:
     """Return the lowest frequencies of a block of pixels, as the orthonormal cosine transform gives them.
 
-    Args:
-        block_size: Side of a block in pixels, at least 1.
-        brightness: Number of those of ``(R + G + B) / sqrt(3)``, 1 to ``block_size ** 2``.
-        colour: Number of those of ``(R - B) / sqrt(2)`` and of ``(R - 2 G + B) / sqrt(6)``, in the same range.
+    ``brightness`` of ``(R + G + B) / sqrt(3)``, and ``colour`` each of ``(R - B) / sqrt(2)`` and of
+    ``(R - 2 G + B) / sqrt(6)``, both 1 to ``block_size ** 2``.
 
     Returns:
         ``(brightness + 2 * colour, 3 * block_size ** 2)``, orthonormal rows over the channels of ``pixel_unshuffle``.
-
-    Raises:
-        ValueError: If a number is out of its range.
 
     Example:
         >>> basis = frequencies(2, brightness=4, colour=4)

@@ -23,16 +23,6 @@ class StableDiffusion(PipelineBackbone):
         num_steps: Usual steps of sampling.
         guidance: Usual scale of classifier-free guidance, 1 for none.
 
-    Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
-        FileNotFoundError: In ``load``, if a part of the model is missing.
-
-    Example:
-        >>> backbone = StableDiffusion("stable-diffusion-v1-5/stable-diffusion-v1-5", image_size=512)
-        >>> backbone.load("text")  # doctest: +SKIP
-        >>> backbone.encode_prompt(["a cup used to pour"])["prompt_embeds"].shape  # doctest: +SKIP
-        torch.Size([1, 77, 768])
-
     References:
         Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752.
     """
@@ -87,10 +77,6 @@ class SDXL(StableDiffusion):
         image_size: Side of the images in pixels, a multiple of 8.
         num_steps: Usual steps of sampling; 1 to 4 for SDXL-Turbo.
         guidance: Usual scale of classifier-free guidance, 1 for none, as SDXL-Turbo needs it.
-
-    Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
-        FileNotFoundError: In ``load``, if a part of the model is missing.
 
     Example:
         >>> backbone = SDXL("stabilityai/sdxl-turbo", image_size=512, num_steps=1, guidance=1.0)

@@ -27,16 +27,6 @@ class StableDiffusion3(FlowBackbone):
         t5: Whether to use the T5 encoder, the largest part of the model; without it its states are zeros, as in
             diffusers with ``text_encoder_3=None``.
 
-    Raises:
-        ValueError: If an argument is out of its range; in ``load``, if the model or ``image_size`` does not fit.
-        FileNotFoundError: In ``load``, if a part of the model is missing.
-
-    Example:
-        >>> backbone = StableDiffusion3("stabilityai/stable-diffusion-3.5-medium", image_size=512)
-        >>> backbone.load("network")  # doctest: +SKIP
-        >>> backbone.latent_shape()  # doctest: +SKIP
-        (16, 64, 64)
-
     References:
         Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", arXiv 2403.03206.
     """

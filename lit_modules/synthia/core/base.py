@@ -216,16 +216,10 @@ class TextToImage(LightningModule):
         return noise, self.backbone.draw_timesteps(generators)
 
     def noise_errors(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """Return the network's error on noised latents.
+        """Return the network's error on noised latents, ``(batch,)`` or ``(batch, n)``.
 
-        Args:
-            latents: ``(batch, channel, height, width)`` or ``(batch, n, channel, height, width)``.
-            noise: ``(batch, channel, height, width)``; all of a row get the same.
-            timesteps: ``(batch,)``.
-            condition: ``(batch, ...)``.
-
-        Returns:
-            ``(batch,)`` or ``(batch, n)``.
+        Latents are ``(batch, channel, height, width)`` or ``(batch, n, channel, height, width)``; all of a row get the
+        same noise ``(batch, channel, height, width)``, timestep ``(batch,)`` and condition.
         """
         many = latents.ndim == 5
         count = latents.shape[1] if many else 1
@@ -373,11 +367,7 @@ class TextToImage(LightningModule):
         return numbers
 
     def results(self) -> dict[str, float]:
-        """Return the numbers of the last test.
-
-        Raises:
-            RuntimeError: If no test with a metric has run.
-        """
+        """Return the numbers of the last test, which must have run with a metric."""
         if self._results is None:
             raise RuntimeError(f"{type(self).__name__} has no results yet: run `test` with a `metric` first.")
         return self._results
@@ -385,18 +375,13 @@ class TextToImage(LightningModule):
     def save_pretrained(self, folder: str) -> None:
         """Write the adapter, or the whole network if that was trained, as diffusers load them.
 
-        Args:
-            folder: Folder to write to. An adapter is read by ``pipeline.load_lora_weights(folder)``.
+        An adapter is read by ``pipeline.load_lora_weights(folder)``.
         """
         self.configure_model()
         self.backbone.save_pretrained(folder, adapter=self.backbone.adapter is not None)
 
     def configure_optimizers(self) -> Any:
-        """Build optimizer and scheduler for what trains.
-
-        Raises:
-            ValueError: If the whole network is to train and is not float32.
-        """
+        """Build optimizer and scheduler for what trains; a whole network must be float32."""
         if {parameter.dtype for parameter in self.trainable_parameters()} != {torch.float32}:
             raise ValueError(
                 f"The whole network can only be trained in float32, got precision {self.backbone.precision!r}; let the "
@@ -422,11 +407,7 @@ class TextToImage(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trains}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the checkpoint's adapter on a network that has none.
-
-        Raises:
-            ValueError: If the checkpoint has another adapter, or other weights train.
-        """
+        """Put the checkpoint's adapter on a network that has none; another one, or other weights, are refused."""
         self.configure_model()
         missing: Any = adapters.adapter_to_restore(checkpoint, self.backbone.adapter)
         if missing is not None:
@@ -451,11 +432,7 @@ class TextToImage(LightningModule):
 
 
 def check_loadable(config: LoraConfig) -> None:
-    """Check that pipelines of diffusers will load an adapter and draw what was trained.
-
-    Raises:
-        ValueError: If it has a setting of which that is not known.
-    """
+    """Check that pipelines of diffusers will load an adapter and draw what was trained."""
     if config.init_lora_weights not in _STARTS:
         raise ValueError(
             f"diffusers do not load an adapter with init_lora_weights={config.init_lora_weights!r}; it must be "

@@ -54,8 +54,7 @@ class Encoder:
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the images' latents, ``(n, channel, height, width)``.
 
-        Args:
-            images: Floats in [-1, 1] that 8 bits hold exactly, ``(n, 3, height, width)``, on the backbone's device.
+        Images are floats in [-1, 1] that 8 bits hold exactly, ``(n, 3, height, width)``, on the backbone's device.
         """
         backbone = self.backbone
         if self.cache is None:
@@ -237,11 +236,7 @@ def text_key(identity: str, prompt: str) -> str:
 
 
 def image_key(identity: str, image: Tensor) -> str:
-    """Return the key of an image's encoding: a hash of the pixels, uint8 as they are encoded, and of what encodes them.
-
-    Raises:
-        TypeError: If the image is not uint8.
-    """
+    """Return the key of an image's encoding: a hash of the pixels, uint8, and of what encodes them."""
     if image.dtype != torch.uint8:
         raise TypeError(f"image must be uint8, as its bytes are the key, got {image.dtype}.")
     return stable_hash("image", identity, hash_tensors({"image": image}))

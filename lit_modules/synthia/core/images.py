@@ -14,13 +14,7 @@ from lit_modules.utils.html import data_url
 
 
 def as_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
-    """Return an image as uint8, ``(height, width, 3)``.
-
-    It is a tensor ``(3, height, width)`` or an array ``(height, width, 3)``, of floats in [0, 1] or uint8.
-
-    Raises:
-        ValueError: If it is of another shape or range.
-    """
+    """Return a tensor ``(3, height, width)`` or array ``(height, width, 3)``, in [0, 1] or uint8, as uint8 array."""
     tensor = image if isinstance(image, Tensor) else torch.from_numpy(image).movedim(-1, 0)
     array: NDArray[np.uint8] = as_bytes(tensor.detach().cpu()).permute(1, 2, 0).numpy()
     return array

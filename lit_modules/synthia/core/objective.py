@@ -13,33 +13,21 @@ Distance = Literal["squared", "cosine"]
 
 
 def squared_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean squared difference of each pair ``(batch, ...)``, in float32 at least, ``(batch,)``.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Return the mean squared difference of each pair ``(batch, ...)``, in float32 at least, ``(batch,)``."""
     _same_shape(first, second)
     return (precise(first) - precise(second)).square().flatten(1).mean(1)
 
 
 def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Return one less the cosine of each pair ``(batch, ...)``, taken as flat vectors, in [0, 2], ``(batch,)``.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Return one less the cosine of each pair ``(batch, ...)``, taken as flat vectors, in [0, 2], ``(batch,)``."""
     _same_shape(first, second)
     return 1 - F.cosine_similarity(precise(first).flatten(1), precise(second).flatten(1), dim=1)
 
 
 def prediction_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error of a denoising network for each image.
+    """Return the mean squared error of a denoising network for each image, ``(batch,)`` or ``(batch, negatives)``.
 
-    Latents are ``(batch, channel, height, width)``, or ``(batch, negatives, channel, height, width)``; errors
-    ``(batch,)`` or ``(batch, negatives)``.
-
-    Raises:
-        ValueError: If the shapes differ.
+    Latents are ``(batch, channel, height, width)``, or ``(batch, negatives, channel, height, width)``.
     """
     if prediction.ndim != 5:
         return squared_distance(prediction, target)
@@ -87,9 +75,6 @@ class ContrastiveObjective(nn.Module, ABC):
 
         Returns:
             Distances ``(batch,)`` and ``(batch, negatives)``, means over the elements.
-
-        Raises:
-            ValueError: If the shapes do not fit.
         """
         measure = cosine_distance if self.metric == "cosine" else squared_distance
         if negatives.ndim != anchor.ndim + 1 or negatives.shape[:1] != anchor.shape[:1]:

@@ -16,9 +16,6 @@ class SampleComparison:
     """Sample an image for each row, with gradients, and put it and the images of the batch into one space.
 
     The arguments are those of :class:`~lit_modules.synthia.Synthia`.
-
-    Raises:
-        ValueError: If an argument is out of its range, or arguments do not fit together.
     """
 
     def __init__(

@@ -119,11 +119,7 @@ class NoiseSchedule:
         self._tables: dict[torch.device, Tensor] = {}
 
     def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``a_t`` and ``s_t`` of each timestep, float64 (float32 on MPS), on the timesteps' device.
-
-        Raises:
-            ValueError: If a timestep on the CPU is out of range.
-        """
+        """Return ``a_t`` and ``s_t`` of each timestep, float64 (float32 on MPS), on the timesteps' device."""
         device = timesteps.device
         if device.type == "cpu":  # a look at the values would wait for a GPU, which refuses a wrong index itself
             largest = self.num_timesteps if self.alphas_cumprod is None else self.num_timesteps - 1
@@ -291,14 +287,9 @@ class FewStepSampler:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Draw all noise that sampling needs, float32, ``(draws, *shape)``.
+        """Draw all noise that sampling needs, float32, ``(draws, *shape)``, for latents ``(batch, ...)``.
 
         Drawn on the generator's device and moved, so that a seed gives the same images everywhere.
-
-        Args:
-            shape: Shape of the latents, ``(batch, ...)``.
-            generator: Source of the noise; ``None`` is the global one of ``device``.
-            device: Where to put the noise.
         """
         draws = 1 + (len(self.timesteps) if self.step == "renoise" else 0)
         source = device if generator is None else generator.device
@@ -311,17 +302,10 @@ class FewStepSampler:
         cond: Any = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return clean latents ``(batch, ...)``, float32 or float64 like ``noise``.
+        """Return clean latents ``(batch, ...)``, float32 or float64 like ``noise``, which is from ``draw_noise``.
 
-        Args:
-            denoise: The network, ``denoise(z_t, t, cond)`` with ``t`` of shape ``(batch,)``: whole numbers with
-                ``alphas_cumprod``, floats for flow matching.
-            noise: From ``draw_noise``.
-            cond: Handed to ``denoise`` as it is.
-            generator: Source of a random truncation; ``None`` is the global one.
-
-        Raises:
-            ValueError: If ``noise`` holds another number of draws.
+        ``denoise(z_t, t, cond)`` gets ``t`` of shape ``(batch,)``: whole numbers with ``alphas_cumprod``, floats for
+        flow matching. ``generator`` draws a random truncation.
         """
         draws = 1 + (len(self.timesteps) if self.step == "renoise" else 0)
         if len(noise) != draws:

@@ -72,11 +72,7 @@ class StagedLR(LRScheduler):
         super().__init__(optimizer)
 
     def set_stages(self, steps: Sequence[int]) -> None:
-        """Set the optimizer steps of each stage, from the first of the run on, and the rate of the coming step by them.
-
-        Raises:
-            ValueError: If there is no stage, or one of less than one step.
-        """
+        """Set the optimizer steps of each stage, from the first of the run on, and the coming step's rate by them."""
         self.steps = _checked(steps)
         rates = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -92,11 +88,7 @@ class StagedLR(LRScheduler):
         return [float(rate) * factor for rate in self.base_lrs]
 
     def factor(self, step: int) -> float:
-        """Return the factor of the optimizer's rate after a number of optimizer steps.
-
-        Raises:
-            RuntimeError: If nothing has given the stages.
-        """
+        """Return the factor of the optimizer's rate after a number of optimizer steps."""
         if self.steps is None:
             if step:
                 raise RuntimeError(

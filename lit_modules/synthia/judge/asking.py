@@ -158,12 +158,7 @@ class AskingJudge(ABC):
 
 
 def score_question(affordances: Sequence[str]) -> str:
-    """Return the question for scores from 1 to 5 of one image of an object with these affordances.
-
-    Example:
-        >>> print(score_question(["sit", "keep_warm"]).splitlines()[0])
-        The picture shows a new product. It was asked for with these functions: ["sit", "keep warm"].
-    """
+    """Return the question for scores from 1 to 5 of one image of an object with these affordances."""
     return "\n".join(
         [
             f"The picture shows a new product. It was asked for with these functions: {_listed(affordances)}.",
@@ -193,10 +188,7 @@ def comparison_question(affordances: Sequence[str]) -> str:
 
 
 def read_scores(answer: str) -> dict[str, float]:
-    """Return the scores that an answer gives; words around the JSON object are passed over.
-
-    Raises:
-        ValueError: If there is no object with a whole number from 1 to 5 for each criterion.
+    """Return the scores that an answer gives, whole numbers from 1 to 5; words around the JSON object are passed over.
 
     Example:
         >>> read_scores('I say {"Faithfulness": 4, "novelty": "5", "practicality": 2, "coherence": 1.0}')
@@ -211,11 +203,7 @@ def read_scores(answer: str) -> dict[str, float]:
 
 
 def read_verdicts(answer: str) -> dict[str, float]:
-    """Return the verdicts that an answer gives: 1 for the first image, 0.5 for a tie, 0 for the second.
-
-    Raises:
-        ValueError: If there is no object with "first", "second" or "tie" for each criterion.
-    """
+    """Return the verdicts that an answer gives: 1 for the first image, 0.5 for a tie, 0 for the second."""
     return _read(answer, lambda value: VERDICTS.get(str(value).strip().lower()), '"first", "second" or "tie"')
 
 

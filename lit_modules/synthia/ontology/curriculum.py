@@ -160,12 +160,7 @@ def build_curriculum(
 
 
 def usable_pairs(pairs: Sequence[AffordancePair]) -> list[AffordancePair]:
-    """Return the pairs whose distance is neither 0 nor 1: they share something, and not everything.
-
-    Example:
-        >>> usable_pairs([AffordancePair("a", "b", 1.0), AffordancePair("a", "c", 0.4)])
-        [AffordancePair(first='a', second='c', distance=0.4)]
-    """
+    """Return the pairs whose distance is neither 0 nor 1: they share something, and not everything."""
     return [pair for pair in pairs if min(abs(pair.distance), abs(pair.distance - 1)) > TOLERANCE]
 
 
@@ -201,14 +196,9 @@ def transform(distances: Sequence[float] | Numbers) -> Numbers:
 
 
 def bin_of(spread: Sequence[float] | Numbers, edges: Sequence[float] = EDGES) -> Indices:
-    """Return the bin of each value: bins hold their upper edge, and the first its lower one too.
+    """Return the bin of each value in [0, 1], from 0: bins hold their upper edge, and the first its lower one too.
 
-    Args:
-        spread: Values in [0, 1].
-        edges: Edges in rising order, ``bins + 1`` of them.
-
-    Returns:
-        Bins from 0; ``len(edges) - 1`` for values above the last edge, -1 for those below the first.
+    ``len(edges) - 1`` for values above the last edge, -1 for those below the first.
 
     Example:
         >>> bin_of([0.0, 0.1, 0.11, 0.9, 1.0]).tolist()
@@ -266,15 +256,11 @@ def split_stages(spread: Sequence[float] | Numbers, num_stages: int = 3) -> Indi
 
     The counts differ by at most 1, the first stages being the larger; equal values keep their order.
 
-    Args:
-        spread: Value of each item, as :func:`transform` returns them.
-        num_stages: Number of stages.
-
     Raises:
         ValueError: If there are fewer items than stages.
 
     Example:
-        >>> split_stages([0.9, 0.1, 0.5, 0.2], 3).tolist()
+        >>> split_stages([0.9, 0.1, 0.5, 0.2], num_stages=3).tolist()
         [2, 0, 1, 0]
     """
     values = np.asarray(spread, dtype=np.float64)
@@ -287,18 +273,15 @@ def split_stages(spread: Sequence[float] | Numbers, num_stages: int = 3) -> Indi
 
 
 def stage_of_epoch(epoch: int, epochs: int, num_stages: int = 3) -> int:
-    """Return the stage of an epoch: each stage has an equal share of the epochs, and stages are not mixed.
+    """Return the stage of an epoch, from 0: each stage has an equal share of the epochs, and stages are not mixed.
 
-    Args:
-        epoch: Number of the epoch from 0; later ones than there are belong to the last stage.
-        epochs: Epochs of the whole run.
-        num_stages: Number of stages.
+    Epochs after the last of the run belong to the last stage.
 
     Raises:
         ValueError: If there are fewer epochs than stages: a stage would be left out.
 
     Example:
-        >>> [stage_of_epoch(epoch, 7) for epoch in range(7)]
+        >>> [stage_of_epoch(epoch, epochs=7) for epoch in range(7)]
         [0, 0, 0, 1, 1, 2, 2]
     """
     if epochs < num_stages:

@@ -18,13 +18,7 @@ TOLERANCE = 1e-12
 
 
 class AffordancePair(NamedTuple):
-    """Two affordances and their distance.
-
-    Args:
-        first: The affordance that comes first in the alphabet.
-        second: The other one.
-        distance: Their distance ``D_A``.
-    """
+    """Two affordances, in alphabetical order, and their distance ``D_A``."""
 
     first: str
     second: str
@@ -182,12 +176,7 @@ class AffordanceDistance:
 
 
 def incidence(sets: Sequence[frozenset[str]], names: Sequence[str]) -> Matrix:
-    """Return a matrix ``(sets, names)`` that is 1 where a set holds a name and 0 elsewhere.
-
-    Example:
-        >>> incidence([frozenset("b"), frozenset("ab")], "ab").tolist()
-        [[0.0, 1.0], [1.0, 1.0]]
-    """
+    """Return a matrix ``(sets, names)`` that is 1 where a set holds a name and 0 elsewhere."""
     columns = {name: column for column, name in enumerate(names)}
     matrix = np.zeros((len(sets), len(names)))
     rows = [row for row, members in enumerate(sets) for _ in members]
@@ -196,13 +185,9 @@ def incidence(sets: Sequence[frozenset[str]], names: Sequence[str]) -> Matrix:
 
 
 def jaccard_distance(members: Matrix) -> Matrix:
-    """Return ``1 - |X and Y| / |X or Y|`` of all pairs of sets; two empty sets are equal.
+    """Return ``1 - |X and Y| / |X or Y|`` of all pairs of sets, ``(sets, sets)``; two empty sets are equal.
 
-    Args:
-        members: ``(sets, names)``, 1 where a set holds a name and 0 elsewhere.
-
-    Returns:
-        ``(sets, sets)``, exactly 0 for equal sets and exactly 1 for sets without a common name.
+    ``members`` is ``(sets, names)``, 1 where a set holds a name. Equal sets are exactly at 0, disjoint ones at 1.
 
     Example:
         >>> jaccard_distance(np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])).tolist()
@@ -217,17 +202,11 @@ def jaccard_distance(members: Matrix) -> Matrix:
 
 
 def mean_over_owners(owners: Matrix, concepts: Matrix) -> Matrix:
-    """Return the mean distance of two different owners, for all pairs of affordances.
+    """Return the mean distance of two different owners, for all pairs of affordances; NaN where there are none.
 
-    With ``W`` the owners, ``D`` the distances of concepts and ``n`` the row sums of ``W``, it is
-    ``(W D W' - W diag(D) W') / (n n' - W W')``: the second terms take out the concepts that own both.
-
-    Args:
-        owners: ``(affordances, concepts)``, 1 where a concept owns an affordance and 0 elsewhere.
-        concepts: Symmetric distances ``(concepts, concepts)``.
-
-    Returns:
-        ``(affordances, affordances)``, symmetric; NaN where there are no two different owners.
+    With ``W`` the owners ``(affordances, concepts)``, 1 where a concept owns an affordance, ``D`` the symmetric
+    distances of concepts and ``n`` the row sums of ``W``, it is ``(W D W' - W diag(D) W') / (n n' - W W')``: the second
+    terms take out the concepts that own both.
 
     Example:
         >>> mean_over_owners(np.eye(2), np.array([[0.0, 0.3], [0.3, 0.0]])).tolist()

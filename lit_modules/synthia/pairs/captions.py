@@ -77,21 +77,11 @@ def template_captions(
 ) -> list[str]:
     """Describe new designs without a language model: a body, where each affordance sits in it, and a scene.
 
-    The bodies of a pair are all different until there is no other left. Bodies and materials whose words name one of
-    the existing concepts are left out.
-
-    Args:
-        affordances: What the design is for, at least one.
-        negatives: Names of the existing concepts that it should not look like.
-        number: Captions, at most 120, or less where bodies are left out.
-        seed: Seed; captions also depend on the affordances.
+    At most 120 captions. The bodies of a pair are all different until there is no other left; those whose words name
+    one of the existing concepts are left out.
 
     Raises:
         ValueError: If there is no affordance, or ``number`` is out of its range.
-
-    Example:
-        >>> template_captions(["pour", "ride"], number=2)[0].count(".")
-        3
     """
     if not affordances:
         raise ValueError("affordances must name at least one, got none.")
@@ -182,12 +172,7 @@ def read_captions(answer: str, number: int) -> list[str]:
 
 
 def caption_problem(caption: str) -> str | None:
-    """Return which rule a caption breaks, or ``None``.
-
-    Example:
-        >>> caption_problem("A versatile chair.")
-        "a caption has the vague word 'versatile'"
-    """
+    """Return which rule a caption breaks, or ``None``."""
     if not caption.strip() or not caption.isprintable():
         return "a caption is empty or has characters that cannot be printed"
     if len(caption) > MAX_LETTERS:

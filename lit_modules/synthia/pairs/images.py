@@ -1,14 +1,11 @@
 """Makers of images from prompts: any pipeline of diffusers, or a remote endpoint."""
 
 import hashlib
-import io
 from functools import cached_property
 from typing import Any, Protocol
 
-from PIL import Image
-
 from lit_modules.utils.endpoints import Endpoint, RefusedError
-from lit_modules.utils.images import read_picture
+from lit_modules.utils.images import encoded, read_picture
 from lit_modules.utils.model_versions import model_version
 
 PHOTO = "A photo of one object, without any lettering. {caption}"
@@ -88,7 +85,7 @@ class PipelineImages:
             output = pipeline(prompt, generator=generator, **self._options)
         if any(getattr(output, "nsfw_content_detected", None) or ()):
             raise RefusedError("the pipeline's own safety checker took the image out", content=True)
-        return as_png(output.images[0])
+        return encoded(output.images[0])
 
     def stop(self) -> None:
         """Do nothing: each image is made before the next one is asked for."""
@@ -129,29 +126,11 @@ class EndpointImages:
 
 
 def image_seed(*parts: str | int) -> int:
-    """Return a seed below 2^63 that depends on the parts alone, on every machine.
-
-    Example:
-        >>> image_seed("a cup", 1) == image_seed("a cup", 1) != image_seed("a cup", 2)
-        True
-    """
+    """Return a seed below 2^63 that depends on the parts alone, on every machine."""
     text = "\0".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def as_png(image: Image.Image) -> bytes:
-    """Return an image as a PNG file in colours, without metadata."""
-    file = io.BytesIO()
-    plain = image.convert("RGB")
-    plain.info.clear()
-    plain.save(file, "PNG")
-    return file.getvalue()
-
-
 def reread(data: bytes) -> bytes:
-    """Return an image file of some kind as a PNG file.
-
-    Raises:
-        ValueError: If it is none that is accepted, see :func:`lit_modules.utils.images.read_picture`.
-    """
-    return as_png(read_picture(data, "what came"))
+    """Return an image file that :func:`lit_modules.utils.images.read_picture` takes as a PNG file."""
+    return encoded(read_picture(data, "what came"))

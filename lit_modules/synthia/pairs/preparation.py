@@ -5,24 +5,107 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from lit_modules.metrics.concept_images import image_files, plain_name
 from lit_modules.synthia.ontology.curriculum import Curriculum, CurriculumPair, build_curriculum
 from lit_modules.synthia.pairs.captions import caption_request, read_captions, template_captions
 from lit_modules.synthia.pairs.filter import ClipFilter, best
-from lit_modules.synthia.pairs.images import CONCEPT, PHOTO, image_seed
-from lit_modules.synthia.pairs.sources import BUILT_ON, STEPS, Amounts, Sources, Step, concept_images
+from lit_modules.synthia.pairs.images import CONCEPT, PHOTO, ImageMaker, image_seed
 from lit_modules.synthia.pairs.work import Item, Result, Work
-from lit_modules.utils.endpoints import RefusedError
+from lit_modules.utils.endpoints import Endpoint, RefusedError
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.hashing import stable_hash
 from lit_modules.utils.images import FORMATS, read_picture_file
 from lit_modules.utils.model_versions import model_version
 from lit_modules.utils.ontology import Ontology
 from lit_modules.utils.run_directory import RunDirectory, first_difference
+
+Step = Literal["curriculum", "captions", "images", "negatives", "filter"]
+STEPS: tuple[Step, ...] = get_args(Step)
+_BUILT_ON: dict[Step, tuple[Step, ...]] = {
+    "curriculum": ("captions", "images", "negatives", "filter"),
+    "captions": ("images", "filter"),
+    "images": ("filter",),
+    "negatives": ("filter",),
+    "filter": (),
+}
+"""Steps that are made from what a step makes."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Amounts to make.
+
+    Args:
+        num_pairs: Training pairs.
+        test_pairs: Test pairs; each gets one caption and one image.
+        captions: Captions, and so images, for each training pair.
+        keep: Images that are kept of these, the best ones.
+        negatives: Images of each existing concept.
+        seed: Seed of the curriculum, the template captions and the images.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    num_pairs: int = 600
+    test_pairs: int = 60
+    captions: int = 10
+    keep: int = 3
+    negatives: int = 5
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_pairs", 3), ("test_pairs", 0), ("captions", 1), ("keep", 1), ("negatives", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.keep > self.captions:
+            raise ValueError(f"keep must be at most the {self.captions} captions of a pair, got {self.keep}.")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the parts of the pairs come from.
+
+    Args:
+        caption_endpoint: Language model that writes captions; ``None`` takes the templates.
+        image_maker: Makes the images.
+        image_facts: What the images depend on: model, size and so on; the manifest remembers them.
+        negative_images: Folder of images of existing concepts, a subfolder each; ``None`` lets ``image_maker`` make
+            them.
+        clip_model: Name or folder of the CLIP model that chooses images; ``None`` takes the first ones.
+        device: Where CLIP computes, as torch names it.
+    """
+
+    caption_endpoint: Endpoint | None = None
+    image_maker: ImageMaker | None = None
+    image_facts: tuple[tuple[str, Any], ...] = ()
+    negative_images: Path | None = None
+    clip_model: str | None = None
+    device: str = "cpu"
+
+
+def _concept_images(root: Path, concepts: Sequence[str], number: int) -> dict[str, list[Path]]:
+    """Find the first images of each concept, in folders of their names; spaces and underscores are the same.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or concepts have no image; lists them.
+        ValueError: If there is an image of a kind that is not read.
+    """
+    files = {plain_name(name): paths for name, paths in image_files(root).items()}
+    images = {name: files.get(plain_name(name), [])[:number] for name in concepts}
+    empty = [name for name, paths in images.items() if not paths]
+    if empty:
+        raise FileNotFoundError(
+            f"{root} must hold a subfolder with images for each of {len(images)} concepts; {len(empty)} have none: "
+            f"{', '.join(empty[:20])}{', ...' if len(empty) > 20 else ''}."
+        )
+    return images
+
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Takes a title and a number of items; within its context, call what it returns after each item."""
@@ -136,14 +219,9 @@ class Preparation:
         }
 
     def run(self, steps: Sequence[Step] = STEPS, fresh: bool = False) -> list[str]:
-        """Make what is missing of some steps.
+        """Make what is missing of some steps, in their own order; return what could not be made, a line each.
 
-        Args:
-            steps: The steps; they are taken in their own order.
-            fresh: Whether to drop first what these steps, and those that build on them, have made so far.
-
-        Returns:
-            What could not be made, a line each: refused captions and images, and answers that could not be read.
+        With ``fresh``, what these steps and those that build on them have made so far is dropped first.
 
         Raises:
             ValueError: If the inputs of a step changed, a step before it is missing, or a source is.
@@ -164,14 +242,14 @@ class Preparation:
         with RunDirectory(self.folder, noun="preparation of pairs") as self._directory:
             self._directory.check({}, "new", beside=beside)
             if fresh:
-                self._drop({later for step in chosen for later in (step, *BUILT_ON[step])})
+                self._drop({later for step in chosen for later in (step, *_BUILT_ON[step])})
             self._check_sources(chosen)
             self.problems = []
             for step in chosen:
                 before = self._directory.settings(step)
                 change = first_difference(before, self.inputs(step)) if before is not None else None
                 if change:
-                    redone = " ".join(later for later in STEPS if later == step or later in BUILT_ON[step])
+                    redone = " ".join(later for later in STEPS if later == step or later in _BUILT_ON[step])
                     raise ValueError(
                         f"The step {step} in {self.folder} was made with {change}. Add `--steps {redone} --fresh` to "
                         "make it anew, or take another --folder."
@@ -388,7 +466,7 @@ class Preparation:
 
     def _negative_files(self) -> dict[str, list[Path]]:
         root = self.sources.negative_images
-        return {} if root is None else concept_images(root, self.concepts, self.amounts.negatives)
+        return {} if root is None else _concept_images(root, self.concepts, self.amounts.negatives)
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

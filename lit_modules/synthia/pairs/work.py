@@ -20,14 +20,10 @@ _POLL = 0.2
 class Work(Generic[Item, Result]):
     """Items to be done in threads; results are kept by the calling thread alone.
 
-    If the first few items are all refused, the fault lies with the request and not with the items: the work stops, and
-    nothing is recorded as refused. An interrupt waits for what is under way and keeps it; a second one does not wait.
-
-    Args:
-        do: Makes the result of an item. ``RefusedError`` and ``AnswerError`` concern the item; others end the work.
-        keep: Stores a result.
-        refuse: Records an item that could not be done.
-        stop: Makes ``do`` end soon in all threads.
+    ``do`` makes the result of an item; its ``RefusedError`` and ``AnswerError`` concern the item, which ``refuse``
+    records, others end the work. If the first few items are all refused, the fault lies with the request and not with
+    the items: the work stops, and nothing is recorded as refused. An interrupt waits for what is under way and keeps
+    it, after ``stop``; a second one does not wait.
     """
 
     def __init__(

@@ -146,7 +146,5 @@ def test_flash_takes_the_format_of_diffusers_and_its_own_saved_network(
 def test_missing_weights_are_named(kandinsky3_flash: tuple[str, Any, Any], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must hold kandinsky3_flash\.pt, movq\.pt and .* movq\.pt is missing"):
         Kandinsky3Flash(str(tmp_path)).load("network")
-    with pytest.raises(FileNotFoundError, match="There is no model '/nowhere' that can be reached"):
-        Kandinsky3Flash("/nowhere").load("images")
     with pytest.raises(FileNotFoundError, match=r"The unet of .* cannot be loaded"):
         Kandinsky3Flash(kandinsky3_flash[0], image_size=64, trained_network=str(tmp_path)).load("network")

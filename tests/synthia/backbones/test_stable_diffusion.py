@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -10,6 +11,14 @@ from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
 from lit_modules.synthia.core.randomness import generator_of
 
 PROMPTS = ["a cup", "", "a vase"]
+
+
+def changed(folder: str, copy: Path, file: str, **values: Any) -> str:
+    """Copy a model with other values in one of its files, and return its folder."""
+    shutil.copytree(folder, copy)
+    path = copy / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return str(copy)
 
 
 def test_stable_diffusion_is_asked_as_by_its_pipeline(stable_diffusion: str) -> None:
@@ -42,52 +51,6 @@ def test_sdxl_is_asked_as_by_its_pipeline(sdxl: str) -> None:
         torch.testing.assert_close(backbone.denoise(noised, torch.tensor([300]), given), wanted)
 
 
-@pytest.mark.parametrize("zeros", [True, False])
-def test_an_empty_prompt_of_sdxl_is_what_guidance_leads_away_from(sdxl: str, tmp_path: Path, zeros: bool) -> None:
-    shutil.copytree(sdxl, tmp_path / "copy")
-    index = tmp_path / "copy" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": zeros}))
-    backbone = SDXL(str(tmp_path / "copy"), precision="float32")
-    condition = backbone.encode_prompt(PROMPTS)
-    real = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path / "copy", add_watermarker=False)
-    _, empty, _, pooled = real.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
-    torch.testing.assert_close(condition["prompt_embeds"][1], empty[1])
-    torch.testing.assert_close(condition["pooled_prompt_embeds"][1], pooled[1])
-    assert bool((empty == 0).all()) == zeros
-    assert backbone.unconditional is not None
-    torch.testing.assert_close(backbone.unconditional["prompt_embeds"], empty[:1])
-
-
-def test_the_autoencoder_of_sdxl_is_of_16_bits_only_if_it_says_that_it_can_be(sdxl: str, tmp_path: Path) -> None:
-    shutil.copytree(sdxl, tmp_path / "copy")
-    config = tmp_path / "copy" / "vae" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": False}))
-    kinds = [SDXL(folder, image_size=16).held("images", "vae").dtype for folder in (sdxl, str(tmp_path / "copy"))]
-    assert kinds == [torch.float32, torch.bfloat16]
-
-
-def test_latents_with_a_mean_and_a_spread_for_each_channel(sdxl: str, tmp_path: Path) -> None:
-    shutil.copytree(sdxl, tmp_path / "copy")
-    config = tmp_path / "copy" / "vae" / "config.json"
-    moments = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
-    config.write_text(json.dumps(json.loads(config.read_text()) | moments))
-    images = torch.rand(1, 3, 16, 16, generator=generator_of(0)) * 2 - 1
-    plain, scaled = SDXL(sdxl, image_size=16), SDXL(str(tmp_path / "copy"), image_size=16)
-    (mean, std), (other_mean, other_std) = plain.encode_image(images), scaled.encode_image(images)
-    shift, spread = (torch.tensor(value).view(1, 4, 1, 1) for value in moments.values())
-    torch.testing.assert_close(other_mean, (mean / 0.13025 - shift) * 0.13025 / spread)
-    torch.testing.assert_close(other_std, std / spread)
-    torch.testing.assert_close(plain.decode(mean), scaled.decode(other_mean), atol=1e-5, rtol=1e-4)
-
-
-def test_a_scheduler_of_another_kind_is_named(stable_diffusion: str, tmp_path: Path) -> None:
-    shutil.copytree(stable_diffusion, tmp_path / "copy")
-    config = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
-    with pytest.raises(ValueError, match=r"needs a scheduler with alphas_cumprod .* got PNDMScheduler with 'sample'"):
-        StableDiffusion(str(tmp_path / "copy"), image_size=16).load("network")
-
-
 def test_one_step_of_a_distilled_model_needs_no_guidance(sdxl: str) -> None:
     backbone = SDXL(sdxl, image_size=16, precision="float32", num_steps=1, guidance=0.0)
     backbone.load("network")
@@ -97,3 +60,35 @@ def test_one_step_of_a_distilled_model_needs_no_guidance(sdxl: str) -> None:
     images = backbone.generate(condition, [generator_of(0)])
     assert images.isfinite().all()
     assert backbone.unconditional is None
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_an_empty_prompt_of_sdxl_is_what_guidance_leads_away_from(sdxl: str, tmp_path: Path, zeros: bool) -> None:
+    folder = changed(sdxl, tmp_path / "copy", "model_index.json", force_zeros_for_empty_prompt=zeros)
+    backbone = SDXL(folder, precision="float32")
+    condition = backbone.encode_prompt(PROMPTS)
+    real = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    _, empty, _, pooled = real.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
+    torch.testing.assert_close(condition["prompt_embeds"][1], empty[1])
+    torch.testing.assert_close(condition["pooled_prompt_embeds"][1], pooled[1])
+    assert bool((empty == 0).all()) == zeros
+    assert backbone.unconditional is not None
+    torch.testing.assert_close(backbone.unconditional["prompt_embeds"], empty[:1])
+
+
+def test_the_settings_of_the_autoencoder_and_the_scheduler_are_obeyed(sdxl: str, tmp_path: Path) -> None:
+    moments = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    folder = changed(sdxl, tmp_path / "vae", "vae/config.json", **moments)
+    images = torch.rand(1, 3, 16, 16, generator=generator_of(0)) * 2 - 1
+    plain, scaled = SDXL(sdxl, image_size=16), SDXL(folder, image_size=16)
+    (mean, std), (other_mean, other_std) = plain.encode_image(images), scaled.encode_image(images)
+    shift, spread = (torch.tensor(value).view(1, 4, 1, 1) for value in moments.values())
+    torch.testing.assert_close(other_mean, (mean / 0.13025 - shift) * 0.13025 / spread)
+    torch.testing.assert_close(other_std, std / spread)
+    torch.testing.assert_close(plain.decode(mean), scaled.decode(other_mean), atol=1e-5, rtol=1e-4)
+    half = changed(sdxl, tmp_path / "half", "vae/config.json", force_upcast=False)  # 16 bits only if it can
+    kinds = [SDXL(name, image_size=16).held("images", "vae").dtype for name in (sdxl, half)]
+    assert kinds == [torch.float32, torch.bfloat16]
+    other = changed(sdxl, tmp_path / "scheduler", "scheduler/scheduler_config.json", prediction_type="sample")
+    with pytest.raises(ValueError, match=r"needs a scheduler with alphas_cumprod .* got \w+ with 'sample'"):
+        SDXL(other, image_size=16).load("network")
