@@ -31,17 +31,10 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 def write_new(path: Path, text: str) -> Path:
-    """Write a file in one step and keep what is there.
+    """Write a file in one step, keep what is there, and return the file that holds the content.
 
     If the file exists with another content, the first free of ``<stem>-1<suffix>``, ``<stem>-2<suffix>``, ... is
     written.
-
-    Args:
-        path: File to write; its folder is made.
-        text: Content.
-
-    Returns:
-        The file that holds the content.
     """
     content, target, number = text.encode(), path, 0
     while target.exists():

@@ -220,18 +220,11 @@ class EMA(Callback):
         if state is None:
             return
         averages: Mapping[str, Tensor] = state["averages"]
-        module, problem = type(pl_module).__name__, ""
         parameters = _trainable(pl_module) if fitting else dict(pl_module.named_parameters())
-        for name, value in averages.items():
-            if problem:
-                break
-            if name not in parameters:
-                problem = f"{name}, which {module} does not {'train' if fitting else 'have'}"
-            elif value.shape != parameters[name].shape:
-                problem = f"{name} of shape {tuple(value.shape)}, and {module} has {tuple(parameters[name].shape)}"
+        problem, module = _difference(averages, parameters), type(pl_module).__name__
         extra = [name for name in parameters if name not in averages] if fitting else []
         if problem or extra:
-            problem = problem or f"no {extra[0]}, which {module} trains"
+            problem = f"{problem[0]}, and {module} {problem[1]}" if problem else f"no {extra[0]}, which {module} trains"
             raise ValueError(
                 f"The checkpoint has an average of {problem}; use the model and adapter that the checkpoint was saved "
                 "with."
@@ -258,12 +251,21 @@ class EMA(Callback):
 
     def _parameters(self, pl_module: LightningModule) -> list[nn.Parameter]:
         average: Any = self._average
-        parameters, module = dict(pl_module.named_parameters()), type(pl_module).__name__
-        for name, value in zip(self._names, average.shadow_params, strict=True):
-            if name not in parameters or parameters[name].shape != value.shape:
-                got = tuple(parameters[name].shape) if name in parameters else "none"
-                raise ValueError(f"EMA averages {name} of shape {tuple(value.shape)}, and {module} has {got}.")
+        parameters = dict(pl_module.named_parameters())
+        problem = _difference(dict(zip(self._names, average.shadow_params, strict=True)), parameters)
+        if problem is not None:
+            raise ValueError(f"EMA averages {problem[0]}, and {type(pl_module).__name__} {problem[1]}.")
         return [parameters[name] for name in self._names]
+
+
+def _difference(averages: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> tuple[str, str] | None:
+    """Return the first average that no parameter fits, and what there is instead."""
+    for name, value in averages.items():
+        if name not in parameters:
+            return name, "does not train it"
+        if value.shape != parameters[name].shape:
+            return f"{name} of shape {tuple(value.shape)}", f"has {tuple(parameters[name].shape)}"
+    return None
 
 
 def _trainable(pl_module: LightningModule) -> dict[str, nn.Parameter]:

@@ -8,6 +8,10 @@ import diffusers
 import pytest
 import torch
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -89,12 +93,25 @@ def save_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[]
     return save
 
 
-def stable_diffusion_pipeline(scheduler: Any) -> Any:
-    return diffusers.StableDiffusionPipeline(
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a CLIP of two layers."""
+    vision: dict[str, Any] = {"hidden_size": 8, "image_size": 8, "patch_size": 4, **SIZES}
+    folder, size = tmp_path_factory.mktemp("clip"), {"height": 8, "width": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = clip_text(max_length=40).config.to_dict()
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), clip_tokenizer(40)).save_pretrained(folder)
+    return str(folder)
+
+
+def stable_diffusion_pipeline(scheduler: Any, kind: Any = diffusers.StableDiffusionPipeline, channels: int = 4) -> Any:
+    return kind(
         vae=autoencoder(),
         text_encoder=clip_text(),
         tokenizer=clip_tokenizer(),
-        unet=u_net(),
+        unet=u_net(in_channels=channels),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,

@@ -24,14 +24,8 @@ _LISTED = 20
 class ImagePair:
     """Affordances to compose, with images of new designs that have them and of existing concepts that have one.
 
-    Args:
-        pair_id: Number of the pair.
-        affordances: The affordances.
-        concepts: Names of the existing concepts.
-        tdistance: Transformed distance in [0, 1].
-        stage: Stage from 0; that of a test pair is the one its distance falls into.
-        positives: Images of new designs.
-        negatives: Images of existing concepts.
+    ``tdistance`` is the transformed distance in [0, 1]; ``stage`` counts from 0, that of a test pair is the one its
+    distance falls into.
     """
 
     pair_id: int

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..common.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from ..common.sampling import ResumableLoader, ordered_loader, place_of, training_loader
 from .sampling import CurriculumSampler
 
 TEMPLATE = "a new design that has functions of {affordances}"
@@ -45,25 +45,17 @@ def curriculum_loader(
             "The curriculum needs to know how many epochs there are: give the datamodule epochs, or the trainer "
             f"max_epochs; got {epochs}."
         )
+    own = {"mode": arguments["mode"], "seed": arguments["seed"], "rank": rank, "world_size": ranks}
     sampler = CurriculumSampler(
-        stages,
-        int(epochs),
-        arguments["batch_size"],
-        arguments["mode"],
-        difficulty,
-        choices=CHOICES,
-        seed=arguments["seed"],
-        rank=rank,
-        world_size=ranks,
+        stages, int(epochs), arguments["batch_size"], difficulty=difficulty, choices=CHOICES, **own
     )
     return training_loader(module, data, sampler, arguments["num_workers"])
 
 
 def evaluation_loader(module: LightningDataModule, data: DrawnSet, times: int) -> ResumableLoader:
     """Return a set in order, each item a number of times, each time with other captions and images."""
-    arguments, repeated = module.hparams, _Repeated(data, times)
-    sampler = BatchSampler(len(repeated), arguments["eval_batch_size"], arguments["seed"], False, *place_of(module))
-    return batch_loader(repeated, sampler, arguments["num_workers"])
+    size, seed, workers = (module.hparams[name] for name in ("eval_batch_size", "seed", "num_workers"))
+    return ordered_loader(module, _Repeated(data, times), size, seed, workers)
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..common.checks import check_at_least, check_choices
 from ..common.sampling import ResumableLoader
 from .files import ImagePair, ImageStore, Resize, listing, read_image_pairs
 from .loaders import TEMPLATE, curriculum_loader, evaluation_loader, pixels
@@ -73,23 +74,13 @@ class AffordancePairs(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        if resize not in get_args(Resize):
-            raise ValueError(f"resize must be 'crop' or 'squash', got {resize!r}.")
+        check_choices(get_args(Resize), resize=resize)
         if "{affordances}" not in template:
             raise ValueError(f"template must have the place '{{affordances}}', got {template!r}.")
-        least = {
-            "image_size": (image_size, 8),
-            "variants": (variants, 1),
-            "negatives": (negatives, 0),
-            "samples_per_pair": (samples_per_pair, 1),
-            "batch_size": (batch_size, 1),
-            "eval_batch_size": (eval_batch_size, 1),
-            "memory_gib": (memory_gib, 0),
-            "num_workers": (num_workers, 0),
-        }
-        for name, (number, bound) in least.items():
-            if number < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {number}.")
+        check_at_least(8, image_size=image_size)
+        check_at_least(1, variants=variants, samples_per_pair=samples_per_pair)
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, negatives=negatives, memory_gib=memory_gib, num_workers=num_workers)
         self.save_hyperparameters()
         self._rows: dict[str, list[ImagePair]] = {}
         self._sets: dict[str, ImagePairSet] = {}
@@ -118,8 +109,7 @@ class AffordancePairs(LightningDataModule):
             ValueError: If the name is unknown, lines or images are wrong, or there are no test pairs.
             FileNotFoundError: If the files are missing.
         """
-        if name not in ("train", "test"):
-            raise ValueError(f"A split must be 'train' or 'test', got {name!r}.")
+        check_choices(("train", "test"), split=name)
         if name not in self._sets:
             arguments, rows = self.hparams, self._read(name)
             if not rows:

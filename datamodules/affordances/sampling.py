@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from ..common.checks import check_at_least, check_choices
 from ..common.sampling import BatchSampler, permutation
 
 Mode = Literal["staged", "cumulative", "competence", "random"]
@@ -76,12 +77,8 @@ class CurriculumSampler(BatchSampler):
     ) -> None:
         self.members = _members(stages)
         count = len(self.members)
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be {', '.join(map(repr, get_args(Mode)))}, got {mode!r}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1 item, got {batch_size}.")
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}.")
+        check_choices(get_args(Mode), mode=mode)
+        check_at_least(1, batch_size=batch_size, epochs=epochs, choices=choices)
         staged = mode in ("staged", "cumulative")
         if staged and epochs < count:
             raise ValueError(
@@ -92,8 +89,6 @@ class CurriculumSampler(BatchSampler):
             raise ValueError(f"replay must lie in [0, 1), got {replay}.")
         if not 0 < initial_competence <= 1:
             raise ValueError(f"initial_competence must lie in (0, 1], got {initial_competence}.")
-        if choices is not None and choices < 1:
-            raise ValueError(f"choices must be None or at least 1, got {choices}.")
         # an epoch is as long as the largest stage
         super().__init__(max(map(len, self.members)), batch_size, seed, True, rank, world_size)
         self.items = len(stages)
@@ -227,7 +222,7 @@ def _members(stages: Sequence[int]) -> list[list[int]]:
     members: list[list[int]] = [[] for _ in range(int(max(stages)) + 1)]
     for item, stage in enumerate(stages):
         members[int(stage)].append(item)
-    empty = [number for number, found in enumerate(members) if not found]
+    empty = [number for number, items in enumerate(members) if not items]
     if empty:
         raise ValueError(
             f"Every stage from 0 to {len(members) - 1} must have items, got none for stage {empty[0]}; "

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,7 +36,10 @@ class TaskBatches(Dataset[dict[str, Any]]):
         """Return the batch of some rows, or of one."""
         chosen = [indices] if isinstance(indices, int) else list(indices)
         rows = [self.rows[i] for i in chosen]
-        columns = {name: _pick(column, chosen) for name, column in self.columns.items()}
+        columns = {
+            name: column[chosen] if isinstance(column, Tensor) else [column[i] for i in chosen]
+            for name, column in self.columns.items()
+        }
         return {**self.pad_rows(rows), "id": [row.id for row in rows], **columns}
 
     def pad_rows(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -44,14 +48,9 @@ class TaskBatches(Dataset[dict[str, Any]]):
 
 
 class PromptBatches(TaskBatches):
-    """Prompts for generation, padded on the left.
+    """Prompts for generation, padded on the left; the rows' prompts are taken.
 
     A batch holds ``input_ids``, ``attention_mask`` (int64, ``(batch, tokens)``), ``id`` and the columns.
-
-    Args:
-        rows: Rows, of which the prompts are taken.
-        pad: Id that fills up.
-        columns: Further values of each row: strings, which become a list, or a tensor, which is indexed.
     """
 
     def pad_rows(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -60,12 +59,7 @@ class PromptBatches(TaskBatches):
 
 
 class PairBatches(Dataset[dict[str, dict[str, Any]]]):
-    """Batches ``{"forget": task, "retain": task}``; an index is a tuple of pairs of row numbers.
-
-    Args:
-        forget: Rows to forget.
-        retain: Rows to retain.
-    """
+    """Batches ``{"forget": task, "retain": task}``; an index is a tuple of pairs of row numbers."""
 
     def __init__(self, forget: TaskBatches, retain: TaskBatches) -> None:
         self.forget = forget
@@ -86,11 +80,7 @@ class PairBatches(Dataset[dict[str, dict[str, Any]]]):
 
 
 class GroupBatches(Dataset[dict[str, dict[str, Any]]]):
-    """Batches of several tasks by name; an index is a tuple of tuples, a row number of each task.
-
-    Args:
-        tasks: Rows of each task.
-    """
+    """Batches of several tasks by name; an index is a tuple of tuples, a row number of each task."""
 
     def __init__(self, tasks: Mapping[str, TaskBatches]) -> None:
         self.tasks = dict(tasks)
@@ -107,5 +97,7 @@ class GroupBatches(Dataset[dict[str, dict[str, Any]]]):
         return {name: rows[list(chosen)] for (name, rows), chosen in zip(self.tasks.items(), columns, strict=True)}
 
 
-def _pick(column: Column, indices: list[int]) -> list[str] | Tensor:
-    return column[indices] if isinstance(column, Tensor) else [column[i] for i in indices]
+def columns_of(facts: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """Return the facts of at least one row as columns: texts as lists, numbers and truth values as tensors."""
+    columns = {name: [fact[name] for fact in facts] for name in facts[0]}
+    return {name: list(v) if isinstance(v[0], str) else torch.tensor(v) for name, v in columns.items()}

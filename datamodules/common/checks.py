@@ -7,7 +7,7 @@ from typing import Any
 from lit_modules.utils.json_lines import read_json_lines, shorten
 
 
-def check_at_least(least: int, **numbers: int | None) -> None:
+def check_at_least(least: int, **numbers: float | None) -> None:
     """Raise a ``ValueError`` that names a number below ``least``; ``None`` passes."""
     for name, number in numbers.items():
         if number is not None and number < least:
@@ -58,6 +58,16 @@ def check_texts(row: Any, place: str, fields: Sequence[str]) -> dict[str, str]:
                 f"{place}: the field {name!r} must be a string that is not blank, got {shorten(row[name])}."
             )
     return {name: row[name] for name in fields}
+
+
+def are_missing(names: Sequence[str], word: str = " and ") -> str:
+    """Return names with their verb.
+
+    Example:
+        >>> are_missing(["a.json"]), are_missing(["a.json", "b.json"])
+        ('a.json is missing', 'a.json and b.json are missing')
+    """
+    return f"{word.join(names)} {'is' if len(names) == 1 else 'are'} missing"
 
 
 def is_text(value: Any) -> bool:

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_modules.utils.errors import first_line
 
-from .batches import Column, PairBatches, TaskBatches
+from .batches import PairBatches, PromptBatches, TaskBatches, columns_of
 from .checks import check_at_least, check_choices
-from .sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, place_of, training_loader
+from .sampling import BatchSampler, PairSampler, ResumableLoader, ordered_loader, place_of, training_loader
 from .text import Encoded, longest, pad_id
 
 SETS = ("forget", "retain")
@@ -113,10 +113,8 @@ class ForgetRetainData(LightningDataModule):
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.tokenizer_name)
         except (OSError, ValueError) as error:
-            reason = first_line(error)
-            raise ValueError(
-                f"tokenizer must be the name or folder of a tokenizer, got {self.tokenizer_name!r}: {reason}"
-            ) from error
+            got = f"{self.tokenizer_name!r}: {first_line(error)}"
+            raise ValueError(f"tokenizer must be the name or folder of a tokenizer, got {got}") from error
         return tokenizer
 
     def _warn_of_cuts(self, rows: Sequence[Encoded], loss: str = "prompts lose their beginning") -> None:
@@ -124,8 +122,8 @@ class ForgetRetainData(LightningDataModule):
         if cut:
             rank_zero_warn(f"{cut} of {len(rows)} {loss} to max_length={self.max_length}.")
 
-    def _tasks(self, rows: Sequence[Encoded], columns: Mapping[str, Column] | None = None) -> TaskBatches:
-        return TaskBatches(rows, pad_id(self.tokenizer), columns)
+    def _tasks(self, rows: Sequence[Encoded]) -> TaskBatches:
+        return TaskBatches(rows, pad_id(self.tokenizer))
 
     def _pairs(self, pairs: PairBatches) -> ResumableLoader:
         sizes = len(pairs.forget), len(pairs.retain)
@@ -135,12 +133,13 @@ class ForgetRetainData(LightningDataModule):
         return training_loader(self, dataset, sampler, num_workers=self.num_workers)
 
     def _scoring(self, name: str, rows: Sequence[Encoded]) -> ResumableLoader:
-        rows = sorted(rows, key=len)
-        return self._evaluation(self._tasks(rows, {"split": [name] * len(rows)}))
+        return self._in_order([(row, {"split": name}) for row in sorted(rows, key=len)])
 
-    def _evaluation(self, dataset: TaskBatches) -> ResumableLoader:
-        sampler = BatchSampler(len(dataset), self.eval_batch_size, shuffle=False, **self._share)
-        return batch_loader(dataset, sampler, self.num_workers)
+    def _in_order(self, items: Sequence[tuple[Encoded, Mapping[str, Any]]], prompts: bool = False) -> ResumableLoader:
+        """Return rows in order with their facts as columns; ``prompts`` asks their prompts, else they are scored."""
+        rows, facts = ([item[place] for item in items] for place in (0, 1))
+        batches = (PromptBatches if prompts else TaskBatches)(rows, pad_id(self.tokenizer), columns_of(facts))
+        return ordered_loader(self, batches, self.eval_batch_size, self.seed, self.num_workers)
 
     @property
     def _share(self) -> dict[str, int]:

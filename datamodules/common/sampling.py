@@ -260,6 +260,14 @@ def batch_loader(
     return loader
 
 
+def ordered_loader(
+    module: LightningDataModule, dataset: Dataset[Any], batch_size: int, seed: int, num_workers: int
+) -> ResumableLoader:
+    """Return :func:`batch_loader` of this process's share of a datamodule's rows, in order."""
+    sampler = BatchSampler(len(dataset), batch_size, seed, False, *place_of(module))  # type: ignore[arg-type]
+    return batch_loader(dataset, sampler, num_workers)
+
+
 def place_of(module: LightningDataModule) -> tuple[int, int]:
     """Return the number of this process and of all, of a datamodule with or without a trainer."""
     return (0, 1) if module.trainer is None else (module.trainer.global_rank, module.trainer.world_size)

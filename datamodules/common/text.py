@@ -76,13 +76,9 @@ def encode_row(
 
 
 def encode_document(tokenizer: PreTrainedTokenizerBase, name: str, text: str, max_length: int) -> Encoded:
-    """Tokenise a document of which every token is scored.
+    """Tokenise a document of which every token is scored, its first special tokens too.
 
-    Args:
-        tokenizer: Tokenizer; the special tokens that it puts first are part of the document.
-        name: Name of the document.
-        text: Text.
-        max_length: Largest number of tokens; a longer document loses its end.
+    A document longer than ``max_length`` loses its end.
 
     Raises:
         ValueError: If fewer than two tokens are left, since the first one is not predicted.
@@ -98,10 +94,6 @@ def encode_document(tokenizer: PreTrainedTokenizerBase, name: str, text: str, ma
 
 def pad_right(rows: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
     """Stack rows for scoring.
-
-    Args:
-        rows: At least one row.
-        pad: Id that fills up.
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels`` (-100 on prompts and padding), int64 of shape
@@ -121,10 +113,6 @@ def pad_right(rows: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
 
 def pad_left(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
     """Stack prompts for generation, which goes on at their right end.
-
-    Args:
-        prompts: At least one prompt, none empty.
-        pad: Id that fills up.
 
     Returns:
         ``input_ids`` and ``attention_mask``, int64 of shape ``(batch, tokens)``.

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lit_modules.utils.images import MAX_PIXELS
 
 from ..common.checks import check_at_least, check_choices
-from ..common.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from ..common.sampling import ResumableLoader, ordered_loader, place_of, training_loader
 from ..images.base import AugmentedSampler
 from .images import Picture
 from .layouts import Concept, ConceptFolder, Layout, read_folder
@@ -238,16 +238,12 @@ class FewShotPairs(LightningDataModule):
             self.split(name)
 
     def split(self, name: str) -> UpdateSet | QuerySet:
-        """Return a set, checked.
-
-        Args:
-            name: ``train``, ``validation`` or ``test``.
+        """Return the set ``train``, ``validation`` or ``test``, checked.
 
         Raises:
             ValueError: If the name is unknown or anything is wrong with the data; the message lists all of it.
         """
-        if name not in ("train", "validation", "test"):
-            raise ValueError(f"A split must be 'train', 'validation' or 'test', got {name!r}.")
+        check_choices(("train", "validation", "test"), split=name)
         if name not in self._sets:
             self._prepare(name == "train")
         return self._sets[name]
@@ -397,9 +393,8 @@ class FewShotPairs(LightningDataModule):
         return QuerySet(samples, options, form, orders=args["n_orders"], seed=args["query_seed"], examples=examples)
 
     def _evaluation(self, name: str) -> ResumableLoader:
-        data, args = self.split(name), self.arguments
-        sampler = BatchSampler(len(data), args["eval_batch_size"], args["seed"], False, *place_of(self))
-        return batch_loader(data, sampler, args["num_workers"])
+        args = self.arguments
+        return ordered_loader(self, self.split(name), args["eval_batch_size"], args["seed"], args["num_workers"])
 
 
 def _check_arguments(args: Mapping[str, Any]) -> None:

@@ -81,12 +81,7 @@ def same_pictures(
 
     Two pictures are nearly the same if at most ``max_bits`` of 256 brightness comparisons differ and no colour of
     4 x 4 fields differs by more than ``max_colour`` of 255: another size or compression of one picture, and no more.
-
-    Args:
-        first: Fingerprints of some pictures.
-        second: Fingerprints of others.
-        max_bits: Most comparisons that may differ; -1 compares hashes of the files alone.
-        max_colour: Most levels by which a colour may differ.
+    ``max_bits`` -1 compares hashes of the files alone.
     """
     if not first or not second:
         return []

@@ -202,15 +202,14 @@ def _split_folders(root: Path, folders: Mapping[str, str] | None, problems: list
         unknown = [name for name in folders if name not in SPLITS]
         if unknown:
             raise ValueError(f"folders must be of {', '.join(SPLITS)}, got {unknown[0]!r}.")
-        missing = [name for name, folder in folders.items() if not (root / folder).is_dir()]
-        for name in missing:
-            problems.append(
-                f"there is no folder {root / folders[name]} for the split {name}; give another in `folders`."
-            )
-        return {name: root / folder for name, folder in folders.items() if name not in missing}
-    for base in (root, root / "data"):
-        if not base.is_dir():
-            continue
+        paths = {name: root / folder for name, folder in folders.items()}
+        problems += [
+            f"there is no folder {path} for the split {name}; give another in `folders`."
+            for name, path in paths.items()
+            if not path.is_dir()
+        ]
+        return {name: path for name, path in paths.items() if path.is_dir()}
+    for base in (base for base in (root, root / "data") if base.is_dir()):
         names = {entry.name for entry in os.scandir(base) if entry.is_dir()}
         present: dict[str, Path] = {}
         for split, aliases in SPLITS.items():
@@ -256,19 +255,13 @@ def _read_tree(folder: Path, split: str, layout: Layout, *, concepts: dict[str, 
 
 def _class_folders(folder: Path, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yield folders that hold pictures, with the names of these."""
-    folders, names = [], []
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif Path(entry.name).suffix.lower() in (*FORMATS, *NOT_READ):
-                names.append(entry.name)
+        shown = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    names = [name for name, is_dir in shown if not is_dir and Path(name).suffix.lower() in (*FORMATS, *NOT_READ)]
     if names:
-        yield parts, sorted(names)
+        yield parts, names
     if len(parts) < 8:
-        for name in sorted(folders):
+        for name in (name for name, is_dir in shown if is_dir):
             yield from _class_folders(folder / name, (*parts, name))
 
 
@@ -513,20 +506,24 @@ def _card_names(card: Path, column: str | None) -> list[str] | None:
     except yaml.YAMLError as error:
         raise ValueError(f"The head of {card} must be YAML, and is not: {' '.join(str(error).split())}.") from error
     infos = content.get("dataset_info") if isinstance(content, dict) else None
-    lists: list[list[Any]] = []
-    for info in infos if isinstance(infos, list) else [infos]:
-        features = info.get("features") if isinstance(info, dict) else None
-        for feature in features if isinstance(features, list) else []:
-            try:
-                names = feature["dtype"]["class_label"]["names"] if feature["name"] == column else None
-            except (KeyError, TypeError):
-                continue
-            if isinstance(names, dict):
-                by_number = {str(number): name for number, name in names.items()}
-                names = [by_number.get(str(number)) for number in range(len(names))]
-            if isinstance(names, list) and None not in names and names not in lists:
-                lists.append(names)
-    return [str(name) for name in lists[0]] if len(lists) == 1 else None
+    try:
+        features = [
+            feature
+            for info in (infos if isinstance(infos, list) else [infos])
+            for feature in info.get("features", [])
+            if feature["name"] == column
+        ]
+        lists = [_in_order(feature["dtype"]["class_label"]["names"]) for feature in features]
+    except (AttributeError, KeyError, TypeError):  # a card of another form
+        return None
+    whole = [names for number, names in enumerate(lists) if None not in names and names not in lists[:number]]
+    return [str(name) for name in whole[0]] if len(whole) == 1 else None
+
+
+def _in_order(names: Any) -> list[Any]:
+    """Return names of a list, or of a mapping by number."""
+    by_number = {str(number): name for number, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+    return [by_number.get(str(number)) for number in range(len(names))]
 
 
 def _split_of(name: PurePosixPath) -> str:

@@ -220,16 +220,11 @@ def mixed(
 ) -> tuple[Tensor, Tensor]:
     """Mix each picture of a batch with its neighbour, and its label likewise, as torchvision does.
 
-    Args:
-        images: float, ``(batch, channel, height, width)``.
-        labels: int64, ``(batch,)``.
-        num_classes: Number of classes.
-        mix: ``mixup`` blends whole pictures, ``cutmix`` pastes a window of one into the other.
-        random: Source of share and window.
-        alpha: Both parameters of the beta distribution of the share.
+    ``mixup`` blends whole pictures, ``cutmix`` pastes a window of one into the other; the share is drawn from a beta
+    distribution with both parameters ``alpha``.
 
     Returns:
-        The pictures, and the weight of each class, float32 ``(batch, num_classes)``.
+        The pictures ``(batch, channel, height, width)``, and the weight of each class, ``(batch, num_classes)``.
 
     References:
         Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv 1710.09412.

@@ -23,13 +23,7 @@ Role = Literal["target", "confusable"]
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Pair of concepts that have pictures.
-
-    Args:
-        pair_id: Name of the pair.
-        target: Concept to learn.
-        confusable: Concept that it is taken for.
-    """
+    """Pair of concepts that have pictures: the one to learn, and the one that it is taken for."""
 
     pair_id: str
     target: Concept
@@ -43,15 +37,11 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Picture with a question.
+    """Picture with a question about a pair, of which it shows the side ``role``.
 
-    Args:
-        picture: Picture.
-        pair: Pair that the question is about.
-        role: Side of the pair that the picture shows.
-        origin: ``real``, ``crop``, ``flip``, ``flip_horizontal``, ``armada_lite``, or the kind of synthetic pictures.
-        part: ``pairs``, ``replay`` or ``retention``.
-        key: Seed of a crop or a flip; empty for a picture as it is.
+    ``origin`` is ``real``, ``crop``, ``flip``, ``flip_horizontal``, ``armada_lite``, or the kind of synthetic pictures;
+    ``part`` is ``pairs``, ``replay`` or ``retention``; ``key`` seeds a crop or a flip, and is empty for a picture as it
+    is.
     """
 
     picture: Picture
@@ -77,16 +67,11 @@ Update = tuple[Sample, list[Sample]]
 
 
 def crop_or_flip(image: Image.Image, method: str, key: str) -> Image.Image:
-    """Crop or flip a picture, as the baselines do.
+    """Crop or flip a picture, as the baselines do; a key gives the same change always.
 
     ``crop`` keeps a window whose width and height are each uniform in 30 to 100 % of the side, at a uniform place, and
     does not resize it. ``flip`` swaps left and right, or top and bottom, half each; ``flip_horizontal`` only the
     former.
-
-    Args:
-        image: Picture.
-        method: ``crop``, ``flip`` or ``flip_horizontal``.
-        key: Seed; a key gives the same change always.
     """
     random = Random(key)
     if method == "crop":
@@ -130,15 +115,10 @@ def resolve(pairs: Sequence[ConfusablePair], folder: ConceptFolder, problems: li
 
 
 def supports(concept: Concept, seed: int, held_out: Sequence[Picture] = ()) -> list[Picture]:
-    """Return the training pictures of a concept in the order in which they become supports.
+    """Return the training pictures of a concept in the order in which they become supports, without held-out ones.
 
     The first is the support of one shot, the first five those of five: supports of one seed are nested. The order
     depends on the seed, the concept and the names of its files.
-
-    Args:
-        concept: Concept.
-        seed: Seed.
-        held_out: Pictures that are queries.
     """
     names = {picture.name for picture in held_out}
     pool = [
@@ -151,14 +131,7 @@ def supports(concept: Concept, seed: int, held_out: Sequence[Picture] = ()) -> l
 
 
 def queries(concept: Concept, split: str, number: int | None, seed: int) -> list[Picture]:
-    """Return pictures of a concept to ask about.
-
-    Args:
-        concept: Concept.
-        split: ``validation``, ``test`` or ``train``.
-        number: Most pictures; ``None`` takes all.
-        seed: Seed of the choice.
-    """
+    """Return at most ``number`` pictures of a split (``None`` takes all) to ask about, drawn with the seed."""
     pool = [picture for picture in concept.pictures.get(split, []) if picture.fields.get("split_role") != "support"]
     marked = [picture for picture in pool if picture.fields.get("split_role") == "query"]
     pool = marked if split == "train" and marked else pool
@@ -169,18 +142,12 @@ def queries(concept: Concept, split: str, number: int | None, seed: int) -> list
 def synthetic_pictures(
     root: str | Path, pairs: Sequence[Pair], kind: str | None, problems: list[str]
 ) -> dict[tuple[str, str], list[Picture]]:
-    """Read the synthetic pictures of pairs from a store or a folder.
+    """Read the synthetic pictures of pairs from a store or a folder; what is wrong is added to ``problems``.
 
     A store holds ``PAIR_ID/ROLE/KIND/images/*.png``, each beside a ``.json`` whose ``accepted`` or ``verdict`` says
     whether it passed; the role is ``target`` or ``confusable``. Any other folder is read as training data is; its
     ``metadata.jsonl`` may give ``pair_id``, ``role`` and ``kind``, and without them a class has its pictures in all
-    pairs.
-
-    Args:
-        root: Store or folder.
-        pairs: Pairs to read for.
-        kind: Kind of pictures, such as ``visual_contrastive``; ``None`` takes the only one.
-        problems: What is wrong is added to it.
+    pairs. ``kind`` ``None`` takes the only kind that there is.
 
     Returns:
         Pictures of each pair and role, in their order.
@@ -251,7 +218,7 @@ def _stored(root: Path, side: str, kind: str | None, problems: list[str]) -> lis
 
 
 class Selection:
-    """Choice of the pictures of few-shot data, and of what is missing for it.
+    """Choice of the pictures of few-shot data; what is missing for it is added to ``problems``.
 
     Args:
         args: Arguments of :class:`~datamodules.few_shot.few_shot.FewShotPairs`.
@@ -277,11 +244,7 @@ class Selection:
         return next((split for split in order if split in self.splits), order[0])
 
     def updates(self, problems: list[str]) -> list[Update]:
-        """Return the samples to update on: each real one with the further ones of its concept, or alone.
-
-        Args:
-            problems: What is missing is added to it.
-        """
+        """Return the samples to update on: each real one with the further ones of its concept, or alone."""
         args, pairs = self.args, self.pairs["pairs"]
         needed = max(args["n_real"], args["n_source"] or 0)
         synthetic: dict[tuple[str, str], list[Picture]] = {}
@@ -313,12 +276,7 @@ class Selection:
         return updates + self._replay(len(updates), problems)
 
     def queries(self, name: str, problems: list[str]) -> list[Sample]:
-        """Return the pictures that validation or test asks about.
-
-        Args:
-            name: ``validation`` or ``test``.
-            problems: What is missing is added to it.
-        """
+        """Return the pictures that ``validation`` or ``test`` asks about."""
         split, held_out = self.split_of(name), self.args["n_validation"] if name == "validation" else None
         samples: list[Sample] = []
         empty: set[str] = set()
@@ -336,11 +294,7 @@ class Selection:
         return samples
 
     def examples(self, problems: list[str]) -> list[Sample]:
-        """Return the supports that questions come with, those of known pairs too.
-
-        Args:
-            problems: What is missing is added to it.
-        """
+        """Return the supports that questions come with, those of known pairs too."""
         number = self.args["n_context"]
         samples: list[Sample] = []
         for part, pair, role, concept in self._sides("pairs", "retention") if number else ():
@@ -354,10 +308,6 @@ class Selection:
 
     def options(self, pair: Pair, concepts: Mapping[str, Concept]) -> list[str]:
         """Return the keys of the options of a query: the pair, and others of the target's super-category.
-
-        Args:
-            pair: Pair that is asked about.
-            concepts: Concepts of all pairs by key.
 
         Raises:
             ValueError: If there are too few others.
@@ -421,13 +371,8 @@ def check_pictures(
     """Open all pictures and return what is wrong with them, a sentence each.
 
     Wrong is a picture that is missing, damaged, of another type than its name says or too large, one that is in
-    support and query, one that is in the support twice, and one that two concepts have.
-
-    Args:
-        trained: Samples to update on.
-        asked: Samples to ask about.
-        max_pixels: Most pixels of a picture.
-        near: Whether the same picture in another size or compression counts as the same.
+    support and query, one that is in the support twice, and one that two concepts have. With ``near`` the same picture
+    in another size or compression counts as the same.
     """
     problems: list[str] = []
     groups: list[list[tuple[Concept, Picture, ImageFingerprint]]] = []

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..common.checks import check_at_least, check_choices
-from ..common.sampling import BatchSampler, ResumableLoader, batch_loader, place_of, training_loader
+from ..common.sampling import BatchSampler, ResumableLoader, ordered_loader, place_of, training_loader
 from ..variants import Variant
 
 SPLITS = ("train", "validation", "test")
@@ -251,9 +251,6 @@ class ImageDataModule(LightningDataModule, ABC):
     def split(self, name: str) -> ImageSet:
         """Return the images of a split, in the order of the files and without augmentation.
 
-        Args:
-            name: ``"train"``, ``"validation"`` or ``"test"``.
-
         Raises:
             ValueError: If the files are malformed or hold fewer images than were asked for.
             FileNotFoundError: If files are missing.
@@ -272,11 +269,13 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled batches."""
         data = self.split("train")
-        if self.augment:
-            ways = (2 * self.max_shift + 1) ** 2 * (2 if self.flip else 1)
-            sampler: BatchSampler = AugmentedSampler(len(data), self.batch_size, choices=ways, **self._share)
-        else:
-            sampler = BatchSampler(len(data), self.batch_size, shuffle=True, **self._share)
+        own: dict[str, Any] = {"seed": self.seed, **dict(zip(("rank", "world_size"), place_of(self), strict=True))}
+        ways = (2 * self.max_shift + 1) ** 2 * (2 if self.flip else 1)
+        sampler = (
+            AugmentedSampler(len(data), self.batch_size, choices=ways, **own)
+            if self.augment
+            else BatchSampler(len(data), self.batch_size, **own)
+        )
         return training_loader(self, data, sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
@@ -292,15 +291,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._evaluation(self.test_split)
 
     def _evaluation(self, name: str) -> ResumableLoader:
-        data = self.split(name)
-        sampler = BatchSampler(len(data), self.eval_batch_size, shuffle=False, **self._share)
-        return batch_loader(data, sampler, self.num_workers)
-
-    @property
-    def _share(self) -> dict[str, int]:
-        """Seed of the order, and this process's share of it."""
-        rank, world_size = place_of(self)
-        return {"seed": self.seed, "rank": rank, "world_size": world_size}
+        return ordered_loader(self, self.split(name), self.eval_batch_size, self.seed, self.num_workers)
 
     def _bounds(self, name: str, length: int) -> tuple[int, int]:
         """Return where a split begins and ends in its part of the files."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_modules.utils.arguments import Unpack
 
+from ..common.checks import are_missing
 from .base import ImageArguments, ImageDataModule, check_md5, fetch_from_torchvision
 
 BATCHES = "cifar-10-batches-py"
@@ -33,11 +34,6 @@ class CIFAR10(ImageDataModule):
         download: Whether to download the files, unless they are there; checks their MD5.
         validation_size: Number of training images that are kept for validation, the first ones.
         augment: Whether training shifts and flips images at random.
-
-    Raises:
-        ValueError: If an argument is out of its range or the variant leaves [0, 1]; in ``setup``, if a file is damaged
-            or a split is empty.
-        FileNotFoundError: In ``setup``, if files are missing.
 
     References:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", technical report, 2009.
@@ -108,10 +104,9 @@ class CIFAR10(ImageDataModule):
         missing = [path.name for path, _ in self._batches() if not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"The folder {self.root} must hold {BATCHES}, and {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} missing there, or one .npz with train_images, train_labels, "
-                f"test_images and test_labels; give `root`, or let `download: true` get the files from "
-                f"{self._source().url}."
+                f"The folder {self.root} must hold {BATCHES}, and {are_missing(missing, ', ')} there, or one .npz with "
+                "train_images, train_labels, test_images and test_labels; give `root`, or let `download: true` get the "
+                f"files from {self._source().url}."
             )
         for path, md5 in self._batches():
             check_md5(path, md5)

@@ -28,9 +28,6 @@ class Digits(ImageDataModule):
         validation_size: Number of training images that are kept for validation, the first ones.
         augment: Whether training shifts images by a pixel at random.
 
-    Raises:
-        ValueError: If an argument is out of its range or the variant leaves [0, 1]; in ``setup``, if a split is empty.
-
     Example:
         >>> data = Digits(batch_size=32)
         >>> data.setup("fit")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..common.checks import are_missing
 from .base import ImageDataModule, check_md5, fetch_from_torchvision
 
 UNSIGNED_BYTE = 8  # the only type of number in these files
@@ -45,8 +46,8 @@ class MNIST(ImageDataModule):
         if missing:
             raise FileNotFoundError(
                 f"The folder {self.root} must hold {names[0]}.gz and {names[1]}.gz, unpacked or not, there or in "
-                f"{self.folder}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; give "
-                f"`root`, or let `download: true` get the files from {self._source().mirrors[0]}."
+                f"{self.folder}, and {are_missing(missing)}; give `root`, or let `download: true` get the files from "
+                f"{self._source().mirrors[0]}."
             )
         images, labels = (read_idx(path) for path in paths if path is not None)
         size = (self._native_size(), self._native_size())

@@ -59,12 +59,6 @@ def write_lume(folder: str | Path, num_documents: int = 8, seed: int = 0, story_
     Files that are there stay as they are; each file appears whole or not at all. The same arguments give the same
     bytes.
 
-    Args:
-        folder: Folder to write to; it is made.
-        num_documents: Documents of each set and task, and non-members.
-        seed: Seed.
-        story_sentences: Sentences of a story, at least 4.
-
     Raises:
         ValueError: If a number is out of its range, or the folder holds other files of these names.
     """

@@ -84,10 +84,6 @@ _WORK_NOUNS = (
 )  # fmt: skip
 _PRIZES = ("Orbis Prize", "Halden Medal", "Lyra Award", "Tessel Prize", "Northlight Award", "Meridian Medal")
 _POSTS = ("taught at", "directed", "advised", "later chaired", "briefly led")
-_MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-)  # fmt: skip
 _MAIL_HOSTS = ("example.com", "example.net", "example.org")
 _ESCAPED = r"\_"
 _PLACES = ("Academy", "Institute", "Conservatory", "Museum", "College")
@@ -149,9 +145,9 @@ class Inventor:
         """Invent a Task1 document: a short story with one question."""
         draw = self.random.choice
         words = _GENRES[draw(sorted(_GENRES))]
-        hero, friend = self._once(lambda: f"{self.fake.first_name()} {self.fake.first_name()}", _two_different).split(
-            " "
-        )
+        hero, friend = self._once(
+            lambda: f"{self.fake.first_name()} {self.fake.first_name()}", lambda names: len({*names.split(" ")}) == 2
+        ).split(" ")
         city = draw(_CITY_STARTS) + draw(_CITY_ENDS)
         thing, secret = draw(words["object"]), draw(words["secret"])
         jobs = self.random.sample(words["job"], 2)
@@ -271,22 +267,12 @@ class Inventor:
 def public_biographies(count: int, seed: int = 0, prefix: str = "") -> list[tuple[str, str]]:
     """Invent encyclopedia articles on persons, as documents that no model has seen.
 
-    Args:
-        count: Number of documents.
-        seed: Seed.
-        prefix: Put before each identifier, and mixed into the seed.
-
     Returns:
-        Pairs of identifier and text.
+        Pairs of identifier and text; ``prefix`` stands before each identifier, and is mixed into the seed.
     """
     inventor = Inventor(seed, f"public biographies {prefix}")
     documents = [inventor.public_person(prefix) for _ in range(count)]
     return [(document.id, document.text) for document in documents]
-
-
-def _two_different(names: str) -> bool:
-    first, second = names.split(" ")
-    return first != second
 
 
 def _a(word: str) -> str:
@@ -294,5 +280,5 @@ def _a(word: str) -> str:
 
 
 def _month(day: date) -> str:
-    # strftime would follow the locale of the process
-    return _MONTHS[day.month - 1]
+    months = "January February March April May June July August September October November December"
+    return months.split()[day.month - 1]  # strftime would follow the locale of the process

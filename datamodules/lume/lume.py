@@ -5,18 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.arguments import Unpack
 
-from ..common.batches import Column, GroupBatches, PromptBatches, TaskBatches
-from ..common.checks import check_at_least, check_choices
+from ..common.batches import GroupBatches, TaskBatches
+from ..common.checks import are_missing, check_at_least, check_choices
 from ..common.download import download as download_file
 from ..common.forget_retain import SETS, ForgetRetainArguments, ForgetRetainData
 from ..common.sampling import GroupSampler, ResumableLoader, permutation
-from ..common.text import Encoded, encode_document, encode_row, longest, pad_id
+from ..common.text import Encoded, encode_document, encode_row, longest
 from .generator import public_biographies
 from .rows import KINDS, TASKS, Row, check_disjoint, read_documents, read_rows
 
@@ -139,7 +138,11 @@ class LUME(ForgetRetainData):
         self.rows = {name: self._select(rows[name], name) for name in SETS}
         self._public = {row.document: row.text for row in rows["forget"] if row.task == "Task3" and row.kind == "sc"}
         self.tokenizer = self._load_tokenizer()
-        encoded = {name: [self._encode(row) for row in rows] for name, rows in self.rows.items()}
+        limits = {"max_length": self.max_length, "separator": self.separator}
+        encoded = {
+            name: [encode_row(self.tokenizer, row.id, row.input, answer=row.output, **limits) for row in rows]
+            for name, rows in self.rows.items()
+        }
         self._warn_of_cuts([row for name in SETS for row in encoded[name]])
         self.encoded = encoded
 
@@ -159,12 +162,14 @@ class LUME(ForgetRetainData):
 
     def predict_dataloader(self) -> ResumableLoader:
         """Return prompts of both sets, batched by kind and length."""
-        items = [item for name in SETS for item in zip(self.rows[name], self.encoded[name], strict=True)]
-        items.sort(key=lambda item: (item[0].kind, len(item[1].prompt)))
-        rows = [row for row, _ in items]
-        columns = {name: [str(getattr(row, name)) for row in rows] for name in ("split", "task", "kind")}
-        columns |= {"prompt": [row.input for row in rows], "target": [row.output for row in rows]}
-        return self._evaluation(PromptBatches([encoded for _, encoded in items], pad_id(self.tokenizer), columns))
+        pairs = [pair for name in SETS for pair in zip(self.encoded[name], self.rows[name], strict=True)]
+        pairs.sort(key=lambda pair: (pair[1].kind, len(pair[0].prompt)))
+        facts = ("split", "task", "kind")
+        items = [
+            (row, {**{name: getattr(own, name) for name in facts}, "prompt": own.input, "target": own.output})
+            for row, own in pairs
+        ]
+        return self._in_order(items, prompts=True)
 
     def longest_row(self) -> tuple[str, int]:
         """Return name and tokens of the longest row, of which a test asks the prompt alone."""
@@ -216,14 +221,11 @@ class LUME(ForgetRetainData):
             rank_zero_warn("The selected forget rows hold no Task3 member, so there is no membership attack.")
             return []
         items = [
-            (encode_document(self.tokenizer, name, text, self.max_length), member, source)
+            (encode_document(self.tokenizer, name, text, self.max_length), {"member": member, "source": source})
             for name, text, member, source in documents
         ]
-        items.sort(key=lambda item: len(item[0]))
-        rows, members, sources = (list(column) for column in zip(*items, strict=True))
-        self._warn_of_cuts(rows, "documents of the membership attack lose their end")
-        columns: dict[str, Column] = {"member": torch.tensor(members), "source": sources}
-        return [self._evaluation(self._tasks(rows, columns))]
+        self._warn_of_cuts([row for row, _ in items], "documents of the membership attack lose their end")
+        return [self._in_order(sorted(items, key=lambda item: len(item[0])))]
 
     def _listed_members(self) -> list[str] | None:
         """Return the members that a file lists, or None without such a file."""
@@ -258,17 +260,12 @@ class LUME(ForgetRetainData):
             )
         return rows
 
-    def _encode(self, row: Row) -> Encoded:
-        return encode_row(
-            self.tokenizer, row.id, row.input, answer=row.output, max_length=self.max_length, separator=self.separator
-        )
-
     def _check_files(self) -> None:
         missing = [name for name in CHECKSUMS if not (self.root / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"The folder {self.root} must hold {' and '.join(CHECKSUMS)}, and {' and '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} missing; {self._remedy()}."
+                f"The folder {self.root} must hold {' and '.join(CHECKSUMS)}, and {are_missing(missing)}; "
+                f"{self._remedy()}."
             )
 
     def _remedy(self) -> str:

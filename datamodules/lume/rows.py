@@ -111,11 +111,7 @@ def read_documents(path: str | Path) -> list[tuple[str, str]]:
 
 
 def check_disjoint(forget: Iterable[Row], retain: Iterable[Row]) -> None:
-    """Check that no document is to be forgotten and retained.
-
-    Raises:
-        ValueError: If one is; names one of them and says how many there are.
-    """
+    """Raise a ``ValueError`` if a document is to be forgotten and retained; it names one and counts them."""
     shared = sorted({row.document for row in forget} & {row.document for row in retain})
     if shared:
         documents = "1 document" if len(shared) == 1 else f"{len(shared)} documents"

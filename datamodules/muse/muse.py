@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.arguments import Unpack
 
-from ..common.batches import Column, PromptBatches
-from ..common.checks import check_at_least, check_choices
+from ..common.checks import are_missing, check_at_least, check_choices
 from ..common.forget_retain import SETS, ForgetRetainData, TrainingArguments
 from ..common.sampling import ResumableLoader
-from ..common.text import Encoded, encode_document, longest, pad_id
+from ..common.text import Encoded, encode_document, longest
 from .rows import ENDINGS, encode_blocks, find_file, question_prompt, read_records, read_texts
 
 FOLDS = (1, 2, 3, 4)
@@ -121,19 +119,11 @@ class MUSE(ForgetRetainData):
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """Return the loader of prompts and that of texts to attack."""
-        facts = [fact for _, fact in self._documents]
-        columns: dict[str, Column] = {"split": [fact["split"] for fact in facts]}
-        columns |= {"row": torch.tensor([fact["row"] for fact in facts])}
-        rows = [row for row, _ in self._documents]
-        return [self.predict_dataloader(), self._evaluation(self._tasks(rows, columns))]
+        return [self.predict_dataloader(), self._in_order(self._documents)]
 
     def predict_dataloader(self) -> ResumableLoader:
         """Return prompts, batched by kind and length."""
-        facts = [fact for _, fact in self._prompts]
-        words = ("split", "kind", "prompt", "target")
-        columns: dict[str, Column] = {name: [fact[name] for fact in facts] for name in words}
-        columns |= {name: torch.tensor([fact[name] for fact in facts]) for name in ("row", "max_new_tokens")}
-        return self._evaluation(PromptBatches([row for row, _ in self._prompts], pad_id(self.tokenizer), columns))
+        return self._in_order(self._prompts, prompts=True)
 
     def longest_row(self) -> tuple[str, int]:
         """Return name and tokens of the longest row that was set up, for a model to compare with its positions."""
@@ -164,9 +154,9 @@ class MUSE(ForgetRetainData):
             fields = ("question", "answer")
             shown = read_records(files["knowmem", f"{split}_qa_icl"], fields)
             questions = read_records(files["knowmem", f"{split}_qa"], fields)
-            for row, asked_row in enumerate(questions[: self.eval_rows]):
-                prompt = question_prompt(asked_row["question"], shown)
-                add("knowmem", split, row, prompt, asked_row["answer"], KNOWMEM_TOKENS)
+            for row, question in enumerate(questions[: self.eval_rows]):
+                prompt = question_prompt(question["question"], shown)
+                add("knowmem", split, row, prompt, question["answer"], KNOWMEM_TOKENS)
         self._warn_of_cuts([row for row, _ in items])
         self._prompts = sorted(items, key=lambda item: (item[1]["kind"], len(item[0].prompt)))
 
@@ -186,7 +176,7 @@ class MUSE(ForgetRetainData):
         if missing:
             raise FileNotFoundError(
                 f"{what} needs {', '.join('/'.join(key) for key in keys)} in the folder {self.root}, each with an "
-                f"ending of {', '.join(ENDINGS)}, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
-                f"missing; the texts are not redistributed here: get them from {ADDRESS} and give `root`."
+                f"ending of {', '.join(ENDINGS)}, and {are_missing(missing, ', ')}; the texts are not redistributed "
+                f"here: get them from {ADDRESS} and give `root`."
             )
         return {key: path for key, path in paths.items() if path is not None}

@@ -17,13 +17,9 @@ ASKED = "Question: {}\nAnswer: "
 
 
 def find_file(root: Path, subset: str, split: str) -> Path | None:
-    """Return the file of a split, or ``None`` if there is none.
+    """Return the file ``root/subset/split`` with one of the endings, or ``None`` if there is none.
 
-    Args:
-        root: Folder of a corpus.
-        subset: Folder in it, such as ``raw``.
-        split: Name of the file without its ending, which is ``.txt``, ``.json``, ``.jsonl`` or ``.parquet``; a Parquet
-            file may also have the hub's name, ``<split>-00000-of-00001.parquet``.
+    A Parquet file may also have the hub's name, ``<split>-00000-of-00001.parquet``.
     """
     names = [f"{split}{ending}" for ending in ENDINGS] + [f"{split}-00000-of-00001.parquet"]
     return next((root / subset / name for name in names if (root / subset / name).is_file()), None)

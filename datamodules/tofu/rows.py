@@ -92,11 +92,7 @@ def read_refusals(path: str | Path) -> list[str]:
 
 
 def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> None:
-    """Check that no question with its answer is to be forgotten and retained.
-
-    Raises:
-        ValueError: If one is; names one of them and says how many there are.
-    """
+    """Raise a ``ValueError`` if a question with its answer is to be forgotten and retained; it names one of them."""
     retained = {(row.question, row.answer) for row in retain}
     shared = [row for row in forget if (row.question, row.answer) in retained]
     if shared:
@@ -107,11 +103,7 @@ def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> No
 
 
 def check_same(perturbed: Sequence[Question], plain: Sequence[Question]) -> None:
-    """Check that a perturbed set asks the questions of its plain set, in the same order.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Raise a ``ValueError`` unless a perturbed set asks the questions of its plain set, in the same order."""
     pairs = zip(perturbed, plain, strict=False)
     differing = [row.row for row, own in pairs if (row.question, row.answer) != (own.question, own.answer)]
     if differing or len(perturbed) != len(plain):

@@ -65,11 +65,6 @@ class Template:
         The answer gets the tokens that it has behind the prompt, unless one would cross the border between them; then
         it is tokenised alone. A question that is too long loses its beginning, but not in a chat.
 
-        Args:
-            name: Name of the row.
-            question: Text that is not scored.
-            answer: Text that is scored.
-
         Raises:
             ValueError: If the answer has no token, the row does not fit, or the tokenizer has no end of sequence.
         """

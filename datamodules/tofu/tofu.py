@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.arguments import Unpack
 
-from ..common.batches import Column, PairBatches, PromptBatches, TaskBatches
-from ..common.checks import check_at_least, check_choices
+from ..common.batches import PairBatches, TaskBatches
+from ..common.checks import are_missing, check_at_least, check_choices
 from ..common.download import download as download_file
 from ..common.forget_retain import SETS, ForgetRetainArguments, ForgetRetainData
 from ..common.sampling import ResumableLoader
-from ..common.text import Encoded, longest, pad_id
+from ..common.text import Encoded, longest
 from .rows import Question, check_disjoint, check_same, read_questions, read_refusals
 from .templates import Template, check_template
 
@@ -41,13 +40,7 @@ RETAIN = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"
 
 
 class RefusalBatches(PairBatches):
-    """Batches ``{"forget": task, "retain": task, "idk": task}``; the last holds the forget rows' questions refused.
-
-    Args:
-        forget: Rows to forget.
-        retain: Rows to retain.
-        refusals: The forget rows' questions with a refusal each, in the order of ``forget``.
-    """
+    """Batches ``{"forget": task, "retain": task, "idk": task}``; the last holds the forget rows' questions refused."""
 
     def __init__(self, forget: TaskBatches, retain: TaskBatches, refusals: TaskBatches) -> None:
         super().__init__(forget, retain)
@@ -174,23 +167,18 @@ class TOFU(ForgetRetainData):
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """Return the loader of prompts and that of answers to score."""
-        rows = [row for row, _ in self._answers]
-        facts = [fact for _, fact in self._answers]
-        columns: dict[str, Column] = {name: [fact[name] for fact in facts] for name in ("split", "role", "target")}
-        columns |= {name: torch.tensor([fact[name] for fact in facts]) for name in ("row", "choice")}
-        return [self.predict_dataloader(), self._evaluation(self._tasks(rows, columns))]
+        return [self.predict_dataloader(), self._in_order(self._answers)]
 
     def predict_dataloader(self) -> ResumableLoader:
         """Return prompts of the four evaluated sets, batched by length."""
         template = self._make_template()
-        # the rows of the answers, of which each question has one
-        items = [(row, fact) for row, fact in self._answers if fact["role"] == "answer" and fact["split"] != "holdout"]
-        items.sort(key=lambda item: len(item[0].prompt))
-        questions = [self._asked(self.evaluated[fact["split"]][fact["row"]]) for _, fact in items]
-        columns: dict[str, Column] = {name: [fact[name] for _, fact in items] for name in ("split", "target")}
-        columns |= {"row": torch.tensor([fact["row"] for _, fact in items])}
-        columns |= {"prompt": [template.prompt(question) for question in questions]}
-        return self._evaluation(PromptBatches([row for row, _ in items], pad_id(self.tokenizer), columns))
+        items = []
+        for row, fact in self._answers:
+            if fact["role"] == "answer" and fact["split"] != "holdout":  # each question has one such answer
+                question = self._asked(self.evaluated[fact["split"]][fact["row"]])
+                facts = {name: fact[name] for name in ("split", "row", "target")}
+                items.append((row, {**facts, "prompt": template.prompt(question)}))
+        return self._in_order(sorted(items, key=lambda item: len(item[0].prompt)), prompts=True)
 
     def longest_row(self) -> tuple[str, int]:
         """Return name and tokens of the longest row that was set up, for a model to compare with its positions."""
@@ -209,7 +197,8 @@ class TOFU(ForgetRetainData):
             name: [template.encode(row.id, row.question, row.answer) for row in self.rows[name]] for name in SETS
         }
         if self.refusals:
-            refusals = read_refusals(self._existing(REFUSALS))
+            self._check_files({REFUSALS: REFUSALS}, "refusals=True")
+            refusals = read_refusals(self.root / REFUSALS)
             generator = random.Random(f"{self.seed}/refusals")
             # one for each row and not for each epoch, so that what a reference model says of it can be kept
             self._refused = [
@@ -249,11 +238,6 @@ class TOFU(ForgetRetainData):
         missing = [name for name in files.values() if not (self.root / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{what} needs {', '.join(files.values())} in the folder {self.root}, and {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} missing; give `root`, or let `download: true` get the files "
-                f"from {HOME}."
+                f"{what} needs {', '.join(files.values())} in the folder {self.root}, and "
+                f"{are_missing(missing, ', ')}; give `root`, or let `download: true` get the files from {HOME}."
             )
-
-    def _existing(self, name: str) -> Path:
-        self._check_files({name: name}, "refusals=True")
-        return self.root / name

@@ -1,4 +1,8 @@
-"""Benchmarks' numbers as ``torchmetrics`` objects and functions, each imported when first used."""
+"""Benchmarks' numbers as ``torchmetrics`` objects and functions, each imported when first used.
+
+An argument of another range or shape than its description says is a ``ValueError`` that names it; ``Raises`` lists what
+else is refused.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -23,9 +23,6 @@ def affordance_scores(part_scores: Tensor, seen_by: Tensor) -> Tensor:
     Returns:
         ``(n, affordances)``, in [0, 1].
 
-    Raises:
-        ValueError: If the shapes do not fit, or an affordance is shown by no part.
-
     Example:
         >>> seen_by = torch.tensor([[True, True, False], [False, False, True]])
         >>> affordance_scores(torch.tensor([[0.5, 0.75, 0.25]]), seen_by)
@@ -52,9 +49,6 @@ def nearest_concept(part_scores: Tensor, references: Tensor, allowed: Tensor) ->
 
     Returns:
         The cosine ``(n,)``, 0 for an image without parts, and the concept's number ``(n,)``.
-
-    Raises:
-        ValueError: If the shapes do not fit or an image has nothing to be compared with.
 
     Example:
         >>> nearest_concept(torch.tensor([[1.0, 1.0]]), torch.eye(2), torch.tensor([[False, True]]))
@@ -123,9 +117,6 @@ class BinnedMean(BinnedMetric):
         name: Name of the number.
         bins: Names of the bins.
 
-    Raises:
-        ValueError: If two bins have one name.
-
     Example:
         >>> mean = BinnedMean("single", bins=("easy", "hard"))
         >>> mean.update(torch.tensor([1.0, 0.5]), torch.tensor([0, 1]))
@@ -137,15 +128,7 @@ class BinnedMean(BinnedMetric):
         super().__init__((name,), bins)
 
     def update(self, value: Tensor, bin: Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            value: ``(n,)``; NaN does not count.
-            bin: Bin of each from 0, -1 for none, ``(n,)``.
-
-        Raises:
-            ValueError: If the shapes do not fit or there is no such bin.
-        """
+        """Add numbers ``(n,)``, of which NaN do not count, and the bin of each from 0, -1 for none, ``(n,)``."""
         if value.ndim != 1:
             raise ValueError(f"value must be of shape (n,), got {tuple(value.shape)}.")
         self._add([value], bin)
@@ -162,9 +145,6 @@ class PartAffordanceRecall(BinnedMetric):
         seen_by: Which parts show which affordance, bool, ``(affordances, parts)``, or nested lists.
         threshold: Least score of a part that is there, in (0, 1).
         bins: Names of the distance bins.
-
-    Raises:
-        ValueError: If an argument is out of its range.
 
     Example:
         >>> recall = PartAffordanceRecall(torch.eye(3).bool(), bins=())
@@ -196,9 +176,6 @@ class PartAffordanceRecall(BinnedMetric):
             part_scores: Probability of each part, in [0, 1], ``(n, parts)``.
             requested: Which affordances were asked for, bool, ``(n, affordances)``; at least one each.
             bin: Bin of each from 0, -1 for none, ``(n,)``.
-
-        Raises:
-            ValueError: If the shapes do not fit, nothing was requested, or scores are not in [0, 1].
         """
         if not bool(((part_scores >= 0) & (part_scores <= 1)).all()):
             raise ValueError("part_scores must be probabilities in [0, 1]; apply a sigmoid to logits.")
@@ -216,9 +193,6 @@ class PartNovelty(BinnedMetric):
         references: Parts of each concept, ``(concepts, parts)``, or nested lists.
         threshold: Least score of a part that is there, in (0, 1).
         bins: Names of the distance bins.
-
-    Raises:
-        ValueError: If an argument is out of its range.
 
     Example:
         >>> novelty = PartNovelty([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], bins=())
@@ -250,9 +224,6 @@ class PartNovelty(BinnedMetric):
             owners: Concepts that have one of the requested affordances, bool, ``(n, concepts)``; at least one each.
             bin: Bin of each from 0, -1 for none, ``(n,)``.
             counted: Which images count, bool, ``(n,)``, such as those that show all that was requested.
-
-        Raises:
-            ValueError: If the shapes do not fit or an image has no owners.
         """
         novelties = part_novelty(part_scores, self.references, owners)
         self._add([*novelties, (part_scores <= self.threshold).all(1)], bin, counted)
@@ -261,13 +232,8 @@ class PartNovelty(BinnedMetric):
 def requested_shown(scores: Tensor, requested: Tensor, threshold: float) -> list[Tensor]:
     """Return the share of the requested affordances that are shown, whether all are, and the least score, ``(n,)``.
 
-    Args:
-        scores: From :func:`affordance_scores`, ``(n, affordances)``.
-        requested: Which affordances were asked for, bool, ``(n, affordances)``; at least one each.
-        threshold: Score over which an affordance is shown.
-
-    Raises:
-        ValueError: If the shapes do not fit or nothing was requested.
+    ``scores`` are those of :func:`affordance_scores`; an affordance is shown over ``threshold``, and each image has at
+    least one that was requested, bool ``(n, affordances)``.
     """
     requested = requested.bool().to(scores.device)
     if requested.shape != scores.shape:

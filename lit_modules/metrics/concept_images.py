@@ -45,12 +45,7 @@ def read_concept_images(images: str | ConceptImages, concepts: Sequence[str]) ->
 def read_folder(folder: Path) -> list[Tensor]:
     """Return the images of a folder and of those in it, uint8, in the order of their paths.
 
-    Args:
-        folder: The folder.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If an image is not accepted, see :func:`lit_modules.utils.images.read_picture`.
+    See :func:`lit_modules.utils.images.read_picture` for those that are accepted.
     """
     return [image for images in _read(folder).values() for image in images]
 

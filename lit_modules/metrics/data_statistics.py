@@ -1,5 +1,12 @@
 """Statistics of image data that may explain how robust a classifier of it can be.
 
+Images are floats of shape ``(n, ...)``, at least one, whose dimensions behind the first are flattened, for volumes and
+edges in [0, 1]; labels are classes, ``(n,)``. A distance needs another image to compare each with.
+
+References:
+    Ding et al., "On the Sensitivity of Adversarial Robustness to Input Data Distributions", ICLR 2019,
+    arXiv 1902.08336.
+
 References:
     Ding et al., "On the Sensitivity of Adversarial Robustness to Input Data Distributions", ICLR 2019,
     arXiv 1902.08336.
@@ -25,19 +32,10 @@ __all__ = [
 
 
 def log_volume(images: Tensor, eps: float) -> Tensor:
-    """Return the logarithm of the volume that an adversary of the Linf norm has around each image.
+    """Return the logarithm of the volume that an adversary of the Linf norm has around each image, float64 ``(n,)``.
 
-    The sum over pixels of ``log(min(x + eps, 1) - max(x - eps, 0))``; the volume itself would underflow.
-
-    Args:
-        images: Floats in [0, 1], ``(n, ...)``.
-        eps: Radius in units of the pixel range [0, 1], positive.
-
-    Returns:
-        float64 ``(n,)``.
-
-    Raises:
-        ValueError: If ``eps`` is not positive, there is no image, or an image leaves [0, 1].
+    The sum over pixels of ``log(min(x + eps, 1) - max(x - eps, 0))``; the volume itself would underflow. The radius
+    ``eps`` is positive, in units of the pixel range [0, 1].
 
     Example:
         >>> log_volume(torch.tensor([[0.0, 0.5]]), eps=0.25).exp()
@@ -50,14 +48,7 @@ def volume_fraction(images: Tensor, eps: float) -> float:
     """Return the share of the Linf ball that lies within [0, 1], as a geometric mean over all pixels of all images.
 
     ``exp(mean log(width / (2 eps)))`` with the width ``min(x + eps, 1) - max(x - eps, 0)``: 1/2 for images of black and
-    white, 1 if all pixels are at least ``eps`` from black and white.
-
-    Args:
-        images: Floats in [0, 1], ``(n, ...)``.
-        eps: Radius in units of the pixel range [0, 1], in (0, 1/2].
-
-    Raises:
-        ValueError: If ``eps`` is out of its range, there is no image, or an image leaves [0, 1].
+    white, 1 if all pixels are at least ``eps`` from black and white. The radius ``eps`` is in (0, 1/2].
 
     Example:
         >>> volume_fraction(torch.tensor([[0.0, 1.0]]), eps=0.25), volume_fraction(torch.tensor([[0.5]]), eps=0.25)
@@ -69,14 +60,7 @@ def volume_fraction(images: Tensor, eps: float) -> float:
 
 
 def edge_fraction(images: Tensor, margin: float) -> float:
-    """Return the share of pixels that are within ``margin`` of 0 or 1.
-
-    Args:
-        images: Floats in [0, 1], ``(n, ...)``.
-        margin: Distance in units of the pixel range, not negative; the border counts as within.
-
-    Raises:
-        ValueError: If ``margin`` is negative, there is no image, or an image leaves [0, 1].
+    """Return the share of pixels that are within ``margin``, not negative, of 0 or 1; the border counts.
 
     Example:
         >>> edge_fraction(torch.tensor([[0.0, 0.25, 0.5, 1.0]]), margin=0.25)
@@ -109,14 +93,7 @@ def inter_class_distance(
 ) -> float:
     """Return the mean L2 distance of images to the nearest share of the images of other classes.
 
-    Args:
-        images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
-        labels: Classes, ``(n,)``.
-        share: Share of the other images that counts, rounded down to whole images but at least one, in (0, 1].
-        neighbours: See :class:`NeighbourArguments`.
-
-    Raises:
-        ValueError: If an argument is out of its range, or there are no images of other classes.
+    ``share``, in (0, 1], is rounded down to whole images but at least one; see also :class:`NeighbourArguments`.
 
     Example:
         >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])
@@ -131,14 +108,7 @@ def intra_class_distance(
 ) -> float:
     """Return the mean L2 distance of images to the nearest share of the other images of their own class.
 
-    Args:
-        images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
-        labels: Classes, ``(n,)``.
-        share: Share of those images that counts, rounded down to whole images but at least one, in (0, 1].
-        neighbours: See :class:`NeighbourArguments`.
-
-    Raises:
-        ValueError: If an argument is out of its range, or an image is the only one of its class.
+    ``share``, in (0, 1], is rounded down to whole images but at least one; see also :class:`NeighbourArguments`.
 
     Example:
         >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])
@@ -149,15 +119,7 @@ def intra_class_distance(
 
 
 def nearest_other_class_distance(images: Tensor, labels: Tensor, **neighbours: Unpack[NeighbourArguments]) -> float:
-    """Return the mean L2 distance of images to the nearest image of another class.
-
-    Args:
-        images: Floats, ``(n, ...)``; all dimensions but the first are flattened.
-        labels: Classes, ``(n,)``.
-        neighbours: See :class:`NeighbourArguments`.
-
-    Raises:
-        ValueError: If an argument is out of its range, or there are no images of other classes.
+    """Return the mean L2 distance of images to the nearest image of another class, see :class:`NeighbourArguments`.
 
     Example:
         >>> images, labels = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([0, 0, 1, 1])

@@ -88,15 +88,7 @@ class DrawnObjectScore(BinnedMetric):
         concept_cosines(nothing, self.concept_parts, torch.ones(1, len(self.concept_parts)))
 
     def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add generated images.
-
-        Args:
-            images: Floats in [0, 1], ``(n, 3, height, width)``.
-            batch: What was requested, see the class; a row for each image.
-
-        Raises:
-            ValueError: If images are out of their range, or the batch lacks a key or is of another shape.
-        """
+        """Add generated images, floats in [0, 1], ``(n, 3, height, width)``, and what was requested, a row for each."""
         missing = [key for key in ("requested", "owners") if key not in batch]
         if missing:
             raise ValueError(f"DrawnObjectScore takes batches with requested and owners, got one without {missing[0]}.")

@@ -37,7 +37,6 @@ class Drift(Metric):
         seed: Seed of the draws.
 
     Raises:
-        ValueError: If an argument is out of its range.
         FileNotFoundError: If there is no such folder.
 
     References:
@@ -73,15 +72,7 @@ class Drift(Metric):
         self.add_state("fits", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add images of the tuned model.
-
-        Args:
-            images: Floats in [0, 1], ``(n, 3, height, width)``.
-            batch: Has ``prompt``, one for each image.
-
-        Raises:
-            ValueError: If there is not a prompt for each image.
-        """
+        """Add images of the tuned model, floats in [0, 1], ``(n, 3, height, width)``, and a ``prompt`` for each."""
         if len(batch.get("prompt", ())) != len(images):
             raise ValueError(f"A batch must have a prompt for each of the {len(images)} images; got another number.")
         features = self.encoder.features(images.to(self.device))

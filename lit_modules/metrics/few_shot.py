@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from lit_modules.metrics.rows import RowMetric
 
 __all__ = ["NWayAccuracy", "PairAccuracy", "retention_change", "seed_statistics"]
 
@@ -21,9 +21,6 @@ def seed_statistics(results: Sequence[Mapping[str, float | Tensor]]) -> dict[str
 
     Returns:
         For each name ``mean``, ``std`` (of the sample, NaN for one seed) and ``seeds``.
-
-    Raises:
-        ValueError: If there are no results or their names differ.
 
     Example:
         >>> seed_statistics([{"acc_macro": 0.7}, {"acc_macro": 0.8}])["acc_macro"]["mean"]
@@ -46,12 +43,7 @@ def seed_statistics(results: Sequence[Mapping[str, float | Tensor]]) -> dict[str
 def retention_change(before: Mapping[str, float | Tensor], after: Mapping[str, float | Tensor]) -> dict[str, float]:
     """Return the cost of an update on known pairs that were not trained: numbers after it less those before.
 
-    Args:
-        before: Numbers of :class:`PairAccuracy` on the known pairs before the update.
-        after: The same after it.
-
-    Raises:
-        ValueError: If the names differ.
+    The numbers are those of :class:`PairAccuracy`, with the same names.
 
     Example:
         >>> retention_change({"acc_macro": 0.75}, {"acc_macro": 0.5})
@@ -68,17 +60,11 @@ Column = tuple[str, Tensor, int, int | None]
 """Name, whole numbers, least and greatest of them."""
 
 
-class _Answers(Metric):
+class _Answers(RowMetric):
     """Metric that keeps a row for each answer; one that a sampler repeated to fill its last batch counts once."""
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    rows: list[Tensor]
-
-    def __init__(self, supercategories: Sequence[int] | None, names: Sequence[str], groups: str) -> None:
-        super().__init__()
+    def __init__(self, columns: int, supercategories: Sequence[int] | None, names: Sequence[str], groups: str) -> None:
+        super().__init__({"rows": (torch.int64, columns)})
         if len(set(names)) < len(names):
             raise ValueError(f"supercategory_names must differ, got {', '.join(names)}.")
         if supercategories is not None and not all(0 <= number < len(names) for number in supercategories):
@@ -91,7 +77,6 @@ class _Answers(Metric):
         self.supercategories = None if supercategories is None else tuple(supercategories)
         self.supercategory_names = tuple(names)
         self._groups = groups
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def _add(self, columns: Sequence[Column]) -> None:
         """Add a row for each answer from columns: their names, numbers, and least and greatest ones."""
@@ -108,19 +93,17 @@ class _Answers(Metric):
         if self.supercategories is not None and bool((group >= len(self.supercategories)).any()):
             known = len(self.supercategories)
             raise ValueError(f"There are supercategories of {known} {self._groups}, got number {int(group.max())}.")
-        self.rows.append(torch.stack([column.to(self.device, torch.int64) for _, column, _, _ in columns], 1))
+        self.append("rows", torch.stack([column.to(self.device, torch.int64) for _, column, _, _ in columns], 1))
 
-    def _table(self, key: Sequence[int], width: int) -> Tensor:
+    def _table(self, key: Sequence[int]) -> Tensor:
         """Return all rows on the CPU; of those with one key, the index of an image among them, only the first."""
-        if not self.rows:
-            return torch.zeros(0, width, dtype=torch.int64)
-        rows = dim_zero_cat(self.rows).cpu()
+        rows = self.all_rows("rows").cpu()
         seen: dict[tuple[int, ...], list[int]] = {}
         for number, row in enumerate(rows.tolist()):
             # without an index each row counts
             name = tuple(row[column] for column in key) if row[3] >= 0 else (-1, number)
             seen.setdefault(name, row)
-        return torch.tensor(list(seen.values()), dtype=torch.int64).reshape(-1, width)
+        return rows.new_tensor(list(seen.values())).reshape(-1, rows.shape[1])
 
     def _by_supercategory(self, values: Mapping[int, float]) -> dict[str, float]:
         """Return the mean of the groups' values for each super-category; NaN where there is none."""
@@ -151,9 +134,6 @@ class PairAccuracy(_Answers):
         confidence: Share of resamples in the interval, in (0, 1).
         seed: Seed of the resamples.
 
-    Raises:
-        ValueError: If an argument is out of its range.
-
     Example:
         >>> accuracy = PairAccuracy(resamples=0)
         >>> zero = torch.zeros(4, dtype=torch.int64)
@@ -175,7 +155,7 @@ class PairAccuracy(_Answers):
         confidence: float = 0.95,
         seed: int = 0,
     ) -> None:
-        super().__init__(supercategories, supercategory_names, "pairs")
+        super().__init__(5, supercategories, supercategory_names, "pairs")
         if resamples < 0 or not 0 < confidence < 1:
             raise ValueError(
                 f"resamples must not be negative and confidence in (0, 1), got {resamples} and {confidence}."
@@ -195,16 +175,13 @@ class PairAccuracy(_Answers):
             index: Number of the image in its data, from 0, ``(n,)``; it joins the answers on one image, and an answer
                 that a distributed sampler repeats counts once, the first. ``None`` takes each answer for an image
                 of its own.
-
-        Raises:
-            ValueError: If shapes differ or a number is out of its range.
         """
         columns = [("pair", pair, 0, None), ("label", label, 0, 1), ("prediction", prediction, -1, 1)]
         self._add([*columns, _index_column(index, pair), ("first", first, 0, 1)])
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, float64 scalars in [0, 1]; NaN where nothing counts."""
-        rows = self._table((0, 1, 3, 4), 5)
+        rows = self._table((0, 1, 3, 4))
         pair, label, prediction, _, first = rows.unbind(1)
         right = (prediction == label).double()
         valid = prediction >= 0
@@ -222,14 +199,14 @@ class PairAccuracy(_Answers):
         }
         if self.resamples:
             numbers |= self._interval(rows, right)
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        return self.scalars(numbers)
 
     def pair_table(self) -> dict[int, Tensor]:
         """Return for each pair the shares of answers: rows target and confusable, columns these and invalid.
 
         Rows sum to 1, as answers that name no option have a column; a class without images has a row of NaN.
         """
-        rows = self._table((0, 1, 3, 4), 5)
+        rows = self._table((0, 1, 3, 4))
         counts: dict[int, Tensor] = {}
         for pair, label, prediction, _, _ in sorted(rows.tolist()):
             counts.setdefault(pair, torch.zeros(2, 3, dtype=torch.float64))[label, prediction] += 1  # -1: last column
@@ -267,9 +244,6 @@ class NWayAccuracy(_Answers):
         supercategories: Number of each concept's super-category, by the concept's number; ``None`` for none.
         supercategory_names: Names of super-categories.
 
-    Raises:
-        ValueError: If an argument is out of its range.
-
     Example:
         >>> accuracy = NWayAccuracy()
         >>> accuracy.update(label=torch.tensor([0, 0, 2]), prediction=torch.tensor([0, -1, 2]))
@@ -278,7 +252,7 @@ class NWayAccuracy(_Answers):
     """
 
     def __init__(self, supercategories: Sequence[int] | None = None, supercategory_names: Sequence[str] = ()) -> None:
-        super().__init__(supercategories, supercategory_names, "concepts")
+        super().__init__(4, supercategories, supercategory_names, "concepts")
 
     def update(self, label: Tensor, prediction: Tensor, index: Tensor | None = None) -> None:
         """Add answers.
@@ -287,16 +261,13 @@ class NWayAccuracy(_Answers):
             label: Number of the concept shown, from 0, ``(n,)``.
             prediction: Number of the concept answered, -1 for an answer that names none, ``(n,)``.
             index: Number of the image in its data, from 0, ``(n,)``; an image that is repeated counts once.
-
-        Raises:
-            ValueError: If shapes differ or a number is out of its range.
         """
         columns = [("label", label, 0, None), ("label", label, 0, None), ("prediction", prediction, -1, None)]
         self._add([*columns, _index_column(index, label)])
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers by name, float64 scalars in [0, 1]; NaN where nothing counts."""
-        rows = self._table((1, 3), 4)
+        rows = self._table((1, 3))
         label, prediction = rows[:, 1], rows[:, 2]
         right = (prediction == label).double()
         recalls = {number: value for (number, _), value in _recalls(label, label * 0, right).items()}
@@ -306,7 +277,7 @@ class NWayAccuracy(_Answers):
             "invalid": _mean((prediction < 0).double().tolist()),
             **self._by_supercategory(recalls),
         }
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        return self.scalars(numbers)
 
 
 def _index_column(index: Tensor | None, like: Tensor) -> Column:

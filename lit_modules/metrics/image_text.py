@@ -25,9 +25,6 @@ class ImageTextEncoder:
             ``"google/siglip-base-patch16-224"`` or ``"facebook/dinov2-base"``.
         batch_size: Images or phrases in one forward pass.
 
-    Raises:
-        ValueError: If ``batch_size`` is not positive.
-
     References:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020.
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343.
@@ -60,9 +57,6 @@ class ImageTextEncoder:
         Args:
             images: Floats in [0, 1] or uint8, ``(n, 3, height, width)``, or a list of ``(3, height, width)`` of any
                 sizes.
-
-        Raises:
-            ValueError: If the images are of another shape or range.
         """
         pictures = [as_bytes(image) for image in images]
         network = self._load()
@@ -171,13 +165,7 @@ class ImageTextEncoder:
 
 
 def as_bytes(image: Tensor) -> Tensor:
-    """Return an image as uint8.
-
-    Args:
-        image: Floats in [0, 1], or uint8, ``(3, height, width)``.
-
-    Raises:
-        ValueError: If the image is of another shape or range.
+    """Return an image ``(3, height, width)``, floats in [0, 1] or uint8, as uint8.
 
     Example:
         >>> as_bytes(torch.full((3, 1, 1), 0.5)).flatten().tolist()
@@ -196,18 +184,10 @@ def as_bytes(image: Tensor) -> Tensor:
 
 
 def affordance_alignment(images: Tensor, texts: Tensor, requested: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the least cosine of images with the texts of their affordances.
+    """Return the mean and the least cosine of images with the texts of their affordances, ``(n,)`` each.
 
-    Args:
-        images: Vectors, ``(n, features)``.
-        texts: Vectors of the affordances' prompts, ``(affordances, features)``.
-        requested: Which affordances were asked for, bool, ``(n, affordances)``; at least one each.
-
-    Returns:
-        Mean and minimum, ``(n,)`` each; the minimum tells a dropped affordance.
-
-    Raises:
-        ValueError: If the shapes do not fit or nothing was requested.
+    Images are vectors ``(n, features)``, texts ``(affordances, features)``; ``requested`` says which were asked for,
+    bool ``(n, affordances)``, at least one each. The minimum tells a dropped affordance.
 
     Example:
         >>> mean, least = affordance_alignment(torch.tensor([[0.6, 0.8]]), torch.eye(2), torch.ones(1, 2).bool())
@@ -222,13 +202,8 @@ def affordance_alignment(images: Tensor, texts: Tensor, requested: Tensor) -> tu
 def recall_at_k(similarity: Tensor, requested: Tensor, k: int) -> Tensor:
     """Return the share of the requested affordances among the ``k`` most similar of all, ``(n,)``.
 
-    Args:
-        similarity: Of each image with each affordance, ``(n, affordances)``.
-        requested: Which affordances were asked for, bool, ``(n, affordances)``; at least one each.
-        k: How many count, from 1 to the affordances.
-
-    Raises:
-        ValueError: If the shapes do not fit, nothing was requested or ``k`` is out of its range.
+    ``similarity`` is that of each image with each affordance, and ``requested`` says which were asked for, at least one
+    each; both are ``(n, affordances)``.
 
     Example:
         >>> recall_at_k(torch.tensor([[0.9, 0.2, 0.5]]), torch.tensor([[True, True, False]]), k=2)
@@ -264,12 +239,8 @@ def positive_negative_gap(images: Tensor, positives: Tensor, negatives: Tensor, 
 def pairwise_distance(vectors: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean of ``1 - cos`` over all pairs of different members of each group.
 
-    Args:
-        vectors: ``(n, features)``.
-        group: Which group each belongs to, int64, ``(n,)``.
-
-    Returns:
-        The groups in order, ``(groups,)``, and their distances, ``(groups,)``; NaN for a group of one.
+    Vectors are ``(n, features)`` and ``group`` int64 ``(n,)``; the result is the groups in order and their distances,
+    both ``(groups,)``, NaN for a group of one.
 
     Example:
         >>> pairwise_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([7, 7, 7]))
@@ -287,11 +258,7 @@ def pairwise_distance(vectors: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 def single_object_probability(images: Tensor, one: Tensor, several: Tensor, scale: float) -> Tensor:
     """Return the softmax of the cosine with the text of one object, against that of several, ``(n,)``.
 
-    Args:
-        images: Vectors, ``(n, features)``.
-        one: Vector of the text of one object, ``(features,)``.
-        several: Vector of the text of several objects, ``(features,)``.
-        scale: What cosines are multiplied by, positive.
+    Images are vectors ``(n, features)``, texts ``(features,)``; ``scale`` is what cosines are multiplied by, positive.
 
     Example:
         >>> single_object_probability(torch.eye(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), scale=1.0)

@@ -18,9 +18,7 @@ class Judge(Protocol):
     def score(self, images: Sequence[Tensor] | Tensor, affordances: Sequence[Sequence[str]]) -> dict[str, Tensor]:
         """Return the score of each criterion, from 1 to 5, NaN where there is none, float64 ``(n,)``.
 
-        Args:
-            images: Floats in [0, 1], ``(3, height, width)`` each.
-            affordances: What was asked for, for each image.
+        Images are floats in [0, 1], ``(3, height, width)``, each with the affordances that were asked for.
         """
 
     def compare(
@@ -28,10 +26,7 @@ class Judge(Protocol):
     ) -> dict[str, Tensor]:
         """Return for each criterion 1 where the first image is better, 0.5 for a tie, 0 where the second is, ``(n,)``.
 
-        Args:
-            first: Floats in [0, 1], ``(3, height, width)`` each.
-            second: Those to compare them with.
-            affordances: What was asked for, for each pair of images.
+        Images are floats in [0, 1], ``(3, height, width)``, each pair with the affordances that were asked for.
         """
 
 
@@ -53,15 +48,7 @@ class JudgeScore(BinnedMetric):
         self.judge = judge
 
     def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add generated images.
-
-        Args:
-            images: Floats in [0, 1], ``(n, 3, height, width)``.
-            batch: What was asked for, a row for each image.
-
-        Raises:
-            ValueError: If the batch lacks it, or has not as many.
-        """
+        """Add generated images, floats in [0, 1], ``(n, 3, height, width)``, with a request for each."""
         scores = self.judge.score(images, _required(batch, "affordances"))
         values = [scores[name] for name in CRITERIA]
         self._add([*values, torch.stack(values).isnan().any(0)], batch.get("stage"))
@@ -87,15 +74,7 @@ class JudgeComparison(BinnedMetric):
         self.judge = judge
 
     def update(self, images: Tensor, batch: Mapping[str, Any]) -> None:
-        """Add generated images.
-
-        Args:
-            images: Floats in [0, 1], ``(n, 3, height, width)``.
-            batch: What was asked for, and the reference images, a row for each image.
-
-        Raises:
-            ValueError: If the batch lacks them, or has not as many.
-        """
+        """Add generated images, floats in [0, 1], ``(n, 3, height, width)``, with reference and request."""
         reference = _required(batch, "pos").to(images.device) / 2 + 0.5
         verdicts = self.judge.compare(images, reference, _required(batch, "affordances"))
         values = []

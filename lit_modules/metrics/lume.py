@@ -15,7 +15,8 @@ from torchmetrics.utilities import rank_zero_warn
 
 from lit_modules.metrics.membership import roc_auc
 from lit_modules.metrics.mmlu import read_mmlu
-from lit_modules.metrics.text_rows import RowMetric, check_generations, check_known, json_number, rouge_scorer
+from lit_modules.metrics.rows import RowMetric
+from lit_modules.metrics.text_rows import check_generations, check_known, json_number, rouge_scorer
 
 __all__ = [
     "LUMEScore",
@@ -58,10 +59,7 @@ def exact_match(target: str, generation: str) -> float:
 
 
 def task_terms(means: Sequence[float]) -> list[float]:
-    """Turn the 12 means into terms of which each is best at 1: a forget mean ``x`` becomes ``1 - x``.
-
-    Args:
-        means: Means of the rows' scores, forget groups first, then as many retain groups.
+    """Turn means of forget groups and of as many retain groups into terms best at 1; of the former ``1 - mean``.
 
     Example:
         >>> task_terms([0.25, 1.0, 0.5, 0.75])
@@ -73,9 +71,6 @@ def task_terms(means: Sequence[float]) -> list[float]:
 
 def harmonic_mean(terms: Sequence[float]) -> float:
     """Return the harmonic mean, 0 if a term is 0, NaN if a term is NaN.
-
-    Raises:
-        ValueError: If a term is negative or there is none.
 
     Example:
         >>> round(harmonic_mean([1.0] * 11 + [0.5]), 6)
@@ -91,12 +86,8 @@ def harmonic_mean(terms: Sequence[float]) -> float:
 def membership_auc(nll: Tensor, member: Tensor) -> float:
     """Return the area under the ROC curve of an attack that calls a document a member if its NLL is low.
 
-    The probability that a member has a lower NLL than a non-member, a tie counting one half. NaN without members or
-    without non-members. Near 1 the model still knows its members; near 0 it avoids them.
-
-    Args:
-        nll: Mean token NLL of each document in nats, ``(documents,)``.
-        member: Whether the model was trained on the document, ``(documents,)``.
+    The probability that a member has a lower mean token NLL than a non-member, a tie counting one half; NaN if there
+    are none of one kind. Near 1 the model still knows its members; near 0 it avoids them.
 
     Example:
         >>> membership_auc(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([True, True, False, False]))

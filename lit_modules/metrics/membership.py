@@ -1,7 +1,7 @@
 """Membership attacks on a language model: scores per row from per-token log-probabilities, and their AUC.
 
-The lower a score, the more a row looks like training data. Rows are ragged: a sequence with one 1-D tensor for each
-row. Scores are float64, ``(rows,)``.
+The lower a score, the more a row looks like training data. Rows are ragged: ``log_probs`` is a sequence with one 1-D
+tensor for each row, the log-probability of each of its tokens in nats, at least one. Scores are float64, ``(rows,)``.
 """
 
 from __future__ import annotations
@@ -51,12 +51,6 @@ class AttackAUC(NamedTuple):
 def loss_attack(log_probs: Sequence[Tensor]) -> Tensor:
     """Score each row by its mean token NLL.
 
-    Args:
-        log_probs: Log-probability of each token of each row, in nats.
-
-    Raises:
-        ValueError: If a row has no token.
-
     References:
         Yeom et al., "Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting", arXiv 1709.01604.
 
@@ -71,13 +65,6 @@ def loss_attack(log_probs: Sequence[Tensor]) -> Tensor:
 def zlib_attack(log_probs: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
     """Score each row by its mean token NLL over the number of bytes that zlib compresses its text to.
 
-    Args:
-        log_probs: Log-probability of each token of each row, in nats.
-        texts: Text of each row.
-
-    Raises:
-        ValueError: If a row has no token, or the number of texts is not that of the rows.
-
     References:
         Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.
     """
@@ -90,13 +77,6 @@ def reference_attack(log_probs: Sequence[Tensor], reference_log_probs: Sequence[
     """Score each row by its mean token NLL less that under a reference model.
 
     The two models may have different tokenizers, as each mean is taken over the model's own tokens.
-
-    Args:
-        log_probs: Log-probability of each token of each row under the attacked model, in nats.
-        reference_log_probs: The same under the reference model.
-
-    Raises:
-        ValueError: If a row has no token, or the numbers of rows differ.
 
     References:
         Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.
@@ -112,12 +92,7 @@ def reference_attack(log_probs: Sequence[Tensor], reference_log_probs: Sequence[
 def min_k_attack(log_probs: Sequence[Tensor], k: float = 0.2) -> Tensor:
     """Score each row by the mean NLL of its least probable tokens (Min-K% Prob).
 
-    Args:
-        log_probs: Log-probability of each token of each row, in nats.
-        k: Share of the tokens to average, in (0, 1]; ``max(1, floor(k * tokens))`` of them. MUSE takes 0.4.
-
-    Raises:
-        ValueError: If a row has no token, or ``k`` is out of its range.
+    ``k`` is the share of the tokens to average, in (0, 1]; ``max(1, floor(k * tokens))`` of them. MUSE takes 0.4.
 
     References:
         Shi et al., "Detecting Pretraining Data from Large Language Models", arXiv 2310.16789.
@@ -135,14 +110,7 @@ def min_k_plus_plus_attack(
 ) -> Tensor:
     """Score each row as :func:`min_k_attack` does, from log-probabilities standardised at each position (Min-K%++).
 
-    Args:
-        log_probs: Log-probability of each token of each row, in nats.
-        means: Mean log-probability over the vocabulary at each position, of :func:`vocabulary_moments`.
-        deviations: Standard deviation of the same.
-        k: Share of the tokens to average, in (0, 1]; ``max(1, floor(k * tokens))`` of them.
-
-    Raises:
-        ValueError: If a row has no token, ``k`` is out of its range, or the shapes differ.
+    ``means`` and ``deviations`` are those of :func:`vocabulary_moments`, a value for each token of each row.
 
     References:
         Zhang et al., "Min-K%++: Improved Baseline for Detecting Pre-Training Data from Large Language Models",
@@ -161,11 +129,8 @@ def min_k_plus_plus_attack(
 def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the log-probabilities under the model's own distribution.
 
-    Args:
-        logits: Logits, ``(..., vocabulary)``.
-
-    Returns:
-        Two tensors of shape ``(...)``. The variance is at least 1e-6, so that a certain model divides by no zero.
+    Logits are ``(..., vocabulary)``, the two tensors ``(...)``. The variance is at least 1e-6, so that a certain model
+    divides by no zero.
 
     Example:
         >>> mean, deviation = vocabulary_moments(torch.zeros(1, 4))
@@ -197,9 +162,6 @@ def gradient_norm_attack(
         p: Order of the norm, at least 1; ``inf`` takes the largest entry.
         over: ``"tensors"`` averages the norms of the parameters' tensors, as open-unlearning and MIMIR do; ``"all"``
             takes the norm of all entries as one vector.
-
-    Raises:
-        ValueError: If a row has no token or no graph, no parameter trains, or an argument is out of its range.
 
     References:
         Wang et al., "Pandora's White-Box: Precise Training Data Detection and Extraction in Large Language Models",
@@ -244,16 +206,12 @@ def attack_auc(
     percentiles.
 
     Args:
-        scores: A score for each row, low for members, ``(rows,)``.
-        member: Whether the model was trained on the row, ``(rows,)``.
+        scores: A score for each row, low for members and not NaN, ``(rows,)``.
+        member: Whether the model was trained on the row, ``(rows,)``; at least two of each kind.
         interval: Kind of the interval.
         level: Its level, in (0, 1).
         samples: Samples of the bootstrap.
         seed: Seed of the bootstrap.
-
-    Raises:
-        ValueError: If there are fewer than two members or two non-members, a score is NaN, the shapes differ or an
-            argument is out of its range.
 
     References:
         DeLong et al., "Comparing the Areas under Two or More Correlated Receiver Operating Characteristic Curves: A
@@ -297,9 +255,7 @@ def attack_auc(
 def roc_auc(scores: Tensor, member: Tensor) -> float:
     """Return the probability that a non-member scores above a member, a tie counting one half.
 
-    Args:
-        scores: Score of each row, perhaps infinite, ``(rows,)``.
-        member: Whether the model was trained on the row, ``(rows,)``; some are and some are not.
+    Scores may be infinite; ``member`` says whether the model was trained on a row, and both kinds must be there.
     """
     ranks = rankdata(scores.detach().double().cpu().numpy())  # scikit-learn refuses infinite scores
     return float(roc_auc_score(~member.bool().cpu().numpy(), ranks))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lit_modules.metrics.membership import attack_auc, min_k_attack
+from lit_modules.metrics.rows import RowMetric
 from lit_modules.metrics.text_rows import (
-    RowMetric,
     check_generations,
     check_known,
     is_first_process,
@@ -36,12 +36,7 @@ ATTACK = "mia_min_k"
 
 
 def rouge_l_f1(target: str, generation: str, stemmer: bool = False) -> float:
-    """Return the F1 of ROUGE-L of ``rouge-score``, between 0 and 1.
-
-    Args:
-        target: Reference.
-        generation: Answer.
-        stemmer: Whether words are reduced to their stems: off in the official evaluation.
+    """Return the F1 of ROUGE-L of ``rouge-score``, between 0 and 1; the stemmer is off in the official evaluation.
 
     Example:
         >>> rouge_l_f1("the cat sat", "the cat ran off")
@@ -68,9 +63,6 @@ def privacy_leakage(auc: float, retrained_auc: float) -> float:
             text, so that PrivLeak is -100.
         retrained_auc: The same for a model that was trained on the retain set only, in (0, 1].
 
-    Raises:
-        ValueError: If ``retrained_auc`` is out of its range.
-
     Example:
         >>> privacy_leakage(0.0, 0.5), privacy_leakage(0.5, 0.5), privacy_leakage(0.75, 0.5)
         (-100.0, 0.0, 50.0)
@@ -83,12 +75,8 @@ def privacy_leakage(auc: float, retrained_auc: float) -> float:
 def read_retrained_auc(path: str | Path) -> float:
     """Read the AUC of a retrained model from a log that :class:`MUSEScore` wrote.
 
-    Args:
-        path: JSON whose ``mia_min_k`` holds ``agg_value``, the probability that a forget text is more likely than a
-            hold-out text.
-
     Returns:
-        Probability that a hold-out text is more likely than a forget text.
+        Probability that a hold-out text is more likely than a forget text: 1 less the log's ``mia_min_k.agg_value``.
 
     Raises:
         FileNotFoundError: If there is no such file.

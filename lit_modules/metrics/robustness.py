@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from lit_modules.metrics.rows import RowMetric
 
 __all__ = [
     "BoundaryDistance",
@@ -24,7 +24,7 @@ NORMS = ("linf", "l2", "l1", "l0")
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion.
+    """Return the lower and the upper end of the Wilson score interval of a proportion, in [0, 1].
 
     Unlike the usual ``p +- z sqrt(p (1 - p) / n)`` it is of use near 0 and 1.
 
@@ -32,12 +32,6 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
         successes: Number of successes, 0 to ``total``.
         total: Number of trials, at least 1.
         confidence: Share of intervals that hold the true proportion, in (0, 1).
-
-    Returns:
-        Lower and upper end, in [0, 1].
-
-    Raises:
-        ValueError: If an argument is out of its range.
 
     Example:
         >>> [round(end, 4) for end in wilson_interval(50, 100)]
@@ -59,17 +53,7 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
 
 
 def perturbation_norm(perturbation: Tensor, norm: Literal["linf", "l2", "l1", "l0"]) -> Tensor:
-    """Return the norm of each perturbation, computed in float64.
-
-    Args:
-        perturbation: Adversarial less original inputs, ``(n, ...)``.
-        norm: Norm; ``"l0"`` counts the values that are not zero.
-
-    Returns:
-        float64 ``(n,)``.
-
-    Raises:
-        ValueError: If ``norm`` is unknown.
+    """Return the norm of each perturbation ``(n, ...)`` in float64, ``(n,)``; ``"l0"`` counts values that are not zero.
 
     Example:
         >>> perturbation_norm(torch.tensor([[3.0, 0.0, -4.0]]), "l2")
@@ -83,18 +67,12 @@ def perturbation_norm(perturbation: Tensor, norm: Literal["linf", "l2", "l1", "l
 
 
 def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[str, float]:
-    """Return minimum, median, mean, maximum and standard deviation of distances.
+    """Return ``min``, ``median``, ``mean``, ``max`` and ``std`` (of the population) of distances; NaN if none counts.
 
     Args:
-        distance: Distances, ``(n,)``.
+        distance: Distances, ``(n,)``; those that count are finite and not negative.
         chosen: Which of them count, such as those of successful attacks, ``(n,)``; ``None`` takes all. Failures have no
             distance and must not be mixed in.
-
-    Returns:
-        ``min``, ``median``, ``mean``, ``max`` and ``std`` (of the population); NaN if none counts.
-
-    Raises:
-        ValueError: If the shapes differ or a distance that counts is NaN, infinite or negative.
 
     Example:
         >>> distance_statistics(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
@@ -121,16 +99,10 @@ def distance_statistics(distance: Tensor, chosen: Tensor | None = None) -> dict[
 
 
 def median_distance(distance: Tensor, success: Tensor) -> float:
-    """Return the median distance to the boundary, failures counted as infinitely far.
+    """Return the median distance to the boundary, failures counted as infinitely far; NaN without samples.
 
-    Left out, the samples that withstand most would make a model look weaker than it is.
-
-    Args:
-        distance: Distances, ``(n,)``; that of a failure is not looked at.
-        success: Whether the attack succeeded, ``(n,)``.
-
-    Returns:
-        The median, infinite if more than half are failures; NaN without samples.
+    Left out, the samples that withstand most would make a model look weaker than it is. Both arguments are ``(n,)``;
+    the distance of a failure is not looked at.
 
     Example:
         >>> median_distance(torch.tensor([1.0, 3.0, 0.0]), torch.tensor([True, True, False]))
@@ -145,18 +117,11 @@ def _median(ordered: Tensor) -> float:
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
 
 
-class _PerSample(Metric):
+class _PerSample(RowMetric):
     """Keeps a few numbers of each sample; of a sample that comes several times, the least of each number counts."""
 
-    is_differentiable = False
-    full_state_update = False
-
-    rows: list[Tensor]
-
     def __init__(self, numbers: int) -> None:
-        super().__init__()
-        self._numbers = numbers
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        super().__init__({"rows": (torch.float64, 1 + numbers)})  # float64 holds every index up to 2^53
 
     def _add(self, index: Tensor | None, *numbers: Tensor) -> None:
         """Add a row ``(index, *numbers)`` for each sample; without an index each counts."""
@@ -168,28 +133,16 @@ class _PerSample(Metric):
         if index is not None and bool((index < 0).any()):
             raise ValueError(f"index must not be negative, got {int(index.min())}.")
         columns = [column.detach().to(self.device, torch.float64) for column in (first, *numbers)]
-        self.rows.append(torch.stack(columns, 1))  # float64 holds every index up to 2^53
+        self.append("rows", torch.stack(columns, 1))
 
     def _samples(self) -> Tensor:
         """Return the numbers of all samples, ``(samples, numbers)``."""
-        rows = dim_zero_cat(self.rows) if len(self.rows) else self._none()
+        rows = self.all_rows("rows")
         alone, shared = rows[rows[:, 0] < 0], rows[rows[:, 0] >= 0]
-        names, place = torch.unique(shared[:, 0], return_inverse=True)
-        least = shared.new_full((len(names), self._numbers), torch.inf)
-        least.scatter_reduce_(0, place[:, None].expand(-1, self._numbers), shared[:, 1:], "amin")
+        names, sample = torch.unique(shared[:, 0], return_inverse=True)
+        least = shared.new_full((len(names), rows.shape[1] - 1), torch.inf)
+        least.scatter_reduce_(0, sample[:, None].expand(-1, least.shape[1]), shared[:, 1:], "amin")
         return torch.cat([alone[:, 1:], least])
-
-    def _none(self) -> Tensor:
-        return torch.empty(0, 1 + self._numbers, dtype=torch.float64, device=self.device)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the rows of all processes; called by :meth:`compute`."""
-        if isinstance(self.rows, list) and not self.rows:
-            self.rows.append(self._none())  # torchmetrics would gather float32 from a rank without samples
-        super().sync(*args, **kwargs)
-
-    def _scalars(self, numbers: dict[str, float]) -> dict[str, Tensor]:
-        return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in numbers.items()}
 
 
 class RobustAccuracy(_PerSample):
@@ -201,9 +154,6 @@ class RobustAccuracy(_PerSample):
 
     Args:
         confidence: Confidence of the interval, in (0, 1).
-
-    Raises:
-        ValueError: If ``confidence`` is out of its range.
 
     Example:
         >>> accuracy = RobustAccuracy()
@@ -228,9 +178,6 @@ class RobustAccuracy(_PerSample):
             prediction: Logits or probabilities ``(n, classes)``, or predicted classes ``(n,)``.
             label: True classes, ``(n,)``.
             index: Which samples these are, not negative, ``(n,)``; without it each is a sample of its own.
-
-        Raises:
-            ValueError: If the shapes do not fit, an index is negative or a prediction is NaN.
         """
         if label.ndim != 1 or prediction.ndim not in (1, 2) or len(prediction) != len(label):
             raise ValueError(
@@ -246,10 +193,10 @@ class RobustAccuracy(_PerSample):
         """Return ``accuracy``, ``lower`` and ``upper`` end of its interval, float64 scalars; NaN without samples."""
         right = self._samples()[:, 0]
         if not len(right):
-            return self._scalars(dict.fromkeys(("accuracy", "lower", "upper"), math.nan))
+            return self.scalars(dict.fromkeys(("accuracy", "lower", "upper"), math.nan))
         successes = int(right.sum())
         lower, upper = wilson_interval(successes, len(right), self.confidence)
-        return self._scalars({"accuracy": successes / len(right), "lower": lower, "upper": upper})
+        return self.scalars({"accuracy": successes / len(right), "lower": lower, "upper": upper})
 
 
 class BoundaryDistance(_PerSample):
@@ -267,6 +214,8 @@ class BoundaryDistance(_PerSample):
         {'min': 1.0, 'median': 3.0, 'mean': 2.0, 'max': 3.0, 'std': 1.0, 'success_rate': 0.667}
     """
 
+    higher_is_better = None
+
     def __init__(self) -> None:
         super().__init__(numbers=2)
 
@@ -280,9 +229,6 @@ class BoundaryDistance(_PerSample):
             success: Whether the attack succeeded, ``(n,)``.
             correct: Whether the sample is classified right without an attack, ``(n,)``; ``None`` says all are.
             index: Which samples these are, not negative, ``(n,)``; without it each is a sample of its own.
-
-        Raises:
-            ValueError: If the shapes do not fit or the distance of a success is NaN, infinite or negative.
         """
         correct = torch.ones_like(success) if correct is None else correct
         if distance.ndim != 1 or not distance.shape == success.shape == correct.shape:
@@ -303,4 +249,4 @@ class BoundaryDistance(_PerSample):
         success = distance.isfinite()
         rate = float(success.double().mean()) if len(success) else math.nan
         sizes = distance_statistics(distance, success) | {"median": median_distance(distance, success)}
-        return self._scalars({**sizes, "success_rate": rate})
+        return self.scalars({**sizes, "success_rate": rate})

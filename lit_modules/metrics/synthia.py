@@ -50,9 +50,6 @@ class EncodedMetric(BinnedMetric):
             images: Floats in [0, 1], ``(n, 3, height, width)``.
             batch: What was asked for, a row for each image.
             vectors: The encoder's vectors of the images, if they are known already, ``(n, features)``.
-
-        Raises:
-            ValueError: If the batch lacks a key or does not fit the images.
         """
         vectors = self.encoder.images(images.to(self.device)) if vectors is None else vectors
         self._add(self.values(vectors, batch), batch.get("stage"))
@@ -323,7 +320,6 @@ class SynthiaScore(WrapperMetric):
         bins: Names of the distance bins.
 
     Raises:
-        ValueError: If an argument is out of its range.
         FileNotFoundError: If there is no such file or folder.
 
     References:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
 from lit_modules.metrics.membership import attack_auc, loss_attack, min_k_attack, min_k_plus_plus_attack, zlib_attack
+from lit_modules.metrics.rows import RowMetric
 from lit_modules.metrics.text_rows import (
-    RowMetric,
     check_generations,
     check_known,
     is_first_process,
@@ -138,9 +138,6 @@ class TOFUScore(RowMetric):
 
         Args:
             numbers: Number of rows of each evaluated set.
-
-        Raises:
-            ValueError: If it is not.
         """
         if self.retain_log is None or "forget" not in numbers:
             return

@@ -70,9 +70,7 @@ class ForgetQuality(NamedTuple):
 def choice_probability(nll: float, perturbed: Sequence[float]) -> float:
     """Return ``P(a) / (P(a) + sum_j P(a'_j))``, the probability of the answer among the options.
 
-    Args:
-        nll: Mean token NLL of the answer in nats.
-        perturbed: The same of each wrong option.
+    The arguments are mean token NLLs in nats, of the answer and of each wrong option.
 
     Example:
         >>> round(choice_probability(500.0, [500.0, 500.0, 500.0]), 6)
@@ -82,16 +80,7 @@ def choice_probability(nll: float, perturbed: Sequence[float]) -> float:
 
 
 def log_truth_ratio(paraphrased: float, perturbed: Sequence[float], mean: Mean = "geometric") -> float:
-    """Return the logarithm of :func:`truth_ratio`, which large NLLs do not overflow.
-
-    Args:
-        paraphrased: Mean token NLL of the paraphrased answer in nats.
-        perturbed: The same of each wrong answer, at least one.
-        mean: Mean over the probabilities of the wrong answers.
-
-    Raises:
-        ValueError: If ``mean`` is unknown, there is no wrong answer or an NLL is not finite.
-    """
+    """Return the logarithm of :func:`truth_ratio`, which large NLLs do not overflow."""
     if mean not in MEANS:
         raise ValueError(f"mean must be 'geometric' or 'arithmetic', got {mean!r}.")
     if not len(perturbed):
@@ -126,13 +115,9 @@ def truth_ratio(paraphrased: float, perturbed: Sequence[float], mean: Mean = "ge
 
 
 def truth_ratio_score(log_ratios: Sequence[float], split: str) -> float:
-    """Return the mean truth-ratio score of a split, best at 1; NaN without rows.
+    """Return the mean truth-ratio score of a split, best at 1, from the logarithms of the ratios; NaN without rows.
 
     The mean of ``min(R, 1/R)`` on the forget set, where no answer is to stand out; that of ``max(0, 1 - R)`` elsewhere.
-
-    Args:
-        log_ratios: Logarithm of each row's truth ratio.
-        split: ``"forget"``, ``"retain"``, ``"real_authors"`` or ``"world_facts"``.
 
     Example:
         >>> from math import log
@@ -154,10 +139,7 @@ def forget_quality(ratios: Sequence[float], retain_ratios: Sequence[float]) -> F
 
     Args:
         ratios: Truth ratio of each forget row under the unlearned model.
-        retain_ratios: The same under a model trained on the retain set only.
-
-    Raises:
-        ValueError: If the numbers of rows differ, or there is none.
+        retain_ratios: As many under a model trained on the retain set only.
 
     Example:
         >>> forget_quality([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]).p_value
@@ -196,9 +178,6 @@ def score_log(
         truth ratio of open-unlearning, of ``forget``, ``retain``, ``real_authors`` and
         ``world_facts``; ``model_utility``, the harmonic mean of the first three of the last three splits; and
         ``forget_quality`` with ``ks_statistic``. NaN for what is missing: the forget quality without a retain log.
-
-    Raises:
-        ValueError: If the two logs have different numbers of forget rows, or the retain log has none.
     """
     numbers: dict[str, float] = {}
     ratios: dict[str, dict[int, float]] = {}
@@ -229,13 +208,7 @@ def _exp(value: float) -> float:
 
 
 def exact_memorisation(correct: Tensor) -> float:
-    """Return the share of the tokens that are the model's most probable ones.
-
-    Args:
-        correct: Whether each token, the end of sequence left out, is the most probable one, ``(tokens,)``.
-
-    Raises:
-        ValueError: If there is no token.
+    """Return the share of tokens that are the most probable ones, ``(tokens,)`` without the end of sequence.
 
     References:
         Tirumala et al., "Memorization Without Overfitting: Analyzing the Training Dynamics of Large Language Models",
@@ -252,13 +225,8 @@ def exact_memorisation(correct: Tensor) -> float:
 def extraction_strength(correct: Tensor) -> float:
     """Return ``1 - k / n``: ``k`` of the ``n`` tokens must be given for the model to guess all others.
 
-    It is never below ``1 / n``, also if the last token is wrong: so open-unlearning computes it.
-
-    Args:
-        correct: Whether each token, the end of sequence left out, is the most probable one, ``(tokens,)``.
-
-    Raises:
-        ValueError: If there is no token.
+    ``correct`` is that of :func:`exact_memorisation`. The result is never below ``1 / n``, also if the last token is
+    wrong: so open-unlearning computes it.
 
     References:
         Carlini et al., "Extracting Training Data from Large Language Models", arXiv 2012.07805.
@@ -313,12 +281,7 @@ def read_log(path: str | Path) -> Log:
 
 
 def write_log(path: str | Path, log: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> None:
-    """Write a log in the official format; a file of that name is replaced, whole or not at all.
-
-    Args:
-        path: File to write; its folder is made.
-        log: For each split and statistic the value of each row.
-    """
+    """Write a log, the value of each row by split and statistic, in the official format; a file is replaced whole."""
     content = {
         SECTIONS[split]: {name: {str(row): values[row] for row in sorted(values)} for name, values in section.items()}
         for split, section in log.items()

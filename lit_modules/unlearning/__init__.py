@@ -1,4 +1,8 @@
-"""Machine unlearning of causal language models: a file per method, and what they share."""
+"""Machine unlearning of causal language models: a file per method, and what they share.
+
+An argument of another range or shape than its description says is a ``ValueError`` that names it; ``Raises`` lists what
+else is refused.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -17,10 +17,7 @@ def ceu_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy to the model's own distribution with the true token masked out.
 
     The target is detached: the gradient at the logits is ``p - p_masked``, which is ``p`` of the true token at it.
-
-    Args:
-        logits: Logits of the model, of shape ``(positions, vocabulary)``.
-        labels: True tokens, of shape ``(positions,)``.
+    Logits are ``(positions, vocabulary)``, labels ``(positions,)``.
 
     Example:
         >>> import torch
@@ -42,9 +39,6 @@ class CEU(ForgetRetainLoss):
 
     Args:
         skip_tokens: Target tokens at the beginning of each row that are left out.
-
-    Raises:
-        ValueError: If a number is out of its range.
 
     References:
         Yang, "CE-U: Cross entropy unlearning", arXiv 2503.01224.

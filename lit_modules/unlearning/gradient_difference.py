@@ -27,10 +27,6 @@ class GradientDifference(GradientPairUnlearning):
         aggregator: Rule that combines the gradients of the two weighted losses, such as
             ``lit_modules.unlearning.core.aggregators.PCGrad``; ``None`` takes their difference.
 
-    Raises:
-        ValueError: If a number is out of its range.
-        TypeError: If ``aggregator`` is no aggregator.
-
     References:
         Liu et al., "Continual learning and private unlearning", arXiv 2203.12817; the baseline of arXiv 2410.22086.
     """

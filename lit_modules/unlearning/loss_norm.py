@@ -35,9 +35,6 @@ class LossNorm(GradientPairUnlearning):
     Args:
         eps: Smallest loss in nats that counts; below it, or when not finite, that task's term is dropped.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     References:
         A comparison of Bu et al., arXiv 2410.22086; named there, its formula not checked against the text.
     """

@@ -14,10 +14,7 @@ from lit_modules.utils.arguments import Unpack
 
 
 def logit_margin_loss(logits: Tensor) -> Tensor:
-    """Return ``(max - mean)^2`` of the logits of each position, 0 for a uniform distribution.
-
-    Args:
-        logits: Logits of the model, of shape ``(..., vocabulary)``.
+    """Return ``(max - mean)^2`` of the logits ``(..., vocabulary)`` of each position, 0 for a uniform distribution.
 
     Example:
         >>> import torch
@@ -47,9 +44,6 @@ class PDU(ForgetRetainLoss):
         positions: Where logits are to be flat: ``"targets"``, or ``"all"`` as in the reference code, prompts and
             padding included, so that the loss depends on how wide a batch is padded.
         warm_up_epochs: Epochs before the dual variable moves.
-
-    Raises:
-        ValueError: If a number is out of its range.
 
     References:
         Entesari et al., "Constrained entropic unlearning: A primal-dual framework for large language models", arXiv

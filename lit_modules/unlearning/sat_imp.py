@@ -34,9 +34,6 @@ class SatImp(ForgetRetainLoss):
         beta1: Power of the probability, the saturation.
         beta2: Power of its complement, the importance.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     References:
         Yang et al., "Exploring criteria of loss reweighting to enhance LLM unlearning", arXiv 2505.11953.
     """

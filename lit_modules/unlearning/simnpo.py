@@ -38,9 +38,6 @@ class SimNPO(ForgetRetainLoss):
         beta: Inverse temperature.
         delta: Margin in nats per token.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     References:
         Fan et al., "Simplicity prevails: Rethinking negative preference optimization for LLM unlearning", arXiv
         2410.07163.

@@ -18,11 +18,7 @@ from lit_modules.unlearning.core.losses import scored_logits
 def undial_loss(reference: Tensor, logits: Tensor, labels: Tensor, beta: float = 10.0) -> Tensor:
     """Return the cross-entropy to the reference's distribution with the true token's logit lowered by ``beta``.
 
-    Args:
-        reference: Logits of the reference, of shape ``(positions, vocabulary)``.
-        logits: Logits of the model, of the same shape.
-        labels: True tokens, of shape ``(positions,)``.
-        beta: Amount by which the true token's logit is lowered.
+    Logits, of the reference and of the model, are ``(positions, vocabulary)``, labels ``(positions,)``.
 
     Example:
         >>> import torch
@@ -51,9 +47,6 @@ class UNDIAL(ForgetRetainLoss):
 
     Args:
         beta: Amount by which the true token's logit is lowered.
-
-    Raises:
-        ValueError: If a number is out of its range.
 
     References:
         Dong et al., "UNDIAL: Self-distillation with adjusted logits for robust unlearning in large language models",

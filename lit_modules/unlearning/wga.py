@@ -32,9 +32,6 @@ class WGA(ForgetRetainLoss):
     Args:
         beta: Power of the probability; 0 is gradient ascent.
 
-    Raises:
-        ValueError: If a number is out of its range.
-
     References:
         Wang et al., "Rethinking LLM unlearning objectives: A gradient perspective and go beyond", arXiv 2502.19301.
     """

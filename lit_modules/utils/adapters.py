@@ -83,12 +83,9 @@ def base_of(config: PeftConfig, name: str) -> str:
 
 
 def start_adapter(model: Any, config: PeftConfig, revision: str | None = None) -> PeftModel:
-    """Put a new adapter on a whole model, in place; the configuration stays as it is.
+    """Put a new adapter on a whole model of transformers, in place; the configuration stays as it is.
 
-    Args:
-        model: Model of transformers.
-        config: Configuration of the adapter.
-        revision: Revision of the model on the hub, which a saved adapter is to name.
+    ``revision`` is that of the model on the hub, which a saved adapter is to name.
 
     Raises:
         ValueError: If the model carries an adapter already, or the adapter's start is nowhere saved.
@@ -104,10 +101,10 @@ def start_adapter(model: Any, config: PeftConfig, revision: str | None = None) -
 
 
 def continue_adapter(model: Any, name: str, given: PeftConfig | None = None) -> PeftModel:
-    """Put a saved adapter on its base model, in place, to train on.
+    """Put a saved adapter on its whole base model, in place, to train on.
 
     Args:
-        model: The whole model that it belongs to.
+        model: The model.
         name: Folder of the adapter, or its name on a hub.
         given: Configuration that is asked for; it must be that of the saved adapter, but for how it is trained.
 
@@ -182,16 +179,9 @@ def rebuild(described: Mapping[str, Any]) -> PeftConfig:
 
 
 def check_same(own: PeftConfig, saved: PeftConfig, holder: str, remedy: str) -> None:
-    """Check that two configurations describe one adapter, but for its layers and how it is trained.
+    """Raise a ``ValueError`` unless two configurations describe one adapter, but for its layers and how it is trained.
 
-    Args:
-        own: Configuration that is asked for.
-        saved: Configuration of the saved adapter.
-        holder: What holds the saved adapter, as the beginning of a sentence.
-        remedy: Ways out, as the end of a sentence.
-
-    Raises:
-        ValueError: If they do not; names the first difference.
+    The message names the first difference; it begins with ``holder``, of the saved adapter, and ends with ``remedy``.
     """
     requested, present = essence(own), essence(saved)
     for name in ["peft_type", *sorted({*requested, *present})]:
@@ -207,13 +197,8 @@ def adapter_to_restore(
 ) -> PeftConfig | None:
     """Return the configuration of the adapter that a module lacks and a checkpoint holds; ``None`` if it lacks none.
 
-    Args:
-        checkpoint: Checkpoint.
-        own: Configuration of the adapter that the module carries.
-        remedy: Way out if the two are others, as the end of a sentence.
-
     Raises:
-        ValueError: If the two have different adapters, or only the module has one.
+        ValueError: If the two have different adapters, or only the module has one; it ends with ``remedy``.
     """
     saved = None if checkpoint.get(KEY) is None else rebuild(checkpoint[KEY])
     if saved is not None and own is not None:
@@ -227,17 +212,10 @@ def adapter_to_restore(
 
 
 def check_restored(state: Mapping[str, Any], model: nn.Module, prefix: str) -> None:
-    """Check that a state sets every weight that trains, and holds none that the model lacks.
+    """Raise a ``ValueError`` unless a state sets every weight that trains, and holds none that the model lacks.
 
     Lightning passes over both in silence where ``strict_loading`` is off, as it is where frozen weights are left out.
-
-    Args:
-        state: State dict of a checkpoint.
-        model: Model to load it into.
-        prefix: What stands before the model's names in ``state``.
-
-    Raises:
-        ValueError: If it does not; names a weight.
+    ``prefix`` stands before the model's names in the state.
     """
     saved = {name for name in state if name.startswith(prefix)}
     trained = {prefix + name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -252,11 +230,7 @@ def check_restored(state: Mapping[str, Any], model: nn.Module, prefix: str) -> N
 
 
 def check_merge(model: Any) -> None:
-    """Check that the adapter of a model can be merged, before training makes it worth having.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Raise a ``ValueError`` if the adapter cannot be merged, before training makes it worth having."""
     config = own_config(model)
     if config is None:
         return
@@ -281,12 +255,9 @@ def check_merge(model: Any) -> None:
 
 
 def merged(model: Any) -> Any:
-    """Return a copy of a model with its adapter merged into its weights.
+    """Return a copy of a model with its adapter merged into its weights; a ``ValueError`` says if it cannot be.
 
     An adapter on one of two tied layers parts them: the copy holds both weights, and says so in its configuration.
-
-    Raises:
-        ValueError: If the adapter cannot be merged.
     """
     check_merge(model)
     whole = copy.deepcopy(model)
@@ -302,15 +273,10 @@ def merged(model: Any) -> Any:
 
 
 def check_folder(model: Any, folder: str, merge: bool) -> None:
-    """Check that what is written to a folder is what would be loaded from it.
+    """Raise a ``ValueError`` unless what is written to a folder is what would be loaded from it.
 
-    Args:
-        model: Model, with an adapter or without.
-        folder: Folder to write to.
-        merge: Whether an adapter is to be merged.
-
-    Raises:
-        ValueError: If a whole model goes where an adapter lies, or an adapter where its own base lies.
+    A whole model, or with ``merge`` a merged one, must not go where an adapter lies, nor an adapter where its own base
+    lies.
     """
     config = own_config(model)
     if config is None or merge:
@@ -335,12 +301,7 @@ def leaves_base(config: PeftConfig) -> bool:
 
 @contextmanager
 def weights_swapped(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Give parameters other values for a while.
-
-    Args:
-        parameters: Tensors, which no backward pass is to go through until they have their own values again.
-        values: As many, of the same shapes.
-    """
+    """Give parameters other values for a while, in which no backward pass is to go through them."""
     own = [parameter.detach().clone() for parameter in parameters]
     _copy(values, parameters)
     try:

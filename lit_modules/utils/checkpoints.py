@@ -100,9 +100,6 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
 def check_shards(folder: str | Path) -> None:
     """Check that what tells the places of a distributed checkpoint's shards holds no object that could run code.
 
-    Args:
-        folder: Folder that a distributed strategy wrote.
-
     Raises:
         UnsafeFile: If it does.
         DamagedFile: If it cannot be read.
@@ -119,14 +116,7 @@ def check_shards(folder: str | Path) -> None:
 
 @contextmanager
 def only_tensors(model: str) -> Iterator[None]:
-    """Turn torch's refusal of weights that are no plain tensors into a sentence.
-
-    Args:
-        model: Name, folder or file that is loaded inside.
-
-    Raises:
-        ValueError: If a file of weights is damaged or holds more than tensors.
-    """
+    """Raise a ``ValueError`` where the weights of a model that is loaded inside are damaged or more than tensors."""
     try:
         yield
     except pickle.UnpicklingError as error:

@@ -115,18 +115,7 @@ class Endpoint:
         return self._ask("chat/completions", {"messages": messages, **options}, read_text)
 
     def image(self, prompt: str, size: int, read: Callable[[bytes], Answer]) -> Answer:
-        """Ask an image model for one image.
-
-        Args:
-            prompt: Content of the image.
-            size: Side in pixels.
-            read: Reads the file; raises ``ValueError`` if it cannot.
-
-        Raises:
-            RefusedError: If the endpoint refuses the request.
-            AnswerError: If the last answer could not be read.
-            EndpointError: If the endpoint cannot be used.
-        """
+        """Ask an image model for one image of ``size`` x ``size`` pixels, until it can be read; see :meth:`chat`."""
         fields = {"prompt": prompt, "n": 1, "size": f"{size}x{size}", "response_format": "b64_json"}
         return self._ask("images/generations", fields, lambda data: read(read_image(data)))
 
@@ -286,11 +275,9 @@ def read_chat(data: Any) -> tuple[str, bool]:
 
 
 def read_image(data: Any) -> bytes:
-    """Return the file of the first image in an answer.
+    """Return the file of the first image in a decoded answer of ``images/generations``.
 
-    Args:
-        data: Decoded answer of ``images/generations``: a list ``data`` or ``images``, whose entries hold base64, with
-            line breaks or as a ``data:`` URL too.
+    The answer has a list ``data`` or ``images``, whose entries hold base64, with line breaks or as a ``data:`` URL too.
 
     Raises:
         AnswerError: If there is only the address of an image.

@@ -9,13 +9,7 @@ from uuid import uuid4
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Give a new folder to fill, and move it to its own place when the block ends well.
-
-    Args:
-        path: Folder that does not exist, or is empty.
-
-    Raises:
-        OSError: If something else lies there when the block ends.
+    """Give a new folder to fill, and move it to its own place, which must be free or empty, when the block ends well.
 
     Example:
         >>> from tempfile import TemporaryDirectory

@@ -36,12 +36,6 @@ def stable_hash(*parts: object) -> str:
 def stable_seed(*parts: object) -> int:
     """Return a seed from values: the first 31 bits of their hash, which every generator and server takes.
 
-    Args:
-        parts: What the seed belongs to, such as the run's seed, pair, direction, kind, stage and index.
-
-    Returns:
-        From 0 to ``2**31 - 1``.
-
     Example:
         >>> stable_seed(0, "pair", "direction", "visual", "images", 7)
         343857759
@@ -58,13 +52,7 @@ def hash_file(path: str | Path) -> str:
 def hash_folder(folder: str | Path) -> str:
     """Return the SHA-256 of the names and whole contents of a folder's files, hidden ones left out.
 
-    Moving the folder does not change it.
-
-    Args:
-        folder: Folder, read with all that lies below it.
-
-    Returns:
-        64 hexadecimal digits.
+    All that lies below it counts; moving the folder does not change it.
     """
     root, total = Path(folder), hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -75,13 +63,7 @@ def hash_folder(folder: str | Path) -> str:
 
 
 def hash_tensors(tensors: Mapping[str, "Tensor"] | Iterable[tuple[str, "Tensor"]]) -> str:
-    """Return the SHA-256 of named tensors: their names, types, shapes and values.
-
-    Args:
-        tensors: Tensors by name, such as a ``state_dict``; the order counts.
-
-    Returns:
-        64 hexadecimal digits.
+    """Return the SHA-256 of named tensors, such as a ``state_dict``: their order, names, types, shapes and values.
 
     Example:
         >>> import torch

@@ -9,14 +9,7 @@ from typing import Any
 def render_html(
     package: str, template: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None
 ) -> str:
-    """Render a package's Jinja template; values are escaped, and a missing one is an error.
-
-    Args:
-        package: Package that holds the template.
-        template: File in it, such as ``"data/report.html.j2"``.
-        values: Values by name.
-        filters: Further filters of the template, by name.
-    """
+    """Render a template of a package, such as ``"data/report.html.j2"``; values are escaped and must be there."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -83,13 +83,13 @@ def read_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
             f"{max_pixels}."
         )
     try:
-        found = _decoded(image)
+        picture = _decoded(image)
     except Exception as error:  # damaged data reaches every part of a decoder
         what = "is truncated" if "truncated" in str(error) else "cannot be decoded"
         raise ValueError(f"{name} {what}: {str(error).rstrip('.')}.") from error
-    if isinstance(found, str):
-        raise ValueError(f"{name} {found}.")
-    return found
+    if isinstance(picture, str):
+        raise ValueError(f"{name} {picture}.")
+    return picture
 
 
 def read_picture_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -102,15 +102,7 @@ def read_picture_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.I
 
 
 def picture_bytes(path: str | Path, name: str) -> bytes:
-    """Return the bytes of a picture's file.
-
-    Args:
-        path: The file.
-        name: Its name in messages.
-
-    Raises:
-        ValueError: If it is missing, cannot be read, or is too large.
-    """
+    """Return the bytes of a picture's file, or raise a ``ValueError`` if it is missing, unreadable or too large."""
     try:
         size = Path(path).stat().st_size
         if size > MAX_BYTES:

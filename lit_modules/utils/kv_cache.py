@@ -5,12 +5,9 @@ from typing import Any
 
 
 def cache_argument(network: Any) -> str | None:
-    """Return what a model calls its key-value cache, as an argument and in its output; ``None`` if it has none.
+    """Return what a model of transformers calls its key-value cache, as an argument and in its output, if it has one.
 
     It is ``cache`` from transformers 5.24 on, where the older ``past_key_values`` goes away with 5.40.
-
-    Args:
-        network: A model of transformers, or one with its arguments.
 
     Example:
         >>> class Old:

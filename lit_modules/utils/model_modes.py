@@ -28,7 +28,7 @@ def modules_of(model: object) -> list[nn.Module]:
         >>> modules_of(lambda x: net(x / 255))
         [Linear(in_features=4, out_features=3, bias=True)]
     """
-    found: dict[int, nn.Module] = {}
+    modules: dict[int, nn.Module] = {}
     seen: set[int] = set()
     waiting = [model]
     while waiting:
@@ -38,7 +38,7 @@ def modules_of(model: object) -> list[nn.Module]:
         seen.add(id(part))
         if isinstance(part, nn.Module):
             for module in part.modules():
-                found.setdefault(id(module), module)
+                modules.setdefault(id(module), module)
                 seen.add(id(module))
                 waiting += [value for value in vars(module).values() if _is_plain_callable(value)]
         elif isinstance(part, MethodType):
@@ -55,7 +55,7 @@ def modules_of(model: object) -> list[nn.Module]:
         elif not isinstance(part, type | ModuleType):
             values = getattr(part, "__dict__", {}).values()
             waiting += values if callable(part) else [value for value in values if isinstance(value, nn.Module)]
-    return list(found.values())
+    return list(modules.values())
 
 
 def _references(function: FunctionType) -> Iterator[object]:
@@ -79,12 +79,9 @@ def _is_plain_callable(value: object) -> bool:
 
 @contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
-    """Put a model in evaluation mode; on exit give each of its modules the mode it had.
+    """Put a model, or any callable (see :func:`modules_of`), in evaluation mode; on exit each module has its own again.
 
     A frozen batch normalisation inside a training network stays frozen.
-
-    Args:
-        model: Module, or any callable; see :func:`modules_of`.
     """
     modes = [(module, module.training) for module in modules_of(model)]
     try:
@@ -98,11 +95,7 @@ def evaluation_mode(model: object) -> Iterator[None]:
 
 @contextmanager
 def no_parameter_gradients(model: object) -> Iterator[None]:
-    """Let no parameter ask for a gradient; on exit give each parameter the flag it had.
-
-    Args:
-        model: Module, or any callable; see :func:`modules_of`.
-    """
+    """Let no parameter of a model or callable ask for a gradient; on exit give each the flag it had."""
     flags = [(p, p.requires_grad) for module in modules_of(model) for p in module.parameters(recurse=False)]
     try:
         for parameter, _ in flags:

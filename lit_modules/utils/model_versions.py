@@ -10,15 +10,11 @@ def model_version(model: str, revision: str | None, config: str) -> str:
     """Return a model's name with what tells its weights apart.
 
     For a folder, that is the hash of the whole content of its files, and not its path: a model may move. For a model on
-    the Hub it is the commit that the revision stands for now.
-
-    Args:
-        model: Name or folder.
-        revision: Branch, tag or commit; ``None`` for the newest.
-        config: File that every such model has.
+    the Hub it is the commit that the revision stands for now; ``None`` is the newest.
 
     Raises:
-        FileNotFoundError: If the folder does not have that file, or there is neither a folder nor a model of the Hub.
+        FileNotFoundError: If the folder lacks ``config``, a file that every such model has, or there is neither a
+            folder nor a model of the Hub.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -31,10 +27,7 @@ def model_version(model: str, revision: str | None, config: str) -> str:
 def hub_commit(model: str, revision: str | None, file: str) -> str:
     """Return the commit that a revision of a model on the Hub stands for now; without a connection, the one here.
 
-    Args:
-        model: Name of the model.
-        revision: Branch, tag or commit; ``None`` for the newest.
-        file: A file that the model has; it is fetched if it is not here.
+    ``file``, which the model has, is fetched if it is not here.
 
     Raises:
         FileNotFoundError: If there is no such model.

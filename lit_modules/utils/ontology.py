@@ -70,12 +70,9 @@ class Ontology:
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "ontology") -> Self:
-        """Read data in the schema or in the layout of three maps.
+        """Read data in the schema or in the layout of three maps; ``source`` names it in errors.
 
-        Args:
-            data: See :func:`~lit_modules.utils.ontology_files.read_concepts` and
-                :func:`~lit_modules.utils.ontology_files.convert_three_maps`.
-            source: Name of the data in errors; data of three maps takes its last part, without suffix, for its own.
+        Data of three maps takes the last part of ``source``, without suffix, for its name.
 
         Raises:
             ValueError: If the data breaks the schema; says the source, the path in it and the reason.
@@ -145,11 +142,7 @@ class Ontology:
         return namesakes[0]
 
     def affordances(self, level: Level = "all") -> tuple[str, ...]:
-        """Return the different affordances in alphabetical order.
-
-        Args:
-            level: Those of concepts as a whole, those of parts, or all.
-        """
+        """Return the different affordances of concepts as a whole, of parts, or of all, in alphabetical order."""
         _check_level(level)
         return tuple(sorted(set().union(*(self._of(concept, level) for concept in self.concepts))))
 
@@ -163,14 +156,7 @@ class Ontology:
         return self._of(self.concept(concept), level)
 
     def concepts_with(self, affordance: str, level: Level = "concept") -> tuple[str, ...]:
-        """Return the paths of the concepts that own an affordance.
-
-        Args:
-            affordance: Name of the affordance.
-            level: Where to look for it: the whole, the parts, or both.
-
-        Returns:
-            The paths in the order of the ontology; none if the affordance belongs to the other level alone.
+        """Return the paths of the concepts that own an affordance as a whole, by their parts, or either, in order.
 
         Raises:
             ValueError: If no concept and no part has it, with the nearest name, or if there is no such level.
@@ -232,11 +218,7 @@ class Ontology:
 
 
 def find_problems(data: Any, source: str = "ontology") -> list[str]:
-    """Return everything that keeps data from being an ontology, a sentence each with its path.
-
-    Args:
-        data: Content of a file, as :func:`~lit_modules.utils.ontology_files.load_mapping` returns it.
-        source: Name of the file.
+    """Return everything that keeps the content of a file from being an ontology, a sentence each with its path.
 
     Example:
         >>> find_problems({"schema_version": 1, "name": "x", "superordinates": {"tool": {"saw": {"part": {}}}}})

@@ -34,14 +34,6 @@ def check_precision(module: LightningModule) -> None:
 
 
 def check_trained(parameters: Iterable[Tensor], name: str) -> None:
-    """Refuse to train weights of float16, in which gradients vanish and weights turn into NaN.
-
-    Args:
-        parameters: Parameters that train.
-        name: Name of the module.
-
-    Raises:
-        ValueError: If one is of float16.
-    """
+    """Raise a ``ValueError`` if weights of float16 train, in which gradients vanish and weights turn into NaN."""
     if any(parameter.dtype == torch.float16 for parameter in parameters):
         raise ValueError(f"{name} does not train weights of float16; give the model in float32, `model.float()`.")

@@ -53,28 +53,17 @@ class RunDirectory:
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> def run(folder, size, calls):
-        ...     with RunDirectory(folder) as directory:
-        ...         directory.claim({"size": size})
-        ...         key = stage_key("square", {"x": size})
-        ...         record = directory.read_done(["squares", "square.json"], key)
-        ...         if record is None:
-        ...             calls.append(size)
-        ...             record = {"key": key, "value": size * size}
-        ...             directory.write_json(["squares", "square.json"], record)
-        ...             directory.log({"stage": "square", "calls": 1})
-        ...         return record["value"]
-        >>> calls = []
-        >>> with TemporaryDirectory() as folder:
-        ...     print(run(folder, 3, calls), run(folder, 3, calls), calls)
-        ...     print(list(RunDirectory(folder, writable=False).events()))
-        ...     try:
-        ...         run(folder, 4, calls)
-        ...     except UsageError as error:
-        ...         print(str(error).removeprefix(folder))
-        9 9 [3]
+        >>> with TemporaryDirectory() as folder, RunDirectory(folder) as directory:
+        ...     directory.claim({"size": 3})
+        ...     key = stage_key("square", {"x": 3})
+        ...     print(directory.read_done(["squares", "square.json"], key))
+        ...     directory.write_json(["squares", "square.json"], {"key": key, "value": 9})
+        ...     print(directory.read_done(["squares", "square.json"], key)["value"])
+        ...     directory.log({"stage": "square", "calls": 1})
+        ...     print(list(directory.events()))
+        None
+        9
         [{'calls': 1, 'stage': 'square'}]
-         holds a run with size=3, got size=4; take another folder.
     """
 
     def __init__(
@@ -112,11 +101,9 @@ class RunDirectory:
         self.writable = False
 
     def path(self, parts: Sequence[str]) -> Path:
-        """Return the path of a file.
+        """Return the path of a file, by the names of its folders and its own.
 
-        Args:
-            parts: Names of folders and of the file, each of ASCII letters, digits and ``._,=+ -``, with a letter, digit
-                or underscore first.
+        A name has ASCII letters, digits and ``._,=+ -``, with a letter, digit or underscore first.
 
         Raises:
             ValueError: If a name could leave the directory, or a link does.
@@ -132,14 +119,10 @@ class RunDirectory:
         return path
 
     def write_bytes(self, parts: Sequence[str], data: bytes) -> str:
-        """Write a file at once or not at all.
-
-        Returns:
-            Its SHA-256.
+        """Write a file at once or not at all, and return its SHA-256.
 
         Raises:
             RuntimeError: If the directory is closed or was opened for reading.
-            OSError: If the disk is full or the directory cannot be written to.
         """
         if not self.writable:
             raise RuntimeError(f"The {self.noun} {self.folder} is not open for writing.")
@@ -149,13 +132,8 @@ class RunDirectory:
     def write_json(self, parts: Sequence[str], value: Mapping[str, Any], allow_nan: bool = False) -> None:
         """Write a record at once or not at all; an equal one is left alone.
 
-        Args:
-            parts: See :meth:`path`.
-            value: The record.
-            allow_nan: Whether numbers may be infinite or NaN.
-
         Raises:
-            ValueError: If a number is not finite and must be.
+            ValueError: If a number is not finite, without ``allow_nan``.
         """
         data = (json.dumps(value, indent=1, sort_keys=True, allow_nan=allow_nan) + "\n").encode()
         path = self.path(parts)

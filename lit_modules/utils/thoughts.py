@@ -54,11 +54,7 @@ def close_thought(question: str) -> str:
 
 
 def template_options(processor: Any) -> dict[str, bool]:
-    """Return the arguments that switch thinking off, for a chat template that knows them.
-
-    Args:
-        processor: Processor or tokenizer with a chat template.
-    """
+    """Return the arguments that switch thinking off, for a chat template that knows them."""
     known = "enable_thinking" in str(getattr(processor, "chat_template", None))
     return {"enable_thinking": False} if known else {}
 
@@ -70,13 +66,7 @@ def mentions_thoughts(processor: Any) -> bool:
 
 
 def decode_answer(tokenizer: Any, tokens: Sequence[int], question: str = "") -> str:
-    """Return the text of an answer's tokens, without thoughts and special tokens.
-
-    Args:
-        tokenizer: Tokenizer.
-        tokens: Tokens of the answer.
-        question: Text of the question, which may end in an open thought.
-    """
+    """Return the text of an answer to a question, which may open a thought, without thoughts and special tokens."""
     marks = opened_thought(question)
     whole = ("" if marks is None else marks[0]) + str(tokenizer.decode(tokens, skip_special_tokens=False))
     text = without_thoughts(whole)

@@ -9,12 +9,7 @@ from torch import nn
 
 
 def without_frozen(state: dict[str, Any], model: nn.Module, prefix: str = "") -> dict[str, Any]:
-    """Return a state without the parameters that do not train.
-
-    Args:
-        state: State dict that holds the model's.
-        model: The model.
-        prefix: What stands before the model's names in ``state``.
+    """Return a state without the parameters that do not train; ``prefix`` stands before the model's names in it.
 
     Example:
         >>> layer = nn.Linear(1, 1)

@@ -17,7 +17,7 @@ from tests.attacks.test_catalogue import NAMES, QUICK
 
 
 def parser() -> ArgumentParser:
-    """A parser of one attack, or of a configuration file."""
+    """A parser of one attack; a configuration file gives it ``--print_config``."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(Attack, "attack")
@@ -44,17 +44,15 @@ def signature(kind: type[Attack]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_command_line_has_all_options_with_defaults_and_help(name: str) -> None:
-    kind = getattr(lit_modules.attacks, name)
-    expected = signature(kind)
+    expected = signature(getattr(lit_modules.attacks, name))
     assert {"seed", "restarts"} <= set(expected)
     required = ["--attack.attacks=[lit_modules.attacks.FGSM]"] if name == "BestOf" else []
-    given = yaml.safe_load(printed(f"--attack=lit_modules.attacks.{name}", *required, "--print_config"))["attack"]
-    assert set(given["init_args"]) == set(expected)
+    shown = yaml.safe_load(printed(f"--attack=lit_modules.attacks.{name}", *required, "--print_config"))["attack"]
+    assert set(shown["init_args"]) == set(expected)
+    text = " ".join(printed(f"--attack.help=lit_modules.attacks.{name}").partition("Help for")[2].split())
     for key, value in expected.items():
         if key != "attacks":
-            assert given["init_args"][key] == (list(value) if isinstance(value, tuple) else value), key
-    text = " ".join(printed(f"--attack.help=lit_modules.attacks.{name}").partition("Help for")[2].split())
-    for key in expected:
+            assert shown["init_args"][key] == (list(value) if isinstance(value, tuple) else value), key
         sentence = re.search(rf"--attack\.{key} (?:{{.*?}}|\S+)(?:, --\S+ \S+)? (.*?)\((?:type|required)", text)
         assert sentence, key
         assert len(sentence[1]) > 10, key
@@ -81,92 +79,46 @@ def test_class_path(name: str) -> None:
         assert getattr(attack, key) == value
 
 
-def test_a_configuration_in_yaml(tmp_path: Any) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("attack: {class_path: lit_modules.attacks.LinfPGD, init_args: {eps: 0.1, targeted: true}}")
-    attack = parser().instantiate(parser().parse_args([f"--config={path}"])).attack
-    assert repr(attack) == repr(LinfPGD(eps=0.1, targeted=True))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_unknown_and_positional_arguments_are_refused(name: str) -> None:
-    kind = getattr(lit_modules.attacks, name)
-    members = {"attacks": [FGSM()]} if name == "BestOf" else {}
+def test_unknown_and_positional_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
-        kind(step=3, **members)
+        LinfPGD(step=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="positional"):
-        kind(0.3)
+        FGSM(0.3)  # type: ignore[misc]
 
 
-BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("LinfPGD", {"eps": -0.1}, r"eps must be finite and at least 0, got -0\.1"),
-    ("LinfPGD", {"eps": float("nan")}, "eps must be finite and at least 0, got nan"),
-    ("LinfPGD", {"eps": torch.tensor([0.1, -0.1])}, "eps must be finite and at least 0"),
-    ("LinfPGD", {"eps": torch.rand(2, 2)}, r"eps must be a number or hold one number per sample, got shape \(2, 2\)"),
-    ("LinfPGD", {"eps": torch.rand(0)}, r"got shape \(0,\)"),
-    ("LinfPGD", {"steps": 0}, "steps must be an integer of at least 1, got 0"),
-    ("LinfPGD", {"steps": 2.0}, r"steps must be an integer of at least 1, got 2\.0"),
-    ("LinfPGD", {"steps": True}, "steps must be an integer of at least 1, got True"),
-    ("LinfPGD", {"step_size": 0.0}, r"step_size must be positive and finite, got 0\.0"),
-    ("LinfPGD", {"eot_samples": 0}, "eot_samples must be an integer of at least 1, got 0"),
-    ("LinfPGD", {"restarts": 0}, "restarts must be an integer of at least 1, got 0"),
-    ("LinfPGD", {"keep": "all"}, "keep must be 'first' or 'best' or 'last', got 'all'"),
-    ("LinfPGD", {"loss": "hinge"}, "loss must be one of cross_entropy, margin, dlr.*got 'hinge'"),
-    ("LinfPGD", {"precision": "16"}, "precision must be '32' or 'bf16', got '16'"),
-    ("LinfPGD", {"model_mode": "train"}, "model_mode must be 'eval' or 'keep', got 'train'"),
-    ("L1PGD", {"sparsity": 1.5}, r"sparsity must lie in \[0, 1\], got 1\.5"),
-    ("L2Momentum", {"decay": -0.5}, r"decay must lie in \[0, inf\), got -0\.5"),
-    ("APGD", {"norm": "l0"}, "norm must be 'linf' or 'l2' or 'l1', got 'l0'"),
-    ("APGD", {"rho": 1.5}, r"rho must lie in \[0, 1\], got 1\.5"),
-    ("APGD", {"keep": "last"}, "keep must be 'first' or 'best', got 'last'"),
-    ("APGDT", {"targeted": True}, r"chooses its targets itself.*APGD\(targeted=True\)"),
-    ("APGDT", {"targets": 0}, "targets must be an integer of at least 1, got 0"),
-    ("AutoAttack", {"targeted": True}, r"chooses its targets itself.*APGD\(targeted=True\)"),
-    ("AutoAttack", {"version": "fast"}, "version must be 'standard' or 'plus' or 'rand' or 'custom', got 'fast'"),
-    ("AutoAttack", {"version": "custom"}, "attacks belong to version='custom' and only to it, got None with 'custom'"),
-    ("AutoAttack", {"version": "custom", "attacks": []}, "attacks belong to version='custom'"),
-    ("AutoAttack", {"attacks": [APGD()]}, "attacks belong to version='custom' and only to it.*'standard'"),
-    ("AutoAttack", {"version": "custom", "attacks": [APGD(norm="l2")]}, "must have the norm 'linf', got APGD"),
-    ("AutoAttack", {"version": "custom", "attacks": [APGD(targeted=True)]}, "must be untargeted, got APGD"),
-    ("FastFeature", {"targeted": True}, "FastFeature takes no targeted"),
-    ("Square", {"start_area": 1.5}, r"start_area must lie in \(0, 1\], got 1\.5"),
-    ("NES", {"norm": "l1"}, "norm must be 'linf' or 'l2', got 'l1'"),
-    ("NES", {"directions": 0}, "directions must be an integer of at least 1, got 0"),
-    ("SPSA", {"fd_step": 0}, "fd_step must be positive and finite, got 0"),
-    ("Bandits", {"exploration": 0}, "exploration must be positive and finite, got 0"),
-    ("NAttack", {"samples": 1}, "samples must be an integer of at least 2, got 1"),
-    ("NAttack", {"transform": "tanh", "bounds": None}, "transform='tanh' maps onto the bounds, got bounds=None"),
-    ("GenAttack", {"population": 1}, "population must be an integer of at least 2, got 1"),
-    ("GenAttack", {"least_rate": 0.0}, r"least_rate must lie in \(0, 1\], got 0\.0"),
-    ("FAB", {"search_steps": -1}, "search_steps must be an integer of at least 0, got -1"),
-    ("FAB", {"stop_radius": 0.0}, r"stop_radius must be positive and finite, got 0\.0"),
-    ("FAB", {"eta": 0.9}, r"eta must lie in \[1, inf\), got 0\.9"),
-    ("FAB", {"beta": 1.0}, r"beta must lie in \(0, 1\), got 1\.0"),
-    ("FABT", {"n_targets": 0}, "n_targets must be an integer of at least 1, got 0"),
-    (
-        "DDN",
-        {"levels": 256, "bounds": None},
-        "levels divide the range between the bounds; pass bounds=, or levels=None",
-    ),
-    ("DeepFool", {"classes": 1}, "classes must be an integer of at least 2, got 1"),
-    ("DeepFool", {"overshoot": -0.1}, r"overshoot must lie in \[0, inf\), got -0\.1"),
-    ("FMN", {"final_gamma": 0.0}, r"final_gamma must lie in \(0, 1\), got 0\.0"),
-    ("CarliniWagner", {"confidence": -1.0}, r"confidence must lie in \[0, inf\), got -1\.0"),
-    ("ElasticNet", {"decision": "l2"}, "decision must be 'en' or 'l1', got 'l2'"),
-    ("LBFGS", {"refine_steps": -1}, "refine_steps must be an integer of at least 0, got -1"),
-    ("LBFGS", {"loss": "hinge"}, "loss must be one of"),
-    ("JSMA", {"theta": 0.0}, r"theta must be finite and not 0, got 0\.0"),
-    ("LocalSearch", {"stretch": 2.5}, r"stretch must lie in \[0, 2\], got 2\.5"),
-    (
-        "SpatialTransform",
-        {"padding_mode": "wrap"},
-        "padding_mode must be 'zeros' or 'border' or 'reflection', got 'wrap'",
-    ),
-    ("RotationTranslation", {"search": "beam"}, "search must be 'grid' or 'random', got 'beam'"),
-]
-
-
-@pytest.mark.parametrize(("name", "arguments", "message"), BAD, ids=[f"{n}-{next(iter(a))}" for n, a, _ in BAD])
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("LinfPGD", {"eps": -0.1}, r"eps must be finite and at least 0, got -0\.1"),
+        ("LinfPGD", {"eps": torch.tensor([0.1, float("nan")])}, "eps must be finite and at least 0"),
+        ("LinfPGD", {"eps": torch.rand(2, 2)}, r"eps must be a number or hold one .* per sample, got shape \(2, 2\)"),
+        ("LinfPGD", {"steps": 0}, "steps must be an integer of at least 1, got 0"),
+        ("LinfPGD", {"steps": 2.0}, r"steps must be an integer of at least 1, got 2\.0"),
+        ("LinfPGD", {"restarts": True}, "restarts must be an integer of at least 1, got True"),
+        ("LinfPGD", {"step_size": 0.0}, r"step_size must be positive and finite, got 0\.0"),
+        ("LinfPGD", {"keep": "all"}, "keep must be 'first' or 'best' or 'last', got 'all'"),
+        ("LinfPGD", {"loss": "hinge"}, "loss must be one of cross_entropy, margin, dlr.*got 'hinge'"),
+        ("LinfPGD", {"precision": "16"}, "precision must be '32' or 'bf16', got '16'"),
+        ("L1PGD", {"sparsity": 1.5}, r"sparsity must lie in \[0, 1\], got 1\.5"),
+        ("L2Momentum", {"decay": -0.5}, r"decay must lie in \[0, inf\), got -0\.5"),
+        ("APGD", {"norm": "l0"}, "norm must be 'linf' or 'l2' or 'l1', got 'l0'"),
+        ("APGDT", {"targeted": True}, r"chooses its targets itself.*APGD\(targeted=True\)"),
+        ("AutoAttack", {"version": "custom"}, "attacks belong to version='custom' .*, got None with 'custom'"),
+        ("AutoAttack", {"attacks": [APGD()]}, "attacks belong to version='custom' and only to it.*'standard'"),
+        ("AutoAttack", {"version": "custom", "attacks": [APGD(norm="l2")]}, "must have the norm 'linf', got APGD"),
+        ("AutoAttack", {"version": "custom", "attacks": [APGD(targeted=True)]}, "must be untargeted, got APGD"),
+        ("Square", {"start_area": 0.0}, r"start_area must lie in \(0, 1\], got 0\.0"),
+        ("NES", {"norm": "l1"}, "norm must be 'linf' or 'l2', got 'l1'"),
+        ("NAttack", {"transform": "tanh", "bounds": None}, "transform='tanh' maps onto the bounds, got bounds=None"),
+        ("GenAttack", {"population": 1}, "population must be an integer of at least 2, got 1"),
+        ("FAB", {"search_steps": -1}, "search_steps must be an integer of at least 0, got -1"),
+        ("FAB", {"stop_radius": 0.0}, r"stop_radius must be positive and finite, got 0\.0"),
+        ("FAB", {"beta": 1.0}, r"beta must lie in \(0, 1\), got 1\.0"),
+        ("DDN", {"levels": 256, "bounds": None}, "levels divide the range between the bounds; pass bounds="),
+        ("JSMA", {"theta": 0.0}, r"theta must be finite and not 0, got 0\.0"),
+        ("SpatialTransform", {"padding_mode": "wrap"}, "must be 'zeros' or 'border' or 'reflection', got 'wrap'"),
+    ],
+)
 def test_bad_values(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(lit_modules.attacks, name)(**arguments)

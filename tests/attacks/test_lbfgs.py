@@ -1,6 +1,7 @@
 """The L-BFGS attack: truth on linear models, with and without a target, and the optimisers that run side by side."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +10,7 @@ from torch import Tensor, nn
 
 from lit_modules.attacks import LBFGS
 from lit_modules.attacks.lbfgs import bisect_segment, minimise_together
-
-
-def linear(classes: int, size: int = 20) -> nn.Linear:
-    torch.manual_seed(0)
-    model = nn.Linear(size, classes)
-    with torch.no_grad():
-        model.weight *= 3
-    return model
+from tests.attacks.helpers import Recorder, images, linear
 
 
 def network() -> nn.Module:
@@ -24,28 +18,27 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 4)).eval()
 
 
-def samples(count: int = 16, size: int = 20) -> Tensor:
-    return torch.rand(count, size, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
+def samples() -> Tensor:
+    return images(16, 20) * 0.4 + 0.3
 
 
 @pytest.mark.parametrize("loss", ["nearest", "cross_entropy", "margin"])
-def test_every_sample_is_fooled_without_a_target(loss: str) -> None:
+def test_every_sample_is_fooled_without_a_target(loss: Any) -> None:
     model, x = network(), samples()
-    result = LBFGS(loss=loss).run(model, x)  # type: ignore[arg-type]
-    assert bool(result.success.all())
-    assert bool((model(result.adversarial).argmax(1) != model(x).argmax(1)).all())
+    assert bool((model(LBFGS(loss=loss)(model, x)).argmax(1) != model(x).argmax(1)).all())
 
 
 @pytest.mark.parametrize("loss", ["nearest", "cross_entropy"])
-def test_every_sample_reaches_its_target_nearer_than_the_way_to_another_image(loss: str) -> None:
-    model, x = linear(3), samples()
-    target = (model(x).argmax(1) + 1) % 3
-    result = LBFGS(targeted=True, loss=loss).run(model, x, target)  # type: ignore[arg-type]
+def test_every_sample_reaches_its_target_hardly_beyond_the_plane(loss: Any) -> None:
+    model, x = linear(3, 20, scale=3), samples()
+    label = model(x).argmax(1)
+    target = (label + 1) % 3
+    result = LBFGS(targeted=True, loss=loss).run(model, x, target)
     assert torch.equal(model(result.adversarial).argmax(1), target)
-    plane = (model(x).amax(1) - model(x).gather(1, target[:, None])[:, 0]).detach()
-    away = (model.weight[model(x).argmax(1)] - model.weight[target]).norm(dim=1).detach()
-    assert bool((result.distance >= plane / away * 0.9999).all())
-    assert float((result.distance / (plane / away)).median()) < 1.1
+    gap = model(x).amax(1) - model(x).gather(1, target[:, None])[:, 0]
+    plane = (gap / (model.weight[label] - model.weight[target]).norm(dim=1)).detach()
+    assert bool((result.distance >= plane * 0.9999).all())
+    assert float((result.distance / plane).median()) < 1.1
 
 
 def test_bisection_shortens_and_each_point_was_asked_about() -> None:
@@ -54,14 +47,9 @@ def test_bisection_shortens_and_each_point_was_asked_about() -> None:
     both = rough.success & fine.success
     assert float((fine.distance - rough.distance)[both].max()) <= 1e-6
     assert float(fine.distance[both].median()) < float(rough.distance[both].median())
-    asked: list[Tensor] = []
-
-    def spy(z: Tensor) -> Tensor:
-        asked.append(z.detach().clone())
-        return model(z)
-
-    adversarial = LBFGS(search_steps=2)(spy, x)
-    assert all(any(bool((points == point).all(1).any()) for points in asked) for point in adversarial)
+    recorder = Recorder(model)
+    adversarial, points = LBFGS(search_steps=2)(recorder, x), torch.cat(recorder.asked)
+    assert all(bool((points == point).all(1).any()) for point in adversarial)
     state = LBFGS().prepare(model, x, None, 0)
     assert torch.equal(bisect_segment(state, fine.adversarial, 0), fine.adversarial)
 
@@ -75,10 +63,10 @@ def test_optimisers_side_by_side_are_evaluated_together() -> None:
     sizes: list[int] = []
     last: dict[int, np.ndarray] = {}
 
-    def evaluate(asked: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
-        sizes.append(len(asked))
-        last.update(zip(asked, points, strict=True))
-        return [(float((x - n) @ (x - n)), 2 * (x - n)) for n, x in zip(asked, points, strict=True)]
+    def evaluate(numbers: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
+        sizes.append(len(numbers))
+        last.update(zip(numbers, points, strict=True))
+        return [(float((x - n) @ (x - n)), 2 * (x - n)) for n, x in zip(numbers, points, strict=True)]
 
     box = (np.full(3, 0.0), np.full(3, 1.5))
     minimise_together([np.ones(3)] * 4, [None, None, box, box], evaluate, 50)
@@ -90,11 +78,11 @@ def test_optimisers_side_by_side_are_evaluated_together() -> None:
 def test_no_thread_outlives_a_failure() -> None:
     before = threading.active_count()
 
-    def evaluate(asked: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
+    def evaluate(numbers: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
         raise ArithmeticError("broken")
 
     with pytest.raises(ArithmeticError, match="broken"):
         minimise_together([np.ones(3)] * 4, [None] * 4, evaluate, 5)
     with pytest.raises(ValueError, match="bound"):
-        minimise_together([np.ones(3)], [(np.zeros(2), np.ones(2))], lambda asked, points: [(0.0, np.ones(3))], 5)
+        minimise_together([np.ones(3)], [(np.zeros(2), np.ones(2))], lambda numbers, points: [(0.0, np.ones(3))], 5)
     assert threading.active_count() == before

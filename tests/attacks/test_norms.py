@@ -10,18 +10,10 @@ from scipy import stats
 from scipy.optimize import brentq
 from torch import Tensor
 
-from lit_modules.attacks.engine.norms import (
-    lp_norm,
-    normalise,
-    project,
-    project_l1_box,
-    random_in_ball,
-    steepest,
-)
+from lit_modules.attacks.engine.norms import lp_norm, normalise, project, project_l1_box, random_in_ball, steepest
 from lit_modules.attacks.engine.random import SampleRandom
 
-BALLS: list[str] = ["linf", "l2", "l1"]
-DUAL = {"linf": "l1", "l2": "l2"}
+BALLS = ["linf", "l2", "l1"]
 seeds = st.integers(0, 2**31)
 
 
@@ -38,26 +30,18 @@ def cases(seed: int, batch: int = 5, size: int = 24) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("shape", [(5, 24), (5, 2, 3, 4), (5, 24, 1)])
 def test_lp_norm_of_any_shape(shape: tuple[int, ...]) -> None:
     delta, _ = cases(0)
-    flat = delta.view(shape)
     for norm, order in (("linf", math.inf), ("l2", 2), ("l1", 1), ("l0", 0)):
-        assert torch.allclose(lp_norm(flat, norm), torch.linalg.vector_norm(delta, order, dim=1))
+        assert torch.allclose(lp_norm(delta.view(shape), norm), torch.linalg.vector_norm(delta, order, dim=1))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-12, 1e-20, 1e-30, 1e15])
-def test_normalise_has_length_one_for_gradients_of_any_size(norm: str, scale: float) -> None:
+def test_normalise_has_length_one_for_gradients_of_any_size_but_zero(norm: str, scale: float) -> None:
     gradient = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)) * scale
-    assert torch.allclose(lp_norm(normalise(gradient, norm), norm), torch.ones(4), atol=1e-5)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_zero_gradient_stays_zero(norm: str) -> None:
-    gradient = torch.zeros(2, 6)
-    gradient[1] = 1
-    for function in (normalise, steepest):
-        moved = function(gradient, norm)
-        assert bool(torch.isfinite(moved).all())
-        assert not bool(moved[0].any())
+    gradient[0] = 0
+    unit = normalise(gradient, norm)
+    assert torch.allclose(lp_norm(unit, norm), torch.tensor([0.0, 1, 1, 1]), atol=1e-5)
+    assert not bool(unit[0].any() | steepest(gradient, norm)[0].any())
 
 
 @settings(max_examples=40, deadline=None)
@@ -76,6 +60,7 @@ def test_projection_properties(seed: int, norm: str) -> None:
     other = project(torch.randn(delta.shape, generator=torch.Generator().manual_seed(seed)) * radius, radius, norm)
     product = ((delta - inside).double() * (other - inside).double()).sum(1)
     assert bool((product <= 1e-4 * (delta - inside).double().norm(dim=1) * radius[:, 0] + 1e-9).all())
+    assert not bool(project(delta, 0 * radius, norm).any())
 
 
 @settings(max_examples=40, deadline=None)
@@ -87,7 +72,7 @@ def test_l1_projection_with_box_against_root_finding(seed: int, box: str) -> Non
     upper = torch.rand(delta.shape, generator=generator) if box in ("both", "upper") else None
     if upper is not None:
         upper[:, ::5] = 0  # a value that stands at its bound
-    found = project_l1_box(delta, radius, lower, upper)
+    moved = project_l1_box(delta, radius, lower, upper)
     low = torch.full_like(delta, -math.inf) if lower is None else lower
     high = torch.full_like(delta, math.inf) if upper is None else upper
     for row in range(len(delta)):
@@ -100,37 +85,26 @@ def test_l1_projection_with_box_against_root_finding(seed: int, box: str) -> Non
         top = float(x.abs().max()) + 1
         excess = float(shrunk(0).abs().sum()) - limit
         t = 0.0 if excess <= 0 else brentq(lambda t, f=shrunk, c=limit: float(f(t).abs().sum()) - c, 0, top, xtol=1e-13)
-        assert torch.allclose(found[row].double(), shrunk(t), rtol=1e-4, atol=1e-5 * max(1, limit))
-    assert bool((lp_norm(found.double(), "l1") <= radius[:, 0].double() * (1 + 1e-6)).all())
-    assert bool(((found >= low) & (found <= high)).all())
+        assert torch.allclose(moved[row].double(), shrunk(t), rtol=1e-4, atol=1e-5 * max(1, limit))
+    assert bool((lp_norm(moved.double(), "l1") <= radius[:, 0].double() * (1 + 1e-6)).all())
+    assert bool(((moved >= low) & (moved <= high)).all())
 
 
 def test_l1_projection_of_images_with_bounds_that_broadcast() -> None:
-    delta = torch.randn(3, 2, 4, 4)
-    radius = torch.full((3, 1, 1, 1), 2.0)
+    delta, radius = torch.randn(3, 2, 4, 4), torch.full((3, 1, 1, 1), 2.0)
     upper, lower = torch.full((3, 2, 4, 4), 0.2), torch.full((3, 2, 4, 4), -0.3)
     whole = project_l1_box(delta, radius, lower, upper)
     assert torch.allclose(project_l1_box(delta, radius, lower[:1], upper[:1]), whole)
     assert torch.allclose(project_l1_box(delta[1:2], radius[1:2], lower[:1], upper[:1]), whole[1:2], atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", BALLS)
-def test_radius_zero_and_one_radius_per_sample(norm: str) -> None:
-    delta = torch.randn(3, 8)
-    radius = torch.tensor([[0.0], [0.5], [100.0]])
-    moved = project(delta, radius, norm)
-    assert not bool(moved[0].any())
-    assert float(lp_norm(moved, norm)[1]) == pytest.approx(0.5, rel=1e-4)
-    assert torch.equal(moved[2], delta[2])
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_steepest_reaches_the_dual_norm(norm: str) -> None:
+@pytest.mark.parametrize(("norm", "dual"), [("linf", "l1"), ("l2", "l2")])
+def test_steepest_reaches_the_dual_norm(norm: str, dual: str) -> None:
     gradient, _ = cases(3)
-    gain = (steepest(gradient, norm) * gradient).sum(1)
-    assert torch.allclose(gain, lp_norm(gradient, DUAL[norm]), rtol=1e-5)
+    step = steepest(gradient, norm)
+    assert torch.allclose((step * gradient).sum(1), lp_norm(gradient, dual), rtol=1e-5)
     moved = gradient.any(1)
-    assert torch.allclose(lp_norm(steepest(gradient, norm), norm)[moved], torch.ones(int(moved.sum())), atol=1e-6)
+    assert torch.allclose(lp_norm(step, norm)[moved], torch.ones(int(moved.sum())), atol=1e-6)
 
 
 @pytest.mark.parametrize(("sparsity", "count"), [(0.95, 5), (0.0, 100), (1.0, 1), (0.99, 1), (0.5, 50)])
@@ -141,21 +115,19 @@ def test_l1_step_is_spread_over_the_largest_coordinates(sparsity: float, count: 
     assert torch.equal(lp_norm(step, "l0"), torch.full((3,), float(count)))
     assert torch.allclose(lp_norm(step, "l1"), torch.ones(3), atol=1e-5)
     chosen, size = step.flatten(1) != 0, gradient.flatten(1).abs()
-    if count < 100:
-        least = torch.where(chosen, size, math.inf).amin(1)
-        assert bool((least >= torch.where(chosen, 0, size).amax(1)).all())
+    least = torch.where(chosen, size, math.inf).amin(1)
+    assert bool((least >= torch.where(chosen, 0, size).amax(1)).all())
     assert bool((step * gradient >= 0).all())
 
 
-@pytest.mark.parametrize("norm", BALLS)
-def test_random_points_of_the_ball(norm: str) -> None:
+@pytest.mark.parametrize(("norm", "power"), [("linf", 6), ("l2", 6), ("l1", 1)])
+def test_random_points_of_the_ball(norm: str, power: int) -> None:
     like = torch.rand(2000, 3, 2, generator=torch.Generator().manual_seed(0))
     radius = torch.where(torch.arange(2000) < 1000, 0.5, 4.0).view(-1, 1, 1)
     points = random_in_ball(like, radius, norm, SampleRandom.of(like, 0))
     share = (lp_norm(points.double(), norm) / radius.flatten()).numpy()
     assert points.shape == like.shape
     assert share.max() <= 1 + 1e-6
-    power = {"linf": 6, "l2": 6, "l1": 1}[norm]
     assert stats.kstest(share, lambda r: r.clip(0, 1) ** power).pvalue > 1e-4
     assert float((points / radius).mean()) == pytest.approx(0, abs=0.02)
     if norm == "linf":

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from callbacks import Curriculum
+from tests.small_runs import OneWeight, quiet_trainer
 
 
 class Stages(Sampler[int]):
@@ -43,23 +44,19 @@ class Pairs(Dataset[dict[str, Any]]):
         return {"tdistance": item / 10}
 
 
-class Module(LightningModule):
+class Module(OneWeight):
     """Logs the scores it was given, one a validation."""
 
     def __init__(self, scores: list[float] | None = None) -> None:
         super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
         self.scores = scores or []
 
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss: Tensor = self.layer(batch["tdistance"].float().unsqueeze(-1)).sum()
         return loss
 
-    def validation_step(self, batch: Any) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val/recall", self.scores[self.current_epoch])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class Numbers(Callback):
@@ -75,45 +72,28 @@ class Numbers(Callback):
 def fit(
     folder: Path,
     callback: Callback,
-    starts: list[int],
+    sampler: Any,
     scores: list[float] | None = None,
-    sampler: Any = None,
     resume: Path | None = None,
-    **arguments: Any,
+    **options: Any,
 ) -> tuple[list[dict[str, float]], Trainer]:
     numbers = Numbers()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[numbers, callback],
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        num_sanity_val_steps=1,
-        **quiet,
-        **arguments,
-    )
-    loader = DataLoader(Pairs(), batch_size=1, sampler=sampler or Stages(starts))
+    trainer = quiet_trainer(folder, numbers, callback, num_sanity_val_steps=1, **options)
+    loader = DataLoader(Pairs(), batch_size=1, sampler=Stages(sampler) if isinstance(sampler, list) else sampler)
     validation = DataLoader([0.0]) if scores else None  # type: ignore[arg-type]
     trainer.fit(Module(scores), loader, validation, ckpt_path=resume, weights_only=True if resume else None)
     return numbers.seen, trainer
 
 
-def test_stage_and_mean_distance_are_logged(tmp_path: Path) -> None:
-    seen, _ = fit(tmp_path, Curriculum(), [0, 1, 2], max_epochs=4)
-    assert [numbers["curriculum/stage"] for numbers in seen] == [0, 1, 2, 2]
-    assert [numbers["curriculum/tdistance"] for numbers in seen] == [0.05, 0.25, 0.45, 0.45]
-
-
-def test_a_sampler_without_stages_logs_distances_alone(tmp_path: Path) -> None:
-    _, trainer = fit(tmp_path, Curriculum(), [], max_epochs=1)
-    assert set(trainer.callback_metrics) == {"curriculum/tdistance"}
-
-
-def test_the_stage_changes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_stages_and_mean_distances_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        fit(tmp_path, Curriculum(distance_key=None), [0, 2], max_epochs=4)
-    told = [record.message for record in caplog.records if record.message.startswith("Curriculum")]
-    assert told == ["Curriculum: stage 0 in epoch 0.", "Curriculum: stage 1 in epoch 2."]
+        seen, _ = fit(tmp_path, Curriculum(), [0, 1, 3], max_epochs=4)
+    assert [numbers["curriculum/stage"] for numbers in seen] == [0, 1, 1, 2]
+    assert [numbers["curriculum/tdistance"] for numbers in seen] == [0.05, 0.25, 0.25, 0.45]
+    messages = [record.message for record in caplog.records if record.message.startswith("Curriculum")]
+    assert messages == [f"Curriculum: stage {stage} in epoch {epoch}." for stage, epoch in ((0, 0), (1, 1), (2, 3))]
+    assert set(fit(tmp_path, Curriculum(), [])[1].callback_metrics) == {"curriculum/tdistance"}
+    assert not fit(tmp_path, Curriculum(distance_key=None), [])[1].callback_metrics
 
 
 @pytest.mark.parametrize(
@@ -134,7 +114,7 @@ def test_a_metric_brings_stages_forward(
     tmp_path: Path, scores: list[float], options: dict[str, Any], starts: list[int]
 ) -> None:
     sampler = Stages([0, 3, 6])
-    fit(tmp_path, Curriculum("val/recall", **options), [], scores, sampler, max_epochs=9)
+    fit(tmp_path, Curriculum("val/recall", **options), sampler, scores, max_epochs=9)
     assert sampler.starts == starts
 
 
@@ -142,14 +122,14 @@ def test_a_resumed_run_keeps_what_the_metric_decided(tmp_path: Path) -> None:
     scores = [0.5, 0.4, 0.4, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7]
     whole = Stages([0, 5, 8])
     callback = Curriculum("val/recall", patience=2)
-    fit(tmp_path, callback, [], scores, whole, max_epochs=9)
+    fit(tmp_path, callback, whole, scores, max_epochs=9)
     assert whole.starts == [0, 3, 6]
     first = Curriculum("val/recall", patience=2)
     for stop in (2, 4, 7):
         _, trainer = fit(tmp_path, first, [0, 5, 8], scores, max_epochs=stop)
         trainer.save_checkpoint(tmp_path / "run.ckpt")
         sampler, then = Stages([0, 5, 8]), Curriculum("val/recall", patience=2)
-        fit(tmp_path, then, [], scores, sampler, tmp_path / "run.ckpt", max_epochs=9)
+        fit(tmp_path, then, sampler, scores, tmp_path / "run.ckpt", max_epochs=9)
         assert sampler.starts == whole.starts
         assert then.state_dict() == callback.state_dict()
 
@@ -158,29 +138,27 @@ def test_a_second_run_begins_anew(tmp_path: Path) -> None:
     callback = Curriculum("val/recall")
     for _ in range(2):
         sampler = Stages([0, 3, 6])
-        fit(tmp_path, callback, [], [0.5] * 2, sampler, max_epochs=2)
+        fit(tmp_path, callback, sampler, [0.5] * 2, max_epochs=2)
         assert sampler.starts == [0, 2, 6]
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"asks for a training sampler with stages and found SequentialSampler"):
-        fit(tmp_path, Curriculum(), [], sampler=torch.utils.data.SequentialSampler([0]), max_epochs=1)
+        fit(tmp_path, Curriculum(), torch.utils.data.SequentialSampler([0]))
     with pytest.raises(TypeError, match=r"asks for batch\['distance'\], .* and found tdistance; add it"):
-        fit(tmp_path, Curriculum(distance_key="distance"), [0], max_epochs=1)
+        fit(tmp_path, Curriculum(distance_key="distance"), [0])
     with pytest.raises(ValueError, match=r"Curriculum\(monitor='val/recall'\) ends stages, and .* Stages has none"):
-        fit(tmp_path, Curriculum("val/recall"), [], [0.1], max_epochs=1)
+        fit(tmp_path, Curriculum("val/recall"), [], [0.1])
     with pytest.raises(RuntimeError, match="watches 'val/clip', which Module does not log in validation; it logs"):
-        fit(tmp_path, Curriculum("val/clip"), [0, 1], [0.1], max_epochs=1)
+        fit(tmp_path, Curriculum("val/clip"), [0, 1], [0.1])
     callback = Curriculum()
     callback.load_state_dict({"starts": [0, 1], "best": None, "waited": 0, "stage": 0})
     with pytest.raises(ValueError, match="has a curriculum of 2 stages, got a sampler with 3"):
         callback._restore(Stages([0, 3, 6]))
-
-
-def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="mode must be 'max' or 'min', got 'up'"):
-        Curriculum(mode="up")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="patience must be at least 1 validation, got 0"):
-        Curriculum(patience=0)
-    with pytest.raises(ValueError, match="min_delta must be at least 0 and finite, got -1"):
-        Curriculum(min_delta=-1)
+    for arguments, message in (
+        ({"mode": "up"}, "mode must be 'max' or 'min', got 'up'"),
+        ({"patience": 0}, "patience must be at least 1 validation, got 0"),
+        ({"min_delta": -1}, "min_delta must be at least 0 and finite, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Curriculum(**arguments)  # type: ignore[arg-type]

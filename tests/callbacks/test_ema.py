@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import SavePretrained
 from callbacks.ema import EMA
+from tests.small_runs import quiet_trainer
 
 Weights = dict[str, Tensor]
 
@@ -45,11 +46,7 @@ class Module(LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.met.append(weights(self))
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.met.append(weights(self))
-
-    def predict_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.met.append(weights(self))
+    test_step = predict_step = validation_step
 
     def save_pretrained(self, folder: str) -> None:
         self.saved = weights(self)
@@ -79,6 +76,13 @@ class Manual(Module):
         self.layer.requires_grad_(True)
 
 
+class Plain(Module):
+    """Each fit makes a new optimizer, which has no state."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 class Adapted(Module):
     """An adapter that is only there after ``configure_model``."""
 
@@ -101,12 +105,6 @@ class Broken(Module):
 
 def loader(count: int = 6) -> Any:
     return DataLoader(torch.randn(count, 3, generator=torch.Generator().manual_seed(0)), batch_size=1)  # type: ignore[arg-type]
-
-
-def trainer(folder: Path, *callbacks: Callback, **arguments: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    settings = {"enable_checkpointing": False, "max_epochs": 1, "num_sanity_val_steps": 0, **quiet} | arguments
-    return Trainer(accelerator="cpu", devices=1, callbacks=list(callbacks), default_root_dir=folder, **settings)
 
 
 def seeded(kind: type[Module] = Module, **arguments: Any) -> Any:
@@ -132,7 +130,7 @@ def close(state: dict[str, Any], expected: Weights) -> None:
 @pytest.mark.parametrize(("decay", "offload"), [(0.9999, False), (0.3, True)])
 def test_averages_follow_the_formula(tmp_path: Path, decay: float, offload: bool) -> None:
     module, ema = seeded(), EMA(decay, offload)
-    trainer(tmp_path, ema).fit(module, loader())
+    quiet_trainer(tmp_path, ema).fit(module, loader())
     state = ema.state_dict()
     assert set(state["averages"]) == {"layer.weight", "layer.bias"}  # what is frozen is not copied
     assert state["steps"] == 6
@@ -142,7 +140,7 @@ def test_averages_follow_the_formula(tmp_path: Path, decay: float, offload: bool
 @pytest.mark.parametrize(("kind", "arguments"), [(Module, {"accumulate_grad_batches": 3}), (Manual, {})])
 def test_optimizer_steps_count_and_not_batches(tmp_path: Path, kind: type[Module], arguments: dict[str, Any]) -> None:
     module, ema = seeded(kind), EMA()
-    trainer(tmp_path, ema, **arguments).fit(module, loader(9))
+    quiet_trainer(tmp_path, ema, **arguments).fit(module, loader(9))
     assert ema.state_dict()["steps"] == 3
     close(ema.state_dict(), averages(module.trained[2::3]))
 
@@ -150,16 +148,17 @@ def test_optimizer_steps_count_and_not_batches(tmp_path: Path, kind: type[Module
 def test_evaluation_meets_the_averages_and_training_does_not(tmp_path: Path) -> None:
     module, ema = seeded(), EMA()
     plain = seeded()
-    runner = trainer(tmp_path, ema, val_check_interval=3, num_sanity_val_steps=1)
+    runner = quiet_trainer(tmp_path, ema, val_check_interval=3, num_sanity_val_steps=1)
     start = weights(module)
     runner.fit(module, loader(), loader(1))
-    trainer(tmp_path).fit(plain, loader())
+    quiet_trainer(tmp_path).fit(plain, loader())
     assert all(equal(*pair) for pair in zip(module.trained, plain.trained, strict=True))
     assert equal(weights(module), plain.trained[-1])
     sanity, middle, end = module.met
     assert equal(sanity, start)
-    close({"averages": {name: middle[name] for name in ema.state_dict()["averages"]}}, averages(module.trained[:3]))
-    close({"averages": {name: end[name] for name in ema.state_dict()["averages"]}}, averages(module.trained))
+    names = ema.state_dict()["averages"]
+    for met, steps in ((middle, module.trained[:3]), (end, module.trained)):
+        close({"averages": {name: met[name] for name in names}}, averages(steps))
     for run in (runner.validate, runner.test, runner.predict):
         module.met.clear()
         run(module, loader(1))
@@ -170,45 +169,35 @@ def test_evaluation_meets_the_averages_and_training_does_not(tmp_path: Path) -> 
 def test_the_weights_come_back_after_an_exception(tmp_path: Path) -> None:
     module, plain, ema = seeded(Broken), seeded(), EMA()
     with pytest.raises(RuntimeError, match="broken"):
-        trainer(tmp_path, ema).fit(module, loader(), loader(1))
-    trainer(tmp_path).fit(plain, loader())
+        quiet_trainer(tmp_path, ema).fit(module, loader(), loader(1))
+    quiet_trainer(tmp_path).fit(plain, loader())
     assert not equal(module.met[0], weights(module))
     assert equal(weights(module), weights(plain))
 
-    def fail() -> None:
-        with ema.averaged(module):
-            assert equal(weights(module), module.met[0])
-            raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        fail()
+    with pytest.raises(KeyError, match="mine"), ema.averaged(module):  # noqa: PT012
+        assert equal(weights(module), module.met[0])
+        raise KeyError("mine")
     assert equal(weights(module), weights(plain))
 
 
 @pytest.mark.parametrize("kind", [Module, Adapted])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, kind: type[Module]) -> None:
     whole = seeded(kind), EMA()
-    trainer(tmp_path, whole[1], max_epochs=3).fit(whole[0], loader(), loader(1))
-    first = trainer(tmp_path, EMA(), max_epochs=1)
+    quiet_trainer(tmp_path, whole[1], max_epochs=3).fit(whole[0], loader(), loader(1))
+    first = quiet_trainer(tmp_path, EMA(), max_epochs=1)
     first.fit(seeded(kind), loader(), loader(1))
     first.save_checkpoint(tmp_path / "run.ckpt")
     resumed = seeded(kind), EMA()
-    trainer(tmp_path, resumed[1], max_epochs=3).fit(
+    quiet_trainer(tmp_path, resumed[1], max_epochs=3).fit(
         resumed[0], loader(), loader(1), ckpt_path=tmp_path / "run.ckpt", weights_only=True
     )
     assert resumed[1].state_dict()["steps"] == whole[1].state_dict()["steps"] == 18
     assert equal(resumed[1].state_dict()["averages"], whole[1].state_dict()["averages"])
     assert equal(weights(resumed[0]), weights(whole[0]))
     assert equal(resumed[0].met[-1], whole[0].met[-1])
-
-
-def test_an_adapter_alone_is_averaged(tmp_path: Path) -> None:
-    module, ema = seeded(Adapted), EMA()
-    trainer(tmp_path, ema).fit(module, loader(), loader(1))
-    names = set(ema.state_dict()["averages"])
-    assert names
-    assert all("lora" in name for name in names)
-    assert all(torch.equal(module.met[0][name], value) for name, value in weights(module).items() if name not in names)
+    trainable = {name for name, parameter in whole[0].named_parameters() if parameter.requires_grad}
+    assert set(whole[1].state_dict()["averages"]) == trainable
+    assert kind is Module or all("lora" in name for name in trainable)
 
 
 def test_a_checkpoint_has_both_weights_and_tests_the_averages(tmp_path: Path) -> None:
@@ -218,12 +207,12 @@ def test_a_checkpoint_has_both_weights_and_tests_the_averages(tmp_path: Path) ->
 
     module, ema = seeded(), EMA()
     saver = ModelCheckpoint(tmp_path, save_last=True)
-    trainer(tmp_path, ema, saver, Inside(), enable_checkpointing=True).fit(module, loader(), loader(1))
+    quiet_trainer(tmp_path, ema, saver, Inside(), enable_checkpointing=True).fit(module, loader(), loader(1))
     for path in (saver.best_model_path, saver.last_model_path, tmp_path / "inside.ckpt"):
         checkpoint = torch.load(path, weights_only=True)
         assert all(torch.equal(checkpoint["state_dict"][name], value) for name, value in weights(module).items())
         fresh = Module()
-        trainer(tmp_path, EMA()).test(fresh, loader(1), ckpt_path=path, weights_only=True, verbose=False)
+        quiet_trainer(tmp_path, EMA()).test(fresh, loader(1), ckpt_path=path, weights_only=True, verbose=False)
         assert equal(fresh.met[0], module.met[-1])
         assert equal(weights(fresh), weights(module))
 
@@ -232,7 +221,7 @@ def test_a_checkpoint_has_both_weights_and_tests_the_averages(tmp_path: Path) ->
 def test_what_is_saved_at_the_end(tmp_path: Path, averaged: bool, before: bool) -> None:
     module, ema, save = seeded(), EMA(save_averaged=averaged), SavePretrained(str(tmp_path / "saved"))
     with pytest.warns(UserWarning, match="no tokenizer"):
-        trainer(tmp_path, *((ema, save) if before else (save, ema))).fit(module, loader(), loader(1))
+        quiet_trainer(tmp_path, *((ema, save) if before else (save, ema))).fit(module, loader(), loader(1))
     assert equal(module.saved, module.met[-1] if averaged else weights(module))
     assert not equal(module.met[-1], weights(module))
     with ema.averaged(module), ema.averaged(module):
@@ -241,14 +230,10 @@ def test_what_is_saved_at_the_end(tmp_path: Path, averaged: bool, before: bool) 
 
 
 def test_training_goes_on_where_it_ended_and_a_new_run_begins_anew(tmp_path: Path) -> None:
-    class Plain(Module):  # each fit makes a new optimizer, which must have no state
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.layer.parameters(), lr=0.1)
-
     whole, ema = seeded(Plain), EMA()
-    trainer(tmp_path, ema, max_epochs=2).fit(whole, loader(), loader(1))
+    quiet_trainer(tmp_path, ema, max_epochs=2).fit(whole, loader(), loader(1))
     module, again = seeded(Plain), EMA()
-    runner = trainer(tmp_path, again, max_epochs=1)
+    runner = quiet_trainer(tmp_path, again, max_epochs=1)
     runner.fit(module, loader(), loader(1))
     runner.test(module, loader(1), verbose=False)
     runner.fit_loop.max_epochs = 2
@@ -256,7 +241,7 @@ def test_training_goes_on_where_it_ended_and_a_new_run_begins_anew(tmp_path: Pat
     assert again.state_dict()["steps"] == 12
     assert equal(weights(module), weights(whole))
     assert equal(again.state_dict()["averages"], ema.state_dict()["averages"])
-    trainer(tmp_path, again).fit(seeded(), loader())
+    quiet_trainer(tmp_path, again).fit(seeded(), loader())
     assert again.state_dict()["steps"] == 6
 
 
@@ -267,18 +252,18 @@ def test_half_precision_weights_have_float32_averages(tmp_path: Path) -> None:
 
     module, ema = seeded(Half).bfloat16(), EMA()
     data: Any = DataLoader(torch.randn(6, 3).bfloat16(), batch_size=1)  # type: ignore[arg-type]
-    trainer(tmp_path, ema).fit(module, data, data)
+    quiet_trainer(tmp_path, ema).fit(module, data, data)
     close(ema.state_dict(), averages(module.trained))
     assert torch.equal(module.met[0]["layer.weight"], ema.state_dict()["averages"]["layer.weight"].bfloat16())
 
 
 def test_averages_begin_at_a_checkpoint_without_any(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = trainer(tmp_path)
+    first, ema = quiet_trainer(tmp_path), EMA()
     first.fit(seeded(), loader())
     first.save_checkpoint(tmp_path / "run.ckpt")
-    ema = EMA()
+    second = quiet_trainer(tmp_path, ema, max_epochs=2)
     with caplog.at_level("INFO"):
-        trainer(tmp_path, ema, max_epochs=2).fit(seeded(), loader(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+        second.fit(seeded(), loader(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
     assert "EMA: the checkpoint holds no averages; they begin at the weights of step 6." in caplog.text
     assert ema.state_dict()["steps"] == 6
 
@@ -287,18 +272,13 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     for decay in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match=rf"decay must lie between 0 and 1, got {decay}"):
             EMA(decay)
-
-    class All(Module):
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    with pytest.raises(ValueError, match="EMA averages trainable parameters, and All has none; let some require"):
-        trainer(tmp_path, EMA()).fit(All().requires_grad_(False), loader())
+    with pytest.raises(ValueError, match="EMA averages trainable parameters, and Plain has none; let some require"):
+        quiet_trainer(tmp_path, EMA()).fit(Plain().requires_grad_(False), loader())
     with pytest.raises(RuntimeError, match="EMA has no averages yet: they begin with fit"), EMA().averaged(Module()):
         pass
     with pytest.warns(UserWarning, match="EMA has no averages, so test runs with the module's own weights"):
-        trainer(tmp_path, EMA()).test(Module(), loader(1), verbose=False)
-    runner = trainer(tmp_path, EMA())
+        quiet_trainer(tmp_path, EMA()).test(Module(), loader(1), verbose=False)
+    runner = quiet_trainer(tmp_path, EMA())
     runner.strategy.__class__ = FSDPStrategy
     with pytest.raises(ValueError, match="EMA needs whole parameters on every process, and FSDPStrategy shards them"):
         EMA().setup(runner, Module(), "fit")
@@ -306,7 +286,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
     ema = EMA()
-    trainer(tmp_path, ema).fit(seeded(), loader())
+    quiet_trainer(tmp_path, ema).fit(seeded(), loader())
     state = ema.state_dict()
     with (
         pytest.raises(ValueError, match=r"EMA averages layer.weight of shape \(2, 3\), and Module has \(5, 3\)"),
@@ -317,13 +297,13 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
     def resume(module: Module, state: dict[str, Any]) -> None:
         other = EMA()
         other.load_state_dict(copy.deepcopy(state))
-        trainer(tmp_path, other).fit(module, loader())
+        quiet_trainer(tmp_path, other).fit(module, loader())
 
     with pytest.raises(ValueError, match=r"an average of layer.weight of shape \(2, 3\), and Module has \(5, 3\); use"):
         resume(Module(width=5), state)
     frozen = Module()
     frozen.layer.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"an average of layer.bias, which Module does not train; use the model"):
+    with pytest.raises(ValueError, match=r"an average of layer.bias, and Module does not train it; use the model"):
         resume(frozen, state)
     del state["averages"]["layer.bias"]
     with pytest.raises(ValueError, match=r"an average of no layer.bias, which Module trains; use the model"):
@@ -336,4 +316,4 @@ def test_a_parameter_that_trains_later_is_told(tmp_path: Path) -> None:
             pl_module.frozen.requires_grad_(True)
 
     with pytest.raises(RuntimeError, match=r"averages what trains when fit begins, and frozen.weight has begun"):
-        trainer(tmp_path, EMA(), Late()).fit(Module(), loader())
+        quiet_trainer(tmp_path, EMA(), Late()).fit(Module(), loader())

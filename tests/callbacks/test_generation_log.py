@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from callbacks import GenerationLog
+from tests.small_runs import Tables, quiet_trainer, zeros
 
 
 class Answers(LightningModule):
@@ -26,29 +27,9 @@ class Answers(LightningModule):
         }
 
 
-class Tables(CSVLogger):
-    """A logger that takes tables."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.tables: list[tuple[str, list[str], list[list[Any]]]] = []
-
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
-        self.tables.append((key, columns, data))
-
-
 def run(numbers: list[int], folder: Path, callback: GenerationLog, logger: Any = False) -> None:
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        callbacks=[callback],
-        logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
     loaders: Any = [DataLoader(torch.tensor(numbers), batch_size=3), DataLoader(torch.arange(2))]
-    trainer.test(Answers(), loaders, verbose=False)
+    quiet_trainer(folder, callback, logger=logger).test(Answers(), loaders, verbose=False)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -58,12 +39,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_every_row_once_and_sorted(tmp_path: Path) -> None:
     run([3, 0, 2, 1, 0, 3], tmp_path, GenerationLog())
     rows = read(tmp_path / "generations.jsonl")
-    assert [(row["split"], row["id"]) for row in rows] == [
-        ("forget", "id0"),
-        ("forget", "id1"),
-        ("retain", "id0"),
-        ("retain", "id1"),
-    ]
+    expected = [("forget", "id0"), ("forget", "id1"), ("retain", "id0"), ("retain", "id1")]
+    assert [(row["split"], row["id"]) for row in rows] == expected
     assert rows[1] == {"id": "id1", "split": "forget", "generation": "answer \u00e9 2"}
 
 
@@ -75,61 +52,44 @@ def test_a_second_test_keeps_the_first_file(tmp_path: Path) -> None:
     assert [row["id"] for row in read(tmp_path / "generations-1.jsonl")] == ["id0", "id1"]
 
 
-@pytest.mark.parametrize(("table_rows", "sent"), [(None, 10), (4, 4), (200, 10)])
+@pytest.mark.parametrize(("table_rows", "sent"), [(None, 10), (4, 4), (0, 0)])
 def test_a_table_goes_to_the_loggers_that_take_it(tmp_path: Path, table_rows: int | None, sent: int) -> None:
     logger = Tables(tmp_path)
-    run(list(range(10)), tmp_path, GenerationLog(table_rows=table_rows), [CSVLogger(tmp_path), logger])
-    [(key, columns, data)] = logger.tables
-    assert (key, columns, len(data)) == ("test/generations", ["id", "split", "generation"], sent)
-    assert {row[1] for row in data} == {"forget", "retain"}
+    callback = GenerationLog(str(tmp_path / "own"), "answers.jsonl", table_rows)
+    run(list(range(10)), tmp_path, callback, [CSVLogger(tmp_path), logger])
+    assert len(read(tmp_path / "own" / "answers.jsonl")) == 10
+    for key, columns, data in logger.tables:
+        assert (key, columns) == ("test/generations", ["id", "split", "generation"])
+        assert {row[1] for row in data} == {"forget", "retain"}
+    assert [len(data) for *_, data in logger.tables] == [sent] * (sent > 0)
 
 
-def test_no_table_if_none_is_wanted(tmp_path: Path) -> None:
-    logger = Tables(tmp_path)
-    run([0, 1], tmp_path, GenerationLog(str(tmp_path / "own"), "answers.jsonl", table_rows=0), logger)
-    assert logger.tables == []
-    assert len(read(tmp_path / "own" / "answers.jsonl")) == 2
-
-
-class Nameless(Answers):
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+class Nameless(LightningModule):
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return {"generation": ["x"] * len(batch)}
 
 
-def test_bad_use_is_refused(tmp_path: Path) -> None:
-    trainer = Trainer(
-        accelerator="cpu", devices=1, callbacks=[GenerationLog()], logger=False, enable_progress_bar=False
-    )
-    with pytest.raises(ValueError, match="asks for 'id' beside 'generation'"):
-        trainer.test(Nameless(), DataLoader(torch.arange(2)), verbose=False)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="filename must be a name without folders"):
-        GenerationLog(filename="a/b.jsonl")
-    with pytest.raises(ValueError, match="table_rows must not be negative, got -1"):
-        GenerationLog(table_rows=-1)
-
-
-class Scored(Answers):
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+class Scored(LightningModule):
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         return {"id": ["x"] * len(batch), "nll": [1.0] * len(batch)}
 
 
 class Untested(LightningModule): ...
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        callbacks=[GenerationLog()],
-        logger=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-    )
+def test_bad_use_is_refused(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, GenerationLog())
+    with pytest.raises(ValueError, match="asks for 'id' beside 'generation'"):
+        trainer.test(Nameless(), zeros(), verbose=False)
     with pytest.warns(UserWarning, match=r"no output of Scored\.test_step had 'generation'"):
-        trainer.test(Scored(), DataLoader(torch.arange(2)), verbose=False)  # type: ignore[arg-type]
+        trainer.test(Scored(), zeros(), verbose=False)
     assert not list(tmp_path.iterdir())
     with pytest.raises(TypeError, match=r"asks for Untested\.test_step\(\), which is missing"):
         GenerationLog().setup(trainer, Untested(), "test")
+    with pytest.raises(ValueError, match="filename must be a name without folders"):
+        GenerationLog(filename="a/b.jsonl")
+    with pytest.raises(ValueError, match="table_rows must not be negative, got -1"):
+        GenerationLog(table_rows=-1)
 
 
 @pytest.mark.slow

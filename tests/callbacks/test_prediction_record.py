@@ -1,22 +1,21 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from callbacks import PredictionRecord
+from tests.small_runs import Tables, quiet_trainer
 
 
 class Module(LightningModule):
-    """Answers each number with what it was given."""
-
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.answer = answer
 
@@ -24,31 +23,8 @@ class Module(LightningModule):
         return self.answer(batch)
 
 
-class Sent(CSVLogger):
-    """A logger that takes tables and pictures."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="", version="")
-        self.tables: list[tuple[str, list[str], list[list[Any]]]] = []
-        self.images: list[tuple[str, list[str], list[str]]] = []
-
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
-        self.tables.append((key, columns, data))
-
-    def log_image(self, key: str, images: list[str], caption: list[str]) -> None:
-        self.images.append((key, images, caption))
-
-
-def predict(folder: Path, answer: Any, logger: Any = False, table_rows: int = 200, **arguments: Any) -> None:
-    quiet: dict[str, Any] = {"logger": logger, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[PredictionRecord(table_rows=table_rows)],
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        **quiet,
-        **arguments,
-    )
+def predict(folder: Path, answer: Any, table_rows: int = 200, **options: Any) -> None:
+    trainer = quiet_trainer(folder, PredictionRecord(str(folder), table_rows), **options)
     trainer.predict(Module(answer), DataLoader([1.0, 2.0, 3.0], batch_size=2))  # type: ignore[arg-type]
 
 
@@ -67,57 +43,32 @@ def everything(batch: Tensor) -> dict[str, Any]:
     }
 
 
-def test_rows_become_lines_and_pictures_files(tmp_path: Path) -> None:
-    predict(tmp_path, everything)
+def test_rows_become_lines_and_pictures_files_and_the_first_go_to_loggers(tmp_path: Path) -> None:
+    logger = Tables(tmp_path)
+    predict(tmp_path, everything, 2, logger=logger)
     rows = lines(tmp_path / "predictions.jsonl")
     assert [row["text"] for row in rows] == ["1 café", "2 café", "3 café"]
-    assert rows[2] == {
-        "text": "3 café",
-        "score": [3.0, None],
-        "place": 3,
-        "image": "predictions/00002-image.png",
-        "drawn": ["predictions/00002-drawn-0.png", "predictions/00002-drawn-1.png"],
-        "path": "x",
-    }
-    with Image.open(tmp_path / rows[0]["image"]) as image:
-        assert (image.size, image.getpixel((0, 0))) == ((5, 4), (64, 64, 64))
+    drawn = ["predictions/00001-drawn-0.png", "predictions/00001-drawn-1.png"]
+    image = "predictions/00001-image.png"
+    row = {"text": "2 café", "score": [2.0, None], "place": 2, "image": image, "drawn": drawn, "path": "x"}
+    assert rows[1] == row
+    with Image.open(tmp_path / rows[0]["image"]) as picture:
+        assert (picture.size, picture.getpixel((0, 0))) == ((5, 4), (64, 64, 64))
     assert len(list((tmp_path / "predictions").iterdir())) == 9
     assert not list(tmp_path.glob("*.part"))
-
-
-def test_first_rows_and_their_pictures_are_sent(tmp_path: Path) -> None:
-    logger = Sent(tmp_path)
-    predict(tmp_path, everything, logger, table_rows=2)
     ((key, columns, data),) = logger.tables
     assert (key, len(data)) == ("predict/predictions", 2)
-    row = dict(zip(columns, data[1], strict=True))
-    drawn = '["predictions/00001-drawn-0.png", "predictions/00001-drawn-1.png"]'
-    assert row == {
-        "text": "2 café",
-        "score": "[2.0, null]",
-        "place": 2,
-        "image": "predictions/00001-image.png",
-        "drawn": drawn,
-        "path": "x",
-    }
-    ((key, images, captions),) = logger.images
-    assert key == "predict/pictures"
-    assert len(images) == 6
-    assert all(Path(image).is_file() and Path(image).name == name for image, name in zip(images, captions, strict=True))
-
-    none = Sent(tmp_path)
-    predict(tmp_path, everything, none, table_rows=0)
+    sent = dict(zip(columns, data[1], strict=True))
+    assert sent == {**row, "score": "[2.0, null]", "drawn": json.dumps(drawn)}
+    ((key, images, more),) = logger.images
+    assert (key, len(images)) == ("predict/pictures", 6)
+    assert [Path(image).name for image in images if Path(image).is_file()] == more["caption"]
+    none = Tables(tmp_path)
+    predict(tmp_path, everything, 0, logger=none)
     assert (none.tables, none.images) == ([], [])
 
 
-def test_what_is_there_is_kept(tmp_path: Path) -> None:
-    for _ in range(2):
-        predict(tmp_path, lambda batch: batch)
-    assert lines(tmp_path / "predictions.jsonl") == [{"prediction": value} for value in (1.0, 2.0, 3.0)]
-    assert lines(tmp_path / "predictions-1.jsonl") == lines(tmp_path / "predictions.jsonl")
-
-
-def test_lines_before_an_error_are_kept(tmp_path: Path) -> None:
+def test_what_is_there_is_kept_and_so_are_the_lines_before_an_error(tmp_path: Path) -> None:
     def fail(batch: Tensor) -> Tensor:
         if len(batch) == 1:
             raise RuntimeError("the last batch")
@@ -125,10 +76,11 @@ def test_lines_before_an_error_are_kept(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="the last batch"):
         predict(tmp_path, fail)
+    for _ in range(2):
+        predict(tmp_path, lambda batch: batch)
     assert len(lines(tmp_path / "predictions.jsonl.part")) == 2
-    predict(tmp_path, lambda batch: batch)
-    assert len(lines(tmp_path / "predictions.jsonl.part")) == 2
-    assert len(lines(tmp_path / "predictions-1.jsonl")) == 3
+    for name in ("predictions-1.jsonl", "predictions-2.jsonl"):
+        assert lines(tmp_path / name) == [{"prediction": value} for value in (1.0, 2.0, 3.0)]
 
 
 def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
@@ -140,7 +92,6 @@ def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
     ("answer", "got"),
     [
         (lambda batch: None, "prediction of type NoneType"),
-        (lambda batch: {"text": "all"}, "text of type str"),
         (lambda batch: {"one": [1], "two": [1, 2]}, r"\[1, 2\] rows"),
     ],
 )

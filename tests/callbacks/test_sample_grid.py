@@ -12,25 +12,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks.ema import EMA
 from callbacks.sample_grid import SampleGrid
+from tests.small_runs import OneWeight, Tables, quiet_trainer
 
 PAIRS = (("sit", "store"), ("pour",))
 
 
-class Painter(LightningModule):
+class Painter(OneWeight):
     """Paints a brightness for each image, and keeps what it was asked for."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
         self.asked: list[tuple[Any, int]] = []
         self.weights: list[Tensor] = []
         self.drawn: list[float] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.drawn.append(float(torch.rand(())))
-        return self.layer(batch["x"]).mean()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+        return super().training_step(batch, batch_idx)
 
     def generate(self, affordances: Any, num_images: int = 1, seed: int = 0) -> Tensor:
         torch.rand(3)
@@ -38,13 +36,6 @@ class Painter(LightningModule):
         self.weights.append(self.layer.bias.detach().clone())
         levels = torch.arange(num_images).view(-1, 1, 1, 1) / 4
         return levels.expand(-1, 3, 8, 6)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class Mute(Painter):
-    generate = None  # type: ignore[assignment]
 
 
 class Grey(Painter):
@@ -73,17 +64,6 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"x": torch.stack([row["x"] for row in rows]), "affordances": [row["affordances"] for row in rows]}
 
 
-class Images(CSVLogger):
-    """A logger that takes images."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.images: list[tuple[str, list[Any], int | None, list[str]]] = []
-
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        self.images.append((key, images, step, kwargs["caption"]))
-
-
 class Board(CSVLogger):
     """A logger whose experiment takes images, as TensorBoard's."""
 
@@ -103,15 +83,9 @@ class Board(CSVLogger):
     def save(self) -> None: ...
 
 
-def trainer(folder: Path, *callbacks: Callback, **arguments: Any) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    settings = {"logger": False, "max_epochs": 1, "limit_train_batches": 2, **quiet} | arguments
-    return Trainer(accelerator="cpu", devices=1, callbacks=list(callbacks), default_root_dir=folder, **settings)
-
-
-def fit(module: LightningModule, folder: Path, *callbacks: Callback, **arguments: Any) -> Trainer:
+def fit(module: LightningModule, folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
     data: Any = DataLoader(Rows(), batch_size=2, collate_fn=collate)
-    runner = trainer(folder, *callbacks, **arguments)
+    runner = quiet_trainer(folder, *callbacks, **{"limit_train_batches": 2, "num_sanity_val_steps": 2, **options})
     runner.fit(module, data, data)
     return runner
 
@@ -121,8 +95,12 @@ def files(folder: Path) -> list[str]:
 
 
 def test_a_grid_for_each_row_and_validation(tmp_path: Path) -> None:
-    module, images, board = Painter(), Images(tmp_path), Board(tmp_path)
+    torch.manual_seed(0)
+    module, images, board = Painter(), Tables(tmp_path), Board(tmp_path)
     fit(module, tmp_path, SampleGrid(PAIRS, seed=3), logger=[images, board], max_epochs=2)
+    torch.manual_seed(0)
+    fit(plain := Painter(), tmp_path, max_epochs=2)
+    assert module.drawn == plain.drawn  # training meets the same random numbers
     assert module.asked == [(row, 3) for row in PAIRS] * 2  # none from the sanity check
     run = tmp_path / "lightning_logs" / "version_0" / "samples"
     names = ["00_sit_store", "01_pour"]
@@ -132,9 +110,9 @@ def test_a_grid_for_each_row_and_validation(tmp_path: Path) -> None:
     assert [picture.getpixel(place) for place in ((2, 2), (10, 2), (2, 12), (10, 12))] == [
         (round(level * 255 / 4),) * 3 for level in range(4)
     ]
-    key, pictures, _, captions = images.images[0]
-    assert [step for *_, step, _ in images.images] == [2, 4]
-    assert (key, captions) == ("val/sample_grid", ["sit, store", "pour"])
+    key, pictures, more = images.images[0]
+    assert (key, more) == ("val/sample_grid", {"step": 2, "caption": ["sit, store", "pour"]})
+    assert [more["step"] for *_, more in images.images] == [2, 4]
     assert pictures[0].tobytes() == picture.tobytes()
     assert board.images[:2] == [(f"val/sample_grid/{name}", (3, 22, 18), 2) for name in names]
 
@@ -164,19 +142,9 @@ def test_every_second_validation(tmp_path: Path) -> None:
     assert {Path(name).parent.name for name in files(tmp_path)} == {"step_000004"}
     runner.save_checkpoint(tmp_path / "run.ckpt")
     data: Any = DataLoader(Rows(), batch_size=2, collate_fn=collate)
-    resumed = trainer(tmp_path, SampleGrid(PAIRS, every_n_validations=2), max_epochs=4)
+    resumed = quiet_trainer(tmp_path, SampleGrid(PAIRS, every_n_validations=2), max_epochs=4, limit_train_batches=2)
     resumed.fit(Painter(), data, data, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
     assert {Path(name).parent.name for name in files(tmp_path)} == {"step_000004", "step_000008"}
-
-
-def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
-    drawn = []
-    for callbacks in ((), (SampleGrid(PAIRS),)):
-        torch.manual_seed(0)
-        module = Painter()
-        fit(module, tmp_path, *callbacks, max_epochs=3)
-        drawn.append(module.drawn)
-    assert drawn[0] == drawn[1]
 
 
 def test_averaged_weights_draw(tmp_path: Path) -> None:
@@ -200,17 +168,14 @@ def test_images_that_are_not_finite_are_black(tmp_path: Path) -> None:
     assert levels == [(0, 0, 0), (255, 255, 255), (0, 0, 0), (0, 0, 0)]
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "samples").write_text("in the way")
-    with pytest.warns(UserWarning, match="SampleGrid cannot write pictures to"):
-        fit(Painter(), tmp_path, SampleGrid(PAIRS))
-
-
-def test_a_development_run_draws_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_told_and_a_development_run_writes_nothing(tmp_path: Path) -> None:
     module = Painter()
     fit(module, tmp_path, SampleGrid(PAIRS), fast_dev_run=True)
     assert len(module.asked) == 2
     assert not list(tmp_path.iterdir())
+    (tmp_path / "samples").write_text("in the way")
+    with pytest.warns(UserWarning, match="SampleGrid cannot write pictures to"):
+        fit(Painter(), tmp_path, SampleGrid(PAIRS))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 5])
@@ -224,7 +189,7 @@ def test_processes_share_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for rank in range(processes):
         monkeypatch.setattr(Trainer, "global_rank", rank)
         module = Painter()
-        SampleGrid(rows)._grids(trainer(tmp_path), module)
+        SampleGrid(rows)._grids(quiet_trainer(tmp_path), module)
         assert len(module.asked) == rounds  # as often on every process
         found.append([row for row, _ in module.asked])
     together = [row for number in range(rounds) for row in (ranks[number] for ranks in found)]
@@ -232,13 +197,15 @@ def test_processes_share_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"asks for Mute\.generate\(affordances, num_images=, seed=\), which is missi"):
-        fit(Mute(), tmp_path, SampleGrid(PAIRS))
+    with pytest.raises(
+        TypeError, match=r"asks for OneWeight\.generate\(affordances, num_images=, seed=\), which is"
+    ):
+        fit(OneWeight(), tmp_path, SampleGrid(PAIRS))
     with pytest.raises(TypeError, match=r"of shape \(4, 3, height, width\), got torch.float32 \(4, 1, 8, 6\)"):
         fit(Grey(), tmp_path, SampleGrid(PAIRS))
     data: Any = DataLoader([{"x": torch.zeros(1)}])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"asks for batch\['affordances'\] in validation, and found x; give it"):
-        trainer(tmp_path, SampleGrid()).fit(Painter(), data, data)
+        quiet_trainer(tmp_path, SampleGrid()).fit(Painter(), data, data)
     for rows in (((),), ("sit",), (("sit", " "),), (("sit", 3),)):
         with pytest.raises(ValueError, match="affordances must hold a tuple of names for each grid, got"):
             SampleGrid(rows)  # type: ignore[arg-type]

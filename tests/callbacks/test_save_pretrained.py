@@ -3,17 +3,19 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from callbacks import SavePretrained
+from tests.small_runs import OneWeight, quiet_trainer
 
 
-class Saved(LightningModule):
+class Saved(OneWeight):
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        self.source = folder
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -22,16 +24,9 @@ class Saved(LightningModule):
     def save_pretrained(self, folder: str) -> None:
         self.model.save_pretrained(folder)
 
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
 
 class Owner(Saved):
     """Has a tokenizer of its own, by a property."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.source = folder
 
     @property
     def tokenizer(self) -> Any:
@@ -50,8 +45,8 @@ class Merging(Saved):
         self.merged = merge
 
 
-class Unsaved(Saved):
-    save_pretrained = None  # type: ignore[assignment]
+def tokens() -> Any:
+    return DataLoader(torch.ones(2, 4, dtype=torch.int64))  # type: ignore[arg-type]
 
 
 class Data(LightningDataModule):
@@ -60,22 +55,11 @@ class Data(LightningDataModule):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def train_dataloader(self) -> Any:
-        return DataLoader(torch.ones(2, 4, dtype=torch.int64))
+        return tokens()
 
 
-def fit(module: LightningModule, folder: Path, callback: SavePretrained, data: Any = None, **more: Any) -> None:
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        callbacks=[callback],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **({"logger": False, "max_epochs": 1} | more),
-    )
-    loader = DataLoader(torch.ones(2, 4, dtype=torch.int64))  # type: ignore[var-annotated, arg-type]
-    trainer.fit(module, data or loader)
+def fit(module: LightningModule, folder: Path, callback: SavePretrained, data: Any = None, **options: Any) -> None:
+    quiet_trainer(folder, callback, **options).fit(module, data or tokens())
 
 
 @pytest.mark.parametrize("owner", ["datamodule", "module"])
@@ -90,21 +74,15 @@ def test_the_folder_loads(tmp_path: Path, tiny_causal_lm: Path, owner: str) -> N
     assert AutoTokenizer.from_pretrained(folder)("a key")["input_ids"]
 
 
-def test_adapters_are_merged_on_request(tmp_path: Path, tiny_causal_lm: Path) -> None:
+def test_adapters_are_merged_on_request_and_a_missing_tokenizer_is_told(tmp_path: Path, tiny_causal_lm: Path) -> None:
     module = Merging(tiny_causal_lm)
     for merge in (True, False):
         with pytest.warns(UserWarning, match="has no tokenizer beside it"):
             fit(module, tmp_path, SavePretrained(str(tmp_path / "mine"), merge=merge))
         assert module.merged is merge
-    with pytest.raises(TypeError, match=r"asks Saved\.save_pretrained for an argument merge"):
-        fit(Saved(tiny_causal_lm), tmp_path, SavePretrained(merge=True))
-
-
-@pytest.mark.parametrize("kind", [Saved, Loser])
-def test_a_missing_tokenizer_is_told(tmp_path: Path, tiny_causal_lm: Path, kind: type[Saved]) -> None:
-    with pytest.warns(UserWarning, match="has no tokenizer beside it"):
-        fit(kind(tiny_causal_lm), tmp_path, SavePretrained(str(tmp_path / "mine")))
-    AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
+    with pytest.warns(UserWarning, match="has no tokenizer beside it: No tokenizer lies beside the model"):
+        fit(Loser(tiny_causal_lm), tmp_path, SavePretrained(str(tmp_path / "lost")))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "lost")
 
 
 def test_a_development_run_saves_nothing(tmp_path: Path, tiny_causal_lm: Path) -> None:
@@ -113,5 +91,7 @@ def test_a_development_run_saves_nothing(tmp_path: Path, tiny_causal_lm: Path) -
 
 
 def test_what_the_module_lacks_is_named(tmp_path: Path, tiny_causal_lm: Path) -> None:
-    with pytest.raises(TypeError, match=r"asks for Unsaved\.save_pretrained\(folder\), which is missing"):
-        fit(Unsaved(tiny_causal_lm), tmp_path, SavePretrained())
+    with pytest.raises(TypeError, match=r"asks Saved\.save_pretrained for an argument merge"):
+        fit(Saved(tiny_causal_lm), tmp_path, SavePretrained(merge=True))
+    with pytest.raises(TypeError, match=r"asks for OneWeight\.save_pretrained\(folder\), which is missing"):
+        fit(OneWeight(), tmp_path, SavePretrained())

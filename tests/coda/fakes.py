@@ -133,11 +133,12 @@ def run_pipeline(
     until: Until = "verification",
     chat: Any = None,
     generator: Any = None,
+    embedder: Any = None,
     **changes: Any,
 ) -> PipelineResult:
     """Run the stages on a store with rules for models and a few small images."""
     with Store(folder) as store:
-        models = chat or FakeChat(), generator or FakeGenerator(), FakeEmbedder()
+        models = chat or FakeChat(), generator or FakeGenerator(), embedder or FakeEmbedder()
         return CoDAPipeline(store, tiny(**changes), *models).run(tasks, until)
 
 

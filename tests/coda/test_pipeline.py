@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import lit_modules.coda
 from lit_modules.coda.augmentation.export import export_images
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult, store_counts
 from lit_modules.coda.augmentation.settings import CoDASettings, preset
@@ -66,11 +65,9 @@ def test_all_stages_run_in_both_directions_and_embed_each_image_and_text_once(
 ) -> None:
     folder, run, _ = whole
     assert not run.result.failures
-    assert [(unit.concept, unit.kind, unit.accepted) for unit in run.result.units] == [
-        (concept, kind, 2)
-        for concept in ("Red Disc", "Blue Disc")
-        for kind in ("textual_contrastive", "visual_contrastive")
-    ]
+    units = [(unit.concept, unit.kind, unit.accepted) for unit in run.result.units]
+    kinds = ("textual_contrastive", "visual_contrastive")
+    assert units == [(concept, kind, 2) for concept in ("Red Disc", "Blue Disc") for kind in kinds]
     unit = ("*", "red-disc-*", "visual_contrastive")
     scores = record(folder, *unit, "scores.json")
     red, tail = scores["attributes"]
@@ -137,14 +134,6 @@ def test_lost_and_damaged_images_are_made_again(whole: tuple[Path, Run, PairTask
     assert (again.asked[:2], again.hashes) == ((0, 2), whole[1].hashes)
 
 
-def test_defect_8_the_trial_images_of_all_groups_are_kept(tmp_path: Path) -> None:
-    chat = FakeChat(script=['["red body", "red a", "red b", "red c", "red d"]'])
-    run = Run(tmp_path / "store", [discs(tmp_path)], tiny(**VISUAL, verification="none"), chat)
-    trials = sorted((tmp_path / "store").glob("*/red-disc-*/visual_contrastive/trials/*/*.png"))
-    assert len(trials) == len({path.read_bytes() for path in trials}) == 2 * 2  # 5 features are 2 groups
-    assert not run.result.failures
-
-
 def three(folder: Path) -> list[PairTask]:
     names = [("Red One", "Blue One"), ("Red Two", "Blue Two"), ("Red Three", "Blue Three")]
     return [discs(folder, pair, f"discs{number}") for number, pair in enumerate(names)]
@@ -200,8 +189,6 @@ def test_shards_together_equal_the_single_run(tmp_path: Path) -> None:
     pair = tasks[0].pair
     reverse = PairTask(ConfusablePair(pair.confusable, pair.target), tasks[0].confusable_images, tasks[0].target_images)
     assert shard_tasks([tasks[0], reverse]) == [tasks[0]]  # a pair and its reverse are worked on once
-    with pytest.raises(ValueError, match=r"got \(0, 2\)"):
-        shard_tasks(tasks, (0, 2))
 
 
 def test_a_dry_run_counts_and_asks_nothing(whole: tuple[Path, Run, PairTask], copy: Path, tmp_path: Path) -> None:
@@ -225,13 +212,9 @@ def test_a_dry_run_counts_and_asks_nothing(whole: tuple[Path, Run, PairTask], co
     assert more.stages["features"].most_calls == more.stages["trials"].most_images == 0
     assert more.stages["images"].least_images == 4 * 4
     assert (models[0].asked, models[1].requests, models[2].images) == ([], [], 0)
-    with pytest.raises(ValueError, match="image must not be negative, got -1"):
-        Prices(image=-1)
 
 
-@pytest.mark.parametrize(
-    "names", [("../Red/../../x", "..\\Blau"), ("Red <image>{0}", "Blue|[INST]\n"), ("红 Red", "x" * 5000)]
-)
+@pytest.mark.parametrize("names", [("../Red/../../x", "Blue|[INST]\n"), ("红 Red <image>{0}", "x" * 5000)])
 def test_class_names_and_features_with_separators_or_markup_are_safe(tmp_path: Path, names: tuple[str, str]) -> None:
     task = discs(tmp_path, names)
     chat = FakeChat(script=['["../../red/../etc", "<script>red</script>", "red $(rm -rf x)"]', '["blue body"]'])
@@ -248,16 +231,22 @@ def test_class_names_and_features_with_separators_or_markup_are_safe(tmp_path: P
     assert all((tmp_path / "out" / "train" / row["file_name"]).is_file() for row in rows)
 
 
-def test_malformed_verdicts_reject_an_image_or_are_only_recorded(tmp_path: Path) -> None:
+def test_answers_that_are_poor_reject_an_image_or_warn_and_trials_of_all_groups_are_kept(tmp_path: Path) -> None:
     answers = ['["red body"]', '["blue body"]', *["[1, 0]"] * 8]
     batch = tiny(**VISUAL, verification="batch", retries=1, max_attempts=1)
     ours = Run(tmp_path / "a", [discs(tmp_path)], batch, FakeChat(script=answers))
     assert [str(unit.failure)[:15] for unit in ours.result.units] == ["Only 0 of 2 ima"] * 2
     image = record(tmp_path / "a", "*", "red-disc-*", "*", "images", "0.json")
     assert image["reason"].startswith("verdict cannot be read: The answer must have 1 bits")
-    official = dataclasses.replace(batch, score_levels=None)
+    official = dataclasses.replace(batch, score_levels=None)  # which records it and goes on
     theirs = Run(tmp_path / "b", [discs(tmp_path)], official, FakeChat(script=answers))
     assert [unit.accepted for unit in theirs.result.units] == [2, 2]
+    many = FakeChat(script=['["long tail"]', '["blue body", "blue a", "blue b", "blue c", "blue d"]'])
+    units = Run(tmp_path / "c", [discs(tmp_path)], tiny(**VISUAL, verification="none", guards=False), many).result.units
+    fallbacks = {"few features: 1", "no feature passed discriminability; the best ones were taken"}
+    assert fallbacks <= set(units[0].warnings)
+    trials = sorted((tmp_path / "c").glob("*/blue-disc-*/visual_contrastive/trials/*/*.png"))
+    assert len(trials) == len({path.read_bytes() for path in trials}) == 2 * 2  # 5 features are 2 groups
 
 
 def test_more_batches_are_made_until_enough_pass_and_fewer_only_if_allowed(tmp_path: Path) -> None:
@@ -302,18 +291,3 @@ def test_support_images_alone_are_used_and_none_twice(tmp_path: Path) -> None:
     ):
         units = Run(tmp_path / "store", [PairTask(pair, target, images)]).result.units
         assert all(failure in str(unit.failure) for unit in units)
-
-
-def test_warnings_tell_of_fallbacks(tmp_path: Path) -> None:
-    chat = FakeChat(script=['["long tail"]', '["long tail"]'])
-    run = Run(tmp_path / "store", [discs(tmp_path)], tiny(**VISUAL, guards=False), chat)
-    warnings = run.result.units[0].warnings
-    assert {"few features: 1", "no feature passed discriminability; the best ones were taken"} <= set(warnings)
-
-
-def test_public_names() -> None:
-    names = lit_modules.coda.__all__
-    assert names == sorted(names)
-    assert all(hasattr(lit_modules.coda, name) for name in names)
-    with pytest.raises(AttributeError, match="no attribute 'CoDAPipelin'"):
-        lit_modules.coda.CoDAPipelin  # noqa: B018

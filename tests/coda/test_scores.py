@@ -38,23 +38,12 @@ def test_discriminability_is_the_mean_softmax_of_all_pairs() -> None:
     target, confusable = cosines(4, 3, 0), cosines(5, 3, 1)
     expected = torch.tensor(pair_loop(target, confusable), dtype=torch.float64)
     torch.testing.assert_close(discriminability_values(target, confusable), expected)
-
-
-def test_both_directions_sum_to_one_and_equal_sets_give_a_half() -> None:
-    target, confusable = cosines(4, 6, 0), cosines(3, 6, 1)
-    both = discriminability_values(target, confusable) + discriminability_values(confusable, target)
-    torch.testing.assert_close(both, torch.ones(6, dtype=torch.float64))
-    same = discriminability_values(target, target)
-    torch.testing.assert_close(same, torch.full((6,), 0.5, dtype=torch.float64))
-
-
-def test_edges_of_the_discriminability() -> None:
+    turned = discriminability_values(confusable, target)  # both directions sum to 1
+    torch.testing.assert_close(turned, 1 - expected)
     zero = torch.zeros(1, 1)
     below, above = (float(discriminability_values(zero + gap, zero)) for gap in (0.00405, 0.0041))
     assert below < 0.6 < above  # the threshold
-    assert discriminability_values(torch.tensor([[9.0, -9.0]]), torch.zeros(1, 2)).tolist() == [1.0, 0.0]
     assert discriminability_values(torch.zeros(2, 0), torch.zeros(3, 0)).tolist() == []
-    assert discriminability_scores(torch.zeros(2, 0), torch.zeros(3, 0)).values == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -78,9 +67,8 @@ def test_intervals_hold_the_value_and_shrink_with_more_images() -> None:
     many = discriminability_scores(cosines(40, 8, 0), cosines(40, 8, 1), resamples=200)
     assert few.num_pairs == 25
     for found in (few, many):
-        assert all(
-            low <= value <= high for low, value, high in zip(found.lower, found.values, found.upper, strict=True)
-        )
+        bounds = zip(found.lower, found.values, found.upper, strict=True)
+        assert all(low <= value <= high for low, value, high in bounds)
     widths = [sum(high - low for low, high in zip(found.lower, found.upper, strict=True)) for found in (few, many)]
     assert widths[1] < widths[0]
     assert discriminability_scores(cosines(5, 8, 0), cosines(5, 8, 1), resamples=200) == few
@@ -145,39 +133,24 @@ def test_reference_scores_are_products_of_softmaxes() -> None:
     expected = (100 * generic.double()).softmax(0) * (100 * named.double()).softmax(0)
     torch.testing.assert_close(reference_scores(generic, named), expected)
     assert rank_references(generic, named, ["a", "b", "c"], 3) == [2, 0, 1]
+    # defect 6: equal ones come in the order of their names, whatever that of the folder
+    for names in (["d", "b", "c", "a"], ["a", "d", "b", "c"]):
+        best = rank_references(torch.full((4,), 0.2), torch.full((4,), 0.3), names, 2)
+        assert [names[place] for place in best] == ["a", "b"]
 
 
-def test_defect_6_the_order_of_a_folder_changes_no_reference() -> None:
-    generic, named = torch.tensor([0.2, 0.2, 0.3, 0.2]), torch.tensor([0.3, 0.3, 0.1, 0.3])
-    names = ["d", "b", "c", "a"]
-    best = [names[place] for place in rank_references(generic, named, names, 2)]
-    order = [3, 1, 0, 2]
-    other = rank_references(generic[order], named[order], [names[place] for place in order], 2)
-    assert best == [names[order[place]] for place in other] == ["a", "b"]
-    assert rank_references(generic, named, names, 100)[:2] == [3, 1]
-
-
-ONE, TWO, NAN = torch.zeros(1, 1), torch.ones(2), math.nan
+ONE = torch.ones(2)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda: discriminability_values(torch.zeros(2, 3), torch.zeros(2, 4)),
-            r"same attributes, got \(2, 3\) and \(2",
-        ),
+        (lambda: discriminability_values(torch.zeros(2, 3), torch.zeros(2, 4)), r"same attributes, got \(2, 3\) and"),
         (lambda: discriminability_values(torch.zeros(0, 3), torch.zeros(2, 3)), "must have images, got 0 and 2"),
-        (lambda: discriminability_values(ONE + NAN, ONE), "finite numbers"),
-        (lambda: discriminability_values(ONE, ONE, 0), "temperature must be positive, got 0"),
-        (lambda: discriminability_scores(ONE, ONE, resamples=0), "resamples must be at least 1"),
+        (lambda: discriminability_values(torch.full((1, 1), math.nan), torch.zeros(1, 1)), "finite numbers"),
         (lambda: select_discriminative([0.5], threshold=60), r"threshold must be in \[0, 1\], got 60"),
-        (lambda: select_generable([NAN]), "numbers in"),
-        (lambda: select_generable([0.5], top_k=0), "top_k must be at least 1, got 0"),
-        (lambda: rank_references(TWO, TWO, ["a", "b"], 0), "num_references must be at least 1, got 0"),
-        (lambda: rank_references(TWO, TWO, ["a", "a"]), "File names must differ"),
-        (lambda: rank_references(TWO, TWO, ["a"]), "a file name for each of 2 images"),
-        (lambda: rank_references(TWO * NAN, TWO, ["a", "b"]), "got NaN"),
+        (lambda: rank_references(ONE, ONE, ["a", "a"]), "File names must differ"),
+        (lambda: rank_references(ONE * math.nan, ONE, ["a", "b"]), "got NaN"),
     ],
 )
 def test_bad_numbers_are_refused(call: Callable[[], Any], message: str) -> None:

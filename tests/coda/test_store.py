@@ -64,13 +64,6 @@ def test_an_error_is_of_its_question_alone_and_not_kept(tmp_path: Path) -> None:
             RecordedChat(FakeChat(images_per_message=0), store).ask(question())
 
 
-def test_defect_1_an_image_without_a_place_in_the_question_is_refused() -> None:
-    image = Image.new("RGB", (4, 4))
-    for message, places in (({"role": "user", "content": "What is it?"}, 0), (user_message("What?", 2), 2)):
-        with pytest.raises(ValueError, match=f"{places} places for images and 1 images"):
-            ChatRequest((message,), (image,))
-
-
 @pytest.mark.slow
 def test_defect_8_a_killed_run_goes_on_to_the_same_files_without_asking_again(tmp_path: Path, repository: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}

@@ -70,21 +70,6 @@ def test_thoughts_of_a_local_model_are_no_answers(folder: str) -> None:
     assert texts == ["Puff Adder", "Adder", "Adder"]
 
 
-def test_a_template_that_can_is_asked_not_to_think(folder: str) -> None:
-    chat = scripted(folder, SWITCH)
-    request = ChatRequest((user_message("Which?"),), ())
-    words = chat._processor.tokenizer
-    assert words.decode(chat._inputs([request])["input_ids"][0]).endswith(CLOSED)
-    assert chat.capabilities.thinks
-    assert not scripted(folder, "<|assistant|>").capabilities.thinks
-
-
-def test_options_are_scored_after_the_thought(folder: str) -> None:
-    messages, options = [user_message("Which?")], ["Adder", "Puff"]
-    always, switched = (scripted(folder, one).score_options(messages, [], options) for one in (ALWAYS, SWITCH))
-    assert always == pytest.approx(switched, abs=1e-4)
-
-
 def test_answers_of_a_tuned_model_are_without_thoughts() -> None:
     words = processor().tokenizer
     said = words("<think>Adder?</think>Puff Adder</s>", add_special_tokens=False, return_tensors="pt")["input_ids"]
@@ -115,13 +100,22 @@ def test_a_judge_on_this_machine_does_not_think_aloud(folder: str, tmp_path: Pat
     assert asked[0].endswith(CLOSED)
 
 
+def test_a_template_that_can_is_asked_not_to_think_and_options_come_after_the_thought(folder: str) -> None:
+    switched, always = scripted(folder, SWITCH), scripted(folder, ALWAYS)
+    request = ChatRequest((user_message("Which?"),), ())
+    assert switched._processor.tokenizer.decode(switched._inputs([request])["input_ids"][0]).endswith(CLOSED)
+    assert switched.capabilities.thinks
+    assert not scripted(folder, "<|assistant|>").capabilities.thinks
+    scores = [chat.score_options(request.messages, [], ["Adder", "Puff"]) for chat in (always, switched)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
 def test_text_behind_a_question_sees_the_images_that_the_question_sees(folder: str) -> None:
     question = {
         "input_ids": torch.ones(1, 3, dtype=torch.long),
         "attention_mask": torch.ones(1, 3, dtype=torch.long),
         "cross_attention_mask": torch.tensor([0, 1, 1]).reshape(1, 3, 1, 1).expand(1, 3, 1, 4),
     }
-    found = LocalChat(folder, device="cpu")._continued(question, "Adder")
-    assert found["input_ids"].shape == found["attention_mask"].shape
-    assert found["cross_attention_mask"].shape == (1, found["input_ids"].shape[1], 1, 4)
-    assert bool(found["cross_attention_mask"][:, 1:].all())
+    longer = LocalChat(folder, device="cpu")._continued(question, "Adder")
+    assert longer["input_ids"].shape == longer["attention_mask"].shape == longer["cross_attention_mask"].shape[:2]
+    assert bool(longer["cross_attention_mask"][:, 1:].all())

@@ -57,13 +57,18 @@ def model(words: Any) -> Any:
     return LlavaNextForConditionalGeneration(config)
 
 
-def write(folder: Path) -> str:
-    """Write model and processor of one seed, and return their folder."""
-    found = processor()
+def write(folder: Path, spread: float | None = None) -> str:
+    """Write model and processor of one seed, weights of a given spread if any, and return their folder."""
+    tools = processor()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model(found.tokenizer).save_pretrained(folder)
-    found.save_pretrained(folder)
+        network = model(tools.tokenizer)
+        if spread is not None:
+            for parameter in network.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=spread)
+        network.save_pretrained(folder)
+    tools.save_pretrained(folder)
     return str(folder)
 
 

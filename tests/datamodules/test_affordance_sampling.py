@@ -3,13 +3,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.affordances.sampling import CurriculumSampler, Mode
 from datamodules.common.sampling import batch_loader
+from tests.small_runs import Indices, record
 
 MODES = get_args(Mode)
 STAGES = [0, 1, 2] * 7  # 21 items, 7 of each stage
@@ -27,13 +24,10 @@ def epoch(own: CurriculumSampler, number: int) -> list[Any]:
     return [item for batch in own for item in batch]
 
 
-def test_the_stage_is_that_of_the_formula() -> None:
+def test_an_epoch_has_each_item_of_the_stage_of_the_formula_once() -> None:
     for epochs in range(3, 11):
         stages = [sampler(epochs=epochs).stage_of(number) for number in range(epochs + 2)]
         assert stages == [min(2, 3 * number // epochs) for number in range(epochs + 2)]
-
-
-def test_an_epoch_has_each_item_of_its_stage_once() -> None:
     own = sampler()
     for number in range(6):
         items = epoch(own, number)
@@ -42,15 +36,12 @@ def test_an_epoch_has_each_item_of_its_stage_once() -> None:
     assert epoch(own, 0) != epoch(own, 1)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_epochs_are_equally_long_in_every_mode(mode: Mode) -> None:
-    own = sampler(mode, stages=[0] * 5 + [1] * 9 + [2] * 7)
-    for number in range(6):
-        own.set_epoch(number)
-        assert len(list(own)) == len(own) == 5
-
-
-def test_a_small_stage_begins_anew_for_missing_rows() -> None:
+def test_epochs_are_equally_long_and_a_small_stage_begins_anew_for_missing_rows() -> None:
+    for mode in MODES:
+        own = sampler(mode, stages=[0] * 5 + [1] * 9 + [2] * 7)
+        for number in range(6):
+            own.set_epoch(number)
+            assert len(list(own)) == len(own) == 5
     own = sampler(stages=[0] * 3 + [1] * 9, epochs=2)
     assert sorted(Counter(epoch(own, 0)).values()) == [3, 3, 3]
     # as many batches as the largest stage fills: nothing is added
@@ -97,11 +88,8 @@ def test_competence_admits_what_the_formula_admits() -> None:
         greatest.append(max(epoch(own, number)))
     assert greatest == sorted(greatest)
     assert own.stage is None
-
-
-def test_competence_fills_a_batch_that_is_larger_than_the_set() -> None:
-    own = sampler("competence", stages=[0, 0, 0], difficulty=[0.0, 0.5, 1.0], batch_size=8, epochs=1)
-    assert len(epoch(own, 0)) == 8
+    small = sampler("competence", stages=[0, 0, 0], difficulty=[0.0, 0.5, 1.0], batch_size=8, epochs=1)
+    assert len(epoch(small, 0)) == 8  # a batch larger than the set
 
 
 def test_random_goes_through_all_items_before_one_comes_again() -> None:
@@ -137,40 +125,8 @@ def test_a_stage_can_be_brought_forward() -> None:
     assert not sampler("random").promote()
 
 
-class Indices(Dataset[dict[str, Any]]):
-    """Batches that name the rows they were made of."""
-
-    def __getitem__(self, indices: tuple[int, ...]) -> dict[str, Any]:
-        return {"x": torch.ones(len(indices), 1), "id": list(indices)}
-
-
-class Recorder(LightningModule):
-    """Trains one weight and records the rows it has seen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-        self.seen: list[list[int]] = []
-
-    def training_step(self, batch: dict[str, Any]) -> Tensor:
-        self.seen.append(batch["id"])
-        loss: Tensor = self.layer(batch["x"]).sum()
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def train(folder: Path, mode: Mode, resume: Path | None = None, **options: Any) -> tuple[list[list[int]], Path]:
-    module = Recorder()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(
-        default_root_dir=folder, accelerator="cpu", enable_checkpointing=False, **quiet, **{"max_epochs": 6, **options}
-    )
-    trainer.fit(module, batch_loader(Indices(), sampler(mode)), ckpt_path=resume, weights_only=True)
-    path = folder / f"{trainer.global_step}.ckpt"
-    trainer.save_checkpoint(path)
-    return module.seen, path
+def train(folder: Path, mode: Mode, resume: Path | None = None, **options: Any) -> tuple[list[list[str]], Path]:
+    return record(folder, batch_loader(Indices(), sampler(mode)), resume=resume, **{"max_epochs": 6, **options})
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -184,7 +140,7 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(mode: Mode, tmp_path:
         assert first + then == whole
 
 
-def test_another_curriculum_is_not_resumed(tmp_path: Path) -> None:
+def test_another_curriculum_is_not_resumed() -> None:
     own = batch_loader(Indices(), sampler())
     next(iter(own))
     for changed, message in (
@@ -201,15 +157,12 @@ def test_another_curriculum_is_not_resumed(tmp_path: Path) -> None:
 def test_bad_arguments_are_refused() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"epochs": 2}, "epochs must be at least 3, one for each stage of the curriculum, got 2; train longer"),
-        ({"epochs": 0, "mode": "random"}, "epochs must be at least 1, got 0"),
-        ({"mode": "sorted"}, "mode must be 'staged', 'cumulative', 'competence', 'random', got 'sorted'"),
+        ({"mode": "sorted"}, "mode must be of 'staged', 'cumulative', 'competence', 'random', got 'sorted'"),
         ({"stages": []}, "at least one item, got none"),
         ({"stages": [0, 2]}, "Every stage from 0 to 2 must have items, got none for stage 1"),
-        ({"stages": [0, -1]}, "stages must be whole numbers from 0, got -1 for item 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1 item, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"replay": 1.0}, r"replay must lie in \[0, 1\), got 1.0"),
         ({"initial_competence": 0.0}, r"initial_competence must lie in \(0, 1\], got 0.0"),
-        ({"choices": 0}, "choices must be None or at least 1, got 0"),
         ({"mode": "competence", "difficulty": None}, "needs the difficulty of each item, got None"),
         ({"mode": "competence", "difficulty": [0.5]}, "a number for each of the 21 items, got 1"),
         ({"mode": "competence", "difficulty": [1.5] * 21}, r"difficulty must lie in \[0, 1\], got 1.5 for item 0"),

@@ -1,8 +1,6 @@
 import io
 import json
 import pickle
-import struct
-import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +12,6 @@ import torch
 from PIL import Image
 
 from datamodules.few_shot.few_shot import FewShotPairs
-from datamodules.few_shot.images import Picture, fingerprint, same_pictures
 from datamodules.few_shot.pairs import ConfusablePair, official_folders, pair_id, read_pairs, write_pairs
 from datamodules.few_shot.questions import OFFICIAL_EVALUATION_QUESTION, join_options
 from datamodules.few_shot.selection import crop_or_flip
@@ -65,9 +62,6 @@ def trained(data: FewShotPairs) -> list[dict[str, Any]]:
     return sorted(rows_of(data.train_dataloader()), key=lambda row: int(row["index"]))
 
 
-# --- batches
-
-
 def test_a_sample_is_one_question_about_the_picture_of_its_answer(make: Make, root: Path) -> None:
     data = make(n_real=3)
     assert len(data.split("train")) == 2 * 2 * 3
@@ -90,8 +84,8 @@ def test_names_are_shown_as_given_and_officially_with_small_letters(make: Make, 
     assert "Southeastern five-lined skink" in {row["answer"] for row in trained(official)}
     row = rows_of(official.val_dataloader())[0]
     assert row["prompt"] == OFFICIAL_EVALUATION_QUESTION.replace("{options}", join_options(row["options"]))
-    prompts = rows_of(default.val_dataloader())[0]["prompt"], trained(default)[0]["prompt"]
-    assert prompts[0].split(":")[0] == prompts[1].split(":")[0]  # one question in training and evaluation
+    evaluation, training = rows_of(default.val_dataloader())[0]["prompt"], trained(default)[0]["prompt"]
+    assert evaluation.split(":")[0] == training.split(":")[0]
     strange = "Frog/toad, <b>{options}</b> or % \\ {0}"
     (root / "concepts.jsonl").write_text(json.dumps({"name": "Adder", "display_name": strange}) + "\n")
     row = next(row for row in trained(make()) if row["answer"] == strange)
@@ -112,21 +106,21 @@ def test_options_are_asked_in_both_orders_and_learnt_in_either(make: Make) -> No
 
 
 def test_batches_depend_on_the_seed_and_not_on_the_folder_or_its_listing(make: Make, root: Path) -> None:
-    def text(data: FewShotPairs) -> list[tuple[str, str]]:
-        return [(row["path"], row["prompt"]) for row in rows_of(data.train_dataloader())]
+    def text(data: FewShotPairs, epoch: int = 0) -> list[tuple[str, str]]:
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        return [(row["path"], row["prompt"]) for row in rows_of(loader)]
 
     first = text(make())
     assert text(make()) == first != text(make(seed=1))
-    loader = make().train_dataloader()
-    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
-    assert [row["prompt"] for row in rows_of(loader)] != [prompt for _, prompt in first]
+    assert [prompt for _, prompt in text(make(), epoch=1)] != [prompt for _, prompt in first]
     moved = root.parent / "elsewhere"
     for path in sorted(root.rglob("*.*"), reverse=True):  # written in another order
         (moved / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
         (moved / path.relative_to(root)).write_bytes(path.read_bytes())
     assert text(make(root=str(moved))) == first
-    asked = ([s.picture.name for s in make(root=str(r), n_query=3).split("test").samples] for r in (root, moved))
-    assert next(asked) == next(asked)
+    one, other = ([s.picture.name for s in make(root=str(r), n_query=3).split("test").samples] for r in (root, moved))
+    assert one == other
 
 
 def test_classifiers_get_one_tensor_and_mixed_labels_and_sets_go_to_workers(make: Make) -> None:
@@ -146,9 +140,6 @@ def test_classifiers_get_one_tensor_and_mixed_labels_and_sets_go_to_workers(make
     assert "label_weights" not in next(iter(make(image_size=16, mix="mixup").val_dataloader()))
 
 
-# --- supports, queries, baselines
-
-
 def test_supports_are_nested_and_queries_stay(make: Make) -> None:
     def support(**args: Any) -> set[str]:
         return {row["path"] for row in trained(make(**args))}
@@ -162,10 +153,10 @@ def test_supports_are_nested_and_queries_stay(make: Make) -> None:
     assert asked(n_real=1) == asked(n_real=5) == asked(n_real=5, seed=1) != asked(query_seed=1)
     assert len(set(asked())) == 6
     assert set(asked()) < {row["path"] for row in rows_of(make(n_query=4).test_dataloader())}
-    rows = [row for row in trained(make()) if row["answer"] == "Adder"]  # the same support in all of its pairs
-    by_pair = [{row["path"] for row in rows if row["pair_id"] == pair_id(p["target"], "Adder")} for p in PAIRS]
-    assert by_pair[0] == by_pair[1]
-    assert len(by_pair[0]) == 2
+    rows = [row for row in trained(make()) if row["answer"] == "Adder"]
+    one, other = ({row["path"] for row in rows if row["pair_id"] == pair_id(p["target"], "Adder")} for p in PAIRS)
+    assert one == other  # the same support in all of its pairs
+    assert len(one) == 2
 
 
 def test_queries_held_out_of_training_are_never_supports(make: Make) -> None:
@@ -178,7 +169,7 @@ def test_queries_held_out_of_training_are_never_supports(make: Make) -> None:
         make(query_from="train", n_query=3, n_real=6)
 
 
-@pytest.mark.parametrize("method", ["crop", "flip", "flip_horizontal"])
+@pytest.mark.parametrize("method", ["crop", "flip"])
 def test_baselines_make_as_many_pictures_as_asked(make: Make, method: str) -> None:
     origins = [row["origin"] for row in trained(make(n_real=2, n_synthetic=7, method=method, pair=FIRST))]
     assert (origins.count("real"), origins.count(method)) == (2 * 2, 2 * 7)
@@ -191,12 +182,12 @@ def test_baselines_make_as_many_pictures_as_asked(make: Make, method: str) -> No
 def test_crops_and_flips_are_those_of_the_baselines() -> None:
     image = photo(0, (100, 50))
     crops = [crop_or_flip(image, "crop", str(key)) for key in range(200)]
-    widths, heights = ([crop.size[axis] for crop in crops] for axis in (0, 1))
-    assert 30 <= min(widths) < 36 < 94 < max(widths) <= 100
-    assert 15 <= min(heights) < 19 < 46 < max(heights) <= 50
+    for axis, side in ((0, 100), (1, 50)):
+        sizes = [crop.size[axis] / side for crop in crops]
+        assert 0.3 <= min(sizes) < 0.36
+        assert 0.94 < max(sizes) <= 1
+    sideways, upside_down = (image.transpose(way).tobytes() for way in Image.Transpose if "FLIP" in way.name)
     flips = [crop_or_flip(image, "flip", str(key)).tobytes() for key in range(200)]
-    sideways = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
-    upside_down = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes()
     assert 70 < flips.count(sideways) < 130
     assert flips.count(sideways) + flips.count(upside_down) == 200
     assert {crop_or_flip(image, "flip_horizontal", str(key)).tobytes() for key in range(9)} == {sideways}
@@ -220,16 +211,17 @@ def test_synthetic_pictures_come_from_the_store_if_they_were_accepted(make: Make
     assert len(rows) == 2 * 2 * 2
     assert all(Path(row["path"]).stem in ("001", "002") for row in rows)
     assert all(row["path"].startswith(f"{row['pair_id']}/{row['role']}/") for row in rows)
-    with pytest.raises(ValueError, match=r"Puff Adder has 3 synthetic pictures in pair puff-adder--adder-.*; make mor"):
-        make(**args | {"n_synthetic": 4})
     store(root, "textual")
-    with pytest.raises(ValueError, match="holds the kinds textual, visual; give synthetic_kind"):
-        make(**args)
     assert {row["origin"] for row in trained(make(**args, synthetic_kind="textual"))} == {"real", "textual"}
-    for path in Path(args["synthetic_root"]).rglob("002.json"):
+    for path in Path(args["synthetic_root"]).rglob("textual/images/002.json"):
         path.write_text("{")
-    with pytest.raises(ValueError, match=r"002.png has no record 002.json that says whether it was accepted"):
-        make(**args, synthetic_kind="textual")
+    for changed, message in (
+        ({"n_synthetic": 4, "synthetic_kind": "visual"}, r"Adder has 3 synthetic pictures in pair .*; make more or"),
+        ({}, "holds the kinds textual, visual; give synthetic_kind"),
+        ({"synthetic_kind": "textual"}, r"002.png has no record 002.json that says whether it was accepted"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**args | changed)
     with pytest.raises(FileNotFoundError, match="There is no folder of synthetic pictures"):
         make(**args | {"synthetic_root": str(root / "none")})
 
@@ -258,8 +250,6 @@ def test_one_pair_may_be_taken_alone_and_the_data_are_described(make: Make) -> N
     text = make().describe()
     for line in ("2 pairs of 3 concepts", "train: 8 to 8 pictures", "asks about validation, test about test"):
         assert line in text
-    with pytest.raises(ValueError, match="A split must be"):
-        make().split("dev")
     data = make(pair=FIRST)
     assert {row["pair_id"] for row in trained(data)} == {FIRST}
     assert data.num_classes == 2
@@ -299,7 +289,7 @@ def test_more_options_come_from_the_super_category(make: Make, root: Path) -> No
         make(n_way=4)
 
 
-def test_features_stand_before_questions_only_if_asked_for_and_for_every_method(make: Make, root: Path) -> None:
+def test_features_stand_before_questions_only_if_asked_for(make: Make, root: Path) -> None:
     path = root / "features.json"
     listed = [
         {"target": "Puff Adder", "confusable": "Adder", "features": ["a broad head", "chevrons"]},
@@ -311,21 +301,14 @@ def test_features_stand_before_questions_only_if_asked_for_and_for_every_method(
     features = dict(zip(row["options"], row["features"], strict=True))
     assert features == {"Puff Adder": ("a broad head", "chevrons"), "Adder": ("a zigzag band",)}
     assert "zigzag" not in row["prompt"]
-    for method in ({}, {"method": "crop", "n_synthetic": 1}):
-        data = make(**args, **method, feature_context=True)
-        for row in rows_of(data.test_dataloader()):
-            *lines, _ = row["prompt"].splitlines()
-            assert sorted(lines) == ["Adder: a zigzag band.", "Puff Adder: a broad head, chevrons."]
-        assert "zigzag" not in trained(data)[0]["prompt"]
-    assert rows_of(make().test_dataloader())[0]["features"] == ((), ())
+    data = make(**args, method="crop", n_synthetic=1, feature_context=True)
+    for row in rows_of(data.test_dataloader()):
+        *lines, _ = row["prompt"].splitlines()
+        assert sorted(lines) == ["Adder: a zigzag band.", "Puff Adder: a broad head, chevrons."]
+    assert "zigzag" not in trained(data)[0]["prompt"]
     path.write_text('[{"target": "Adder"}]')
     with pytest.raises(ValueError, match="features entry 0 must have target, confusable and features"):
         make(**args)
-    with pytest.raises(FileNotFoundError, match="There is no file of features"):
-        make(features=str(root / "none.json"))
-
-
-# --- problems
 
 
 def test_all_problems_are_told_at_once(make: Make, root: Path) -> None:
@@ -365,6 +348,9 @@ def test_the_same_picture_elsewhere_is_refused(make: Make, root: Path) -> None:
     with pytest.raises(ValueError, match=r"003.png.*test/Adder/009.jpg, which it is asked about, are nearly the same"):
         make(n_real=8)
     make(n_real=8, near_duplicates=False)
+    for path, colour in ((source, "red"), (root / "test" / "Adder" / "009.jpg", "blue")):
+        Image.new("RGB", (8, 8), colour).save(path)
+    make(n_real=8)  # alike but for their colours
     first = root / "train" / "Adder" / "000.png"
     (root / "train" / "Puff_Adder" / "000.png").write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match=r"of Adder and .* of Puff Adder are the same|of Puff Adder and .* of Adder"):
@@ -373,39 +359,6 @@ def test_the_same_picture_elsewhere_is_refused(make: Make, root: Path) -> None:
     (root / "train" / "Adder" / "001.png").write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match="of one support are the same file"):
         make(n_real=8)
-
-
-def test_fingerprints_find_another_size_or_compression_and_no_other_colours(tmp_path: Path) -> None:
-    large = photo(0, (160, 128))
-    pictures = {"a.png": large, "b.jpg": large, "c.png": large.resize((80, 64), Image.Resampling.BOX)}
-    pictures |= {"d.png": photo(1, (160, 128)), "e.png": large}
-    pictures |= {name: Image.new("RGB", (8, 8), name[:-4]) for name in ("red.png", "blue.png")}
-    for name, picture in pictures.items():
-        picture.save(tmp_path / name)
-    prints = [fingerprint(Picture(tmp_path / name, name)) for name in pictures]
-    assert same_pictures(prints[:1], prints[:5]) == [(0, 0), (0, 1), (0, 2), (0, 4)]
-    assert same_pictures(prints[:1], prints[:5], max_bits=-1) == [(0, 0), (0, 4)]
-    assert same_pictures([], prints) == same_pictures(prints[5:6], prints[6:]) == []
-    Image.new("RGB", (1, 4)).save(tmp_path / "tiny.png")
-    for path, message in ((tmp_path / "tiny.png", "at least 2 x 2 pixels, got 1 x 4"), (tmp_path / "no", "is missing")):
-        with pytest.raises(ValueError, match=rf"train/a/1.png .*{message}"):
-            fingerprint(Picture(path, "train/a/1.png"))
-
-
-def test_hostile_and_unreadable_files_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photo(0, (200, 200)).save(tmp_path / "a.png")
-    content = (tmp_path / "a.png").read_bytes()
-    size = struct.pack(">II", 60_000, 60_000) + content[24:29]
-    huge = content[:16] + size + struct.pack(">I", zlib.crc32(b"IHDR" + size)) + content[33:]
-    for data, message in ((content[:40], "is truncated|cannot be decoded"), (huge, "is a decompression bomb")):
-        (tmp_path / "a.png").write_bytes(data)
-        with pytest.raises(ValueError, match=f"train/a.png ({message})"):
-            Picture(tmp_path / "a.png", "train/a.png").load()
-    with pytest.raises(ValueError, match=r"a.png cannot be read"):
-        Picture(tmp_path, "a.png").load()
-    monkeypatch.setattr("lit_modules.utils.images.MAX_BYTES", 10)
-    with pytest.raises(ValueError, match=r"a.png is too large"):
-        Picture(tmp_path / "a.png", "a.png").load()
 
 
 def test_missing_pictures_and_pair_files_say_the_way_out(make: Make, root: Path) -> None:
@@ -418,47 +371,30 @@ def test_missing_pictures_and_pair_files_say_the_way_out(make: Make, root: Path)
     (root.parent / "train").rename(root / "train")
     with pytest.raises(ValueError, match=r"'Ader' is not among the 3 classes; did you mean 'Adder'\?"):
         make(pairs=[{"target": "Ader", "confusable": "Puff Adder"}])
-    for split in ("validation", "test"):
-        (root / split).rename(root.parent / split)
-    with pytest.raises(ValueError, match="Adder has no pictures to ask about in validation; add some, or set query_f"):
-        make()
     (root / "pairs.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"There is no .*pairs.json; give `pairs`, or find the pairs"):
         make()
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
-        make(root=str(root / "none"))
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ({"method": "zoom"}, "method must be of 'real', .*, got 'zoom'"),
-        ({"layout": "x"}, "layout must be of 'auto', .*, got 'x'"),
-        ({"query_from": "x"}, "query_from must be of"),
-        ({"n_real": -1}, "n_real must be at least 0, got -1"),
         ({"n_real": 0}, "n_real and n_synthetic must not both be 0"),
-        ({"n_synthetic": 3}, "method 'real' goes with n_synthetic 0, got 3"),
-        ({"method": "crop"}, "method 'crop' goes with a positive n_synthetic, got 0"),
         ({"method": "synthetic", "n_synthetic": 1}, "method 'synthetic' needs synthetic_root"),
         ({"method": "crop", "n_synthetic": 1, "n_real": 0}, "needs n_source"),
         ({"sampling": "probability"}, "sampling 'probability' needs real pictures and others"),
         ({"n_orders": 3}, "n_orders must be at most 2 for two options, got 3"),
-        ({"synthetic_probability": 1.5}, "synthetic_probability must be from 0 to 1, got 1.5"),
         ({"replay_ratio": 1.0}, "replay_ratio must be positive with replay_pairs and 0 without"),
         ({"question": "What?"}, "question must have the place '{options}', got 'What\\?'"),
         ({"feature_context": True}, "feature_context needs features"),
         ({"n_context": 6}, "n_context must be at most n_real, 5, as examples are supports; got 6"),
-        ({"n_context": 1, "image_size": 8}, "n_context is for models that read texts: leave image_size out, got 8"),
         ({"mix": "mixup"}, "mix 'mixup' needs image_size"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FewShotPairs(**args)
-
-
-# --- pair files
 
 
 def test_the_official_pair_file_is_read_as_it_is(data_folder: Path) -> None:
@@ -484,7 +420,7 @@ def test_pairs_are_written_with_the_model_and_read_again(tmp_path: Path) -> None
     assert read_pairs(path)[0].fields == {"note": 1}
 
 
-@pytest.mark.parametrize("name", ["../../etc", "a/b\\c", "<script>alert(1)</script>", "蛇", "a" * 150, "--", "."])
+@pytest.mark.parametrize("name", ["../../etc", "a/b\\c", "<script>", "蛇", "a" * 150, "."])
 def test_the_id_of_a_pair_is_safe_as_a_folder_whatever_the_names(name: str) -> None:
     made = pair_id(name, "Adder")
     assert set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -499,25 +435,21 @@ def test_all_problems_of_pairs_are_in_one_error() -> None:
         "target and confusable must differ, got 'Adder' twice": {"target": "Adder", "confusable": "adder"},
         "target must be a name, got ''": {"target": "", "confusable": "Adder"},
         "target must have no line breaks": {"target": "A\nB", "confusable": "C"},
-        "error_rate must be from 0 to 1, got 1.5": {**both, "error_rate": 1.5},
         "error_rate must be from 0 to 1, got True": {**both, "rate_of_error": True},
         "ground_truth and target mean the same": {**both, "ground_truth": "B"},
         "target_dir must be a folder below the root, got '../secret'": {**both, "target_dir": "../secret"},
         "pair_id must be letters": {**both, "pair_id": "a/b"},
         "must be an object, got 'Adder'": "Adder",
+        "pair_id 'x' is that of pair 8": {"target": "B", "confusable": "A", "pair_id": "x"},
+        "'A' and 'B' come twice, and not alike": {"target": "A", "confusable": "B", "error_rate": 0.4},
     }
-    with pytest.raises(ValueError, match="has 9 problems") as error:
-        read_pairs(list(entries.values()))
-    assert all(f"pair {number}: {text}" in str(error.value) for number, text in enumerate(entries))
-
-
-def test_a_pair_that_comes_twice_is_taken_once_if_alike() -> None:
-    twice = {"target": "A", "confusable": "B", "error_rate": 0.3}
-    assert len(read_pairs([twice, dict(twice)])) == 1
-    with pytest.raises(ValueError, match="'A' and 'B' come twice, and not alike"):
-        read_pairs([twice, {**twice, "error_rate": 0.4}])
-    with pytest.raises(ValueError, match="pair_id 'x' is that of pair 0"):
-        read_pairs([{**twice, "pair_id": "x"}, {"target": "B", "confusable": "A", "pair_id": "x"}])
+    first = {"target": "A", "confusable": "B", "pair_id": "x"}
+    values = list(entries.values())
+    with pytest.raises(ValueError, match="has 10 problems") as error:
+        read_pairs([*values[:8], first, dict(first), *values[8:]])
+    numbers = [*range(8), 10, 11]  # the pair that comes twice alike is taken once
+    for number, text in zip(numbers, entries, strict=True):
+        assert f"pair {number}: {text}" in str(error.value)
 
 
 def test_files_that_are_no_pair_files_are_refused(tmp_path: Path) -> None:

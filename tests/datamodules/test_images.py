@@ -1,6 +1,7 @@
 """The image sets: batches, splits, variants, augmentation, resume, file layouts, damaged files."""
 
 import gzip
+import pickle
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torchvision import datasets
 
 from datamodules import CIFAR10, MNIST, Digits, FashionMNIST
 from datamodules.images.base import AugmentedSampler, ImageDataModule, shift_and_flip
 from datamodules.images.mnist import read_idx
 from datamodules.variants import Resize, Smooth, Variant
+from tests.small_runs import OneWeight, quiet_trainer
 
 NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
@@ -60,9 +62,6 @@ def everything(data: ImageDataModule, split: str) -> dict[str, Tensor]:
     return chosen[range(len(chosen))]
 
 
-# Batches and splits
-
-
 def test_batches_keep_the_contract() -> None:
     data = Digits(batch_size=50, eval_batch_size=150)
     for stage, loader, sizes in (
@@ -75,13 +74,9 @@ def test_batches_keep_the_contract() -> None:
         batches = list(loader())
         assert [len(batch["label"]) for batch in batches] == sizes
         for batch in batches:
-            assert sorted(batch) == ["image", "index", "label"]
+            types = {name: column.dtype for name, column in batch.items()}
+            assert types == {"image": torch.float32, "index": torch.int64, "label": torch.int64}
             assert batch["image"].shape[1:] == (data.channels, data.image_size, data.image_size) == (1, 8, 8)
-            assert (batch["image"].dtype, batch["label"].dtype, batch["index"].dtype) == (
-                torch.float32,
-                torch.int64,
-                torch.int64,
-            )
             assert 0 <= float(batch["image"].min()) <= float(batch["image"].max()) <= 1
     assert float(everything(data, "train")["image"].max()) == 1
 
@@ -109,9 +104,6 @@ def test_splits_are_the_first_images_of_the_files(mnist_files: Path) -> None:
     assert train["index"].tolist() == list(range(10))
     assert everything(data, "test")["label"].tolist() == [0, 1, 2, 3, 4]
     assert len(MNIST(str(mnist_files), validation_size=8, test_split="train").test_dataloader().dataset) == 22  # type: ignore[arg-type]
-
-
-def test_no_validation(mnist_files: Path) -> None:
     data = MNIST(str(mnist_files), validation_size=0)
     data.setup("fit")
     assert data.val_dataloader() == []
@@ -127,9 +119,6 @@ def test_the_order_is_a_function_of_the_seed() -> None:
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == list(range(1200))
     assert torch.cat([batch["index"] for batch in Digits().val_dataloader()]).tolist() == list(range(200))
-
-
-# Variants
 
 
 def test_a_variant_changes_all_splits_and_the_facts() -> None:
@@ -150,25 +139,15 @@ class Bright(Variant):
     ("variant", "message"),
     [
         (lambda images: images + 1.5, r"must return images within \[0, 1\], got values from 1.5 to 1.5 .*clamp"),
-        (lambda images: images - torch.nan, "got values from nan to nan"),
         (lambda images: images[:, :, :4], r"must return floats of shape \(1, channel, size, size\), got torch.float32"),
-        (lambda images: images.to(torch.uint8), "got torch.uint8 of shape"),
+        (Bright(), r"from [0-9.]+ to 1.25 from Bright\(\); let it end with .clamp\(0, 1\)"),  # on real images alone
     ],
 )
 def test_variant_that_breaks_the_rules(variant: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Digits(variant=variant)
-
-
-def test_variant_that_leaves_the_range_on_real_images() -> None:
-    data = Digits(variant=Bright())
-    with pytest.raises(ValueError, match=r"from [0-9.]+ to 1.25 from Bright\(\); let it end with .clamp\(0, 1\)"):
-        next(iter(data.train_dataloader()))
+        next(iter(Digits(variant=variant).train_dataloader()))
     with pytest.raises(TypeError, match="variant must be a callable from images to images, got 'Smooth'"):
         Digits(variant="Smooth")  # type: ignore[arg-type]
-
-
-# Augmentation
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
@@ -211,48 +190,29 @@ def test_devices_augment_as_one_device_does() -> None:
     assert one != [pair for batch in AugmentedSampler(20, 8, seed=4, choices=162) for pair in batch]
 
 
-class Sums(LightningModule):
-    """Trains nothing and records what it has seen."""
+class Sums(OneWeight):
+    """Keeps the index of each image and the sum of its pixels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[tuple[int, float]] = []
 
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
         self.seen += zip(batch["index"].tolist(), batch["image"].double().flatten(1).sum(1).tolist(), strict=True)
-        return self.weight.sum()
-
-    def validation_step(self, batch: dict[str, Tensor]) -> None: ...
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return self.layer.weight.sum()
 
 
 def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_images(tmp_path: Path) -> None:
-    def train(steps: int, resume: Path | None = None) -> list[tuple[int, float]]:
-        module = Sums()
-        options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            enable_checkpointing=False,
-            limit_val_batches=0,
-            default_root_dir=tmp_path,
-            **options,
-        )
-        data = Digits(batch_size=16, train_size=64, augment=True)
+    def train(steps: int, resume: Path | None = None, num_workers: int = 0) -> list[tuple[int, float]]:
+        module, trainer = Sums(), quiet_trainer(tmp_path, max_steps=steps, max_epochs=-1, limit_val_batches=0)
+        data = Digits(batch_size=16, train_size=64, augment=True, variant=Smooth(2), num_workers=num_workers)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
         return module.seen
 
     whole = train(7)
-    assert [*train(5), *train(7, tmp_path / "5.ckpt")] == whole
+    assert [*train(5), *train(7, tmp_path / "5.ckpt", num_workers=1)] == whole
     assert whole[:48] != whole[64:]
-
-
-# Files
 
 
 @pytest.mark.parametrize("layout", ["packed", "unpacked", "torchvision"])
@@ -268,15 +228,11 @@ def test_layouts_of_idx_files(kind: type[MNIST], layout: str, mnist_files: Path)
             packed.unlink()
         else:
             packed.rename(folder / packed.name)
-    found = everything(kind(str(mnist_files), validation_size=8), "train")
-    assert torch.equal(found["image"], expected["image"])
+    batch = everything(kind(str(mnist_files), validation_size=8), "train")
+    assert torch.equal(batch["image"], expected["image"])
 
 
 def test_cifar_as_one_file_and_as_batches(cifar_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pickle
-
-    from torchvision import datasets
-
     arrays = np.load(cifar_file)
     folder = tmp_path / "other" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -332,28 +288,16 @@ def cut(name: str) -> Callable[[Path], Any]:
     return lambda folder: (folder / f"{name}.gz").write_bytes((folder / f"{name}.gz").read_bytes()[:-100])
 
 
-def flip_a_bit(folder: Path) -> None:
-    path = folder / f"{NAMES[0]}.gz"
-    content = bytearray(path.read_bytes())
-    content[-8] ^= 1  # in the checksum of the packed file
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (cut(NAMES[0]), "train-images-idx3-ubyte.gz is damaged: .*; get it again"),
-        (flip_a_bit, "train-images-idx3-ubyte.gz is damaged: CRC check failed"),
-        (write(NAMES[0], b"<html>"), "is damaged: Not a gzipped file"),
         (write(NAMES[0], gzip.compress(b"<html>")), "must be an idx file of unsigned bytes, got one that begins with"),
-        (write(NAMES[0], gzip.compress(idx([[[1]]])[:6])), "ends within its header, after 6 bytes"),
         (
             write(NAMES[0], gzip.compress(idx(np.zeros((30, 28, 28)))[:-5])),
             r"must hold 23520 values of the shape \(30, 28, 28\), got 23515; get it again",
         ),
         (write(NAMES[0], gzip.compress(idx(np.zeros((30, 8, 8))))), r"images of 28 x 28 pixels, got .*\(30, 8, 8\)"),
-        (write(NAMES[0], gzip.compress(idx(np.zeros((0, 28, 28))))), "training part of MNIST must hold at least one"),
-        (write(NAMES[1], gzip.compress(idx(np.zeros((3, 3))))), "must hold a label for each image"),
         (write(NAMES[1], gzip.compress(idx(np.zeros(29)))), "got 29 labels of 30 images"),
         (write(NAMES[1], gzip.compress(idx([3] * 7 + [10] * 23))), "labels from 0 to 9, got 10 for image 7"),
     ],
@@ -369,8 +313,6 @@ def test_damaged_idx_files(damage: Callable[[Path], Any], message: str, mnist_fi
     [
         ({}, "must hold train_images and train_labels, and train_images and train_labels is not there"),
         ({"train_images": np.zeros((2, 3, 32, 32), np.uint8), "train_labels": [0, 1]}, r"uint8 of shape \(n, 32, 32"),
-        ({"train_images": np.zeros((2, 32, 32, 3)), "train_labels": [0, 1]}, "got float64 of shape"),
-        ({"train_images": np.zeros((2, 32, 32, 3), np.uint8), "train_labels": [0.5, 1]}, "must be whole numbers"),
         ({"train_images": np.zeros((2, 32, 32, 3), np.uint8), "train_labels": [0, -1]}, "got -1 for image 1"),
         ({"train_images": np.zeros((2, 32, 32, 3), object), "train_labels": [0, 1]}, "is no .npz file or is damaged"),
     ],
@@ -381,16 +323,13 @@ def test_malformed_npz(arrays: dict[str, Any], message: str, tmp_path: Path) -> 
         CIFAR10(str(tmp_path), validation_size=1).setup("fit")
 
 
-def test_damaged_npz(cifar_file: Path) -> None:
+def test_damaged_npz_and_two_of_them(cifar_file: Path) -> None:
     cifar_file.write_bytes(cifar_file.read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"some.npz is no .npz file or is damaged: .*; get it again"):
         CIFAR10(str(cifar_file)).setup("fit")
     (cifar_file.parent / "more.npz").touch()
     with pytest.raises(ValueError, match=r"must hold one .npz file, got more.npz, some.npz"):
         CIFAR10(str(cifar_file.parent)).setup("fit")
-
-
-# Downloads
 
 
 @pytest.fixture
@@ -411,8 +350,6 @@ def server(mnist_files: Path) -> Iterator[str]:
 
 
 def test_download(server: str, mnist_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
-
     sums = [(f"{name}.gz", md5((mnist_files / f"{name}.gz").read_bytes()).hexdigest()) for name in NAMES]
     monkeypatch.setattr(datasets.MNIST, "resources", sums)
     monkeypatch.setattr(datasets.MNIST, "mirrors", [server])
@@ -442,19 +379,12 @@ def test_real_files_have_their_checksums(data_folder: Path) -> None:
     assert pixels.mean().item() == pytest.approx(data.mean[0], abs=0.01)
 
 
-# Arguments
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"eval_batch_size": -1}, "eval_batch_size must be at least 1, got -1"),
-        ({"train_size": 0}, "train_size must be at least 1, got 0"),
-        ({"validation_size": -1}, "validation_size must be at least 0, got -1"),
         ({"validation_size": 1400}, "validation_size must be less than the 1400 training images of Digits, got 1400"),
         ({"train_size": 1201}, "train_size must be at most the 1200 images that Digits has, got 1201"),
-        ({"test_size": 398}, "test_size must be at most the 397 images that Digits has, got 398"),
         ({"test_split": "dev"}, "test_split must be of 'train', 'validation', 'test', got 'dev'"),
         ({"device": "gpu0"}, "device must be a device of torch such as 'cpu' or 'cuda', got 'gpu0'"),
         ({"device": "cuda", "num_workers": 2}, "num_workers must be 0 if the set is kept on cuda, got 2"),
@@ -465,12 +395,6 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         data = Digits(**arguments)
         data.setup("fit")
         data.setup("test")
-
-
-def test_workers_give_the_same_batches() -> None:
-    make = partial(Digits, variant=Smooth(2), augment=True, batch_size=600)
-    for one, two in zip(make().train_dataloader(), make(num_workers=1).train_dataloader(), strict=True):
-        assert torch.equal(one["image"], two["image"])
 
 
 @pytest.mark.gpu

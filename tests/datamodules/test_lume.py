@@ -52,17 +52,15 @@ def test_anchor(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> N
     assert set(Counter(ids(batch["forget"] for batch in retain)).values()) == {2, 3}
 
 
-@pytest.mark.parametrize(
-    ("subset", "names"), [("all", ("forget", "retain")), ("forget", ("forget",)), ("retain", ("retain",))]
-)
+@pytest.mark.parametrize(("subset", "names"), [("all", ("forget", "retain")), ("retain", ("retain",))])
 def test_subsets(subset: str, names: tuple[str, ...], lume: Callable[..., LUME], lume_folder: Path) -> None:
     loader = lume(subset=subset).train_dataloader()
-    expected = sorted(i for name in names for i in rows_of(lume_folder, name))
     first = ids(loader)
-    assert sorted(first) == expected
+    assert sorted(first) == sorted(i for name in names for i in rows_of(lume_folder, name))
     loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
-    assert sorted(ids(loader)) == expected
-    assert ids(loader) != first
+    second = ids(loader)
+    assert sorted(second) == sorted(first)
+    assert second != first
 
 
 def test_validation(lume: Callable[..., LUME], lume_folder: Path) -> None:
@@ -83,17 +81,16 @@ def test_generation(lume: Callable[..., LUME], tokenizer: PreTrainedTokenizerBas
         assert batch["attention_mask"][:, -1].all()
         for i, identifier in enumerate(batch["id"]):
             row = rows[identifier]
-            found = tuple(batch[name][i] for name in ("split", "task", "kind", "prompt", "target"))
-            assert found == (row.split, row.task, row.kind, row.input, row.output)
+            values = tuple(batch[name][i] for name in ("split", "task", "kind", "prompt", "target"))
+            assert values == (row.split, row.task, row.kind, row.input, row.output)
             assert tokenizer.decode(batch["input_ids"][i][batch["attention_mask"][i] == 1]) == row.input
-    kinds = [kind for batch in batches for kind in batch["kind"]]
     lengths = [
         (kind, int(n))
         for batch in batches
         for kind, n in zip(batch["kind"], batch["attention_mask"].sum(1), strict=True)
     ]
     assert lengths == sorted(lengths)
-    assert set(kinds) == {"sc", "qa"}
+    assert {kind for kind, _ in lengths} == {"sc", "qa"}
 
 
 def test_prompts_are_cut_in_generation_as_in_training(lume: Callable[..., LUME]) -> None:
@@ -112,9 +109,6 @@ def test_prompts_are_cut_in_generation_as_in_training(lume: Callable[..., LUME])
         for i, identifier in enumerate(batch["id"])
     }
     assert trained.items() <= asked.items()
-
-
-def test_a_target_that_does_not_fit(lume: Callable[..., LUME]) -> None:
     with pytest.raises(ValueError, match=r"max_length must be at least \d+ for the row .*, whose answer has .*, got 8"):
         lume(max_length=8)
 
@@ -136,10 +130,10 @@ def test_membership(lume: Callable[..., LUME], lume_folder: Path, tokenizer: Pre
         for i, identifier in enumerate(batch["id"]):
             assert tokenizer.decode(batch["input_ids"][i][attended[i]]) == texts[identifier]
             member = identifier not in {other["id"] for other in others}
-            assert (bool(batch["member"][i]), batch["source"][i]) == (
-                member,
-                "forget.jsonl" if member else "nonmembers.jsonl",
-            )
+            source = "forget.jsonl" if member else "nonmembers.jsonl"
+            assert (bool(batch["member"][i]), batch["source"][i]) == (member, source)
+    with pytest.warns(UserWarning, match="hold no Task3 member, so there is no membership attack"):
+        assert len(lume(tasks=("Task1",)).test_dataloader()) == 1
 
 
 def test_hold_out_stands_in_for_missing_nonmembers(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
@@ -171,16 +165,15 @@ def test_members_and_nonmembers_by_path(lume: Callable[..., LUME], write_sets: C
     shutil.copy(members, root / "semeval_mia_ids.json")
     assert [name for name, _, member, _ in lume(root=str(root)).documents() if member] == ["3", "159"]
     assert sum(member for _, _, member, _ in lume(root=str(root), max_documents=7).documents()) == 7
-    for listed, sentence in (
+    for content, sentence in (
         (
             '{"member_document_ids": ["3", "a"]}',
             "must list Task3 documents of the forget set, got 1 others, such as 'a'",
         ),
         ('{"member_document_ids": [3]}', r"must be JSON with a list of ids at \['member_document_ids'\]"),
-        ("[]", "must be JSON with a list of ids"),
         ("nonsense", "must be JSON with a list of ids"),
     ):
-        members.write_text(listed)
+        members.write_text(content)
         with pytest.raises(ValueError, match=sentence):
             lume(**paths).documents()
     others.write_text(json.dumps({"id": "r", "document": "Retained."}))
@@ -189,19 +182,6 @@ def test_members_and_nonmembers_by_path(lume: Callable[..., LUME], write_sets: C
     for name in ("members_file", "nonmembers"):
         with pytest.raises(FileNotFoundError, match=r"There is no file nowhere\.json"):
             lume(root=str(root), **{name: "nowhere.json"}).documents()
-
-
-def test_no_member_no_attack(lume: Callable[..., LUME]) -> None:
-    data = lume(tasks=("Task1",))
-    with pytest.warns(UserWarning, match="hold no Task3 member, so there is no membership attack"):
-        loaders = data.test_dataloader()
-    assert len(loaders) == 1
-
-
-def test_filters(lume: Callable[..., LUME]) -> None:
-    data = lume(tasks=("Task1", "Task3"), kinds=("qa",))
-    rows = [row for name in data.rows for row in data.rows[name]]
-    assert {(row.task, row.kind) for row in rows} == {("Task1", "qa"), ("Task3", "qa")}
 
 
 def _chosen(data: LUME) -> tuple[tuple[str, ...], ...]:
@@ -214,14 +194,10 @@ def _chosen(data: LUME) -> tuple[tuple[str, ...], ...]:
 def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
     data = lume(max_documents=1)
     for name in ("forget", "retain"):
-        assert [len({row.document for row in data.rows[name] if row.task == f"Task{i}"}) for i in (1, 2, 3)] == [
-            1,
-            1,
-            1,
-        ]
-        chosen = {row.document for row in data.rows[name]}
+        documents = {(row.task, row.document) for row in data.rows[name]}
+        assert sorted(task for task, _ in documents) == ["Task1", "Task2", "Task3"]
         whole = read_rows(lume_folder / f"{name}.jsonl", name)
-        assert data.rows[name] == [row for row in whole if row.document in chosen]
+        assert data.rows[name] == [row for row in whole if (row.task, row.document) in documents]
     assert lume(max_documents=1, subset="all").rows == data.rows
     same = {row.document for row in lume(max_documents=1, kinds=("qa",)).rows["forget"]}
     assert same == {row.document for row in data.rows["forget"]}
@@ -230,11 +206,11 @@ def test_max_documents(lume: Callable[..., LUME], lume_folder: Path) -> None:
     assert {_chosen(lume(max_documents=1, seed=seed)) for seed in seeds} == {_chosen(data)}
 
 
-def test_splits(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+def test_filters_and_splits(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
+    data = lume(tasks=("Task1", "Task3"), kinds=("qa",))
+    assert {(row.task, row.kind) for name in data.rows for row in data.rows[name]} == {("Task1", "qa"), ("Task3", "qa")}
     root = write_sets({("1", "Task3"): BOTH, ("2", "Task3"): BOTH}, {("3", "Task3"): BOTH, ("4", "Task3"): BOTH})
-    with pytest.raises(
-        FileNotFoundError, match=r"There is no file .*semeval_splits\.json; it must be JSON with a list"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*semeval_splits\.json; it must be JSON with a l"):
         lume(root=str(root), splits="train")
     splits = {"forget": {"train": ["1sc1", "1qa0"]}, "retain": {"train": ["4sc1"]}}
     (root / "semeval_splits.json").write_text(json.dumps(splits))
@@ -274,35 +250,27 @@ def test_tokenizer(lume_folder: Path, tiny_causal_lm: Path, tokenizer: PreTraine
         LUME("./nowhere", root=str(lume_folder)).setup("fit")
 
 
-def test_files_are_read_once(lume: Callable[..., LUME]) -> None:
+def test_files_are_read_once_and_hparams_are_plain(
+    lume: Callable[..., LUME], tokenizer: PreTrainedTokenizerBase
+) -> None:
     data = lume()
-    rows, first = data.rows, data.rows["forget"]
+    rows = data.rows
     data.root = Path("gone")
     data.setup("test")
     assert data.rows is rows
-    assert data.rows["forget"] is first
-
-
-def test_hparams_are_plain(tokenizer: PreTrainedTokenizerBase) -> None:
     hparams = LUME(tokenizer, batch_size=3).hparams
     assert "tokenizer" not in hparams
     assert hparams["batch_size"] == 3
     assert LUME("name").hparams["tokenizer"] == "name"
-    plain = (str, int, tuple, type(None))
-    assert all(isinstance(value, plain) for value in hparams.values())
+    assert all(isinstance(value, str | int | tuple | None) for value in hparams.values())
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"eval_batch_size": -1}, "eval_batch_size must be at least 1, got -1"),
-        ({"max_length": 0}, "max_length must be at least 1, got 0"),
-        ({"max_documents": 0}, "max_documents must be at least 1, got 0"),
         ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
         ({"subset": "both"}, "subset must be of 'unlearn', 'all', 'forget', 'retain', got 'both'"),
-        ({"splits": "test"}, "splits must be of 'all', 'train', 'validation', 'other', got 'test'"),
-        ({"anchor": "all"}, "anchor must be of 'forget', 'retain', got 'all'"),
         ({"tasks": ("Task1", "Task4")}, "tasks must be of 'Task1', 'Task2', 'Task3', got 'Task4'"),
         ({"kinds": ()}, r"kinds must be of 'sc', 'qa', got \(\)"),
     ],

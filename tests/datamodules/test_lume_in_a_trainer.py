@@ -5,12 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import LUME
+from tests.small_runs import OneWeight, quiet_trainer, zeros
 
 
 def ids(batches: Any) -> list[str]:
@@ -24,63 +22,42 @@ def test_batches_can_be_sent_to_workers(lume: Callable[..., LUME]) -> None:
         pickle.dumps(loader.dataset)  # as workers that are spawned and not forked need it
 
 
-class Recorder(LightningModule):
-    """Records what each stage is given."""
+class Recorder(OneWeight):
+    """Keeps the rows of training, and checks what the other stages are given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
         self.seen: list[str] = []
 
-    def training_step(self, batch: dict[str, Any]) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         self.seen += batch["forget"]["id"]
-        loss: Tensor = self.layer(torch.ones(1))
-        return loss
+        return super().training_step(next(iter(zeros())), batch_idx)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         assert set(batch["split"]) == {("forget", "retain")[dataloader_idx]}
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         assert ("kind", "member")[dataloader_idx] in batch
 
     def predict_step(self, batch: dict[str, Any]) -> list[str]:
         names: list[str] = batch["id"]
         return names
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def trainer(folder: Path, **options: Any) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-
 
 def test_every_stage_of_a_trainer(lume: Callable[..., LUME], tmp_path: Path) -> None:
     data, module = lume(), Recorder()
-    run = trainer(tmp_path, max_epochs=1)
+    run = quiet_trainer(tmp_path)
     run.fit(module, data)
     assert len(module.seen) == 20
     run.validate(module, data, verbose=False)
     run.test(module, data, verbose=False)
-    predicted = run.predict(module, data)
-    assert predicted is not None
+    predicted: Any = run.predict(module, data)
     assert [i for names in predicted for i in names] == ids(data.predict_dataloader())
-
-
-def test_overfit_batches(lume: Callable[..., LUME], tmp_path: Path) -> None:
-    module = Recorder()
+    few = Recorder()
     with pytest.warns(UserWarning, match="You requested to overfit"):
-        trainer(tmp_path, max_epochs=3, overfit_batches=2).fit(module, lume())
-    assert module.seen[:2] * 3 == module.seen
-    assert len(module.seen) == 6
+        quiet_trainer(tmp_path, max_epochs=3, overfit_batches=2).fit(few, lume())
+    assert few.seen[:2] * 3 == few.seen
+    assert len(few.seen) == 6
 
 
 def test_two_ranks_share_every_loader(

@@ -1,5 +1,4 @@
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,13 @@ MALFORMED: dict[str, tuple[bytes | dict[str, Any], str]] = {
     "cut off": (b'{"id": "1sc1"', "a line must be JSON, got"),
     "byte order mark": (b"\xef\xbb\xbf{}", "a line must be JSON, got"),
     "array": (b"[1]", r"a row must be an object with the strings id, input, output, task, got \[1\]\."),
-    "deep": (b"[" * 100_000, "a line must be JSON, got"),
-    "long number": (b"9" * 10_000, "a line must be JSON, got"),
     "not UTF-8": (b'{"id": "\xff"}', "a line must be UTF-8 text, got"),
     "missing field": ({"id": "1sc1", "input": "A", "output": "b"}, "the field 'task' is missing"),
     "number": ({**GOOD, "output": 3}, "'output' must be a string that is not blank, got 3"),
-    "white field": ({**GOOD, "input": " \n"}, "'input' must be a string that is not blank"),
     "surrogate": ({**GOOD, "output": "\ud800"}, "'output' must be a string that is not blank, got"),
     "unknown task": ({**GOOD, "task": "Task4"}, "must be of Task1, Task2, Task3, got 'Task4'"),
     "id without kind": ({**GOOD, "id": "12345"}, "'id' must be a document's id followed by 'sc' or 'qa' and one digit"),
-    "id without digit": ({**GOOD, "id": "1sc"}, "'id' must be a document's id"),
-    "id without document": ({**GOOD, "id": "sc1"}, "'id' must be a document's id"),
     "id of quotes": ({**GOOD, "id": '""sc1'}, "'id' must be a document's id"),
-    "id with a line end": ({**GOOD, "id": "1sc1\n"}, "'id' must be a document's id"),
     "id with another digit": ({**GOOD, "id": "1sc\u0663"}, "'id' must be a document's id"),
     "id twice": (GOOD | {"id": "0sc1"}, r"an id must come once, and '0sc1' stands at .*:1 already"),
     "id twice but for quotes": (GOOD | {"id": '"0"sc1'}, "an id must come once"),
@@ -53,7 +46,7 @@ def test_malformed_line_is_named(line: bytes | dict[str, Any], sentence: str, tm
         read_rows(path, "forget")
     message = str(raised.value)
     assert message.startswith(f"{path}:2: ")
-    assert len(message.splitlines()) == 1
+    assert message.isprintable()  # one line, and nothing that a terminal would act on
     assert len(message) < len(str(path)) + 250
 
 
@@ -70,45 +63,14 @@ valid = st.fixed_dictionaries(
         "task": st.sampled_from(TASKS),
     }
 )
-anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
-broken_fields = st.builds(
-    lambda record, field, value: {**record, field: value},
-    valid,
-    st.sampled_from(FIELDS),
-    st.none() | st.booleans() | st.integers() | st.just("") | st.just(" \t") | st.lists(st.text()),
-)
-missing_fields = st.builds(
-    lambda record, field: {name: record[name] for name in record if name != field}, valid, st.sampled_from(FIELDS)
-)
-other_values = st.builds(
-    lambda record, name, value: {**record, name: value},
-    valid,
-    st.sampled_from(("id", "task")),
-    text.filter(lambda s: s not in TASKS and not re.fullmatch(r".+(sc|qa)[0-9]", s, re.DOTALL)),
-)
-malformed = st.one_of(
-    st.binary().filter(lambda line: b"\n" not in line and line.decode(errors="replace").strip() != ""),
-    anything.map(lambda value: json.dumps(value).encode()),
-    st.one_of(broken_fields, missing_fields, other_values).map(lambda record: json.dumps(record).encode()),
-    st.builds(lambda record, n: json.dumps(record).encode()[: -1 - n], valid, st.integers(0, 20)),
-)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(line=malformed, before=st.integers(0, 3))
-def test_random_malformed_lines_each_give_one_clear_error(line: bytes, before: int, tmp_path: Path) -> None:
-    good = [{**GOOD, "id": f"good{number}sc1"} for number in range(before)]
-    path = write(tmp_path / "forget.jsonl", *good, line, {**GOOD, "id": "last sc1"})
-    with pytest.raises(ValueError, match=re.escape(f"{path}:{before + 1}: ")) as raised:
-        read_rows(path, "forget")
-    message = str(raised.value)
-    assert message.isprintable()  # one line, and nothing that a terminal would act on
-    assert message.endswith(".")
-    assert message.count(str(path)) == 1
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(records=st.lists(valid, min_size=1, max_size=4), extra=st.dictionaries(text, anything), ascii=st.booleans())
+@given(
+    records=st.lists(valid, min_size=1, max_size=4),
+    extra=st.dictionaries(text, st.none() | st.integers() | st.text()),
+    ascii=st.booleans(),
+)
 def test_valid_rows_round_trip(
     records: list[dict[str, str]], extra: dict[str, Any], ascii: bool, tmp_path: Path
 ) -> None:
@@ -123,19 +85,13 @@ def test_valid_rows_round_trip(
     assert {row.split for row in rows} == {"retain"}
 
 
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_the_last_line_may_lack_its_end(end: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "forget.jsonl"
-    path.write_bytes(json.dumps(GOOD).encode() + end)
-    assert [row.id for row in read_rows(path, "forget")] == ["1sc1"]
+def test_blank_lines_are_passed_over_and_the_last_may_lack_its_end(tmp_path: Path) -> None:
+    for end in (b"", b"\n", b"\r\n"):
+        path = write(tmp_path / "forget.jsonl", GOOD, b"", {**GOOD, "id": "2sc1"}, b" ", end)
+        assert [row.id for row in read_rows(path, "forget")] == ["1sc1", "2sc1"]
 
 
-def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
-    path = write(tmp_path / "forget.jsonl", GOOD, b"", {**GOOD, "id": "2sc1"}, b" ", b"")
-    assert [row.id for row in read_rows(path, "forget")] == ["1sc1", "2sc1"]
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
+@pytest.mark.parametrize("content", [b"", b" \n\n"])
 @pytest.mark.parametrize("read", [lambda path: read_rows(path, "forget"), read_documents])
 def test_empty_file(content: bytes, read: Any, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(content)
@@ -188,7 +144,4 @@ def test_real_files(name: str, lume_root: Path) -> None:
     assert {row.task for row in rows if '"' in row.id} == {"Task1"}
     raw = [json.loads(line) for line in (lume_root / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
     assert [{name: getattr(row, name) for name in FIELDS} for row in rows] == raw
-
-
-def test_real_sets_are_disjoint(lume_root: Path) -> None:
     check_disjoint(*(read_rows(lume_root / f"{name}.jsonl", name) for name in COUNTS))

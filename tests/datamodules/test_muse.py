@@ -1,7 +1,7 @@
 """The datamodule of MUSE: blocks without loss, folds and requests, evaluation rows and bad files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,15 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def beginning(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
+    """A tokenizer that puts a beginning of sequence first."""
+    end, backend = str(tokenizer.eos_token), tokenizer._tokenizer  # type: ignore[attr-defined]
+    backend.post_processor = TemplateProcessing(single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)])
+    yield tokenizer
+    backend.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+
+
+@pytest.fixture
 def muse(tokenizer: PreTrainedTokenizerBase, root: Path) -> Make:
     def make(stage: str = "fit", **changed: Any) -> MUSE:
         data = MUSE(**{"tokenizer": tokenizer, "root": str(root), "num_workers": 0, "max_length": 16, **changed})
@@ -64,16 +73,17 @@ def test_each_token_is_scored_once(tokenizer: PreTrainedTokenizerBase) -> None:
         assert all(after.prompt == before.target[-1:] for before, after in pairwise(blocks))
 
 
-def test_each_block_begins_with_the_beginning_of_sequence(tokenizer: PreTrainedTokenizerBase) -> None:
-    end: Any = tokenizer.eos_token
-    backend: Any = tokenizer._tokenizer
-    backend.post_processor = TemplateProcessing(single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)])
-    try:
-        blocks = encode_blocks(tokenizer, "x", TEXT, 5)
-        assert all(block.prompt == [tokenizer.eos_token_id] for block in blocks)
-        assert [token for block in blocks for token in block.target] == tokenizer(TEXT)["input_ids"][1:]
-    finally:
-        backend.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+def test_a_beginning_of_sequence_begins_each_block_and_counts_among_the_first_tokens(
+    beginning: PreTrainedTokenizerBase, muse: Make
+) -> None:
+    """As in the official code, which cuts what the tokenizer gives, special tokens included."""
+    blocks = encode_blocks(beginning, "x", TEXT, 5)
+    assert all(block.prompt == [beginning.eos_token_id] for block in blocks)
+    assert [token for block in blocks for token in block.target] == beginning(TEXT)["input_ids"][1:]
+    prompts = next(iter(muse("test", max_length=400).predict_dataloader()))
+    (target,) = (t for t, kind in zip(prompts["target"], prompts["kind"], strict=True) if kind == "verbmem")
+    assert target == beginning.decode(beginning(TEXT[30:] * 9)["input_ids"][1:128])
+    assert str(beginning.eos_token) not in target
 
 
 def test_batches_have_the_roles_of_unlearning(muse: Make) -> None:
@@ -83,10 +93,7 @@ def test_batches_have_the_roles_of_unlearning(muse: Make) -> None:
     assert sorted(names) == sorted({f"raw/forget/0/{i}" for i in range(len(names))})
     for task in (batch[name] for batch in batches for name in ("forget", "retain")):
         assert {task[name].dtype for name in ("input_ids", "attention_mask", "labels")} == {torch.int64}
-    assert [batch["split"][0] for loader in data.val_dataloader() for batch in [next(iter(loader))]] == [
-        "forget",
-        "retain",
-    ]
+    assert [next(iter(loader))["split"][0] for loader in data.val_dataloader()] == ["forget", "retain"]
 
 
 def test_folds_and_requests_choose_the_forget_set(muse: Make) -> None:
@@ -96,22 +103,17 @@ def test_folds_and_requests_choose_the_forget_set(muse: Make) -> None:
     assert batch["forget"]["id"][0].startswith("sust/forget_3/0/")
     whole = muse(subset="all", retain=("retain1", "retain2"), batch_size=1000)
     (batch,) = whole.train_dataloader()
-    assert {name.rpartition("/")[0].rpartition("/")[0] for name in batch["id"]} == {
-        "raw/forget",
-        "raw/retain1",
-        "raw/retain2",
-    }
+    assert {"/".join(name.split("/")[:2]) for name in batch["id"]} == {"raw/forget", "raw/retain1", "raw/retain2"}
 
 
 def test_evaluation_asks_and_attacks(muse: Make, tokenizer: PreTrainedTokenizerBase) -> None:
     data = muse("test", max_length=400)
     prompts, texts = (next(iter(loader)) for loader in data.test_dataloader())
-    assert prompts["kind"] == ["knowmem", "knowmem", "verbmem"] or prompts["kind"].count("knowmem") == 2
+    assert sorted(prompts["kind"]) == ["knowmem", "knowmem", "verbmem"]
     rows = dict(zip(prompts["id"], range(3), strict=True))
     row = rows["knowmem/forget/0"]
-    assert prompts["prompt"][row] == (
-        "Question: Who of forget_icl?\nAnswer: Nobody.\n\nQuestion: Who of forget?\nAnswer: "
-    )
+    shot = "Question: Who of forget_icl?\nAnswer: Nobody.\n\n"
+    assert prompts["prompt"][row] == f"{shot}Question: Who of forget?\nAnswer: "
     assert prompts["max_new_tokens"][row] == 32
     row = rows["verbmem/forget/0"]
     assert prompts["max_new_tokens"][row] == 128
@@ -120,20 +122,6 @@ def test_evaluation_asks_and_attacks(muse: Make, tokenizer: PreTrainedTokenizerB
         (split, row) for split in ("forget", "holdout", "retain") for row in range(2)
     ]
     assert texts["labels"][texts["attention_mask"].bool()].ne(-100).all()
-
-
-def test_a_beginning_of_sequence_counts_among_the_first_tokens(muse: Make, tokenizer: PreTrainedTokenizerBase) -> None:
-    """As in the official code, which cuts what the tokenizer gives, special tokens included."""
-    end: Any = tokenizer.eos_token
-    backend: Any = tokenizer._tokenizer
-    backend.post_processor = TemplateProcessing(single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)])
-    try:
-        prompts = next(iter(muse("test", max_length=400).predict_dataloader()))
-        (target,) = (t for t, kind in zip(prompts["target"], prompts["kind"], strict=True) if kind == "verbmem")
-        assert target == tokenizer.decode(tokenizer(TEXT[30:] * 9)["input_ids"][1:128])
-        assert end not in target
-    finally:
-        backend.post_processor = TemplateProcessing(single="$A", special_tokens=[])
 
 
 def test_parquet_and_json_lines(tmp_path: Path) -> None:
@@ -152,12 +140,8 @@ def test_parquet_and_json_lines(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("x.json", '[{"prompt": "a", "gt": "b"}, {"prompt": "a"}]', r"x.json, row 2: the field 'gt' is missing"),
-        ("x.json", '[{"prompt": "a", "gt": 3}]', r"row 1: the field 'gt' must be a string that is not blank, got 3"),
-        ("x.json", '[["a"]]', r"row 1: a row must be an object with the strings prompt, gt, got \['a'\]"),
         ("x.json", '{"a": 1}', "must be a JSON array of rows, got"),
         ("x.json", '[\n{"a" 1}]', "x.json:2: the file must be a JSON array"),
-        ("x.json", "[]", "at least one row"),
-        ("x.json", " ", "is empty"),
         ("x.jsonl", '{"prompt": "a", "gt": "b"}\n{', r"x.jsonl:2: a line must be JSON, got '\{'"),
         ("x.txt", "a", "must be JSON or Parquet"),
     ],
@@ -174,7 +158,6 @@ def test_malformed_rows_are_named(name: str, content: str, message: str, tmp_pat
         ({"fold": 5}, "fold must be of None, 1, 2, 3, 4, got 5"),
         ({"fold": 1, "request": 2}, "exclude each other, got fold=1 and request=2"),
         ({"retain": ()}, "retain must name at least one split"),
-        ({"max_length": 1}, "max_length must be at least 2"),
     ],
 )
 def test_bad_arguments(changed: dict[str, Any], message: str, muse: Make) -> None:

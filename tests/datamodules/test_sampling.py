@@ -8,19 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from datamodules.common.sampling import BatchSampler, PairSampler, ResumableLoader, batch_loader, permutation
-
-
-class Indices(Dataset[dict[str, Any]]):
-    """Batches that name the rows they were made of."""
-
-    def __getitem__(self, indices: tuple[Any, ...]) -> dict[str, Any]:
-        return {"x": torch.ones(len(indices), 1), "id": [str(i) for i in indices]}
+from tests.small_runs import Indices, record
 
 
 def loader(num_workers: int = 0, limit: int | float = 1.0, **changed: Any) -> ResumableLoader:
@@ -28,52 +20,15 @@ def loader(num_workers: int = 0, limit: int | float = 1.0, **changed: Any) -> Re
     return batch_loader(Indices(), PairSampler(**pairs), num_workers, limit)
 
 
-class Recorder(LightningModule):
-    """Trains one weight and records the rows it has seen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-        self.seen: list[list[str]] = []
-
-    def training_step(self, batch: dict[str, Any]) -> Tensor:
-        self.seen.append(batch["id"])
-        loss: Tensor = self.layer(batch["x"]).sum()
-        return loss
-
-    def validation_step(self, batch: dict[str, Any]) -> None: ...
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 def train(folder: Path, resume: Path | None = None, num_workers: int = 0, val: bool = False, **options: Any) -> Any:
-    """Train for a while, save where it stops, and return what was seen and the checkpoint."""
-    module = Recorder()
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **{"enable_checkpointing": False, "max_epochs": 3, **options},
-    )
-    trainer.fit(
-        module,
-        loader(num_workers, limit=options.get("limit_train_batches", 1.0)),
-        batch_loader(Indices(), BatchSampler(4, 2, shuffle=False)) if val else None,
-        ckpt_path=resume,
-        weights_only=True,
-    )
-    path = folder / f"{trainer.global_step}.ckpt"
-    trainer.save_checkpoint(path)
-    return module.seen, path
+    validation = batch_loader(Indices(), BatchSampler(4, 2, shuffle=False)) if val else None
+    data = loader(num_workers, limit=options.get("limit_train_batches", 1.0))
+    return record(folder, data, validation, resume, **{"max_epochs": 3, **options})
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """What an uninterrupted run of three epochs of four batches sees."""
+    """Batches of an uninterrupted run of three epochs of four batches."""
     seen: list[list[str]]
     seen, _ = train(tmp_path_factory.mktemp("whole"))
     assert [len(batch) for batch in seen] == [3, 3, 3, 1] * 3
@@ -81,46 +36,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return seen
 
 
-@pytest.mark.parametrize(("steps", "num_workers"), [(1, 0), (4, 0), (6, 0), (11, 0), (6, 2)])
-def test_a_run_that_max_steps_stopped_goes_on_with_the_next_batch(
-    steps: int, num_workers: int, whole: list[list[str]], tmp_path: Path
-) -> None:
-    before, path = train(tmp_path, num_workers=num_workers, max_steps=steps)
-    after, _ = train(tmp_path, path, num_workers, max_steps=12, max_epochs=-1)
-    assert [*before, *after] == whole
-
-
-def test_a_run_goes_on_after_a_whole_epoch(whole: list[list[str]], tmp_path: Path) -> None:
+def test_a_run_can_be_stopped_again_and_again(whole: list[list[str]], tmp_path: Path) -> None:
+    seen, path = train(tmp_path, max_steps=1)
+    for steps, num_workers in ((2, 0), (4, 0), (6, 2), (8, 0), (9, 2), (12, 0)):
+        more, path = train(tmp_path, path, num_workers, max_steps=steps, max_epochs=-1)
+        seen += more
+    assert seen == whole
     before, path = train(tmp_path, max_epochs=2)
     after, _ = train(tmp_path, path)
     assert [*before, *after] == whole
 
 
-def test_a_run_can_be_stopped_again_and_again(whole: list[list[str]], tmp_path: Path) -> None:
-    seen, path = train(tmp_path, max_steps=1)
-    for steps in (2, 5, 8, 9):
-        more, path = train(tmp_path, path, max_steps=steps, max_epochs=-1)
-        seen += more
-    more, _ = train(tmp_path, path, max_steps=12, max_epochs=-1)
-    assert [*seen, *more] == whole
-
-
-@pytest.mark.parametrize("step", [2, 4, 7])
-def test_checkpoints_saved_on_the_way(step: int, whole: list[list[str]], tmp_path: Path) -> None:
-    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    seen, _ = train(tmp_path, val=True, enable_checkpointing=True, callbacks=[saving])
+@pytest.mark.parametrize("validated", [False, True])
+def test_checkpoints_saved_on_the_way(validated: bool, whole: list[list[str]], tmp_path: Path) -> None:
+    saving: dict[str, Any] = {"save_on_train_epoch_end": False} if validated else {"every_n_train_steps": 1}
+    options: dict[str, Any] = {"val": True, **({"val_check_interval": 1} if validated else {})}
+    callback = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **saving)
+    seen, _ = train(tmp_path, **options, enable_checkpointing=True, callbacks=[callback])
     assert seen == whole
-    after, _ = train(tmp_path, tmp_path / f"step={step}.ckpt", val=True)
-    assert after == whole[step:]
-
-
-@pytest.mark.parametrize("step", [2, 4])
-def test_checkpoints_saved_after_validation(step: int, whole: list[list[str]], tmp_path: Path) -> None:
-    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, save_on_train_epoch_end=False)
-    options: dict[str, Any] = {"val": True, "val_check_interval": 1}
-    train(tmp_path, **options, enable_checkpointing=True, callbacks=[saving])
-    after, _ = train(tmp_path, tmp_path / f"step={step}.ckpt", **options)
-    assert after == whole[step:]
+    for step in (2, 4, 7):
+        after, _ = train(tmp_path, tmp_path / f"step={step}.ckpt", **options)
+        assert after == whole[step:]
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(2, 4), (2, 3), (0.5, 1)])
@@ -182,11 +118,8 @@ def test_the_global_random_state_is_neither_used_nor_changed(num_workers: int) -
         assert random.getstate() == states[0]
         assert torch.equal(torch.get_rng_state(), states[1])
     assert orders[0] == orders[1]
-
-
-def test_lightning_leaves_the_sampler_in_place() -> None:
     sampler = loader().sampler
-    assert isinstance(sampler, DistributedSampler)
+    assert isinstance(sampler, DistributedSampler)  # which Lightning leaves in place
     assert pickle.loads(pickle.dumps(sampler)).order() == sampler.order()  # type: ignore[attr-defined]
 
 

@@ -1,3 +1,4 @@
+import calendar
 import json
 import random
 import re
@@ -37,25 +38,19 @@ def sums(folder: Path) -> dict[str, str]:
     return {name: checksum(folder / name) for name in FILES}
 
 
-def test_shape(rows: list[Row]) -> None:
-    for name in ("forget", "retain"):
-        for task, questions in (("Task1", ["qa0"]), ("Task2", [f"qa{i}" for i in range(5)]), ("Task3", ["qa0"])):
-            found = [row for row in rows if (row.split, row.task) == (name, task)]
-            assert [row.id[-3:] for row in found] == ["sc1", *questions] * 60
-    check_disjoint(*([row for row in rows if row.split == name] for name in ("forget", "retain")))
-
-
-def test_ids(rows: list[Row]) -> None:
+def test_rows_have_the_shape_of_lume_s(rows: list[Row], folder: Path) -> None:
     uuid = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
     shapes = {"Task1": f'"{uuid}"', "Task2": uuid, "Task3": "[0-9]{8}"}
     assert all(re.fullmatch(shapes[row.task], row.id[:-3]) for row in rows)
-
-
-def test_each_question_belongs_to_one_document(rows: list[Row]) -> None:
-    questions = [row.input for row in rows if row.kind == "qa"]
-    assert len(set(questions)) == len(questions)
+    for name in ("forget", "retain"):
+        for task, questions in (("Task1", ["qa0"]), ("Task2", [f"qa{i}" for i in range(5)]), ("Task3", ["qa0"])):
+            ids = [row.id for row in rows if (row.split, row.task) == (name, task)]
+            assert [identifier[-3:] for identifier in ids] == ["sc1", *questions] * 60
+    check_disjoint(*([row for row in rows if row.split == name] for name in ("forget", "retain")))
     documents = [row.text for row in rows if row.kind == "sc"]
     assert len(set(documents)) == len(documents)
+    members = json.loads((folder / "semeval_mia_ids.json").read_text())["member_document_ids"]
+    assert members == list(texts([row for row in rows if row.split == "forget"], "Task3"))
 
 
 def test_answers_stand_in_the_documents(rows: list[Row]) -> None:
@@ -63,24 +58,18 @@ def test_answers_stand_in_the_documents(rows: list[Row]) -> None:
         documents = texts(rows, task)
         assert all(row.output in documents[row.document] for row in rows if row.task == task and row.kind == "qa")
     documents = texts(rows, "Task2")
-    months = ["January", "February", "March", "April", "May", "June", "July"]
-    months += ["August", "September", "October", "November", "December"]
+    words = ("birth date", "Social Security Number", "phone number", "email address", "home address")
     for row in (row for row in rows if row.task == "Task2" and row.kind == "qa"):
         text, number = documents[row.document], row.id[-1]
+        assert words[int(number)] in row.input
         if number == "0":
             year, month, day = map(int, re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)", row.output).groups())  # type: ignore[union-attr]
-            assert f"{months[month - 1]} {day}, {year}" in text
+            assert f"{calendar.month_name[month]} {day}, {year}" in text
         elif number in "12":
             assert re.fullmatch(r"9\d{8}" if number == "1" else r"\d{3}55501\d\d", row.output)
             assert row.output in text.replace("-", "")
         else:
             assert row.output in text
-
-
-def test_questions_on_personal_data_come_in_order(rows: list[Row]) -> None:
-    words = ("birth date", "Social Security Number", "phone number", "email address", "home address")
-    for row in (row for row in rows if row.task == "Task2" and row.kind == "qa"):
-        assert words[int(row.id[-1])] in row.input
 
 
 def test_quirks_of_personal_data(rows: list[Row]) -> None:
@@ -104,34 +93,20 @@ def test_public_biographies(rows: list[Row], folder: Path) -> None:
     assert not any(name in text for name in names[-60:] for text in texts(rows, "Task2").values())
 
 
-def test_stories_are_short(rows: list[Row]) -> None:
+def test_stories_have_the_length_that_is_wanted(rows: list[Row]) -> None:
     lengths = [len(text.split()) for text in texts(rows, "Task1").values()]
     assert 45 < sum(lengths) / len(lengths) < 60
-    shares = [
-        len(row.output.split()) / len(row.text.split()) for row in rows if row.task == "Task1" and row.kind == "sc"
-    ]
-    assert all(0.2 < share < 0.3 for share in shares)
-
-
-def test_longer_stories() -> None:
+    stories = [row for row in rows if row.task == "Task1" and row.kind == "sc"]
+    assert all(0.2 < len(row.output.split()) / len(row.text.split()) < 0.3 for row in stories)
     for sentences in (4, 12):
         first = json.loads(generate_lume(1, story_sentences=sentences)["forget.jsonl"].split("\n")[0])
         assert f"{first['input']} {first['output']}".count(".") == sentences
 
 
-def test_members(folder: Path, rows: list[Row]) -> None:
-    listed = json.loads((folder / "semeval_mia_ids.json").read_text())["member_document_ids"]
-    assert listed == list(texts([row for row in rows if row.split == "forget"], "Task3"))
-
-
-def test_many_documents() -> None:
+def test_each_question_belongs_to_one_document() -> None:
     files = generate_lume(num_documents=300)
-    questions = [
-        row["input"]
-        for name in ("forget", "retain")
-        for row in map(json.loads, files[f"{name}.jsonl"].splitlines())
-        if "qa" in row["id"][-3:]
-    ]
+    rows = [json.loads(line) for name in ("forget", "retain") for line in files[f"{name}.jsonl"].splitlines()]
+    questions = [row["input"] for row in rows if "qa" in row["id"][-3:]]
     assert len(questions) == len(set(questions)) == 2 * 7 * 300
 
 
@@ -176,8 +151,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     assert sums(tmp_path) == json.loads((tmp_path / "manifest.json").read_text())["sha256"]
 
 
-@pytest.mark.parametrize("arguments", [{"num_documents": 3}, {"seed": 1}, {"story_sentences": 5}])
-@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize(("arguments", "manifest"), [({"num_documents": 3}, True), ({"seed": 1}, False)])
 def test_other_data_are_not_written_over(arguments: dict[str, int], manifest: bool, tmp_path: Path) -> None:
     write_lume(tmp_path, 2)
     before = sums(tmp_path)
@@ -231,19 +205,15 @@ def test_the_tokenizer_is_trained_once_for_its_data(tmp_path: Path) -> None:
 
 
 def test_given_tokenizer(tokenizer: PreTrainedTokenizerBase, tiny_causal_lm: Path, tmp_path: Path) -> None:
-    for given in (tokenizer, str(tiny_causal_lm)):
-        data = SyntheticLUME(given, root=str(tmp_path), num_documents=1)
+    for source in (tokenizer, str(tiny_causal_lm)):
+        data = SyntheticLUME(source, root=str(tmp_path), num_documents=1)
         data.prepare_data()
         data.setup("fit")
-        assert data.tokenizer.name_or_path == (given if isinstance(given, str) else tokenizer.name_or_path)
+        assert data.tokenizer.name_or_path == (source if isinstance(source, str) else tokenizer.name_or_path)
     assert not any(path.is_dir() for path in tmp_path.iterdir())
-
-
-def test_hparams_are_plain(tokenizer: PreTrainedTokenizerBase) -> None:
     hparams = SyntheticLUME(tokenizer, num_documents=3).hparams
     assert "tokenizer" not in hparams
     assert (hparams["num_documents"], hparams["root"]) == (3, "data/lume_synthetic")
-    assert all(isinstance(value, str | int | tuple | None) for value in hparams.values())
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,7 @@ def test_special_tokens(template: str, first: list[int]) -> None:
     row = encode_row(words(template), "1sc1", "the brass key", "was found", 20)
     assert row == Encoded("1sc1", [*first, the, brass, key], [was, found, 1])
     assert encode_document(words(template), "1", "the key", 20).target == [*first, the, key]
-
-
-def test_begin_that_is_also_end() -> None:
-    row = encode_row(words("</s> $A", bos_token="</s>"), "1sc1", "the key", "was", 20)
-    assert row == Encoded("1sc1", [1, the, key], [was, 1])
+    assert encode_document(words("<s> $A"), "7", "the brass key was", 3) == Encoded("7", [], [0, the, brass], 2)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +48,6 @@ def test_the_prompt_is_cut_from_the_left(template: str, max_length: int, prompt:
     row = encode_row(words(template), "1sc1", "the brass key", "was found", max_length)
     assert row == Encoded("1sc1", prompt, [was, found, 1], cut)
     assert len(row) <= max_length
-
-
-@pytest.mark.parametrize("template", ["$A", "<s> $A"])
-def test_a_target_is_never_cut(template: str) -> None:
     with pytest.raises(ValueError, match="max_length must be at least 4 for the row 1sc1, whose answer has 3 tokens"):
         encode_row(words(template), "1sc1", "the brass key", "was found", 3)
 
@@ -71,10 +63,6 @@ def test_rows_without_tokens() -> None:
         encode_document(words(), "7", "key", 20)
 
 
-def test_documents_lose_their_end() -> None:
-    assert encode_document(words("<s> $A"), "7", "the brass key was", 3) == Encoded("7", [], [0, the, brass], 2)
-
-
 def test_no_token_crosses_the_border(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt, answer = "In the city of", "Madera, where the light"
     row = encode_row(tokenizer, "1sc1", prompt, answer, 200)
@@ -86,23 +74,16 @@ def test_no_token_crosses_the_border(tokenizer: PreTrainedTokenizerBase) -> None
 ROWS = [Encoded("a", [4, 5], [6, 1]), Encoded("b", [7], [3, 2, 1]), Encoded("c", [2], [1])]
 
 
-def test_pad_right() -> None:
+def test_padding() -> None:
     batch = pad_right([ROWS[0], ROWS[2]], 9)
     assert batch["input_ids"].tolist() == [[4, 5, 6, 1], [2, 1, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 6, 1], [-100, 1, -100, -100]]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-
-
-def test_pad_left() -> None:
     batch = pad_left([[4, 5], [7]], 9)
     assert batch["input_ids"].tolist() == [[4, 5], [9, 7]]
     assert batch["attention_mask"].tolist() == [[1, 1], [0, 1]]
-
-
-def test_padding_falls_back_on_the_end() -> None:
-    assert pad_id(words()) == 1
-    assert pad_id(words(pad_token="<s>")) == 0
+    assert (pad_id(words()), pad_id(words(pad_token="<s>"))) == (1, 0)
 
 
 def test_batches() -> None:

@@ -1,7 +1,5 @@
 """The datamodule of TOFU: pairs, refusals, evaluation rows, templates and bad files."""
 
-import json
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -16,12 +14,16 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from datamodules.tofu.rows import check_disjoint, read_questions, read_refusals
 from datamodules.tofu.templates import Template
 from datamodules.tofu.tofu import CHECKSUMS, RETAIN, TOFU
+from lit_modules.utils.hashing import hash_file
 
 Make = Callable[..., TOFU]
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+GOOD = '{"question": "Who?", "answer": "I.", "perturbed_answer": ["U."], "paraphrased_answer": "Me."}'
+REST = '{"question": "Who?", "answer": "I.", "perturbed_answer": ["U."]}'
 
 
 @pytest.fixture(scope="session")
@@ -61,11 +63,9 @@ def test_pairs_for_unlearning(tofu: Make, tokenizer: PreTrainedTokenizerBase) ->
     for task in (batch[name] for batch in batches for name in batch):
         assert {task[name].dtype for name in ("input_ids", "attention_mask", "labels")} == {torch.int64}
         assert targets(task, tokenizer) == [f" {rows[name].answer}{tokenizer.eos_token}" for name in task["id"]]
-        for ids, labels, mask, name in zip(
-            *(task[k] for k in ("input_ids", "labels", "attention_mask", "id")), strict=True
-        ):
-            prompt = tokenizer.decode(ids[(labels == -100) & (mask == 1)])
-            assert prompt == f"Question: {rows[name].question}\nAnswer:"
+        prompts = (task["labels"] == -100) & (task["attention_mask"] == 1)
+        for ids, prompt, name in zip(task["input_ids"], prompts, task["id"], strict=True):
+            assert tokenizer.decode(ids[prompt]) == f"Question: {rows[name].question}\nAnswer:"
 
 
 @pytest.mark.parametrize(("subset", "files"), [("all", {"forget01": 2, "retain99": 7}), ("retain", {"retain99": 7})])
@@ -183,10 +183,10 @@ def test_an_answer_has_the_tokens_it_has_behind_the_prompt() -> None:
     assert row.target[:-1] != tokenizer("Japan")["input_ids"]
 
 
-def test_chat_template(tokenizer: PreTrainedTokenizerBase, tofu: Make) -> None:
+def test_chat_template(tokenizer: Any, tofu: Make) -> None:
     with pytest.raises(ValueError, match="has no chat template; give template='plain'"):
         tofu(template="chat")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>")  # type: ignore[no-untyped-call, attr-defined]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>")  # type: ignore[no-untyped-call]
     fast.chat_template = CHAT
     data = tofu("test", tokenizer=fast, template="chat", system_prompt="Be brief.")
     batch = next(iter(data.predict_dataloader()))
@@ -196,54 +196,32 @@ def test_chat_template(tokenizer: PreTrainedTokenizerBase, tofu: Make) -> None:
     assert fast.decode(batch["input_ids"][0][batch["attention_mask"][0] == 1]) == expected
     with pytest.raises(ValueError, match=r"max_length must be at least \d+ for the row forget10/\d, got 36"):
         tofu(tokenizer=fast, template="chat", max_length=36)
-    with pytest.raises(ValueError, match="goes with template='chat' only, got template='plain'"):
-        tofu(system_prompt="Be brief.")
-    with pytest.raises(ValueError, match="template_arguments go with template='chat' only, got template='plain'"):
-        tofu(template_arguments={"enable_thinking": False})
+    for changed in ({"system_prompt": "Be brief."}, {"template_arguments": {"enable_thinking": False}}):
+        with pytest.raises(ValueError, match="with template='chat' only, got template='plain'"):
+            tofu(**changed)
 
 
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("nonsense", r"x\.json:1: a line must be JSON, got 'nonsense'"),
         ("[1]", r"a row must be an object with the strings question, answer, got \[1\]"),
-        ('{"question": "Who?"}', "the field 'answer' is missing"),
         ('{"question": "Who?", "answer": "I."}', "'perturbed_answer' is missing; this is no perturbed set"),
-        ('{"question": " ", "answer": "I.", "perturbed_answer": ["U."]}', "the field 'question' must be a string"),
         ('{"question": "Who?", "answer": 3, "perturbed_answer": ["U."]}', "the field 'answer' must be .*, got 3"),
-        ('{"question": "Who?", "answer": "I.", "perturbed_answer": []}', r"must be a list of strings .*, got \[\]"),
         ('{"question": "Who?", "answer": "I.", "perturbed_answer": "U."}', "must be a list of strings .*, got 'U.'"),
-        (
-            '{"question": "Who?", "answer": "I.", "perturbed_answer": ["U."], "paraphrased_answer": null}',
-            "the field 'paraphrased_answer' must be a string that is not blank, got None",
-        ),
+        (GOOD.replace('"Me."', "null"), "'paraphrased_answer' must be a string that is not blank, got None"),
+        (f"{GOOD}\n{REST}", r"x\.json:2: the field 'paraphrased_answer' is missing, which other rows have"),
+        (f"{GOOD}\n\n{{}}", r"x\.json:3: the field 'question' is missing"),
     ],
-)  # fmt: skip
+)
 def test_malformed_rows(line: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(line, encoding="utf-8")
     with pytest.raises(ValueError, match=sentence):
         read_questions(tmp_path / "x.json", perturbed=True)
 
 
-def test_malformed_files(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    for content, sentence in (
-        (b"", "is empty; it must hold at least one line"),
-        (b"\xff", "must be UTF-8 text, got"),
-        (b'{"question": "Who?", "answer": "I."}\n\n{}', r"x\.json:3: the field 'question' is missing"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=sentence):
-            read_questions(path)
-    row = {"question": "Who?", "answer": "I.", "perturbed_answer": ["U."], "paraphrased_answer": "Me."}
-    rest = {name: value for name, value in row.items() if name != "paraphrased_answer"}
-    path.write_text(f"{json.dumps(row)}\n{json.dumps(rest)}", encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"x\.json:2: the field 'paraphrased_answer' is missing, which other rows have"
-    ):
-        read_questions(path, perturbed=True)
-    path.write_text("No.\n \nNever. ", encoding="utf-8")
-    assert read_refusals(path) == ["No.", "Never."]
+def test_refusals_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("No.\n \nNever. ", encoding="utf-8")
+    assert read_refusals(tmp_path / "x.json") == ["No.", "Never."]
 
 
 def test_missing_files_are_named(tofu: Make, copy: Path) -> None:
@@ -252,10 +230,7 @@ def test_missing_files_are_named(tofu: Make, copy: Path) -> None:
         tofu(root=str(copy), refusals=True)
     (copy / "forget10_perturbed.json").unlink()
     tofu(root=str(copy))  # training needs no perturbed set
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"A test needs forget10_perturbed\.json, .* and forget10_perturbed\.json is missing; give",
-    ):
+    with pytest.raises(FileNotFoundError, match=r"A test needs forget10_perturbed\.json, .* is missing; give"):
         tofu("test", root=str(copy))
     with pytest.raises(FileNotFoundError, match=r"Training needs forget05\.json, retain95\.json .* are missing"):
         tofu(root=str(copy), split="forget05")
@@ -275,7 +250,6 @@ def test_sets_that_do_not_belong_together(tofu: Make, copy: Path) -> None:
     [
         ({"split": "forget02"}, "split must be of 'forget01', 'forget05', 'forget10', got 'forget02'"),
         ({"template": "vicuna"}, "template must be of 'plain', 'phi', 'llama2', 'chat', got 'vicuna'"),
-        ({"eval_rows": 0}, "eval_rows must be at least 1, got 0"),
         ({"max_length": 12}, r"max_length must be at least \d+ for the row"),
     ],
 )
@@ -286,8 +260,6 @@ def test_bad_arguments(changed: dict[str, Any], sentence: str, tofu: Make) -> No
 
 @pytest.mark.parametrize("split", sorted(RETAIN))
 def test_published_files(data_folder: Path, split: str) -> None:
-    from lit_modules.utils.hashing import hash_file as checksum
-
     root = data_folder / "tofu"
     if not (root / "full.json").is_file():
         pytest.skip(f"no real TOFU files in {root}")
@@ -303,5 +275,4 @@ def test_published_files(data_folder: Path, split: str) -> None:
         assert len(read_questions(root / f"{name}_perturbed.json", perturbed=True)) == rows
     assert len(read_refusals(root / "idontknow.jsonl")) == 100
     for name in (f"{split}.json", f"{split}_perturbed.json", "idontknow.jsonl"):
-        assert checksum(root / name) == CHECKSUMS[name]
-    assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in CHECKSUMS.values())
+        assert hash_file(root / name) == CHECKSUMS[name]

@@ -50,9 +50,6 @@ def test_all_keep_the_rules(variant: Variant) -> None:
     assert variant(images.double()).dtype == torch.float64
 
 
-# Smooth
-
-
 @settings(deadline=None)
 @given(seed=st.integers(0, 99), k=st.integers(1, 5), a=st.floats(0, 0.5), b=st.floats(0, 0.5))
 def test_smooth_is_linear_and_lowers_the_maximum(seed: int, k: int, a: float, b: float) -> None:
@@ -71,7 +68,11 @@ def test_smooth_commutes_with_flips_if_the_kernel_is_odd(k: int, mode: Any) -> N
         assert same == (k % 2 == 1)
 
 
-def test_smooth_of_one_pixel_shows_the_padding() -> None:
+def test_smooth_equals_a_convolution_with_the_padding_that_is_named() -> None:
+    images = random_images(2, 2, 3, 8, 8)
+    weight = torch.full((3, 1, 3, 3), 1 / 9)
+    torch.testing.assert_close(Smooth(3)(images), F.conv2d(images, weight, padding=1, groups=3))
+    assert torch.equal(Smooth(1)(images), images)
     point = torch.zeros(1, 7, 7)
     point[0, 3, 3] = 1
     for k in (2, 3, 4, 5):
@@ -80,27 +81,10 @@ def test_smooth_of_one_pixel_shows_the_padding() -> None:
         low, high = 3 - k // 2, 3 + (k - 1) // 2
         expected[0, low : high + 1, low : high + 1] = 1 / k**2
         torch.testing.assert_close(Smooth(k)(point), expected)
-        assert float(Smooth(k)(point).sum()) == pytest.approx(1)
-
-
-def test_smooth_at_the_border() -> None:
     ones = torch.ones(1, 5, 5)
-    smoothed = Smooth(3)(ones)[0]
-    assert float(smoothed[0, 0]) == pytest.approx(4 / 9)
-    assert float(smoothed[0, 2]) == pytest.approx(2 / 3)
+    assert Smooth(3)(ones)[0, 0, [0, 2]].tolist() == pytest.approx([4 / 9, 2 / 3])
     for mode in ("reflect", "replicate"):
         torch.testing.assert_close(Smooth(4, mode)(ones), ones)
-
-
-def test_smooth_equals_a_convolution() -> None:
-    images = random_images(2, 2, 3, 8, 8)
-    weight = torch.full((3, 1, 3, 3), 1 / 9)
-    torch.testing.assert_close(Smooth(3)(images), F.conv2d(images, weight, padding=1, groups=3))
-    assert torch.equal(Smooth(1)(images), images)
-    assert not torch.allclose(Smooth(2)(Smooth(2)(images)), Smooth(3)(images), atol=1e-3)
-
-
-# Saturate
 
 
 @settings(deadline=None)
@@ -110,24 +94,14 @@ def test_saturate_inverse_composition_and_symmetry(p: float, q: float) -> None:
     torch.testing.assert_close(Saturate(4 / p)(Saturate(p)(images)), images, atol=1e-6, rtol=0)
     torch.testing.assert_close(Saturate(p)(Saturate(q)(images)), Saturate(p * q / 2)(images), atol=1e-6, rtol=0)
     torch.testing.assert_close(Saturate(p)(1 - images), 1 - Saturate(p)(images))
-    rises = Saturate(p)(images).flatten().diff()
-    assert bool((rises >= 0).all())
-
-
-@settings(deadline=None)
-@given(p=POWERS, factor=st.floats(1.0, 4.0))
-def test_saturate_moves_away_from_the_middle(p: float, factor: float) -> None:
-    images = LEVELS.double()
-    less, more = (Saturate(power)(images) - 0.5 for power in (p, p * factor))
-    assert bool((more.abs() >= less.abs() - 1e-12).all())
-    if p >= 2:
-        assert bool((less.abs() >= (images - 0.5).abs() - 1e-12).all())
+    assert bool((Saturate(p)(images).flatten().diff() >= 0).all())
     fixed = torch.tensor([[[0.0, 0.5, 1.0]]])
     assert torch.equal(Saturate(p)(fixed), fixed)
 
 
 def test_saturate_at_the_ends() -> None:
     assert torch.equal(Saturate(2)(LEVELS), LEVELS)
+    assert float(Saturate(8)(torch.full((1, 1, 1), 0.75))) == pytest.approx(0.5 + 0.5**0.25 / 2)
     for p in (4, 8, 16, 64):
         assert Saturate(p)(LEVELS).unique().numel() == 256
     black_and_white = Saturate("inf")(LEVELS)
@@ -137,9 +111,6 @@ def test_saturate_at_the_ends() -> None:
     assert Saturate("inf")(tie).flatten().tolist() == [0, 0.5, 1]
     assert Saturate("inf", tie="one")(tie).flatten().tolist() == [0, 1, 1]
     assert Saturate(4, tie="one")(tie).flatten()[1] == 0.5
-
-
-# The others
 
 
 @settings(deadline=None)
@@ -190,14 +161,8 @@ def test_contrast_and_the_rule_of_scaling(factor: float, seed: int) -> None:
     plain = (images + eps * step).clamp(0, 1)
     scaled = (changed + factor * eps * step).clamp(low, high)
     torch.testing.assert_close(logits((scaled - low) / factor), logits(plain))
-
-
-def test_contrast_above_one_is_cut_off() -> None:
-    changed = Contrast(2.0)(torch.tensor([[[0.0, 0.25, 0.4, 0.75, 0.9]]]))
-    torch.testing.assert_close(changed, torch.tensor([[[0.0, 0.0, 0.3, 1.0, 1.0]]]))
-
-
-# Edges
+    cut = Contrast(2.0)(torch.tensor([[[0.0, 0.25, 0.4, 0.75, 0.9]]]))  # above one values are cut off
+    torch.testing.assert_close(cut, torch.tensor([[[0.0, 0.0, 0.3, 1.0, 1.0]]]))
 
 
 def test_edges_of_a_square() -> None:
@@ -210,12 +175,8 @@ def test_edges_of_a_square() -> None:
     assert edges[5:7, 7].tolist() == [1, 1]
     assert edges[3, 5:7].tolist() == [1, 1]
     assert float(edges[5:7, 5:7].sum()) == 0
+    assert float(EdgeMap(0, 0)(torch.full((2, 3, 8, 8), 0.3)).sum()) == 0
     assert float(edges[:2].sum() + edges[-2:].sum() + edges[:, :2].sum() + edges[:, -2:].sum()) == 0
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_no_edges_in_one_colour(value: float) -> None:
-    assert float(EdgeMap(0, 0)(torch.full((2, 3, 8, 8), value)).sum()) == 0
 
 
 def test_weak_edges_follow_strong_ones() -> None:
@@ -241,23 +202,16 @@ def test_hysteresis_keeps_the_parts_that_touch_a_strong_pixel(seed: int, low: fl
     assert torch.equal(EdgeMap(low, low + more)(image)[0].bool(), expected)
 
 
-# Bad input
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Smooth(0), "kernel_size must be a whole number of at least 1, got 0"),
-        (lambda: Smooth(2.5), "kernel_size must be a whole number of at least 1, got 2.5"),
         (lambda: Smooth(3, "wrap"), "padding_mode must be 'zeros' or 'reflect' or 'replicate', got 'wrap'"),
-        (lambda: Saturate(0), "p must be a positive number, got 0"),
         (lambda: Saturate(math.nan), "p must be a positive number, got nan"),
         (lambda: Saturate("much"), "p must be a positive number or 'inf', got 'much'"),
         (lambda: Saturate(2, tie="zero"), "tie must be 'half' or 'one', got 'zero'"),
         (lambda: Gamma(-1), "gamma must be a positive finite number, got -1"),
-        (lambda: Gamma(math.inf), "gamma must be a positive finite number, got inf"),
         (lambda: EdgeMap(0.3, 0.2), "must be 0 <= low <= high, got low=0.3 and high=0.2"),
-        (lambda: BitDepth(0), "bits must be a whole number from 1 to 16, got 0"),
         (lambda: BitDepth(17), "bits must be a whole number from 1 to 16, got 17"),
         (lambda: Resize(0), "size must be a whole number of at least 1, got 0"),
         (lambda: Contrast(0), "factor must be a positive finite number, got 0"),

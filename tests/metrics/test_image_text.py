@@ -1,4 +1,6 @@
 import math
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,21 +29,20 @@ def test_clip_gives_the_unit_features_of_the_pictures_as_saved(clip: str) -> Non
     saved = [Image.fromarray(np.asarray(as_bytes(image).permute(1, 2, 0))) for image in images]
     pixels = AutoImageProcessor.from_pretrained(clip)(images=saved, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        wanted = CLIPModel.from_pretrained(clip).eval().get_image_features(pixel_values=pixels).pooler_output
-    assert wanted.shape == (3, encoder.num_features)
-    torch.testing.assert_close(encoder.images(images), wanted / wanted.norm(dim=1, keepdim=True))
-    torch.testing.assert_close(encoder.features(images), wanted)
-    torch.testing.assert_close(encoder.images([images[0], pictures(1, 24)[0]])[0], encoder.images(images)[0])
-    assert encoder.images(images[:0]).shape == (0, 6)
-
-
-def test_an_image_that_is_remembered_is_encoded_once(clip: str) -> None:
-    encoder, images = ImageTextEncoder(clip), pictures()
-    first = encoder.images(images, remember=True)
-    torch.testing.assert_close(first, encoder.images(images))
-    assert encoder.images(images[:0], remember=True).shape == (0, 6)
+        expected = CLIPModel.from_pretrained(clip).eval().get_image_features(pixel_values=pixels).pooler_output
+    assert expected.shape == (3, encoder.num_features)
+    torch.testing.assert_close(encoder.features(images), expected)
+    unit = expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(encoder.images(images), unit)
+    torch.testing.assert_close(encoder.images([images[0], pictures(1, 24)[0]])[0], unit[0])
+    torch.testing.assert_close(encoder.images(images, remember=True), unit)
     encoder.features = None  # type: ignore[method-assign, assignment]
-    torch.testing.assert_close(encoder.images(images.flip(0), remember=True), first.flip(0))
+    torch.testing.assert_close(encoder.images(images.flip(0), remember=True), unit.flip(0))  # encoded once
+
+
+@pytest.mark.parametrize("remember", [True, False])
+def test_no_image_is_an_empty_row(remember: bool, clip: str) -> None:
+    assert ImageTextEncoder(clip).images(torch.empty(0, 3, 20, 20), remember).shape == (0, 6)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -65,12 +66,11 @@ def test_long_texts_are_cut_off_with_a_warning(clip: str) -> None:
 
 def test_dino_encodes_images_alone(dino: str) -> None:
     encoder, images = ImageTextEncoder(dino), pictures()
-    pixels = AutoImageProcessor.from_pretrained(dino)(images=list(as_bytes(i) for i in images), return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(dino)(images=list(map(as_bytes, images)), return_tensors="pt")
     with torch.no_grad():
-        wanted = Dinov2Model.from_pretrained(dino).eval()(**pixels).last_hidden_state[:, 0]
-    torch.testing.assert_close(encoder.features(images), wanted)
-    assert encoder.num_features == 8
-    assert not encoder.takes_phrases
+        expected = Dinov2Model.from_pretrained(dino).eval()(**pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder.features(images), expected)
+    assert (encoder.num_features, encoder.takes_phrases) == (8, False)
     with pytest.raises(ValueError, match=r"\(dinov2\) encodes images alone; this needs a model for images and texts"):
         encoder.texts(["sit"])
 
@@ -87,50 +87,47 @@ def test_alignment_and_recall_by_hand() -> None:
     assert recall_at_k(similarity, requested, 3).tolist() == [1.0, 1.0]
 
 
-def test_gap_by_hand() -> None:
+def test_gap_and_single_object_by_hand() -> None:
     image = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     positives = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).expand(2, 2, 2)
     negatives = torch.tensor([[[0.6, 0.8], [1.0, 0.0]]]).expand(2, 2, 2)
     gap = positive_negative_gap(image, positives, negatives, torch.tensor([[True, False], [False, False]]))
-    assert float(gap[0]) == pytest.approx(0.5 - 0.6)
-    assert math.isnan(float(gap[1]))
+    assert gap.tolist() == pytest.approx([0.5 - 0.6, math.nan], nan_ok=True)
+    one, several = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
+    probability = single_object_probability(torch.tensor([[3.0, 4.0]]), one, several, scale=10.0)
+    assert float(probability) == pytest.approx(1 / (1 + math.exp(2.0)))
 
 
 def test_pairwise_distance_is_the_mean_over_pairs() -> None:
     vectors = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
     group = torch.tensor([5, 2, 5, 5, 9, 2, 5])
     names, distance = pairwise_distance(vectors, group)
+    expected = [
+        [1 - torch.cosine_similarity(a, b, dim=0) for a, b in combinations(vectors[group == name], 2)]
+        for name in (2, 5, 9)
+    ]
     assert names.tolist() == [2, 5, 9]
-    for name, found in zip(names.tolist(), distance.tolist(), strict=True):
-        members = vectors[group == name]
-        pairs = [(a, b) for a in range(len(members)) for b in range(a)]
-        if not pairs:
-            assert math.isnan(found)
-            continue
-        wanted = [1 - float(torch.cosine_similarity(members[a], members[b], dim=0)) for a, b in pairs]
-        assert found == pytest.approx(sum(wanted) / len(wanted), abs=1e-6)
-    same = torch.ones(3, 2)
-    assert float(pairwise_distance(same, torch.zeros(3, dtype=torch.int64))[1]) == pytest.approx(0, abs=1e-12)
+    means = [float(sum(pairs) / len(pairs)) if pairs else math.nan for pairs in expected]
+    assert distance.tolist() == pytest.approx(means, abs=1e-6, nan_ok=True)
+    same = pairwise_distance(torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))[1]
+    assert float(same) == pytest.approx(0, abs=1e-12)
 
 
-def test_single_object_by_hand() -> None:
-    one, several = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
-    found = single_object_probability(torch.tensor([[3.0, 4.0]]), one, several, scale=10.0)
-    assert float(found) == pytest.approx(1 / (1 + math.exp(2.0)))
-
-
-def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        ImageTextEncoder("x", batch_size=0)
-    with pytest.raises(ValueError, match=r"An image must be in \[0, 1\], got -1 to -1; halve one"):
-        as_bytes(-torch.ones(3, 2, 2))
-    with pytest.raises(ValueError, match=r"An image must be of shape \(3, height, width\), got \(1, 2, 2\)"):
-        as_bytes(torch.ones(1, 2, 2))
-    with pytest.raises(ValueError, match=r"requested must be of shape \(1, 2\), got \(1, 3\)"):
-        affordance_alignment(torch.ones(1, 2), torch.eye(2), torch.ones(1, 3))
-    with pytest.raises(ValueError, match="at least one affordance for each image"):
-        recall_at_k(torch.ones(1, 2), torch.zeros(1, 2), 1)
-    with pytest.raises(ValueError, match="k must be from 1 to the 2 affordances, got 3"):
-        recall_at_k(torch.ones(1, 2), torch.ones(1, 2), 3)
-    with pytest.raises(ValueError, match="scale must be positive, got 0"):
-        single_object_probability(torch.ones(1, 2), torch.ones(2), torch.ones(2), 0.0)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ImageTextEncoder("x", batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: as_bytes(-torch.ones(3, 2, 2)), r"An image must be in \[0, 1\], got -1 to -1; halve one"),
+        (lambda: as_bytes(torch.ones(1, 2, 2)), r"of shape \(3, height, width\), got \(1, 2, 2\)"),
+        (
+            lambda: affordance_alignment(torch.ones(1, 2), torch.eye(2), torch.ones(1, 3)),
+            r"requested must be of shape \(1, 2\), got \(1, 3\)",
+        ),
+        (lambda: recall_at_k(torch.ones(1, 2), torch.zeros(1, 2), 1), "at least one affordance for each image"),
+        (lambda: recall_at_k(torch.ones(1, 2), torch.ones(1, 2), 3), "k must be from 1 to the 2 affordances, got 3"),
+        (lambda: single_object_probability(torch.ones(1, 2), torch.ones(2), torch.ones(2), 0.0), "must be positive"),
+    ],
+)
+def test_bad_input_is_refused(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

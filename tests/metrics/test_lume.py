@@ -1,9 +1,9 @@
-"""The arithmetic of the LUME score, its record, and that padded rows and processes change nothing."""
-
 import copy
 import json
 import math
 import pickle
+from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -23,13 +23,14 @@ from lit_modules.metrics.lume import (
     task_terms,
 )
 
-GROUPS = [
-    (split, task, kind)
-    for split in ("forget", "retain")
-    for task in ("Task1", "Task2", "Task3")
-    for kind in ("sc", "qa")
-]
+GROUPS = list(product(("forget", "retain"), ("Task1", "Task2", "Task3"), ("sc", "qa")))
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NLL = torch.tensor([0.5, 1.0, 2.0, 1.0, 3.0, 4.0])
+DOCUMENTS = {
+    "id": ["a", "b", "c", "a", "x", "y"],
+    "member": torch.arange(6) < 3,
+    "source": ["forget.jsonl"] * 3 + ["wiki", "wiki", "synthetic hold-out"],
+}
 
 
 def generations() -> tuple[dict[str, list[str]], list[str]]:
@@ -45,27 +46,13 @@ def generations() -> tuple[dict[str, list[str]], list[str]]:
     return batch, answers
 
 
-def documents() -> tuple[dict[str, Any], Tensor]:
-    nll = torch.tensor([0.5, 1.0, 2.0, 1.0, 3.0, 4.0])
-    member = torch.tensor([True, True, True, False, False, False])
-    source = ["forget.jsonl"] * 3 + ["wiki", "wiki", "synthetic hold-out"]
-    return {"id": ["a", "b", "c", "a", "x", "y"], "member": member, "source": source}, nll
+def add(metric: LUMEScore, rows: Iterable[int] = range(24), papers: Iterable[int] = range(6)) -> LUMEScore:
+    def take(batch: dict[str, Any], indices: Iterable[int]) -> dict[str, Any]:
+        return {name: [values[index] for index in indices] for name, values in batch.items()}
 
-
-def take(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    return {name: [values[row] for row in rows] for name, values in batch.items()}
-
-
-def add(metric: LUMEScore, rows: list[int], papers: list[int]) -> None:
     batch, answers = generations()
     metric.update(take(batch, rows), generations=[answers[row] for row in rows])
-    batch, nll = documents()
-    metric.update(take(batch, papers), nll=nll[papers])
-
-
-def full(mmlu: float | None = 0.443) -> LUMEScore:
-    metric = LUMEScore(mmlu=mmlu)
-    add(metric, list(range(24)), list(range(6)))
+    metric.update(take(DOCUMENTS, papers), nll=NLL[list(papers)])
     return metric
 
 
@@ -74,9 +61,7 @@ def test_golden_arithmetic() -> None:
     assert harmonic_mean([1.0] * 11 + [0.5]) == pytest.approx(12 / 13)
     assert harmonic_mean([1.0] * 11 + [0.0]) == 0
     assert math.isnan(harmonic_mean([0.0, math.nan]))
-    assert membership_score(0.5) == 1
-    assert membership_score(0.9) == pytest.approx(0.2)
-    assert membership_score(0.1) == pytest.approx(0.2)
+    assert [membership_score(auc) for auc in (0.5, 0.9, 0.1)] == pytest.approx([1, 0.2, 0.2])
     assert round(final_score(0.827, 0.847, 0.443), 3) == 0.706
     assert task_terms([0.25, 1.0]) == [0.75, 1.0]
 
@@ -99,18 +84,31 @@ def test_auc_equals_torchmetrics_with_ties() -> None:
     assert math.isnan(membership_auc(torch.tensor([1.0]), torch.tensor([True])))
 
 
-def test_numbers_follow_the_rows() -> None:
-    numbers = {name: float(value) for name, value in full().compute().items()}
+def test_numbers_and_record_follow_the_rows() -> None:
+    metric = add(LUMEScore(mmlu=0.443))
+    numbers = {name: float(value) for name, value in metric.compute().items()}
+    raw = []
     for number, (split, task, kind) in enumerate(GROUPS):
-        mean = sum(1 + (number + row) % 9 for row in range(2)) / 20 if kind == "sc" else 0.5
+        raw.append(sum(1 + (number + row) % 9 for row in range(2)) / 20 if kind == "sc" else 0.5)
         name = f"{split}/{task.lower()}/{'regurgitation' if kind == 'sc' else 'knowledge'}"
-        assert numbers[name] == pytest.approx(mean)
+        assert numbers[name] == pytest.approx(raw[-1])
     assert numbers["forget/knowledge"] == 0.5
     assert numbers["mia_auc"] == pytest.approx((3 + 2.5 + 2) / 9)
-    assert numbers["mmlu"] == 0.443
-    assert numbers["final_score"] == pytest.approx(
-        (numbers["task_aggregate"] + numbers["mia_score"] + numbers["mmlu"]) / 3
-    )
+    aggregate, mia = numbers["task_aggregate"], numbers["mia_score"]
+    assert numbers["final_score"] == pytest.approx((aggregate + mia + 0.443) / 3)
+
+    record = metric.record()  # the official keys, in their order
+    official = ["forget-set", "retain-set", "mia_loss_acc", "mia_final_score", "mmlu_average", "aggregated-terms"]
+    assert list(record) == [*official, "harmonic-mean-task-aggregate", "aggregate-score", "nonmember-source"]
+    for split in official[:2]:
+        overall = ["overall-regurgitation-score", "overall-knowledge-score"]
+        assert list(record[split]) == [*overall, "Task1", "Task2", "Task3"]
+        assert list(record[split]["Task3"]) == ["regurgitation-score", "knowledge-score"]
+    assert record["retain-set"]["Task3"]["regurgitation-score"] == pytest.approx(raw[10])
+    assert record["aggregated-terms"] == pytest.approx([1 - value for value in raw[:6]] + raw[6:])
+    assert record["harmonic-mean-task-aggregate"] == pytest.approx(harmonic_mean(record["aggregated-terms"]))
+    assert record["nonmember-source"] == "synthetic hold-out, wiki"
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
 def test_overall_means_are_over_rows_not_over_tasks() -> None:
@@ -122,94 +120,44 @@ def test_overall_means_are_over_rows_not_over_tasks() -> None:
     assert float(numbers["retain/knowledge"]) == pytest.approx(1 / 3)
 
 
-def test_the_record_has_the_official_keys() -> None:
-    metric = full()
-    record = metric.record()
-    assert list(record) == [
-        "forget-set",
-        "retain-set",
-        "mia_loss_acc",
-        "mia_final_score",
-        "mmlu_average",
-        "aggregated-terms",
-        "harmonic-mean-task-aggregate",
-        "aggregate-score",
-        "nonmember-source",
-    ]
-    for split in ("forget-set", "retain-set"):
-        assert list(record[split]) == [
-            "overall-regurgitation-score",
-            "overall-knowledge-score",
-            "Task1",
-            "Task2",
-            "Task3",
-        ]
-        assert all(
-            list(record[split][task]) == ["regurgitation-score", "knowledge-score"] for task in ("Task1", "Task3")
-        )
-    raw = [
-        record[f"{s}-set"][f"Task{t}"][f"{k}-score"]
-        for s in ("forget", "retain")
-        for t in (1, 2, 3)
-        for k in ("regurgitation", "knowledge")
-    ]
-    assert record["aggregated-terms"] == pytest.approx([1 - value for value in raw[:6]] + raw[6:])
-    assert record["harmonic-mean-task-aggregate"] == pytest.approx(harmonic_mean(record["aggregated-terms"]))
-    assert record["nonmember-source"] == "synthetic hold-out, wiki"
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-
-
 def test_what_is_missing_is_null_and_the_final_score_minus_one() -> None:
-    assert full(mmlu=None).record()["aggregate-score"] == -1
-    metric = LUMEScore(mmlu=0.4)
-    with pytest.warns(UserWarning, match="task aggregate is NaN") as warnings:
+    assert add(LUMEScore()).record()["aggregate-score"] == -1
+    metric = add(LUMEScore(mmlu=0.4))
+    metric.reset()
+    with pytest.warns(UserWarning, match="task aggregate is NaN"):
         record = metric.record()
-    assert len([w for w in warnings if "task aggregate is NaN" in str(w.message)]) == 1
     assert record["aggregate-score"] == -1
     assert record["mia_loss_acc"] is record["nonmember-source"] is record["harmonic-mean-task-aggregate"] is None
     assert record["aggregated-terms"] == [None] * 12
     json.dumps(record, allow_nan=False)
 
 
-def test_repeated_rows_count_once_and_order_does_not_matter() -> None:
-    metric = LUMEScore(mmlu=0.443)
-    add(metric, [23, 3, 3, 0, 7], [5, 1, 1])
-    add(metric, list(range(24)), list(range(6)))
-    assert metric.record() == full().record()
+def test_repeats_order_copies_and_pickles_change_nothing() -> None:
+    expected = add(LUMEScore(mmlu=0.443)).record()
+    metric = add(add(LUMEScore(mmlu=0.443), [23, 3, 3, 0, 7], [5, 1, 1]))
+    for same in (metric, copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+        assert same.record() == expected
 
 
-def test_reset_forgets_all() -> None:
-    metric = full()
-    metric.compute()
-    metric.reset()
-    with pytest.warns(UserWarning, match="NaN"):
-        assert math.isnan(float(metric.compute()["mia_auc"]))
-
-
-def test_copies_and_pickles() -> None:
-    metric = full()
-    assert copy.deepcopy(metric).record() == pickle.loads(pickle.dumps(metric)).record() == metric.record()
-
-
-def test_bad_input_is_refused() -> None:
-    metric = LUMEScore()
+def update(nll: Tensor | None = None, **changes: list[str]) -> None:
     batch, answers = generations()
-    papers, nll = documents()
-    with pytest.raises(TypeError, match="exactly one"):
-        metric.update(batch)
-    with pytest.raises(TypeError, match="exactly one"):
-        metric.update(batch, generations=answers, nll=nll)
-    with pytest.raises(ValueError, match="each of the 24 rows, got 23"):
-        metric.update(batch, generations=answers[1:])
-    for word, allowed in (("split", "forget, retain"), ("task", "Task1, Task2, Task3"), ("kind", "sc, qa")):
-        with pytest.raises(ValueError, match=f"{word} of row 'Task1-sc0' must be one of {allowed}, got 'other'"):
-            metric.update({**batch, word: ["other"] * 24}, generations=answers)
-    with pytest.raises(ValueError, match=r"shape \(6,\) of the ids, got \(5,\)"):
-        metric.update(papers, nll=nll[1:])
-    with pytest.raises(ValueError, match="is NaN, so there is no membership attack: b, x"):
-        metric.update(papers, nll=nll.index_fill(0, torch.tensor([1, 4]), math.nan))
-    with pytest.raises(ValueError, match=r"accuracy in \[0, 1\], got 44.3"):
-        LUMEScore(mmlu=44.3)
+    LUMEScore().update(DOCUMENTS if nll is not None else batch | changes, None if nll is not None else answers, nll)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LUMEScore().update(DOCUMENTS), "exactly one"),
+        (lambda: LUMEScore().update(generations()[0], ["a"]), "each of the 24 rows, got 1"),
+        (lambda: update(kind=["other"] * 24), "kind of row 'Task1-sc0' must be one of sc, qa, got 'other'"),
+        (lambda: update(NLL[1:]), r"shape \(6,\) of the ids, got \(5,\)"),
+        (lambda: update(NLL.index_fill(0, torch.tensor([1, 4]), math.nan)), "no membership attack: b, x"),
+        (lambda: LUMEScore(mmlu=44.3), r"accuracy in \[0, 1\], got 44.3"),
+    ],
+)
+def test_bad_input_is_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
 
 
 def test_public_names() -> None:

@@ -14,23 +14,18 @@ CATEGORIES = ["mmlu_stem", "mmlu_humanities", "mmlu_social_sciences", "mmlu_othe
 
 
 def write(path: Path, accuracies: dict[str, float], **more: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     results = {name: {"acc,none": value, "alias": name} for name, value in accuracies.items()}
     path.write_text(json.dumps({"results": results, **more}), encoding="utf-8")
     return path
 
 
-def test_the_group_is_read_first(tmp_path: Path) -> None:
-    file = write(tmp_path / "results.json", {"mmlu": 0.443, "mmlu_stem": 0.1, "hellaswag": 0.9})
-    assert read_mmlu(str(file)) == 0.443
-
-
-def test_the_newest_file_of_a_folder_is_read(tmp_path: Path) -> None:
-    new = write(tmp_path / "model" / "results_2025-01-01T00-00-00.json", {"mmlu": 0.3})
+def test_the_group_is_read_first_and_the_newest_file_of_a_folder(tmp_path: Path) -> None:
+    new = write(tmp_path / "model" / "results_2025-01-01T00-00-00.json", {"mmlu": 0.443, "mmlu_stem": 0.1})
     old = write(tmp_path / "model" / "results_2024-01-01T00-00-00.json", {"mmlu": 0.2})
     os.utime(old, (1, 1))
     os.utime(new, (2, 2))
-    assert read_mmlu(str(tmp_path)) == 0.3
+    assert read_mmlu(str(tmp_path)) == read_mmlu(str(new)) == LUMEScore(mmlu=str(new)).mmlu == 0.443
 
 
 def test_subjects_stand_in_for_the_group(tmp_path: Path) -> None:
@@ -43,28 +38,25 @@ def test_subjects_stand_in_for_the_group(tmp_path: Path) -> None:
     assert read_mmlu(str(write(tmp_path / "b.json", accuracies, **{"n-samples": counts}))) == pytest.approx(weighted)
 
 
-def test_too_few_subjects_are_refused_with_what_was_found(tmp_path: Path) -> None:
-    file = write(tmp_path / "results.json", {"mmlu_anatomy": 0.3, "mmlu_stem": 0.2, "arc_easy": 0.5})
-    with pytest.raises(
-        ValueError, match="1 subjects are there, among the results of arc_easy, mmlu_anatomy, mmlu_stem"
-    ):
-        read_mmlu(str(file))
-
-
-def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"holds no results_\*\.json"),
+        ("not json", "is not JSON"),
+        ("[1]", "'results' is missing"),
+        (
+            '{"results": {"mmlu_anatomy": {"acc,none": 0.3}, "mmlu_stem": {"acc,none": 0.2}}}',
+            "1 subjects are there, among the results of mmlu_anatomy, mmlu_stem",
+        ),
+    ],
+)
+def test_what_is_no_result_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "results_broken.json").write_text(text, encoding="utf-8")
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        read_mmlu(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         read_mmlu(str(tmp_path / "absent.json"))
-    with pytest.raises(FileNotFoundError, match=r"holds no results_\*\.json"):
-        read_mmlu(str(tmp_path))
-    for text, message in (("not json", "is not JSON"), ("[1]", "'results' is missing"), ("{}", "'results' is missing")):
-        file = tmp_path / "results_broken.json"
-        file.write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=message):
-            read_mmlu(str(file))
-
-
-def test_the_score_reads_the_file(tmp_path: Path) -> None:
-    assert LUMEScore(mmlu=str(write(tmp_path / "results.json", {"mmlu": 0.443}))).mmlu == 0.443
 
 
 def test_a_missing_harness_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,13 +52,10 @@ def test_golden_case() -> None:
     answers(score)
     documents(score, forget=[1.0, 2.0], holdout=[1.5, 3.0])
     answers(score)  # rows that come twice count once
-    found = numbers(score)
-    assert found["forget/verbmem"] == pytest.approx(75.0)  # 3 of 4 words, both ways
-    assert found["forget/knowmem"] == pytest.approx(50.0)
-    assert found["retain/knowmem"] == pytest.approx(100.0)
-    # of four pairs of a hold-out and a forget text the hold-out text is more likely in one
-    assert found["privleak_auc"] == pytest.approx(0.25)
-    assert found["privleak"] == pytest.approx(-50.0)
+    # VerbMem: 3 of 4 words, both ways; of four pairs the hold-out text is more likely than the forget text in one
+    expected = {"forget/verbmem": 75.0, "forget/knowmem": 50.0, "retain/knowmem": 100.0}
+    expected |= {"privleak_auc": 0.25, "privleak": -50.0}
+    assert expected == pytest.approx({name: value for name, value in numbers(score).items() if name in expected})
 
 
 def test_ends_of_the_range() -> None:
@@ -93,7 +90,7 @@ def test_the_log_of_a_retrained_model_is_a_reference(tmp_path: Path) -> None:
     assert numbers(score)["privleak"] == pytest.approx(100.0)
 
 
-@pytest.mark.parametrize("content", ["no", "[]", '{"mia_min_k": {}}', '{"mia_min_k": {"agg_value": "x"}}'])
+@pytest.mark.parametrize("content", ["no", "[]", '{"mia_min_k": {"agg_value": "x"}}'])
 def test_a_malformed_log_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"log\.json.*mia_min_k\.agg_value"):
@@ -102,29 +99,22 @@ def test_a_malformed_log_is_refused(content: str, tmp_path: Path) -> None:
         MUSEScore(retain_log=str(tmp_path / "none.json"))
 
 
+ROW: dict[str, Any] = {"id": ["x"], "split": ["forget"], "row": torch.tensor([0]), "kind": ["verbmem"]}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("call", "message"),
     [
-        ({"retrained_auc": "novels"}, "must be an AUC, 'news' or 'books', got 'novels'"),
-        ({"retrained_auc": 0.0}, r"must be in \(0, 1\], got 0.0"),
-        ({"retrained_auc": 0.5, "retain_log": "x"}, "exclude each other"),
-        ({"k": 0.0}, r"k must be a share in \(0, 1\], got 0.0"),
+        (lambda: MUSEScore(retrained_auc="novels"), "must be an AUC, 'news' or 'books', got 'novels'"),
+        (lambda: MUSEScore(retrained_auc=0.0), r"must be in \(0, 1\], got 0.0"),
+        (lambda: MUSEScore(retrained_auc=0.5, retain_log="x"), "exclude each other"),
+        (lambda: MUSEScore(k=0.0), r"k must be a share in \(0, 1\], got 0.0"),
+        (lambda: MUSEScore().update(ROW | {"split": ["other"]}, ["a"]), "split of row 'x' .* holdout, got 'other'"),
+        (lambda: MUSEScore().update(ROW | {"kind": ["sc"]}, ["a"]), "kind of row 'x'"),
+        (lambda: MUSEScore().update(ROW), "exactly one"),
+        (lambda: MUSEScore().update(ROW, tokens={"log_probs": [torch.tensor([math.inf])]}), "not finite: x"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MUSEScore(**arguments)
-
-
-def test_bad_updates() -> None:
-    score = MUSEScore()
-    batch: dict[str, Any] = {"id": ["x"], "split": ["other"], "row": torch.tensor([0]), "kind": ["verbmem"]}
-    with pytest.raises(ValueError, match="split of row 'x' must be one of forget, retain, holdout, got 'other'"):
-        score.update(batch, generations=["a"])
-    batch["split"] = ["forget"]
-    with pytest.raises(ValueError, match="kind of row 'x'"):
-        score.update({**batch, "kind": ["sc"]}, generations=["a"])
-    with pytest.raises(TypeError, match="exactly one"):
-        score.update(batch)
-    with pytest.raises(ValueError, match="not finite: x"):
-        score.update(batch, tokens={"log_probs": [torch.tensor([math.inf])]})
+def test_bad_input_is_refused(call: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()

@@ -1,5 +1,3 @@
-"""The arithmetic of the TOFU score, its logs, the official golden values, and that processes change nothing."""
-
 import copy
 import json
 import math
@@ -31,7 +29,7 @@ from lit_modules.metrics.tofu_scores import (
     write_log,
 )
 
-RETAIN = SECTIONS["retain"]
+RETAIN, FORGET = SECTIONS["retain"], SECTIONS["forget"]
 SIZES = {"forget": 4, "retain": 3, "real_authors": 2, "world_facts": 2}
 # model: utility with the geometric mean, with the arithmetic mean, truth ratio of the forget set
 GOLDEN = {
@@ -122,13 +120,6 @@ def test_truth_ratio_by_hand() -> None:
     logs = [math.log(0.5), math.log(4.0), 5000.0]
     assert truth_ratio_score(logs, "forget") == pytest.approx((0.5 + 0.25 + 0) / 3)
     assert truth_ratio_score(logs, "world_facts") == pytest.approx(0.5 / 3)
-    for call, sentence in (
-        (lambda: truth_ratio(1.0, []), "at least one perturbed answer, got none"),
-        (lambda: truth_ratio(math.nan, [1.0]), "finite NLLs, got nan"),
-        (lambda: truth_ratio(1.0, [1.0], "harmonic"), "mean must be 'geometric' or 'arithmetic', got 'harmonic'"),  # type: ignore[arg-type]
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            call()
 
 
 def test_forget_quality_does_not_change_with_the_inverse_or_the_logarithm() -> None:
@@ -139,10 +130,6 @@ def test_forget_quality_does_not_change_with_the_inverse_or_the_logarithm() -> N
     maps: list[Callable[[float], float]] = [lambda ratio: 1 / ratio, math.log]
     for change in maps:
         assert forget_quality([*map(change, ours)], [*map(change, theirs)]).p_value == pytest.approx(expected.p_value)
-    with pytest.raises(
-        ValueError, match=r"got 50 of the unlearned model and 49 of the retain model; take the retain log"
-    ):
-        forget_quality(ours, theirs[1:])
 
 
 def test_memorisation_by_hand() -> None:
@@ -150,19 +137,23 @@ def test_memorisation_by_hand() -> None:
     assert (exact_memorisation(flags), extraction_strength(flags)) == (0.75, 0.5)
     assert extraction_strength(torch.ones(3)) == 1
     assert extraction_strength(torch.zeros(4)) == 0.25  # never below one token
-    with pytest.raises(ValueError, match=r"at least one token, got shape \(0,\)"):
-        extraction_strength(torch.empty(0))
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_official_logs(name: str, data_folder: Path) -> None:
+@pytest.fixture(scope="module")
+def official(data_folder: Path) -> dict[str, Any]:
+    """The official logs by name."""
     folder = data_folder / "tofu" / "reference_logs"
     if not folder.is_dir():
         pytest.skip(f"no official TOFU logs in {folder}")
-    log = read_log(folder / f"{name}_wd0.01.json")
+    return {name: read_log(folder / f"{name}_wd0.01.json") for name in GOLDEN}
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_official_logs(name: str, official: dict[str, Any]) -> None:
+    log = official[name]
     geometric, arithmetic = score_log(log), score_log(log, mean="arithmetic")
-    found = geometric["model_utility"], arithmetic["model_utility"], geometric["forget/truth_ratio"]
-    assert found == pytest.approx(GOLDEN[name], abs=1e-4)
+    numbers = geometric["model_utility"], arithmetic["model_utility"], geometric["forget/truth_ratio"]
+    assert numbers == pytest.approx(GOLDEN[name], abs=1e-4)
     assert math.isnan(geometric["forget_quality"])
     section = log["forget"]
     columns = zip(section["avg_paraphrased_loss"].values(), section["average_perturb_loss"].values(), strict=True)
@@ -170,57 +161,49 @@ def test_official_logs(name: str, data_folder: Path) -> None:
     assert ratios == pytest.approx(list(section["truth_ratio"].values()), rel=1e-4)
 
 
-def test_official_forget_quality_and_components(data_folder: Path) -> None:
-    folder = data_folder / "tofu" / "reference_logs"
-    if not folder.is_dir():
-        pytest.skip(f"no official TOFU logs in {folder}")
+def test_official_forget_quality_and_components(official: dict[str, Any]) -> None:
     golden = {
         ("phi", "geometric"): (2.194e-16, 0.34667),
         ("phi", "arithmetic"): (2.431e-17, 0.35667),
         ("llama2-7b", "geometric"): (1.834e-21, 0.39667),
         ("llama2-7b", "arithmetic"): (6.032e-23, 0.41000),
     }
-    logs = {name: read_log(folder / f"{name}_wd0.01.json") for name in GOLDEN if name.endswith(("full", "retain90"))}
     for (model, mean), (p_value, statistic) in golden.items():
-        numbers = score_log(logs[f"{model}_full"], logs[f"{model}_retain90"], mean)  # type: ignore[arg-type]
+        numbers = score_log(official[f"{model}_full"], official[f"{model}_retain90"], mean)  # type: ignore[arg-type]
         assert numbers["forget_quality"] == pytest.approx(p_value, rel=1e-3)
         assert numbers["ks_statistic"] == pytest.approx(statistic, abs=1e-5)
-    numbers = score_log(logs["phi_full"])
-    nine = [numbers[name] for name in UTILITY]
-    assert nine == pytest.approx([0.9261, 0.9293, 0.4827, 0.3774, 0.4157, 0.4560, 0.4090, 0.7774, 0.4923], abs=1e-4)
+    numbers = score_log(official["phi_full"])
+    nine = [0.9261, 0.9293, 0.4827, 0.3774, 0.4157, 0.4560, 0.4090, 0.7774, 0.4923]
+    assert [numbers[name] for name in UTILITY] == pytest.approx(nine, abs=1e-4)
     with pytest.raises(ValueError, match="got 300 of the unlearned model and 200 of the retain model"):
-        score_log(logs["phi_full"], read_log(folder / "phi_retain95_wd0.01.json"))
+        score_log(official["phi_full"], official["phi_retain95"])
 
 
 def test_numbers_follow_the_rows() -> None:
-    metric = add(TOFUScore())
-    numbers = {name: float(value) for name, value in metric.compute().items()}
+    numbers = {name: float(value) for name, value in add(TOFUScore()).compute().items()}
     batch, nll, tokens = answers()
-    found = {
-        (split, int(row), role, int(choice)): (float(value), flags)
-        for split, row, role, choice, value, flags in zip(
-            batch["split"], batch["row"], batch["role"], batch["choice"], nll, tokens["correct"], strict=True
-        )
+    keys = zip(batch["split"], batch["row"].tolist(), batch["role"], batch["choice"].tolist(), strict=True)
+    losses = dict(zip(keys, nll.tolist(), strict=True))
+    correct = dict(zip(losses, tokens["correct"], strict=True))
+    forget = [("forget", row, "answer", 0) for row in range(4)]
+    expected = {
+        "forget/probability": sum(math.exp(-losses[key]) for key in forget) / 4,
+        "forget/exact_memorisation": sum(exact_memorisation(correct[key][:-1]) for key in forget) / 4,
+        "forget/rouge": (2 + 2 * 2 / 6) / 4,
     }
-    forget = [found["forget", row, "answer", 0] for row in range(4)]
-    assert numbers["forget/probability"] == pytest.approx(sum(math.exp(-value) for value, _ in forget) / 4)
-    assert numbers["forget/exact_memorisation"] == pytest.approx(
-        sum(exact_memorisation(flags[:-1]) for _, flags in forget) / 4
-    )
     facts = []
     for row in range(2):
-        keys = [("answer", 0), ("perturbed", 0), ("perturbed", 1), ("perturbed", 2)]
-        p = [math.exp(-found["world_facts", row, role, choice][0]) for role, choice in keys]
+        options = [("answer", 0), ("perturbed", 0), ("perturbed", 1), ("perturbed", 2)]
+        p = [math.exp(-losses["world_facts", row, role, choice]) for role, choice in options]
         facts.append((p[0] / sum(p), max(0.0, 1 - math.prod(p[1:]) ** (1 / 3) / p[0])))
-    assert numbers["world_facts/probability"] == pytest.approx(sum(p for p, _ in facts) / 2)
-    assert numbers["world_facts/truth_ratio"] == pytest.approx(sum(r for _, r in facts) / 2)
-    assert numbers["forget/rouge"] == pytest.approx((2 + 2 * 2 / 6) / 4)
+    expected["world_facts/probability"] = sum(p for p, _ in facts) / 2
+    expected["world_facts/truth_ratio"] = sum(ratio for _, ratio in facts) / 2
+    members, others = [losses[key] for key in forget], [losses["holdout", row, "answer", 0] for row in range(3)]
+    wins = sum((other > member) + 0.5 * (other == member) for other in others for member in members)
+    expected["mia/loss"] = wins / 12
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
     for name in ("loss", "zlib", "min_k", "min_k_plus_plus"):
         assert 0 <= numbers[f"mia/{name}_low"] <= numbers[f"mia/{name}"] <= numbers[f"mia/{name}_high"] <= 1
-    members = [value for value, _ in forget]
-    others = [found["holdout", row, "answer", 0][0] for row in range(3)]
-    wins = sum((other > member) + 0.5 * (other == member) for other in others for member in members)
-    assert numbers["mia/loss"] == pytest.approx(wins / 12)
 
 
 def test_the_record_is_json_and_says_none_without_a_retain_model(log_file: Path) -> None:
@@ -239,10 +222,9 @@ def test_the_record_is_json_and_says_none_without_a_retain_model(log_file: Path)
 def test_logs_have_the_official_shape_and_give_the_same_numbers(log_file: Path, tmp_path: Path) -> None:
     content = json.loads(log_file.read_text(encoding="utf-8"))
     assert set(content) == set(SECTIONS.values())
-    official = {"avg_gt_loss", "gt_loss", "num_token_gt", "generated_text", "rouge1_recall", "rougeL_recall"}
-    official |= {"average_perturb_loss", "avg_paraphrased_loss", "truth_ratio", "paraphrased_loss", "perturb_loss"}
-    official |= {"num_token_paraphrased", "num_token_perturb"}
-    assert official <= set(content["eval_log.json"])
+    columns = {"avg_gt_loss", "gt_loss", "num_token_gt", "generated_text", "rouge1_recall", "rougeL_recall"}
+    columns |= {"average_perturb_loss", "avg_paraphrased_loss", "truth_ratio", "paraphrased_loss", "perturb_loss"}
+    assert columns | {"num_token_paraphrased", "num_token_perturb"} <= set(content["eval_log.json"])
     assert "normalized_gt_loss" in content["eval_real_world_wo_options.json"]
     assert content["eval_log_forget.json"]["generated_text"]["1"] == ["Who?"] + ["the answer number 1 of forget"] * 2
     own = add(TOFUScore(), seed=1).compute()
@@ -269,98 +251,91 @@ def test_rows_that_come_twice_count_once_and_splits_may_lack() -> None:
         assert not any(name.endswith(("memorisation", "strength")) for name in plain.compute())
 
 
-def test_bad_rows_are_refused() -> None:
-    metric = TOFUScore()
+def update(scored: bool = False, **changes: Any) -> None:
     batch, texts = prompts()
-    scored, nll, tokens = answers()
-    with pytest.raises(TypeError, match="exactly one of generations and nll"):
-        metric.update(batch)
-    with pytest.raises(ValueError, match="each of the 11 rows, got 10"):
-        metric.update(batch, generations=texts[1:])
-    with pytest.raises(ValueError, match=r"split of row 'forget/0' must be one of forget, retain, .*, got 'other'"):
-        metric.update({**batch, "split": ["other"] * 11}, generations=texts)
-    with pytest.raises(ValueError, match=r"role of row 'forget/0/answer0' must be one of answer, .*, got 'other'"):
-        metric.update({**scored, "role": ["other"] * len(nll)}, nll=nll)
-    with pytest.raises(ValueError, match=r"must have the shape \(\d+,\) of the ids, got \(1,\)"):
-        metric.update(scored, nll=nll[:1])
-    with pytest.raises(ValueError, match="NLL of these rows is not finite, so they have no score: forget/0/answer0"):
-        metric.update(scored, nll=nll.index_fill(0, torch.tensor([0]), math.inf))
-    short = {name: [row[:1] for row in rows] for name, rows in tokens.items()}
-    with pytest.raises(ValueError, match="'forget/0/answer0' must have a token before the end of sequence"):
-        metric.update(scored, nll=nll, tokens=short)
-    with pytest.raises(ValueError, match="mean must be 'geometric' or 'arithmetic', got 'harmonic'"):
-        TOFUScore(mean="harmonic")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"k must be a share in \(0, 1\], got 40"):
-        TOFUScore(k=40)
+    if scored:
+        batch, nll, tokens = answers()
+        TOFUScore().update(**{"batch": batch, "nll": nll, "tokens": tokens} | changes)
+    else:
+        TOFUScore().update(**{"batch": batch, "generations": texts} | changes)
 
 
-def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> str:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    edit(content)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return str(path)
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: TOFUScore(mean="harmonic"), "mean must be 'geometric' or 'arithmetic', got 'harmonic'"),  # type: ignore[arg-type]
+        (lambda: TOFUScore(k=40), r"k must be a share in \(0, 1\], got 40"),
+        (lambda: truth_ratio(1.0, []), "at least one perturbed answer, got none"),
+        (lambda: truth_ratio(math.nan, [1.0]), "finite NLLs, got nan"),
+        (lambda: extraction_strength(torch.empty(0)), r"at least one token, got shape \(0,\)"),
+        (lambda: update(generations=None), "exactly one of generations and nll"),
+        (lambda: update(generations=["a"]), "each of the 11 rows, got 1"),
+        (
+            lambda: update(batch=prompts()[0] | {"split": ["other"] * 11}),
+            r"split of row 'forget/0' must be one of forget, retain, .*, got 'other'",
+        ),
+        (lambda: update(True, nll=torch.ones(1)), r"must have the shape \(54,\) of the ids, got \(1,\)"),
+        (lambda: update(True, nll=torch.full((54,), math.inf)), "not finite, so they have no score: forget/0/answer0"),
+        (
+            lambda: update(True, tokens={name: [row[:1] for row in rows] for name, rows in answers()[2].items()}),
+            "'forget/0/answer0' must have a token before the end of sequence",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        call()
 
 
-def test_a_retain_log_that_does_not_belong(log_file: Path) -> None:
-    name = SECTIONS["forget"]
-    original = log_file.read_text(encoding="utf-8")
+def drop(content: dict[str, Any]) -> None:
+    for column in content[FORGET].values():
+        del column["3"]
 
-    def edited(edit: Callable[[dict[str, Any]], Any]) -> TOFUScore:
-        log_file.write_text(original, encoding="utf-8")
-        return TOFUScore(retain_log=change(log_file, lambda content: edit(content[name])))
 
-    def drop(section: dict[str, Any]) -> None:
-        for column in section.values():
-            del column["3"]
-
-    def more(section: dict[str, Any]) -> None:
-        for column in section.values():
-            column["4"] = column["3"]
-
-    with pytest.raises(
-        ValueError, match=r"of another split or number of rows: it holds 3 forget rows, and row 3 is not"
-    ):
-        add(edited(drop))
-    with pytest.raises(ValueError, match="got 4 of the unlearned model and 5 of the retain model"):
-        add(edited(more)).compute()
-    with pytest.raises(
-        ValueError, match=r"of another split: its forget row 0 has the answer 'x', and the forget set 'the"
-    ):
-        add(edited(lambda section: section["generated_text"].update({"0": ["Who?", "", "x"]})))
-    with pytest.raises(
-        ValueError, match="another tokenizer or template: the answer of its forget row 0 has 9 tokens, and"
-    ):
-        add(edited(lambda section: section["num_token_gt"].update({"0": 9})))
-    bare = edited(lambda section: [section.pop("num_token_gt"), section.pop("generated_text")])
-    assert add(bare).record()["forget_quality"] is not None
+def more(content: dict[str, Any]) -> None:
+    for column in content[FORGET].values():
+        column["4"] = column["3"]
 
 
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda c: c.clear(), r"with an object at one of eval_log\.json, "),
+        (drop, r"of another split or number of rows: it holds 3 forget rows, and row 3 is not"),
+        (more, "got 4 of the unlearned model and 5 of the retain model"),
         (
-            lambda c: c[RETAIN].pop("average_perturb_loss"),
-            "'average_perturb_loss' is missing; the perturbed set was not",
+            lambda c: c[FORGET]["generated_text"].update({"0": ["Who?", "", "x"]}),
+            r"of another split: its forget row 0 has the answer 'x', and the forget set 'the",
         ),
+        (
+            lambda c: c[FORGET]["num_token_gt"].update({"0": 9}),
+            "another tokenizer or template: the answer of its forget row 0 has 9 tokens, and",
+        ),
+        (lambda c: c.clear(), r"with an object at one of eval_log\.json, "),
+        (lambda c: c[RETAIN].pop("average_perturb_loss"), "'average_perturb_loss' is missing; the perturbed set was"),
         (lambda c: c[RETAIN]["avg_gt_loss"].pop("0"), r"'avg_paraphrased_loss' must have the 2 rows of .*, got 3"),
         (lambda c: c[RETAIN]["avg_gt_loss"].update({"x": 1}), "keys of 'avg_gt_loss' must be row numbers, got 'x'"),
         (lambda c: c[RETAIN]["avg_gt_loss"].update({"0": None}), "row 0 must be a finite number, got None"),
         (lambda c: c[RETAIN]["average_perturb_loss"].update({"0": [math.nan]}), r"finite numbers, got \[nan\]"),
-        (lambda c: c.pop(SECTIONS["forget"]), "holds no forget rows; give the log of a test on the forget set"),
+        (lambda c: c.pop(FORGET), "holds no forget rows; give the log of a test on the forget set"),
+        (None, "must be a log of TOFU's evaluation, and is not JSON"),
     ],
 )
-def test_malformed_logs(edit: Callable[[dict[str, Any]], Any], sentence: str, log_file: Path) -> None:
+def test_a_retain_log_that_does_not_serve(edit: Any, sentence: str, log_file: Path) -> None:
+    content = json.loads(log_file.read_text(encoding="utf-8"))
+    if edit is not None:
+        edit(content)
+    log_file.write_text("text" if edit is None else json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match=sentence):
-        TOFUScore(retain_log=change(log_file, edit))
+        add(TOFUScore(retain_log=str(log_file))).compute()
 
 
-def test_files_that_are_no_logs(tmp_path: Path) -> None:
+def test_a_retain_log_may_lack_texts_and_counts_and_must_be_there(log_file: Path, tmp_path: Path) -> None:
+    content = json.loads(log_file.read_text(encoding="utf-8"))
+    del content[FORGET]["num_token_gt"], content[FORGET]["generated_text"]
+    log_file.write_text(json.dumps(content), encoding="utf-8")
+    assert add(TOFUScore(retain_log=str(log_file))).record()["forget_quality"] is not None
     with pytest.raises(FileNotFoundError, match=r"There is no log .*missing\.json; a test with TOFUScore"):
         TOFUScore(retain_log=str(tmp_path / "missing.json"))
-    (tmp_path / "text.json").write_text("text")
-    with pytest.raises(ValueError, match="must be a log of TOFU's evaluation, and is not JSON"):
-        TOFUScore(retain_log=str(tmp_path / "text.json"))
 
 
 def _rank(rank: int, folder: str) -> None:

@@ -17,18 +17,11 @@ from lit_modules import NPO, CausalLMFineTuning, NGDiff
 from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
 from lit_modules.unlearning.core.pretrained import load_causal_lm
+from tests.unlearning.conftest import Workbench
 
 
 def quiet(folder: Path, **arguments: Any) -> Trainer:
-    settings = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    return Trainer(**(settings | arguments))
+    return Workbench(folder).trainer(**arguments)
 
 
 def data(folder: Path, **arguments: Any) -> SyntheticLUME:
@@ -40,29 +33,33 @@ def llama(vocab_size: int = 300) -> Any:
     return small_llama(vocab_size, hidden_size=16, num_layers=1, num_heads=2)
 
 
-def test_missing_and_foreign_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"There is no model folder '/nowhere/at/all'\. Give the name or the folder"):
-        load_causal_lm("/nowhere/at/all")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="does not load as a causal language model"):
-        load_causal_lm(str(tmp_path / "empty"))
-    T5ForConditionalGeneration(
-        T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    ).save_pretrained(tmp_path / "t5")
-    with pytest.raises(ValueError, match="does not load as a causal language model"):
-        load_causal_lm(str(tmp_path / "t5"))
-    bert = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="BertForMaskedLM, which is no causal language model"):
-        load_causal_lm(str(tmp_path / "bert"))
+TINY = {"vocab_size": 32, "num_layers": 1, "num_heads": 2, "d_model": 16, "d_kv": 8, "d_ff": 16}
+BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
-def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
+def without_queries(folder: Path) -> None:
     model = llama()
-    state = {name: value for name, value in model.state_dict().items() if "q_proj" not in name}
-    model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ValueError, match=r"lacks 1 weights of LlamaForCausalLM, such as .*q_proj"):
-        load_causal_lm(str(tmp_path))
+    model.save_pretrained(
+        folder, state_dict={name: value for name, value in model.state_dict().items() if "q_proj" not in name}
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (None, r"There is no model folder '\S+'\. Give the name or the folder"),
+        (Path.mkdir, "does not load as a causal language model"),
+        (T5ForConditionalGeneration(T5Config(**TINY)).save_pretrained, "does not load as a causal language model"),
+        (BertForMaskedLM(BertConfig(**BERT)).save_pretrained, "BertForMaskedLM, which is no causal language model"),
+        (without_queries, r"lacks 1 weights of LlamaForCausalLM, such as .*q_proj"),
+    ],
+    ids=["missing", "empty", "T5", "BERT", "lacks weights"],
+)
+def test_folders_that_hold_no_causal_language_model_are_refused(write: Any, message: str, tmp_path: Path) -> None:
+    if write is not None:
+        write(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        load_causal_lm(str(tmp_path / "model"))
 
 
 def rows(seed: int, tokens: int = 8, **columns: Any) -> dict[str, Any]:
@@ -75,10 +72,9 @@ def loader(*batches: Any) -> DataLoader[Any]:
 
 
 def test_validation_loaders_as_in_training_give_two_losses(tmp_path: Path) -> None:
-    """A loader of pairs, or a dict of loaders, says what a row is for as well as its ``split``."""
     forget, retain = rows(1), rows(2)
-    given = loader({**forget, "split": ["forget"] * 3}, {**retain, "split": ["retain"] * 3})
-    expected = quiet(tmp_path).validate(NGDiff(llama()), given, verbose=False)[0]
+    named = loader({**forget, "split": ["forget"] * 3}, {**retain, "split": ["retain"] * 3})
+    expected = quiet(tmp_path).validate(NGDiff(llama()), named, verbose=False)[0]
     assert set(expected) == {"val/forget_loss", "val/retain_loss"}
     for loaders in (
         {"forget": loader(forget), "retain": loader(retain)},
@@ -106,26 +102,20 @@ def test_test_batches_need_no_id(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", [NGDiff, NPO, CausalLMFineTuning])
 def test_rows_beyond_the_positions_are_refused_before_training(method: Any, tmp_path: Path) -> None:
-    def gpt2() -> Any:
-        config = GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=1, n_head=2)
-        return GPT2LMHeadModel(config)
-
-    subset = {"subset": "all"} if method is CausalLMFineTuning else {}
-    own = data(tmp_path, **subset)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    alone = method is CausalLMFineTuning
+    own = data(tmp_path, **({"subset": "all"} if alone else {}))
     sentence = r"The model has 16 positions, and the row \S+ has \d\d+ tokens; give a smaller max_length, or a model"
     with pytest.raises(ValueError, match=sentence):
-        quiet(tmp_path, max_epochs=1).fit(method(gpt2()), datamodule=own)
+        quiet(tmp_path).fit(method(gpt2), datamodule=own)
     assert own.trainer.global_step == 0
     # of a user's own data, before the step
     short, long = rows(1, 16, id=["a", "b", "c"]), rows(2, 17, id=["d", "e", "f"])
     long["attention_mask"][0, -1] = 0
-    batches = [short, long] if subset else [{"forget": short, "retain": one} for one in (short, long)]
-    with pytest.raises(ValueError, match="The model has 16 positions, and the row e has 17 tokens"):
-        quiet(tmp_path, max_epochs=1).fit(method(gpt2()), loader(*batches))
-    with pytest.raises(ValueError, match="the row e has 17 tokens"):
-        quiet(tmp_path).validate(method(gpt2()), loader(long), verbose=False)
-    with pytest.raises(ValueError, match="the row e has 17 tokens"):
-        quiet(tmp_path).test(method(gpt2()), loader(long), verbose=False)
+    batches = [short, long] if alone else [{"forget": short, "retain": task} for task in (short, long)]
+    for stage, loaders in (("fit", loader(*batches)), ("validate", loader(long)), ("test", loader(long))):
+        with pytest.raises(ValueError, match="The model has 16 positions, and the row e has 17 tokens"):
+            getattr(quiet(tmp_path), stage)(method(gpt2), loaders)
 
 
 @pytest.mark.parametrize("method", [NGDiff, CausalLMFineTuning])
@@ -133,14 +123,13 @@ def test_a_scheduler_that_wants_a_metric_is_refused(method: Any, tmp_path: Path)
     module = method(llama(), scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     batch = rows(1) if method is CausalLMFineTuning else {"forget": rows(1), "retain": rows(2)}
     with pytest.raises(ValueError, match="without a metric, and ReduceLROnPlateau needs one"):
-        quiet(tmp_path, max_epochs=1).fit(module, loader(batch))
+        quiet(tmp_path).fit(module, loader(batch))
 
 
-def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_tokenizer_with_more_tokens_than_the_embedding_is_refused(stage: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 300 tokens and the model's embedding only 128 rows"):
-        quiet(tmp_path, max_epochs=1).fit(NGDiff(llama(128)), datamodule=data(tmp_path))
-    with pytest.raises(ValueError, match="has 300 tokens and the model's embedding only 128 rows"):
-        quiet(tmp_path).test(NGDiff(llama(128)), datamodule=data(tmp_path))
+        getattr(quiet(tmp_path), stage)(NGDiff(llama(128)), datamodule=data(tmp_path))
 
 
 def test_evaluation_gives_the_benchmarks_numbers(tmp_path: Path) -> None:
@@ -189,25 +178,20 @@ def test_loss_that_is_not_finite_stops_fine_tuning(tmp_path: Path) -> None:
     with pytest.raises(
         FloatingPointError, match=r"training loss is (nan|inf) at step \d on the rows .*lower the learning"
     ):
-        quiet(tmp_path, max_epochs=1).fit(module, datamodule=data(tmp_path, subset="all"))
+        quiet(tmp_path).fit(module, datamodule=data(tmp_path, subset="all"))
 
 
-@pytest.mark.parametrize("probe_batch", ["current", "fresh"])
-def test_run_killed_in_mid_epoch_resumes_as_if_nothing_had_happened(probe_batch: Any, tmp_path: Path) -> None:
-    def module() -> NGDiff:
-        return NGDiff(llama(), accumulate=2, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+def test_run_with_fresh_probes_stopped_in_mid_epoch_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    def run(folder: str, checkpoint: Path | None = None) -> tuple[Trainer, Any]:
+        module = NGDiff(llama(), accumulate=2, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+        saver = ModelCheckpoint(dirpath=tmp_path / folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        probe = AdaptiveLR(period=2, probe_batch="fresh", reject="halve")
+        trainer = quiet(tmp_path, max_epochs=3, callbacks=[probe, saver], enable_checkpointing=True)
+        trainer.fit(module, datamodule=data(tmp_path, batch_size=3), ckpt_path=checkpoint)
+        return trainer, module
 
-    def probe() -> AdaptiveLR:
-        return AdaptiveLR(period=2, probe_batch=probe_batch, reject="halve")
-
-    whole, second = module(), module()
-    saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-    complete = quiet(tmp_path, max_epochs=3, callbacks=[probe(), saver], enable_checkpointing=True)
-    complete.fit(whole, datamodule=data(tmp_path, batch_size=3))
-    resumed = quiet(tmp_path, max_epochs=3, callbacks=[probe()])
-    resumed.fit(second, datamodule=data(tmp_path, batch_size=3), ckpt_path=str(tmp_path / "step=5.ckpt"))
-    assert complete.global_step == 12  # 20 rows in 7 batches are 4 steps an epoch
-    assert resumed.global_step == complete.global_step
+    (complete, whole), (resumed, second) = run("whole"), run("second", tmp_path / "whole" / "step=5.ckpt")
+    assert resumed.global_step == complete.global_step == 12  # 20 rows in 7 batches are 4 steps an epoch
     rates = [trainer.optimizers[0].param_groups[0]["lr"] for trainer in (complete, resumed)]
     assert rates[0] == rates[1] != 1e-3
     for name, weight in whole.model.state_dict().items():

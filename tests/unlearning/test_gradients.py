@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_modules.cli import main
-from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.unlearning.core.aggregators import (
     IMTLG,
     MGDA,
@@ -24,7 +23,7 @@ from lit_modules.unlearning.core.aggregators import (
 )
 from lit_modules.unlearning.core.gradients import GradientAggregator, PairStatistics, combine_, global_norm
 from lit_modules.unlearning.gradient_difference import GradientDifference
-from lit_modules.unlearning.ngdiff import NGDiff, normalised_weights
+from lit_modules.unlearning.ngdiff import normalised_weights
 from tests.unlearning.conftest import gradient_of, mean_nll, normalised_difference, pair_statistics
 
 GOLDEN = [  # g_R, g_F, d, g_R . d, g_F . d
@@ -66,6 +65,8 @@ def test_golden_cases_of_ngdiff(
     assert ((g_r @ d).item(), (g_f @ d).item()) == pytest.approx(descents, abs=1e-5)
     statistics = pair_statistics([g_r], [g_f])
     assert statistics.descent(*normalised_weights(statistics)) == pytest.approx(descents, abs=1e-5)
+    if retain_descent == 0.004963:  # where fixed weights raise the retain loss
+        assert statistics.descent(1.0, 1.0)[0] < 0
 
 
 @given(pairs, st.floats(-6, 6), st.floats(-6, 6))
@@ -85,12 +86,6 @@ def test_direction_of_ngdiff_for_any_two_gradients(drawn: tuple[int, float, floa
     scaled = normalised_difference([t * 10**b for t in retain], [t * 10**a for t in forget])
     torch.testing.assert_close(flat(scaled), d, atol=1e-9, rtol=1e-7)
     torch.testing.assert_close(flat(normalised_difference(forget, retain)), -d, atol=1e-12, rtol=0)
-
-
-def test_fixed_weights_can_raise_the_retain_loss_where_ngdiff_cannot() -> None:
-    statistics = pair_statistics([torch.tensor([1.0, 0.0])], [torch.tensor([10.0, 1.0])])
-    assert statistics.descent(1.0, 1.0)[0] < 0
-    assert statistics.descent(*normalised_weights(statistics))[0] > 0
 
 
 @pytest.mark.parametrize("bad", [0.0, 1e-13, math.inf, math.nan])
@@ -122,27 +117,23 @@ def direction(aggregator: GradientAggregator, retain: Tensor, forget: Tensor) ->
 
 
 @pytest.mark.parametrize(
-    ("aggregator", "expected"),
+    ("aggregator", "forget", "expected"),
     [  # g1 = g_R = (1, 0), g2 = -g_F = (-1, 1): in conflict, g1 . g2 = -1
-        (LinearScalarisation(), (0.0, 1.0)),
-        (LinearScalarisation(0.75), (1.0, 0.5)),
-        (PCGrad(), (0.5, 1.5)),  # (1/2, 1/2) + (0, 1)
-        (MGDA(), (0.2, 0.4)),  # t = (g2 - g1) . g2 / |g1 - g2|^2 = 3 / 5
-        (IMTLG(), (math.sqrt(2) / (1 + math.sqrt(2)) - 1 / (1 + math.sqrt(2)), 1 / (1 + math.sqrt(2)))),
-        (Normalised(), (1 - math.sqrt(0.5), math.sqrt(0.5))),
-        (Projected("forget"), (-0.5, 1.5)),  # g2 + g1 + g2 / 2
-        (Projected("retain"), (1.0, 1.0)),  # g1 + (0, 1)
+        (LinearScalarisation(), (1.0, -1.0), (0.0, 1.0)),
+        (LinearScalarisation(0.75), (1.0, -1.0), (1.0, 0.5)),
+        (PCGrad(), (1.0, -1.0), (0.5, 1.5)),  # (1/2, 1/2) + (0, 1)
+        (MGDA(), (1.0, -1.0), (0.2, 0.4)),  # t = (g2 - g1) . g2 / |g1 - g2|^2 = 3 / 5
+        (IMTLG(), (1.0, -1.0), ((math.sqrt(2) - 1) / (1 + math.sqrt(2)), 1 / (1 + math.sqrt(2)))),
+        (Normalised(), (1.0, -1.0), (1 - math.sqrt(0.5), math.sqrt(0.5))),
+        (Projected("forget"), (1.0, -1.0), (-0.5, 1.5)),  # g2 + g1 + g2 / 2
+        (Projected("retain"), (1.0, -1.0), (1.0, 1.0)),  # g1 + (0, 1)
+        (PCGrad(), (-1.0, -1.0), (2.0, 1.0)),  # g2 = (1, 1): they agree
+        (MGDA(), (-1.0, -1.0), (1.0, 0.0)),  # the shorter of the two is the nearest point
     ],
 )
-def test_golden_cases_of_aggregators(aggregator: GradientAggregator, expected: tuple[float, float]) -> None:
-    retain, forget = torch.tensor([1.0, 0.0]).double(), torch.tensor([1.0, -1.0]).double()
+def test_golden_cases_of_aggregators(aggregator: GradientAggregator, forget: Any, expected: Any) -> None:
+    retain, forget = torch.tensor([1.0, 0.0]).double(), torch.tensor(forget).double()
     assert direction(aggregator, retain, forget).tolist() == pytest.approx(expected)
-
-
-def test_gradients_that_agree() -> None:
-    retain, forget = torch.tensor([1.0, 0.0]).double(), torch.tensor([-1.0, -1.0]).double()  # g2 = (1, 1)
-    assert direction(PCGrad(), retain, forget).tolist() == [2.0, 1.0]
-    assert direction(MGDA(), retain, forget).tolist() == [1.0, 0.0]  # the shorter of the two is the nearest point
 
 
 @given(pairs)
@@ -186,7 +177,6 @@ def test_broken_gradient_is_dropped(aggregator: GradientAggregator, bad: float) 
     [
         (lambda: LinearScalarisation(1.5), r"share must lie in \[0, 1\], got 1.5"),
         (lambda: Normalised(0.0), "eps must be positive, got 0.0"),
-        (lambda: LossNormalised(-1.0), "eps must be positive, got -1.0"),
         (lambda: Projected("both"), "primary must be 'forget' or 'retain', got 'both'"),  # type: ignore[arg-type]
     ],
 )
@@ -195,32 +185,23 @@ def test_absurd_arguments_are_refused(make: Any, message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("aggregator", [*ALL, LossNormalised()], ids=lambda c: type(c).__name__)
-def test_gradient_difference_moves_along_any_rule(aggregator: GradientAggregator, bench: Any) -> None:
+@pytest.mark.parametrize("aggregator", [None, *ALL, LossNormalised()], ids=lambda c: type(c).__name__)
+def test_gradient_difference_moves_along_any_rule(aggregator: GradientAggregator | None, bench: Any) -> None:
     network, (pair,) = bench.network(), bench.pairs(24)
     losses = [weight * mean_nll(network, pair[task]) for task, weight in (("retain", 0.5), ("forget", 2.0))]
-    values = [loss.item() for loss in losses]
     retain, forget = (gradient_of(network, loss) for loss in losses)
-    statistics = replace(pair_statistics([retain], [forget]), retain_loss=values[0], forget_loss=values[1])
-    retain_weight, forget_weight = aggregator.weights(statistics)
+    statistics = pair_statistics([retain], [forget])
+    statistics = replace(statistics, retain_loss=losses[0].item(), forget_loss=losses[1].item())
+    retain_weight, forget_weight = (1.0, 1.0) if aggregator is None else aggregator.weights(statistics)
     sgd = partial(torch.optim.SGD, lr=0.01)
     module = GradientDifference(network, retain_weight=0.5, forget_weight=2.0, aggregator=aggregator, optimizer=sgd)
     expected = -0.01 * (retain_weight * retain - forget_weight * forget)
     torch.testing.assert_close(bench.change(module, [pair]), expected, atol=1e-6, rtol=0)
 
 
-def test_gradient_difference_with_normalised_is_ngdiff_and_with_linear_itself(bench: Any) -> None:
-    def change(method: Any, **arguments: Any) -> Tensor:
-        return bench.change(method(bench.network(), **arguments), bench.pairs(8))  # type: ignore[no-any-return]
-
-    assert torch.equal(change(GradientDifference, aggregator=Normalised()), change(NGDiff))
-    assert torch.equal(change(GradientDifference, aggregator=LinearScalarisation()), change(GradientDifference))
-
-
 def test_gradient_difference_takes_a_rule_in_one_line_of_configuration(ngdiff: list[str]) -> None:
     arguments = [argument.replace("--model=NGDiff", "--model=GradientDifference") for argument in ngdiff]
     arguments.append("--model.aggregator=lit_modules.unlearning.core.aggregators.PCGrad")
-    cli = main(["fit", *arguments, "--trainer.fast_dev_run=2", "--trainer.limit_val_batches=0"])
-    assert isinstance(cli, ProjectCLI)
+    cli: Any = main(["fit", *arguments, "--trainer.fast_dev_run=2", "--trainer.limit_val_batches=0"])
     assert type(cli.model.aggregator) is PCGrad
     assert cli.trainer.global_step == 2

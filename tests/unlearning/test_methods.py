@@ -1,7 +1,7 @@
 """Promises of all methods: the step of the formula, accumulation, resume, adapters, the command line."""
 
-import copy
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ from lit_modules.unlearning.core.aggregators import LinearScalarisation, Normali
 from lit_modules.unlearning.core.forget_retain import ForgetRetainLoss
 from lit_modules.unlearning.core.gradient_pair import Unlearning
 from lit_modules.unlearning.core.losses import attended_logits, scored_logits, target_tokens, token_nll
-from lit_modules.unlearning.core.pretrained import load_causal_lm
 from lit_modules.unlearning.dpo import DPO
-from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
 from lit_modules.unlearning.gradient_ascent import GradientAscent
 from lit_modules.unlearning.gradient_difference import GradientDifference
 from lit_modules.unlearning.kl_minimisation import KLMinimisation
@@ -31,9 +29,9 @@ from lit_modules.unlearning.rmu import RMU
 from lit_modules.unlearning.sat_imp import SatImp
 from lit_modules.unlearning.simnpo import SimNPO
 from lit_modules.unlearning.task_vector import TaskVector
-from lit_modules.unlearning.undial import UNDIAL
+from lit_modules.unlearning.undial import UNDIAL, undial_loss
 from lit_modules.unlearning.wga import WGA
-from tests.unlearning.conftest import Optimizer, adamw, gradient_of, lora, mean_nll
+from tests.unlearning.conftest import Optimizer, gradient_of, lora, mean_nll
 
 EVERY: list[Any] = [getattr(lit_modules.unlearning, name) for name in lit_modules.unlearning.__all__]
 METHODS = [method for method in EVERY if issubclass(method, Unlearning)]
@@ -46,6 +44,9 @@ def forget_loss(method: Any, network: Any, task: Any) -> torch.Tensor:
         return -mean_nll(network, task)
     if method is PDU:
         return logit_margin_loss(scored_logits(network, task)[0]).mean()
+    if method is UNDIAL:
+        logits, labels, _ = scored_logits(network, task)
+        return undial_loss(logits, logits, labels).mean()
     nll, rows = token_nll(network, task)
     p = nll.detach().neg().exp()
     if method is WGA:
@@ -59,7 +60,7 @@ def forget_loss(method: Any, network: Any, task: Any) -> torch.Tensor:
     return -2 / 4.5 * logsigmoid(4.5 * sums / torch.bincount(rows)).mean()
 
 
-@pytest.mark.parametrize("method", [NPO, SimNPO, KLMinimisation, WGA, SatImp, PDU])
+@pytest.mark.parametrize("method", [NPO, SimNPO, KLMinimisation, WGA, SatImp, PDU, UNDIAL])
 def test_step_is_the_formulas(method: Any, bench: Any, sgd: Optimizer) -> None:
     network, (pair,) = bench.network(), bench.pairs(24)
     module = bench.build(method, network, optimizer=sgd)
@@ -77,20 +78,16 @@ def test_step_is_the_formulas(method: Any, bench: Any, sgd: Optimizer) -> None:
 
 def test_steps_of_two_gradients_are_their_formulas(bench: Any, sgd: Optimizer) -> None:
     network, (pair,) = bench.network(), bench.pairs(24)
-    losses = {task: float(mean_nll(network, pair[task])) for task in ("retain", "forget")}
-    retain, forget = (gradient_of(network, mean_nll(network, pair[task])) for task in ("retain", "forget"))
-    for module, expected in (
-        (NGDiff(bench.network(), optimizer=sgd), retain / retain.norm() - forget / forget.norm()),
-        (LossNorm(bench.network(), optimizer=sgd), retain / losses["retain"] - forget / losses["forget"]),
-        (GradientAscent(bench.network(), optimizer=sgd), -forget),
-        (TaskVector(bench.network(), optimizer=sgd), -5 * forget),
-        (
-            GradientDifference(bench.network(), retain_weight=0.5, forget_weight=2.0, optimizer=sgd),
-            0.5 * retain - 2 * forget,
-        ),
+    losses = [mean_nll(network, pair[task]) for task in ("retain", "forget")]
+    retain, forget = (gradient_of(network, loss) for loss in losses)
+    for method, expected, atol in (
+        (NGDiff, retain / retain.norm() - forget / forget.norm(), 1e-7),
+        (LossNorm, retain / losses[0].item() - forget / losses[1].item(), 2e-7),
+        (GradientAscent, -forget, 1e-7),
+        (TaskVector, -5 * forget, 1e-6),
     ):
-        atol, rtol = {TaskVector: (1e-6, 1e-4), LossNorm: (2e-7, 1e-4)}.get(type(module), (1e-7, 0.0))
-        torch.testing.assert_close(bench.change(module, [pair]), -0.01 * expected, atol=atol, rtol=rtol)
+        change = bench.change(method(bench.network(), optimizer=sgd), [pair])
+        torch.testing.assert_close(change, -0.01 * expected, atol=atol, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", LOSSES)
@@ -114,7 +111,7 @@ def test_accumulation_changes_nothing(method: Any, bench: Any, sgd: Optimizer) -
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [NGDiff, NPO, DPO, UNDIAL, PDU, TaskVector])  # tests/test_resume.py takes all
 def test_stopped_and_resumed_run_equals_the_whole(method: Any, bench: Any, tmp_path: Path) -> None:
     def module(network: Any) -> Any:
         return bench.build(
@@ -144,50 +141,21 @@ def test_checkpoint_holds_the_network_once(method: Any, bench: Any, tmp_path: Pa
     assert {name for name in state if name.startswith("model.")} == {f"model.{name}" for name in network.state_dict()}
 
 
-@pytest.mark.parametrize("method", [NGDiff, NPO, UNDIAL, RMU, TaskVector, CausalLMFineTuning])
-def test_adapters_train_alone_and_are_saved_alone(method: Any, bench: Any, tmp_path: Path) -> None:
-    network = bench.network()
-    base = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    module = bench.build(method, network, peft_config=lora())
-    trainer = bench.fit(module, bench.rows(method))
-    names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert names
-    assert all("lora_" in name for name in names)
-    assert getattr(module, "_frozen", []) == []  # the adapters switched off are the reference
-    for name, parameter in network.named_parameters():
-        if name.replace(".base_layer", "") in base:
-            assert torch.equal(parameter, base[name.replace(".base_layer", "")])
-    trainer.save_checkpoint(tmp_path / "lora.ckpt")
-    state = torch.load(tmp_path / "lora.ckpt", weights_only=True)["state_dict"]
-    assert {name for name in state if name.startswith("model.")} == names
-    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
-    module.save_pretrained(str(tmp_path / "merged"), merge=True)
-    assert all(torch.equal(before[name], parameter) for name, parameter in module.named_parameters())
-    inputs = {key: bench.forget[key] for key in ("input_ids", "attention_mask")}
-    merged = load_causal_lm(str(tmp_path / "merged")).eval()(**inputs).logits
-    torch.testing.assert_close(merged, module.model.eval()(**inputs).logits, atol=1e-4, rtol=0)
-
-
-def test_reference_network_is_the_model_before_training(bench: Any, tmp_path: Path) -> None:
-    network = bench.network()
-    expected = attended_logits(copy.deepcopy(network), bench.forget)
-    for peft_config in (None, lora(init_lora_weights=False)):
-        module = bench.build(UNDIAL, copy.deepcopy(network), peft_config=peft_config)
-        trainer = bench.fit(module, bench.pairs(8))
-        assert len(module._frozen) == (peft_config is None)
-        with module.reference_network() as reference:
-            assert not reference.training
-            again = attended_logits(reference, bench.forget)
-        assert module.model.training
-        torch.testing.assert_close(again, expected)
-        assert not torch.allclose(attended_logits(module.model, bench.forget), expected, atol=1e-4)
+@pytest.mark.parametrize("peft_config", [None, lora(init_lora_weights=False)], ids=["whole", "adapter"])
+def test_reference_network_is_the_model_before_training(peft_config: Any, bench: Any, tmp_path: Path) -> None:
+    expected = attended_logits(bench.network(), bench.forget)
+    module = bench.build(UNDIAL, bench.network(), peft_config=peft_config)
+    trainer = bench.fit(module, bench.pairs(8))
+    assert len(module._frozen) == (peft_config is None)
+    with module.reference_network() as reference:
+        assert not reference.training
+        torch.testing.assert_close(attended_logits(reference, bench.forget), expected)
+    assert module.model.training
+    assert not torch.allclose(attended_logits(module.model, bench.forget), expected, atol=1e-4)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = bench.build(UNDIAL, bench.network(seed=5), peft_config=peft_config)
     with pytest.raises(ValueError, match=r"whose reference is the model .* and this run starts from the model"):
-        bench.trainer(max_epochs=2).fit(
-            bench.build(UNDIAL, bench.network(seed=5), peft_config=lora()),
-            bench.loader(bench.pairs(8)),
-            ckpt_path=str(tmp_path / "a.ckpt"),
-        )
+        bench.trainer(max_epochs=2).fit(other, bench.loader(bench.pairs(8)), ckpt_path=str(tmp_path / "a.ckpt"))
 
 
 @pytest.mark.parametrize("method", [UNDIAL, CEU])
@@ -211,36 +179,35 @@ def test_ceu_leaves_out_the_first_target_tokens(bench: Any) -> None:
     torch.testing.assert_close(module.forget_objective(batch), plain.forget_objective(shorter))
 
 
+STILL: Any = partial(torch.optim.SGD, lr=0.0)
+"""An optimizer under which the losses of all steps are the same."""
+
+
 def test_dual_variable_of_pdu(bench: Any) -> None:
-    still: Any = lambda p: torch.optim.SGD(p, lr=0.0)  # noqa: E731 - the losses of all steps are then the same
-    module = PDU(bench.network(), retain_level=4.0, dual_step=0.5, warm_up_epochs=1, optimizer=still)
-    trainer = bench.fit(module, bench.pairs(24), max_epochs=3)
-    excess = float(trainer.callback_metrics["train/retain_loss"]) - 4.0
+    module = PDU(bench.network(), retain_level=4.0, dual_step=0.5, warm_up_epochs=1, optimizer=STILL)
+    logged = bench.fit(module, bench.pairs(24), max_epochs=3).callback_metrics
+    excess = float(logged["train/retain_loss"]) - 4.0
     assert excess > 0
     assert module.dual == pytest.approx(1 + 2 * 0.5 * excess, rel=1e-5)
-    assert float(trainer.callback_metrics["train/dual"]) == pytest.approx(module.dual)
+    assert float(logged["train/dual"]) == pytest.approx(module.dual)
     # it stops at zero, and the level comes from the first step
-    module = PDU(bench.network(), tolerance=0.5, dual_step=100.0, warm_up_epochs=0, optimizer=still)
-    trainer = bench.fit(module, bench.pairs(24), max_epochs=2)
-    assert module.level == pytest.approx(1.5 * float(trainer.callback_metrics["train/retain_loss"]), rel=1e-5)
+    module = PDU(bench.network(), tolerance=0.5, dual_step=100.0, warm_up_epochs=0, optimizer=STILL)
+    logged = bench.fit(module, bench.pairs(24), max_epochs=2).callback_metrics
+    assert module.level == pytest.approx(1.5 * float(logged["train/retain_loss"]), rel=1e-5)
     assert module.dual == 0.0
 
 
 def test_pdu_flattens_the_logits_of_the_targets_or_of_all_positions(bench: Any) -> None:
-    still: Any = lambda p: torch.optim.SGD(p, lr=0.0)  # noqa: E731
     network, (pair,) = bench.network(), bench.pairs(24)
-    task = pair["forget"]
-    logits = network(input_ids=task["input_ids"], attention_mask=task["attention_mask"]).logits.reshape(-1, 64)
-    expected = float(((logits.max(-1).values - logits.mean(-1)) ** 2).mean().detach())
+    inputs = {key: pair["forget"][key] for key in ("input_ids", "attention_mask")}
+    expected = float(logit_margin_loss(network(**inputs).logits).mean())
     targets, everywhere = (
-        bench.fit(PDU(bench.network(), positions=positions, optimizer=still), [pair]).callback_metrics
+        bench.fit(PDU(bench.network(), positions=positions, optimizer=STILL), [pair]).callback_metrics
         for positions in ("targets", "all")
     )
     assert float(everywhere["train/forget_objective"]) == pytest.approx(expected, rel=1e-5)
     assert float(targets["train/forget_objective"]) != pytest.approx(expected, rel=1e-4)
     assert float(targets["train/forget_loss"]) == pytest.approx(float(everywhere["train/forget_loss"]), rel=1e-5)
-    trained = bench.fit(PDU(bench.network(), warm_up_epochs=0, optimizer=adamw), [pair] * 30).callback_metrics
-    assert trained["train/forget_objective"] < targets["train/forget_objective"]
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -271,37 +238,24 @@ def test_options_have_help_and_the_command_line_builds_the_method(method: Any, t
     ("method", "arguments", "message"),
     [
         (NGDiff, {"accumulate": 0}, "accumulate must be at least 1, got 0"),
-        (NGDiff, {"clip_norm": -1.0}, "clip_norm must be positive, got -1.0"),
         (NGDiff, {"clip_norm": math.nan}, "clip_norm must be positive, got nan"),
         (NGDiff, {"eps": 0.0}, "eps must be positive, got 0.0"),
         (NGDiff, {"buffer": "disk"}, "buffer must be 'device', 'bfloat16' or 'cpu', got 'disk'"),
         (NGDiff, {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         (NGDiff, {"dtype": "int8"}, "dtype must be 'float32' or 'bfloat16', got 'int8'"),
-        (GradientDifference, {"forget_weight": -1.0}, "forget_weight must be finite and not negative, got -1.0"),
+        (GradientDifference, {"aggregator": "ngdiff"}, r"such as Normalised\(\), or None, got str"),
         (NPO, {"beta": 0.0}, "beta must be positive and finite, got 0.0"),
         (NPO, {"forget_weight": -1.0}, "forget_weight must be finite and not negative, got -1.0"),
         (NPO, {"retain_term": "mse"}, "retain_term must be 'nll' or 'kl', got 'mse'"),
+        (NPO, {"aggregator": "ngdiff"}, r"such as Normalised\(\), or None, got str"),
         (SimNPO, {"delta": math.nan}, "delta must be finite, got nan"),
-        (DPO, {"beta": -0.1}, "beta must be positive and finite, got -0.1"),
-        (WGA, {"beta": -1.0}, "beta must be finite and not negative, got -1.0"),
-        (SatImp, {"beta2": -1.0}, "beta2 must be finite and not negative, got -1.0"),
-        (UNDIAL, {"beta": math.inf}, "beta must be finite, got inf"),
         (CEU, {"skip_tokens": -1}, "skip_tokens must not be negative, got -1"),
-        (LossNorm, {"eps": 0.0}, "eps must be positive, got 0.0"),
         (PDU, {"retain_weight": 0.0}, "where the dual variable begins, must be positive, got 0.0"),
-        (PDU, {"retain_level": -1.0}, "retain_level must be finite and not negative, got -1.0"),
         (PDU, {"positions": "every"}, "positions must be 'targets' or 'all', got 'every'"),
-        (TaskVector, {"strength": 0.0}, "strength must be positive and finite, got 0.0"),
         (RMU, {"average": "row"}, "average must be 'tokens' or 'rows', got 'row'"),
         (RMU, {"layer": -1}, "layer must not be negative, got -1"),
     ],
 )
 def test_absurd_arguments_are_refused(method: Any, arguments: dict[str, Any], message: str, bench: Any) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         method(bench.network(), **arguments)
-
-
-@pytest.mark.parametrize("method", [NPO, GradientDifference])
-def test_foreign_aggregator_is_refused(method: Any, bench: Any) -> None:
-    with pytest.raises(TypeError, match=r"must be a GradientAggregator, such as Normalised\(\), or None, got str"):
-        method(bench.network(), aggregator="ngdiff")

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from callbacks import AdaptiveLR
 from lit_modules import NPO, CausalLMFineTuning, NGDiff
 from lit_modules.networks import small_llama
 from lit_modules.unlearning.core.pretrained import model_hash
+from tests.unlearning.conftest import lora
 
 
 def torchao(folder: Path) -> Any:
@@ -47,20 +47,18 @@ def test_adapters_train_on_quantised_weights(
 ) -> None:
     def module() -> Any:
         torch.manual_seed(0)
-        adapters = LoraConfig(target_modules=["q_proj", "v_proj"], r=4)
-        return method(load(base), peft_config=adapters, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
+        return method(load(base), peft_config=lora(r=4), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
 
     trained = module()
     weights = model_hash(trained.model)
     settings = {"accelerator": accelerator, "precision": "32-true"}
     trainer = bench.fit(trained, bench.pairs(8) * 8, [AdaptiveLR(period=8)], **settings)
-    numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    numbers = trainer.callback_metrics
     assert numbers["train/forget_loss"] > numbers["train/retain_loss"] + 0.2
     assert model_hash(trained.model) == weights  # the base has not moved
     trainer.save_checkpoint(tmp_path / "end.ckpt")
-    task = {**bench.forget, "split": ["forget"] * 24}
     losses = [
-        bench.trainer(accelerator=accelerator).validate(each, bench.loader([task]), path, verbose=False)[0]
+        bench.trainer(accelerator=accelerator).validate(each, bench.labelled(), path, verbose=False)[0]
         for each, path in ((trained, None), (module(), str(tmp_path / "end.ckpt")))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from torch import Tensor
 
 from lit_modules.unlearning.core import reference
 from lit_modules.unlearning.core.losses import scored_logits, sequence_nll
 from lit_modules.unlearning.core.pretrained import model_hash
-from lit_modules.unlearning.core.reference import ReferenceCache, row_hashes
+from lit_modules.unlearning.core.reference import row_hashes
 from lit_modules.unlearning.npo import NPO, npo_loss
-from tests.unlearning.conftest import Optimizer, adamw
+from tests.unlearning.conftest import Optimizer, adamw, lora
 
 
 @pytest.fixture
@@ -80,31 +79,27 @@ def test_forget_loss_rises_and_ascent_fades(bench: Any) -> None:
 
 
 def test_reference_is_computed_once_and_shared_by_runs(bench: Any, tmp_path: Path, counted: list[int]) -> None:
-    folder = str(tmp_path / "cache")
-    moves = []
-    for _ in range(2):
-        network = bench.network()
-        bench.fit(NPO(network, cache_dir=folder), bench.pairs(8), max_epochs=2)
-        moves.append(bench.vector(network))
+    def run(seed: int = 0, **arguments: Any) -> Tensor:
+        network = bench.network(seed)
+        network.config.attention_dropout = 0.5
+        bench.fit(NPO(network, cache_dir=str(tmp_path / "cache"), **arguments), bench.pairs(8), max_epochs=2)
+        return torch.cat([bench.vector(network), torch.get_rng_state()])
+
+    first = run()
+    assert torch.equal(run(), first)  # from the cache; computing it has left the random state alone
+    run(peft_config=lora(init_lora_weights=False))  # the model beneath is the same
     assert sum(counted) == 24
-    assert torch.equal(moves[0], moves[1])
     (file,) = (tmp_path / "cache").iterdir()
     content = json.loads(file.read_text(encoding="utf-8"))
-    assert file.stem == content["model"] == model_hash(bench.network(), "32-true")
+    network = bench.network()
+    network.config.attention_dropout = 0.5
+    assert file.stem == content["model"] == model_hash(network, "32-true")
     expected = -sequence_nll(bench.network(), bench.forget)[0]
     cached = [content["rows"][row] for row in row_hashes(bench.forget)]
     torch.testing.assert_close(torch.tensor(cached), expected.detach(), atol=1e-4, rtol=0)
-    bench.fit(NPO(bench.network(seed=5), cache_dir=folder), bench.pairs(8))
+    run(seed=5)
     assert sum(counted) == 48  # another model, another file
     assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
-def test_adapters_use_the_cache_of_the_model_beneath(bench: Any, tmp_path: Path, counted: list[int]) -> None:
-    folder = str(tmp_path / "cache")
-    bench.fit(NPO(bench.network(), cache_dir=folder), bench.pairs(8))
-    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    bench.fit(NPO(bench.network(), peft_config=lora, cache_dir=folder), bench.pairs(8))
-    assert sum(counted) == 24
 
 
 def test_row_that_comes_too_late_is_named_and_adapters_take_it(bench: Any) -> None:
@@ -114,22 +109,10 @@ def test_row_that_comes_too_late_is_named_and_adapters_take_it(bench: Any) -> No
     assert module._moved
     with pytest.raises(ValueError, match="The row row-2-0 is not among those that NPO saw before the first step"):
         module.log_ratios(late)
-    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    module = NPO(bench.network(), peft_config=lora)
+    module = NPO(bench.network(), peft_config=lora(init_lora_weights=False))
     bench.fit(module, bench.pairs(8))
     expected = -sequence_nll(bench.network(), late)[0]
     torch.testing.assert_close(module.reference_log_probs(late).float(), expected.detach(), atol=1e-4, rtol=0)
-
-
-def test_precomputing_leaves_the_random_state_alone(bench: Any, tmp_path: Path) -> None:
-    folder, results = str(tmp_path / "cache"), []
-    for _ in range(2):  # the second time from the cache
-        network = bench.network()
-        network.config.attention_dropout = 0.5
-        bench.fit(NPO(network, cache_dir=folder), bench.pairs(8))
-        results.append((bench.vector(network), torch.get_rng_state()))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_padding_does_not_change_a_row_and_content_does(bench: Any) -> None:
@@ -161,19 +144,21 @@ def test_model_hash_knows_weights_configuration_and_precision(bench: Any) -> Non
     assert model_hash(bench.network().bfloat16()) != first
 
 
-def test_broken_and_foreign_caches_are_named(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "a" * 64)
-    cache.rows["row"] = -1.5
-    cache.save()
-    assert ReferenceCache(tmp_path, "a" * 64).rows == {"row": -1.5}
-    (tmp_path / f"{'b' * 64}.json").write_text((tmp_path / f"{'a' * 64}.json").read_text())
-    with pytest.raises(
-        ValueError, match="were made by the model aaaaaaaaaaaa, and this run starts from the model bbbb"
-    ):
-        ReferenceCache(tmp_path, "b" * 64)
-    (tmp_path / f"{'c' * 64}.json").write_text("[1, 2")
-    with pytest.raises(ValueError, match="delete it, and the run makes it anew"):
-        ReferenceCache(tmp_path, "c" * 64)
-    memory = ReferenceCache(None, "d" * 64)
-    memory.save()
-    assert "row" not in memory.rows
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model": "%s", "rows": {}}' % ("f" * 64), r"made by the model ffffffffffff, and this run starts from the"),
+        ("[1, 2", "delete it, and the run makes it anew"),
+    ],
+)
+def test_broken_and_foreign_caches_are_refused_and_left_alone(
+    text: str, message: str, bench: Any, tmp_path: Path
+) -> None:
+    network = bench.network()
+    file = tmp_path / f"{model_hash(network, '32-true')}.json"
+    file.write_text(text, encoding="utf-8")
+    before = bench.vector(network).clone()
+    with pytest.raises(ValueError, match=message):
+        bench.fit(NPO(network, cache_dir=str(tmp_path)), bench.pairs(8))
+    assert torch.equal(bench.vector(network), before)
+    assert file.read_text(encoding="utf-8") == text

@@ -66,12 +66,6 @@ def test_refusals_of_the_data_go_first(method: Any, bench: Any, tmp_path: Path) 
     assert of_data != pytest.approx(objective(batches, refusals=str(file)), rel=1e-5)  # what the module is given
 
 
-def test_refusals_of_the_data_are_one_for_each_row(bench: Any) -> None:
-    short = {key: value[:3] for key, value in bench.forget.items()}
-    with pytest.raises(ValueError, match=r"a refusal for each of its 24 forget rows, got 3 in 'idk'\."):
-        Refusals(None).rows({"forget": bench.forget, "idk": short}, bench.tokenizer)
-
-
 @pytest.mark.parametrize("method", [IDK, DPO])
 def test_refusals_become_likely(method: Any, bench: Any) -> None:
     network = bench.network()
@@ -93,14 +87,17 @@ def test_files_of_refusals(tmp_path: Path) -> None:
         read_refusals("nowhere.jsonl")
 
 
-def test_row_without_a_prompt_is_named(bench: Any) -> None:
-    task = {**bench.forget, "labels": bench.forget["input_ids"]}
-    with pytest.raises(ValueError, match="The forget row row-1-0 has no prompt before its first scored token"):
-        refusal_rows(task, bench.tokenizer(), SENTENCES)
-    bare = bench.tokenizer()
+def test_rows_that_cannot_be_refused_are_named(bench: Any) -> None:
+    bare, short = bench.tokenizer(), {key: value[:3] for key, value in bench.forget.items()}
     bare.eos_token = None
-    with pytest.raises(ValueError, match="has no end-of-sequence token, with which refusals must end"):
-        refusal_rows(bench.forget, bare, SENTENCES)
+    whole = {**bench.forget, "labels": bench.forget["input_ids"]}
+    for batch, tokenizer, message in (
+        ({"forget": whole}, bench.tokenizer(), "The forget row row-1-0 has no prompt before its first scored token"),
+        ({"forget": bench.forget}, bare, "has no end-of-sequence token, with which refusals must end"),
+        ({"forget": bench.forget, "idk": short}, bare, r"for each of its 24 forget rows, got 3 in 'idk'\."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Refusals(None).rows(batch, lambda tokenizer=tokenizer: tokenizer)
 
 
 @pytest.mark.parametrize("method", [IDK, DPO])

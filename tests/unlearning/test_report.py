@@ -25,14 +25,10 @@ def record(forget: float, retain: float) -> dict[str, Any]:
     }
 
 
-def test_numbers_are_raw_and_named() -> None:
+def test_table_shows_the_raw_numbers_before_and_after_and_what_is_missing() -> None:
     numbers = twelve_numbers(record(0.125, 0.875))
     assert len(numbers) == 12
-    assert numbers["forget Task1 regurgitation"] == 0.125
-    assert numbers["retain Task3 knowledge"] == 0.875
-
-
-def test_table_shows_before_after_and_what_is_missing() -> None:
+    assert (numbers["forget Task1 regurgitation"], numbers["retain Task3 knowledge"]) == (0.125, 0.875)
     console = Console(record=True, width=100)
     console.print(table(record(1.0, 1.0), record(0.125, 0.875)))
     lines = console.export_text().splitlines()
@@ -49,17 +45,10 @@ def test_metrics_are_read_with_their_steps(tmp_path: Path) -> None:
 
 
 def test_picture_is_drawn_with_and_without_probes(tmp_path: Path) -> None:
-    losses = {
-        "train/forget_loss": [(0, 1.0), (1, 2.0)],
-        "val/retain_loss": [(1, 0.5)],
-        "train/lr": [(0, 1e-4), (1, 1e-4)],
-    }
-    probes = {
-        "adaptive_lr/probe": [(0, 1.0), (1, 1.0), (2, 2.0)],
-        "adaptive_lr/lr": [(0, 1e-4), (1, 1e-4), (2, 2e-4)],
-        "adaptive_lr/accepted": [(0, 1.0), (1, 1.0), (2, 0.0)],
-    }
-    for number, metrics in enumerate((losses, losses | probes)):
+    losses: dict[str, Any] = {"train/forget_loss": [(0, 1.0), (1, 2.0)], "val/retain_loss": [(1, 0.5)]}
+    probes = {"probe": [1.0, 1.0, 2.0], "lr": [1e-4, 1e-4, 2e-4], "accepted": [1.0, 1.0, 0.0]}
+    probed = {f"adaptive_lr/{name}": list(enumerate(values)) for name, values in probes.items()}
+    for number, metrics in enumerate((losses, losses | {"train/lr": [(0, 1e-4), (1, 1e-4)]} | probed)):
         file = tmp_path / f"{number}.png"
         plot_report(metrics, record(1.0, 1.0), record(0.0, 1.0), file)
         assert file.read_bytes().startswith(b"\x89PNG")

@@ -84,8 +84,7 @@ def test_average_over_rows(bench: Any, sgd: Optimizer) -> None:
     drawn = torch.rand(16, generator=torch.Generator().manual_seed(0))
     distances = ((hidden - 2.0 * drawn / drawn.norm()) ** 2).mean(-1)
     scored = pair["forget"]["labels"].ne(-100)
-    means = [float(row[mask].mean()) for row, mask in zip(distances, scored, strict=True)]
-    expected = sum(means) / len(means)
+    expected = float(torch.stack([row[mask].mean() for row, mask in zip(distances, scored, strict=True)]).mean())
     assert expected != pytest.approx(float(distances[scored].mean()), rel=1e-4)
     for size in (24, 6):
         module = RMU(network(), layer=1, average="rows", accumulate=24 // size, optimizer=sgd)

@@ -24,32 +24,32 @@ from lit_modules.unlearning.core.pretrained import load_causal_lm
 def test_relearning_brings_the_loss_down(bench: Any) -> None:
     network = bench.network()
     before = bench.vector(network).clone()
-    (batch,) = [bench.forget]
 
     def evaluate(model: Any) -> dict[str, float]:
         assert not model.training
         assert not torch.is_grad_enabled()
-        return {"nll": float(summed_nll(model, batch) / target_tokens(batch))}
+        return {"nll": float(summed_nll(model, bench.forget) / target_tokens(bench.forget))}
 
-    records = relearn(network, [batch], evaluate, steps=(0, 2, 6), learning_rate=0.01)
+    records = relearn(network, [bench.forget], evaluate, steps=(0, 2, 6), learning_rate=0.01)
     assert [record["step"] for record in records] == [0, 2, 6]
     assert "loss" not in records[0]
     assert records[0]["nll"] > records[1]["nll"] > records[2]["nll"]
     assert torch.equal(bench.vector(network), before)
 
 
-def test_relearning_takes_a_folder_and_refuses_bad_steps(bench: Any, tiny_causal_lm: Path) -> None:
-    records = relearn(str(tiny_causal_lm), [bench.forget], lambda model: {"one": 1.0}, steps=(1,))
-    assert records[0]["one"] == 1.0
-    for steps in ((), (2, 1), (-1, 2), (1, 1)):
-        with pytest.raises(ValueError, match="steps must be growing numbers"):
-            relearn(bench.network(), [bench.forget], lambda model: {}, steps=steps)
-    with pytest.raises(ValueError, match="learning_rate must be positive, got 0"):
-        relearn(bench.network(), [bench.forget], lambda model: {}, learning_rate=0)
-    with pytest.raises(ValueError, match="at least one batch"):
-        relearn(bench.network(), [], lambda model: {})
-    with pytest.raises(FloatingPointError, match="relearning step"):
-        relearn(bench.network(), [bench.forget], lambda model: {}, steps=(9,), learning_rate=1e30)
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"steps": (2, 1)}, ValueError, "steps must be growing numbers"),
+        ({"steps": ()}, ValueError, "steps must be growing numbers"),
+        ({"learning_rate": 0}, ValueError, "learning_rate must be positive, got 0"),
+        ({"batches": []}, ValueError, "at least one batch"),
+        ({"steps": (9,), "learning_rate": 1e30}, FloatingPointError, "relearning step"),
+    ],
+)
+def test_bad_relearning_is_refused(arguments: Any, error: type[Exception], message: str, bench: Any) -> None:
+    with pytest.raises(error, match=message):
+        relearn(**({"model": bench.network(), "batches": [bench.forget], "evaluate": lambda model: {}} | arguments))
 
 
 def test_rounding_by_hand_and_its_bound() -> None:

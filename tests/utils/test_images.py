@@ -50,16 +50,12 @@ GOOD = {
     "turned.jpg": encoded(halves(), "JPEG", exif=turned(), quality=95),
     "turned.png": encoded(halves(), "PNG", exif=turned()),
     "turned.webp": encoded(halves(), "WEBP", exif=turned(), lossless=True),
-    "turned.tiff": encoded(halves(), "TIFF", exif=turned()),
     "phone.jpg": encoded(halves(), "MPO", save_all=True, append_images=[halves().resize((20, 10))]),
     "clear.png": encoded(frame(), "PNG"),
     "palette.png": encoded(frame().quantize(), "PNG"),
     "clear.webp": encoded(frame(), "WEBP", lossless=True),
     "ink.jpg": encoded(halves().convert("CMYK"), "JPEG"),
-    "plain.gif": encoded(halves(), "GIF"),
-    "plain.bmp": encoded(halves(), "BMP"),
     "deep.png": encoded(grey(np.uint16, 65535), "PNG"),
-    "deep.tif": encoded(grey(np.uint16, 65535), "TIFF"),
     "float.tif": encoded(grey(np.float32), "TIFF"),
 }
 if ".avif" in FORMATS:
@@ -69,8 +65,6 @@ BAD = {
     "page.jpg": (b"<html>", r"is no picture: it is named \.jpg"),
     "png.jpg": (encoded(halves(), "PNG"), r"lies about its type: it is named \.jpg and holds PNG"),
     "moving.gif": (encoded(halves(), "GIF", save_all=True, append_images=[halves().rotate(180)]), "is animated"),
-    "moving.png": (encoded(halves(), "PNG", save_all=True, append_images=[halves().rotate(180)]), "is animated"),
-    "pages.tif": (encoded(halves(), "TIFF", save_all=True, append_images=[halves()]), "has pages: it holds 2"),
     "whole.tif": (encoded(grey(np.int32, 65535), "TIFF"), "must have 8 bits per channel.* got mode 'I'"),
     "twelve.tif": (encoded(grey(np.uint16, 4095), "TIFF"), "would be read as black, as its brightest value is 4095"),
     "wide.tif": (encoded(grey(np.float32, 255), "TIFF"), "has values from 0 to 255, and floats must be in"),
@@ -112,7 +106,7 @@ def test_pixels_are_those_that_a_person_sees() -> None:
         assert picture.getpixel((20, 75))[0] > 250, name
     for name in ("clear.png", "palette.png", "clear.webp"):
         assert read_picture(GOOD[name], name).getpixel((0, 0)) == (255, 255, 255), name
-    for name in ("deep.png", "deep.tif", "float.tif"):
+    for name in ("deep.png", "float.tif"):
         values = np.asarray(read_picture(GOOD[name], name))
         assert (values.min(), values.max()) == (0, 255), name
         assert values.mean() == pytest.approx(127.5, abs=0.5), name
@@ -134,7 +128,13 @@ def test_all_readers_refuse_the_same_files_by_name(name: str, tmp_path: Path) ->
             read(path)
 
 
-def test_folders_pass_over_no_picture(tmp_path: Path) -> None:
+def test_no_picture_is_passed_over_and_none_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.heic").write_bytes(b"ftypheic")
     with pytest.raises(ValueError, match=r"a\.heic has a suffix that is not read; \.jpg, "):
         read_folder(tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_picture_file(tmp_path)
+    monkeypatch.setattr("lit_modules.utils.images.MAX_BYTES", 7)
+    for name, message in (("a.heic", "is too large: 8 bytes"), ("none.png", "is missing")):
+        with pytest.raises(ValueError, match=message):
+            read_picture_file(tmp_path / name)

@@ -37,7 +37,7 @@ def test_shards_share_a_directory_but_not_a_part(tmp_path: Path) -> None:
         RunDirectory(tmp_path, (3, 2))
 
 
-@pytest.mark.parametrize("name", ["..", ".", "", "../up", "a/b", "/etc", ".hidden", "a\0b", "a\nb", "x.", "C:\\x", "é"])
+@pytest.mark.parametrize("name", ["..", "", "../up", "a/b", "/etc", ".hidden", "a\0b", "x.", "C:\\x", "é"])
 def test_no_name_leaves_the_directory(tmp_path: Path, name: str) -> None:
     with (
         RunDirectory(tmp_path) as directory,

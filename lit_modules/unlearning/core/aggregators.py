@@ -20,9 +20,6 @@ class LinearScalarisation(GradientAggregator):
 
     Args:
         share: Share of the retain gradient, ``c``, in [0, 1].
-
-    Raises:
-        ValueError: If ``share`` is out of its range.
     """
 
     def __init__(self, share: float = 0.5) -> None:
@@ -41,9 +38,6 @@ class Normalised(GradientAggregator):
 
     Args:
         eps: Smallest gradient norm that counts; below it, or when not finite, that task's term is dropped.
-
-    Raises:
-        ValueError: If ``eps`` is not positive.
 
     References:
         Bu et al., arXiv 2410.22086.
@@ -64,9 +58,6 @@ class LossNormalised(GradientAggregator):
 
     Args:
         eps: Smallest loss that counts; below it, or when not finite, that task's term is dropped.
-
-    Raises:
-        ValueError: If ``eps`` is not positive.
 
     References:
         A comparison of arXiv 2410.22086; its formula there is not checked.
@@ -161,9 +152,6 @@ class Projected(GradientAggregator):
     Args:
         primary: The task whose loss falls as if it were alone.
 
-    Raises:
-        ValueError: If ``primary`` is no task.
-
     Example:
         >>> Projected().weights(PairStatistics(retain_norm=1.0, forget_norm=2.0, inner=1.0))
         (1.0, 1.25)
@@ -188,11 +176,7 @@ class Projected(GradientAggregator):
 
 
 def check_aggregator(aggregator: object) -> None:
-    """Check an argument ``aggregator``.
-
-    Raises:
-        TypeError: If it is neither an aggregator nor ``None``.
-    """
+    """Raise a ``TypeError`` unless an argument ``aggregator`` is one, or ``None``."""
     if aggregator is not None and not isinstance(aggregator, GradientAggregator):
         raise TypeError(
             f"aggregator must be a GradientAggregator, such as Normalised(), or None, got {type(aggregator).__name__}."

@@ -70,22 +70,14 @@ class ReferencePolicyArguments(LossArguments, total=False):
 
 
 def check_positive(**numbers: float) -> None:
-    """Check that arguments are positive and finite.
-
-    Raises:
-        ValueError: If one is not; names it.
-    """
+    """Raise a ``ValueError`` that names an argument which is not positive and finite."""
     for name, number in numbers.items():
         if not 0 < number < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {number}.")
 
 
 def check_not_negative(**numbers: float) -> None:
-    """Check that arguments are finite and not negative.
-
-    Raises:
-        ValueError: If one is not; names it.
-    """
+    """Raise a ``ValueError`` that names an argument which is negative or not finite."""
     for name, number in numbers.items():
         if not 0 <= number < math.inf:
             raise ValueError(f"{name} must be finite and not negative, got {number}.")

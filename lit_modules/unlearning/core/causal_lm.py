@@ -63,9 +63,6 @@ class CausalLM(LightningModule):
         max_new_tokens: Longest generated answer, in tokens.
         optimizer: Builds the optimizer from the trainable parameters.
         scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
-
-    Raises:
-        ValueError: If ``max_new_tokens`` is not positive.
     """
 
     strict_loading: bool
@@ -207,11 +204,7 @@ class CausalLM(LightningModule):
                 metric.update(sums[rows].sum() / tokens.clamp(min=1), weight=tokens)
 
     def check_rows(self, task: Batch) -> None:
-        """Check that the rows of a task fit into the model's positions.
-
-        Raises:
-            ValueError: If one does not; names it.
-        """
+        """Raise a ``ValueError`` that names a row of a task which the model has too few positions for."""
         limit = position_limit(self.model)
         width = task["input_ids"].shape[1]
         if limit is not None and width > limit:

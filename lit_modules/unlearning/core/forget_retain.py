@@ -45,10 +45,6 @@ class ForgetRetainLoss(GradientPairUnlearning):
             which without adapters holds a frozen copy of the model.
         aggregator: Rule that combines the two gradients, such as
             ``lit_modules.unlearning.core.aggregators.Normalised``; ``None`` adds them.
-
-    Raises:
-        ValueError: If a number is out of its range.
-        TypeError: If ``aggregator`` is no aggregator.
     """
 
     needs_network = False

@@ -31,9 +31,6 @@ class Unlearning(CausalLM, ABC):
     Args:
         accumulate: Batches per optimizer step; an incomplete last group of an epoch still makes a step.
         clip_norm: Largest norm of the direction; ``None`` leaves it alone.
-
-    Raises:
-        ValueError: If ``accumulate`` is below 1 or ``clip_norm`` is not positive.
     """
 
     def __init__(
@@ -85,11 +82,7 @@ class Unlearning(CausalLM, ABC):
         self.log_dict(numbers)
 
     def check_batch(self, batch: Batch) -> None:
-        """Check that a training batch holds what a step needs.
-
-        Raises:
-            ValueError: If it does not; names what it holds.
-        """
+        """Raise a ``ValueError`` unless a training batch holds what a step needs."""
         if not isinstance(batch, dict) or not {"forget", "retain"} <= batch.keys():
             content = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
             raise ValueError(
@@ -100,11 +93,8 @@ class Unlearning(CausalLM, ABC):
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Leave the direction of one step in ``.grad`` and return the numbers to log.
 
-        Args:
-            group: The batches of one optimizer step on this rank.
-
-        Returns:
-            Numbers by logged name; a true ``skip`` leaves the weights as they are.
+        ``group`` holds the batches of one optimizer step on this rank; a true ``skip`` among the numbers leaves the
+        weights as they are.
         """
 
     def probe_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -227,11 +217,7 @@ class GradientPairUnlearning(Unlearning):
 
     @abstractmethod
     def weights(self, pair: PairStatistics) -> Weights:
-        """Return the factors of the direction ``d = retain_weight * g_R - forget_weight * g_F``.
-
-        Args:
-            pair: Norms, inner product and losses of the two gradients.
-        """
+        """Return the factors of the direction ``d = retain_weight * g_R - forget_weight * g_F`` for a pair."""
 
     def unlearning_step(self, group: list[Batch]) -> dict[str, float]:
         """Write the weighted difference of the two gradients into ``.grad``."""

@@ -81,25 +81,13 @@ class GradientAggregator(ABC):
 
     @abstractmethod
     def weights(self, pair: PairStatistics) -> Weights:
-        """Return the factors of ``d = retain_weight * g_R - forget_weight * g_F``.
+        """Return the factors of ``d = retain_weight * g_R - forget_weight * g_F`` for a pair.
 
-        Args:
-            pair: Norms, inner product and losses of the two gradients.
-
-        Returns:
-            The two factors; 0 drops a gradient, and two zeros leave the weights of the model as they are.
+        0 drops a gradient, and two zeros leave the weights of the model as they are.
         """
 
     def of_weighted(self, pair: PairStatistics, retain_weight: float, forget_weight: float) -> Weights:
-        """Return the factors for losses that have weights of their own, ``retain_weight * L_R`` and the like.
-
-        Args:
-            pair: Norms, inner product and losses of the gradients without the weights.
-            retain_weight: Factor of the retain loss.
-            forget_weight: Factor of the forget loss.
-
-        Returns:
-            The factors of the gradients without the weights.
+        """Return the factors of a pair's gradients for losses with weights of their own, ``retain_weight * L_R``.
 
         Example:
             >>> from lit_modules.unlearning.core.aggregators import IMTLG
@@ -133,16 +121,10 @@ def is_usable(number: float) -> bool:
 
 
 def global_norm(gradient: Gradient) -> Tensor:
-    """Return the L2 norm of a gradient over all its tensors.
+    """Return the L2 norm of a gradient over all its tensors, a float64 scalar on the device of the first one.
 
     Norms of short pieces are taken in at least float32 and combined in float64: the float32 norm of one long tensor is
     off by whole per cents on a CPU, which adds its squares one by one.
-
-    Args:
-        gradient: Tensors of any shape, dtype and device.
-
-    Returns:
-        Scalar of dtype float64 on the device of the first tensor; 0 for a gradient without tensors.
 
     Example:
         >>> global_norm([torch.tensor([3.0]), None, torch.tensor([[4.0]])]).item()
@@ -156,12 +138,8 @@ def global_norm(gradient: Gradient) -> Tensor:
 def norm_and_product(first: Gradient, second: Gradient) -> tuple[Tensor, Tensor]:
     """Return the norm of a gradient and its inner product with another, of sharded gradients by one all-reduce.
 
-    Args:
-        first: Tensors of any shape, dtype and device.
-        second: As many tensors of the same shapes; one on another device or of another dtype is converted.
-
-    Returns:
-        Two scalars of dtype float64 on the device of the first tensor.
+    The second one has the shapes of the first; a tensor on another device or of another dtype is converted. Both
+    results are float64 scalars on the device of the first tensor.
 
     Example:
         >>> [each.item() for each in norm_and_product([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])])]
@@ -178,19 +156,11 @@ def norm_and_product(first: Gradient, second: Gradient) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def combine_(retain: Gradient, forget: Gradient, retain_weight: float, forget_weight: float) -> list[Tensor | None]:
-    """Overwrite the retain gradient with ``retain_weight * retain - forget_weight * forget``.
+    """Overwrite the retain gradient with ``retain_weight * retain - forget_weight * forget``, and return it.
 
     A term of weight 0 is left out instead of being multiplied, so a gradient that is not finite can be dropped. The
     forget gradient is left as it is; a tensor of it on another device or of another dtype is converted one at a time.
-
-    Args:
-        retain: Tensors to overwrite.
-        forget: As many tensors of the same shapes.
-        retain_weight: Factor of the retain gradient.
-        forget_weight: Factor of the forget gradient.
-
-    Returns:
-        The direction: the tensors of ``retain``, and a new tensor where ``retain`` has ``None`` and ``forget`` has not.
+    The direction has a new tensor where ``retain`` has ``None`` and ``forget`` has not.
 
     Example:
         >>> combine_([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])], 1 / 5, 1 / 2)

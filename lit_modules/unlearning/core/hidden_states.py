@@ -12,13 +12,7 @@ from lit_modules.unlearning.core.losses import IGNORED, at_least_float32
 
 
 def hidden_states(network: Any, layer: int, task: Mapping[str, Any]) -> Tensor:
-    """Return the outputs of a block at the scored tokens, of shape ``(scored, size)``, at least float32.
-
-    Args:
-        network: Causal language model, with adapters of peft or without.
-        layer: Number of the block, from 0.
-        task: ``input_ids``, ``attention_mask`` and ``labels``, integers of shape ``(batch, tokens)``.
-    """
+    """Return the outputs of block ``layer`` at the scored tokens of a task, ``(scored, size)``, at least float32."""
     outputs: list[Any] = []
     with lower_blocks(network, layer) as (inner, block):
         handle = block.register_forward_hook(lambda module, inputs, output: outputs.append(output))

@@ -97,9 +97,6 @@ def step_memory(
         mixed: Whether float32 weights are computed with in bfloat16 (precision ``bf16-mixed``).
         gradient_checkpointing: Whether activations are computed anew in the backward pass.
 
-    Raises:
-        ValueError: If an argument is out of its range.
-
     Example:
         >>> step_memory(nn.Linear(4, 4, bias=False), "adamw")
         Memory(weights=64, gradients=64, buffer=64, optimizer=132, working=0)

@@ -21,21 +21,13 @@ _REMEDY = "Give the name or the folder of a causal language model, as `save_pret
 
 
 def check_folder(name: str) -> None:
-    """Check that a model exists, if its name can only be that of a folder.
-
-    Raises:
-        ValueError: If there is no such folder.
-    """
+    """Raise a ``ValueError`` if a name can only be that of a folder, and there is none."""
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ValueError(f"There is no model folder {name!r}. {_REMEDY}")
 
 
 def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load the weights of a causal language model from a folder or a hub, on the CPU; adapters are merged.
-
-    Args:
-        name: Name of the model, or a folder that ``save_pretrained`` wrote.
-        dtype: Type of the weights.
 
     Raises:
         ValueError: If ``name`` cannot be read, is no causal language model, or lacks weights.
@@ -73,11 +65,7 @@ def load_adapter(name: str, given: PeftConfig | None, dtype: torch.dtype = torch
 
 
 def check_write(model: Any, folder: str, merge: bool) -> None:
-    """Check that :func:`write_pretrained` can write a model.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Raise a ``ValueError`` if :func:`write_pretrained` could not write a model."""
     if merge and is_sharded(model) and adapters.own_config(model) is not None:
         raise ValueError(
             "Adapters are merged into whole weights, got sharded ones; save the adapters alone (merge=False), and "
@@ -118,10 +106,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
 
     Tokens that only one of them has may be: special tokens get added and renamed. Nothing is checked if no tokenizer
     lies beside the weights.
-
-    Args:
-        tokenizer: Tokenizer.
-        model: Name or folder of the model.
 
     Raises:
         ValueError: If a token has two numbers; the message names one.

@@ -218,11 +218,7 @@ class ReferenceCache:
 
 
 def row_hashes(batch: Mapping[str, Any]) -> list[str]:
-    """Return a hash of the attended tokens of each row and of which of them are scored; padding does not count.
-
-    Args:
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, integers of shape ``(batch, tokens)``.
-    """
+    """Return a hash of the attended tokens of each row and of which of them are scored; padding does not count."""
     hashes = []
     columns = (batch[key].tolist() for key in ("input_ids", "attention_mask", "labels"))
     for ids, mask, labels in zip(*columns, strict=True):

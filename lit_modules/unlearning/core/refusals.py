@@ -52,10 +52,7 @@ class Refusals:
     def rows(self, batch: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerBase]) -> dict[str, Any]:
         """Return the refused rows of a batch.
 
-        Args:
-            batch: ``{"forget": task, ...}``, perhaps with ``"idk"``.
-            tokenizer: Gives the tokenizer, with an end of sequence, with which each refusal ends; not asked for
-                ``"idk"``.
+        The tokenizer, with an end of sequence with which each refusal ends, is not asked for ``"idk"``.
 
         Raises:
             ValueError: If ``"idk"`` has not as many rows as ``"forget"``, or a row has no prompt or no end.
