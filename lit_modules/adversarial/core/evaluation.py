@@ -418,7 +418,8 @@ def _example(fields: dict[str, Any] | None) -> Example | None:
     """Return an example whose tensors are in memory, and not in a file that is open."""
     if fields is None:
         return None
-    return Example(**{name: value.clone() if isinstance(value, Tensor) else value for name, value in fields.items()})
+    own: dict[str, Any] = {name: v.clone() if isinstance(v, Tensor) else v for name, v in fields.items()}
+    return Example(**own)
 
 
 def _random_state(device: torch.device) -> tuple[object, ...]:
