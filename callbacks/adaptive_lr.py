@@ -195,6 +195,9 @@ class AdaptiveLR(Callback):
         self.drawn = 0  # fresh batches of this pass
         self.width = 1.0  # of the next probe, in updates
         self._batches: list[Any] = []  # earlier ones of the step to come
+        self._before: tuple[dict[str, Any], Optimizer, list[Any]] | None = (
+            None  # what a step that breaks off goes back to
+        )
         self._batch: list[Any] = []  # the one under way
         self._fresh: Iterator[Any] | None = None
 
@@ -234,10 +237,21 @@ class AdaptiveLR(Callback):
     ) -> None:
         """Count the batch among those of the step to come, if none was made with it."""
         self._batches += self._batch
-        self._batch = []
+        self._batch, self._before = [], None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take back the probe of a step that was not made, before a checkpoint is written."""
+        if self._before is not None:
+            state, optimizer, rates = self._before
+            self.load_state_dict(state)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            self._before = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Probe along the update that is about to be made, and set the rate it will use."""
+        state, rates = self.state_dict(), [copy.deepcopy(group["lr"]) for group in optimizer.param_groups]
+        self._before = (state, optimizer, rates)
         due = self.steps % self.period == 0
         self.steps += 1
         batches, self._batches, self._batch = [*self._batches, *self._batch], [], []

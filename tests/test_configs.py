@@ -54,8 +54,9 @@ def write_images(data: str, folder: Path) -> Path:
     return folder
 
 
-def picture(path: Path, seed: int) -> Path:
-    """Write a picture of random pixels."""
+def picture(path: Path) -> Path:
+    """Write a picture of random pixels, which its place decides."""
+    seed = list("/".join(path.parts[-3:]).encode())
     pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -71,7 +72,7 @@ def affordance_pairs(folder: Path) -> Path:
             "neg_prompts": ["chair"],
             "distance": 0.5,
             "tdistance": number / 4,
-            "pos_paths": [picture(folder / f"{number}.png", number).name],
+            "pos_paths": [picture(folder / f"{number}.png").name],
             "neg_paths": {"chair": [{"image_path": "0.png"}]},
         }
         for number in range(5)
@@ -114,8 +115,8 @@ def few_shot_pictures(folder: Path) -> Path:
     for split, number in (("train", 9), ("validation", 2)):
         for name in ("Puff_Adder", "Adder"):
             (folder / split / name).mkdir(parents=True)
-            for seed in range(number):
-                picture(folder / split / name / f"{seed}.png", 10 * len(name + split) + seed)
+            for place in range(number):
+                picture(folder / split / name / f"{place}.png")
     (folder / "pairs.json").write_text(json.dumps([{"target": "Puff Adder", "confusable": "Adder"}]), encoding="utf-8")
     return folder
 

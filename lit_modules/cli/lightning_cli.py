@@ -218,8 +218,8 @@ class ProjectCLI(LightningCLI):
         config = {**self._get(self.config_init, "trainer"), **arguments}
         if config["enable_checkpointing"] is False or config["barebones"]:
             return arguments
-        given = config["callbacks"] or []
-        callbacks = list(given) if isinstance(given, list) else [given]
+        configured = config["callbacks"] or []
+        callbacks = list(configured) if isinstance(configured, list) else [configured]
         savers = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         if not any(isinstance(saver, LastCheckpoint) or saver.save_last is not None for saver in savers):
             callbacks.append(LastCheckpoint())
@@ -270,14 +270,14 @@ def _check_ckpt_path(path: str | None) -> None:
 
 def _as_raised(error: BaseException) -> BaseException:
     """Return the exception that jsonargparse, which tries every type that an argument may have, wrapped in a list."""
-    found: BaseException | None = error
-    while found is not None:
-        frame = found.__traceback__
+    raised: BaseException | None = error
+    while raised is not None:
+        frame = raised.__traceback__
         while frame is not None and frame.tb_next is not None:
             frame = frame.tb_next
         if frame is not None and frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "jsonargparse":
-            return found
-        found = found.__cause__ or found.__context__
+            return raised
+        raised = raised.__cause__ or raised.__context__
     return error
 
 
@@ -292,11 +292,11 @@ def _check_text(text: str, source: str, keys: list[str]) -> None:
         raise UsageError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise UsageError(f"{source}: a configuration must be a mapping of keys such as model, data and trainer.")
-    given = [str(key) for key in content]
+    names = [str(key) for key in content]
     trainer = content.get("trainer")
-    given += [f"trainer.{key}" for key in trainer] if isinstance(trainer, dict) else []
+    names += [f"trainer.{key}" for key in trainer] if isinstance(trainer, dict) else []
     commands = set(ProjectCLI.subcommands())
-    for key in (name.removesuffix("+") for name in given):
+    for key in (name.removesuffix("+") for name in names):
         known = [*keys, *commands]
         if not any(name == key or name.startswith(f"{key}.") for name in known):
             raise UsageError(f"{source}: {unknown_key(key, keys)}")

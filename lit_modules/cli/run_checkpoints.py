@@ -89,19 +89,19 @@ def raised_as_interrupt() -> Iterator[None]:
 
 def _last_of_run(trainer: Trainer, model: str | None, run: str | None) -> Path:
     """Return the newest ``last.ckpt`` of a run, or of all runs of a model."""
-    places = list(_run_folders(trainer)) if run is None else [Path(run)]
-    if run is not None and not places[0].is_dir():
+    folders = list(_run_folders(trainer)) if run is None else [Path(run)]
+    if run is not None and not folders[0].is_dir():
         raise UsageError(f"There is no folder {run}; --run takes the folder of a run.")
-    found = {
+    paths = {
         path
-        for place in places
+        for folder in folders
         for pattern in ("last*", "checkpoints/last*", "*/checkpoints/last*")[: 2 if run is not None else 3]
-        for path in place.glob(pattern + SUFFIX)
+        for path in folder.glob(pattern + SUFFIX)
     }
-    fitting = [path for path in found if model is None or _model_of(path) in (None, model)]
+    fitting = [path for path in paths if model is None or _model_of(path) in (None, model)]
     if not fitting:
-        where = " and ".join(map(str, places))
-        other = f" of {model}; those there are of {_model_of(next(iter(found)))}" if found else ""
+        where = " and ".join(map(str, folders))
+        other = f" of {model}; those there are of {_model_of(next(iter(paths)))}" if paths else ""
         raise UsageError(
             f"There is no last{SUFFIX} in {where}{other}. Give the folder of a run as --run, or a file as --ckpt_path."
         )

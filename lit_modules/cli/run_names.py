@@ -46,7 +46,7 @@ def _is_wandb(entry: Any) -> bool:
 
 def _family(path: str) -> str:
     """Return the family of a method of ours, or the package of another."""
-    package, _, inner = import_class(path).__module__.partition(".")
+    package, _, inner = str(import_class(path).__module__).partition(".")
     return inner.partition(".")[0] if package == "lit_modules" else package
 
 

@@ -280,6 +280,8 @@ def test_attacks_for_the_smallest_perturbation_stay_out_of_the_worst_case(bench:
     assert record["attacks"]["smallest"]["robust_accuracy"] == 0
     assert record["attacks"]["smallest"]["eps"] is None
     assert record["worst_case"]["attacks"] == ["pgd"]
+    assert module._evaluation is not None
+    assert module._evaluation.robust_accuracy() == record["worst_case"]["robust_accuracy"]
     assert record["worst_case"]["robust_accuracy"] == record["attacks"]["pgd"]["robust_accuracy"] > 0
 
 

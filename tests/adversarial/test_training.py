@@ -154,6 +154,9 @@ def test_kl_attack_raises_the_divergence_within_the_ball(bench: Any) -> None:
     clean = network(x)
     start, end = near(network, x, batch["label"]), far(network, x, batch["label"])
     assert 0 < float((start - x).abs().mean()) < 0.002
+    # from a start far enough to have a gradient above rounding, a step short of the other side goes up
+    before, after = (KLPGD(eps=0.1, steps=1, step_size=s, noise=0.05)(network, x, batch["label"]) for s in (1e-6, 1e-3))
+    assert bool((kl_divergence(clean, network(after)) > kl_divergence(clean, network(before))).all())
     assert float((end - x).abs().max()) <= 0.1 + 1e-6
     assert torch.equal(end, end.clamp(0, 1))
     assert bool((kl_divergence(clean, network(end)) > kl_divergence(clean, network(start))).all())

@@ -83,9 +83,9 @@ class AdversarialSet(Dataset[dict[str, Tensor]]):
         """Return the number of samples."""
         return len(self.index)
 
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return the adversarial sample at a place in the order of the data, with its columns."""
-        number = self._source[place]
+        number = self._source[position]
         source = self._sources[number]
         if isinstance(source, Tensor):
             samples = source
@@ -93,7 +93,10 @@ class AdversarialSet(Dataset[dict[str, Tensor]]):
             if number not in self._open:
                 self._open[number] = load_plain(source)["adversarial"]
             samples = self._open[number]
-        return {"image": samples[self._row[place]].clone(), **{name: getattr(self, name)[place] for name in _COLUMNS}}
+        return {
+            "image": samples[self._row[position]].clone(),
+            **{name: getattr(self, name)[position] for name in _COLUMNS},
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open files, so that a worker of a loader opens its own."""
@@ -181,32 +184,34 @@ def attack_dataset(
 
 def _attack_batch(run: AttackRun, batch: Any, start: int, device: torch.device) -> list[tuple[int, int, int, Outcome]]:
     """Return place, label, answer and outcome of each sample of a batch."""
-    given = batch if isinstance(batch, Mapping) else dict(zip(("image", "label"), batch, strict=False))
+    columns = batch if isinstance(batch, Mapping) else dict(zip(("image", "label"), batch, strict=False))
     need = ["image", "label", *(["target"] if run.attack.targeted else [])]
-    if not set(need) <= given.keys():
-        raise ValueError(f"attack_dataset takes batches with {', '.join(need)}, got {', '.join(map(str, given))}.")
-    images, labels, goal = (given[name].to(device) for name in ("image", "label", need[-1]))
+    if not set(need) <= columns.keys():
+        raise ValueError(f"attack_dataset takes batches with {', '.join(need)}, got {', '.join(map(str, columns))}.")
+    images, labels, goal = (columns[name].to(device) for name in ("image", "label", need[-1]))
     if labels.shape != images.shape[:1] or goal.shape != labels.shape:
         raise ValueError(
             f"A batch must have one label for each image, got {tuple(labels.shape)} for {tuple(images.shape)}; a "
             "dataset whose items are batches goes in a loader of its own."
         )
-    places = [int(place) for place in given.get("index", range(start, start + len(images)))]
+    indices = [int(index) for index in columns.get("index", range(start, start + len(images)))]
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         # tensors made in inference mode could not take part in the attack's gradients
         images, goal = images.to(torch.promote_types(images.dtype, torch.float32), copy=True), goal.clone()
         answers = classify(run.classifier, images, [run])
         check_classes(goal, answers.shape[1])
-        samples = [Sample(name, place) for name, place in zip(name_samples(images, goal, places), places, strict=True)]
+        samples = [
+            Sample(name, index) for name, index in zip(name_samples(images, goal, indices), indices, strict=True)
+        ]
         outcomes = run.finish(samples, images, goal, answers)
-    return list(zip(places, labels.tolist(), answers.argmax(1).tolist(), outcomes, strict=True))
+    return list(zip(indices, labels.tolist(), answers.argmax(1).tolist(), outcomes, strict=True))
 
 
 def _collect(run: AttackRun, root: Path | None, rows: list[tuple[int, int, int, Outcome]]) -> AdversarialSet:
     """Return the set, and write what says where its samples lie."""
-    places, labels, answers, outcomes = zip(*rows, strict=True)
+    indices, labels, answers, outcomes = zip(*rows, strict=True)
     content: dict[str, Any] = {
-        "index": torch.tensor(places),
+        "index": torch.tensor(indices),
         "label": torch.tensor(labels),
         "prediction": torch.tensor(answers),
         "adversarial_prediction": torch.tensor([outcome.after for outcome in outcomes]),
@@ -217,11 +222,11 @@ def _collect(run: AttackRun, root: Path | None, rows: list[tuple[int, int, int, 
         "attack": repr(run.attack),
     }
     if root is None or run.folder is None:
-        kept = [outcome.adversarial for outcome in outcomes if outcome.adversarial is not None]
-        content |= {"source": torch.zeros(len(kept), dtype=torch.int64), "row": torch.arange(len(kept))}
-        return AdversarialSet._of(content, [torch.stack(kept)])
+        samples = [outcome.adversarial for outcome in outcomes if outcome.adversarial is not None]
+        content |= {"source": torch.zeros(len(samples), dtype=torch.int64), "row": torch.arange(len(samples))}
+        return AdversarialSet._of(content, [torch.stack(samples)])
     files = sorted({outcome.file for outcome in outcomes if outcome.file is not None})
-    number = {file: place for place, file in enumerate(files)}
+    number = {file: index for index, file in enumerate(files)}
     content |= {
         "source": torch.tensor([number[outcome.file] for outcome in outcomes if outcome.file is not None]),
         "row": torch.tensor([outcome.row for outcome in outcomes]),

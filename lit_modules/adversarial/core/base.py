@@ -207,8 +207,8 @@ class AdversarialTraining(LightningModule):
         named = isinstance(batch, dict)
         images = batch.get("image") if named else batch[0] if isinstance(batch, list | tuple) else batch
         if not isinstance(images, Tensor):
-            found = sorted(batch) if named else type(images).__name__
-            raise ValueError(f"{type(self).__name__} predicts for batches with the key image, got {found}.")
+            got = sorted(batch) if named else type(images).__name__
+            raise ValueError(f"{type(self).__name__} predicts for batches with the key image, got {got}.")
         probability = self(images).float().softmax(1)
         known = {"index": batch["index"]} if named and "index" in batch else {}
         return {**known, "prediction": probability.argmax(1), "probability": probability}
@@ -299,8 +299,8 @@ class AdversarialTraining(LightningModule):
         """
         need = ["image", "label", *(["index"] if index else [])]
         if not isinstance(batch, dict) or not set(need) <= batch.keys():
-            found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
-            raise ValueError(f"{type(self).__name__} takes batches with the keys {', '.join(need)}, got {found}.")
+            got = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+            raise ValueError(f"{type(self).__name__} takes batches with the keys {', '.join(need)}, got {got}.")
         return batch["image"], batch["label"]
 
 

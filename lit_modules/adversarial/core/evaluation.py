@@ -61,10 +61,10 @@ def name_attacks(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, 
 
 
 class Sample(NamedTuple):
-    """A sample by its name, which says what it is, and its place in its split."""
+    """A sample by its name, which says what it is, and its position in its split."""
 
     name: str
-    place: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ class AttackRun:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _find(self, name: str, logits: Tensor) -> Outcome | None:
-        found = self._found.get(name, ())
-        return next((outcome for outcome in found if bool(same_answers(logits[None], outcome.answer[None]))), None)
+        outcomes = self._found.get(name, ())
+        return next((outcome for outcome in outcomes if bool(same_answers(logits[None], outcome.answer[None]))), None)
 
     def _attack(self, samples: list[Sample], images: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Any]:
         start = time.perf_counter()
@@ -193,7 +193,7 @@ class AttackRun:
             eps=None if self.attack.minimum_norm else self.attack.eps,
             bounds=self.attack.bounds,
             name=f"The attack {self.name!r}",
-            samples=[sample.place for sample in samples],
+            samples=[sample.position for sample in samples],
         )
         with torch.no_grad(), evaluation_mode(self.classifier):
             after = answer(self.classifier, result.adversarial).argmax(1).tolist()
@@ -201,7 +201,7 @@ class AttackRun:
         shown = success.int().argsort(descending=True, stable=True)[:count].tolist()
         examples = [
             Example(
-                index=samples[row].place,
+                index=samples[row].position,
                 image=images[row].float().cpu().clone(),
                 adversarial=result.adversarial[row].float().cpu().clone(),
                 label=int(labels[row]),
@@ -291,7 +291,7 @@ class RobustEvaluation:
         self.runs = {name: AttackRun(name, attack, classifier, folder) for name, attack in attacks.items()}
         self._clean: dict[int, tuple[str, bool]] = {}
         self._done: dict[str, dict[str, Finished]] = {name: {} for name in attacks}
-        self._kept: dict[str, dict[str, Example]] = {name: {} for name in attacks}
+        self._examples: dict[str, dict[str, Example]] = {name: {} for name in attacks}
         self._flags: dict[str, list[str]] = {name: [] for name in attacks}
 
     def update(self, images: Tensor, labels: Tensor, index: Tensor) -> None:
@@ -311,23 +311,23 @@ class RobustEvaluation:
             images, labels = images.to(torch.promote_types(images.dtype, torch.float32), copy=True), labels.clone()
             answers = classify(self.classifier, images, list(self.runs.values()))
             check_classes(labels, answers.shape[1])
-            places = index.tolist()
-            names = name_samples(images, labels, places)
+            indices = index.tolist()
+            names = name_samples(images, labels, indices)
             right = (answers.argmax(1) == labels).tolist()
             new: dict[str, int] = {}
-            for row, (place, name) in enumerate(zip(places, names, strict=True)):
-                if self._clean.setdefault(place, (name, right[row]))[0] != name:
-                    raise ValueError(two_samples(place))
+            for row, (position, name) in enumerate(zip(indices, names, strict=True)):
+                if self._clean.setdefault(position, (name, right[row]))[0] != name:
+                    raise ValueError(two_samples(position))
                 if right[row]:
                     new.setdefault(name, row)
             for attack, run in self.runs.items():
                 rows = [row for name, row in new.items() if name not in self._done[attack]]
                 if rows:
-                    samples = [Sample(names[row], places[row]) for row in rows]
+                    samples = [Sample(names[row], indices[row]) for row in rows]
                     for outcome in run.finish(samples, images[rows], labels[rows], answers[rows]):
                         self._done[attack][outcome.name] = outcome.finished
                         if outcome.example is not None:
-                            self._kept[attack][outcome.name] = outcome.example
+                            self._examples[attack][outcome.name] = outcome.example
                         self._flags[attack] = list(dict.fromkeys([*self._flags[attack], *outcome.flags]))
 
     def robust_accuracy(self) -> float:
@@ -339,26 +339,26 @@ class RobustEvaluation:
 
     def finish(self) -> dict[str, Any]:
         """Gather the samples of all processes and return the record; see ``report.summarise``."""
-        part = (self._clean, self._done, self._kept, self._flags)
+        part = (self._clean, self._done, self._examples, self._flags)
         parts: list[Any] = [part]
         if dist.is_available() and dist.is_initialized():
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, part)
         clean: dict[int, tuple[str, bool]] = {}
         done: dict[str, dict[str, Finished]] = {name: {} for name in self.attacks}
-        kept: dict[str, dict[str, Example]] = {name: {} for name in self.attacks}
+        examples: dict[str, dict[str, Example]] = {name: {} for name in self.attacks}
         flags: dict[str, list[str]] = {name: [] for name in self.attacks}
-        for own_clean, own_done, own_kept, own_flags in parts:
-            for place, sample in own_clean.items():
-                if clean.setdefault(place, sample)[0] != sample[0]:
-                    raise ValueError(two_samples(place))
+        for own_clean, own_done, own_examples, own_flags in parts:
+            for position, sample in own_clean.items():
+                if clean.setdefault(position, sample)[0] != sample[0]:
+                    raise ValueError(two_samples(position))
             for name in self.attacks:
                 done[name] = own_done[name] | done[name]
-                kept[name] |= own_kept[name]
+                examples[name] |= own_examples[name]
                 flags[name] = list(dict.fromkeys([*flags[name], *own_flags[name]]))
         clean = dict(sorted(clean.items()))
         self.record = summarise(clean, done, self.attacks, self.weights, flags)
-        self.examples = _choose(kept)
+        self.examples = _choose(examples)
         return self.record
 
 
@@ -401,24 +401,25 @@ def hash_weights(classifier: nn.Module) -> str:
     return stable_hash(str(classifier), hash_tensors(classifier.state_dict()))[:32]
 
 
-def name_samples(images: Tensor, labels: Tensor, places: Sequence[int]) -> list[str]:
+def name_samples(images: Tensor, labels: Tensor, indices: Sequence[int]) -> list[str]:
     """Return a name for each sample, made of its place and a hash of image and label."""
     return [
-        f"{place}-{hash_tensors([('image', image), ('label', label)])[:16]}"
-        for place, image, label in zip(places, images.cpu(), labels.cpu(), strict=True)
+        f"{index}-{hash_tensors([('image', image), ('label', label)])[:16]}"
+        for index, image, label in zip(indices, images.cpu(), labels.cpu(), strict=True)
     ]
 
 
-def two_samples(place: int) -> str:
+def two_samples(index: int) -> str:
     """Return the sentence for an index that two samples share."""
-    return f"The index {place} stands for two different samples; index must be the place of a sample in its split."
+    return f"The index {index} stands for two different samples; index must be the place of a sample in its split."
 
 
 def _example(fields: dict[str, Any] | None) -> Example | None:
     """Return an example whose tensors are in memory, and not in a file that is open."""
     if fields is None:
         return None
-    return Example(**{name: value.clone() if isinstance(value, Tensor) else value for name, value in fields.items()})
+    own: dict[str, Any] = {name: v.clone() if isinstance(v, Tensor) else v for name, v in fields.items()}
+    return Example(**own)
 
 
 def _random_state(device: torch.device) -> tuple[object, ...]:
@@ -429,11 +430,11 @@ def _random_state(device: torch.device) -> tuple[object, ...]:
     return torch.get_rng_state().numpy().tobytes(), cuda, random.getstate(), numbers
 
 
-def _choose(kept: dict[str, dict[str, Example]]) -> list[Example]:
+def _choose(by_attack: dict[str, dict[str, Example]]) -> list[Example]:
     """Return a few samples to draw, those first that an attack changed, each once."""
-    found: dict[int, Example] = {}
-    for examples in kept.values():
+    chosen: dict[int, Example] = {}
+    for examples in by_attack.values():
         for example in examples.values():
-            if example.index not in found or (example.success and not found[example.index].success):
-                found[example.index] = example
-    return sorted(found.values(), key=lambda example: (not example.success, example.index))[:_EXAMPLES]
+            if example.index not in chosen or (example.success and not chosen[example.index].success):
+                chosen[example.index] = example
+    return sorted(chosen.values(), key=lambda example: (not example.success, example.index))[:_EXAMPLES]

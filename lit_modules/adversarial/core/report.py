@@ -91,28 +91,28 @@ def summarise(
     survivors, counted = set(right), []
     rows: dict[str, Any] = {}
     for title, attack in attacks.items():
-        found = [done[title][name] for name in right]
+        outcomes = [done[title][name] for name in right]
         fooled = {name for name in right if done[title][name].success}
         if not attack.minimum_norm:
             counted.append(title)
             survivors -= fooled
-        chosen = torch.tensor([finished.success for finished in found], dtype=torch.bool)
-        distance = torch.tensor([finished.distance for finished in found], dtype=torch.float64)
+        chosen = torch.tensor([finished.success for finished in outcomes], dtype=torch.bool)
+        distance = torch.tensor([finished.distance for finished in outcomes], dtype=torch.float64)
         sizes = distance_statistics(distance, chosen)
         if attack.minimum_norm:
             sizes["median"] = median_distance(distance, chosen)
-        passes = sum(finished.num_queries for finished in found)
+        passes = sum(finished.num_queries for finished in outcomes)
         rows[title] = {
             "attack": repr(attack),
             "norm": attack.norm,
             "eps": None if attack.eps is None or attack.minimum_norm else float(attack.eps),
             **_share("robust_accuracy", len(right) - len(fooled), len(clean)),
-            "attacked": len(found),
+            "attacked": len(outcomes),
             "successes": len(fooled),
-            "success_rate": len(fooled) / len(found) if found else None,
+            "success_rate": len(fooled) / len(outcomes) if outcomes else None,
             "distance": {key: _jsonable(sizes[key]) for key in ("min", "median", "mean", "max")},
-            "num_queries": {"total": passes, "mean": passes / len(found) if found else None},
-            "seconds": round(sum(finished.seconds for finished in found), 3),
+            "num_queries": {"total": passes, "mean": passes / len(outcomes) if outcomes else None},
+            "seconds": round(sum(finished.seconds for finished in outcomes), 3),
             "flags": list((flags or {}).get(title, ())),
         }
     worst = {**_share("robust_accuracy", len(survivors), len(clean)), "attacks": counted} if counted else None

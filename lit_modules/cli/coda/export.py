@@ -92,8 +92,8 @@ def export(options: ExportOptions) -> int:
     print(f"  lit-modules fit --data {type(data).__name__} {words} ...")
     if options.chat_file is not None:
         arguments |= {"synthetic_kind": None, "image_size": None, "mix": "none"}
-        given = {name: value for name, value in data.hparams.items() if name in argument_names(type(data))}
-        training = type(data)(**given | arguments)
+        known = {name: value for name, value in data.hparams.items() if name in argument_names(type(data))}
+        training = type(data)(**known | arguments)
         training.prepare_data()
         print(f"{_write_chats(training, options.chat_file)} chats are in {options.chat_file}")
     return 0

@@ -84,10 +84,10 @@ def find_pairs(options: PairsOptions) -> int:
         for pair in sorted(pairs, key=lambda pair: -(pair.error_rate or 0))
     ]
     print_table([["target", "taken for", "rate"], *rows], f"confused by {tables[0].model}", texts=2)
-    asked = [(table.asked(name), table.invalid_rate(name)) for table in tables for name in table.names]
-    total = sum(times for times, _ in asked)
+    answers = [(table.asked(name), table.invalid_rate(name)) for table in tables for name in table.names]
+    total = sum(times for times, _ in answers)
     if total:
-        invalid = sum(times * rate for times, rate in asked if times)
+        invalid = sum(times * rate for times, rate in answers if times)
         print(f"{total} images were asked about; {invalid / total:.1%} of the answers named no option.")
     print_counts(counts, options.prices)
     print(f"{len(pairs)} pairs are in {output}; take them with --data.pairs {output}")

@@ -103,8 +103,8 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
         records = run_records(settings, runs, folder.name)
         _check_finished(folder, records)
         first = {records[name]["values"]["method"]: records[name] for name in reversed(runs)}
-        study = _Study(launcher, {"data": data_folder(), **models.places()}, options.points_per_process)
-        check_records(first, study.places)
+        study = _Study(launcher, {"data": data_folder(), **models.placeholders()}, options.points_per_process)
+        check_records(first, study.placeholders)
         directory.claim(manifest)
         try:
             with stoppable():
@@ -133,14 +133,14 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
 @dataclass(frozen=True)
 class _Study:
     launcher: Launcher
-    places: Mapping[str, str]
+    placeholders: Mapping[str, str]
     together: int
 
     def launch(self, folder: Path, records: Mapping[str, Record], together: int | None = None) -> dict[str, Any]:
         """Run what is missing of the records, ``together`` in a process; return why and where each failure was."""
         missing = [name for name in records if not (folder / name / RESULTS).exists()]
         for name in missing:
-            config = filled(records[name]["config"], {**self.places, "folder": str(folder / name)})
+            config = filled(records[name]["config"], {**self.placeholders, "folder": str(folder / name)})
             write_json(folder / name / "record.json", records[name])
             write_json(folder / name / RUN, {**records[name], "config": config})
         size = together or self.together

@@ -40,7 +40,7 @@ class Models:
     trainings: Mapping[str, Record]
     names: Mapping[str, str]
 
-    def places(self) -> dict[str, str]:
+    def placeholders(self) -> dict[str, str]:
         """Return the values of the placeholders in the records."""
         return {
             "start": str(self.folder / self.names["start"] / "model"),
@@ -83,11 +83,11 @@ def check_classes(settings: Mapping[str, Any], methods: Sequence[Method]) -> Non
             raise UsageError(f"{where}: {path} takes no {missing[0]!r}, which the comparison gives to all.")
 
 
-def check_records(records: Mapping[str, Record], places: Mapping[str, str]) -> None:
+def check_records(records: Mapping[str, Record], placeholders: Mapping[str, str]) -> None:
     """Read a record of each method as ``fit`` would, which builds nothing."""
     reader: ArgumentReader | None = None
     for name, record in records.items():
-        text = ["-c", json.dumps(filled(record["config"], {**places, "folder": "FOLDER"}))]
+        text = ["-c", json.dumps(filled(record["config"], {**placeholders, "folder": "FOLDER"}))]
         try:
             reader = reader or ArgumentReader(text)
             reader.read(text)

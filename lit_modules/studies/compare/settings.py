@@ -242,7 +242,7 @@ def runs_of(methods: Sequence[Method]) -> dict[str, Run]:
     return {run.name: run for run in runs}
 
 
-def filled(value: Any, places: Mapping[str, str]) -> Any:
+def filled(value: Any, placeholders: Mapping[str, str]) -> Any:
     """Return a value with the placeholders ``{name}`` in its strings replaced.
 
     Example:
@@ -250,11 +250,11 @@ def filled(value: Any, places: Mapping[str, str]) -> Any:
         {'root': '/texts/tofu', 'sizes': [1]}
     """
     if isinstance(value, dict):
-        return {key: filled(inner, places) for key, inner in value.items()}
+        return {key: filled(inner, placeholders) for key, inner in value.items()}
     if isinstance(value, list):
-        return [filled(inner, places) for inner in value]
+        return [filled(inner, placeholders) for inner in value]
     if isinstance(value, str):
-        for name, text in places.items():
+        for name, text in placeholders.items():
             value = value.replace(f"{{{name}}}", text)
     return value
 

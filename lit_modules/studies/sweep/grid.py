@@ -80,14 +80,14 @@ def short_names(axes: Sequence[Axis]) -> list[str]:
 def check_axes(axes: Sequence[Axis], arguments: Sequence[str]) -> None:
     """Check that no argument is given twice, and that none is the sweep's own."""
     keys = [_short(axis.key) for axis in axes]
-    given = {_short(argument.removeprefix("--").partition("=")[0]) for argument in arguments if argument[:2] == "--"}
+    fixed = {_short(argument.removeprefix("--").partition("=")[0]) for argument in arguments if argument[:2] == "--"}
     for key, axis in zip(keys, axes, strict=True):
         if keys.count(key) > 1:
             raise UsageError(f"{axis.key} must be swept once, got it {keys.count(key)} times.")
-        if key in given:
+        if key in fixed:
             raise UsageError(f"{axis.key} must be swept or given, not both.")
     for key in ("trainer.default_root_dir", "config", "print_config"):
-        if key in keys or (key == "trainer.default_root_dir" and key in given):
+        if key in keys or (key == "trainer.default_root_dir" and key in fixed):
             raise UsageError(f"{key} is not for a sweep: each point has its own folder within --folder.")
 
 
