@@ -74,11 +74,29 @@ class SyntheticLUME(LUME):
         num_workers: int = 0,
         **shared: Unpack[SyntheticArguments],
     ) -> None:
-        own: dict[str, Any] = {"download": False, "splits": "all", "splits_file": None, "max_documents": None}
-        own |= {"nonmembers": None, "members_file": None, "document_seed": 0}
-        shared = without_own(shared, **own)
+        shared = without_own(
+            shared,
+            download=False,
+            splits="all",
+            splits_file=None,
+            max_documents=None,
+            nonmembers=None,
+            members_file=None,
+            document_seed=0,
+        )
         super().__init__(
-            tokenizer=tokenizer, root=root, batch_size=batch_size, num_workers=num_workers, **own, **shared
+            tokenizer=tokenizer,
+            root=root,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            download=False,
+            splits="all",
+            splits_file=None,
+            max_documents=None,
+            nonmembers=None,
+            members_file=None,
+            document_seed=0,
+            **shared,
         )
         check_arguments(num_documents, story_sentences)
         check_at_least(SMALLEST, vocab_size=vocab_size)
