@@ -162,8 +162,8 @@ class DeepFool(BoundaryAttack):
     One forward pass and one backward pass over all classes considered give a step; samples leave when they are fooled.
     A last search takes back most of the overshoot.
 
-    DeepFool came after AdverTorch v0.1; the 0.2 releases have Linf only, capped at eps 0.1, all classes, and ignore
-    ``targeted``. Here a targeted attack goes to the boundary between the target and the largest other logit.
+    A targeted attack goes to the boundary between the target and the largest other logit. AdverTorch 0.2 has Linf only,
+    capped at eps 0.1, with all classes.
 
     Args:
         norm: Norm of the perturbation to be small: ``l2`` or ``linf``.
@@ -171,12 +171,6 @@ class DeepFool(BoundaryAttack):
         classes: How many of the most likely classes are considered, the sample's own included; ``None`` for all.
         overshoot: Part by which the perturbation passes the linearised boundary, at least 0.
         search_steps: Forward passes of a last search between the sample and the result; 0 leaves the overshoot in.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Linear(4, 3)
-        >>> bool(DeepFool(bounds=None).run(model, torch.rand(2, 4)).success.all())
-        True
 
     References:
         Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks" (arXiv
@@ -245,8 +239,8 @@ class FAB(BoundaryAttack):
     cost is one forward and ``classes - 1`` backward passes per step; :class:`FABT` takes one backward pass per class
     that it tries.
 
-    FAB came after AdverTorch v0.1; the 0.2 releases have these defaults, bounds of [0, 1] only, and ignore
-    ``targeted``. Here a targeted attack goes to the boundary between the target and the largest other logit.
+    A targeted attack goes to the boundary between the target and the largest other logit. The defaults are those of
+    AdverTorch 0.2.
 
     Args:
         norm: Norm of the perturbation to be small: ``linf``, ``l2`` or ``l1``.

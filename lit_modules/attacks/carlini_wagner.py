@@ -211,9 +211,8 @@ class CarliniWagner(PenaltyAttack):
     since the first steps of Adam pass a near boundary with any weight. Within bounds the search is over ``w`` in ``x' =
     middle + half tanh(w)``, with bounds of any shape; without, over ``x'`` itself.
 
-    AdverTorch v0.1 needs ``num_classes``, takes up to 10000 steps a round, here 1000, and stops a round for the whole
-    batch at once. The other defaults are v0.1's. It masks logits by an offset, so that a best other logit below it is
-    missed, and ignores a loss given to it; here there is no such argument.
+    The defaults are those of AdverTorch v0.1 but for ``steps``, there 10000; it stops a round for the whole batch at
+    once, and masks logits by an offset, so that a best other logit below it is missed.
 
     Example:
         >>> model = torch.nn.Linear(2, 2, bias=False)
@@ -278,9 +277,7 @@ class ElasticNet(PenaltyAttack):
     instead of the two of the authors' code.
 
     The threshold is ``beta`` at any step size, as in the paper, so small steps weigh the L1 norm more than ``beta``
-    does. For a least L1 norm, take ``decision="l1"`` and a ``beta`` of 0.1.
-
-    AdverTorch has it since 0.2, not in v0.1, with ``num_classes``; the other defaults are its own.
+    does. For a least L1 norm, take ``decision="l1"`` and a ``beta`` of 0.1. The defaults are those of AdverTorch 0.2.
 
     Args:
         beta: Weight of the L1 norm, and the threshold of a step in units of the samples.

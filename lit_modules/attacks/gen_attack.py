@@ -21,8 +21,7 @@ class GenAttack(QueryAttack):
     leaves with the first generation that fools the model.
 
     The paper's loss, the target's log-probability less the others', is the margin of logits up to a soft maximum.
-    AdverTorch (0.2, not in v0.1) asks for eps and for a model that gives probabilities, and has the other defaults that
-    stand here.
+    The defaults are those of AdverTorch 0.2.
 
     Args:
         population: Members; each of the ``steps`` generations costs one forward pass less than that.
@@ -33,12 +32,6 @@ class GenAttack(QueryAttack):
         least_range: Least mutation range.
         least_rate: Least mutation rate.
         decay: Factor of range and rate for each generation without progress, above 0 and up to 1.
-
-    Example:
-        >>> model = torch.nn.Linear(4, 3)
-        >>> attack = GenAttack(norm="linf", eps=0.1, steps=3, population=6)
-        >>> bool((attack(model, torch.full((2, 4), 0.5)) - 0.5).abs().max() <= 0.1 + 1e-6)
-        True
 
     References:
         Alzantot et al., "GenAttack: practical black-box attacks with gradient-free optimization" (arXiv 1805.11090),

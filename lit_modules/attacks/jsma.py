@@ -21,9 +21,8 @@ class JSMA(Attack):
     values.
 
     Without a target, each sample is driven to the class other than its label that the model finds most likely, and any
-    wrong answer counts. AdverTorch v0.1 has the targeted attack alone, with ``num_classes``; it compares all pairs in
-    matrices of d x d, 38 MB a sample for d = 3072. Here only the values that can be part of the best pair are compared:
-    the defaults are its own and the pair is the same.
+    wrong answer counts. Only the values that can be part of the best pair are compared; AdverTorch v0.1, which has the
+    same defaults, compares all pairs in matrices of 38 MB a sample of 3072 values.
 
     Args:
         theta: What a step adds to two values, not 0; the sum is clipped to the bounds.

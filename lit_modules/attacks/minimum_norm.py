@@ -234,7 +234,7 @@ class DDN(MinimumNormAttack):
     otherwise. The nearest iterate that fools is kept. A step costs one forward and one backward pass. The gradient
     leads to a likely class, not always to the nearest one.
 
-    DDN came after AdverTorch v0.1; the 0.2 releases have these defaults with ``levels=256``, and ignore the loss given.
+    The defaults are those of AdverTorch 0.2 but for its ``levels=256``.
 
     Args:
         steps: Number of steps.
@@ -248,11 +248,6 @@ class DDN(MinimumNormAttack):
 
     Raises:
         ValueError: If an argument is outside its range, or ``levels`` is given without bounds.
-
-    Example:
-        >>> model = torch.nn.Linear(4, 3)
-        >>> bool(DDN(bounds=None).run(model, torch.rand(2, 4)).success.all())
-        True
 
     References:
         Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and defenses"
@@ -319,7 +314,7 @@ class FMN(MinimumNormAttack):
 
     In the paper the first radius is the iterate's own norm plus the linearised distance. Where the bounds cut the
     iterate short of its ball, that stays below the boundary for ever; here the distance is added to the ball's radius,
-    and half of ``gamma`` goes on top. Not in AdverTorch.
+    and half of ``gamma`` goes on top.
 
     Args:
         norm: Norm of the perturbation to be small: ``l0``, ``l1``, ``l2`` or ``linf``; ``l0`` counts values of the
@@ -329,11 +324,6 @@ class FMN(MinimumNormAttack):
         final_step_size: L2 length of the last; ``None`` takes a hundredth of the first.
         gamma: First share by which the radius changes, between 0 and 1.
         final_gamma: Last share.
-
-    Example:
-        >>> model = torch.nn.Linear(4, 3)
-        >>> bool(FMN(norm="l1", bounds=None).run(model, torch.rand(2, 4)).success.all())
-        True
 
     References:
         Pintor et al., "Fast minimum-norm adversarial attacks through adaptive norm constraints" (arXiv 2102.12827),

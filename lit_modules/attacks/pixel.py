@@ -52,9 +52,7 @@ class SinglePixel(_PixelAttack):
     Up to ``max_pixels`` pixels are tried in a random order, each with both values; values that a pixel has already are
     left out. The first that fools the model is returned, else the sample unchanged. Images may have any height and
     width; of a vector each coordinate is a pixel, of a signal each position with its channels. The distance counts
-    coordinates, so a pixel of three channels counts up to 3.
-
-    AdverTorch v0.1 has the same default and takes square images only.
+    coordinates, so a pixel of three channels counts up to 3. The default is that of AdverTorch v0.1.
 
     Args:
         max_pixels: Most pixels that are tried; each costs up to two forward passes.
@@ -62,12 +60,6 @@ class SinglePixel(_PixelAttack):
 
     Raises:
         ValueError: If there are no bounds.
-
-    Example:
-        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-        >>> result = SinglePixel().run(model, torch.full((2, 1, 3, 4), 0.5))
-        >>> bool((result.distance[result.success] <= 1).all())
-        True
 
     References:
         Narodytska, Kasiviswanathan, "Simple black-box adversarial perturbations for deep networks" (arXiv 1612.06299).
@@ -121,8 +113,7 @@ class LocalSearch(_PixelAttack):
     A candidate is tried with the value that it would be moved to. The paper and AdverTorch v0.1 try another one,
     outside the bounds (``push=1``), on the side to which the pixel leans; a pixel near a bound then moves the other
     way, so on images of black and white the pixels chosen are those that should not move. The other defaults are
-    AdverTorch's, which takes square images within [0, 1] only and names the arguments p, r, d, t, round_ub, seed_ratio
-    and max_nb_seeds; its k, the rank that the label must fall below, is 1 here.
+    AdverTorch's, where the arguments are p, r, d, t, round_ub, seed_ratio and max_nb_seeds, and k is 1 here.
 
     Args:
         push: ``None``: try a candidate with the value that it would be moved to. A number: try it at this distance from
@@ -138,12 +129,6 @@ class LocalSearch(_PixelAttack):
 
     Raises:
         ValueError: If an argument is outside its range, there are no bounds, or the samples are no images.
-
-    Example:
-        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-        >>> result = LocalSearch(pixels=2, rounds=3).run(model, torch.rand(2, 1, 3, 4))
-        >>> bool((result.distance[result.success] <= 6).all())
-        True
 
     References:
         Narodytska, Kasiviswanathan (arXiv 1612.06299), the algorithm LocSearchAdv.

@@ -30,8 +30,8 @@ class SpatialTransform(Attack):
     the one of least variation counts. A sample on which all steps fail comes back unchanged. There is no Lp radius;
     the reported distance is L2.
 
-    AdverTorch v0.1 and the paper use L-BFGS for the whole batch at once; v0.1 has confidence 0, weight 1 and 1000
-    iterations, and returns black images where it fails. Adam treats each sample alone and needs one pass a step.
+    AdverTorch v0.1 (weight 1, 1000 iterations) and the paper use L-BFGS for the whole batch at once; Adam treats each
+    sample alone and needs one pass a step.
 
     Args:
         smoothness: Weight of the variation (tau of the paper), at the first search step.
@@ -172,8 +172,7 @@ class RotationTranslation(Attack):
     worst; where nothing fools it, the one with the largest loss, which may be the image itself. No gradient is
     needed. There is no Lp radius; the reported distance is L2.
 
-    Not in AdverTorch v0.1. The default limits are the paper's for CIFAR-10: 30 degrees, 3 pixels, 31 x 5 x 5 grid
-    points, 10 random tries.
+    The default limits are the paper's for CIFAR-10: 30 degrees, 3 pixels, 31 x 5 x 5 grid points, 10 random tries.
 
     Args:
         max_rotation: Largest rotation in degrees, to either side, at least 0.

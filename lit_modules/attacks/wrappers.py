@@ -109,8 +109,7 @@ class EstimatedGradient(nn.Module):
 class FiniteDifference(EstimatedGradient):
     """Estimate the gradient by central differences along every coordinate.
 
-    A backward pass costs two passes per value of a sample, 1568 for a 28 x 28 image. AdverTorch (0.2, not in v0.1)
-    has steps of 0.001 too.
+    A backward pass costs two passes per value of a sample, 1568 for a 28 x 28 image.
 
     Args:
         model: Gives logits; any callable.
@@ -143,8 +142,7 @@ class NESGradient(EstimatedGradient):
     """Estimate the gradient by differences along random Gaussian directions: natural evolution strategies.
 
     Each direction is used both ways. The directions belong to a sample's values and the seed: they depend neither on
-    the batch nor on earlier calls. They change as the sample moves. AdverTorch (0.2, not in v0.1) has 100 samples and
-    steps of 0.001.
+    the batch nor on earlier calls. They change as the sample moves. The defaults are those of AdverTorch 0.2.
 
     Args:
         model: Gives logits; any callable.

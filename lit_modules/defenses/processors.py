@@ -221,9 +221,6 @@ class MeanSmoothing(ConvSmoothing):
     Args:
         kernel_size: Side of the neighbourhood in pixels; 1 changes nothing.
         padding_mode: What lies beyond the border: ``zeros``, ``reflect`` or ``replicate``.
-
-    Raises:
-        ValueError: If an argument is outside its range.
     """
 
     def __init__(self, kernel_size: int = 3, padding_mode: PaddingMode = "zeros") -> None:
@@ -239,9 +236,6 @@ class GaussianSmoothing(ConvSmoothing):
         kernel_size: Side of the kernel in pixels; ``None`` takes the next odd number from ``ceil(4 * sigma)`` on, as
             AdverTorch does.
         padding_mode: What lies beyond the border: ``zeros``, ``reflect`` or ``replicate``.
-
-    Raises:
-        ValueError: If an argument is outside its range.
     """
 
     def __init__(self, sigma: float, kernel_size: int | None = None, padding_mode: PaddingMode = "zeros") -> None:
