@@ -224,10 +224,9 @@ class EMA(Callback):
         problem, module = _difference(averages, parameters), type(pl_module).__name__
         extra = [name for name in parameters if name not in averages] if fitting else []
         if problem or extra:
-            problem = f"{problem[0]}, and {module} {problem[1]}" if problem else f"no {extra[0]}, which {module} trains"
+            what = f"{problem[0]}, and {module} {problem[1]}" if problem else f"no {extra[0]}, which {module} trains"
             raise ValueError(
-                f"The checkpoint has an average of {problem}; use the model and adapter that the checkpoint was saved "
-                "with."
+                f"The checkpoint has an average of {what}; use the model and adapter that the checkpoint was saved with."
             )
         self._begin(pl_module, {name: parameters[name] for name in averages}, state)
 

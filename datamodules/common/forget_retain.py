@@ -137,8 +137,10 @@ class ForgetRetainData(LightningDataModule):
 
     def _in_order(self, items: Sequence[tuple[Encoded, Mapping[str, Any]]], prompts: bool = False) -> ResumableLoader:
         """Return rows in order with their facts as columns; ``prompts`` asks their prompts, else they are scored."""
-        rows, facts = ([item[place] for item in items] for place in (0, 1))
-        batches = (PromptBatches if prompts else TaskBatches)(rows, pad_id(self.tokenizer), columns_of(facts))
+        columns = columns_of([facts for _, facts in items])
+        batches = (PromptBatches if prompts else TaskBatches)(
+            [row for row, _ in items], pad_id(self.tokenizer), columns
+        )
         return ordered_loader(self, batches, self.eval_batch_size, self.seed, self.num_workers)
 
     @property

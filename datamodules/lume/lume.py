@@ -138,7 +138,7 @@ class LUME(ForgetRetainData):
         self.rows = {name: self._select(rows[name], name) for name in SETS}
         self._public = {row.document: row.text for row in rows["forget"] if row.task == "Task3" and row.kind == "sc"}
         self.tokenizer = self._load_tokenizer()
-        limits = {"max_length": self.max_length, "separator": self.separator}
+        limits: dict[str, Any] = {"max_length": self.max_length, "separator": self.separator}
         encoded = {
             name: [encode_row(self.tokenizer, row.id, row.input, answer=row.output, **limits) for row in rows]
             for name, rows in self.rows.items()

@@ -355,6 +355,15 @@ def test_ranks_share_the_batches_and_epochs_differ(by_task: bool, lume: Callable
     assert seen(1, 0, 1, 4) != whole
 
 
+def test_by_task_goes_through_the_longest_task_of_the_anchor(
+    lume: Callable[..., LUME], write_sets: Callable[..., Path]
+) -> None:
+    root = str(write_sets({("1", "Task3"): BOTH}, {(f"r{i}", "Task3"): BOTH for i in range(5)}))
+    arguments = {"root": root, "by_task": True, "tasks": ("Task3",), "batch_size": 1}
+    for anchor, length in (("forget", 2), ("retain", 10)):
+        assert len(lume(**arguments, anchor=anchor).train_dataloader()) == length
+
+
 def test_by_task_asks_for_rows_of_each_task(lume: Callable[..., LUME], write_sets: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="by_task cuts the sets of subset='unlearn' into tasks, got subset='all'"):
         lume(by_task=True, subset="all")
