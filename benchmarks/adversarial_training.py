@@ -74,8 +74,10 @@ def methods(setting: Setting) -> dict[str, Callable[..., LightningModule]]:
     }
 
 
-def cell(setting: Setting, method: str, seed: int, seconds: float | None, images: int) -> dict[str, float]:
-    """Train and test one model."""
+def cell(
+    setting: Setting, method: str, *, seed: int, seconds: float | None, images: int, folder: Path
+) -> dict[str, float]:
+    """Train and test one model; the finished images of the test are kept in the folder."""
     seed_everything(seed, verbose=False)
     eps = setting.eps
     tests = {
@@ -93,6 +95,7 @@ def cell(setting: Setting, method: str, seed: int, seconds: float | None, images
         callbacks=[clock],
         enable_checkpointing=False,
         limit_val_batches=0,
+        default_root_dir=folder,
         limit_test_batches=images // 50,
         **length,
         **quiet,
@@ -141,14 +144,22 @@ def main() -> None:
                 if not path.exists():
                     budget = options.folder / f"{data}-PGD-{seed}.json"
                     seconds = None if method == "PGD" else json.loads(budget.read_text())["seconds"]
-                    path.write_text(json.dumps(cell(setting, method, seed, seconds, options.images)))
+                    numbers = cell(
+                        setting,
+                        method,
+                        seed=seed,
+                        seconds=seconds,
+                        images=options.images,
+                        folder=path.with_suffix(""),
+                    )
+                    path.write_text(json.dumps(numbers))
                     print(path.name, path.read_text(), flush=True)
                 rows.append(json.loads(path.read_text()))
             columns = [[100 * row[name] for row in rows] for name in NUMBERS]
             columns.append([pgd - auto for pgd, auto in zip(columns[1], columns[2], strict=True)])
-            numbers = [f"{statistics.mean(c):.1f} ± {statistics.stdev(c) if len(c) > 1 else 0:.1f}" for c in columns]
+            shown = [f"{statistics.mean(c):.1f} ± {statistics.stdev(c) if len(c) > 1 else 0:.1f}" for c in columns]
             count = round(statistics.mean(row["steps"] for row in rows))
-            lines.append(f"| {data} | {method} | {count} | {' | '.join(numbers)} |")
+            lines.append(f"| {data} | {method} | {count} | {' | '.join(shown)} |")
     (options.folder / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lit_modules.demos.record import Claim
 from lit_modules.demos.stages import Demo
 from lit_modules.utils.files import write_whole
 
@@ -21,16 +22,42 @@ RECIPES = {"standard": "pgd/digits_standard.yaml", "PGD": "pgd/digits.yaml"}
 COLOURS = {"standard": ("#9ecae1", "#2171b5"), "PGD": ("#fdbe85", "#d94701")}
 """By training: colour of the clean accuracy, and of the robust one."""
 EXAMPLES = 6
+CLAIMS = (
+    Claim(
+        "Training on what PGD finds keeps accuracy under AutoAttack where standard training loses it "
+        "(Madry et al., arXiv 1706.06083); holds at 20 points more.",
+        ("standard, clean", "standard, AutoAttack", "PGD, clean", "PGD, AutoAttack"),
+        lambda numbers: numbers["PGD, AutoAttack"] - numbers["standard, AutoAttack"] >= 0.2,
+    ),
+    Claim(
+        "A change of the images that standard training hardly notices (within 5 points) moves the robust accuracy of PGD "
+        "training by 20 points or more (Ding et al., arXiv 1902.08336).",
+        (
+            "standard, clean",
+            "standard, clean, smoothed",
+            "PGD, AutoAttack",
+            "PGD, AutoAttack, smoothed",
+            "PGD, AutoAttack, saturated",
+        ),
+        lambda numbers: (
+            abs(numbers["standard, clean"] - numbers["standard, clean, smoothed"]) <= 0.05
+            and abs(numbers["PGD, AutoAttack"] - numbers["PGD, AutoAttack, smoothed"]) >= 0.2
+        ),
+    ),
+)
 Models = dict[str, dict[str, Any]]
 """By training: the accuracy at each epsilon, and a few adversarial images with the answers to them."""
 
 
-def adversarial(folder: Path, seed: int) -> None:
+def adversarial(folder: Path, seed: int) -> dict[str, float]:
     """Train standard and robust classifiers on digits and on two variants of them, attack all, and draw the outcome.
 
     Args:
         folder: Folder of the run.
         seed: Seed of weights, order and attacks.
+
+    Returns:
+        Accuracies by training, attack and variant, as `CLAIMS` names them.
     """
     from rich.table import Table
 
@@ -60,6 +87,14 @@ def adversarial(folder: Path, seed: int) -> None:
         table.add_row(variant, training, *(f"{100 * value:.0f}" for value in values))
     demo.console.print(table)
     demo.finish(f"Picture: {folder / 'report.png'}; numbers: {folder / 'results.json'}")
+    return {
+        f"{training}, {'clean' if attack == 'clean' else 'AutoAttack'}{'' if change is None else f', {variant}'}": (
+            _accuracy(records[variant][training], attack)
+        )
+        for variant, change in VARIANTS.items()
+        for training in RECIPES
+        for attack in ("clean", "autoattack")
+    }
 
 
 def _train_and_attack(demo: Demo, folder: Path, recipe: str, variant: str, seed: int) -> tuple[dict[str, Any], Path]:
