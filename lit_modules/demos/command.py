@@ -45,16 +45,18 @@ def demo(
         seeds: Number of seeds, from --seed on; several make the record of the claims again, in record.json.
     """
     path = Path(str(folder))
+    if method == "pgd":
+        from lit_modules.demos.pgd import CLAIMS, adversarial
+        from lit_modules.demos.record import run_seeds
+
+        run_seeds(method, CLAIMS, adversarial, folder=path, seeds=range(seed, seed + seeds))
+        return
     if seeds != 1:  # until each branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
         raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")
     if method == "ngdiff":
         from lit_modules.demos.ngdiff import unlearning
 
         unlearning(path, seed)
-    elif method == "pgd":
-        from lit_modules.demos.pgd import adversarial
-
-        adversarial(path, seed)
     elif method == "synthia":
         from lit_modules.demos.synthia import affordances
 

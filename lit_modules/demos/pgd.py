@@ -30,8 +30,8 @@ CLAIMS = (
         lambda numbers: numbers["PGD, AutoAttack"] - numbers["standard, AutoAttack"] >= 0.2,
     ),
     Claim(
-        "A change of the images that standard training hardly notices (within 5 points) moves the robust accuracy of PGD "
-        "training by 20 points or more (Ding et al., arXiv 1902.08336).",
+        "A change of the images that standard training hardly notices (within 5 points) moves the robust accuracy of "
+        "PGD training by 20 points or more (Ding et al., arXiv 1902.08336).",
         (
             "standard, clean",
             "standard, clean, smoothed",
