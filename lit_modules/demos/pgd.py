@@ -181,8 +181,10 @@ def _plot(path: Path, records: dict[str, dict[str, dict[str, Any]]], models: Mod
         right.bar_label(bars, fmt="%.0f", fontsize=8)
     right.set_xticks(range(len(VARIANTS)), list(VARIANTS))
     right.set(ylabel="accuracy, %", ylim=(0, 100))
-    right.set_title(f"The input distribution decides, too (epsilon {EPSILON})", pad=34)
-    right.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.02), columnspacing=1)
+    right.set_title(f"The input distribution decides, too (epsilon {EPSILON})", pad=52)
+    right.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.03))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
     blocks: Any = bottom.subfigures(1, 2, wspace=0.04)
     image, label = _test_images("as they are")
     labels = label[:EXAMPLES].tolist()
