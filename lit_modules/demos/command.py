@@ -6,6 +6,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
+from lit_modules.utils.errors import UsageError
 from lit_modules.utils.interrupts import stoppable
 
 
@@ -24,30 +25,38 @@ def main(args: list[str]) -> int:
     folder = options.folder or f"runs/demo-{options.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         with stoppable():
-            demo(options.method, folder, options.seed)
+            demo(options.method, folder, seed=options.seed, seeds=options.seeds)
     except KeyboardInterrupt:
-        print(f"Interrupted; `lit-modules demo {options.method} --folder {folder} --seed {options.seed}` goes on.")
+        line = f"lit-modules demo {options.method} --folder {folder} --seed {options.seed} --seeds {options.seeds}"
+        print(f"Interrupted; `{line}` goes on.")
         return 130
     return 0
 
 
-def demo(method: Literal["ngdiff", "pgd", "synthia", "coda"], folder: str | None = None, seed: int = 0) -> None:
+def demo(
+    method: Literal["ngdiff", "pgd", "synthia", "coda"], folder: str | None = None, seed: int = 0, seeds: int = 1
+) -> None:
     """Run a method from end to end on the CPU, without network, with evaluation before and after.
 
     Args:
         method: Method to show.
         folder: Folder of the run, where an unfinished run goes on; a new one in runs/ by default.
         seed: Seed of data, weights and order.
+        seeds: Number of seeds, from --seed on; several make the record of the claims again, in record.json.
     """
     path = Path(str(folder))
+    if method == "pgd":
+        from lit_modules.demos.pgd import CLAIMS, adversarial
+        from lit_modules.demos.record import run_seeds
+
+        run_seeds(method, CLAIMS, adversarial, folder=path, seeds=range(seed, seed + seeds))
+        return
+    if seeds != 1:  # until each branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
+        raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")
     if method == "ngdiff":
         from lit_modules.demos.ngdiff import unlearning
 
         unlearning(path, seed)
-    elif method == "pgd":
-        from lit_modules.demos.pgd import adversarial
-
-        adversarial(path, seed)
     elif method == "synthia":
         from lit_modules.demos.synthia import affordances
 
