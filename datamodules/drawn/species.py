@@ -19,7 +19,7 @@ from ..common.checks import check_at_least
 from ..few_shot.few_shot import FewShotArguments, FewShotPairs
 from ..few_shot.pairs import ConfusablePair, write_pairs
 from ..few_shot.questions import OFFICIAL_EVALUATION_QUESTION
-from .creatures import ATTRIBUTES, PHRASES, draw, phrases, random_attributes, render_creatures
+from .creatures import ATTRIBUTES, HABITATS, PHRASES, draw, phrases, random_attributes, render_creatures
 
 MANIFEST = "drawn_species.json"
 VERSION = 1
@@ -48,6 +48,9 @@ class DrawnSpecies(FewShotPairs):
         validation_images: Validation pictures of each species.
         test_images: Test pictures of each species.
         drawn_size: Side of the drawn pictures in pixels, at least 16.
+        habitats: Chance that a training picture of a concept of a pair shows the one habitat that is the concept's
+            own, which is a shortcut that does not hold in the pictures asked about: these, and all others, show any
+            habitat. ``None`` draws plain backgrounds.
         world_seed: Seed of species and pictures.
         n_query: Most pictures of each concept to ask about; ``None`` takes all.
         shared: Arguments of :class:`~datamodules.few_shot.few_shot.FewShotPairs`, by name.
@@ -78,6 +81,7 @@ class DrawnSpecies(FewShotPairs):
         validation_images: int = 10,
         test_images: int = 15,
         drawn_size: int = 64,
+        habitats: float | None = None,
         world_seed: int = 0,
         n_query: int | None = None,
         **shared: Unpack[FewShotArguments],
@@ -85,6 +89,8 @@ class DrawnSpecies(FewShotPairs):
         check_at_least(1, num_novel=num_novel, train_images=train_images)
         check_at_least(1, validation_images=validation_images, test_images=test_images)
         check_at_least(16, drawn_size=drawn_size)
+        if habitats is not None and not 0 <= habitats <= 1:
+            raise ValueError(f"habitats must lie in [0, 1] or be None, got {habitats}.")
         self.species: list[Species] = invent_species(num_known, num_novel, world_seed)
         shared = without_own(
             shared,
@@ -124,8 +130,8 @@ class DrawnSpecies(FewShotPairs):
     def prepare_data(self) -> None:
         """Draw the pictures and write them, unless they are there."""
         images = {split: self.hparams[f"{split}_images"] for split in ("train", "validation", "test")}
-        size, seed = self.hparams["drawn_size"], self.hparams["world_seed"]
-        write_species(self.root, self.species, images, image_size=size, seed=seed)
+        size, habitats, seed = (self.hparams[name] for name in ("drawn_size", "habitats", "world_seed"))
+        write_species(self.root, self.species, images, image_size=size, habitats=habitats, seed=seed)
 
     def known_drawings(self, num_images: int, image_size: int = 64, seed: int = 0) -> dict[str, Any]:
         """Draw known species and other creatures with captions, as training data of the models that are to be taught.
@@ -289,8 +295,23 @@ def known_pairs(species: Sequence[Species]) -> list[ConfusablePair]:
     return pairs
 
 
+def habitats_of(species: Sequence[Species], seed: int = 0) -> dict[str, str]:
+    """Return the habitat of each concept of a pair; that of a novel species is another than its confusable's."""
+    homes = {}
+    for each in species:
+        if each.confusable is not None:
+            random = Random(f"{seed}/habitats/{each.name}")
+            homes |= dict(zip((each.name, each.confusable), random.sample(list(HABITATS), 2), strict=True))
+    return homes
+
+
 def write_species(
-    folder: str | Path, species: Sequence[Species], images: Mapping[str, int], image_size: int = 64, seed: int = 0
+    folder: str | Path,
+    species: Sequence[Species],
+    images: Mapping[str, int],
+    image_size: int = 64,
+    habitats: float | None = None,
+    seed: int = 0,
 ) -> None:
     """Write pictures of species in the canonical layout, whole or not at all; one written alike is left as it is.
 
@@ -302,16 +323,19 @@ def write_species(
         species: Species.
         images: Pictures of each species in each split.
         image_size: Side of the pictures in pixels.
+        habitats: Chance that a training picture shows the habitat of its species, see :class:`DrawnSpecies`.
         seed: Seed of the pictures.
 
     Raises:
         ValueError: If the folder holds anything else.
     """
     folder = Path(folder)
-    manifest = {"version": VERSION, "seed": seed, "image_size": image_size, "images": dict(images)}
-    manifest = json.loads(json.dumps({**manifest, "species": [asdict(each) for each in species]}))
+    settings = {"seed": seed, "image_size": image_size, "habitats": habitats, "images": dict(images)}
+    listed = [asdict(each) for each in species]
+    manifest = json.loads(json.dumps({"version": VERSION, **settings, "species": listed}))
     if _is_written(folder, manifest):
         return
+    homes = habitats_of(species, seed)
     try:
         with whole_folder(folder) as part:
             for split, number in images.items():
@@ -319,8 +343,12 @@ def write_species(
                 for each in species:
                     (part / split / each.name).mkdir(parents=True)
                     for index in range(number):
-                        row = _picture_row(each, index)
-                        picture = draw(each.attributes, f"{seed}/{split}/{each.name}/{index}", image_size)
+                        row, key = _picture_row(each, index), f"{seed}/{split}/{each.name}/{index}"
+                        if habitats is not None:
+                            random = Random(f"{key}/habitat")
+                            own = split == "train" and each.name in homes and random.random() < habitats
+                            row["habitat"] = homes[each.name] if own else random.choice(list(HABITATS))
+                        picture = draw(each.attributes, key, image_size, row.get("habitat"))
                         picture.save(part / split / row["file_name"], compress_level=1)
                         rows.append(row)
                 _write_lines(part / split / "metadata.jsonl", rows)
