@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_modules.datamodules import drawn
 from lit_modules.demos.shipped import load_weights, save_weights
+from lit_modules.demos.stages import quiet
 from lit_modules.utils.folders import whole_folder
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ def write_models(folder: Path, weights: Path | None = None) -> None:
     if not (folder / "clip" / "config.json").exists():
         clip, processor = build_clip()
         clip.load_state_dict(load_weights("coda/clip", weights))
-        with whole_folder(folder / "clip") as part:
+        with quiet(), whole_folder(folder / "clip") as part:
             clip.save_pretrained(part)
             processor.save_pretrained(part)
     if not (folder / "resnet" / "config.json").exists():
         resnet = build_resnet()
         resnet.resnet.load_state_dict(load_weights("coda/resnet", weights))
-        with whole_folder(folder / "resnet") as part:
+        with quiet(), whole_folder(folder / "resnet") as part:
             resnet.save_pretrained(part)
 
 

@@ -1,19 +1,18 @@
 """Updates of the demonstration: a classifier is taught the concepts of all pairs, by each method with equal steps."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from lit_modules.demos.coda.models import IMAGE_SIZE
 from lit_modules.demos.coda.world import AUGMENTED, MOST_SYNTHETIC, SHOTS, World, drawn_folder
+from lit_modules.demos.stages import quiet
 from lit_modules.utils.files import write_whole
 
 STEPS, BATCH = 120, 20
+"""Optimisation steps of every row, however many pictures it has, and pictures of a step."""
 RATE, HEAD_RATE = 5e-4, 5e-3
 UNTAUGHT, REAL = "before the update", "real"
 ROWS = (REAL, "crop", "flip", *AUGMENTED)
@@ -32,7 +31,7 @@ def cell(row: str, synthetic: int) -> str:
 
 
 def answers_after(
-    world: World, row: str, folder: Path, *, model: Path, synthetic: int, seed: int, steps: int = STEPS
+    world: World, row: str, folder: Path, *, model: Path, synthetic: int, seed: int
 ) -> Answers:
     """Return the answers of the classifier after the update of a row; what the folder holds is not done again.
 
@@ -43,18 +42,17 @@ def answers_after(
         model: Folder of the classifier.
         synthetic: Further pictures of each concept.
         seed: Seed of supports, head and order.
-        steps: Optimisation steps, the same for all rows.
     """
     path = folder / "answers" / f"{cell(row, synthetic).replace(' ', '-').replace(':', '-')}.json"
     if not path.exists():
-        with _quiet():
-            answers = _update(world, row, folder, model=model, synthetic=synthetic, seed=seed, steps=steps)
+        with quiet():
+            answers = _update(world, row, folder, model=model, synthetic=synthetic, seed=seed)
         write_whole(path, json.dumps(answers, indent=0) + "\n")
     answers = json.loads(path.read_text(encoding="utf-8"))
     return dict(answers)
 
 
-def _update(world: World, row: str, folder: Path, *, model: Path, synthetic: int, seed: int, steps: int) -> Answers:
+def _update(world: World, row: str, folder: Path, *, model: Path, synthetic: int, seed: int) -> Answers:
     from lightning.pytorch import Trainer, seed_everything
 
     from lit_modules import ClassifierUpdate
@@ -81,7 +79,7 @@ def _update(world: World, row: str, folder: Path, *, model: Path, synthetic: int
     if row != UNTAUGHT:
         trainer = Trainer(
             accelerator="cpu",
-            max_steps=steps,
+            max_steps=STEPS,
             max_epochs=-1,
             logger=False,
             enable_checkpointing=False,
@@ -118,22 +116,3 @@ def percent(values: Sequence[float]) -> str:
     """Return the mean and its interval over pairs, in percent."""
     low, high = interval(values)
     return f"{100 * fmean(values):.1f} ({100 * low:.0f} to {100 * high:.0f})"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning and transformers in many small runs."""
-    from transformers.utils import logging as transformers_logging
-
-    bars: Any = transformers_logging
-    shown, level = bars.is_progress_bar_enabled(), logging.root.manager.disable
-    try:
-        logging.disable(logging.WARNING)
-        bars.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        if shown:
-            bars.enable_progress_bar()

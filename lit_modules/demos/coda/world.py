@@ -8,6 +8,7 @@ from lit_modules.coda.augmentation.features import FeatureKind
 from lit_modules.coda.augmentation.pipeline import PipelineResult
 from lit_modules.datamodules import DrawnSpecies
 from lit_modules.demos.coda.models import IMAGE_SIZE
+from lit_modules.demos.stages import quiet
 
 NOVEL = 12
 SHOTS, MOST_SYNTHETIC = 5, 5
@@ -77,7 +78,7 @@ def augment(world: World, row: str, folder: Path, *, models: Path, seed: int) ->
         models: Folder of the models.
         seed: Seed.
     """
-    from lit_modules.cli.coda.data import pair_tasks
+    from lit_modules.cli.coda.data import pair_ids, pair_tasks
     from lit_modules.coda import ClipEmbedder, CoDAPipeline, CoDASettings, Store, export_images
     from lit_modules.datamodules.drawn import DrawnCreatures
     from lit_modules.demos.coda.field_guide import FieldGuide
@@ -93,12 +94,14 @@ def augment(world: World, row: str, folder: Path, *, models: Path, seed: int) ->
         habitats=world.habitats is not None,
         world_seed=seed,
     )
-    embedder = ClipEmbedder(str(models / "clip"))
+    with quiet():
+        embedder = ClipEmbedder(str(models / "clip"))
+        scale = embedder.encoder.scale  # of its cosines; that of the released CLIP is 100
     kind, changes = AUGMENTED[row]
     settings = CoDASettings(
         seed=seed,
         kinds=(kind,),
-        temperature=embedder.encoder.scale,  # of its cosines; that of the released CLIP is 100
+        temperature=scale,
         min_features=1,
         resamples=100,
         num_images=MOST_SYNTHETIC,
@@ -111,7 +114,7 @@ def augment(world: World, row: str, folder: Path, *, models: Path, seed: int) ->
     with Store(store_folder(folder, row)) as store:
         chat = FieldGuide(concepts, inventions=world.inventions)
         result = CoDAPipeline(store, settings, chat, generator=generator, embedder=embedder).run(tasks)
-        export_images(store, drawn_folder(folder, row), tasks, kind)
+        export_images(store, drawn_folder(folder, row), tasks, kind, pair_ids=pair_ids(data, tasks))
     return result
 
 
