@@ -33,6 +33,7 @@ RENAMED: dict[str, str] = {
 }
 """New name of an option by its old address; new class path, file or command by the old one."""
 ADDED: set[str] = {
+    "lit_modules.datamodules.DrawnSpecies.habitats",
     *(  # shared options that had no default before
         f"lit_modules.{kind}.{option}"
         for kind in ("attacks.*", "adversarial.KLPGD")

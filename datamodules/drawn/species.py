@@ -7,7 +7,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-import torch
 from PIL import Image
 
 from lit_modules.utils.arguments import Unpack, without_own
@@ -19,7 +18,7 @@ from ..common.checks import check_at_least
 from ..few_shot.few_shot import FewShotArguments, FewShotPairs
 from ..few_shot.pairs import ConfusablePair, write_pairs
 from ..few_shot.questions import OFFICIAL_EVALUATION_QUESTION
-from .creatures import ATTRIBUTES, HABITATS, PHRASES, draw, phrases, random_attributes, render_creatures
+from .creatures import ATTRIBUTES, HABITATS, PHRASES, draw, phrases, random_attributes
 
 MANIFEST = "drawn_species.json"
 VERSION = 1
@@ -132,56 +131,6 @@ class DrawnSpecies(FewShotPairs):
         images = {split: self.hparams[f"{split}_images"] for split in ("train", "validation", "test")}
         size, habitats, seed = (self.hparams[name] for name in ("drawn_size", "habitats", "world_seed"))
         write_species(self.root, self.species, images, image_size=size, habitats=habitats, seed=seed)
-
-    def known_drawings(self, num_images: int, image_size: int = 64, seed: int = 0) -> dict[str, Any]:
-        """Draw known species and other creatures with captions, as training data of the models that are to be taught.
-
-        Half of the creatures are of known species and named in the caption. The others are called ``creature``: a
-        fourth resemble a known species but for one to three attributes, and a fourth have attributes at random. None
-        has all attributes of a novel species, and none is in the files.
-
-        Args:
-            num_images: Number of pictures.
-            image_size: Side in pixels.
-            seed: Seed.
-
-        Returns:
-            ``image`` (uint8, ``(n, 3, size, size)``), ``prompt`` (captions with three attributes), ``name``,
-            ``parent`` (the known species that a creature without a name resembles, else ``None``) and ``attributes``
-            (lists), and ``values`` (index of each attribute's value, int64, ``(n, attributes)``).
-
-        Raises:
-            ValueError: If ``num_images`` is below 1.
-        """
-        check_at_least(1, num_images=num_images)
-        known = [species for species in self.species if species.known]
-        novel = [species.attributes for species in self.species if not species.known]
-        creatures: list[dict[str, str]] = []
-        names, parents, prompts = [], [], []
-        for index in range(num_images):
-            random, sort = Random(f"{seed}/lessons/{index}"), index % 4
-            species = known[index // 4 % len(known)]
-            attributes = dict(species.attributes)
-            while sort > 1 and (attributes == species.attributes or attributes in novel):
-                attributes = random_attributes(random)
-                if sort == 2:
-                    changed = random.sample(list(attributes), random.choice((1, 1, 2, 2, 3)))
-                    attributes = {**species.attributes, **{name: attributes[name] for name in changed}}
-            creatures.append(attributes)
-            names.append(species.name if sort < 2 else "creature")
-            parents.append(species.name if sort == 2 else None)
-            named = sorted(random.sample(list(ATTRIBUTES), 3))
-            prompts.append(caption(names[-1], {name: attributes[name] for name in named}))
-        keys = [f"{seed}/lessons/{index}/drawn" for index in range(num_images)]
-        values = [[ATTRIBUTES[name].index(creature[name]) for name in ATTRIBUTES] for creature in creatures]
-        return {
-            "image": torch.from_numpy(render_creatures(creatures, keys, image_size)),
-            "prompt": prompts,
-            "name": names,
-            "parent": parents,
-            "attributes": creatures,
-            "values": torch.tensor(values),
-        }
 
 
 @dataclass(frozen=True)

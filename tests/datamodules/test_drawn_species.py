@@ -5,7 +5,6 @@ from random import Random
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from datamodules.drawn.creatures import (
@@ -159,24 +158,6 @@ def test_a_folder_is_written_once_whole_and_never_over_another(tmp_path: Path, m
     with pytest.raises(OSError, match="disk full"):
         write_species(tmp_path / "b", invent_species(2, 1), {"train": 1})
     assert {path.name for path in tmp_path.iterdir()} == {"a", "mine"}
-
-
-def test_known_drawings_show_no_novel_species(tmp_path: Path) -> None:
-    data = DrawnSpecies(str(tmp_path), num_known=4, num_novel=2)
-    drawings = data.known_drawings(12, 32)
-    assert (drawings["image"].shape, drawings["image"].dtype) == ((12, 3, 32, 32), torch.uint8)
-    novel = [species for species in data.species if not species.known]
-    assert not set(drawings["name"]) & {species.name for species in novel}
-    assert all(differences(one, species.attributes) for one in drawings["attributes"] for species in novel)
-    values = [[ATTRIBUTES[name].index(one[name]) for name in ATTRIBUTES] for one in drawings["attributes"]]
-    assert drawings["values"].tolist() == values
-    for text, attributes in zip(drawings["prompt"], drawings["attributes"], strict=True):
-        assert len(attributes_in(text)) == 3
-        assert attributes_in(text).items() <= attributes.items()
-        assert {word.strip(".,") for word in text.split()} <= {*data.vocabulary, "creature"}
-    assert torch.equal(data.known_drawings(12, 32)["image"], drawings["image"])
-    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
-        data.known_drawings(0)
 
 
 @pytest.mark.parametrize(

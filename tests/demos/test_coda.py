@@ -89,9 +89,7 @@ def test_shipped_models_see_attributes_of_creatures_and_are_small(tmp_path: Path
     assert sum(path.stat().st_size for path in Path(str(SHIPPED)).glob("coda/*.safetensors")) < 3e6
 
 
-def test_models_from_scratch_take_the_form_of_the_shipped_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_from_scratch_take_the_form_of_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in (("PICTURES", 20), ("CLIP_STEPS", 2), ("RESNET_STEPS", 2)):
         monkeypatch.setattr(models, name, number)
     models.train_models(tmp_path / "weights")

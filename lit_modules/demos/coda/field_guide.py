@@ -10,7 +10,7 @@ from typing import Any
 from PIL.Image import Image
 
 from lit_modules.coda.backends.protocols import Capabilities, Message, Reply
-from lit_modules.datamodules.drawn.creatures import ATTRIBUTES, PHRASES
+from lit_modules.datamodules import drawn
 from lit_modules.utils.json_lines import read_json_lines
 
 
@@ -67,7 +67,7 @@ class FieldGuide:
             listed = self._apart(look, self.looks[others[0]], order, random=random)
         else:
             listed = {key: _other(look, key, random) if random.random() < self.errors else look[key] for key in order}
-        return Reply(json.dumps([PHRASES[key][value] for key, value in listed.items()]), self.identity)
+        return Reply(json.dumps([drawn.creatures.PHRASES[key][value] for key, value in listed.items()]), self.identity)
 
     def _apart(
         self, look: Mapping[str, str], other: Mapping[str, str], order: Sequence[str], random: Random
@@ -83,4 +83,4 @@ class FieldGuide:
 
 def _other(look: Mapping[str, str], key: str, random: Random) -> str:
     """Return a value of an attribute that a species does not have."""
-    return random.choice([value for value in ATTRIBUTES[key] if value != look[key]])
+    return str(random.choice([value for value in drawn.creatures.ATTRIBUTES[key] if value != look[key]]))

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from lit_modules.coda.core.concepts import safe_name
+from lit_modules.datamodules import drawn
 from lit_modules.demos.coda.update import (
     AMOUNTS,
     REAL,
@@ -61,8 +62,6 @@ class Side:
 
 def read_sides(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[tuple[Side, Side]]:
     """Return the two sides of each pair of a run, the novel species first."""
-    from lit_modules.datamodules.drawn.creatures import PHRASES
-
     looks = {row["name"]: row["attributes"] for _, row in read_json_lines(folder / "data" / "concepts.jsonl")}
     features = {}
     for row in ("no contrast", "CoDA"):
@@ -71,15 +70,15 @@ def read_sides(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[tuple[Sid
 
     def side(name: str, other: str) -> Side:
         look, against = looks[name], looks[other]
-        drawn = {row: drawn_folder(folder, row) / "train" / safe_name(name) for row in features}
+        made = {row: drawn_folder(folder, row) / "train" / safe_name(name) for row in features}
         return Side(
             name,
-            differs=[PHRASES[key][value] for key, value in look.items() if against[key] != value],
+            differs=[drawn.creatures.PHRASES[key][value] for key, value in look.items() if against[key] != value],
             kept=features["CoDA"][name],
             plain=features["no contrast"][name][:3],
             real=sorted((folder / "data" / "train" / name).glob("*.png")),
-            plain_pictures=sorted(drawn["no contrast"].glob("*.png"))[:MOST_SYNTHETIC],
-            pictures=sorted(drawn["CoDA"].glob("*.png"))[:MOST_SYNTHETIC],
+            plain_pictures=sorted(made["no contrast"].glob("*.png"))[:MOST_SYNTHETIC],
+            pictures=sorted(made["CoDA"].glob("*.png"))[:MOST_SYNTHETIC],
             asked=sorted((folder / "data" / "test" / name).glob("*.png"))[:ASKED],
         )
 

@@ -30,9 +30,7 @@ def cell(row: str, synthetic: int) -> str:
     return f"{row} {SHOTS}:{0 if row in (UNTAUGHT, REAL) else synthetic}"
 
 
-def answers_after(
-    world: World, row: str, folder: Path, *, model: Path, synthetic: int, seed: int
-) -> Answers:
+def answers_after(world: World, row: str, folder: Path, *, model: Path, synthetic: int, seed: int) -> Answers:
     """Return the answers of the classifier after the update of a row; what the folder holds is not done again.
 
     Args:
