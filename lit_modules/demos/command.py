@@ -21,7 +21,12 @@ def main(args: list[str]) -> int:
         0; 130 if it was interrupted.
     """
     parser = ArgumentParser(prog="lit-modules demo", description=str(demo.__doc__).partition("\n")[0])
-    parser.add_function_arguments(demo, as_group=False, as_positional=True)
+    parser.add_function_arguments(demo, as_group=False, as_positional=True, skip={"from_scratch"})
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train the models anew that the demonstration starts from, instead of loading the shipped ones",
+    )
     options = parser.parse_args(args)
     folder = options.folder or f"runs/demo-{options.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:

@@ -8,6 +8,7 @@ import pytest
 
 from datamodules import DrawnSpecies
 from datamodules.drawn.creatures import ATTRIBUTES, attributes_in
+from lit_modules.cli import main
 from lit_modules.coda.augmentation.features import FeatureKind, feature_request
 from lit_modules.coda.core.concepts import Concept
 from lit_modules.demos.coda import models, page, story, update, world
@@ -98,6 +99,20 @@ def test_models_from_scratch_take_the_form_of_the_shipped_ones(tmp_path: Path, m
         own, shipped = load_weights(name, tmp_path / "weights"), load_weights(name)
         assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in shipped.items()}
     models.write_models(tmp_path / "models", tmp_path / "none")  # what is there stays
+
+
+def test_models_are_trained_anew_where_the_command_line_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[Path] = []
+    monkeypatch.setattr(models, "train_models", trained.append)
+    numbers = story.numbers_of(accuracies([0.2, 0.3, 0.25]))
+    monkeypatch.setattr(story, "new_creatures", lambda folder, seed, weights: {**numbers, "weights": len(trained)})
+    assert main(["demo", "coda", "--folder", str(tmp_path), "--from-scratch"]) == 0
+    assert trained == [tmp_path / "weights"]
+    assert main(["demo", "coda", "--folder", str(tmp_path)]) == 0
+    assert len(trained) == 1
+    assert f"Claim 1 of {len(story.CLAIMS)}: Contrastive features" in capsys.readouterr().out
 
 
 # --- the run
