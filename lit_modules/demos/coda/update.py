@@ -41,7 +41,7 @@ def answers_after(world: World, row: str, folder: Path, *, model: Path, syntheti
         synthetic: Further pictures of each concept.
         seed: Seed of supports, head and order.
     """
-    path = folder / "answers" / f"{cell(row, synthetic).replace(' ', '-').replace(':', '-')}.json"
+    path = folder / "answers" / f"{cell(row, synthetic).replace(' + ', '-').replace(' ', '-').replace(':', '-')}.json"
     if not path.exists():
         with quiet():
             answers = _update(world, row, folder, model=model, synthetic=synthetic, seed=seed)
