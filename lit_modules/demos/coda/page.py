@@ -118,7 +118,8 @@ def _draw_bars(figure: Any, accuracies: Mapping[str, list[float]]) -> None:
             axes.barh(at, 100 * mean, height, color=colour, label="" if row != 1 else f"+ {synthetic} further")
             axes.errorbar(100 * mean, at, xerr=[[100 * (mean - low)], [100 * (high - mean)]], color="black", capsize=3)
             axes.annotate(f"{100 * mean:.0f}", (51, at), va="center", fontsize=9, color="white" if bar else "black")
-    axes.set_yticks(range(len(ROWS)), [f"{SHOTS} {REAL} pictures alone" if row == REAL else row for row in ROWS])
+    labels = {REAL: f"{SHOTS} {REAL} pictures alone", "CoDA": "CoDA: contrast +\nD + G + verification"}
+    axes.set_yticks(range(len(ROWS)), [labels.get(row, row) for row in ROWS])
     axes.invert_yaxis()
     axes.set(xlim=(50, 101), xlabel="accuracy, % (50: guessing); lines: 95 % interval over 12 pairs")
     axes.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.4, -0.09), frameon=False)
@@ -133,7 +134,7 @@ def _draw_pair(figure: Any, novel: Side, known: Side, answers: Mapping[str, Answ
         (f"{novel.name} (new)\nreal", novel.real),
         (f"{known.name} (relative)\nreal", known.real),
         (f"plain list:\n{_lines(novel.plain)}", novel.plain_pictures),
-        (f"CoDA:\n{_lines(novel.kept[:3])}", novel.pictures),
+        (f"CoDA kept:\n{_lines(novel.kept[:3])}", novel.pictures),
         (f"test, {novel.name}", novel.asked),
         (f"test, {known.name}", known.asked),
     ]
