@@ -246,7 +246,7 @@ def known_pairs(species: Sequence[Species]) -> list[ConfusablePair]:
 
 def habitats_of(species: Sequence[Species], seed: int = 0) -> dict[str, str]:
     """Return the habitat of each concept of a pair; that of a novel species is another than its confusable's."""
-    homes = {}
+    homes: dict[str, str] = {}
     for each in species:
         if each.confusable is not None:
             random = Random(f"{seed}/habitats/{each.name}")

@@ -64,15 +64,14 @@ def demo(
         run_seeds(method, CLAIMS, adversarial, folder=path, seeds=range(seed, seed + seeds))
         return
     if method == "coda":
-        from lit_modules.demos.coda.models import train_models
-        from lit_modules.demos.coda.story import CLAIMS, new_creatures
-        from lit_modules.demos.record import run_seeds
+        from lit_modules.demos import record
+        from lit_modules.demos.coda import models, story
 
         weights = path / "weights" if from_scratch else None
         if weights is not None:
-            train_models(weights)
-        run = partial(new_creatures, weights=weights)
-        run_seeds(method, CLAIMS, run, folder=path, seeds=range(seed, seed + seeds))
+            models.train_models(weights)
+        run = partial(story.new_creatures, weights=weights)
+        record.run_seeds(method, story.CLAIMS, run, folder=path, seeds=range(seed, seed + seeds))
         return
     if seeds != 1:  # until each branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
         raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")

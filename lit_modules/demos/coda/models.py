@@ -114,7 +114,8 @@ def _train_resnet(
     head = torch.nn.Linear(WIDTHS[-1], sum(sizes))
 
     def scores(pictures: "Tensor") -> "tuple[Tensor, ...]":
-        return head(trunk(pictures.float() / 127.5 - 1).pooler_output.flatten(1)).split(sizes, 1)
+        logits: Tensor = head(trunk(pictures.float() / 127.5 - 1).pooler_output.flatten(1))
+        return torch.split(logits, sizes, 1)
 
     optimizer = torch.optim.AdamW([*trunk.parameters(), *head.parameters()], weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=RESNET_STEPS)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_modules.coda.augmentation.features import FeatureKind
 from lit_modules.coda.augmentation.pipeline import PipelineResult
-from lit_modules.datamodules import DrawnSpecies
+from lit_modules.datamodules import DrawnSpecies, drawn
 from lit_modules.demos.coda.models import IMAGE_SIZE
 from lit_modules.demos.stages import quiet
 
@@ -80,12 +80,11 @@ def augment(world: World, row: str, folder: Path, *, models: Path, seed: int) ->
     """
     from lit_modules.cli.coda.data import pair_ids, pair_tasks
     from lit_modules.coda import ClipEmbedder, CoDAPipeline, CoDASettings, Store, export_images
-    from lit_modules.datamodules.drawn import DrawnCreatures
     from lit_modules.demos.coda.field_guide import FieldGuide
 
     data = world.data(folder / "data", seed)
     concepts = str(folder / "data" / "concepts.jsonl")
-    generator = DrawnCreatures(
+    generator = drawn.DrawnCreatures(
         concepts=concepts,
         capacity=world.capacity,
         undrawable=world.undrawable,
