@@ -123,7 +123,7 @@ def _draw_bars(figure: Any, accuracies: Mapping[str, list[float]]) -> None:
     axes.invert_yaxis()
     axes.set(xlim=(50, 101), xlabel="accuracy, % (50: guessing); lines: 95 % interval over 12 pairs")
     axes.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.4, -0.09), frameon=False)
-    axes.set_title(f"What joins {SHOTS} real pictures of each creature; equal optimisation steps", fontsize=11)
+    axes.set_title(f"What joins {SHOTS} real pictures of each creature;\nequal optimisation steps", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -138,9 +138,8 @@ def _draw_pair(figure: Any, novel: Side, known: Side, answers: Mapping[str, Answ
         (f"test, {novel.name}", novel.asked),
         (f"test, {known.name}", known.asked),
     ]
-    title = (
-        f"A typical pair: {novel.name} has {' and '.join(novel.differs)}, {known.name} {' and '.join(known.differs)}"
-    )
+    differs, against = (" and ".join(side.differs) for side in (novel, known))
+    title = f"A typical pair: {novel.name} has {differs},\n{known.name} {against}"
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(len(rows), MOST_SYNTHETIC, height_ratios=[1] * 4 + [1.5] * 2)
     for line, (label, paths) in zip(grid, rows, strict=True):
