@@ -55,7 +55,7 @@ def find_parts(model: Any, projector: str | None = None) -> ModelParts:
     Raises:
         ValueError: If there is no vision tower, or no module of the name.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     modules = {_plain(name): module for name, module in base.named_modules()}
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
     tower = _vision_tower(base, embeddings)
