@@ -51,13 +51,15 @@ def demo(
 
         run_seeds(method, CLAIMS, adversarial, folder=path, seeds=range(seed, seed + seeds))
         return
+    if method == "ngdiff":
+        from lit_modules.demos.ngdiff import CLAIMS, unlearning
+        from lit_modules.demos.record import run_seeds
+
+        run_seeds(method, CLAIMS, unlearning, folder=path, seeds=range(seed, seed + seeds))
+        return
     if seeds != 1:  # until each branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
         raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")
-    if method == "ngdiff":
-        from lit_modules.demos.ngdiff import unlearning
-
-        unlearning(path, seed)
-    elif method == "synthia":
+    if method == "synthia":
         from lit_modules.demos.synthia import affordances
 
         affordances(path, seed)

@@ -374,7 +374,7 @@ def test_a_probe_that_leaves_the_parabola_is_taken_closer(tmp_path: Path) -> Non
     rates, empty = {}, torch.zeros(1, dtype=torch.float64)
     for rule in ("robust", "official"):
         module = Bowl(empty.reshape(1, 1), empty, lr=1e4)
-        trainer = fit(module, AdaptiveLR(period=1, rule=rule), 1, tmp_path)  # type: ignore[arg-type]
+        trainer = fit(module, AdaptiveLR(period=1, rule=rule), 1, tmp_path)
         (rates[rule],) = module.rates
         assert (trainer.callback_metrics["adaptive_lr/width"] < 0.01) == (rule == "robust")
     curvature = 30 / 289
@@ -435,7 +435,7 @@ def test_fresh_batches_of_a_given_loader_leave_the_training_alone(kind: str, tmp
         seed_everything(3, verbose=False)
         module = Numbered()
         rows: Any = torch.arange(8.0)
-        sampler = DistributedSampler(rows, num_replicas=1, rank=0) if kind == "distributed" else None
+        sampler: Any = DistributedSampler(rows, num_replicas=1, rank=0) if kind == "distributed" else None
         loader = DataLoader(rows, batch_size=2, sampler=sampler, shuffle=sampler is None)
         trainer = Trainer(accelerator="cpu", max_epochs=3, callbacks=[callback] if callback else [], **QUIET)
         trainer.fit(module, loader)
