@@ -143,13 +143,31 @@ def table(rows: Rows, columns: dict[str, str]) -> Iterator[str]:
         yield f"| {rule} | {lowest:.3f} | {highest:.3f} | {highest - lowest:.3f} | {best} |"
 
 
+def draw(path: Path, studies: dict[str, Rows]) -> None:
+    """Draw the first column of each table against the initial rate."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(studies), 3.6), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(1, len(studies), squeeze=False)[0], studies.items(), strict=True):
+        label, column = next(iter(COLUMNS[name].items()))
+        for rule in RULES:
+            values = [[float(r[column]) for r in rows if r["rule"] == rule and r["initial"] == rate] for rate in RATES]
+            axes.errorbar(
+                RATES, [fmean(each) for each in values], [stdev(each) for each in values], marker="o", label=rule
+            )
+        axes.set(xscale="log", xlabel="initial learning rate", ylabel=label, ylim=(-0.03, 1.03), title=name)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
-    """Run all three, and print and write their tables."""
+    """Run all three, and print and write their tables and their picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only", choices=list(COLUMNS), nargs="+", default=list(COLUMNS))
     options = parser.parse_args()
-    lines = []
+    lines, studies = [], {}
     for name in options.only:
         path = options.folder / f"{name}.json"
         if name != "digits":
@@ -160,6 +178,8 @@ def main() -> None:
             rows = list(classify())
             write_whole(path, json.dumps(rows) + "\n")
         lines += ["", f"### {name}", "", *table(rows, COLUMNS[name])]
+        studies[name] = rows
+    draw(options.folder / "study.png", studies)
     write_whole(options.folder / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 

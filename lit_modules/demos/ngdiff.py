@@ -12,11 +12,12 @@ MEMORISE, UNLEARN = "ngdiff/lume_synthetic_memorise.yaml", "ngdiff/lume_syntheti
 DOCUMENTS = 4
 """Documents of each set and task."""
 MODEL = {"hidden_size": 96, "num_layers": 2}
-MEMORISE_STEPS, STEPS = 300, 40
-RATES = (1e-5, 5e-4, 1e-2)
+MEMORISE_STEPS, STEPS = 300, 120
+RATES = (1e-5, 2e-4, 1e-2)
 """Initial learning rates: far too small, good, and far too large."""
 METHODS = {"GDiff": "lit_modules.GradientDifference", "NGDiff": "lit_modules.NGDiff"}
 ADAPTIVE = {"class_path": "lit_modules.callbacks.AdaptiveLR", "init_args": {"period": 2}}
+RECORDS = [{"class_path": f"lit_modules.callbacks.{name}"} for name in ("ResultRecord", "GenerationLog")]
 VARIANTS: dict[str, list[dict[str, Any]]] = {"": [], " + AdaptiveLR": [ADAPTIVE]}
 """Callbacks of a run by the end of its name."""
 COLOURS = {"GDiff": "#d94701", "NGDiff": "#2171b5"}
@@ -113,11 +114,12 @@ def _memorise(demo: Demo, target: Path, data: list[str]) -> None:
 def _unlearn(demo: Demo, run: Path, common: list[str], variant: str, rate: float) -> None:
     """Unlearn for the same number of steps as every run, and test."""
     steps = [f"--trainer.max_steps={STEPS}", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null"]
-    steps.append(f"--trainer.val_check_interval={STEPS // 4}")
-    rates = [f"--model.optimizer.init_args.lr={rate}", f"--trainer.callbacks={json.dumps(VARIANTS[variant])}"]
-    checkpoint = run / "unlearned.ckpt"
-    demo.run("fit", *common, *steps, *rates, logs=run).trainer.save_checkpoint(checkpoint, weights_only=True)
-    demo.run("test", *common, f"--ckpt_path={checkpoint}", logs=run)
+    steps.append(f"--trainer.val_check_interval={STEPS}")
+    callbacks = json.dumps([*VARIANTS[variant], *RECORDS])
+    fit = demo.run(
+        "fit", *common, *steps, f"--model.optimizer.init_args.lr={rate}", f"--trainer.callbacks={callbacks}", logs=run
+    )
+    fit.trainer.test(fit.model, fit.datamodule, verbose=False)
 
 
 def _read(folder: Path) -> dict[str, Any]:
