@@ -39,10 +39,13 @@ CLAIMS = (
         lambda numbers: numbers["NGDiff + AdaptiveLR, spread"] <= 0.1 and numbers["NGDiff, spread"] >= 0.5,
     ),
     Claim(
-        "NGDiff with AdaptiveLR, from its worst initial rate, is not behind GDiff at its best fixed rate (same paper; "
-        "within 0.02).",
-        ("GDiff, best", "NGDiff + AdaptiveLR, worst"),
-        lambda numbers: numbers["NGDiff + AdaptiveLR, worst"] >= numbers["GDiff, best"] - 0.02,
+        "NGDiff with AdaptiveLR, from its worst initial rate, is not behind GDiff at its best, at a fixed rate or "
+        "with AdaptiveLR (same paper; within 0.02).",
+        ("GDiff, best", "GDiff + AdaptiveLR, best", "NGDiff + AdaptiveLR, worst"),
+        lambda numbers: (
+            numbers["NGDiff + AdaptiveLR, worst"]
+            >= max(numbers["GDiff, best"], numbers["GDiff + AdaptiveLR, best"]) - 0.02
+        ),
     ),
 )
 Runs = dict[tuple[str, float], Path]
@@ -179,7 +182,7 @@ def _plot(path: Path, runs: Runs, aggregates: dict[tuple[str, float], float], qu
 
     from lit_modules.unlearning.core.report import read_metrics
 
-    figure = Figure(figsize=(13, 9), layout="constrained")
+    figure = Figure(figsize=(13, 8.5), layout="constrained")
     rows: Any = figure.subfigures(2, 1, height_ratios=[1.25, 1])
     left, middle, right = rows[0].subplots(1, 3)
     for method, colour in COLOURS.items():
@@ -188,21 +191,18 @@ def _plot(path: Path, runs: Runs, aggregates: dict[tuple[str, float], float], qu
             values = [aggregates[name, rate] for rate in RATES]
             style = {"linestyle": "-" if variant else "--", "marker": "o" if variant else "x", "color": colour}
             left.plot(RATES, values, label=name, **style)
-            for axes, rate in ((middle, rate) for rate in RATES):
+            for rate in RATES:
                 points = read_metrics(runs[name, rate])
-                (forget, retain) = (points[f"val/{split}_loss"][-1][1] for split in ("forget", "retain"))
-                axes.plot(forget, retain, label=name if rate == RATES[0] else None, **style | {"linestyle": ""})
-            if variant:
-                for rate in RATES:
-                    steps = read_metrics(runs[name, rate])["train/lr"]
-                    right.plot(*zip(*steps, strict=True), label=name if rate == RATES[0] else None, color=colour)
+                forget, retain = (points[f"val/{split}_loss"][-1][1] for split in ("forget", "retain"))
+                middle.plot(forget, retain, **style | {"linestyle": ""})
+                if variant:
+                    right.plot(*zip(*points["train/lr"], strict=True), color=colour)
     left.set(xscale="log", xlabel="initial learning rate", ylabel="LUME task aggregate (wanted: 1)", ylim=(-0.02, 1.02))
-    left.set_title("One line is flat")
-    left.legend(fontsize=8)
+    left.set_title("Outcome against the initial rate")
+    rows[0].legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS) * len(VARIANTS))
     middle.set(xscale="log", yscale="log", xlabel="NLL of the forget set (wanted high)")
     middle.set(ylabel="NLL of the retain set (wanted low)", title="Forgetting against damage")
     right.set(yscale="log", xlabel="optimizer step", ylabel="learning rate", title="The rate that AdaptiveLR finds")
-    right.legend(fontsize=8)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     for block, question in zip(rows[1].subfigures(1, 2), questions, strict=True):
@@ -214,11 +214,12 @@ def _write_answers(axes: Any, question: dict[str, Any]) -> None:
     """Write a question and its answers as a table, in red what is not wanted."""
     forgets = question["split"] == "forget"
     axes.axis("off")
-    axes.set_title(
-        f"A question to {'forget' if forgets else 'keep'}: {question['question']}\n{question['target']}", fontsize=9
+    title = (
+        f"A question to {'forget' if forgets else 'keep'}: {question['question']}\ntrue answer: {question['target']}"
     )
+    axes.set_title(title, fontsize=10)
     answers = {name: _shorten(text, 44) for name, text in question["answers"].items()}
-    table = axes.table(list(map(list, answers.items())), cellLoc="left", loc="upper center", colWidths=[0.42, 0.58])
+    table = axes.table(list(map(list, answers.items())), cellLoc="left", bbox=[0, 0, 1, 1], colWidths=[0.4, 0.6])
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     for (row, column), cell in table.get_celld().items():
