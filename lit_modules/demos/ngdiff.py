@@ -21,7 +21,7 @@ RECORDS = [{"class_path": f"lit_modules.callbacks.{name}"} for name in ("ResultR
 VARIANTS: dict[str, list[dict[str, Any]]] = {"": [], " + AdaptiveLR": [ADAPTIVE]}
 """Callbacks of a run by the end of its name."""
 COLOURS = {"GDiff": "#d94701", "NGDiff": "#2171b5"}
-CLAIMS = (
+CLAIMS: tuple[Claim, ...] = (
     Claim(
         "NGDiff unlearns better than GDiff at the same learning rates (Bu et al., arXiv 2410.22086): the mean task "
         "aggregate over the rates, without AdaptiveLR, is higher by 0.05.",

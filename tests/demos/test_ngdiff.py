@@ -6,6 +6,7 @@ import pytest
 
 from lit_modules.demos import ngdiff
 from lit_modules.demos.record import verdict
+from lit_modules.demos.stages import Demo
 
 
 @pytest.mark.slow
@@ -30,5 +31,5 @@ def test_the_demonstration_gives_the_numbers_of_its_claims_and_repeats_nothing(
     def again(*_: Any, **__: Any) -> None:
         raise AssertionError("a run that was done is done again")
 
-    monkeypatch.setattr(ngdiff.Demo, "run", again)
+    monkeypatch.setattr(Demo, "run", again)
     assert ngdiff.unlearning(tmp_path, seed=0) == numbers
