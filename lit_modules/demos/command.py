@@ -73,13 +73,13 @@ def demo(
         run = partial(story.new_creatures, weights=weights)
         record.run_seeds(method, story.CLAIMS, run, folder=path, seeds=range(seed, seed + seeds))
         return
-    if seeds != 1:  # until each branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
-        raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")
     if method == "ngdiff":
-        from lit_modules.demos.ngdiff import unlearning
+        from lit_modules.demos import ngdiff, record
 
-        unlearning(path, seed)
-    else:
-        from lit_modules.demos.synthia import affordances
+        record.run_seeds(method, ngdiff.CLAIMS, ngdiff.unlearning, folder=path, seeds=range(seed, seed + seeds))
+        return
+    if seeds != 1:  # until this branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
+        raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")
+    from lit_modules.demos.synthia import affordances
 
-        affordances(path, seed)
+    affordances(path, seed)
