@@ -113,13 +113,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "xglm": {},
 }
-# peft adapts no convolution and no output projection of a Mamba block; Llama 4's router is a Linear that returns two
+# peft adapts no convolution and no output projection of a Mamba block; the routers of Llama 4 and PhiMoE return tuples
 TARGETS: dict[str, list[str]] = {
     "falcon_h1": ["q_proj", "v_proj", "in_proj"],
     "falcon_mamba": ["in_proj", "x_proj"],
     "llama4_text": ["q_proj", "v_proj"],
     "mamba": ["in_proj", "x_proj"],
     "mamba2": ["in_proj"],
+    "phimoe": ["q_proj", "v_proj"],
 }
 WITHOUT_HEAD_DIM = {"falcon"}
 Model = Any
