@@ -1,6 +1,7 @@
 """``lit-modules demo``: a method from end to end, offline, in minutes."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,16 +26,21 @@ def main(args: list[str]) -> int:
     folder = options.folder or f"runs/demo-{options.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         with stoppable():
-            demo(options.method, folder, seed=options.seed, seeds=options.seeds)
+            demo(options.method, folder, seed=options.seed, seeds=options.seeds, from_scratch=options.from_scratch)
     except KeyboardInterrupt:
         line = f"lit-modules demo {options.method} --folder {folder} --seed {options.seed} --seeds {options.seeds}"
+        line += " --from-scratch" * options.from_scratch
         print(f"Interrupted; `{line}` goes on.")
         return 130
     return 0
 
 
 def demo(
-    method: Literal["ngdiff", "pgd", "synthia", "coda"], folder: str | None = None, seed: int = 0, seeds: int = 1
+    method: Literal["ngdiff", "pgd", "synthia", "coda"],
+    folder: str | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    from_scratch: bool = False,
 ) -> None:
     """Run a method from end to end on the CPU, without network, with evaluation before and after.
 
@@ -43,6 +49,7 @@ def demo(
         folder: Folder of the run, where an unfinished run goes on; a new one in runs/ by default.
         seed: Seed of data, weights and order.
         seeds: Number of seeds, from --seed on; several make the record of the claims again, in record.json.
+        from_scratch: Train the models anew that the demonstration starts from, instead of loading the shipped ones.
     """
     path = Path(str(folder))
     if method == "pgd":
@@ -51,16 +58,19 @@ def demo(
 
         run_seeds(method, CLAIMS, adversarial, folder=path, seeds=range(seed, seed + seeds))
         return
+    if method == "synthia":
+        from lit_modules.demos import record
+        from lit_modules.demos.synthia import story
+
+        run = partial(story.affordances, from_scratch=from_scratch)
+        record.run_seeds(method, story.CLAIMS, run, folder=path, seeds=range(seed, seed + seeds))
+        return
     if seeds != 1:  # until each branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
         raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")
     if method == "ngdiff":
         from lit_modules.demos.ngdiff import unlearning
 
         unlearning(path, seed)
-    elif method == "synthia":
-        from lit_modules.demos.synthia import affordances
-
-        affordances(path, seed)
     else:
         from lit_modules.demos.coda.story import new_creatures
 
