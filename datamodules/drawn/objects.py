@@ -100,7 +100,7 @@ class ConceptSet(Dataset[dict[str, Any]]):
         key: Seed of pictures and captions.
         template: Caption of affordances, with the place ``{affordances}``.
         nameless: Number of pictures of objects of one to three random parts, which the caption lists.
-        withheld: Pairs of affordances that no two parts of a nameless object show.
+        withheld: Affordances, mostly pairs, that no parts of a nameless object show together, a part each.
     """
 
     def __init__(
@@ -144,11 +144,14 @@ class ConceptSet(Dataset[dict[str, Any]]):
 
 
 def _nameless(random: Random, withheld: Sequence[Sequence[str]]) -> Design:
-    """Return a design of one to three random parts, of which no two together show a withheld pair of affordances."""
+    """Return a design of one to three random parts, none of which together show withheld affordances, a part each."""
     while True:
         design = _uncrowded(random.randint(1, 3), random)
-        pairs = permutations(design.parts, 2)
-        if not any(one in SEEN_BY[a] and two in SEEN_BY[b] for one, two in pairs for a, b in withheld):
+        if not any(
+            all(part in SEEN_BY[name] for part, name in zip(parts, wanted, strict=True))
+            for wanted in withheld
+            for parts in permutations(design.parts, len(wanted))
+        ):
             return design
 
 

@@ -75,6 +75,7 @@ def affordances(folder: Path, seed: int, from_scratch: bool = False) -> dict[str
     from lit_modules.demos.synthia.arm import ARMS, World, read_arm, run_arm
     from lit_modules.demos.synthia.page import REAL, plot, write_page
     from lit_modules.demos.synthia.world import (
+        RECOGNISER,
         read_rows,
         single_rows,
         train_world,
@@ -86,7 +87,7 @@ def affordances(folder: Path, seed: int, from_scratch: bool = False) -> dict[str
     demo = Demo(folder)
     weights = folder / "weights" if from_scratch else None
     pairs = write_pairs(folder / "pairs")
-    if weights is not None and not (weights / "SHA256SUMS").exists():
+    if weights is not None and not (weights / f"{RECOGNISER}.safetensors").exists():  # the later of both
         demo.console.rule("before: train a model of existing things, and a recogniser of parts")
         train_world(demo, pairs, seed=seed, weights=weights)
     held_out = read_rows(pairs / "test.jsonl")

@@ -1,13 +1,13 @@
 """World of the demonstration: pairs of affordances, a model that draws existing things, and a recogniser of parts."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_modules.utils.files import write_whole
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lit_modules.demos.stages import Demo
     from lit_modules.networks import PartRecogniser
     from lit_modules.synthia.ontology.curriculum import Curriculum
@@ -17,7 +17,6 @@ BASE, RECOGNISER = "synthia/base", "synthia/recogniser"
 PRETRAIN = "synthia/drawn_pretrain.yaml"
 TEST_PAIRS = 24
 STAGES = ("easy", "medium", "hard")
-RECOGNISER_DRAWINGS = 20_000
 
 
 def build_world(ontology: Path) -> "Curriculum":
@@ -118,34 +117,48 @@ def train_world(demo: "Demo", pairs: Path, *, seed: int, weights: Path) -> None:
         seed: Seed of pictures, weights and order.
         weights: Folder to save to.
     """
-    from diffusers import UNet2DConditionModel
-
     from lit_modules.demos.shipped import save_weights
 
-    folder = demo.folder / "base"
-    if not (folder / "pretrained" / "scheduler").exists():  # written last
-        line = ["-c", PRETRAIN, f"--seed_everything={seed}", f"--data.seed={seed}", f"--model.seed={seed}"]
-        line += [f"--data.curriculum={pairs}", f"--trainer.callbacks.init_args.folder={folder / 'pretrained'}"]
-        demo.run("fit", *line, logs=folder / "logs")
-    network: Any = UNet2DConditionModel.from_pretrained(folder / "pretrained", subfolder="unet")
-    save_weights(network.state_dict(), BASE, weights)
+    if not (weights / f"{BASE}.safetensors").exists():
+        save_weights(train_base(demo, pairs, seed), BASE, weights)
     recogniser, report = train_parts_recogniser(seed)
     demo.console.print(f"The recogniser finds {report['recall']:.1%} of the parts of new drawings.")
     save_weights(recogniser.state_dict(), RECOGNISER, weights)
-    write_whole(demo.folder / "recogniser.json", json.dumps(report, indent=1) + "\n")
 
 
-def train_parts_recogniser(seed: int) -> "tuple[PartRecogniser, dict[str, float]]":
+def train_base(demo: "Demo", pairs: Path, seed: int, options: Sequence[str] = ()) -> "dict[str, Tensor]":
+    """Train the base by its recipe, and return its weights.
+
+    Args:
+        demo: Stages of the demonstration, in whose folder it is trained.
+        pairs: Folder of the curriculum.
+        seed: Seed of pictures, weights and order.
+        options: More options of the fit.
+    """
+    from diffusers import UNet2DConditionModel
+
+    folder = demo.folder / "base"
+    line = ["-c", PRETRAIN, f"--seed_everything={seed}", f"--data.seed={seed}", f"--model.seed={seed}"]
+    line += [f"--data.curriculum={pairs}", f"--trainer.callbacks.init_args.folder={folder / 'pretrained'}"]
+    demo.run("fit", *line, *options, logs=folder / "logs")
+    network: Any = UNet2DConditionModel.from_pretrained(folder / "pretrained", subfolder="unet")
+    return dict(network.state_dict())
+
+
+def train_parts_recogniser(
+    seed: int, num_drawings: int = 20_000, num_steps: int = 1600
+) -> "tuple[PartRecogniser, dict[str, float]]":
     """Return a recogniser trained on labelled drawings, and its accuracy on new ones."""
     from lit_modules.datamodules import DrawnObjects, drawn
     from lit_modules.networks import PartRecogniser, recogniser_report, train_recogniser
     from lit_modules.utils.random_state import preserved_random_state
 
-    drawings = drawn.objects.labelled_drawings(RECOGNISER_DRAWINGS, seed=seed)
+    drawings = drawn.objects.labelled_drawings(num_drawings, seed=seed)
     fresh = drawn.objects.labelled_drawings(2000, seed=seed + 1)
     with preserved_random_state(seed=seed):
         recogniser = PartRecogniser(len(DrawnObjects.parts))
-    train_recogniser(recogniser, drawings["image"], drawings["parts"], drawings["single"], seed=seed)
+    labels = drawings["parts"], drawings["single"]
+    train_recogniser(recogniser, drawings["image"], *labels, num_steps=num_steps, seed=seed)
     return recogniser, recogniser_report(
         recogniser, fresh["image"], fresh["parts"], fresh["single"], DrawnObjects.parts
     )
