@@ -123,7 +123,7 @@ def test_claims_hold_and_fail_by_the_numbers() -> None:
         "novelty, curriculum": 0.4,
     }
     changes: list[dict[str, Any]] = [
-        {"both, frozen": 0.4},
+        {"both, frozen": 0.55},
         {"novelty, curriculum": 0.1},
         {"novelty, no contrast": 0.4},
         {"both, curriculum": 0.4},
