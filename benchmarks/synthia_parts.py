@@ -228,7 +228,7 @@ def evaluate(network: PartDenoiser, pairs: Sequence[CurriculumPair], guidance: f
     found = (affordance_scores(parts, DATA.seen_by) > 0.5).gather(1, wanted.repeat_interleave(SAMPLES, 0))
     owners = torch.tensor([[name in pair.neg_prompts for name in DATA.concepts] for pair in pairs])
     novelty, _ = part_novelty(parts, DATA.concept_parts.float(), owners.repeat_interleave(SAMPLES, 0))
-    return Scores(found.unflatten(0, (len(pairs), SAMPLES)), novelty.unflatten(0, (len(pairs), SAMPLES)))
+    return Scores(found.reshape(len(pairs), SAMPLES, 2), novelty.reshape(len(pairs), SAMPLES))
 
 
 def main() -> None:

@@ -139,8 +139,8 @@ def draw_rows(model: Path, rows: Sequence[Mapping[str, Any]], pictures: int, see
     prompts = [module.template.format(affordances=", ".join(row["pos_prompts"])) for row in rows]
     repeated = [prompt for prompt in prompts for _ in range(pictures)]
     batches = [repeated[start : start + BATCH] for start in range(0, len(repeated), BATCH)]
-    images = [module(batch, seed=1000 * seed + number) for number, batch in enumerate(batches)]
-    return torch.cat(images).unflatten(0, (len(rows), pictures))
+    images = torch.cat([module(batch, seed=1000 * seed + number) for number, batch in enumerate(batches)])
+    return images.reshape(len(rows), pictures, *images.shape[1:])
 
 
 def _tune(arm: Arm, world: World, seed: int, options: Sequence[str]) -> None:

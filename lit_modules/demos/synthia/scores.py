@@ -74,10 +74,10 @@ def score_pictures(recogniser: "PartRecogniser", images: Tensor, rows: Sequence[
     parts, _ = recogniser.scores(images.flatten(0, 1) * 2 - 1)
     wanted = torch.tensor([[data.affordances.index(name) for name in row["pos_prompts"]] for row in rows])
     shown = affordance_scores(parts, data.seen_by) > THRESHOLD
-    found = shown.gather(1, wanted.repeat_interleave(number, 0)).unflatten(0, (len(rows), number))
+    found = shown.gather(1, wanted.repeat_interleave(number, 0)).reshape(len(rows), number, -1)
     owners = torch.tensor([[name in row["neg_prompts"] for name in data.concepts] for row in rows])
     novelty, _ = part_novelty(parts, data.concept_parts.float(), owners.repeat_interleave(number, 0))
-    return Scores(found, novelty.unflatten(0, (len(rows), number)))
+    return Scores(found, novelty.reshape(len(rows), number))
 
 
 def ratio_interval(numerators: Tensor, denominators: Tensor) -> Interval:

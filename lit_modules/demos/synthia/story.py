@@ -142,7 +142,7 @@ def draw_real(world: "World", seed: int) -> "tuple[dict[str, Scores], Tensor]":
         wanted = [row["pos_prompts"] for row in rows for _ in range(PICTURES[name])]
         designs = [drawn.renderer.composed_design(each, Random(key)) for each, key in zip(wanted, keys, strict=True)]
         images = torch.from_numpy(drawn.renderer.render([[design] for design in designs], keys, 32))
-        images = images.unflatten(0, (len(rows), PICTURES[name]))
+        images = images.reshape(len(rows), PICTURES[name], *images.shape[1:])
         scores[name] = score_pictures(recogniser, images.float() / 255, rows)
         if name == "held out":
             shown = images
