@@ -226,7 +226,7 @@ class EMA(Callback):
         if problem or extra:
             what = f"{problem[0]}, and {module} {problem[1]}" if problem else f"no {extra[0]}, which {module} trains"
             raise ValueError(
-                f"The checkpoint has an average of {what}; use the model and adapter that the checkpoint was saved with."
+                f"The checkpoint has an average of {what}; use the model and adapter that it was saved with."
             )
         self._begin(pl_module, {name: parameters[name] for name in averages}, state)
 

@@ -79,7 +79,7 @@ class LBFGS(Attack):
 
     def attack(self, state: AttackState) -> Outcome:
         """Run the rounds of every sample, then bisect."""
-        parts = [self._search(state.select(index)) for index in state.positions().split(self.max_batch_size)]
+        parts = [self._search(state.select(index)) for index in torch.split(state.positions(), self.max_batch_size)]
         adversarial, success = (torch.cat(values) for values in zip(*parts, strict=True))
         if bool(success.any()):
             index = success.nonzero()[:, 0]

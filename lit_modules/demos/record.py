@@ -46,7 +46,7 @@ class Record:
 
 
 def read_record(method: str) -> Record | None:
-    """Return the shipped record of a demonstration, ``data/<method>.json`` of this package; ``None`` if there is none."""
+    """Return the shipped record of a demonstration, ``data/<method>.json`` of this package, if there is one."""
     file = files("lit_modules.demos") / "data" / f"{method}.json"
     if not file.is_file():
         return None

@@ -19,7 +19,7 @@ class RowMetric(Metric):
     """
 
     is_differentiable = False
-    higher_is_better = True
+    higher_is_better: bool | None = True
     full_state_update = False
 
     def __init__(self, states: Mapping[str, tuple[torch.dtype, int]]) -> None:

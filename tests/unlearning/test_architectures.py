@@ -113,7 +113,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "xglm": {},
 }
-# peft adapts no convolution and no output projection of a Mamba block; Llama 4's router is a Linear that returns a tuple
+# peft adapts no convolution and no output projection of a Mamba block; Llama 4's router is a Linear that returns two
 TARGETS: dict[str, list[str]] = {
     "falcon_h1": ["q_proj", "v_proj", "in_proj"],
     "falcon_mamba": ["in_proj", "x_proj"],

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from lit_modules.coda.core.conversations import IGNORED, check_processor, encode
+from lit_modules.coda.core.model_parts import ModelParts, Part, adapted_layers, find_parts
 from lit_modules.coda.core.update import UpdateArguments, UpdateModule
 from lit_modules.utils import adapters
 from lit_modules.utils.arguments import Unpack
@@ -25,8 +27,6 @@ from lit_modules.utils.precision import check_trained
 from lit_modules.utils.suggestions import did_you_mean
 from lit_modules.utils.thoughts import decode_answer
 
-LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-"""Linear layers of the language model; names of leaves alone would find those of the vision tower too."""
 PRESETS: dict[str, dict[str, Any]] = {
     "coda_34b": {  # the released code, on three devices by default
         "rank": 128,
@@ -49,7 +49,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": True,
     },
 }
-_VISION = ("vision_tower", "vision_model", "visual")
 _REMEDY = "Give the name or folder of an image-text model, as `save_pretrained` writes it."
 Tuning = Literal["lora", "full", "none"]
 DType = Literal["float32", "bfloat16"]
@@ -64,10 +63,10 @@ class ImageTextArguments(UpdateArguments, total=False):
     rank: int | None
     alpha: int | None
     dropout: float | None
-    target_modules: str
+    target_modules: str | None
     learning_rate: float | None
     projector_learning_rate: float | None
-    projector: str
+    projector: str | None
     warmup_ratio: float | None
     dtype: DType | None
     gradient_checkpointing: bool | None
@@ -88,10 +87,12 @@ class ImageTextUpdate(UpdateModule):
         rank: Rank of the adapters, at least 1.
         alpha: Scale of the adapters, divided by the rank.
         dropout: Dropout of the adapters' inputs, in [0, 1).
-        target_modules: Regular expression of the layers that get adapters, for the whole of their names.
+        target_modules: Regular expression of the layers that get adapters, for the whole of their names; ``None``
+            takes all linear layers of the language model.
         learning_rate: Greatest learning rate of adapters or language model.
         projector_learning_rate: The same of the projector; 0 freezes it.
-        projector: Name of the module between vision tower and language model.
+        projector: Name of the module between vision tower and language model; ``None`` finds it, see
+            :func:`~lit_modules.coda.core.model_parts.find_parts`.
         warmup_ratio: Share of the steps in which the learning rate rises, in [0, 1]; then it falls by a cosine.
         dtype: Type of frozen weights and of computing; a model that is given keeps its own.
         gradient_checkpointing: Whether to compute activations anew in the backward pass, to save memory.
@@ -115,10 +116,10 @@ class ImageTextUpdate(UpdateModule):
         rank: int | None = None,
         alpha: int | None = None,
         dropout: float | None = None,
-        target_modules: str = LANGUAGE_MODEL,
+        target_modules: str | None = None,
         learning_rate: float | None = None,
         projector_learning_rate: float | None = None,
-        projector: str = "multi_modal_projector",
+        projector: str | None = None,
         warmup_ratio: float | None = None,
         dtype: DType | None = None,
         gradient_checkpointing: bool | None = None,
@@ -145,7 +146,7 @@ class ImageTextUpdate(UpdateModule):
         self._lora = {key: settings[name] for key, name in names.items()} | {"target_modules": target_modules}
         # adapters that the model carries must be those that are asked for by name
         self._asked = {key: own[name] for key, name in names.items() if name in own}
-        if target_modules != LANGUAGE_MODEL:
+        if target_modules is not None:
             self._asked["target_modules"] = target_modules
         for name, allowed in (("tuning", get_args(Tuning)), ("dtype", get_args(DType))):
             value = tuning if name == "tuning" else self.dtype_name
@@ -186,6 +187,11 @@ class ImageTextUpdate(UpdateModule):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model.train()
         self._configured = True
+
+    @cached_property
+    def parts(self) -> ModelParts:
+        """The model's modules by what they do."""
+        return find_parts(self.model, self.projector)
 
     @property
     def processor(self) -> Any:
@@ -251,9 +257,9 @@ class ImageTextUpdate(UpdateModule):
     def trainable_parts(self) -> dict[str, int]:
         """Return the numbers of parameters that train in ``language model``, ``projector`` and ``vision tower``."""
         self.configure_model()
-        numbers = {"language model": 0, "projector": 0, "vision tower": 0}
+        numbers = dict.fromkeys(get_args(Part), 0)
         for name, parameter in self.model.named_parameters():
-            numbers[part_of(name, self.projector)] += parameter.numel() if parameter.requires_grad else 0
+            numbers[self.parts.of(name)] += parameter.numel() if parameter.requires_grad else 0
         return numbers
 
     def configure_optimizers(self) -> Any:
@@ -261,13 +267,17 @@ class ImageTextUpdate(UpdateModule):
         groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                groups[part_of(name, self.projector) == "projector"].append(parameter)
+                groups[self.parts.of(name) == "projector"].append(parameter)
         return self.scheduled([(groups[False], self.learning_rate), (groups[True], self.projector_learning_rate)])
 
     def on_fit_start(self) -> None:
         """Print what trains."""
-        parts = ", ".join(f"{name} {number:,}" for name, number in self.trainable_parts().items())
-        rank_zero_info(f"Trainable parameters: {parts}.")
+        numbers = ", ".join(f"{name} {number:,}" for name, number in self.trainable_parts().items())
+        parts = self.parts
+        rank_zero_info(
+            f"Trainable parameters: {numbers}. The language model is {parts.language_model}, the vision tower "
+            f"{parts.vision_tower}, the projector {', '.join(parts.projector) or 'not found'}."
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trains, the configuration of the adapters, and the name of the base."""
@@ -290,12 +300,11 @@ class ImageTextUpdate(UpdateModule):
 
     def _choose_what_trains(self) -> None:
         """Add adapters and freeze the rest, or go on with the adapters that the model carries."""
-        projector = self.projector if self.projector_learning_rate > 0 else None
-        names = [name for name, _ in self.model.named_modules()]
-        carried: Any = adapters.own_config(self.model)
         if self.tuning == "none":
             self.model.requires_grad_(False)
             return
+        projector = self.parts.projector if self.projector_learning_rate > 0 else ()
+        carried: Any = adapters.own_config(self.model)
         if self.tuning == "full" and carried is not None:
             raise ValueError(
                 "tuning='full' trains a whole model, and this one carries adapters; set tuning to 'lora' to go on with "
@@ -304,17 +313,18 @@ class ImageTextUpdate(UpdateModule):
         if carried is not None:
             self._check_carried(carried, projector)
             return
-        if (self.tuning == "full" or projector) and not any(n.rpartition(".")[2] == self.projector for n in names):
+        if self.projector_learning_rate > 0 and not projector:
             raise ValueError(
-                f"{type(self.model).__name__} has no module {self.projector!r}; set projector to the name of the one "
-                "between vision tower and language model, such as connector."
+                f"No module of {type(self.model).__name__} was found between vision tower and language model; set "
+                "projector to its name, or projector_learning_rate to 0."
             )
         if self.tuning == "full":
             for name, parameter in self.model.named_parameters():
-                part = part_of(name, self.projector)
-                parameter.requires_grad_(part == "language model" or (part == "projector" and projector is not None))
+                part = self.parts.of(name)
+                parameter.requires_grad_(part == "language model" or (part == "projector" and bool(projector)))
             return
-        config = LoraConfig(**self._lora, modules_to_save=None if projector is None else [projector])
+        targets = self._lora["target_modules"] or adapted_layers(self.model, self.parts)
+        config = LoraConfig(**self._lora | {"target_modules": targets}, modules_to_save=list(projector) or None)
         try:
             self.model = adapters.start_adapter(self.model, config, self.revision)
         except ValueError as error:
@@ -322,7 +332,7 @@ class ImageTextUpdate(UpdateModule):
                 f"target_modules {config.target_modules!r} finds no layer of {type(self.model).__name__}."
             ) from error
 
-    def _check_carried(self, config: Any, projector: str | None) -> None:
+    def _check_carried(self, config: Any, projector: Sequence[str]) -> None:
         """Check that the adapters that the model carries are those that are asked for."""
         for name, value in self._asked.items():
             carried = getattr(config, name)
@@ -332,10 +342,10 @@ class ImageTextUpdate(UpdateModule):
                     "them, or merge them first, save_pretrained(folder, merge=True), and start new ones from that "
                     "folder."
                 )
-        if projector is not None and projector not in (config.modules_to_save or ()):
+        if not {*projector} <= {*(config.modules_to_save or ())}:
             raise ValueError(
-                f"The adapters that the model carries leave {projector!r} frozen; set projector_learning_rate to 0, or "
-                "merge them first, save_pretrained(folder, merge=True), and start from that folder."
+                f"The adapters that the model carries leave {', '.join(projector)} frozen; set projector_learning_rate "
+                "to 0, or merge them first, save_pretrained(folder, merge=True), and start from that folder."
             )
 
 
@@ -398,13 +408,6 @@ def set_pinpoints(model: Any, processor: Any, pinpoints: list[list[int]]) -> Non
         raise ValueError(f"image_grid_pinpoints must be pairs of multiples of {side} pixels, got {pinpoints}.")
     model.config.image_grid_pinpoints = pinpoints
     processor.image_processor.image_grid_pinpoints = pinpoints
-
-
-def part_of(name: str, projector: str) -> str:
-    """Return the part that a parameter belongs to: ``projector``, ``vision tower`` or ``language model``."""
-    if f".{projector}." in f".{name}":
-        return "projector"
-    return "vision tower" if any(word in name for word in _VISION) else "language model"
 
 
 def answer_log_probs(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,319 @@
+"""Tiny image-text models of the families of transformers, with processors and chat templates like real ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
+
+from lit_modules.networks.tiny_clip import byte_level_bpe
+from tests.coda.tiny_llava import WORDS
+from tests.coda.tiny_llava import model as llava_next_model
+from tests.coda.tiny_llava import processor as llava_next_processor
+
+Pair = tuple[Any, Any]
+SIDE, PATCH = 28, 14
+SQUARE = {"height": SIDE, "width": SIDE}
+VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION |= {"image_size": SIDE, "patch_size": PATCH}
+T: Any = transformers  # its classes take any keyword
+
+
+def tokenizer(*special: str, ends: tuple[str | None, str, str] = ("<s>", "</s>", "<pad>"), **named: str) -> Any:
+    bos, eos, pad = ends
+    tokens = list(dict.fromkeys(token for token in (bos, eos, pad, *special) if token))
+    fast = byte_level_bpe([WORDS] * 4, tokens, 360 + len(tokens), add_prefix_space=False)
+    fast.add_special_tokens([AddedToken(token, normalized=False) for token in tokens])
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=fast, bos_token=bos, eos_token=eos, pad_token=pad, extra_special_tokens=named)
+
+
+def text(words: Any, kind: str = "llama", **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    rest = {"num_key_value_heads": 2, "max_position_embeddings": 2048, "vocab_size": len(words)}
+    return {"model_type": kind, **sizes, **ids, **rest, **more}
+
+
+def siglip(**more: Any) -> dict[str, Any]:
+    return {"model_type": "siglip_vision_model", "vision_use_head": False, **VISION, **more}
+
+
+def chat(image: str, begin: str = "<|im_start|>{role}\n", end: str = "<|im_end|>\n") -> str:
+    """Return a chat template of turns between two marks, the place of an image as it is."""
+    opened = begin.replace("{role}", "{{ message['role'] }}")
+    asked = begin.replace("{role}", "assistant")
+    parts = f"{{% if part['type'] == 'image' %}}{image}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
+    turn = f"{opened}{{% for part in message['content'] %}}{parts}{{% endfor %}}{end}"
+    answer = f"{{% if add_generation_prompt %}}{asked}{{% endif %}}"
+    return f"{{% for message in messages %}}{turn}{{% endfor %}}{answer}"
+
+
+CHATML: tuple[str | None, str, str] = (None, "<|im_end|>", "<|endoftext|>")
+INSTRUCTION = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST]"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}[IMG]{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}[/INST]{% else %}{{ message['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def llava() -> Pair:
+    words = tokenizer("<image>", "<|im_start|>", ends=CHATML, image_token="<image>")
+    images = T.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE)
+    fields = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    config = T.LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", "projection_dim": 16, **VISION},
+        text_config=text(words),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    processor = T.LlavaProcessor(images, words, chat_template=chat("<image>\n"), **fields)
+    return T.LlavaForConditionalGeneration(config), processor
+
+
+def llava_next() -> Pair:
+    processor = llava_next_processor()
+    return llava_next_model(processor.tokenizer), processor
+
+
+def llava_onevision() -> Pair:
+    words = tokenizer("<image>", "<video>", "<|im_start|>", ends=CHATML, image_token="<image>", video_token="<video>")
+    pinpoints = [[28, 28], [28, 56], [56, 28], [56, 56]]
+    processor = T.LlavaOnevisionProcessor(
+        T.LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=pinpoints),
+        words,
+        T.LlavaOnevisionVideoProcessor(size=SQUARE),
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        chat_template=chat("<image>\n"),
+    )
+    config = T.LlavaOnevisionConfig(
+        vision_config=siglip(),
+        text_config=text(words, "qwen2"),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        video_token_index=words.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+    )
+    return T.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def qwen(version: str, images: dict[str, Any], vision: dict[str, Any], **words_config: Any) -> Pair:
+    marks = {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    marks |= {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    words = tokenizer("<|im_start|>", *marks.values(), ends=CHATML)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    sizes = {key: value for key, value in text(words).items() if key != "model_type"}
+    config = getattr(T, f"{version}Config")(
+        text_config=sizes | {"rope_parameters": rope, **words_config},
+        vision_config={"depth": 2, "num_heads": 2, **vision},
+        **{name: words.convert_tokens_to_ids(token) for name, token in marks.items()},
+    )
+    videos = T.Qwen3VLVideoProcessor() if version == "Qwen3VL" else T.Qwen2VLVideoProcessor()
+    template = chat("<|vision_start|><|image_pad|><|vision_end|>")
+    processor = getattr(T, f"{version}Processor")(T.Qwen2VLImageProcessor(**images), words, videos, template)
+    processor.chat_template = template
+    return getattr(T, f"{version}ForConditionalGeneration")(config), processor
+
+
+def qwen2_vl() -> Pair:
+    return qwen(
+        "Qwen2VL", {"min_pixels": 784, "max_pixels": 3136}, {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+    )
+
+
+def qwen2_5_vl() -> Pair:
+    vision = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
+    return qwen("Qwen2_5_VL", {"min_pixels": 784, "max_pixels": 3136}, vision)
+
+
+def qwen3_vl() -> Pair:
+    vision = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 16}
+    vision |= {"deepstack_visual_indexes": [0, 1]}
+    sizes = {"shortest_edge": 1024, "longest_edge": 4096}
+    return qwen("Qwen3VL", {"patch_size": 16, "size": sizes}, vision, head_dim=8)
+
+
+def idefics3(family: str = "Idefics3") -> Pair:
+    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    words = tokenizer(
+        *("<image>", "<fake_token_around_image>", "<global-img>", "<video>", *tiles),
+        ends=("<|im_start|>", "<end_of_utterance>", "<|im_end|>"),
+        image_token="<image>",
+        fake_image_token="<fake_token_around_image>",
+        global_image_token="<global-img>",
+        end_of_utterance_token="<end_of_utterance>",
+    )
+    edges = {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": SIDE}}
+    template = chat("<image>", "{role}: ", "<end_of_utterance>\n")
+    more = [] if family == "Idefics3" else [T.SmolVLMVideoProcessor(**edges)]
+    images = getattr(T, f"{family}ImageProcessor")(**edges)
+    processor = getattr(T, f"{family}Processor")(images, words, *more, image_seq_len=1, chat_template=template)
+    config = getattr(T, f"{family}Config")(
+        vision_config=dict(VISION),
+        text_config=text(words),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        pad_token_id=words.pad_token_id,
+        scale_factor=2,
+    )
+    return getattr(T, f"{family}ForConditionalGeneration")(config), processor
+
+
+def smolvlm() -> Pair:
+    return idefics3("SmolVLM")
+
+
+def gemma3() -> Pair:
+    words = tokenizer(
+        *("<image_soft_token>", "<start_of_image>", "<end_of_image>", "<start_of_turn>", "<end_of_turn>"),
+        ends=("<bos>", "<eos>", "<pad>"),
+        image_token="<image_soft_token>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+    )
+    template = "{{ bos_token }}" + chat("<start_of_image>", "<start_of_turn>{role}\n", "<end_of_turn>\n")
+    images = T.Gemma3ImageProcessor(size=SQUARE, image_seq_length=4)
+    config = T.Gemma3Config(
+        vision_config=siglip(),
+        text_config=text(words, "gemma3_text", head_dim=8, sliding_window=64),
+        mm_tokens_per_image=4,
+        boi_token_index=words.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=words.convert_tokens_to_ids("<end_of_image>"),
+        image_token_index=words.convert_tokens_to_ids("<image_soft_token>"),
+    )
+    model = T.Gemma3ForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [words.eos_token_id, words.convert_tokens_to_ids("<end_of_turn>")]
+    return model, T.Gemma3Processor(images, words, chat_template=template, image_seq_length=4)
+
+
+def internvl() -> Pair:
+    words = tokenizer(
+        *("<|im_start|>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
+        ends=CHATML,
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    images = T.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=4)
+    videos, template = T.InternVLVideoProcessor(size=SQUARE), chat("<IMG_CONTEXT>\n")
+    config = T.InternVLConfig(
+        vision_config=VISION | {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]},
+        text_config=text(words, "qwen2"),
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=1,
+        downsample_ratio=0.5,
+    )
+    processor = T.InternVLProcessor(images, words, videos, image_seq_length=1, chat_template=template)
+    return T.InternVLForConditionalGeneration(config), processor
+
+
+def mllama() -> Pair:
+    words = tokenizer(
+        *("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<|image|>"),
+        ends=("<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"),
+    )
+    template = chat("<|image|>", "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
+    images = T.MllamaImageProcessor(size=SQUARE, max_image_tiles=4)
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_global_layers": 2}
+    vision |= {"attention_heads": 2, "image_size": SIDE, "patch_size": PATCH, "max_num_tiles": 4}
+    vision |= {"intermediate_layers_indices": [0, 1], "vision_output_dim": 48}
+    ratios = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]
+    sizes = text(words, num_hidden_layers=3, cross_attention_layers=[1])
+    del sizes["model_type"]
+    config = T.MllamaConfig(
+        vision_config=vision | {"supported_aspect_ratios": ratios},
+        text_config=sizes,
+        image_token_index=words.convert_tokens_to_ids("<|image|>"),
+    )
+    processor = T.MllamaProcessor(images, words, chat_template="{{ bos_token }}" + template)
+    return T.MllamaForConditionalGeneration(config), processor
+
+
+def pixtral(family: str = "Llava", **more: Any) -> Pair:
+    words = tokenizer("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]")
+    images = T.PixtralImageProcessor(size={"longest_edge": 56}, patch_size={"height": PATCH, "width": PATCH})
+    processor = T.PixtralProcessor(images, words, patch_size=PATCH, chat_template=INSTRUCTION, **more)
+    vision = {"model_type": "pixtral", **VISION, "image_size": 56}
+    strategy = {"vision_feature_select_strategy": "full"} if family == "Llava" else more
+    config = getattr(T, f"{family}Config")(
+        vision_config=vision,
+        text_config=text(words, "mistral", head_dim=8),
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        **strategy,
+    )
+    return getattr(T, f"{family}ForConditionalGeneration")(config), processor
+
+
+def mistral3() -> Pair:
+    return pixtral("Mistral3", spatial_merge_size=2)
+
+
+def aya_vision() -> Pair:
+    words = tokenizer(
+        *("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE"),
+        *("TILE_GLOBAL", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+        ends=("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<pad>"),
+    )
+    images = T.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=4)
+    template = "{{ bos_token }}" + chat("<image>", "<|START_OF_TURN_TOKEN|>{role}: ", "<|END_OF_TURN_TOKEN|>")
+    config = T.AyaVisionConfig(
+        vision_config=siglip(),
+        text_config=text(words, "cohere2", sliding_window=64),
+        image_token_index=words.convert_tokens_to_ids("<|IMG_PATCH|>"),
+        downsample_factor=2,
+        vision_feature_layer=-1,
+        adapter_layer_norm_eps=1e-6,
+    )
+    sizes = {"patch_size": PATCH, "img_size": SIDE, "downsample_factor": 2}
+    processor = T.AyaVisionProcessor(images, words, chat_template=template, **sizes)
+    return T.AyaVisionForConditionalGeneration(config), processor
+
+
+def paligemma() -> Pair:
+    words = tokenizer("<image>", ends=("<bos>", "<eos>", "<pad>"), image_token="<image>")
+    images = T.SiglipImageProcessor(size=SQUARE)
+    images.image_seq_length = 4
+    config = T.PaliGemmaConfig(
+        vision_config=siglip(projection_dim=32),
+        text_config=text(words, "gemma", head_dim=8),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        projection_dim=32,
+        hidden_size=32,
+    )
+    return T.PaliGemmaForConditionalGeneration(config), T.PaliGemmaProcessor(images, words)
+
+
+FAMILIES: dict[str, Callable[[], Pair]] = {
+    "LLaVA-1.5": llava,
+    "LLaVA-NeXT": llava_next,
+    "LLaVA-OneVision": llava_onevision,
+    "Qwen2-VL": qwen2_vl,
+    "Qwen2.5-VL": qwen2_5_vl,
+    "Qwen3-VL": qwen3_vl,
+    "Idefics3": idefics3,
+    "SmolVLM": smolvlm,
+    "Gemma 3": gemma3,
+    "InternVL": internvl,
+    "Mllama": mllama,
+    "Pixtral": pixtral,
+    "Mistral 3": mistral3,
+    "Aya Vision": aya_vision,
+}
+"""Families with a chat template."""
+
+
+def write(family: str, folder: Path) -> str:
+    """Write a model and its processor as real ones are, and return their folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, processor = FAMILIES[family]()
+        for name, parameter in model.named_parameters():  # gates and projectors that begin closed hide the pictures
+            if "bias" not in name and not parameter.any():
+                torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
