@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 BASE, RECOGNISER = "synthia/base", "synthia/recogniser"
 """Names of the shipped weights."""
 PRETRAIN = "synthia/drawn_pretrain.yaml"
+CYCLES = 2
+"""Times that the base's recipe is run."""
 TEST_PAIRS = 24
 STAGES = ("easy", "medium", "hard")
 
@@ -127,7 +129,9 @@ def train_world(demo: "Demo", pairs: Path, *, seed: int, weights: Path) -> None:
 
 
 def train_base(demo: "Demo", pairs: Path, seed: int, options: Sequence[str] = ()) -> "dict[str, Tensor]":
-    """Train the base by its recipe, and return its weights.
+    """Train the base by its recipe, `CYCLES` times, and return its weights.
+
+    Each cycle of the learning rate starts from the weights of the one before, on new pictures.
 
     Args:
         demo: Stages of the demonstration, in whose folder it is trained.
@@ -138,10 +142,19 @@ def train_base(demo: "Demo", pairs: Path, seed: int, options: Sequence[str] = ()
     from diffusers import UNet2DConditionModel
 
     folder = demo.folder / "base"
-    line = ["-c", PRETRAIN, f"--seed_everything={seed}", f"--data.seed={seed}", f"--model.seed={seed}"]
-    line += [f"--data.curriculum={pairs}", f"--trainer.callbacks.init_args.folder={folder / 'pretrained'}"]
-    demo.run("fit", *line, *options, logs=folder / "logs")
-    network: Any = UNet2DConditionModel.from_pretrained(folder / "pretrained", subfolder="unet")
+    start: list[str] = []
+    for cycle in range(CYCLES):
+        model = folder / f"cycle{cycle}"
+        if not (model / "scheduler").exists():  # written last
+            line = [
+                "-c",
+                PRETRAIN,
+                *(f"--{name}={seed + cycle}" for name in ("seed_everything", "data.seed", "model.seed")),
+            ]
+            line += [*start, f"--data.curriculum={pairs}", f"--trainer.callbacks.init_args.folder={model}"]
+            demo.run("fit", *line, *options, logs=folder / f"logs{cycle}")
+        start = [f"--model.backbone.init_args.model={model}"]
+    network: Any = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
     return dict(network.state_dict())
 
 
