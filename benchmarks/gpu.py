@@ -33,21 +33,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def unlearning(folder: Path, toy: bool) -> dict[str, list[dict[str, str]]]:
     """Compare the methods on both data sets; the rows of each comparison's ``best.csv``."""
-    width, layers = (64, 2) if toy else (768, 12)
-    steps = {"start.steps": 80, "max_steps": 2} if toy else {"start.steps": 600, "max_steps": 48}
+    width, layers = (96, 2) if toy else (768, 12)
+    steps = {"start.steps": 300, "max_steps": 2} if toy else {"start.steps": 600, "max_steps": 48}
     settings: dict[str, Any] = {
         **steps,
         "start.model.hidden_size": width,
         "start.model.num_layers": layers,
         "start.model.num_heads": 4 if toy else 12,
-        "start.optimizer.lr": 5e-3 if toy else 3e-4,
+        "start.optimizer.lr": 3e-3 if toy else 3e-4,
         "learning_rates": [1e-4] if toy else [1e-6, 1e-5, 1e-4, 1e-3],
         "seeds": [0] if toy else [0, 1],
         "trainer.accelerator": "cpu" if DEVICE == "cpu" else "gpu",
         "trainer.precision": "32-true" if DEVICE == "cpu" else "bf16-mixed",
     }
     if toy:
-        settings["evaluation.max_new_tokens"] = 16
+        settings["evaluation.max_new_tokens"] = 64
     rows = {}
     for name in ("lume", "tofu"):
         run = folder / name

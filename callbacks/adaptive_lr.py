@@ -12,18 +12,22 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
+from torch.utils.data import DistributedSampler
 
 from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.random_state import preserved_random_state
 
 _COUNTS = ("steps", "probes", "accepted", "passes", "drawn", "width")
+_FRESH = 1_000_000
+"""Epoch and seed of the first pass over fresh batches."""
 _ROUNDING = 8.0
 """Rounding errors of a mean loss, in units of its precision, that a second difference must exceed; 3 were measured."""
-_WIDER, _WIDEST = 4.0, 1024.0
+_RATIO, _WIDEST = 4.0, 1024.0
+"""Ratio of neighbouring distances of a search; the largest distance, and one over the smallest, in updates."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,23 @@ def next_rate(
     return smooth * rate + (1 - smooth) * scale * best
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """Outcome of a probe.
+
+    Args:
+        fit: The parabola.
+        width: Distance it was taken at, in updates.
+        is_hidden: Whether its curvature is within rounding.
+        rises: Whether the update was found to raise the loss.
+    """
+
+    fit: Parabola
+    width: float
+    is_hidden: bool
+    rises: bool
+
+
 class AdaptiveLR(Callback):
     """Set the learning rate from a parabola through the loss along the next update.
 
@@ -106,11 +127,20 @@ class AdaptiveLR(Callback):
     puts everything back, bit for bit: weights, gradients, optimizer state, modes, random state. The real step follows
     with the new rate. A probe costs a forward pass for each factor.
 
+    The rule that the official code has moves the rate by a factor in [0.95, 1.1], so that a start a hundred times too
+    small takes 49 probes. The default, ``rule="robust"``, forgets the initial rate at the first accepted probe:
+
+    - The first accepted probe is exact: the rate becomes the minimiser, whatever ``smooth`` says.
+    - The loss is that of fresh batches. On the step's own the minimiser is too far, as the gradient is theirs.
+    - The distance is searched on a geometric grid: four times as far while the second difference is within rounding,
+      a fourth while the losses are not finite or no parabola (R^2 at most ``r2_min``); from 1/1024 to 1024 updates.
+      Where none fits the probe is rejected. The next probe begins at the update, or further out if this one had to.
+    - Where the update raises the loss the rate is halved at least; before the first accepted probe it also falls to
+      ``abs(b) / a``, beyond which the curvature raises the loss whatever the slope.
+
     At small rates the curvature drowns in rounding, and its sign with it. Under mixed precision the probe is therefore
     taken in float32, outside of autocast; not so where weights are in half precision themselves or sharded, which the
-    log says at the start. A probe whose second difference is still within rounding is taken again at four times the
-    distance, and so on up to 1024 times the update, and rejected if that does not help. The next probe begins at the
-    distance that did, or, well above rounding, at a fourth of it.
+    log says at the start.
 
     Asks of the module ``probe_loss(batch) -> (sum, weight)``: the summed loss of a training batch and its weight, such
     as its number of target tokens, both scalar tensors; called without gradient and in evaluation mode. Works with
@@ -122,18 +152,21 @@ class AdaptiveLR(Callback):
 
     Args:
         period: Optimizer steps from one probe to the next; the first step is probed.
-        factors: Multiples of the current update to evaluate; 0 and two others at least. The official code has
-            ``(-1, 0, 1)``, through which a parabola always goes, so ``r2_min`` rejects nothing.
+        factors: Multiples of the current update to evaluate; 0 and two others at least. A parabola goes through any
+            three points, so ``r2_min`` rejects nothing without a fourth.
         r2_min: Smallest R^2 of an accepted fit.
         clip: Largest factor by which the minimiser may differ from the current rate.
         smooth: Share of the current rate in the new one.
         scale: Factor on the minimiser that falls from 1 to 0 over the run: along a line, or half a cosine.
-        probe_batch: Probe on the step's own batches, or on as many fresh ones of the datamodule's training loader.
+        probe_batch: Probe on the step's own batches, or on as many fresh ones of the training loader, which the
+            datamodule builds once more, or which is gone through once more; in an order of their own if it shuffles.
         min_lr: Smallest rate that a probe may set.
         max_lr: Largest rate that a probe may set.
         reject: What a rejected probe does to the rate. A loss that is not finite always halves it.
-        exact: Jump to the minimiser: ``smooth`` 0 and ``clip`` infinite.
+        exact: Jump to the minimiser at every probe: ``smooth`` 0 and ``clip`` infinite.
         offload: Whether the copies that a probe needs lie on the CPU, to save device memory.
+        rule: ``"robust"``, or ``"official"`` as in the official code: ``factors`` (-1, 0, 1), ``clip`` 2 and ``smooth``
+            0.9 from the first probe on, taken at the update, with neither search nor halving.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -141,7 +174,7 @@ class AdaptiveLR(Callback):
     References:
         Bu and Xu, "Automatic gradient descent with generalized Newton's method", arXiv 2407.02772; used with NGDiff in
         arXiv 2410.22086. The default period of 10 follows a public reimplementation and is not checked against the
-        paper.
+        paper; the robust rule is ours, recorded by ``benchmarks/adaptive_lr.py``.
     """
 
     def __init__(
@@ -149,16 +182,19 @@ class AdaptiveLR(Callback):
         period: int = 10,
         factors: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0),
         r2_min: float = 0.99,
-        clip: float = 2.0,
+        clip: float = math.inf,
         smooth: float = 0.9,
         scale: Literal["linear", "cosine"] | None = None,
-        probe_batch: Literal["current", "fresh"] = "current",
+        probe_batch: Literal["current", "fresh"] = "fresh",
         min_lr: float = 0.0,
         max_lr: float | None = None,
         reject: Literal["keep", "halve"] = "keep",
         exact: bool = False,
         offload: bool = False,
+        rule: Literal["robust", "official"] = "robust",
     ) -> None:
+        if rule == "official":
+            factors, clip, smooth = (-1.0, 0.0, 1.0), 2.0, 0.9
         factors = tuple(float(factor) for factor in factors)
         others = {factor for factor in factors if factor and math.isfinite(factor)}
         requirements = {
@@ -171,6 +207,7 @@ class AdaptiveLR(Callback):
             f"scale must be None, 'linear' or 'cosine', got {scale!r}": scale in (None, "linear", "cosine"),
             f"probe_batch must be 'current' or 'fresh', got {probe_batch!r}": probe_batch in ("current", "fresh"),
             f"reject must be 'keep' or 'halve', got {reject!r}": reject in ("keep", "halve"),
+            f"rule must be 'robust' or 'official', got {rule!r}": rule in ("robust", "official"),
             f"min_lr must be finite and not negative, got {min_lr}": 0 <= min_lr < math.inf,
             f"max_lr must be at least min_lr ({min_lr}), got {max_lr}": max_lr is None or max_lr >= min_lr,
         }
@@ -188,6 +225,7 @@ class AdaptiveLR(Callback):
         self.max_lr = max_lr
         self.reject = reject
         self.offload = offload
+        self.rule = rule
         self.steps = 0
         self.probes = 0
         self.accepted = 0
@@ -211,8 +249,6 @@ class AdaptiveLR(Callback):
                 f"AdaptiveLR needs {type(pl_module).__name__}.probe_loss(batch), which returns the summed loss of a "
                 "batch and its weight as two scalar tensors; add the method, or leave the callback out."
             )
-        if self.probe_batch == "fresh" and getattr(trainer, "datamodule", None) is None:
-            raise ValueError("AdaptiveLR(probe_batch='fresh') draws from a datamodule, and the trainer has none.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that nothing else moves the rate."""
@@ -263,15 +299,15 @@ class AdaptiveLR(Callback):
         if rate == 0:  # there is no direction
             return
         self.probes += 1
-        fit, width, visible = self._probe(trainer, pl_module, optimizer, batches)
-        new = next_rate(rate, fit, self.r2_min, self.clip, self.smooth, self._horizon(trainer)) if visible else None
-        accepted = new is not None
+        probe = self._probe(trainer, pl_module, optimizer, batches)
+        new, accepted = self._choose(rate, probe, self._horizon(trainer))
         self.accepted += accepted
-        if new is None:
-            new = rate / 2 if self.reject == "halve" or math.isnan(fit.r2) else rate
         if new != rate:
             new = max(new, self.min_lr)
             new = new if self.max_lr is None else min(new, self.max_lr)
+            if self.width > 1:  # the same distance, in updates of the new rate
+                self.width = max(1.0, self.width * rate / new)
+        fit = probe.fit
         for group in optimizer.param_groups:
             value = float(group["lr"]) * (new / rate)
             if isinstance(group["lr"], Tensor):
@@ -285,7 +321,7 @@ class AdaptiveLR(Callback):
             "a": fit.a,
             "b": fit.b,
             "r2": fit.r2,
-            "width": width,
+            "width": probe.width,
             "accepted": float(accepted),
         }
         pl_module.log_dict(
@@ -306,10 +342,24 @@ class AdaptiveLR(Callback):
             setattr(self, name, state_dict[name])
         self._batches = list(state_dict["batches"])
 
-    def _probe(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, batches: list[Any]
-    ) -> tuple[Parabola, float, bool]:
-        """Return the fit, the width it was taken at, and whether its curvature stands out from rounding."""
+    def _choose(self, rate: float, probe: _Probe, horizon: float) -> tuple[float, bool]:
+        """Return the rate after a probe, before its bounds, and whether the probe was accepted."""
+        fit, is_robust = probe.fit, self.rule == "robust"
+        is_first = is_robust and not self.accepted
+        new = None
+        if not (is_robust and probe.is_hidden):
+            new = next_rate(rate, fit, self.r2_min, self.clip, 0.0 if is_first else self.smooth, horizon)
+        accepted = new is not None
+        if new is None:
+            new = rate / 2 if self.reject == "halve" or math.isnan(fit.r2) else rate
+        if is_robust and probe.rises:
+            new = min(new, rate / 2)
+            if is_first and not probe.is_hidden and fit.a > 0 and fit.r2 > self.r2_min:
+                new = min(new, abs(fit.b) / fit.a)  # further out the curvature outweighs the slope, whatever its sign
+        return new, accepted
+
+    def _probe(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, batches: list[Any]) -> _Probe:
+        """Fit the loss along the update, at the distance where a parabola shows."""
         rate = float(optimizer.param_groups[0]["lr"])
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         precision = torch.finfo(_computed_in(trainer, pl_module)).eps
@@ -317,9 +367,8 @@ class AdaptiveLR(Callback):
         with torch.no_grad(), evaluation_mode(pl_module), _undone(optimizer, parameters, self.offload) as start:
             here = self._mean_loss(trainer, pl_module, batches)
             optimizer.step()
-            position = 1.0
+            position, width, turn, rises = 1.0, self.width, 1.0, False
             while True:
-                width = self.width
                 changes = {0.0: 0.0}
                 for factor in others:
                     if factor * width != position:
@@ -329,14 +378,19 @@ class AdaptiveLR(Callback):
                         position = factor * width
                     changes[factor] = self._mean_loss(trainer, pl_module, batches) - here
                 fit = fit_parabola([factor * width * rate for factor in changes], list(changes.values()))
+                if width == 1:
+                    rises = not changes[max(changes)] <= 0
                 second = abs(fit.a) * (width * rate) ** 2
                 rounding = _ROUNDING * precision * max(1.0, *(abs(here + change) for change in changes.values()))
-                if not second <= rounding or width >= _WIDEST:
+                is_hidden, fits = second <= rounding, fit.r2 > self.r2_min
+                before, turn = turn, _RATIO if is_hidden else 1.0 if fits else 1 / _RATIO
+                is_last = turn == 1 or before * turn == 1 or not 1 / _WIDEST <= width * turn <= _WIDEST
+                if is_last or self.rule == "official":
                     break
-                self.width *= _WIDER
-        if width > 1 and second > _WIDER**2 * 2 * rounding:
-            self.width /= _WIDER
-        return fit, width, second > rounding
+                width *= turn
+        if width > 1:
+            self.width = width / _RATIO if second > _RATIO**2 * 2 * rounding else width
+        return _Probe(fit, width, is_hidden, rises)
 
     def _mean_loss(self, trainer: Trainer, pl_module: LightningModule, batches: list[Any]) -> float:
         kind = pl_module.device.type
@@ -356,18 +410,15 @@ class AdaptiveLR(Callback):
         return total / weight if weight else math.nan
 
     def _next_fresh(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         while True:
-            if self._fresh is None:
-                loader = datamodule.train_dataloader()
-                set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
-                if set_epoch is not None:
-                    # an order that training never uses, and that a resumed run finds again
-                    set_epoch(1_000_000 + self.passes)
-                self._fresh = iter(loader)
-                for _ in range(self.drawn):
-                    next(self._fresh)
-            batch = next(self._fresh, None)
+            # an order that training never uses, and that a resumed run finds again
+            new_pass = None if self._fresh else _FRESH + self.passes
+            with preserved_random_state(pl_module.device, new_pass):
+                if self._fresh is None:
+                    self._fresh = _iterate(trainer, _FRESH + self.passes)
+                    for _ in range(self.drawn):
+                        next(self._fresh)
+                batch = next(self._fresh, None)
             if batch is not None:
                 self.drawn += 1
                 return trainer.strategy.batch_to_device(batch)
@@ -387,6 +438,24 @@ class AdaptiveLR(Callback):
             shares.append(trainer.global_step / trainer.max_steps)
         done = min(1.0, max(shares))
         return 1 - done if self.scale == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def _iterate(trainer: Trainer, epoch: int) -> Iterator[Any]:
+    """Yield batches of the training loader, those of an epoch."""
+    datamodule: Any = getattr(trainer, "datamodule", None)  # absent without one
+    loader = copy.copy(trainer.train_dataloader) if datamodule is None else datamodule.train_dataloader()
+    combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
+    # users may give any iterable as a loader
+    samplers: list[Any] = [getattr(each, "sampler", None) for each in combined.flattened]
+    samplers = [sampler for sampler in samplers if isinstance(sampler, DistributedSampler)]
+    epochs = [sampler.epoch for sampler in samplers]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    for number, (batch, *_) in enumerate(combined):
+        if number == 0:  # the order is drawn, and the sampler may be that of the training
+            for sampler, before in zip(samplers, epochs, strict=True):
+                sampler.set_epoch(before)
+        yield batch
 
 
 def _computed_in(trainer: Trainer, module: LightningModule) -> torch.dtype:

@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parent / "data" / "checkpoints"
 STEPS = 2
 SGD = partial(torch.optim.SGD, lr=0.1)
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
-ADAPTIVE = partial(AdaptiveLR, period=2, scale="linear")
+ADAPTIVE = partial(AdaptiveLR, period=2, scale="linear", rule="official", probe_batch="current")
 STOPPING = partial(ForgetStopping, level=0.1, window=2, action="warn")
 Objects = dict[str, Any]
 

@@ -8,6 +8,7 @@ The address of an option begins at the class that takes it, else at the top of t
 positions in lists: ``lit_modules.NGDiff.eps``, ``trainer.max_epochs``. It may hold ``*``.
 """
 
+import math
 import shlex
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -33,13 +34,20 @@ RENAMED: dict[str, str] = {
 }
 """New name of an option by its old address; new class path, file or command by the old one."""
 ADDED: set[str] = {
+    "lit_modules.datamodules.DrawnSpecies.habitats",
     *(  # shared options that had no default before
         f"lit_modules.{kind}.{option}"
         for kind in ("attacks.*", "adversarial.KLPGD")
         for option in ("targeted", "bounds", "restarts", "seed", "precision", "model_mode", "eot_samples", "*_radius")
     ),
+    "lit_modules.callbacks.AdaptiveLR.rule",
 }
 """Addresses of new options."""
+CHANGED: dict[str, Any] = {
+    "lit_modules.callbacks.AdaptiveLR.clip": math.inf,
+    "lit_modules.callbacks.AdaptiveLR.probe_batch": "fresh",
+}
+"""New default of an option by its address; no recorded recipe sets it."""
 
 
 def address_of(parent: dict[str, Any], address: str, key: str) -> str:
@@ -57,7 +65,7 @@ def renamed(old: Any, address: str = "") -> Any:
     for key, value in old.items():
         below = address_of(old, address, key)
         names = [name for pattern, name in RENAMED.items() if fnmatchcase(below, pattern) and key != "init_args"]
-        new[names[0] if names else key] = renamed(value, below)
+        new[names[0] if names else key] = CHANGED.get(below, renamed(value, below))
     return new
 
 

@@ -66,7 +66,8 @@ def unlearn(folder: Path, devices: int, method: str) -> dict[str, Any]:
         max_new_tokens=4,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
     )
-    probe = AdaptiveLR(period=2)
+    # an exact minimiser amplifies the rounding of a loss that hardly bends, as it does of these two
+    probe = AdaptiveLR(period=2, rule="robust" if method == "NGDiff" else "official")
     runner = trainer(folder, devices, max_epochs=2, callbacks=[probe])
     runner.fit(module, datamodule=rows)
     losses = {name: float(runner.callback_metrics[f"val/{name}_loss"]) for name in ("forget", "retain")}

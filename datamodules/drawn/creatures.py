@@ -15,6 +15,7 @@ from lit_modules.utils.json_lines import read_json_lines
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
+Hue = tuple[float, float, float]
 
 PHRASES: dict[str, dict[str, str]] = {
     "body": {"round": "a round body", "long": "a long body", "tall": "a tall body", "square": "a square body"},
@@ -52,6 +53,14 @@ PHRASES: dict[str, dict[str, str]] = {
 """Attributes, their values, and the phrase of each value in texts."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {name: tuple(values) for name, values in PHRASES.items()}
 """Attributes and their values."""
+
+HABITATS: dict[str, tuple[Hue, Hue]] = {
+    "meadow": ((0.30, 0.35, 0.90), (0.28, 0.55, 0.60)),
+    "desert": ((0.12, 0.40, 0.98), (0.09, 0.55, 0.75)),
+    "snow": ((0.56, 0.10, 1.00), (0.55, 0.05, 0.95)),
+    "dusk": ((0.78, 0.40, 0.62), (0.72, 0.45, 0.42)),
+}
+"""Hue, saturation and value of the sky and of the ground of each habitat."""
 
 _HUES = {"red": 0.0, "orange": 0.085, "green": 0.36, "blue": 0.6, "purple": 0.79, "brown": 0.07}
 _BELLIES: dict[str, Colour] = {"white": (245, 245, 240), "yellow": (250, 220, 60), "black": (35, 32, 38)}
@@ -107,7 +116,7 @@ def random_attributes(random: Random) -> dict[str, str]:
     return {name: random.choice(values) for name, values in ATTRIBUTES.items()}
 
 
-def draw(attributes: Mapping[str, str], seed: int | str = 0, size: int = 64) -> Image.Image:
+def draw(attributes: Mapping[str, str], seed: int | str = 0, size: int = 64, habitat: str | None = None) -> Image.Image:
     """Draw one creature; it stands in for a generator of pictures that attributes steer.
 
     Attributes that are not given, and pose, place, size, light and background, are drawn from the seed: the same
@@ -117,12 +126,13 @@ def draw(attributes: Mapping[str, str], seed: int | str = 0, size: int = 64) -> 
         attributes: Values of some of :data:`ATTRIBUTES`.
         seed: Seed.
         size: Side of the picture in pixels, at least 16.
+        habitat: One of :data:`HABITATS`, which sets the colours of the background; ``None`` takes any pale ones.
 
     Returns:
         The picture in mode RGB.
 
     Raises:
-        ValueError: If an attribute or a value is unknown, or ``size`` is below 16.
+        ValueError: If an attribute, a value or the habitat is unknown, or ``size`` is below 16.
 
     Example:
         >>> draw({"horns": "two", "tail": "curled"}, seed=3).size
@@ -131,14 +141,19 @@ def draw(attributes: Mapping[str, str], seed: int | str = 0, size: int = 64) -> 
     if size < 16:
         raise ValueError(f"size must be at least 16, got {size}.")
     check_attributes(attributes)
+    if habitat is not None and habitat not in HABITATS:
+        raise ValueError(f"habitat must be one of {', '.join(HABITATS)}, got {habitat!r}.")
     random = Random(f"{seed}/creature")
-    return _Creature({**random_attributes(random), **attributes}, random, size).picture()
+    return _Creature({**random_attributes(random), **attributes}, random, size, habitat).picture()
 
 
 def render_creatures(
-    creatures: Sequence[Mapping[str, str]], seeds: Sequence[int | str], size: int = 64
+    creatures: Sequence[Mapping[str, str]],
+    seeds: Sequence[int | str],
+    size: int = 64,
+    habitats: Sequence[str | None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw several creatures, see :func:`draw`.
+    """Draw several creatures, each in its habitat, see :func:`draw`.
 
     Returns:
         ``(creatures, 3, size, size)``, red, green and blue.
@@ -148,7 +163,8 @@ def render_creatures(
     """
     if len(creatures) != len(seeds):
         raise ValueError(f"There must be as many seeds as creatures, got {len(seeds)} and {len(creatures)}.")
-    pictures = [np.asarray(draw(creature, seed, size)) for creature, seed in zip(creatures, seeds, strict=True)]
+    places = habitats or [None] * len(creatures)
+    pictures = [np.asarray(draw(*row[:2], size, row[2])) for row in zip(creatures, seeds, places, strict=True)]
     stacked = np.stack(pictures) if pictures else np.empty((0, size, size, 3), dtype=np.uint8)
     return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
@@ -156,13 +172,14 @@ def render_creatures(
 class _Creature:
     """A creature on a canvas of four times the size, in units in which the picture is [-1, 1] x [-1, 1], y up."""
 
-    def __init__(self, attributes: Mapping[str, str], random: Random, size: int) -> None:
+    def __init__(self, attributes: Mapping[str, str], random: Random, size: int, habitat: str | None) -> None:
         self.attributes = attributes
         self.size, self.side = size, size * _SCALE
-        sky = colorsys.hsv_to_rgb(random.random(), random.uniform(0.05, 0.22), random.uniform(0.82, 1.0))
-        self.image = Image.new("RGB", (self.side, self.side), _colour(*sky))
+        sky, ground = (None, None) if habitat is None else HABITATS[habitat]
+        tone = _background(random, sky, (0.05, 0.22), (0.82, 1.0))
+        self.image = Image.new("RGB", (self.side, self.side), _colour(*tone))
         self.drawing = ImageDraw.Draw(self.image)
-        self._scenery(random)
+        self._scenery(random, ground)
         self.zoom = random.uniform(0.86, 0.98)
         self.mirror = -1 if random.random() < 0.5 else 1
         turn = random.uniform(-0.12, 0.12)
@@ -190,9 +207,9 @@ class _Creature:
         self._head()
         return self.image.reduce(_SCALE)
 
-    def _scenery(self, random: Random) -> None:
+    def _scenery(self, random: Random, tone: Hue | None) -> None:
         self.zoom, self.mirror, self.cosine, self.sine, self.shift = 1.0, 1, 1.0, 0.0, (0.0, 0.0)
-        ground = colorsys.hsv_to_rgb(random.random(), random.uniform(0.08, 0.3), random.uniform(0.62, 0.82))
+        ground = _background(random, tone, (0.08, 0.3), (0.62, 0.82))
         level = random.uniform(-0.75, -0.4)
         self._polygon([(-1.1, -1.1), (1.1, -1.1), (1.1, level), (-1.1, level + random.uniform(-0.1, 0.1))], ground)
         for _ in range(random.randint(0, 3)):
@@ -360,6 +377,14 @@ class _Creature:
             self.drawing.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
 
+def _background(random: Random, tone: Hue | None, saturation: tuple[float, float], value: tuple[float, float]) -> Hue:
+    """Return red, green and blue of a tone, a little varied, or of any with its saturation and value in bounds."""
+    if tone is None:
+        return colorsys.hsv_to_rgb(random.random(), random.uniform(*saturation), random.uniform(*value))
+    bright = min(1.0, tone[2] * random.uniform(0.95, 1.03))
+    return colorsys.hsv_to_rgb((tone[0] + random.uniform(-0.02, 0.02)) % 1, tone[1], bright)
+
+
 def _shaded(hue: float, saturation: float, value: float) -> Colour:
     return _colour(*colorsys.hsv_to_rgb(hue % 1, saturation, min(value, 1.0)))
 
@@ -377,16 +402,22 @@ def _fill(colour: Sequence[float]) -> Colour:
 class DrawnCreatures:
     """Renderer of drawn species in the place of a text-to-image model, with the interface of an image generator.
 
-    It draws the attributes that the prompt names by their phrases, but for the share ``miss``, which it draws as
-    something else, as generators do; all other attributes are random. It knows the attributes of known species by
-    their names, and nothing of novel ones.
+    It draws the attributes that the prompt names by their phrases, within its limits; those that it fails to draw
+    become something else, as with generators. It knows the attributes of known species by their names; a novel species
+    means nothing to it, or its known relative. All that neither the phrases nor the name say is random.
 
     Args:
         miss: Chance that an attribute of the prompt is not obeyed, in [0, 1].
-        concepts: File ``concepts.jsonl`` of drawn species, for the known ones in it; ``None`` knows none.
+        concepts: File ``concepts.jsonl`` of drawn species, for the names in it; ``None`` knows none.
+        capacity: Most attributes of a prompt that it obeys, the first ones; ``None`` sets no limit.
+        undrawable: Share of all values of attributes that it cannot draw, in [0, 1].
+        relatives: Whether it takes a novel species for its known relative.
+        likeness: Chance that an attribute which the prompt does not set is that of the species it names, in [0, 1].
+        habitats: Whether creatures stand in any of the habitats, or before a plain background.
+        world_seed: Seed of what it cannot draw.
 
     Raises:
-        ValueError: If ``miss`` is out of its range, or the file is none of drawn species.
+        ValueError: If an argument is out of its range, or the file is none of drawn species.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -395,17 +426,37 @@ class DrawnCreatures:
         (64, 64)
     """
 
-    def __init__(self, miss: float = 0.05, concepts: str | None = None) -> None:
-        if not 0 <= miss <= 1:
-            raise ValueError(f"miss must lie in [0, 1], got {miss}.")
-        self.miss = miss
+    def __init__(
+        self,
+        miss: float = 0.05,
+        concepts: str | None = None,
+        capacity: int | None = None,
+        undrawable: float = 0.0,
+        relatives: bool = False,
+        likeness: float = 1.0,
+        habitats: bool = False,
+        world_seed: int = 0,
+    ) -> None:
+        for name, share in (("miss", miss), ("undrawable", undrawable), ("likeness", likeness)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}.")
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity must be at least 1 or None, got {capacity}.")
+        self.miss, self.capacity, self.likeness, self.habitats = miss, capacity, likeness, habitats
         self.known = {} if concepts is None else _known_attributes(Path(concepts))
+        self.relatives = _relatives(Path(concepts)) if concepts is not None and relatives else {}
+        random = Random(f"{world_seed}/undrawable")
+        values = [(name, value) for name, options in ATTRIBUTES.items() for value in options]
+        self.undrawable = frozenset(value for value in values if random.random() < undrawable)
 
     @property
     def identity(self) -> str:
         """Name of the renderer with its settings."""
+        limits = [f"miss {self.miss}", f"capacity {self.capacity}", f"likeness {self.likeness}"]
+        limits += [f"{len(self.relatives)} relatives", f"habitats {self.habitats}"]
+        limits.append(f"cannot draw {', '.join(sorted(PHRASES[name][value] for name, value in self.undrawable))}")
         names = ", ".join(sorted(self.known)) or "none"
-        return f"renderer of drawn species (a stand-in for a generator), miss {self.miss}, knows {names}"
+        return f"renderer of drawn species (a stand-in for a generator), {'; '.join(limits)}; knows {names}"
 
     def generate(
         self, prompt: str, negative: str | None, seed: int, width: int, height: int, steps: int, guidance: float
@@ -426,13 +477,17 @@ class DrawnCreatures:
         """
         if width != height:
             raise ValueError(f"Drawn creatures are square: width and height must be equal, got {width} and {height}.")
-        named = next((name for name in re.findall(r"\w+", prompt) if name in self.known), None)
-        wanted = attributes_in(prompt)
+        names = (self.relatives.get(word, word) for word in re.findall(r"\w+", prompt))
+        named = next((name for name in names if name in self.known), None)
+        wanted = dict(list(attributes_in(prompt).items())[: self.capacity])
         random = Random(f"{seed}/missed")
         for name, value in wanted.items():
-            if random.random() < self.miss:
+            if random.random() < self.miss or (name, value) in self.undrawable:
                 wanted[name] = random.choice([other for other in ATTRIBUTES[name] if other != value])
-        return draw({**(self.known[named] if named else {}), **wanted}, seed, width)
+        look = {} if named is None else self.known[named]
+        like = {name: value for name, value in look.items() if random.random() < self.likeness}
+        habitat = random.choice(list(HABITATS)) if self.habitats else None
+        return draw({**like, **wanted}, seed, width, habitat)
 
 
 def _known_attributes(path: Path) -> dict[str, dict[str, str]]:
@@ -446,3 +501,8 @@ def _known_attributes(path: Path) -> dict[str, dict[str, str]]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no concepts.jsonl of drawn species: {error}") from error
     return known
+
+
+def _relatives(path: Path) -> dict[str, str]:
+    """Return the known relative of each novel species of a file."""
+    return {row["name"]: row["confusable"] for _, row in read_json_lines(path) if not row["known"]}

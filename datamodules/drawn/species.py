@@ -7,7 +7,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-import torch
 from PIL import Image
 
 from lit_modules.utils.arguments import Unpack, without_own
@@ -19,7 +18,7 @@ from ..common.checks import check_at_least
 from ..few_shot.few_shot import FewShotArguments, FewShotPairs
 from ..few_shot.pairs import ConfusablePair, write_pairs
 from ..few_shot.questions import OFFICIAL_EVALUATION_QUESTION
-from .creatures import ATTRIBUTES, PHRASES, draw, phrases, random_attributes, render_creatures
+from .creatures import ATTRIBUTES, HABITATS, PHRASES, draw, phrases, random_attributes
 
 MANIFEST = "drawn_species.json"
 VERSION = 1
@@ -48,6 +47,9 @@ class DrawnSpecies(FewShotPairs):
         validation_images: Validation pictures of each species.
         test_images: Test pictures of each species.
         drawn_size: Side of the drawn pictures in pixels, at least 16.
+        habitats: Chance that a training picture of a concept of a pair shows the one habitat that is the concept's
+            own, which is a shortcut that does not hold in the pictures asked about: these, and all others, show any
+            habitat. ``None`` draws plain backgrounds.
         world_seed: Seed of species and pictures.
         n_query: Most pictures of each concept to ask about; ``None`` takes all.
         shared: Arguments of :class:`~datamodules.few_shot.few_shot.FewShotPairs`, by name.
@@ -78,6 +80,7 @@ class DrawnSpecies(FewShotPairs):
         validation_images: int = 10,
         test_images: int = 15,
         drawn_size: int = 64,
+        habitats: float | None = None,
         world_seed: int = 0,
         n_query: int | None = None,
         **shared: Unpack[FewShotArguments],
@@ -85,6 +88,8 @@ class DrawnSpecies(FewShotPairs):
         check_at_least(1, num_novel=num_novel, train_images=train_images)
         check_at_least(1, validation_images=validation_images, test_images=test_images)
         check_at_least(16, drawn_size=drawn_size)
+        if habitats is not None and not 0 <= habitats <= 1:
+            raise ValueError(f"habitats must lie in [0, 1] or be None, got {habitats}.")
         self.species: list[Species] = invent_species(num_known, num_novel, world_seed)
         shared = without_own(
             shared,
@@ -124,58 +129,8 @@ class DrawnSpecies(FewShotPairs):
     def prepare_data(self) -> None:
         """Draw the pictures and write them, unless they are there."""
         images = {split: self.hparams[f"{split}_images"] for split in ("train", "validation", "test")}
-        size, seed = self.hparams["drawn_size"], self.hparams["world_seed"]
-        write_species(self.root, self.species, images, image_size=size, seed=seed)
-
-    def known_drawings(self, num_images: int, image_size: int = 64, seed: int = 0) -> dict[str, Any]:
-        """Draw known species and other creatures with captions, as training data of the models that are to be taught.
-
-        Half of the creatures are of known species and named in the caption. The others are called ``creature``: a
-        fourth resemble a known species but for one to three attributes, and a fourth have attributes at random. None
-        has all attributes of a novel species, and none is in the files.
-
-        Args:
-            num_images: Number of pictures.
-            image_size: Side in pixels.
-            seed: Seed.
-
-        Returns:
-            ``image`` (uint8, ``(n, 3, size, size)``), ``prompt`` (captions with three attributes), ``name``,
-            ``parent`` (the known species that a creature without a name resembles, else ``None``) and ``attributes``
-            (lists), and ``values`` (index of each attribute's value, int64, ``(n, attributes)``).
-
-        Raises:
-            ValueError: If ``num_images`` is below 1.
-        """
-        check_at_least(1, num_images=num_images)
-        known = [species for species in self.species if species.known]
-        novel = [species.attributes for species in self.species if not species.known]
-        creatures: list[dict[str, str]] = []
-        names, parents, prompts = [], [], []
-        for index in range(num_images):
-            random, sort = Random(f"{seed}/lessons/{index}"), index % 4
-            species = known[index // 4 % len(known)]
-            attributes = dict(species.attributes)
-            while sort > 1 and (attributes == species.attributes or attributes in novel):
-                attributes = random_attributes(random)
-                if sort == 2:
-                    changed = random.sample(list(attributes), random.choice((1, 1, 2, 2, 3)))
-                    attributes = {**species.attributes, **{name: attributes[name] for name in changed}}
-            creatures.append(attributes)
-            names.append(species.name if sort < 2 else "creature")
-            parents.append(species.name if sort == 2 else None)
-            named = sorted(random.sample(list(ATTRIBUTES), 3))
-            prompts.append(caption(names[-1], {name: attributes[name] for name in named}))
-        keys = [f"{seed}/lessons/{index}/drawn" for index in range(num_images)]
-        values = [[ATTRIBUTES[name].index(creature[name]) for name in ATTRIBUTES] for creature in creatures]
-        return {
-            "image": torch.from_numpy(render_creatures(creatures, keys, image_size)),
-            "prompt": prompts,
-            "name": names,
-            "parent": parents,
-            "attributes": creatures,
-            "values": torch.tensor(values),
-        }
+        size, habitats, seed = (self.hparams[name] for name in ("drawn_size", "habitats", "world_seed"))
+        write_species(self.root, self.species, images, image_size=size, habitats=habitats, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -289,8 +244,23 @@ def known_pairs(species: Sequence[Species]) -> list[ConfusablePair]:
     return pairs
 
 
+def habitats_of(species: Sequence[Species], seed: int = 0) -> dict[str, str]:
+    """Return the habitat of each concept of a pair; that of a novel species is another than its confusable's."""
+    homes: dict[str, str] = {}
+    for each in species:
+        if each.confusable is not None:
+            random = Random(f"{seed}/habitats/{each.name}")
+            homes |= dict(zip((each.name, each.confusable), random.sample(list(HABITATS), 2), strict=True))
+    return homes
+
+
 def write_species(
-    folder: str | Path, species: Sequence[Species], images: Mapping[str, int], image_size: int = 64, seed: int = 0
+    folder: str | Path,
+    species: Sequence[Species],
+    images: Mapping[str, int],
+    image_size: int = 64,
+    habitats: float | None = None,
+    seed: int = 0,
 ) -> None:
     """Write pictures of species in the canonical layout, whole or not at all; one written alike is left as it is.
 
@@ -302,16 +272,19 @@ def write_species(
         species: Species.
         images: Pictures of each species in each split.
         image_size: Side of the pictures in pixels.
+        habitats: Chance that a training picture shows the habitat of its species, see :class:`DrawnSpecies`.
         seed: Seed of the pictures.
 
     Raises:
         ValueError: If the folder holds anything else.
     """
     folder = Path(folder)
-    manifest = {"version": VERSION, "seed": seed, "image_size": image_size, "images": dict(images)}
-    manifest = json.loads(json.dumps({**manifest, "species": [asdict(each) for each in species]}))
+    settings = {"seed": seed, "image_size": image_size, "habitats": habitats, "images": dict(images)}
+    listed = [asdict(each) for each in species]
+    manifest = json.loads(json.dumps({"version": VERSION, **settings, "species": listed}))
     if _is_written(folder, manifest):
         return
+    homes = habitats_of(species, seed)
     try:
         with whole_folder(folder) as part:
             for split, number in images.items():
@@ -319,8 +292,12 @@ def write_species(
                 for each in species:
                     (part / split / each.name).mkdir(parents=True)
                     for index in range(number):
-                        row = _picture_row(each, index)
-                        picture = draw(each.attributes, f"{seed}/{split}/{each.name}/{index}", image_size)
+                        row, key = _picture_row(each, index), f"{seed}/{split}/{each.name}/{index}"
+                        if habitats is not None:
+                            random = Random(f"{key}/habitat")
+                            own = split == "train" and each.name in homes and random.random() < habitats
+                            row["habitat"] = homes[each.name] if own else random.choice(list(HABITATS))
+                        picture = draw(each.attributes, key, image_size, row.get("habitat"))
                         picture.save(part / split / row["file_name"], compress_level=1)
                         rows.append(row)
                 _write_lines(part / split / "metadata.jsonl", rows)

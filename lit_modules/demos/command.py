@@ -7,7 +7,6 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from lit_modules.utils.errors import UsageError
 from lit_modules.utils.interrupts import stoppable
 
 
@@ -21,7 +20,12 @@ def main(args: list[str]) -> int:
         0; 130 if it was interrupted.
     """
     parser = ArgumentParser(prog="lit-modules demo", description=str(demo.__doc__).partition("\n")[0])
-    parser.add_function_arguments(demo, as_group=False, as_positional=True)
+    parser.add_function_arguments(demo, as_group=False, as_positional=True, skip={"from_scratch"})
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train the models anew that the demonstration starts from, instead of loading the shipped ones",
+    )
     options = parser.parse_args(args)
     folder = options.folder or f"runs/demo-{options.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
@@ -60,18 +64,21 @@ def demo(
         return
     if method == "synthia":
         from lit_modules.demos import record
-        from lit_modules.demos.synthia import story
+        from lit_modules.demos.synthia import story as synthia
 
-        run = partial(story.affordances, from_scratch=from_scratch)
+        tune = partial(synthia.affordances, from_scratch=from_scratch)
+        record.run_seeds(method, synthia.CLAIMS, tune, folder=path, seeds=range(seed, seed + seeds))
+        return
+    if method == "coda":
+        from lit_modules.demos import record
+        from lit_modules.demos.coda import models, story
+
+        weights = path / "weights" if from_scratch else None
+        if weights is not None:
+            models.train_models(weights)
+        run = partial(story.new_creatures, weights=weights)
         record.run_seeds(method, story.CLAIMS, run, folder=path, seeds=range(seed, seed + seeds))
         return
-    if seeds != 1:  # until each branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
-        raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")
-    if method == "ngdiff":
-        from lit_modules.demos.ngdiff import unlearning
+    from lit_modules.demos import ngdiff, record
 
-        unlearning(path, seed)
-    else:
-        from lit_modules.demos.coda.story import new_creatures
-
-        new_creatures(path, seed)
+    record.run_seeds(method, ngdiff.CLAIMS, ngdiff.unlearning, folder=path, seeds=range(seed, seed + seeds))

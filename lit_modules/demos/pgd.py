@@ -22,7 +22,7 @@ RECIPES = {"standard": "pgd/digits_standard.yaml", "PGD": "pgd/digits.yaml"}
 COLOURS = {"standard": ("#9ecae1", "#2171b5"), "PGD": ("#fdbe85", "#d94701")}
 """By training: colour of the clean accuracy, and of the robust one."""
 EXAMPLES = 6
-CLAIMS = (
+CLAIMS: tuple[Claim, ...] = (
     Claim(
         "Training on what PGD finds keeps accuracy under AutoAttack where standard training loses it "
         "(Madry et al., arXiv 1706.06083); holds at 20 points more.",

@@ -1,7 +1,11 @@
 """Stages of a demonstration: commands that a user can type, run and shown; what the folder holds is not done again."""
 
 import json
+import logging
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +46,22 @@ class Demo:
         """Print the time, and where the results are."""
         self.console.print(f"{time.monotonic() - self._began:.0f} s. {files}")
         print(self.folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning and transformers in many small runs."""
+    from transformers.utils import logging as transformers_logging
+
+    bars: Any = transformers_logging
+    shown, level = bars.is_progress_bar_enabled(), logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        bars.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        if shown:
+            bars.enable_progress_bar()

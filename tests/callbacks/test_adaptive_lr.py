@@ -1,6 +1,7 @@
 """The automatic learning rate: the fit, the rule, and that a probe leaves no trace."""
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from callbacks.adaptive_lr import AdaptiveLR, Parabola, fit_parabola, next_rate
 
@@ -49,6 +50,14 @@ class Quadratic(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self.build([self.x], lr=self.lr, **self.arguments)
+
+
+QUIET: dict[str, Any] = {
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+    "logger": False,
+}
 
 
 def fit(module: LightningModule, callback: AdaptiveLR | None, steps: int, folder: Path, **arguments: Any) -> Trainer:
@@ -174,7 +183,7 @@ def test_a_probe_that_changes_no_rate_leaves_the_run_bit_identical(
     optimizer: Any, arguments: dict[str, Any], offload: bool, tmp_path: Path
 ) -> None:
     runs = []
-    for callback in (None, AdaptiveLR(period=2, r2_min=1.0, offload=offload)):
+    for callback in (None, AdaptiveLR(period=2, min_lr=0.01, max_lr=0.01, offload=offload)):
         seed_everything(1, verbose=False)
         module = Quadratic(*problem(), lr=0.01, optimizer=optimizer, **arguments)
         trainer = fit(module, callback, 5, tmp_path)
@@ -225,7 +234,7 @@ def test_state_survives_a_resume(tmp_path: Path) -> None:
 
 
 def test_logged_numbers(tmp_path: Path) -> None:
-    trainer = fit(Quadratic(*problem(), lr=1e-4), AdaptiveLR(period=1), 1, tmp_path)
+    trainer = fit(Quadratic(*problem(), lr=1e-4), AdaptiveLR(period=1, rule="official"), 1, tmp_path)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert logged["adaptive_lr/lr"] == pytest.approx(1.1e-4)
     assert logged["adaptive_lr/accepted"] == 1
@@ -310,7 +319,7 @@ def test_a_curvature_within_rounding_is_looked_for_further_out(dtype: torch.dtyp
 
 def test_the_next_probe_begins_where_the_curvature_showed(tmp_path: Path) -> None:
     seed_everything(0, verbose=False)
-    module, callback = Regression(1e-6), AdaptiveLR(period=1)
+    module, callback = Regression(1e-6), AdaptiveLR(period=1, max_lr=1e-6)
     passes: list[float] = []
     original = module.probe_loss
     module.probe_loss = lambda batch: (passes.append(callback.width), original(batch))[1]  # type: ignore[method-assign]
@@ -318,8 +327,10 @@ def test_the_next_probe_begins_where_the_curvature_showed(tmp_path: Path) -> Non
     wide = callback.width
     assert wide > 1
     # where the update begins and three points, three more at each further distance; then four at once
-    tried = [4.0**power for power in range(1, 6) if 4.0**power <= wide]
-    assert passes == [1.0] * 4 + [width for width in tried for _ in range(3)] + [wide] * 4
+    searched, rest = divmod(len(passes) - 8, 3)
+    assert rest == 0
+    assert 4.0 ** (searched - 1) <= wide <= 4.0**searched
+    assert passes == [1.0] * (4 + 3 * searched) + [wide] * 4
     assert callback.state_dict()["width"] == wide
 
 
@@ -346,8 +357,96 @@ def test_the_fourth_point_lets_r2_min_reject(tmp_path: Path) -> None:
         fit(module, AdaptiveLR(period=1, **arguments), 1, tmp_path)
         return module.rates
 
-    assert rates(factors=(-1.0, 0.0, 1.0)) == [pytest.approx(1.05)]
+    assert rates(factors=(-1.0, 0.0, 1.0)) == [pytest.approx(1.5)]
+    assert rates(rule="official") == [pytest.approx(1.05)]
     assert rates() == [1.0]
+
+
+class Bowl(Quadratic):
+    """``log(1 + x^2)``, which is a parabola only where ``x`` is small."""
+
+    def loss(self) -> Tensor:
+        return (self.x / 4).square().log1p().sum()  # x is 1 at the start
+
+
+def test_a_probe_that_leaves_the_parabola_is_taken_closer(tmp_path: Path) -> None:
+    """From a rate far too large the first probe finds the minimiser of the parabola at the start."""
+    rates, empty = {}, torch.zeros(1, dtype=torch.float64)
+    for rule in ("robust", "official"):
+        module = Bowl(empty.reshape(1, 1), empty, lr=1e4)
+        trainer = fit(module, AdaptiveLR(period=1, rule=rule), 1, tmp_path)
+        (rates[rule],) = module.rates
+        assert (trainer.callback_metrics["adaptive_lr/width"] < 0.01) == (rule == "robust")
+    curvature = 30 / 289
+    assert 0.5 < rates["robust"] * curvature < 1.5
+    assert rates["official"] >= 9500
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1e-4, 1e-2, 1.0, 1e2])
+def test_the_first_probe_forgets_the_initial_rate_and_the_next_are_smoothed(lr: float, tmp_path: Path) -> None:
+    module, same = Quadratic(*problem(), lr=lr), Quadratic(*problem(), lr=0.05)
+    fit(module, AdaptiveLR(period=1), 6, tmp_path)
+    fit(same, AdaptiveLR(period=1), 6, tmp_path)
+    assert module.rates == pytest.approx(same.rates, rel=1e-4)
+    assert all(after <= before for before, after in itertools.pairwise(module.trace))
+
+
+class Saddle(Quadratic):
+    """Trains down ``x' H x / 2`` and probes the opposite of its slope, so that each update raises the probed loss."""
+
+    def probe_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        return (self.x - 2).square().sum() / 2, torch.tensor(1)
+
+
+@pytest.mark.parametrize(("accepted", "lr", "expected"), [(0, 0.5, 0.25), (0, 8.0, 1.0), (1, 8.0, 4.0)])
+def test_a_loss_that_rises_lowers_the_rate(accepted: int, lr: float, expected: float, tmp_path: Path) -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64)
+    module, callback = Saddle(one.reshape(1, 1), zero, lr=lr), AdaptiveLR(period=1)
+    callback.accepted = accepted
+    trainer = fit(module, callback, 1, tmp_path)  # the probed slope along the update is -1, its curvature 1
+    assert trainer.callback_metrics["adaptive_lr/accepted"] == 0
+    assert module.rates == [pytest.approx(expected)]
+    official = Saddle(one.reshape(1, 1), zero, lr=lr)
+    fit(official, AdaptiveLR(period=1, rule="official"), 1, tmp_path)
+    assert official.rates == [lr]
+
+
+class Numbered(Quadratic):
+    """Records which batches it trains and probes on."""
+
+    def __init__(self) -> None:
+        super().__init__(*problem(), lr=1e-3)
+        self.trained: list[float] = []
+        self.probed: list[float] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.trained += batch.flatten().tolist()
+        return super().training_step(batch, batch_idx)
+
+    def probe_loss(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        self.probed += batch.flatten().tolist()
+        return super().probe_loss(batch)
+
+
+@pytest.mark.parametrize("kind", ["plain", "distributed"])
+def test_fresh_batches_of_a_given_loader_leave_the_training_alone(kind: str, tmp_path: Path) -> None:
+    def run(callback: AdaptiveLR | None) -> Numbered:
+        seed_everything(3, verbose=False)
+        module = Numbered()
+        rows: Any = torch.arange(8.0)
+        sampler: Any = DistributedSampler(rows, num_replicas=1, rank=0) if kind == "distributed" else None
+        loader = DataLoader(rows, batch_size=2, sampler=sampler, shuffle=sampler is None)
+        trainer = Trainer(accelerator="cpu", max_epochs=3, callbacks=[callback] if callback else [], **QUIET)
+        trainer.fit(module, loader)
+        return module
+
+    plain, fresh, again = run(None), run(AdaptiveLR(period=1)), run(AdaptiveLR(period=1))
+    assert fresh.trained == plain.trained
+    assert fresh.probed == again.probed
+    batches = list(dict.fromkeys(zip(fresh.probed[::2], fresh.probed[1::2], strict=True)))
+    assert sorted(itertools.chain(*batches[:4])) == list(range(8))  # a pass over all rows
+    assert fresh.probed[:2] != fresh.trained[:2]
 
 
 def test_wrong_companions_are_named_before_the_first_step(tmp_path: Path) -> None:
@@ -364,8 +463,6 @@ def test_wrong_companions_are_named_before_the_first_step(tmp_path: Path) -> Non
 
     with pytest.raises(ValueError, match="so does StepLR"):
         fit(Scheduled(*problem(), lr=0.1), AdaptiveLR(), 1, tmp_path)
-    with pytest.raises(ValueError, match="draws from a datamodule"):
-        fit(Quadratic(*problem(), lr=0.1), AdaptiveLR(probe_batch="fresh"), 1, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -381,6 +478,7 @@ def test_wrong_companions_are_named_before_the_first_step(tmp_path: Path) -> Non
         ({"scale": "step"}, "scale must be"),
         ({"probe_batch": "next"}, "probe_batch must be"),
         ({"reject": "drop"}, "reject must be"),
+        ({"rule": "paper"}, "rule must be 'robust' or 'official', got 'paper'"),
         ({"min_lr": -1.0}, "min_lr must be finite and not negative"),
         ({"min_lr": 1.0, "max_lr": 0.5}, "max_lr must be at least min_lr"),
     ],

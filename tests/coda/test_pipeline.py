@@ -275,6 +275,16 @@ def test_the_official_preset_filters_only_visual_and_joint_features(tmp_path: Pa
     assert {row["G"] for row in textual["attributes"]} == {None}
 
 
+def test_without_trial_images_no_feature_is_dropped_for_its_generability(tmp_path: Path) -> None:
+    settings = tiny(**VISUAL, trials_per_group=0, num_images=1)
+    run = Run(tmp_path, [discs(tmp_path.parent)], settings)
+    scores = record(tmp_path, "*", "red-*", "*", "scores.json")
+    kept = [row["text"] for row in scores["attributes"] if row["D"] > settings.min_discriminability]
+    assert scores["prompt_attributes"] == kept
+    assert {row["G"] for row in scores["attributes"]} == {None}
+    assert "trials" not in run.result.counts
+
+
 def test_defects_9_and_11_prompts_of_the_settings_and_negative_ones_are_sent(tmp_path: Path) -> None:
     own = (("visual_contrastive", "Say what {target} has and {confusable} lacks."),)
     more = {"feature_prompts": own, "prompt": "{attributes}: a drawn {subject}", "guidance": 4.0, "negative": "fog"}

@@ -5,11 +5,11 @@ from random import Random
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from datamodules.drawn.creatures import (
     ATTRIBUTES,
+    HABITATS,
     PHRASES,
     DrawnCreatures,
     attributes_in,
@@ -65,6 +65,19 @@ def test_texts_and_attributes_lead_to_each_other() -> None:
     attributes = random_attributes(Random(0))
     assert attributes_in(", ".join(phrases(attributes))) == attributes
     assert attributes_in("no hornstown, a beakless frog") == {}
+
+
+def test_a_habitat_changes_the_background_alone() -> None:
+    look = random_attributes(Random(0))
+    meadow, dusk = (np.asarray(draw(look, 1, 64, habitat), dtype=int) for habitat in ("meadow", "dusk"))
+    assert np.abs(meadow[:8] - dusk[:8]).mean() > 30
+    same = np.abs(meadow - dusk).max(-1) < 8
+    assert 0.05 < same.mean() < 0.7  # the creature
+    many = render_creatures([look, look], [1, 1], 64, ["dusk", None])
+    np.testing.assert_array_equal(many[0].transpose(1, 2, 0), dusk)
+    np.testing.assert_array_equal(many[1].transpose(1, 2, 0), np.asarray(draw(look, 1, 64)))
+    with pytest.raises(ValueError, match="habitat must be one of meadow, desert, snow, dusk, got 'sea'"):
+        draw(look, habitat="sea")
 
 
 def test_wrong_attributes_and_sizes_are_refused() -> None:
@@ -147,24 +160,6 @@ def test_a_folder_is_written_once_whole_and_never_over_another(tmp_path: Path, m
     assert {path.name for path in tmp_path.iterdir()} == {"a", "mine"}
 
 
-def test_known_drawings_show_no_novel_species(tmp_path: Path) -> None:
-    data = DrawnSpecies(str(tmp_path), num_known=4, num_novel=2)
-    drawings = data.known_drawings(12, 32)
-    assert (drawings["image"].shape, drawings["image"].dtype) == ((12, 3, 32, 32), torch.uint8)
-    novel = [species for species in data.species if not species.known]
-    assert not set(drawings["name"]) & {species.name for species in novel}
-    assert all(differences(one, species.attributes) for one in drawings["attributes"] for species in novel)
-    values = [[ATTRIBUTES[name].index(one[name]) for name in ATTRIBUTES] for one in drawings["attributes"]]
-    assert drawings["values"].tolist() == values
-    for text, attributes in zip(drawings["prompt"], drawings["attributes"], strict=True):
-        assert len(attributes_in(text)) == 3
-        assert attributes_in(text).items() <= attributes.items()
-        assert {word.strip(".,") for word in text.split()} <= {*data.vocabulary, "creature"}
-    assert torch.equal(data.known_drawings(12, 32)["image"], drawings["image"])
-    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
-        data.known_drawings(0)
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -203,6 +198,50 @@ def test_a_generator_draws_what_the_prompt_names_and_misses_as_much_as_it_says()
         DrawnCreatures(1.5)
     with pytest.raises(ValueError, match="width and height must be equal, got 64 and 32"):
         exact.generate("a horn", None, 0, 64, 32, 1, 0.0)
+
+
+def test_a_generator_has_the_limits_that_it_states(tmp_path: Path) -> None:
+    data = small(tmp_path / "data")
+    path, known, novel = str(data.root / "concepts.jsonl"), data.species[0], data.species[-1]
+    relative = next(each for each in data.species if each.name == novel.confusable)
+    prompt = f"A picture of a {novel.name} with two horns, red skin, a curled tail."
+    few = DrawnCreatures(0, capacity=2)
+    assert made(few, prompt) == draw({"horns": "two", "colour": "red"}, 0, 64).tobytes()
+    takes = DrawnCreatures(0, path, relatives=True)
+    wanted = {"horns": "two", "colour": "red", "tail": "curled"}
+    assert made(takes, prompt) == draw({**relative.attributes, **wanted}, 0, 64).tobytes()
+    strange = DrawnCreatures(0, path, relatives=True, likeness=0.0)
+    assert made(strange, prompt) == made(DrawnCreatures(0), prompt)
+    bound = DrawnCreatures(0, undrawable=0.2, world_seed=1)
+    assert 4 <= len(bound.undrawable) <= 17
+    for name, value in [(name, value) for name, values in ATTRIBUTES.items() for value in values]:
+        obeyed = made(bound, f"a creature with {PHRASES[name][value]}") == draw({name: value}, 0, 64).tobytes()
+        assert obeyed is ((name, value) not in bound.undrawable)
+    assert bound.undrawable == DrawnCreatures(undrawable=0.2, world_seed=1).undrawable
+    anywhere = DrawnCreatures(0, path, habitats=True)
+    shown = {made(anywhere, known.name, seed) for seed in range(8)}
+    placed = {draw(known.attributes, seed, 64, habitat).tobytes() for seed in range(8) for habitat in HABITATS}
+    assert len(shown) == 8
+    assert shown <= placed
+    assert len({each.identity for each in (few, takes, strange, bound, anywhere)}) == 5
+    with pytest.raises(ValueError, match=r"likeness must lie in \[0, 1\], got -1"):
+        DrawnCreatures(likeness=-1)
+    with pytest.raises(ValueError, match="capacity must be at least 1 or None, got 0"):
+        DrawnCreatures(capacity=0)
+
+
+def test_training_pictures_show_the_habitat_of_their_species(tmp_path: Path) -> None:
+    data = small(tmp_path / "data", habitats=1.0, test_images=6)
+    for pair in data.pairs:
+        homes = [{picture.fields["habitat"] for picture in concept.pictures["train"]} for _, concept in pair.sides]
+        assert [len(home) for home in homes] == [1, 1]
+        assert homes[0] != homes[1]
+        shown = [picture.fields["habitat"] for _, concept in pair.sides for picture in concept.pictures["test"]]
+        assert len(set(shown)) > 2
+    with pytest.raises(ValueError, match="was drawn with another habitats"):
+        small(tmp_path / "data", test_images=6)
+    with pytest.raises(ValueError, match=r"habitats must lie in \[0, 1\] or be None, got 2"):
+        DrawnSpecies(habitats=2)
 
 
 def test_a_generator_knows_known_species_by_name_and_no_novel_one(tmp_path: Path) -> None:

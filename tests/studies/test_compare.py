@@ -310,7 +310,8 @@ def test_runs_of_wandb_have_a_group() -> None:
     assert init_args == {"group": "out", "name": RUNS[-1], "project": "p", "offline": True}
 
 
-SHIPPED = ["tofu_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lume_rates", "lume_tiny"))]
+OTHERS = ("lume_rates", "lume_tiny", "tofu_normalised", "tofu_rates")
+SHIPPED = ["tofu_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -104,7 +104,7 @@ def adapt(folder: Path, devices: int, holds: bool = False, **arguments: Any) -> 
     With ``holds`` the network keeps gathered weights after a forward pass, as FSDP2 does with those of its root.
     """
     # at this rate the loss is a rough parabola only
-    probe = AdaptiveLR(**{"period": 1, "r2_min": 0.9, **arguments})
+    probe = AdaptiveLR(**{"period": 1, "r2_min": 0.9, "rule": "official", "probe_batch": "current", **arguments})
     trained = module("Holding" if holds else "NGDiff", rate=3e-2, optimizer=torch.optim.AdamW)
     runner = trainer(folder, devices, max_epochs=2, callbacks=[probe])
     runner.fit(trained, datamodule=data(folder, devices))

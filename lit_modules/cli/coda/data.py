@@ -1,5 +1,6 @@
 """Concepts, pairs and support images of a few-shot datamodule, as the augmentation takes them."""
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,6 +48,14 @@ def pair_tasks(data: Any, folder: str | Path) -> list[PairTask]:
             f"{shots} training images of each concept are needed, and {numbers}; lower n_real or add some."
         )
     return tasks
+
+
+def pair_ids(data: Any, tasks: Sequence[PairTask]) -> dict[str, str]:
+    """Return what the data calls each pair; of both directions of a pair, the first."""
+    names: dict[str, str] = {}
+    for pair, task in zip(data.pairs, tasks, strict=True):
+        names.setdefault(task.pair.pair_id, pair.pair_id)
+    return names
 
 
 def _error_rates(data: Any) -> dict[str, float | None]:

@@ -4,19 +4,17 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_modules.cli.coda.data import pair_tasks
+from lit_modules.cli.coda.data import pair_ids, pair_tasks
 from lit_modules.cli.coda.options import CodaOptions, KindOptions
 from lit_modules.cli.coda.run import STOPPED, print_counts
 from lit_modules.coda.augmentation.armada_lite import ArmadaLite, EditSettings
 from lit_modules.coda.augmentation.export import export_images
 from lit_modules.coda.augmentation.report import write_report
 from lit_modules.coda.backends.protocols import ImageEditor
-from lit_modules.coda.core.concepts import PairTask
 from lit_modules.coda.core.store import Store
 from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
@@ -81,7 +79,7 @@ def export(options: ExportOptions) -> int:
     data = options.prepare_data()
     tasks = pair_tasks(data, Path(options.store) / "support")
     number = export_images(
-        store, output, tasks, kind=kind, allow_short=options.allow_short, pair_ids=_pair_ids(data, tasks)
+        store, output, tasks, kind=kind, allow_short=options.allow_short, pair_ids=pair_ids(data, tasks)
     )
     print(f"{number} images are in {output}; train on them with")
     rows = [row for _, row in read_json_lines(output / "train" / "metadata.jsonl")]
@@ -97,14 +95,6 @@ def export(options: ExportOptions) -> int:
         training.prepare_data()
         print(f"{_write_chats(training, options.chat_file)} chats are in {options.chat_file}")
     return 0
-
-
-def _pair_ids(data: Any, tasks: Sequence[PairTask]) -> dict[str, str]:
-    """Return what the data calls each pair; of both directions of a pair, the first."""
-    names: dict[str, str] = {}
-    for pair, task in zip(data.pairs, tasks, strict=True):
-        names.setdefault(task.pair.pair_id, pair.pair_id)
-    return names
 
 
 def _write_chats(data: Any, path: str) -> int:

@@ -23,7 +23,7 @@ CONTRASTIVE: tuple[FeatureKind, ...] = ("textual_contrastive", "visual_contrasti
 
 _COUNTS = (
     *("num_references", "feature_tokens", "thought_tokens", "max_features", "max_words", "min_features"),
-    *("group_size", "top_k", "trials_per_group", "resamples", "num_images", "width", "height", "steps", "min_side"),
+    *("group_size", "top_k", "resamples", "num_images", "width", "height", "steps", "min_side"),
     "max_attempts",
 )
 
@@ -50,7 +50,7 @@ class CoDASettings:
         min_discriminability: A feature's discriminability must be greater.
         min_features: Features to take if none passes.
         group_size: Features whose trial images are made together.
-        trials_per_group: Trial images of a group.
+        trials_per_group: Trial images of a group; 0 makes none, and no feature is dropped for its generability.
         shuffle_groups: Whether features are shuffled before they are grouped.
         top_k: Most features in the final prompt.
         min_generability: A feature's generability must be greater; ``None`` asks for nothing.
@@ -122,7 +122,7 @@ class CoDASettings:
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds must be at least one, and differ, got {list(self.kinds)}.")
         check_positive(self, *_COUNTS)
-        check_not_negative(self, "feature_temperature", "guidance", "retries")
+        check_not_negative(self, "feature_temperature", "guidance", "retries", "trials_per_group")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
         for name in ("min_discriminability", "min_generability"):

@@ -241,9 +241,12 @@ class StageRunner:
         fallback = {"discriminability": False, "generability": False}
         if kind in settings.filtered_kinds:
             first = select_discriminative(scores.values, settings.min_discriminability, settings.min_features)
-            second = self._generability(side, kind, first, other=other, texts=texts, rows=rows, seed=seed)
-            kept, reasons = [first.kept[number] for number in second.kept], list(first.reasons)
-            fallback = {"discriminability": first.fallback, "generability": second.fallback}
+            kept, reasons = list(first.kept), list(first.reasons)
+            fallback["discriminability"] = first.fallback
+            if settings.trials_per_group:
+                second = self._generability(side, kind, first, other=other, texts=texts, rows=rows, seed=seed)
+                kept = [first.kept[number] for number in second.kept]
+                fallback["generability"] = second.fallback
         for number, row in enumerate(rows):
             row["kept"] = number in kept
             row.setdefault("reason", reasons[number])

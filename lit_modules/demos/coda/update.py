@@ -1,213 +1,116 @@
-"""Updates of ``lit-modules demo coda``: every method, amount and seed from the same model, and the table."""
+"""Updates of the demonstration: a classifier is taught the concepts of all pairs, by each method with equal steps."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from lit_modules.demos.coda.models import IMAGE_SIZE
+from lit_modules.demos.coda.world import AUGMENTED, MOST_SYNTHETIC, SHOTS, World, drawn_folder
+from lit_modules.demos.stages import quiet
 from lit_modules.utils.files import write_whole
 
-AMOUNTS = (1, 3, 5)
-SEEDS = 2
-EPOCHS, BATCH, RATE = 7, 10, 2e-3
+STEPS, BATCH = 120, 20
+"""Optimisation steps of every row, however many pictures it has, and pictures of a step."""
+RATE, HEAD_RATE = 5e-4, 5e-3
+UNTAUGHT, REAL = "before the update", "real"
+ROWS = (REAL, "crop", "flip", *AUGMENTED)
+"""Rows of the table: what joins the five real pictures of each concept."""
+AMOUNTS = (1, MOST_SYNTHETIC)
+"""Synthetic pictures of each concept; with one the paper speaks of one shot."""
+Accuracies = dict[str, list[float]]
+"""Accuracy of each pair, by the name of a row and amount, see :func:`cell`."""
+Answers = dict[str, str]
+"""Name that the classifier gave to each test picture, by the path of the picture, which begins ``test/NAME/``."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Row and column of the table.
-
-    Args:
-        method: Kind of the further pictures.
-        feature: Source of the features: T, V or T+V; ``-`` for none.
-        synthetic: Further pictures of each concept beside 5 real ones; ``None`` for no update.
-        data: Arguments of the datamodule.
-    """
-
-    method: str
-    feature: str
-    synthetic: int | None
-    data: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Name of the cell's records."""
-        return f"{self.method} {self.feature} {self.synthetic}".replace(" ", "-").replace("+", "")
-
-    @property
-    def drawn(self) -> bool:
-        """True if its synthetic pictures are there, or it needs none."""
-        return "synthetic_root" not in self.data or (Path(self.data["synthetic_root"]) / "features.json").is_file()
+def cell(row: str, synthetic: int) -> str:
+    """Return the name of a number, such as ``CoDA 5:1``, five real pictures and a synthetic one of each concept."""
+    return f"{row} {SHOTS}:{0 if row in (UNTAUGHT, REAL) else synthetic}"
 
 
-def cells(drawn: Path) -> Iterator[Cell]:
-    """Yield the cells of the table.
+def answers_after(world: World, row: str, folder: Path, *, model: Path, synthetic: int, seed: int) -> Answers:
+    """Return the answers of the classifier after the update of a row; what the folder holds is not done again.
 
     Args:
-        drawn: Folder of the exported pictures, with a folder for each kind of features.
-    """
-    yield Cell("zero-shot", "-", None, {})
-    yield Cell("real", "-", 0, {})
-    for method in ("crop", "flip"):
-        for number in AMOUNTS:
-            yield Cell(method, "-", number, {"method": method})
-    for method, form in (("no contrast", "plain"), ("CoDA", "contrastive")):
-        for feature, source in (("T", "textual"), ("V", "visual"), ("T+V", "both")):
-            data = {"method": "synthetic", "synthetic_root": str(drawn / f"{source}_{form}")}
-            yield from (Cell(method, feature, number, data) for number in AMOUNTS)
-
-
-def run_updates(console: Any, folder: Path, model: Path, *, seed: int) -> list[dict[str, Any]]:
-    """Run all updates whose records are not there; return the rows of the table, without those that lack pictures.
-
-    Args:
-        console: Console.
-        folder: Folder of the run, with ``data`` and ``store``.
-        model: Folder of the model.
-        seed: First seed.
-    """
-    from rich.progress import track
-
-    planned = {
-        folder / "updates" / f"{cell.name}-{seed + number}.json": (cell, seed + number)
-        for cell in cells(folder / "drawn")
-        if cell.drawn
-        for number in range(SEEDS if cell.synthetic is not None else 1)
-    }
-    missing = [path for path in planned if not path.exists()]
-    if missing:
-        console.print(
-            f"{len(missing)} updates of {EPOCHS} epochs: LoRA on 5 real and further pictures of each concept; then "
-            "test pictures are asked about, with the two names in both orders, and the likelier one is the answer.",
-            markup=False,
-        )
-    for path in track(missing, "updates", console=console, disable=not missing):
-        cell, number = planned[path]
-        write_whole(path, json.dumps(update(cell, folder, model, support_seed=seed, seed=number), indent=1) + "\n")
-    results: dict[tuple[str, str, int | None], list[dict[str, float]]] = {}
-    for path, (cell, _) in planned.items():
-        key = (cell.method, cell.feature, cell.synthetic)
-        results.setdefault(key, []).append(json.loads(path.read_text(encoding="utf-8")))
-    return [_row(*key, results=numbers) for key, numbers in results.items()]
-
-
-def update(cell: Cell, folder: Path, model: Path, *, support_seed: int, seed: int) -> dict[str, float]:
-    """Update a model as a cell of the table says, and return its numbers on test pictures.
-
-    Args:
-        cell: Method and amount.
+        world: The world, whose pictures lie in ``folder/data``.
+        row: Row, one of `ROWS` or `UNTAUGHT`.
         folder: Folder of the run.
-        model: Folder of the model, which stays as it is.
-        support_seed: Seed of the support pictures, and of crops, flips and orders.
-        seed: Seed of adapters and dropout.
+        model: Folder of the classifier.
+        synthetic: Further pictures of each concept.
+        seed: Seed of supports, head and order.
     """
+    path = folder / "answers" / f"{cell(row, synthetic).replace(' + ', '-').replace(' ', '-').replace(':', '-')}.json"
+    if not path.exists():
+        with quiet():
+            answers = _update(world, row, folder, model=model, synthetic=synthetic, seed=seed)
+        write_whole(path, json.dumps(answers, indent=0) + "\n")
+    answers = json.loads(path.read_text(encoding="utf-8"))
+    return dict(answers)
+
+
+def _update(world: World, row: str, folder: Path, *, model: Path, synthetic: int, seed: int) -> Answers:
     from lightning.pytorch import Trainer, seed_everything
 
-    from lit_modules import CoDA
-    from lit_modules.datamodules import FewShotPairs
-    from lit_modules.metrics import PairAccuracy
+    from lit_modules import ClassifierUpdate
 
-    data = FewShotPairs(
-        str(folder / "data"),
-        str(folder / "store" / "pairs.json"),
-        n_real=5,
-        n_synthetic=cell.synthetic or 0,
-        near_duplicates=False,  # creatures of two species may look nearly alike
-        batch_size=BATCH,
-        eval_batch_size=64,
-        seed=support_seed,
-        **cell.data,
+    source: dict[str, Any] = {}
+    if row in ("crop", "flip"):
+        source = {"method": row, "n_synthetic": synthetic}
+    elif row in AUGMENTED:
+        root = str(drawn_folder(folder, row))
+        source = {"method": "synthetic", "synthetic_root": root, "n_synthetic": synthetic}
+    settings: dict[str, Any] = {"image_size": IMAGE_SIZE, "batch_size": BATCH, "eval_batch_size": 240, "n_orders": 1}
+    data = world.data(folder / "data", seed, **settings, **source)
+    data.setup("fit")
+    seed_everything(seed, verbose=False)
+    module = ClassifierUpdate(
+        str(model),
+        num_classes=len(data.classes),
+        learning_rate=RATE,
+        head_learning_rate=HEAD_RATE,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        seed=seed,
     )
-    with _quiet():
-        seed_everything(seed)
-        module = CoDA(
-            str(model),
-            tuning="none" if cell.synthetic is None else "lora",
-            learning_rate=RATE,
-            dtype="float32",
-            gradient_checkpointing=False,
-            scoring="loglik",
-            seed=seed,
-            metric=PairAccuracy(),
-        )
+    if row != UNTAUGHT:
         trainer = Trainer(
             accelerator="cpu",
-            max_epochs=EPOCHS,
+            max_steps=STEPS,
+            max_epochs=-1,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             limit_val_batches=0,
         )
-        if cell.synthetic is not None:
-            trainer.fit(module, datamodule=data)
-        trainer.test(module, datamodule=data, verbose=False)
-    return module.results()
+        trainer.fit(module, datamodule=data)
+    answers: Answers = {}
+    for batch in data.test_dataloader():
+        module.configure_model()
+        answers |= dict(zip(batch["path"], module.eval().predict_step(batch)["name"], strict=True))
+    return answers
 
 
-def print_table(console: Any, rows: list[dict[str, Any]]) -> None:
-    """Print accuracies in percent: real and further pictures of each concept in the columns, as in the paper.
-
-    Args:
-        console: Console.
-        rows: Rows of :func:`run_updates`.
-    """
-    from rich.table import Table
-
-    columns = ["5:0", *(f"5:{number}" for number in AMOUNTS)]
-    table = Table(
-        title="accuracy in %, mean over seeds ± deviation (95 % interval over pictures)", title_justify="left"
-    )
-    for name in ("method", "feature", *columns):
-        table.add_column(name, no_wrap=True)
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        column = f"5:{row['synthetic'] or 0}"
-        lines.setdefault((row["method"], row["feature"]), {})[column] = (
-            f"{100 * row['accuracy']:.1f}"
-            + ("" if row["std"] is None else f" ± {100 * row['std']:.1f}")
-            + f"\n({100 * row['lower']:.0f} to {100 * row['upper']:.0f})"
-        )
-    for (method, feature), cells_of in lines.items():
-        table.add_row(method, feature, *(cells_of.get(column, "") for column in columns))
-    console.print(table, markup=False)
+def pair_accuracies(answers: Answers, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Return the accuracy of each pair of names: the mean of the recalls of both."""
+    right: dict[str, list[bool]] = {}
+    for path, name in answers.items():
+        shown = path.split("/")[-2]
+        right.setdefault(shown, []).append(name == shown)
+    return [fmean(fmean(right[name]) for name in pair) for pair in pairs]
 
 
-def _row(method: str, feature: str, synthetic: int | None, *, results: list[dict[str, float]]) -> dict[str, Any]:
-    from lit_modules.metrics.few_shot import seed_statistics
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over pairs, by Student's t."""
+    from scipy.stats import ttest_1samp
 
-    numbers = seed_statistics(results)
-    columns = {"accuracy": "acc_macro", "lower": "acc_macro_lower", "upper": "acc_macro_upper"}
-    columns |= {"target": "acc_target", "confusable": "acc_confusable"}
-    columns |= {name: name for name in ("invalid", "position_bias")}
-    return {
-        "method": method,
-        "feature": feature,
-        "real": 0 if synthetic is None else 5,
-        "synthetic": synthetic or 0,
-        "std": numbers["acc_macro"]["std"] if len(results) > 1 else None,
-        **{column: numbers[name]["mean"] for column, name in columns.items()},
-        "seeds": len(results),
-    }
+    ends = ttest_1samp(values, 0.0).confidence_interval(0.95)
+    return float(ends.low), float(ends.high)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning and transformers in many small runs."""
-    from transformers.utils import logging as transformers_logging
-
-    bars: Any = transformers_logging
-    shown, level = bars.is_progress_bar_enabled(), logging.root.manager.disable
-    try:
-        logging.disable(logging.WARNING)
-        bars.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        if shown:
-            bars.enable_progress_bar()
+def percent(values: Sequence[float]) -> str:
+    """Return the mean and its interval over pairs, in percent."""
+    low, high = interval(values)
+    return f"{100 * fmean(values):.1f} ({100 * low:.0f} to {100 * high:.0f})"
