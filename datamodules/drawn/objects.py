@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -91,20 +92,33 @@ def part_mask(parts: Iterable[str]) -> Tensor:
 
 
 class ConceptSet(Dataset[dict[str, Any]]):
-    """Pictures of single existing concepts with captions; for batches see :class:`DrawnObjects`.
+    """Pictures of single existing concepts and of nameless objects with captions; for batches see `DrawnObjects`.
 
     Args:
-        num_images: Number of pictures; the concepts take turns.
+        num_images: Number of pictures of concepts, which take turns.
         image_size: Side in pixels.
         key: Seed of pictures and captions.
         template: Caption of affordances, with the place ``{affordances}``.
+        nameless: Number of pictures of objects of one to three random parts, which the caption lists.
+        withheld: Affordances, mostly pairs, that no parts of a nameless object show together, a part each.
     """
 
-    def __init__(self, num_images: int, image_size: int, key: str, template: str) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        image_size: int,
+        key: str,
+        template: str,
+        nameless: int = 0,
+        withheld: Sequence[Sequence[str]] = (),
+    ) -> None:
         self.key, self.template = key, template
-        self.concepts = [index % len(_NAMES) for index in range(num_images)]
-        scenes = [[existing_design(_NAMES[concept])] for concept in self.concepts]
-        self.images = torch.from_numpy(render(scenes, [f"{key}/{index}" for index in range(num_images)], image_size))
+        self.concepts = [index % len(_NAMES) for index in range(num_images)] + [-1] * nameless
+        designs = [existing_design(_NAMES[index % len(_NAMES)]) for index in range(num_images)]
+        designs += [_nameless(Random(f"{key}/nameless/{index}"), withheld) for index in range(nameless)]
+        self.parts = [design.parts for design in designs]
+        keys = [f"{key}/{index}" for index in range(len(designs))]
+        self.images = torch.from_numpy(render([[design] for design in designs], keys, image_size))
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -114,18 +128,31 @@ class ConceptSet(Dataset[dict[str, Any]]):
         """Return the batch of some places, each perhaps with a number that draws its caption."""
         items = _with_draws(indices)
         index = torch.tensor([place for place, _ in items])
-        concepts = [self.concepts[place] for place, _ in items]
         return {
-            "prompt": [
-                caption(_NAMES[concept], self.template, Random(f"{self.key}/{place}/{draw}"))
-                for concept, (place, draw) in zip(concepts, items, strict=True)
-            ],
+            "prompt": [self._caption(place, Random(f"{self.key}/{place}/{draw}")) for place, draw in items],
             "image": pixels(self.images[index]),
-            "concept": torch.tensor(concepts),
-            "parts": torch.stack([part_mask(CONCEPTS[_NAMES[concept]].parts) for concept in concepts]),
+            "concept": torch.tensor([self.concepts[place] for place, _ in items]),
+            "parts": torch.stack([part_mask(self.parts[place]) for place, _ in items]),
             "index": index,
             "draw": torch.tensor([draw for _, draw in items]),
         }
+
+    def _caption(self, place: int, random: Random) -> str:
+        if self.concepts[place] < 0:
+            return f"an object with {', '.join(random.sample(self.parts[place], len(self.parts[place])))}"
+        return caption(_NAMES[self.concepts[place]], self.template, random)
+
+
+def _nameless(random: Random, withheld: Sequence[Sequence[str]]) -> Design:
+    """Return a design of one to three random parts, none of which together show withheld affordances, a part each."""
+    while True:
+        design = _uncrowded(random.randint(1, 3), random)
+        if not any(
+            all(part in SEEN_BY[name] for part, name in zip(parts, wanted, strict=True))
+            for wanted in withheld
+            for parts in permutations(design.parts, len(wanted))
+        ):
+            return design
 
 
 class PairSet(Dataset[dict[str, Any]]):
@@ -174,7 +201,7 @@ class PairSet(Dataset[dict[str, Any]]):
             drawn = random.sample(pool, min(self.negatives, len(pool)))
             mask.append([number < len(drawn) for number in range(self.negatives)])
             drawn += [(0, 0)] * (self.negatives - len(drawn))
-            negative.append(torch.stack([self.existing[index] for index in drawn]))
+            negative.append(torch.stack([self.existing[index] for index in drawn]) if drawn else self.existing[:0, 0])
         affordances = [tuple(row["pos_prompts"]) for row in rows]
         return {
             "prompt": [self.template.format(affordances=", ".join(wanted)) for wanted in affordances],
@@ -280,10 +307,12 @@ class DrawnObjects(LightningDataModule):
     that show an affordance. Pictures vary in colours, size, turn, place and mirroring, new designs also in body and
     arrangement. Everything is a function of the seed.
 
-    ``task="concepts"`` teaches a model to draw existing concepts. A batch is ``prompt`` (captions, list of str),
+    ``task="concepts"`` teaches a model to draw existing concepts and, with ``nameless``, objects of random parts. A
+    batch is ``prompt`` (captions, list of str),
     ``image`` (float32 in [-1, 1], ``(batch, 3, size, size)``), ``concept``, ``index`` and ``draw``, which numbers
     the choice of a caption (int64, ``(batch,)``), and ``parts`` (bool, ``(batch, parts)``). A caption names the
-    concept, what it is used for, its parts, or only some of its affordances by the template.
+    concept, what it is used for, its parts, or only some of its affordances by the template; that of a nameless object
+    lists its parts, and its ``concept`` is -1.
 
     ``task="pairs"`` teaches it to compose affordances, in the order of a curriculum. A batch is ``prompt`` and
     ``affordances`` (lists), ``pos``, pictures of new designs that offer them (float32 in [-1, 1], ``(batch, 3, size,
@@ -299,9 +328,11 @@ class DrawnObjects(LightningDataModule):
         task: What to train on.
         image_size: Side of the pictures in pixels.
         num_images: Training pictures of existing concepts.
+        nameless: Training pictures of objects of one to three random parts, for ``task="concepts"``. With a
+            ``curriculum``, no two parts of one show a pair that it tests.
         validation_size: Validation pictures of existing concepts.
         positives: Pictures of new designs for each pair.
-        negatives: Pictures of existing concepts in an item.
+        negatives: Pictures of existing concepts in an item; with 0 there is nothing to contrast with.
         images_per_concept: Pictures of each existing concept to draw negatives from.
         epochs: Epochs of the curriculum; ``None`` takes the trainer's ``max_epochs``.
         mode: Order of the curriculum, see :class:`~datamodules.affordances.sampling.CurriculumSampler`.
@@ -334,6 +365,7 @@ class DrawnObjects(LightningDataModule):
         task: Literal["concepts", "pairs"] = "concepts",
         image_size: int = 32,
         num_images: int = 4096,
+        nameless: int = 0,
         validation_size: int = 256,
         positives: int = 3,
         negatives: int = 1,
@@ -356,9 +388,9 @@ class DrawnObjects(LightningDataModule):
             raise ValueError(f"template must have the place '{{affordances}}', got {template!r}.")
         self.save_hyperparameters()
         check_at_least(1, num_images=num_images, validation_size=validation_size, samples_per_pair=samples_per_pair)
-        check_at_least(1, positives=positives, negatives=negatives, images_per_concept=images_per_concept)
+        check_at_least(1, positives=positives, images_per_concept=images_per_concept)
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        check_at_least(0, num_workers=num_workers)
+        check_at_least(0, num_workers=num_workers, negatives=negatives, nameless=nameless)
         check_at_least(8, image_size=image_size)
         self._sets: dict[str, ConceptSet | PairSet] = {}
 
@@ -430,8 +462,14 @@ class DrawnObjects(LightningDataModule):
 
     def _concepts(self, name: str) -> ConceptSet:
         args = self.hparams
-        number = args["num_images"] if name == "train" else args["validation_size"]
-        return ConceptSet(number, args["image_size"], f"{args['seed']}/concepts/{name}", template=args["template"])
+        key, size, template = f"{args['seed']}/concepts/{name}", args["image_size"], args["template"]
+        if name == "test":
+            return ConceptSet(args["validation_size"], size, key, template=template)
+        tested = read_pairs(args["curriculum"], "test") if args["curriculum"] and args["nameless"] else []
+        withheld = [row["pos_prompts"] for row in tested]
+        return ConceptSet(
+            args["num_images"], size, key, template=template, nameless=args["nameless"], withheld=withheld
+        )
 
     def _pairs(self, name: str) -> PairSet:
         args = self.hparams

@@ -1,12 +1,14 @@
 """``lit-modules demo``: a method from end to end, offline, in minutes."""
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser
 
+from lit_modules.demos.record import Claim, Numbers, run_seeds
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.interrupts import stoppable
 
@@ -57,29 +59,27 @@ def demo(
         from_scratch: Train the models anew that the demonstration starts from, instead of loading the shipped ones.
     """
     path = Path(str(folder))
-    if method == "pgd":
-        from lit_modules.demos.pgd import CLAIMS, adversarial
-        from lit_modules.demos.record import run_seeds
+    weights = path / "weights" if from_scratch else None
+    claims: Sequence[Claim]
+    run: Callable[[Path, int], Numbers]
+    if from_scratch and method in ("ngdiff", "pgd"):
+        raise UsageError(f"The demonstration {method} starts from no shipped weights; leave out --from-scratch.")
+    if method == "ngdiff":
+        from lit_modules.demos import ngdiff
 
-        run_seeds(method, CLAIMS, adversarial, folder=path, seeds=range(seed, seed + seeds))
-        return
-    if method == "coda":
-        from lit_modules.demos import record
+        claims, run = ngdiff.CLAIMS, ngdiff.unlearning
+    elif method == "pgd":
+        from lit_modules.demos import pgd
+
+        claims, run = pgd.CLAIMS, pgd.adversarial
+    elif method == "synthia":
+        from lit_modules.demos.synthia import story as synthia
+
+        claims, run = synthia.CLAIMS, partial(synthia.affordances, from_scratch=from_scratch)
+    else:
         from lit_modules.demos.coda import models, story
 
-        weights = path / "weights" if from_scratch else None
         if weights is not None:
             models.train_models(weights)
-        run = partial(story.new_creatures, weights=weights)
-        record.run_seeds(method, story.CLAIMS, run, folder=path, seeds=range(seed, seed + seeds))
-        return
-    if method == "ngdiff":
-        from lit_modules.demos import ngdiff, record
-
-        record.run_seeds(method, ngdiff.CLAIMS, ngdiff.unlearning, folder=path, seeds=range(seed, seed + seeds))
-        return
-    if seeds != 1:  # until this branch calls `record.run_seeds(method, CLAIMS, run, folder=path, seeds=range(...))`
-        raise UsageError(f"The demonstration {method} takes one seed, got --seeds {seeds}.")
-    from lit_modules.demos.synthia import affordances
-
-    affordances(path, seed)
+        claims, run = story.CLAIMS, partial(story.new_creatures, weights=weights)
+    run_seeds(method, claims, run, folder=path, seeds=range(seed, seed + seeds))

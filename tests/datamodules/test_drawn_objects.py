@@ -1,4 +1,5 @@
 import json
+from itertools import permutations
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -131,6 +132,26 @@ def test_concept_batches() -> None:
     assert batch["prompt"] == other["prompt"]
     assert torch.equal(batch["image"], other["image"])
     assert sum(len(part["prompt"]) for part in data.val_dataloader()) == 18
+
+
+def test_nameless_objects_are_captioned_by_their_parts_and_show_no_tested_pair(curriculum: str) -> None:
+    pair = read_pairs(curriculum, "test")[0]["pos_prompts"]
+    data = DrawnObjects(curriculum, num_images=4, nameless=300, batch_size=8)
+    drawn = data.split("train")
+    batch = drawn[[(place, 0) for place in range(304)]]
+    assert batch["concept"].tolist() == [0, 1, 2, 3] + [-1] * 300
+    for prompt, mask in list(zip(batch["prompt"], batch["parts"], strict=True))[4:]:
+        parts = prompt.removeprefix("an object with ").split(", ")
+        assert sorted(parts) == [part for part, there in zip(PARTS, mask, strict=True) if there]
+        for one, two in permutations(parts, 2):
+            assert not (one in SEEN_BY[pair[0]] and two in SEEN_BY[pair[1]])
+    assert {int(mask.sum()) for mask in batch["parts"][4:]} == {1, 2, 3}
+    free = DrawnObjects(num_images=4, nameless=300).split("train")[[(place, 0) for place in range(304)]]
+    assert any(
+        one in SEEN_BY[pair[0]] and two in SEEN_BY[pair[1]]
+        for prompt in free["prompt"][4:]
+        for one, two in permutations(prompt.removeprefix("an object with ").split(", "), 2)
+    )
 
 
 def test_pair_batches_follow_the_curriculum(curriculum: str) -> None:

@@ -1,0 +1,1 @@
+"""Demonstration of Synthia on drawn objects."""
