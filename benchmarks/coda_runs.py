@@ -1,4 +1,4 @@
-"""How often a run embeds an image or a text, and how long a finished store takes.
+"""Number of embeddings of a run, and time that a finished store takes.
 
 A whole run with a tiny CLIP that transformers loads from a folder, and with stand-ins that answer and draw by rules;
 how often each image and each text went through the model. Then the finished store is gone through again.

@@ -1,4 +1,4 @@
-"""When CoDA helps and when it does not: the world of ``lit-modules demo coda`` with one thing changed at a time.
+"""Conditions under which CoDA helps: the world of ``lit-modules demo coda`` with one thing changed at a time.
 
     python benchmarks/coda_worlds.py --folder runs/coda_worlds --seeds 3
 

@@ -36,7 +36,7 @@ class MNIST(ImageDataModule):
     std = (0.3081,)
     parts: ClassVar[dict[str, str]] = {"train": "train", "test": "t10k"}
     folder: ClassVar[str] = "MNIST/raw"
-    """Where torchvision puts the files."""
+    """Folder that torchvision puts the files in."""
 
     def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Return images and labels of one part."""

@@ -39,7 +39,7 @@ class Scores:
 
     @property
     def all_shown(self) -> Tensor:
-        """Whether each picture shows all that was asked for, ``(rows, pictures)``."""
+        """Mask of the pictures that show all that was asked for, ``(rows, pictures)``."""
         return self.found.all(2)
 
     def shown(self) -> Interval:

@@ -69,7 +69,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the parts of the pairs come from.
+    """Sources of the parts of the pairs.
 
     Args:
         caption_endpoint: Language model that writes captions; ``None`` takes the templates.
@@ -141,7 +141,7 @@ class Preparation:
     """
 
     _directory: RunDirectory
-    """Where a run writes."""
+    """Files that a run writes."""
 
     def __init__(
         self,
