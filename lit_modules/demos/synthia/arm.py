@@ -18,8 +18,6 @@ TUNE = "synthia/drawn.yaml"
 PICTURES = {"held out": 8, "trained": 4, "one": 4}
 """Pictures of each row, by set."""
 BATCH = 96
-GUIDANCE = 7.5
-"""Scale of guidance, that of Stable Diffusion; of 3, 7.5, 12 and 20 the best on pairs that were trained on."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def draw_rows(model: Path, rows: Sequence[Mapping[str, Any]], pictures: int, see
 
     from lit_modules.synthia import PixelDiffusion, Synthia
 
-    module = Synthia(PixelDiffusion(str(model), guidance=GUIDANCE))
+    module = Synthia(PixelDiffusion(str(model)))
     prompts = [module.template.format(affordances=", ".join(row["pos_prompts"])) for row in rows]
     repeated = [prompt for prompt in prompts for _ in range(pictures)]
     batches = [repeated[start : start + BATCH] for start in range(0, len(repeated), BATCH)]

@@ -23,7 +23,7 @@ COLOURS = {
 }
 LEAD = ("frozen", "random order", "curriculum", REAL)
 """Arms of the row of pictures."""
-SHOWN = 3
+SHOWN = 2
 """Pictures of each arm in that row: the first ones, unselected."""
 PANELS = {
     "one": "one affordance asked for: shown",
@@ -52,7 +52,7 @@ def plot(path: Path, results: Results, pictures: "Mapping[str, Tensor]", rows: S
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6), layout="constrained", facecolor="white")
-    blocks: Any = figure.subfigures(2, 1, height_ratios=[1, 1.15], hspace=0.03)
+    blocks: Any = figure.subfigures(2, 1, height_ratios=[1, 1], hspace=0.02)
     _draw_pictures(blocks[0], results, pictures, rows)
     axes = blocks[1].subplots(1, len(PANELS), sharey=True)
     names = list(results)
@@ -138,6 +138,7 @@ def _draw_pictures(
             axis.imshow(pictures[name][pair, number].permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+            axis.set_anchor("N")
             for line, (word, found) in enumerate(
                 zip(wanted, results[name]["held out"].found[pair, number].tolist(), strict=True)
             ):

@@ -161,10 +161,10 @@ def _run_arms(demo: Demo, run: Any) -> None:
 def _print_table(console: Any, results: "dict[str, dict[str, Scores]]") -> None:
     from rich.table import Table
 
-    table = Table(title="Share of pictures that show all that was asked for; 95 % intervals over pairs")
-    for heading in ("", "one affordance", "both, trained pairs", "both, held-out pairs", "novelty if both"):
+    table = Table(title="Share of pictures that show all that was asked for, ± half a 95 % interval over pairs")
+    for heading in ("", "one", "trained pair", "held-out pair", "novelty if both"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, sets in results.items():
         values = [sets[key].shown() for key in ("one", "trained", "held out")] + [sets["held out"].novelty_if_shown()]
-        table.add_row(name, *(f"{value.mean:.3f} ({value.low:.2f}-{value.high:.2f})" for value in values))
+        table.add_row(name, *(f"{value.mean:.2f} ± {(value.high - value.low) / 2:.2f}" for value in values))
     console.print(table)
