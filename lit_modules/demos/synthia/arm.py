@@ -86,6 +86,7 @@ def run_arm(arm: Arm, world: World, seed: int, options: Sequence[str] = ()) -> s
         A line about it.
     """
     import torch
+    from safetensors.torch import save_file
 
     from lit_modules.demos.synthia.scores import score_pictures
     from lit_modules.demos.synthia.world import load_parts_recogniser
@@ -102,21 +103,22 @@ def run_arm(arm: Arm, world: World, seed: int, options: Sequence[str] = ()) -> s
             images = draw_rows(model, rows, PICTURES[name], seed)
             scores[name] = score_pictures(recogniser, images, rows).as_plain()
             if name == "held out":
-                with whole_file(folder / "pictures.pt") as part:
-                    torch.save((images * 255).round().byte(), part)
+                with whole_file(folder / "pictures.safetensors") as part:
+                    save_file({name: (images * 255).round().byte()}, part)
         write_whole(folder / "scores.json", json.dumps(scores) + "\n")
     return f"{arm.name}: done, {folder}"
 
 
 def read_arm(arm: Arm, world: World) -> "tuple[dict[str, Scores], Tensor]":
     """Return the scores of an arm by set, and its pictures of the held-out pairs, uint8."""
-    import torch
+    from safetensors.torch import load_file
 
     from lit_modules.demos.synthia.scores import Scores
 
     folder = world.folder / arm.slug
     plain = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    return {name: Scores.from_plain(values) for name, values in plain.items()}, torch.load(folder / "pictures.pt")
+    pictures = load_file(folder / "pictures.safetensors")["held out"]
+    return {name: Scores.from_plain(values) for name, values in plain.items()}, pictures
 
 
 def draw_rows(model: Path, rows: Sequence[Mapping[str, Any]], pictures: int, seed: int) -> "Tensor":
