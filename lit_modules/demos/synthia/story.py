@@ -58,7 +58,7 @@ CLAIMS = (
 def affordances(folder: Path, seed: int, from_scratch: bool = False) -> dict[str, float]:
     """Tune a model of drawn objects in several ways, draw held-out pairs of affordances, and show what came of it.
 
-    Two arms run at a time, each on one core.
+    The arms run side by side, a process and a thread each, so that none waits while a core is idle.
 
     Args:
         folder: Folder of the run.
@@ -150,10 +150,10 @@ def draw_real(world: "World", seed: int) -> "tuple[dict[str, Scores], Tensor]":
 
 
 def _run_arms(demo: Demo, run: Any) -> None:
-    """Run the arms, two at a time, the longest first."""
+    """Run the arms side by side."""
     from lit_modules.demos.synthia.arm import ARMS
 
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(len(ARMS), mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(run, arm) for arm in reversed(ARMS)]):
             demo.console.print(future.result(), markup=False)
 
