@@ -21,6 +21,7 @@ from statistics import fmean, stdev
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datamodules import DrawnObjects
 from datamodules.affordances.loaders import TEMPLATE
@@ -89,7 +90,7 @@ class PartDenoiser(nn.Module):
         self.enter, self.leave = nn.Linear(len(DATA.parts), width), nn.Linear(width, len(DATA.parts))
         self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
         attention = {"kdim": WORDS.word_width, "vdim": WORDS.word_width, "batch_first": True}
-        self.attend = nn.ModuleList(nn.MultiheadAttention(width, num_heads, **attention) for _ in range(2))  # type: ignore[arg-type]
+        self.attend = nn.ModuleList(nn.MultiheadAttention(width, num_heads, **attention) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
         self.feed = nn.ModuleList(
             nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)) for _ in range(2)
@@ -124,9 +125,8 @@ def fit(
     """Train by flow matching with the contrastive objective; the network ends with averaged weights."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
     schedule = StagedLR(optimizer, steps=stages)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
-    )
+    average = get_ema_multi_avg_fn(0.99)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(network, multi_avg_fn=average)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(sum(stages)):
         items = batches()
@@ -139,7 +139,8 @@ def fit(
             clean: Tensor, noise: Tensor = noise, times: Tensor = times, words: dict[str, Tensor] = words
         ) -> Tensor:
             noised = (1 - times)[:, None] * clean + times[:, None] * noise
-            return (network(noised, times, words) - (noise - clean)).square().mean(1)
+            wrong: Tensor = (network(noised, times, words) - (noise - clean)).square().mean(1)
+            return wrong
 
         negatives = torch.empty(len(items), 0)
         if objective.negative_weight:
