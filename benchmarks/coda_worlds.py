@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lit_modules.demos.coda.models import write_models
-from lit_modules.demos.coda.story import ask
-from lit_modules.demos.coda.update import Accuracies, cell, interval, pair_accuracies
+from lit_modules.demos.coda.update import UNTAUGHT, Accuracies, ask, cell, interval, pair_accuracies
 from lit_modules.demos.coda.world import MOST_SYNTHETIC, World, augment, draw_world
 from lit_modules.demos.stages import Demo
 from lit_modules.utils.files import write_whole
@@ -38,7 +37,8 @@ def run(world: World, folder: Path, seed: int) -> Accuracies:
     pairs = [(pair.target.name, pair.confusable.name) for pair in world.data(folder / "data", seed).pairs]
     for row in ROWS[1:]:
         augment(world, row, folder, models=folder / "models", seed=seed)
-    answers = ask(demo, world, folder, ROWS, (MOST_SYNTHETIC,), seed=seed)
+    cells = [(row, MOST_SYNTHETIC) for row in (UNTAUGHT, *ROWS)]
+    answers = ask(world, folder, cells, seed=seed, console=demo.console)
     return {name: pair_accuracies(row, pairs) for name, row in answers.items()}
 
 

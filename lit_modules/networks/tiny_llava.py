@@ -91,6 +91,7 @@ def build_llava(
             "model_type": "llama",
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
+            "initializer_range": 128**-0.5,  # with 0.02, that of wide models, so narrow a one takes twice the steps
             "intermediate_size": 320,
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
@@ -103,7 +104,7 @@ def build_llava(
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=[[side, side]],
         vision_feature_layer=-2,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,  # an answer that repeats a name of the question is learned sooner
     )
     model = LlavaNextForConditionalGeneration(config)
     tower = model.model.vision_tower
@@ -166,9 +167,11 @@ def train_llava(
         total = 0.0
         optimizer.zero_grad()
         for batch, right, weight in zip(batches, labels, weights, strict=True):
-            logits = model(**batch, use_cache=False).logits[:, :-1]
-            losses_of = F.cross_entropy(logits.flatten(0, 1), right.flatten(), reduction="none")
-            loss = (losses_of * weight.flatten()).sum() / whole
+            first = int((right != _IGNORED).any(0).nonzero()[0])  # logits before the first answer are not computed
+            keep = right.shape[1] - first + 1
+            logits = model(**batch, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+            losses_of = F.cross_entropy(logits.flatten(0, 1), right[:, first:].flatten(), reduction="none")
+            loss = (losses_of * weight[:, first:].flatten()).sum() / whole
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -2,18 +2,20 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 from datamodules import DrawnSpecies
 from datamodules.drawn.creatures import ATTRIBUTES, attributes_in
 from lit_modules.cli import main
 from lit_modules.coda.augmentation.features import FeatureKind, feature_request
 from lit_modules.coda.core.concepts import Concept
-from lit_modules.demos.coda import models, page, story, update, world
+from lit_modules.demos.coda import lessons, models, page, story, update, world
 from lit_modules.demos.coda.field_guide import FieldGuide
-from lit_modules.demos.coda.update import UNTAUGHT, cell, interval, pair_accuracies
+from lit_modules.demos.coda.update import LLAVA, LLAVA_ROWS, UNTAUGHT, cell, interval, pair_accuracies
 from lit_modules.demos.coda.world import AUGMENTED, World, draw_world, drawn_folder, store_folder
 from lit_modules.demos.shipped import SHIPPED, load_weights
 
@@ -87,18 +89,84 @@ def test_shipped_models_see_attributes_of_creatures_and_are_small(tmp_path: Path
     clip, processor = AutoModel.from_pretrained(tmp_path / "clip"), auto.from_pretrained(tmp_path / "clip")
     right = attribute_accuracy(clip, processor, *models.draw_creatures(200, seed=7), phrases=models.PHRASES)
     assert sum(right) / len(right) > 0.85  # 0.91 in 1,000; a tokenizer that numbers tokens otherwise would leave chance
-    assert sum(path.stat().st_size for path in Path(str(SHIPPED)).glob("coda/*.safetensors")) < 3e6
+    sizes = {path.name: path.stat().st_size for path in Path(str(SHIPPED)).glob("*/*.safetensors")}
+    assert sizes["clip.safetensors"] + sizes["resnet.safetensors"] < 3e6
+    assert sum(sizes.values()) < 8e6
+
+
+def test_shipped_llava_answers_about_new_pictures_with_the_tower_of_the_clip(tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+    models.write_models(tmp_path)
+    auto: Any = AutoProcessor
+    llava = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava")
+    clip = AutoModel.from_pretrained(tmp_path / "clip").vision_model.state_dict()
+    tower = llava.model.vision_tower.state_dict()
+    assert tower
+    assert all(torch.equal(value, clip[name]) for name, value in tower.items())
+    processor = auto.from_pretrained(tmp_path / "llava")
+    shares = models.answered(llava, processor, *models.draw_creatures(200, seed=7), number=100)
+    assert shares["describe"] > 0.8
+    assert shares["context"] > 0.8
+    assert shares["kind"] > 0.8
 
 
 def test_models_from_scratch_take_the_form_of_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in (("PICTURES", 20), ("CLIP_STEPS", 2), ("RESNET_STEPS", 2)):
+    for name, number in (("PICTURES", 20), ("CLIP_STEPS", 2), ("RESNET_STEPS", 2), ("LLAVA_STEPS", (1, 1))):
         monkeypatch.setattr(models, name, number)
     models.train_models(tmp_path / "weights")
     models.write_models(tmp_path / "models", tmp_path / "weights")
-    for name in ("coda/clip", "coda/resnet"):
+    for name in ("coda/clip", "coda/resnet", "coda/llava"):
         own, shipped = load_weights(name, tmp_path / "weights"), load_weights(name)
         assert {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in shipped.items()}
     models.write_models(tmp_path / "models", tmp_path / "none")  # what is there stays
+    monkeypatch.setattr(models, "draw_creatures", None)
+    models.train_models(tmp_path / "weights")  # likewise
+
+
+def test_lessons_have_one_right_answer() -> None:
+    random = Random(0)
+    values = [[random.randrange(len(group)) for group in models.PHRASES] for _ in range(30)]
+    teacher, strangers = lessons.Lessons(values), 0
+    assert not {*teacher.kinds} & {*lessons.NAMES}
+    for _ in range(200):
+        lesson = teacher.draw("context", random)
+        look = [group[value] for group, value in zip(models.PHRASES, values[lesson.image or 0], strict=True)]
+        *lines, question = lesson.question.split("\n")
+        features = {name: listed.rstrip(".").split(", ") for name, listed in (line.split(": ") for line in lines)}
+        assert f"{' or '.join(features)}. Answer" in question
+        assert [name for name, listed in features.items() if {*listed} <= {*look}] == [lesson.answer]
+        lesson = teacher.draw("kind", random)
+        shown = values[lesson.image or 0]
+        (first, second) = re.findall(r"categories: (.+) or (.+)\. Answer", lesson.question)[0]
+        signs = {
+            name: {shown[place] == value for place, value in teacher.kinds[name].items()}
+            for name in (first, second)
+            if name in teacher.kinds
+        }
+        strangers += len(signs) == 1
+        assert signs.get(lesson.answer, {True}) == {True}
+        assert all(each == {False} for name, each in signs.items() if name != lesson.answer)
+    assert 40 < strangers < 95
+
+
+def test_questions_of_the_update_are_in_the_form_of_the_lessons(data: DrawnSpecies, tmp_path: Path) -> None:
+    features = tmp_path / "features.json"
+    pair = data.pairs[0]
+    sides = [(pair.target.name, pair.confusable.name), (pair.confusable.name, pair.target.name)]
+    listed = [{"target": one, "confusable": other, "features": ["two horns", "a beak"]} for one, other in sides]
+    features.write_text(json.dumps(listed))
+    told = World().data(data.root, 0, features=str(features), feature_context=True)
+    told.setup("test")
+    _, processor = models.build_llava(*models.build_clip())
+    batch = next(iter(told.test_dataloader()))
+    for prompt, (first, second) in zip(batch["prompt"], batch["options"], strict=True):
+        tokens = processor.tokenizer.tokenize(prompt)
+        if "\n" in prompt:
+            assert tokens[:7] == [first[:3], first[3:], ": ", "two horns", ", ", "a beak", ".\n"]
+            tokens = tokens[14:]
+        assert tokens[1:6] == [first[:3], first[3:], " or ", second[:3], second[3:]]
+        assert len(tokens) == 7
 
 
 def test_models_are_trained_anew_where_the_command_line_asks_for_it(
@@ -162,6 +230,10 @@ def test_the_page_shows_each_pair_with_features_and_answers(run: tuple[Path, dic
     assert (folder / "report.png").stat().st_size < 300_000
     assert (folder / "stages.html").is_file()
     assert numbers["before the update 5:0"] <= 1
+    assert all(row.removeprefix(LLAVA) in text for row in LLAVA_ROWS)
+    asked = {name: values for name, values in results["accuracies"].items() if name.startswith(LLAVA)}
+    assert [*asked] == [cell(row, world.MOST_SYNTHETIC) for row in LLAVA_ROWS]
+    assert all(len(values) == 3 and 0 <= min(values) <= max(values) <= 1 for values in asked.values())
 
 
 def test_answers_are_scored_by_pairs() -> None:
@@ -173,7 +245,8 @@ def test_answers_are_scored_by_pairs() -> None:
 
 
 def accuracies(gain: Sequence[float]) -> dict[str, list[float]]:
-    names = {cell(row, synthetic) for row in (UNTAUGHT, *update.ROWS) for synthetic in update.AMOUNTS}
+    rows = (UNTAUGHT, *update.ROWS, *LLAVA_ROWS)
+    names = {cell(row, synthetic) for row in rows for synthetic in update.AMOUNTS}
     return {name: [0.5 + (name == "contrast 5:5") * value for value in gain] for name in names}
 
 

@@ -11,6 +11,8 @@ from lit_modules.coda.core.concepts import safe_name
 from lit_modules.datamodules import drawn
 from lit_modules.demos.coda.update import (
     AMOUNTS,
+    LLAVA,
+    LLAVA_ROWS,
     REAL,
     ROWS,
     UNTAUGHT,
@@ -105,25 +107,41 @@ def draw_figure(path: Path, folder: Path, pairs: Sequence[tuple[str, str]], answ
 
 
 def _draw_bars(figure: Any, accuracies: Mapping[str, list[float]]) -> None:
-    axes = figure.subplots()
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[len(ROWS), len(LLAVA_ROWS)])
     height = 0.38
     for row, name in enumerate(ROWS):
         for bar, synthetic in enumerate(AMOUNTS):
             if name == REAL and bar:
                 continue
-            values = accuracies[cell(name, synthetic)]
-            low, high = interval(values)
-            mean, at = fmean(values), row + (0 if name == REAL else (bar - 0.5) * height)
-            colour = "#969696" if name == REAL else COLOURS[bar]
-            axes.barh(at, 100 * mean, height, color=colour, label="" if row != 1 else f"+ {synthetic} further")
-            axes.errorbar(100 * mean, at, xerr=[[100 * (mean - low)], [100 * (high - mean)]], color="black", capsize=3)
-            axes.annotate(f"{100 * mean:.0f}", (51, at), va="center", fontsize=9, color="white" if bar else "black")
+            at = row + (0 if name == REAL else (bar - 0.5) * height)
+            colour, label = "#969696" if name == REAL else COLOURS[bar], "" if row != 1 else f"+ {synthetic} further"
+            _draw_bar(above, accuracies[cell(name, synthetic)], at, height=height, color=colour, label=label)
+    for row, name in enumerate(LLAVA_ROWS):
+        colour = COLOURS[1] if row > 1 else "#969696"
+        _draw_bar(below, accuracies[cell(name, MOST_SYNTHETIC)], row, height=0.6, color=colour)
     labels = {REAL: f"{SHOTS} {REAL} pictures alone", "CoDA": "CoDA: contrast +\nD + G + verification"}
-    axes.set_yticks(range(len(ROWS)), [labels.get(row, row) for row in ROWS])
+    _name_rows(above, [labels.get(row, row) for row in ROWS])
+    _name_rows(below, [row.removeprefix(LLAVA) for row in LLAVA_ROWS])
+    below.set(xlim=(45, 101), xlabel="accuracy, % (50: guessing); lines: 95 % interval over 12 pairs")
+    above.legend(loc="lower right", ncols=2, bbox_to_anchor=(1.0, 0.99), frameon=False, fontsize=9)
+    title = f"What joins {SHOTS} real pictures of each creature;\nequal optimisation steps"
+    figure.suptitle(title, fontsize=11)
+    above.set_title("ResNet", loc="left", fontsize=10)
+    below.set_title(f"LLaVA-NeXT; + {MOST_SYNTHETIC} further", loc="left", fontsize=10)
+
+
+def _draw_bar(axes: Any, values: Sequence[float], at: float, **style: Any) -> None:
+    """Draw the mean accuracy of a cell with its interval."""
+    mean, (low, high) = fmean(values), interval(values)
+    axes.barh(at, 100 * mean, **style)
+    axes.errorbar(100 * mean, at, xerr=[[100 * (mean - low)], [100 * (high - mean)]], color="black", capsize=3)
+    dark = style["color"] == COLOURS[1]
+    axes.annotate(f"{100 * mean:.0f}", (46, at), va="center", fontsize=9, color="white" if dark else "black")
+
+
+def _name_rows(axes: Any, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set(xlim=(50, 101), xlabel="accuracy, % (50: guessing); lines: 95 % interval over 12 pairs")
-    axes.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.4, -0.09), frameon=False)
-    axes.set_title(f"What joins {SHOTS} real pictures of each creature;\nequal optimisation steps", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -197,6 +215,7 @@ def write_page(path: Path, folder: Path, pairs: Sequence[tuple[str, str]], answe
         "amounts": [f"{SHOTS}:{synthetic}" for synthetic in (0, *AMOUNTS)],
         "rows": table(SHOWN_ROWS),
         "all_rows": table((UNTAUGHT, *ROWS)),
+        "image_text_rows": table(LLAVA_ROWS),
         "pairs": shown,
         "typical": typical_pair(pairs, answers),
     }

@@ -1,19 +1,19 @@
-"""``lit-modules demo coda``: a classifier is taught creatures that it could tell apart by their habitat alone."""
+"""``lit-modules demo coda``: two models are taught creatures that they could tell apart by their habitat alone."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from lit_modules.demos.coda.models import write_models
 from lit_modules.demos.coda.update import (
     AMOUNTS,
+    LLAVA,
+    LLAVA_ROWS,
     REAL,
     ROWS,
     UNTAUGHT,
     Accuracies,
-    Answers,
-    answers_after,
+    ask,
     cell,
     interval,
     pair_accuracies,
@@ -44,13 +44,25 @@ COMPARED = (
     ("Discriminability (D) adds to contrast.", "contrast + D", "contrast", MOST_SYNTHETIC),
     ("Generability (G) adds to contrast and D.", "contrast + D + G", "contrast + D", MOST_SYNTHETIC),
     ("Verification adds to contrast, D and G.", "CoDA", "contrast + D + G", MOST_SYNTHETIC),
+    (
+        "Five pictures of CoDA help the image-text model over real ones alone.",
+        f"{LLAVA}CoDA",
+        LLAVA + REAL,
+        MOST_SYNTHETIC,
+    ),
+    (
+        "Five pictures of CoDA help the image-text model over five of plain features.",
+        f"{LLAVA}CoDA",
+        f"{LLAVA}no contrast",
+        MOST_SYNTHETIC,
+    ),
 )
 """Claim, better row, worse row, and synthetic pictures of each concept."""
 CLAIMS = tuple(_gain(text, better, worse, synthetic) for text, better, worse, synthetic in COMPARED)
 
 
 def new_creatures(folder: Path, seed: int, weights: Path | None = None) -> Numbers:
-    """Draw a world, make synthetic pictures of its new creatures, teach a classifier with them, and ask it.
+    """Draw a world, make synthetic pictures of its new creatures, teach two models with them, and ask these.
 
     Args:
         folder: Folder of the run.
@@ -78,8 +90,10 @@ def new_creatures(folder: Path, seed: int, weights: Path | None = None) -> Numbe
         totals = [sum(getattr(unit, column) for unit in result.units) for column in columns]
         line = "{}: {} features, {} of them in prompts, {} pictures, {} accepted"
         demo.console.print(line.format(row, *totals), markup=False)
-    demo.console.rule("3 of 3: update the classifier, and ask it about other pictures")
-    answers = ask(demo, world, folder, ROWS, AMOUNTS, seed=seed)
+    demo.console.rule("3 of 3: update a classifier and an image-text model, and ask them about other pictures")
+    cells = [(row, synthetic) for row in (UNTAUGHT, *ROWS) for synthetic in AMOUNTS]
+    cells += [(row, MOST_SYNTHETIC) for row in LLAVA_ROWS]
+    answers = ask(world, folder, cells, seed=seed, console=demo.console)
     accuracies = {name: pair_accuracies(row, pairs) for name, row in answers.items()}
     write_whole(folder / "results.json", json.dumps({"pairs": pairs, "accuracies": accuracies}, indent=1) + "\n")
     draw_figure(folder / "report.png", folder, pairs, answers)
@@ -89,19 +103,6 @@ def new_creatures(folder: Path, seed: int, weights: Path | None = None) -> Numbe
     print_table(demo, accuracies)
     demo.finish(f"Report: {folder / 'report.html'}; picture: {folder / 'report.png'}; stages: {folder / 'stages.html'}")
     return numbers_of(accuracies)
-
-
-def ask(
-    demo: Demo, world: World, folder: Path, rows: Sequence[str], amounts: Sequence[int], *, seed: int
-) -> dict[str, Answers]:
-    """Return the answers after the update of each row and amount, and of the classifier that was taught nothing."""
-    from rich.progress import track
-
-    cells = {cell(row, synthetic): (row, synthetic) for row in (UNTAUGHT, *rows) for synthetic in amounts}
-    return {
-        name: answers_after(world, row, folder, model=folder / "models" / "resnet", synthetic=synthetic, seed=seed)
-        for name, (row, synthetic) in track(cells.items(), "updates", console=demo.console)
-    }
 
 
 def numbers_of(accuracies: Accuracies) -> Numbers:
@@ -124,7 +125,7 @@ def print_table(demo: Demo, accuracies: Accuracies) -> None:
     table.add_column("what joins five real pictures", no_wrap=True)
     for synthetic in (0, *AMOUNTS):
         table.add_column(f"{SHOTS}:{synthetic}")
-    for row in (UNTAUGHT, *ROWS):
+    for row in (UNTAUGHT, *ROWS, *LLAVA_ROWS):
         names = [f"{row} {SHOTS}:{synthetic}" for synthetic in (0, *AMOUNTS)]
         table.add_row(row, *(percent(accuracies[name]) if name in accuracies else "" for name in names))
     demo.console.print(table, markup=False)
