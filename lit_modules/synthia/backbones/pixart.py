@@ -34,7 +34,7 @@ class PixArtSigma(InjectedBackbone):
     pipeline_name: ClassVar[str] = "PixArtSigmaPipeline"
     network_part: ClassVar[str] = "transformer"
     least_multiple: ClassVar[int] = 16
-    call_options: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False}
+    call_options: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False, "negative_prompt": None}
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 def recompute(blocks: Iterable[nn.Module]) -> None:
     """Let each block keep its inputs alone, and run again in the backward pass."""
     for block in blocks:
-        block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(_recomputed, block.forward)
 
 
 def _recomputed(forward: Any, *inputs: Any, **options: Any) -> Any:

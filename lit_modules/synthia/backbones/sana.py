@@ -38,7 +38,7 @@ class Sana(FlowBackbone):
     least_multiple: ClassVar[int] = 32
     lora_targets: ClassVar[tuple[str, ...]] = Backbone.lora_targets
     longest_prompt: ClassVar[int] = 300
-    call_options: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False}
+    call_options: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False, "negative_prompt": None}
 
     def __init__(
         self,

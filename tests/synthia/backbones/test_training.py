@@ -141,7 +141,7 @@ SETTINGS: list[dict[str, Any]] = [
     ("name", "settings"),
     [
         *(("sdxl", settings) for settings in SETTINGS),
-        *((name, SETTINGS[0]) for name in ("stable_diffusion", "stable_diffusion3", "flux")),
+        *((name, SETTINGS[0]) for name, (_, pipeline) in ADAPTERS.items() if pipeline and name != "sdxl"),
     ],
     ids=str,
 )

@@ -48,4 +48,3 @@ def test_prompts_keep_their_length_in_the_cache_and_do_not_depend_on_their_batch
             assert {name: value.shape[:2] for name, value in alone.items()} == dict.fromkeys(alone, (1, lengths[row]))
             answer = backbone.denoise(latents[row : row + 1], times[row : row + 1], alone)
             torch.testing.assert_close(answers[row : row + 1], answer, atol=1e-5, rtol=1e-4)
-
