@@ -12,8 +12,8 @@ from lit_modules.coda.core.conversations import encode, render
 from lit_modules.coda.core.image_text_models import generate
 from lit_modules.metrics.few_shot import PairAccuracy
 from lit_modules.synthia.judge.models import LocalJudge
-from tests.coda.tiny_llava import TEMPLATE, picture, processor, write
 from tests.coda.test_updating import Data, make, rows, scores_of, trainer
+from tests.coda.tiny_llava import TEMPLATE, picture, processor, write
 
 ALWAYS = "<|assistant|><think>\n"
 SWITCH = (

@@ -184,9 +184,10 @@ def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, *, co
             if number < images or (number > images and name != "pixel_values"):
                 raise ValueError(f"The processor made {number} images of {images}; see its {name}.")
             break
-    token = getattr(processor, "image_token_id", None)
-    if token is None:
-        token = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    # the token whose place an image takes; some processors write it for another one, as Ovis2's does
+    owners = [owner for owner in (config, processor) if getattr(owner, "image_token_id", None) is not None]
+    token = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    token = owners[0].image_token_id if owners else token
     counts = (batch["input_ids"] == token).sum(1).tolist()
     if not all(counts):
         raise ValueError(f"Row {counts.index(0)} of the batch has no image token, so its image would not be seen.")
@@ -232,8 +233,8 @@ def check_processor(processor: Any, config: Any) -> None:
     """
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise ValueError(
-            f"A model of the kind {config.model_type!r} is an encoder-decoder, and answers are trained and read as what "
-            "follows a question; give a model whose text part is a decoder alone, such as PaliGemma, BLIP-2 with OPT or "
+            f"A model of the kind {config.model_type!r} is an encoder-decoder, and an answer must be what follows "
+            "a question; give a model whose text part is a decoder alone, such as PaliGemma, BLIP-2 with OPT or "
             "Qwen2.5-VL."
         )
     plain_prompt(processor)
