@@ -132,7 +132,12 @@ def qwen2_5_vl() -> Pair:
 
 
 def qwen3_vl() -> Pair:
-    vision = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 16}
+    vision: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+    }
     vision |= {"deepstack_visual_indexes": [0, 1]}
     sizes = {"shortest_edge": 1024, "longest_edge": 4096}
     return qwen("Qwen3VL", {"patch_size": 16, "size": sizes}, vision, head_dim=8)
@@ -258,7 +263,12 @@ def mllama() -> Pair:
     )
     template = chat("<|image|>", "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")
     images = T.MllamaImageProcessor(size=SQUARE, max_image_tiles=4)
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_global_layers": 2}
+    vision: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_global_layers": 2,
+    }
     vision |= {"attention_heads": 2, "image_size": SIDE, "patch_size": PATCH, "max_num_tiles": 4}
     vision |= {"intermediate_layers_indices": [0, 1], "vision_output_dim": 48}
     ratios = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]
@@ -359,7 +369,7 @@ def deepseek_vl() -> Pair:
 
 
 def llama4() -> Pair:
-    marks = ("<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>")
+    marks: tuple[str, ...] = ("<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>")
     marks += ("<|tile_y_separator|>", "<|header_start|>", "<|header_end|>")
     words = tokenizer(*marks, ends=("<|begin_of_text|>", "<|eot|>", "<|finetune_right_pad|>"))
     index = words.convert_tokens_to_ids
@@ -524,7 +534,7 @@ def instructblip() -> Pair:
 
 
 def blip2_t5() -> Pair:
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 400}
+    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 400}
     return blip2(model_type="t5", **sizes)
 
 
