@@ -16,7 +16,7 @@ from lit_modules.utils.files import write_whole
 STEPS, BATCH = 120, 20
 """Optimisation steps of every row, however many pictures it has, and pictures of a step."""
 RATE, HEAD_RATE = 5e-4, 5e-3
-LLAVA_RATE = 2e-3
+LLAVA_RATE = 6e-3
 UNTAUGHT, REAL = "before the update", "real"
 ROWS = (REAL, "crop", "flip", *AUGMENTED)
 """Rows of the table: what joins the five real pictures of each concept."""
