@@ -1,5 +1,6 @@
 """Thinking of a model before its answer, which is no part of the answer."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,17 @@ def without_thoughts(text: str) -> str:
             text = inner.partition(end)[2]
         text = "".join((*kept, text)).rpartition(end)[2]  # the question may have opened the thought
     return text.strip()
+
+
+def leading_thought(text: str) -> str:
+    r"""Return the empty thought, or the end of an open one, with which a text begins; nothing if there is none.
+
+    Example:
+        >>> leading_thought("<think>\n\n</think>\n\nPuff Adder"), leading_thought("Puff Adder")
+        ('<think>\n\n</think>\n\n', '')
+    """
+    patterns = (rf"\s*({re.escape(begin)})?\s*{re.escape(end)}\s*" for begin, end in _THOUGHTS)
+    return next((match[0] for pattern in patterns if (match := re.match(pattern, text))), "")
 
 
 def opened_thought(question: str) -> tuple[str, str] | None:
