@@ -100,8 +100,10 @@ def test_a_named_model_is_quantised_when_it_is_loaded(
     options = {"quantization_config": quantization(), "device_map": accelerator}
 
     def module(model: Path = base, **arguments: Any) -> Any:
+        built = bench.build(method, str(model), model_kwargs=options, **arguments)
         torch.manual_seed(0)
-        return bench.build(method, str(model), model_kwargs=options, **arguments)
+        built.configure_model()
+        return built
 
     def fit(trained: Any, epochs: int, checkpoint: str | None = None) -> None:
         trainer = bench.trainer([SavePretrained(str(tmp_path / "adapter"))], accelerator=accelerator, max_epochs=epochs)
@@ -109,7 +111,6 @@ def test_a_named_model_is_quantised_when_it_is_loaded(
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
 
     def logits(any_module: Any) -> Any:
-        any_module.configure_model()
         network = any_module.model.eval()
         with torch.no_grad():
             return network(input_ids=bench.forget["input_ids"].to(network.device)).logits.cpu()
@@ -117,7 +118,6 @@ def test_a_named_model_is_quantised_when_it_is_loaded(
     with pytest.raises(ValueError, match=r"are quantised, so \w+ cannot train them; give a peft_config"):
         fit(module(), 1)
     first, whole = module(peft_config=lora(r=4)), module(peft_config=lora(r=4))
-    whole.configure_model()
     weights, untouched = model_hash(whole.model), logits(whole)
     assert all(
         parameter.dtype == torch.float32 and "lora_" in name
