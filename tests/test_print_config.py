@@ -42,6 +42,10 @@ ADDED: set[str] = {
     ),
     "lit_modules.callbacks.AdaptiveLR.rule",
     "lit_modules.*.model_kwargs",
+    *(
+        f"lit_modules.datamodules.{kind}.download"
+        for kind in ("FewShotPairs", "NovelSpecies", "INaturalistPairs", "SUNPairs")
+    ),
 }
 """Addresses of new options."""
 CHANGED: dict[str, Any] = {
