@@ -101,6 +101,8 @@ class PixelClassifier(nn.Module):
         self.resize = resize
         self.flip_channels = own.flip_channels
         self.normalise = nn.Identity() if mean is None or std is None else Normalise(mean, std)
+        # where a network over several devices takes its input; offloaded parameters are on meta
+        self.normalise.to(next((p.device for p in network.parameters() if not p.is_meta), None))
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
@@ -153,7 +155,7 @@ class TransformersClassifier(PixelClassifier):
         options: dict[str, Any] = {"dtype": torch.float32}
         if num_classes is not None:
             options |= {"num_labels": _checked_classes(num_classes), "ignore_mismatched_sizes": True}
-        network = _load_transformers(model, options | (model_kwargs or {}))
+        network = load_image_classifier(model, **options | (model_kwargs or {}))
         # a configuration without the number of channels, as of CLIP, has three
         channels = getattr(network.config, "num_channels", 3)
         preprocessing = _processor_of(model, channels) if mean is None else None
@@ -344,7 +346,16 @@ def _checked_classes(num_classes: int) -> int:
     return num_classes
 
 
-def _load_transformers(name: str, options: dict[str, Any]) -> Any:
+def load_image_classifier(name: str, **options: Any) -> Any:
+    """Load an image classifier of transformers, in evaluation mode.
+
+    Args:
+        name: Name on the Hugging Face hub, or folder.
+        options: Arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: If it does not load, or its weights are more than tensors.
+    """
     from transformers import AutoModelForImageClassification
 
     auto: Any = AutoModelForImageClassification

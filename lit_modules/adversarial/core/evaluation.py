@@ -404,11 +404,11 @@ def classify(classifier: nn.Module, images: Tensor, runs: Sequence[AttackRun]) -
 
 
 def check_width(logits: Tensor, num_classes: int | None) -> None:
-    """Refuse logits that are not of the data's classes, of which ``num_classes`` is the number; ``None`` if not known."""
+    """Refuse logits that are not as many as the data has classes; ``None``, if that is not known, passes."""
     if num_classes is not None and num_classes != logits.shape[1]:
         raise ValueError(
-            f"The classifier gives {logits.shape[1]} logits, and the data has {num_classes} classes, so labels and logits "
-            "mean different classes; give the classifier as many classes, or the data all classes of the classifier."
+            f"The classifier gives {logits.shape[1]} logits, and the data has {num_classes} classes, so labels "
+            "and logits mean different classes; give the classifier as many, or the data all those of the classifier."
         )
 
 
