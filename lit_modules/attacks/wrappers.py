@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_modules.attacks.engine.checks import check_count, check_positive
 from lit_modules.attacks.engine.random import SampleRandom
 from lit_modules.attacks.engine.state import Model
-from lit_modules.utils.logits import take_logits
+from lit_modules.utils.classifiers import take_logits
 
 
 class EOT(nn.Module):

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from lit_modules.networks.normalisation import Normalise
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.checkpoints import only_tensors
+from lit_modules.utils.classifiers import input_device, take_logits
 from lit_modules.utils.errors import first_line
-from lit_modules.utils.logits import take_logits
 from lit_modules.utils.model_modes import release_modes
 from lit_modules.utils.suggestions import did_you_mean
 
@@ -101,8 +101,9 @@ class PixelClassifier(nn.Module):
         self.resize = resize
         self.flip_channels = own.flip_channels
         self.normalise = nn.Identity() if mean is None or std is None else Normalise(mean, std)
-        # where a network over several devices takes its input; offloaded parameters are on meta
-        self.normalise.to(next((p.device for p in network.parameters() if not p.is_meta), None))
+        device = input_device(network.parameters())
+        if device is not None:
+            self.normalise.to(device)
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:

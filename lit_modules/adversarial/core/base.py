@@ -23,7 +23,7 @@ from lit_modules.attacks.engine.checks import check_bounds, check_classes
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
 from lit_modules.utils.arguments import Unpack
-from lit_modules.utils.logits import take_logits
+from lit_modules.utils.classifiers import take_logits
 from lit_modules.utils.model_modes import release_modes
 from lit_modules.utils.precision import check_precision
 from lit_modules.utils.random_state import random_state, set_random_state

@@ -13,7 +13,7 @@ from lit_modules.attacks.engine.checks import Radius, audit_perturbation, check_
 from lit_modules.attacks.engine.losses import Loss, check_per_sample
 from lit_modules.attacks.engine.norms import per_sample, project, project_l1_box
 from lit_modules.attacks.engine.random import SampleRandom
-from lit_modules.utils.logits import take_logits
+from lit_modules.utils.classifiers import input_device, take_logits
 from lit_modules.utils.model_modes import modules_of
 
 Model = Callable[[Tensor], Tensor]
@@ -50,10 +50,9 @@ class Oracle:
         modules = modules_of(model)
         parameters = [p for module in modules for p in module.parameters(recurse=False) if p.is_floating_point()]
         self.own_dtype = parameters[0].dtype if parameters else samples.dtype
-        # a callable that is no module places its input itself; accelerate keeps offloaded parameters on meta and moves
-        # the input of such a module itself
-        placed = [p.device for p in parameters if not p.is_meta] if isinstance(model, nn.Module) else []
-        self.device = placed[0] if placed else samples.device
+        # a callable that is no module places its input itself
+        device = input_device(parameters) if isinstance(model, nn.Module) else None
+        self.device = samples.device if device is None else device
         self._settled = False
         self._probe = (
             probe

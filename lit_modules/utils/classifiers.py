@@ -1,8 +1,21 @@
-"""Logits in the output of a classifier, whichever library it comes from."""
+"""Input and output of a classifier, whichever library it comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
+
+
+def input_device(tensors: Iterable[Tensor]) -> torch.device | None:
+    """Return the device where a model takes its input: that of the first of its parameters, or of other tensors given.
+
+    Tensors on meta do not count: accelerate keeps there what it has offloaded, and moves the input of such a model
+    itself.
+
+    Returns:
+        The device, or ``None`` without tensors.
+    """
+    return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
 
 
 def take_logits(answer: object) -> Tensor:
