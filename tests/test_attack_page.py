@@ -25,20 +25,20 @@ TITLES = ["transformers", "torchvision", "timm", "An exported program, a module 
 TITLES += ["Train it, or test it on a whole set"]
 
 
-def write_pictures(folder: Path, *parts: str) -> Path:
+def write_pictures(folder: Path, *parts: str, classes: int = 2) -> None:
     for part in parts:
-        for number, name in enumerate(("n01440764", "n01443537")):
+        for number, name in enumerate(["n01440764", "n01443537", "n01484850", "n01491361"][:classes]):
             (folder / part / name).mkdir(parents=True)
             for place in range(4):
-                pixels = np.random.default_rng(place).integers(0, 128, (40, 60, 3), dtype=np.uint8) + 127 * number
+                pixels = np.random.default_rng(place).integers(0, 128, (40, 60, 3), dtype=np.uint8) + 40 * number
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{place}.png")
-    return folder
 
 
-def write_vit(folder: Path, classes: int = 10) -> None:
+def write_vit(folder: Path, classes: int = 10, size: int = 224) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    ViTForImageClassification(ViTConfig(patch_size=32, num_labels=classes, **sizes)).save_pretrained(folder)
-    ViTImageProcessor().save_pretrained(folder)
+    config = ViTConfig(image_size=size, patch_size=size // 4, num_labels=classes, **sizes)
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(folder)
 
 
 def stand_in(title: str, folder: Path) -> dict[str, str]:
@@ -90,10 +90,10 @@ def test_command_is_of_a_recipe_and_its_options(line: str, capsys: pytest.Captur
 
 def test_recipe_evaluates_a_pretrained_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_vit(tmp_path / "model", classes=2)
-    write_pictures(tmp_path / "data", "val")
+    write_vit(tmp_path / "model", classes=4, size=32)
+    write_pictures(tmp_path / "data", "val", classes=4)
     changes = ["--model.classifier.model=model", "--data.root=data", "--data.num_workers=0", "--data.test_size=6"]
-    changes += ["--model.test_attacks.autoattack.version=rand", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    changes += ["--data.image_size=32", "--trainer.accelerator=cpu", "--trainer.devices=1"]
     tested: Any = main(["test", "-c", "pgd/imagenet_pretrained.yaml", *changes, "--trainer.enable_progress_bar=false"])
     results = tested.model.results()
     assert results["samples"] == 6
