@@ -20,7 +20,9 @@ from lit_modules.cli.recipes import list_recipes
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "attack-your-own-model.md").read_text(encoding="utf-8")
 SNIPPETS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE))
-LINES = [line for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE) for line in block.splitlines()]
+LINES = [
+    line for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE) for line in block.splitlines()
+]
 TITLES = ["transformers", "torchvision", "timm", "An exported program, a module or a function of yours"]
 TITLES += ["Train it, or test it on a whole set"]
 

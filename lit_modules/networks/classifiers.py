@@ -281,7 +281,8 @@ class FixedBatch(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(batch, classes)`` of a batch of any size."""
         parts = []
-        for part in images.split(self.size):
+        for start in range(0, len(images), self.size):
+            part = images[start : start + self.size]
             copies = part[-1:].expand(self.size - len(part), *part.shape[1:])
             parts.append(take_logits(self.network(torch.cat([part, copies])))[: len(part)])
         return torch.cat(parts)
@@ -303,7 +304,7 @@ def read_preprocessing(process: Callable[[Tensor], Tensor], channels: int, name:
         name: Name of the model, for messages.
 
     Returns:
-        The preprocessing, its numbers rounded to 6 decimals.
+        The preprocessing, its numbers rounded to 6 digits.
 
     Raises:
         ValueError: If it is no normalisation of each channel.
@@ -335,7 +336,7 @@ def read_preprocessing(process: Callable[[Tensor], Tensor], channels: int, name:
     mean, std = -offset / scale, 1 / scale
     return Preprocessing(
         mean=tuple(round(value, 6) + 0.0 for value in mean.tolist()),
-        std=tuple(round(value, 6) for value in std.tolist()),
+        std=tuple(float(f"{value:.6g}") for value in std.tolist()),
         image_size=None if (height, width) == (_SIDE, _SIDE) else (height, width),
         flip_channels=flipped,
     )
@@ -424,6 +425,7 @@ def _replace_heads(network: nn.Module, trained: int, num_classes: int) -> None:
 def _load_timm(name: str, checkpoint: str | None, options: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
     try:
         import timm
+        from timm.data.config import resolve_model_data_config
     except ImportError as error:
         needed = 'TimmClassifier needs timm, which is not installed: pip install "lit-modules[timm]".'
         raise ImportError(needed) from error
@@ -434,7 +436,7 @@ def _load_timm(name: str, checkpoint: str | None, options: dict[str, Any]) -> tu
         network = timm.create_model(name, **weights, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{name!r} does not load as a model of timm: {first_line(error)}") from error
-    data = timm.data.resolve_model_data_config(network)
+    data = resolve_model_data_config(network)  # type: ignore[no-untyped-call, unused-ignore]
     _, height, width = data["input_size"]
     return network, Preprocessing(tuple(data["mean"]), tuple(data["std"]), (height, width))
 

@@ -157,7 +157,8 @@ class _Walk:
         """Yield names and values of a module's parameters, buffers and submodules."""
         for kind in ("_parameters", "_buffers", "_modules"):
             for name, item in getattr(value, kind).items():
-                yield from (name, self.digest(item, f"{path}.{name}"))
+                if name != "_guards_fn":  # of torch.export: it checks the shape of the input
+                    yield from (name, self.digest(item, f"{path}.{name}"))
 
     def object_of(self, value: object, path: str) -> Iterator[str | bytes]:
         yield self.digest(type(value), path)

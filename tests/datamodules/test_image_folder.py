@@ -35,8 +35,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def small(root: Path, **arguments: Any) -> ImageFolder:
-    return ImageFolder(**{"root": str(root), "image_size": 16, "validation_size": 3, "batch_size": 4, **arguments})
+def small(folder: Path, /, **arguments: Any) -> ImageFolder:
+    return ImageFolder(**{"root": str(folder), "image_size": 16, "validation_size": 3, "batch_size": 4, **arguments})
 
 
 def test_batches_hold_the_pictures_as_torchvision_prepares_them(root: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_part_alone_will_do(root: Path) -> None:
     data = small(root, test_folder="val")
     data.setup("test")
     assert sum(len(batch["label"]) for batch in data.test_dataloader()) == 12
-    with pytest.raises(FileNotFoundError, match="There is no folder .*train of train pictures.*give `root` and"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*train of train pictures.*give `root` and"):
         data.setup("fit")
 
 
@@ -100,7 +100,10 @@ def test_training_with_augmentation_and_variant(root: Path, workers: int, tmp_pa
         ({"interpolation": "box"}, "interpolation must be of 'bilinear', 'bicubic', got 'box'"),
         ({"device": "cuda"}, "device must be 'cpu', as pictures are read from files, got 'cuda'"),
         ({"validation_size": 12}, "validation_size must be less than the 12 training images of ImageFolder, got 12"),
-        ({"root": "nowhere"}, "There is a folder for each class in neither nowhere/train nor nowhere/test; give `root`"),
+        (
+            {"root": "nowhere"},
+            "There is a folder for each class in neither nowhere/train nor nowhere/test; give `root`",
+        ),
         ({"classes": "nowhere.txt"}, "There is no file nowhere.txt for classes"),
     ],
 )

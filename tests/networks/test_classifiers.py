@@ -92,11 +92,12 @@ def test_preprocessing_is_that_of_the_image_processor(name: str) -> None:
         return processor(list(pictures), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
 
     own = read_preprocessing(process, 3, name)
-    pictures = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    colours = torch.randint(0, 256, (8, 3, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = colours.expand(-1, -1, 16, 16).contiguous()  # of one colour: some processors resize them
     same = PixelClassifier(nn.Flatten(), own)
     assert own.image_size == (None if name == "not resized" else (16, 16))
     expected = process(pictures)
-    torch.testing.assert_close(same(pictures / 255), expected.flatten(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(same(pictures / 255), expected.flatten(1).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_transformers_classifier_answers_as_model_and_processor(vit: Path) -> None:
@@ -142,7 +143,7 @@ def test_size_and_head(vit: Path, tmp_path: Path) -> None:
     sizes = {"embedding_size": 4, "hidden_sizes": [4, 4], "depths": [1, 1], "num_labels": 3}
     grey = ResNetForImageClassification(ResNetConfig(num_channels=1, **sizes))
     grey.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="No image processor lies beside the model .*; give mean and std"):
+    with pytest.raises(ValueError, match=r"No image processor lies beside the model .*; give mean and std"):
         TransformersClassifier(str(tmp_path))
     given = TransformersClassifier(str(tmp_path), mean=[0.5], std=[0.25], image_size=12).eval()
     torch.testing.assert_close(given(images(2, 12, 1)), grey.eval()((images(2, 12, 1) - 0.5) / 0.25).logits)
@@ -187,7 +188,9 @@ def test_torchvision_classifier_with_a_new_head(cached_weights: nn.Module) -> No
     state = classifier.network.state_dict()
     kept = [name for name, value in cached_weights.state_dict().items() if state[name].equal(value)]
     assert {name for name in state if name not in kept and "num_batches" not in name} == {"fc.weight", "fc.bias"} | {
-        name for name in state if "running" in name  # the pass above moved them
+        name
+        for name in state
+        if "running" in name  # the pass above moved them
     }
 
 
@@ -283,7 +286,8 @@ class Colours(LightningDataModule):
         random = torch.Generator().manual_seed(0)
         x = torch.rand(24, 3, 16, 16, generator=random) * 0.4 + 0.4 * (torch.arange(24) % 2).view(-1, 1, 1, 1)
         self.rows = [
-            {"image": scale * image, "label": torch.tensor(i % 2), "index": torch.tensor(i)} for i, image in enumerate(x)
+            {"image": scale * image, "label": torch.tensor(i % 2), "index": torch.tensor(i)}
+            for i, image in enumerate(x)
         ]
 
     def train_dataloader(self) -> Any:
@@ -364,7 +368,10 @@ def two_inputs() -> torch.export.ExportedProgram:
         (lambda f: PixelClassifier(nn.Identity(), image_size=0), "image_size must be at least 1 pixel, got 0"),
         (lambda f: TransformersClassifier(str(f / "no")), "no' does not load as an image classifier"),
         (lambda f: TransformersClassifier(str(f), num_classes=1), "num_classes must be at least 2 or None, got 1"),
-        (lambda f: TorchvisionClassifier("ResNet18_Weight"), r"must name an image classifier of torchvision, got 'ResN"),
+        (
+            lambda f: TorchvisionClassifier("ResNet18_Weight"),
+            r"must name an image classifier of torchvision, got 'ResN",
+        ),
         (lambda f: TorchvisionClassifier("ResNet18_Weights.V1"), "got 'ResNet18_Weights.V1'; did you mean 'ResNet18_"),
         (lambda f: TorchvisionClassifier("FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1"), "must name an image classif"),
         (lambda f: ExportedClassifier(str(f / "no.pt2")), "There is no file .*no.pt2 for program"),
@@ -375,7 +382,10 @@ def two_inputs() -> torch.export.ExportedProgram:
             "preprocessing of 'grey' is no normalisation of each channel; give mean and std",
         ),
         (lambda f: read_preprocessing(lambda p: p.float().pow(2), 3, "square"), "is no normalisation of each channel"),
-        (lambda f: read_preprocessing(lambda p: p.flatten(1), 3, "flat"), r"must give images of 3 channels, .* got \(5,"),
+        (
+            lambda f: read_preprocessing(lambda p: p.flatten(1), 3, "flat"),
+            r"must give images of 3 channels, .* got \(5,",
+        ),
     ],
 )
 def test_bad_input(call: Any, message: str, tmp_path: Path) -> None:
@@ -387,5 +397,5 @@ def test_timm_bad_input(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match="'resnet_18' does not load as a model of timm"):
         TimmClassifier("resnet_18")
-    with pytest.raises(FileNotFoundError, match="There is no file .*no.pth for checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*no\.pth for checkpoint"):
         TimmClassifier("resnet18", checkpoint=str(tmp_path / "no.pth"))
