@@ -25,6 +25,7 @@ LINES = [
 ]
 TITLES = ["transformers", "torchvision", "timm", "An exported program, a module or a function of yours"]
 TITLES += ["Train it, or test it on a whole set"]
+SLOW = {"torchvision", "timm", "Train it, or test it on a whole set"}
 
 
 def write_pictures(folder: Path, *parts: str, classes: int = 2) -> None:
@@ -71,7 +72,7 @@ def test_snippets_are_found() -> None:
     assert list(SNIPPETS) == TITLES
 
 
-@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in TITLES])
 def test_snippet_runs(title: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | stand_in(title, tmp_path)
     command = [sys.executable, "-c", SNIPPETS[title]]
@@ -90,6 +91,7 @@ def test_command_is_of_a_recipe_and_its_options(line: str, capsys: pytest.Captur
     assert all(word in printed for word in words if word.startswith(("lit_modules.networks", "ResNet", "classifier.")))
 
 
+@pytest.mark.slow
 def test_recipe_evaluates_a_pretrained_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_vit(tmp_path / "model", classes=4, size=32)
