@@ -153,13 +153,16 @@ class TransformersClassifier(PixelClassifier):
         model_kwargs: dict[str, Any] | None = None,
         **shared: Unpack[SizeArguments],
     ) -> None:
+        from lit_modules.utils.model_kwargs import file_options, loading_options  # imports transformers
+
+        more = model_kwargs or {}
         options: dict[str, Any] = {"dtype": torch.float32}
         if num_classes is not None:
             options |= {"num_labels": _checked_classes(num_classes), "ignore_mismatched_sizes": True}
-        network = load_image_classifier(model, **options | (model_kwargs or {}))
+        network = load_image_classifier(model, **options | loading_options(more))
         # a configuration without the number of channels, as of CLIP, has three
         channels = getattr(network.config, "num_channels", 3)
-        preprocessing = _processor_of(model, channels) if mean is None else None
+        preprocessing = None if mean is not None else _processor_of(model, channels, file_options(more))
         super().__init__(network, preprocessing, mean=mean, std=std, **shared)
         self.train()  # from_pretrained gives evaluation mode, and a Trainer keeps the mode that it finds
 
@@ -368,12 +371,12 @@ def load_image_classifier(name: str, **options: Any) -> Any:
         raise ValueError(f"{name!r} does not load as an image classifier: {first_line(error)}") from error
 
 
-def _processor_of(name: str, channels: int) -> Preprocessing:
+def _processor_of(name: str, channels: int, options: dict[str, Any]) -> Preprocessing:
     from transformers import AutoImageProcessor
 
     auto: Any = AutoImageProcessor
     try:
-        processor = auto.from_pretrained(name)
+        processor = auto.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"No image processor lies beside the model {name!r}; give mean and std.") from error
 

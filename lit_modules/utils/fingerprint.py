@@ -301,7 +301,7 @@ def _bookkeeping(lightning: bool) -> frozenset[str]:
         from lightning.pytorch import LightningModule
 
         base = LightningModule
-    return frozenset({*vars(base()), "_compiled_call_impl"})  # the last is of Module.compile
+    return frozenset(vars(base()))
 
 
 @functools.cache
