@@ -35,6 +35,17 @@ def without_thoughts(text: str) -> str:
     return text.strip()
 
 
+def leading_thought(text: str) -> str:
+    r"""Return the empty thought, or the end of an open one, with which a text begins; nothing if there is none.
+
+    Example:
+        >>> leading_thought("<think>\n\n</think>\n\nPuff Adder"), leading_thought("Puff Adder")
+        ('<think>\n\n</think>\n\n', '')
+    """
+    patterns = (rf"\s*({re.escape(begin)})?\s*{re.escape(end)}\s*" for begin, end in _THOUGHTS)
+    return next((match[0] for pattern in patterns if (match := re.match(pattern, text))), "")
+
+
 def opened_thought(question: str) -> tuple[str, str] | None:
     r"""Return what opened, and what would close, the thought that a question leaves open at its end, or ``None``.
 
