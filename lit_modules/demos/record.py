@@ -80,8 +80,10 @@ def run_seeds(
     for number, claim in enumerate(claims, 1):
         print(f"\nClaim {number} of {len(claims)}: {claim.text}")
         print(verdict("this run", claim, runs))
-        if shipped is not None:
-            print(verdict(f"recorded {shipped.date}", claim, shipped.seeds))
+        # a claim that came later may be recorded for fewer seeds than the others
+        recorded = {seed: row for seed, row in shipped.seeds.items() if {*claim.names} <= {*row}} if shipped else {}
+        if shipped is not None and recorded:
+            print(verdict(f"recorded {shipped.date}", claim, recorded))
     if len(seeds) > 1:
         command = f"lit-modules demo {method} --seeds {len(seeds)}" + (f" --seed {seeds[0]}" if seeds[0] else "")
         record = Record(command, datetime.datetime.now(datetime.UTC).date().isoformat(), runs)
@@ -98,7 +100,8 @@ def verdict(source: str, claim: Claim, runs: Mapping[int, Numbers]) -> str:
         >>> verdict("recorded", claim, {0: {"before": 0.2, "after": 0.5}, 1: {"before": 0.4, "after": 0.3}})
         'recorded, seeds 0 1: before 0.300 ± 0.141, after 0.400 ± 0.141 -> holds (in 1 of 2 seeds)'
     """
-    means = {name: fmean(numbers[name] for numbers in runs.values()) for name in next(iter(runs.values()))}
+    common = set.intersection(*({*numbers} for numbers in runs.values()))
+    means = {name: fmean(numbers[name] for numbers in runs.values()) for name in common}
     shown = []
     for name in claim.names:
         spread = f" ± {stdev(numbers[name] for numbers in runs.values()):.3f}" if len(runs) > 1 else ""

@@ -106,9 +106,9 @@ def test_shipped_llava_answers_about_new_pictures_with_the_tower_of_the_clip(tmp
     assert all(torch.equal(value, clip[name]) for name, value in tower.items())
     processor = auto.from_pretrained(tmp_path / "llava")
     shares = models.answered(llava, processor, *models.draw_creatures(200, seed=7), number=100)
-    assert shares["describe"] > 0.8
-    assert shares["context"] > 0.8
-    assert shares["kind"] > 0.8
+    assert shares["describe"] > 0.85
+    assert shares["context"] > 0.3  # one of 1,920 names, two of which the question names
+    assert shares["kind"] > 0.7
 
 
 def test_models_from_scratch_take_the_form_of_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,3 +268,4 @@ def test_contrast_helps_in_the_world_of_the_demonstration(tmp_path: Path) -> Non
     numbers = story.new_creatures(tmp_path, seed=0)
     assert numbers["contrast 5:5"] > numbers["no contrast 5:5"]
     assert numbers["CoDA 5:5"] > numbers["real 5:0"] > 0.6
+    assert numbers[f"{LLAVA}real 5:0"] > 0.6 > numbers[f"{LLAVA}{UNTAUGHT} 5:0"]

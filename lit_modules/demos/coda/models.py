@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 64
 PICTURES = 15_000
 CLIP_STEPS, RESNET_STEPS = 2500, 700
-LLAVA_STEPS = (300, 900)
+LLAVA_STEPS = (250, 850)
 """Steps of lessons that ask for all attributes, and then of lessons of all sorts."""
 PHRASES = [list(values.values()) for values in drawn.creatures.PHRASES.values()]
 WIDTHS = [24, 48, 96, 160]
