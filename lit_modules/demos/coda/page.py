@@ -122,7 +122,7 @@ def _draw_bars(figure: Any, accuracies: Mapping[str, list[float]]) -> None:
     labels = {REAL: f"{SHOTS} {REAL} pictures alone", "CoDA": "CoDA: contrast +\nD + G + verification"}
     _name_rows(above, [labels.get(row, row) for row in ROWS])
     _name_rows(below, [row.removeprefix(LLAVA) for row in LLAVA_ROWS])
-    below.set(xlim=(45, 101), xlabel="accuracy, % (50: guessing); lines: 95 % interval over 12 pairs")
+    below.set(xlim=(40, 101), xlabel="accuracy, % (50: guessing); lines: 95 % interval over 12 pairs")
     above.legend(loc="lower right", ncols=2, bbox_to_anchor=(1.0, 0.99), frameon=False, fontsize=9)
     title = f"What joins {SHOTS} real pictures of each creature;\nequal optimisation steps"
     figure.suptitle(title, fontsize=11)
@@ -136,7 +136,7 @@ def _draw_bar(axes: Any, values: Sequence[float], at: float, **style: Any) -> No
     axes.barh(at, 100 * mean, **style)
     axes.errorbar(100 * mean, at, xerr=[[100 * (mean - low)], [100 * (high - mean)]], color="black", capsize=3)
     dark = style["color"] == COLOURS[1]
-    axes.annotate(f"{100 * mean:.0f}", (46, at), va="center", fontsize=9, color="white" if dark else "black")
+    axes.annotate(f"{100 * mean:.0f}", (41, at), va="center", fontsize=9, color="white" if dark else "black")
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:
