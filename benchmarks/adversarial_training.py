@@ -3,9 +3,10 @@
     python benchmarks/adversarial_training.py --data FOLDER_OF_CIFAR10 --folder OUT
 
 PGD training takes a fixed number of steps; TRADES, MART, Free, Fast and standard training of the same seed stop once
-they have spent the processor time that it took. The last weights are tested by PGD-100 and by AutoAttack on the first
-test images. Every cell is a JSON file in the folder and is not run again; ``table.md`` has mean and deviation over the
-seeds. Without ``--data`` only the digits of scikit-learn are used.
+they have spent the processor time that it took. No method has a schedule of its learning rate, as the number of steps
+is not known. The last weights are tested by PGD-100 and by AutoAttack on the first test images. Every cell is a JSON
+file in the folder and is not run again; ``table.md`` has mean and deviation over the seeds. Without ``--data`` only
+the digits of scikit-learn are used.
 """
 
 import argparse
@@ -85,7 +86,9 @@ def cell(
         "autoattack": AutoAttack(norm="linf", eps=eps),
     }
     optimizer = partial(torch.optim.Adam, lr=2e-3)
-    module = methods(setting)[method](setting.network(), test_attacks=tests, optimizer=optimizer, seed=seed)
+    constant = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)  # Free and Fast have a cycle of their own
+    network = setting.network()
+    module = methods(setting)[method](network, test_attacks=tests, optimizer=optimizer, scheduler=constant, seed=seed)
     clock = ProcessorTime(seconds)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     length = {"max_steps": setting.max_steps, "max_epochs": -1} if seconds is None else {"max_epochs": 100_000}
@@ -125,7 +128,8 @@ def main() -> None:
     digits = partial(Digits, batch_size=50, eval_batch_size=50)
     settings = {"digits": Setting(digits, partial(LeNet5, "small", image_size=8), 0.15, 7, 0.04, steps(480))}
     if options.data:
-        cifar = partial(CIFAR10, options.data, batch_size=50, eval_batch_size=50, test_size=500, augment=False)
+        sizes = {"batch_size": 50, "eval_batch_size": 50, "validation_size": 500, "test_size": 500}
+        cifar = partial(CIFAR10, options.data, augment=False, **sizes)
         network = partial(LeNet5, "small", image_size=32, channels=3)
         settings["CIFAR10"] = Setting(cifar, network, 8 / 255, 5, 0.01, steps(500))
     options.folder.mkdir(parents=True, exist_ok=True)

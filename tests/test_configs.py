@@ -102,6 +102,10 @@ def small_synthia(recipe: dict[str, Any], folder: Path, request: pytest.FixtureR
         "SDXL": ("sdxl", 16),
         "StableDiffusion3": ("stable_diffusion3", 16),
         "Flux": ("flux", 16),
+        "Sana": ("sana", 32),
+        "ZImage": ("z_image", 16),
+        "QwenImage": ("qwen_image", 16),
+        "Flux2Klein": ("flux2_klein", 16),
         "Kandinsky3Flash": ("kandinsky3_flash", 128),
     }[backbone]
     model = request.getfixturevalue(fixture)

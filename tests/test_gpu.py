@@ -1,5 +1,8 @@
 """Each family trains in bfloat16 and compiled, and goes on from a checkpoint of a resumed run, on GPU and CPU."""
 
+import json
+import os
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from tests.conftest import ROOT
 from tests.test_resume import QUIET, build, models, working_folder  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,3 +73,18 @@ def test_a_family_goes_on_from_a_resumed_run(name: str, accelerator: str, tmp_pa
     start(tmp_path / "second", resume=tmp_path / "first" / "step=2.ckpt")
     resumed = start(tmp_path / "third", resume=tmp_path / "second" / "step=4.ckpt")
     torch.testing.assert_close(resumed, whole, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_at_toy_size_and_again_without_work(data_folder: Path, tmp_path: Path) -> None:
+    line = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path), str(data_folder / "cifar10"), "--toy"]
+    environment = {**os.environ, "LIT_MODULES_DATA": str(data_folder), "CUDA_VISIBLE_DEVICES": ""}
+    for _ in range(2):
+        subprocess.run(line, check=True, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        results = json.loads((tmp_path / "results.json").read_text())
+        methods = {"GradientAscent", "GradientDifference", "NPO", "NGDiff", "NGDiff + AdaptiveLR"}
+        for data in ("lume", "tofu"):
+            assert {row["method"] for row in results["unlearning"][data]} >= methods
+        (ours,) = [row for row in results["robustness"] if row["toolbox"] == "ours"]
+        assert 0 <= ours["robust"] <= ours["clean"] <= 1
+    assert "## AutoAttack, CIFAR10" in (tmp_path / "table.md").read_text()

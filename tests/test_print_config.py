@@ -41,6 +41,11 @@ ADDED: set[str] = {
         for option in ("targeted", "bounds", "restarts", "seed", "precision", "model_mode", "eot_samples", "*_radius")
     ),
     "lit_modules.callbacks.AdaptiveLR.rule",
+    "lit_modules.*.model_kwargs",
+    *(
+        f"lit_modules.datamodules.{kind}.download"
+        for kind in ("FewShotPairs", "NovelSpecies", "INaturalistPairs", "SUNPairs")
+    ),
 }
 """Addresses of new options."""
 CHANGED: dict[str, Any] = {

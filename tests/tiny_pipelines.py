@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -16,6 +17,15 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -54,11 +64,11 @@ def t5_text(width: int = 8) -> Any:
     return T5EncoderModel(T5Config(vocab_size=32, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
 
 
-def autoencoder(channels: int = 4, **more: Any) -> Any:
+def autoencoder(channels: int = 4, blocks: int = 2, **more: Any) -> Any:
     return diffusers.AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[4, 8],
+        down_block_types=["DownEncoderBlock2D"] * blocks,
+        up_block_types=["UpDecoderBlock2D"] * blocks,
+        block_out_channels=[4] * (blocks - 1) + [8],
         latent_channels=channels,
         norm_num_groups=2,
         **more,
@@ -218,6 +228,274 @@ def flux(save_tiny: Any) -> str:
 @pytest.fixture(scope="session")
 def flux_schnell(save_tiny: Any) -> str:
     return save_tiny(lambda: flux_pipeline(False))
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DECODER = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}
+
+
+def qwen_tokenizer() -> Any:
+    words = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokens = {word: number for number, word in enumerate(words)}
+    return Qwen2Tokenizer(tokens, merges=[], additional_special_tokens=special, chat_template=CHAT)
+
+
+def qwen3(kind: Any, **more: Any) -> Any:
+    sizes = {"vocab_size": 264, "hidden_size": 8, "head_dim": 4}
+    return kind(Qwen3Config(**DECODER | sizes | more))
+
+
+def qwen_vl() -> Any:
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    text = {**DECODER, "vocab_size": 264, "hidden_size": 16, "rope_parameters": rope}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+
+
+def gemma_tokenizer() -> Any:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *LETTERS]
+    return GemmaTokenizer({word: number for number, word in enumerate(words)}, merges=[], add_bos_token=True)
+
+
+def gemma() -> Any:
+    sizes = {"vocab_size": 40, "hidden_size": 8, "head_dim": 4, "query_pre_attn_scalar": 4}
+    return Gemma2Model(Gemma2Config(**DECODER | sizes))
+
+
+def sana_pipeline(scheduler: Any) -> Any:
+    blocks = ("ResBlock", "EfficientViTBlock")
+    return diffusers.SanaPipeline(
+        tokenizer=gemma_tokenizer(),
+        text_encoder=gemma(),
+        vae=diffusers.AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=blocks,
+            decoder_block_types=blocks,
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            scaling_factor=0.41,
+        ),
+        transformer=diffusers.SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=4,
+            cross_attention_dim=8,
+            caption_channels=8,
+            sample_size=16,
+        ),
+        scheduler=scheduler,
+    )
+
+
+@pytest.fixture(scope="session")
+def sana(save_tiny: Any) -> str:
+    solver = partial(
+        diffusers.DPMSolverMultistepScheduler, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return save_tiny(lambda: sana_pipeline(solver()))
+
+
+@pytest.fixture(scope="session")
+def sana_heun(save_tiny: Any) -> str:
+    return save_tiny(lambda: sana_pipeline(diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)))
+
+
+@pytest.fixture(scope="session")
+def pixart_sigma(save_tiny: Any) -> str:
+    return save_tiny(
+        lambda: diffusers.PixArtSigmaPipeline(
+            tokenizer=t5_tokenizer(),
+            text_encoder=t5_text(),
+            vae=autoencoder(scaling_factor=0.13025),
+            transformer=diffusers.PixArtTransformer2DModel(
+                num_attention_heads=2,
+                attention_head_dim=8,
+                in_channels=4,
+                out_channels=8,
+                num_layers=2,
+                cross_attention_dim=16,
+                sample_size=8,
+                caption_channels=8,
+                use_additional_conditions=False,
+            ),
+            scheduler=diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def lumina2(save_tiny: Any) -> str:
+    return save_tiny(
+        lambda: diffusers.Lumina2Pipeline(
+            transformer=diffusers.Lumina2Transformer2DModel(
+                sample_size=4,
+                in_channels=4,
+                hidden_size=16,
+                num_layers=2,
+                num_refiner_layers=1,
+                num_attention_heads=2,
+                num_kv_heads=1,
+                multiple_of=8,
+                axes_dim_rope=(4, 2, 2),
+                axes_lens=(300, 16, 16),
+                cap_feat_dim=8,
+            ),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=autoencoder(blocks=4, scaling_factor=0.4, shift_factor=0.1),
+            text_encoder=gemma(),
+            tokenizer=gemma_tokenizer(),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def z_image(save_tiny: Any) -> str:
+    return save_tiny(
+        lambda: diffusers.ZImagePipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=autoencoder(scaling_factor=0.4, shift_factor=0.1),
+            text_encoder=qwen3(Qwen3Model),
+            tokenizer=qwen_tokenizer(),
+            transformer=diffusers.ZImageTransformer2DModel(
+                in_channels=4,
+                dim=16,
+                n_layers=2,
+                n_refiner_layers=1,
+                n_heads=2,
+                n_kv_heads=2,
+                cap_feat_dim=8,
+                axes_dims=[4, 2, 2],
+                axes_lens=[600, 16, 16],
+            ),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def qwen_image(save_tiny: Any) -> str:
+    return save_tiny(
+        lambda: diffusers.QwenImagePipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+            vae=diffusers.AutoencoderKLQwenImage(
+                base_dim=12,
+                z_dim=4,
+                dim_mult=[1, 2],
+                num_res_blocks=1,
+                temperal_downsample=[False],
+                latents_mean=[0.1, -0.2, 0.3, 0.0],
+                latents_std=[1.5, 0.7, 2.0, 1.0],
+            ),
+            text_encoder=qwen_vl(),
+            tokenizer=qwen_tokenizer(),
+            transformer=diffusers.QwenImageTransformer2DModel(
+                in_channels=16,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=16,
+                axes_dims_rope=(4, 2, 2),
+            ),
+        )
+    )
+
+
+def flux2_klein_pipeline(distilled: bool) -> Any:
+    vae = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+    torch.nn.init.normal_(vae.bn.running_mean, std=0.3)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    return diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=qwen3(Qwen3ForCausalLM, num_hidden_layers=27),  # the pipeline reads the 27th layer
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        ),
+        is_distilled=distilled,
+    )
+
+
+@pytest.fixture(scope="session")
+def flux2_klein(save_tiny: Any) -> str:
+    return save_tiny(lambda: flux2_klein_pipeline(False))
+
+
+@pytest.fixture(scope="session")
+def flux2_klein_distilled(save_tiny: Any) -> str:
+    return save_tiny(lambda: flux2_klein_pipeline(True))
+
+
+@pytest.fixture(scope="session")
+def chroma(save_tiny: Any) -> str:
+    return save_tiny(
+        lambda: diffusers.ChromaPipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=autoencoder(scaling_factor=0.4, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=t5_text(),
+            tokenizer=t5_tokenizer(),
+            transformer=diffusers.ChromaTransformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=8,
+                axes_dims_rope=(4, 2, 2),
+                approximator_num_channels=8,
+                approximator_hidden_dim=16,
+                approximator_layers=1,
+            ),
+        )
+    )
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "stable_diffusion": {"guidance_scale": 7.5},
+    "stable_diffusion_v": {"guidance_scale": 7.5},
+    "sdxl": {"guidance_scale": 5.0},
+    "stable_diffusion3": {"guidance_scale": 4.5},
+    "flux": {"guidance_scale": 3.5},
+    "flux_schnell": {"guidance_scale": 3.5},
+    "kandinsky3": {"guidance_scale": 3.0},
+    "sana": {"guidance_scale": 4.5, "use_resolution_binning": False},
+    "pixart_sigma": {"guidance_scale": 4.5, "use_resolution_binning": False},
+    "lumina2": {"guidance_scale": 4.0},
+    "z_image": {"guidance_scale": 0.0},
+    "qwen_image": {"true_cfg_scale": 4.0, "negative_prompt": ""},
+    "flux2_klein": {"guidance_scale": 4.0},
+    "chroma": {"guidance_scale": 5.0},
+}
+"""Arguments with which each pipeline draws as our backbone does by default, by fixture."""
 
 
 def kandinsky_u_net(width: int, **more: Any) -> Any:

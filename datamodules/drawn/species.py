@@ -96,6 +96,7 @@ class DrawnSpecies(FewShotPairs):
             layout="auto",
             folders=None,
             annotations=None,
+            download=False,
             query_from="auto",
             near_duplicates=False,
             max_pixels=MAX_PIXELS,
@@ -106,6 +107,7 @@ class DrawnSpecies(FewShotPairs):
             layout="auto",
             folders=None,
             annotations=None,
+            download=False,
             query_from="auto",
             near_duplicates=False,  # creatures of two species that differ in a detail may look nearly alike
             max_pixels=MAX_PIXELS,

@@ -6,10 +6,12 @@ from .few_shot import FewShotPairs
 class NovelSpecies(FewShotPairs):
     """NovelSpecies: animals described so recently that no model has seen them, each with the one it is taken for.
 
-    Nothing is downloaded. The pictures are those of the Hugging Face dataset ``uclanlp/CoDA``, in the tree that its
-    page shows: ``{train,val}/NovelSpecies/CLASS/images``. The Parquet files of that dataset have no labels, and are
-    refused unless their stored paths name the classes. The pairs depend on the model; ``pairs.json`` lists them. The
-    licences are those of the single pictures.
+    ``download: true`` gets the Parquet files of ``bryanzhou008/NovelSpecies``, which the paper's first author published
+    on the Hugging Face Hub (224 MB), and whose classes its labels or its card name; a folder of them is read as well.
+    So is the tree that the page of ``uclanlp/CoDA`` shows, ``{train,val}/NovelSpecies/CLASS/images``. The Parquet files
+    of the latter have no labels, and are refused unless their stored paths name the classes. The pairs depend on the
+    model; ``pairs.json`` lists them, and ``lit-modules coda pairs`` finds them. The licences are those of the single
+    pictures.
 
     Arguments and batches are those of :class:`~datamodules.few_shot.few_shot.FewShotPairs`; the paper trains on 5 real
     pictures of each species, beside none, 1, 3 or 5 synthetic ones.
@@ -24,16 +26,18 @@ class NovelSpecies(FewShotPairs):
 
     home = "data/novel_species"
     kind = "animal"
+    hub = "bryanzhou008/NovelSpecies"
 
 
 class INaturalistPairs(FewShotPairs):
     """Pairs of iNaturalist's species that a model confuses.
 
-    Nothing is downloaded. ``root`` holds the folders of iNaturalist 2021, such as ``05129_Animalia_..._Vipera_berus``,
-    in ``train_mini`` and ``val``, or the published tree ``{train,val}/iNaturalist/CLASS/images``; folders
-    ``SUPERCATEGORY/SPECIES``, as in 2017, are read too. A part of the classes is enough. The official pair file is read
-    as it is. Where a pair gives no name, ``annotations`` does, else genus and species. The pictures may be used for
-    research, under the licences of their authors.
+    ``root`` holds the folders of iNaturalist 2021, such as ``05129_Animalia_..._Vipera_berus``, in ``train_mini`` and
+    ``val``, or the published tree ``{train,val}/iNaturalist/CLASS/images``; folders ``SUPERCATEGORY/SPECIES``, as in
+    2017, are read too. ``download: true`` gets the Parquet files of ``bryanzhou008/iNaturalist-CoDA-Subset``, which the
+    paper's first author published on the Hugging Face Hub. A part of the classes is enough. The official pair file is
+    read as it is. Where a pair gives no name, ``annotations`` does, else genus and species. The pictures may be used
+    for research, under the licences of their authors.
 
     Arguments and batches are those of :class:`~datamodules.few_shot.few_shot.FewShotPairs`; where there are no
     pictures for validation, ``query_from="train"`` holds out training pictures.
@@ -45,6 +49,7 @@ class INaturalistPairs(FewShotPairs):
 
     home = "data/inaturalist_pairs"
     kind = "animal"
+    hub = "bryanzhou008/iNaturalist-CoDA-Subset"
 
 
 class SUNPairs(FewShotPairs):

@@ -6,13 +6,14 @@ from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from lightning.pytorch import LightningDataModule
 
-from lit_modules.utils.images import MAX_PIXELS
+from lit_modules.utils.images import FORMATS, MAX_PIXELS
 
 from ..common.checks import check_at_least, check_choices
+from ..common.download import check_dataset_name, download_dataset
 from ..common.sampling import ResumableLoader, ordered_loader, place_of, training_loader
 from ..images.base import AugmentedSampler
 from .images import Picture
-from .layouts import Concept, ConceptFolder, Layout, read_folder
+from .layouts import Concept, ConceptFolder, Layout, no_folder, read_folder
 from .pairs import official_folders, read_features, read_pairs
 from .questions import OFFICIAL_EVALUATION_QUESTION, QUESTION, Mix, QuerySet, QuestionForm, UpdateSet
 from .selection import READ_METHODS, Method, Pair, Sample, Selection, Update, check_pictures, resolve
@@ -21,6 +22,9 @@ _CHOICES = 2**31
 Sampling = Literal["fixed", "probability"]
 QuerySource = Literal["auto", "validation", "test", "train"]
 Preset = Literal["default", "official"]
+_PICTURES = ("*.parquet", *(f"*{suffix}" for suffix in FORMATS))
+_NOTES = ("README.md", "*metadata.jsonl", "*metadata.csv", "pairs.json", "concepts.jsonl")
+"""Patterns of the files of a dataset on the hub that are read."""
 
 
 class FewShotArguments(TypedDict, total=False):
@@ -93,6 +97,9 @@ class FewShotPairs(LightningDataModule):
         layout: Layout of ``root``.
         folders: Folder of the splits ``train``, ``validation`` and ``test`` where the usual names do not find it.
         annotations: iNaturalist's JSON with ``categories``, for common names.
+        download: Name of a dataset on the Hugging Face Hub, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, whose Parquet
+            files or pictures, and notes on them, are put into ``root``; what is there is not downloaded again.
+            ``True`` takes the one of the class, ``hub``.
         n_real: Real training pictures of each concept; the paper has 5 or 20, and 1 is an extension of ours.
         n_synthetic: Further training pictures of each concept.
         method: Source of the further pictures: ``real`` has none, ``crop``, ``flip`` (also upside down) and
@@ -137,6 +144,7 @@ class FewShotPairs(LightningDataModule):
     Raises:
         ValueError: If an argument is out of its range; in ``setup``, if anything is wrong with the data.
         FileNotFoundError: If a file or folder is missing.
+        ConnectionError: If a dataset is to be downloaded and cannot be.
 
     References:
         Zhou et al., "Contrastive Visual Data Augmentation", arXiv 2502.17709.
@@ -146,6 +154,8 @@ class FewShotPairs(LightningDataModule):
     """Folder of the pictures if no other is given."""
     kind: ClassVar[str | None] = None
     """Kind of the concepts if neither ``concepts.jsonl`` nor the layout says it: ``animal``, ``scene`` or another."""
+    hub: ClassVar[str | None] = None
+    """Dataset on the Hugging Face Hub that ``download: true`` gets, if the class has one."""
 
     def __init__(
         self,
@@ -154,6 +164,7 @@ class FewShotPairs(LightningDataModule):
         layout: Layout = "auto",
         folders: dict[str, str] | None = None,
         annotations: str | None = None,
+        download: bool | str = False,
         n_real: int = 5,
         n_synthetic: int = 0,
         method: Method = "real",
@@ -193,6 +204,14 @@ class FewShotPairs(LightningDataModule):
         # loggers refuse a module and data that both have a preset or a seed, and not the same
         self.save_hyperparameters(logger=False)
         _check_arguments(args)
+        if download is True and self.hub is None:
+            raise ValueError(
+                f"download must name a dataset on the Hugging Face Hub, as {type(self).__name__} has none of its own; "
+                "got True."
+            )
+        if isinstance(download, str):
+            check_dataset_name(download)
+        self._dataset = self.hub if download is True else download or None
         self.arguments = args
         """The arguments of this class."""
         self.root = Path(self.home if root is None else root)
@@ -231,6 +250,11 @@ class FewShotPairs(LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.concepts)
+
+    def prepare_data(self) -> None:
+        """Download the dataset, if asked for."""
+        if self._dataset is not None:
+            download_dataset(self._dataset, self.root, _PICTURES, notes=_NOTES)
 
     def setup(self, stage: str) -> None:
         """Read, choose and check the pictures that the stage needs, once."""
@@ -289,6 +313,8 @@ class FewShotPairs(LightningDataModule):
         """Return the folder and the pairs of each part, ``pairs``, ``replay`` and ``retention``; read once."""
         if self._content is not None:
             return self._content
+        if not self.root.is_dir():
+            raise no_folder(self.root, "" if self.hub is None else f"; `download: true` gets {self.hub}")
         args = self.arguments
         source = self._pair_source()
         folders: Mapping[str, str] | None = args["folders"]
@@ -329,8 +355,6 @@ class FewShotPairs(LightningDataModule):
         paths = [self.root / name for name in ("pairs.json", "config.json")]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            if not self.root.is_dir():
-                read_folder(self.root)  # says that there is no such folder
             raise FileNotFoundError(
                 f"There is no {paths[0]}; give `pairs`, or find the pairs that a model confuses with "
                 "`lit-modules coda pairs`."

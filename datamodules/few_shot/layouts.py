@@ -48,6 +48,8 @@ SUPERCATEGORIES = {
 }
 _INAT = re.compile(r"\d{5}_[^_]+(?:_[^_]+){6}")
 _LABELS = ("class_name", "label", "species", "class")
+_Columns = dict[str, str | list[str]]
+"""Columns of a dataset that hold images, as ``image``, or labels, as the list of their names."""
 _SPLIT_OF = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 
 
@@ -163,10 +165,7 @@ def read_folder(
     if layout not in get_args(Layout):
         raise ValueError(f"layout must be one of {', '.join(map(repr, get_args(Layout)))}, got {layout!r}.")
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {root}; it must hold train/CLASS/*.jpg and validation/CLASS/*.jpg, or another layout "
-            "that datamodules.few_shot.layouts.read_folder lists."
-        )
+        raise no_folder(root)
     problems: list[str] = []
     concepts: dict[str, Concept] = {}
     split_folders = _split_folders(root, folders, problems)
@@ -194,6 +193,14 @@ def read_folder(
             pictures.sort(key=lambda picture: picture.name)  # never the order in which a system lists them
     splits = tuple(name for name in SPLITS if any(name in concept.pictures for concept in concepts.values()))
     return ConceptFolder(root, dict(sorted(concepts.items())), splits, problems)
+
+
+def no_folder(root: Path, more: str = "") -> FileNotFoundError:
+    """Return the error of a folder that is not there; ``more`` is another way out."""
+    return FileNotFoundError(
+        f"There is no folder {root}; it must hold train/CLASS/*.jpg and validation/CLASS/*.jpg, Parquet files with "
+        f"labels, or another layout that datamodules.few_shot.layouts.read_folder lists{more}."
+    )
 
 
 def _split_folders(root: Path, folders: Mapping[str, str] | None, problems: list[str]) -> dict[str, Path]:
@@ -409,7 +416,8 @@ def parquet_rows(root: Path) -> Iterator[tuple[str, tuple[str, ...], Picture]]:
     """Yield split, folder or label of the class, and picture of each row of the Parquet files in a folder.
 
     The class is in a column of labels, whose names the file or the dataset's card ``README.md`` gives, or in the path
-    that is stored with each picture. The order of rows says nothing about it.
+    that is stored with each picture. The order of rows says nothing about it. The columns are ``image`` and
+    ``class_name``, ``label``, ``species`` or ``class``, else the one that is described as images or as labels.
 
     Args:
         root: Folder that holds ``*.parquet``, ``data/*.parquet``, or a folder per split of them.
@@ -440,15 +448,21 @@ def _parquet_file(path: Path, root: Path) -> Iterator[tuple[str, tuple[str, ...]
         schema = file.schema_arrow
     except Exception as error:  # pyarrow has errors of its own, and OSError
         raise ValueError(f"{name} is no Parquet file: {error}.") from error
-    if "image" not in schema.names:
+    columns = _file_columns(schema.metadata)
+    if not any(isinstance(kind, list) for kind in columns.values()):
+        columns = _card_columns(root / "README.md") | columns
+    images = ["image", *(each for each, kind in columns.items() if kind == "image")]
+    image = next((each for each in images if each in schema.names), None)
+    if image is None:
         raise ValueError(f"{name} must have a column image, got {', '.join(schema.names)}.")
-    column = next((label for label in _LABELS if label in schema.names), None)
-    names = _label_names(schema.metadata, column) or _card_names(root / "README.md", column)
+    labelled = {each: kind for each, kind in columns.items() if isinstance(kind, list)}
+    column = next((label for label in (*_LABELS, *labelled) if label in schema.names), None)
+    names = labelled.get(column or "")
     split = _split_of(PurePosixPath(name))
     number = 0
     for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=["image.path", *([column] if column else [])])
-        paths = [(row or {}).get("path") for row in table.column("image").to_pylist()]
+        table = file.read_row_group(group, columns=[f"{image}.path", *([column] if column else [])])
+        paths = [(row or {}).get("path") for row in table.column(image).to_pylist()]
         labels = table.column(column).to_pylist() if column else [None] * len(paths)
         for row, (stored, label) in enumerate(zip(paths, labels, strict=True)):
             if isinstance(label, int) and names is not None and 0 <= label < len(names):
@@ -464,66 +478,72 @@ def _parquet_file(path: Path, root: Path) -> Iterator[tuple[str, tuple[str, ...]
                     "folder tree train/SOURCE/CLASS/*.jpg, or train/metadata.jsonl with file_name and class_name."
                 )
             tail = PurePosixPath(str(stored or "")).name
-            read = partial(_picture_bytes, path, group, row)
+            read = partial(_picture_bytes, path, group, row=row, image=image)
             yield split, parts, Picture(path, f"{name}#{number:06d}/{tail}", read=read)
             number += 1
 
 
-def _picture_bytes(path: Path, group: int, row: int) -> bytes:
-    data = _group(path, group)[row]
+def _picture_bytes(path: Path, group: int, *, row: int, image: str) -> bytes:
+    data = _group(path, group, image)[row]
     if not isinstance(data, bytes):
         raise ValueError(f"{path.name} row {row} of group {group} holds no picture.")
     return data
 
 
 @lru_cache(maxsize=2)
-def _group(path: Path, group: int) -> list[Any]:
+def _group(path: Path, group: int, image: str) -> list[Any]:
     import pyarrow.parquet
 
-    column = pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=["image.bytes"]).column("image")
+    column = pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=[f"{image}.bytes"]).column(image)
     return [(row or {}).get("bytes") for row in column.to_pylist()]
 
 
-def _label_names(metadata: dict[bytes, bytes] | None, column: str | None) -> list[str] | None:
+def _file_columns(metadata: dict[bytes, bytes] | None) -> _Columns:
+    """Return the columns of images and of labels that the library datasets has noted in a Parquet file."""
     try:
-        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return [str(name) for name in names]
+        described = json.loads((metadata or {})[b"huggingface"])["info"]["features"].items()
+        images = {column: "image" for column, feature in described if feature.get("_type") == "Image"}
+        return images | {column: [*map(str, feature["names"])] for column, feature in described if "names" in feature}
+    except (AttributeError, KeyError, TypeError, ValueError):  # notes of another form
+        return {}
 
 
-def _card_names(card: Path, column: str | None) -> list[str] | None:
-    """Return the names of a column of labels in a dataset's card; ``None`` where it gives none, or several lists.
+def _card_columns(card: Path) -> _Columns:
+    """Return the columns of images and of labels in a dataset's card, but for those of which it gives several lists.
 
     Raises:
         ValueError: If the card's head is no YAML.
     """
-    if column is None or not card.is_file():
-        return None
+    if not card.is_file():
+        return {}
     head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8-sig"), re.DOTALL)
     try:
         content = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError as error:
         raise ValueError(f"The head of {card} must be YAML, and is not: {' '.join(str(error).split())}.") from error
     infos: Any = content.get("dataset_info") if isinstance(content, dict) else None
+    listed: dict[str, list[Any]] = {}
     try:
-        features = [
-            feature
-            for info in (infos if isinstance(infos, list) else [infos])
-            for feature in info.get("features", [])
-            if feature["name"] == column
-        ]
-        lists = [_in_order(feature["dtype"]["class_label"]["names"]) for feature in features]
+        for info in infos if isinstance(infos, list) else [infos]:
+            for feature in info.get("features", []):
+                found = _described(feature["dtype"])
+                if found is not None and found not in listed.setdefault(feature["name"], []):
+                    listed[feature["name"]].append(found)
     except (AttributeError, KeyError, TypeError):  # a card of another form
+        return {}
+    return {column: found[0] for column, found in listed.items() if len(found) == 1}
+
+
+def _described(dtype: Any) -> str | list[str] | None:
+    """Return ``image``, or the names of labels in their order, from a list or a mapping without gaps by number."""
+    if dtype == "image":
+        return "image"
+    if not isinstance(dtype, dict) or "class_label" not in dtype:
         return None
-    whole = [names for number, names in enumerate(lists) if None not in names and names not in lists[:number]]
-    return [str(name) for name in whole[0]] if len(whole) == 1 else None
-
-
-def _in_order(names: Any) -> list[Any]:
-    """Return names of a list, or of a mapping by number."""
+    names = dtype["class_label"]["names"]
     by_number = {str(number): name for number, name in (names.items() if isinstance(names, dict) else enumerate(names))}
-    return [by_number.get(str(number)) for number in range(len(names))]
+    ordered = [by_number.get(str(number)) for number in range(len(names))]
+    return None if None in ordered else [str(name) for name in ordered]
 
 
 def _split_of(name: PurePosixPath) -> str:

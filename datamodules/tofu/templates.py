@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.chat import ChatTemplate
+from lit_modules.utils.thoughts import leading_thought
 
 from ..common.text import Encoded, encode_row
 
@@ -54,16 +55,18 @@ class Template:
             self.prompt("?")  # a template without a place for it says so before any row is read
 
     def prompt(self, question: str) -> str:
-        """Return the text that asks the question."""
+        """Return the text that asks the question, which a row begins with in training too."""
         if self._chat is not None:
-            return self._chat.prompt(self._messages(question))
+            return self._turns(self._chat, question, "?")[0]
         return TEMPLATES[self.name][0].format(question)
 
     def encode(self, name: str, question: str, answer: str) -> Encoded:
         """Tokenise question and answer; the answer ends as the template ends a turn, and with the end of sequence.
 
         The answer gets the tokens that it has behind the prompt, unless one would cross the border between them; then
-        it is tokenised alone. A question that is too long loses its beginning, but not in a chat.
+        it is tokenised alone. A question that is too long loses its beginning, but not in a chat. An empty thought that
+        a template writes before an answer belongs to the prompt, and what it writes behind the end of sequence, such as
+        a line break, is left out.
 
         Raises:
             ValueError: If the answer has no token, the row does not fit, or the tokenizer has no end of sequence.
@@ -78,9 +81,16 @@ class Template:
     def _encode_chat(self, chat: ChatTemplate, name: str, question: str, answer: str) -> Encoded:
         # checks that the answer has tokens and the tokenizer an end
         end = encode_row(self.tokenizer, name, question, answer, self.max_length, separator="").target[-1]
-        prompt, target = chat.answered(self._messages(question), {"role": "assistant", "content": answer})
+        prompt, target = self._turns(chat, question, answer)
         ids = self._behind(prompt, target) or self._ids(target)
-        return self._checked(Encoded(name, self._ids(prompt), ids if ids[-1] == end else [*ids, end]))
+        ids = ids[: len(ids) - ids[::-1].index(end)] if end in ids else [*ids, end]
+        return self._checked(Encoded(name, self._ids(prompt), ids))
+
+    def _turns(self, chat: ChatTemplate, question: str, answer: str) -> tuple[str, str]:
+        """Return prompt and answer as the template writes them."""
+        prompt, target = chat.answered(self._messages(question), {"role": "assistant", "content": answer})
+        thought = leading_thought(target)
+        return prompt + thought, target[len(thought) :]
 
     def _behind(self, prompt: str, target: str) -> list[int] | None:
         """Return the tokens that a target has behind its prompt; none if one would cross the border."""

@@ -7,11 +7,18 @@ from lit_modules.utils.lazy import lazy_names
 if TYPE_CHECKING:
     from lit_modules.metrics.judge import Judge
     from lit_modules.synthia.backbones.base import Backbone
+    from lit_modules.synthia.backbones.chroma import Chroma
     from lit_modules.synthia.backbones.flux import Flux
+    from lit_modules.synthia.backbones.flux2 import Flux2Klein
     from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
+    from lit_modules.synthia.backbones.lumina2 import Lumina2
+    from lit_modules.synthia.backbones.pixart import PixArtSigma
     from lit_modules.synthia.backbones.pixel import PixelDiffusion
+    from lit_modules.synthia.backbones.qwen_image import QwenImage
+    from lit_modules.synthia.backbones.sana import Sana
     from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
     from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
+    from lit_modules.synthia.backbones.z_image import ZImage
     from lit_modules.synthia.core.base import TextToImage
     from lit_modules.synthia.core.encodings import EncodingCache
     from lit_modules.synthia.core.pair_training import ErrorMonitor
@@ -51,6 +58,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "AffordanceTable",
     "AskingJudge",
     "Backbone",
+    "Chroma",
     "Concept",
     "Curriculum",
     "CurriculumPair",
@@ -61,19 +69,24 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "ErrorMonitor",
     "FewStepSampler",
     "Flux",
+    "Flux2Klein",
     "InfoNCE",
     "Judge",
     "Kandinsky3",
     "Kandinsky3Flash",
     "LinearContrast",
     "LocalJudge",
+    "Lumina2",
     "NoAnswerError",
     "NoiseSchedule",
     "Ontology",
     "PairPictures",
     "Picture",
+    "PixArtSigma",
     "PixelDiffusion",
+    "QwenImage",
     "SDXL",
+    "Sana",
     "StableDiffusion",
     "StableDiffusion3",
     "StagedLR",
@@ -83,6 +96,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "TextToImage",
     "TextToImageTraining",
     "Triplet",
+    "ZImage",
     "build_curriculum",
     "cosine_alphas_cumprod",
     "min_snr_weights",

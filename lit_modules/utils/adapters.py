@@ -100,18 +100,19 @@ def start_adapter(model: Any, config: PeftConfig, revision: str | None = None) -
     return adapted
 
 
-def continue_adapter(model: Any, name: str, given: PeftConfig | None = None) -> PeftModel:
+def continue_adapter(model: Any, name: str, given: PeftConfig | None = None, revision: str | None = None) -> PeftModel:
     """Put a saved adapter on its whole base model, in place, to train on.
 
     Args:
         model: The model.
         name: Folder of the adapter, or its name on a hub.
         given: Configuration that is asked for; it must be that of the saved adapter, but for how it is trained.
+        revision: Revision of the adapter on the hub.
 
     Raises:
         ValueError: If it is another one, or the saved weights do not fit the model.
     """
-    saved: Any = PeftConfig.from_pretrained(name)
+    saved: Any = PeftConfig.from_pretrained(name, revision=revision)
     _check_start(saved, *_DATA_STARTS)
     holder = f"The folder {name!r}"
     config: Any = saved if given is None else copy.deepcopy(given)
@@ -122,7 +123,7 @@ def continue_adapter(model: Any, name: str, given: PeftConfig | None = None) -> 
             config.init_lora_weights = saved.init_lora_weights
     config.inference_mode = False
     adapted: Any = get_peft_model(model, config)
-    result = adapted.load_adapter(name, "default", is_trainable=True)
+    result = adapted.load_adapter(name, "default", is_trainable=True, revision=revision)
     lost = sorted([*result.missing_keys, *result.unexpected_keys])
     if lost:
         other = "its base model has" if given is None else "peft_config names, leave peft_config out"

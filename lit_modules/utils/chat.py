@@ -92,14 +92,17 @@ class ChatTemplate:
                 prompt, such as a thought that it opens.
         """
         prompt = self.prompt(messages)
-        whole = self._render([*messages, answer], False)
-        if not whole.startswith(prompt):
-            raise ValueError(
-                f"The chat template of {self._name!r} ends a prompt with {prompt[-40:]!r}, and writes something else "
-                "before an answer that is given, so a model cannot be trained to go on with it; an argument of the "
-                "template may help, such as enable_thinking=False."
-            )
-        return prompt, whole[len(prompt) :]
+        # Mistral's writes the system message into the last turn, if that is the user's, and so not before an answer
+        alone = [messages[1:]] if messages[0]["role"] == "system" else []
+        for turns in (messages, *alone):
+            start, whole = self._render(turns, True), self._render([*turns, answer], False)
+            if whole.startswith(start):
+                return prompt, whole[len(start) :]
+        raise ValueError(
+            f"The chat template of {self._name!r} ends a prompt with {prompt[-40:]!r}, and writes something else "
+            "before an answer that is given, so a model cannot be trained to go on with it; an argument of the "
+            "template may help, such as enable_thinking=False."
+        )
 
     def _render(self, messages: Sequence[Message], asks: bool) -> str:
         try:

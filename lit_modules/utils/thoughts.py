@@ -1,5 +1,6 @@
 """Thinking of a model before its answer, which is no part of the answer."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ _THOUGHTS = (
     ("<|channel|>analysis", "<|channel|>final<|message|>"),
 )
 """Marks that open and close a thought in the chat formats of open models."""
+_SWITCHES = ("enable_thinking", "thinking")
+"""Variables of chat templates that switch thinking on and off: of Qwen and GLM, and of DeepSeek and Kimi."""
 
 
 def without_thoughts(text: str) -> str:
@@ -30,6 +33,17 @@ def without_thoughts(text: str) -> str:
             text = inner.partition(end)[2]
         text = "".join((*kept, text)).rpartition(end)[2]  # the question may have opened the thought
     return text.strip()
+
+
+def leading_thought(text: str) -> str:
+    r"""Return the empty thought, or the end of an open one, with which a text begins; nothing if there is none.
+
+    Example:
+        >>> leading_thought("<think>\n\n</think>\n\nPuff Adder"), leading_thought("Puff Adder")
+        ('<think>\n\n</think>\n\n', '')
+    """
+    patterns = (rf"\s*({re.escape(begin)})?\s*{re.escape(end)}\s*" for begin, end in _THOUGHTS)
+    return next((match[0] for pattern in patterns if (match := re.match(pattern, text))), "")
 
 
 def opened_thought(question: str) -> tuple[str, str] | None:
@@ -54,9 +68,18 @@ def close_thought(question: str) -> str:
 
 
 def template_options(processor: Any) -> dict[str, bool]:
-    """Return the arguments that switch thinking off, for a chat template that knows them."""
-    known = "enable_thinking" in str(getattr(processor, "chat_template", None))
-    return {"enable_thinking": False} if known else {}
+    """Return the arguments that switch thinking off, for a chat template that knows them.
+
+    Example:
+        >>> class Processor:
+        ...     chat_template = "{% if thinking is defined and thinking is false %}</think>{% endif %}"
+        >>> template_options(Processor())
+        {'thinking': False}
+    """
+    template = str(getattr(processor, "chat_template", None))  # not all processors have one
+    code = " ".join(re.findall(r"{[%{].*?[%}]}", template, re.DOTALL))
+    code = re.sub(r"'[^']*'|\"[^\"]*\"", "", code)  # neither a word in a text nor a field of a message
+    return {name: False for name in _SWITCHES if re.search(rf"(?<![\w.]){name}\b", code)}
 
 
 def mentions_thoughts(processor: Any) -> bool:

@@ -11,15 +11,23 @@ from torch import nn
 def without_frozen(state: dict[str, Any], model: nn.Module, prefix: str = "") -> dict[str, Any]:
     """Return a state without the parameters that do not train; ``prefix`` stands before the model's names in it.
 
+    Scales of quantised weights, which are neither parameters nor buffers, are left out with these.
+
     Example:
         >>> layer = nn.Linear(1, 1)
         >>> frozen = layer.weight.requires_grad_(False)
         >>> list(without_frozen(layer.state_dict(), layer))
         ['bias']
     """
-    named = model.named_parameters(remove_duplicate=False)
-    frozen = {prefix + name for name, parameter in named if not parameter.requires_grad}
-    return {name: value for name, value in state.items() if name not in frozen}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    frozen = {prefix + name for name, parameter in named.items() if not parameter.requires_grad}
+    own = {prefix + name for name in (*named, *dict(model.named_buffers()))}
+    layers = {name.rpartition(".")[0] for name in frozen} - {name.rpartition(".")[0] for name in own - frozen}
+
+    def of_frozen_layer(name: str) -> bool:
+        return name not in own and any(name[:end] in layers for end, sign in enumerate(name) if sign == ".")
+
+    return {name: value for name, value in state.items() if name not in frozen and not of_frozen_layer(name)}
 
 
 def check_finite(module: LightningModule, losses: dict[str, float], rows: dict[str, list[str]]) -> None:

@@ -15,6 +15,7 @@ from lit_modules.coda.core.conversations import (
     llava_next_tokens,
     render,
 )
+from tests.coda.families import FAMILIES
 from tests.coda.tiny_llava import PINPOINTS, model, picture, processor
 
 PROMPTS = ["Puff Adder or Adder?", "Adder?"]
@@ -158,3 +159,48 @@ def test_a_long_question_is_refused_with_its_length_and_never_cut_off(tools: Any
     short.tokenizer.backend_tokenizer.enable_truncation(4)
     short.tokenizer.model_max_length = 4
     assert encode(short, pictures(), PROMPTS, answers=ANSWERS)["input_ids"].shape[1] == length
+
+
+@pytest.mark.parametrize(
+    ("family", "begin", "question", "gap", "end"),
+    [
+        ("PaliGemma", "<bos>", "answer en {}\n", "", "<eos>"),
+        ("BLIP-2 (OPT)", "</s>", "Question: {} Answer:", " ", "</s>"),
+        ("InstructBLIP", "<s>", "Question: {} Short answer:", " ", "</s>"),
+    ],
+)
+def test_models_without_a_template_are_asked_as_their_cards_say(
+    family: str, begin: str, question: str, gap: str, end: str
+) -> None:
+    _, tools = FAMILIES[family]()
+    words = tools.tokenizer
+
+    def said(tokens: Any) -> str:
+        return str(words.decode(tokens, clean_up_tokenization_spaces=False))
+
+    batch = encode(tools, pictures(), PROMPTS, answers=ANSWERS)
+    asked = encode(tools, pictures(), PROMPTS)
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        wanted = "<image>" * 4 + begin + question.format(prompt)
+        assert said(batch["input_ids"][row][batch["attention_mask"][row] == 1]) == f"{wanted}{gap}{answer}{end}"
+        assert said(asked["input_ids"][row][asked["attention_mask"][row] == 1]) == wanted
+        assert said(batch["labels"][row][batch["labels"][row] != IGNORED]) == f"{gap}{answer}{end}"
+    assert "labels" not in asked
+    if family == "PaliGemma":  # the prefix is read both ways, and the answer from the left
+        assert torch.equal(batch["token_type_ids"] == 1, batch["labels"] != IGNORED)
+        assert not bool(asked["token_type_ids"].any())
+    if family == "InstructBLIP":  # its Q-Former is not told the answer, and reads from the same place always
+        names = ("qformer_input_ids", "qformer_attention_mask")
+        assert all(torch.equal(batch[name], asked[name]) for name in names)
+        read = tools.qformer_tokenizer.decode(batch["qformer_input_ids"][0], skip_special_tokens=True)
+        assert read.replace(" ", "") == question.format(PROMPTS[0]).lower().replace(" ", "")
+        assert bool((batch["qformer_attention_mask"][:, 0] == 1).all())
+    with pytest.raises(ValueError, match="exactly one place '<image>' for its image, got 2"):
+        render(tools, "Is it an <image>?")
+
+
+def test_an_encoder_decoder_is_refused(tools: Any) -> None:
+    from transformers import T5Config
+
+    with pytest.raises(ValueError, match=r"'t5' is an encoder-decoder, .* give a model whose text part is a decoder"):
+        check_processor(tools, T5Config())

@@ -10,7 +10,9 @@ from lit_modules.coda.backends.local import LocalChat
 from lit_modules.coda.backends.protocols import BackendError, ChatRequest, Reply, user_message
 from lit_modules.coda.core.conversations import encode, render
 from lit_modules.coda.core.image_text_models import generate
+from lit_modules.metrics.few_shot import PairAccuracy
 from lit_modules.synthia.judge.models import LocalJudge
+from tests.coda.test_updating import Data, make, rows, scores_of, trainer
 from tests.coda.tiny_llava import TEMPLATE, picture, processor, write
 
 ALWAYS = "<|assistant|><think>\n"
@@ -36,6 +38,19 @@ def test_no_answer_is_trained_or_asked_for_inside_an_open_thought(opening: str) 
     batch = encode(tools, [picture("red")], ["Which?"], answers=["Adder"])
     assert tools.tokenizer.decode(batch["input_ids"][0]).endswith(f"{CLOSED}Adder</s>")
     assert tools.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100]) == "Adder</s>"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opening", [ALWAYS, SWITCH])
+def test_an_answer_is_learnt_and_read_after_the_thought(opening: str, tmp_path: Path) -> None:
+    model = write(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template(opening))
+    module = make(
+        model, tuning="full", learning_rate=1e-2, projector_learning_rate=1e-2, metric=PairAccuracy(resamples=0)
+    )
+    trainer(tmp_path, max_epochs=1).fit(module, Data([rows()] * 80))
+    assert module.answer(rows()["image"], rows()["prompt"]) == rows()["answer"]
+    assert scores_of(tmp_path, module)["acc_macro"] == 1
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,12 @@ import torch
 from lightning.pytorch import Trainer
 from peft import LoraConfig, PeftModel
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, TorchAoConfig
 
 from lit_modules import NGDiff
 from lit_modules.unlearning.core.generation import greedy_generate
+from lit_modules.unlearning.core.language_part import model_family
+from lit_modules.unlearning.core.losses import sequence_nll
 from tests.unlearning.conftest import make_task
 
 SIZES: dict[str, Any] = {
@@ -123,16 +125,40 @@ TARGETS: dict[str, list[str]] = {
     "phimoe": ["q_proj", "v_proj"],
 }
 WITHOUT_HEAD_DIM = {"falcon"}
+ROTARY = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
+PATCHES = {"depth": 2, "num_heads": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
+MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (
+        {},
+        SIZES
+        | {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28}
+        | {"patch_size": 14, "model_type": "siglip_vision_model", "vision_use_head": False},
+    ),
+    "qwen2_5_vl": (ROTARY, PATCHES | {"fullatt_block_indexes": [1]}),
+    "qwen3_vl": (ROTARY, PATCHES | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}),
+}
+"""What differs in the text, and the vision tower, of models that are used for text alone and kept whole."""
+QUANTISED = ("gemma3", "gemma3_text", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen2_5_vl", "qwen3")
 Model = Any
 
 
 def build(architecture: str) -> Model:
     """Return a model of two layers and width 32."""
     torch.manual_seed(0)
+    if architecture in MULTIMODAL:
+        text, vision = MULTIMODAL[architecture]
+        config = AutoConfig.for_model(architecture, text_config=SIZES | text, vision_config=vision)
+        return model_family(config).from_config(config)
     sizes = SIZES | ARCHITECTURES[architecture]
     if architecture in WITHOUT_HEAD_DIM:  # has it as a property
         del sizes["head_dim"]
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes))
+    config = AutoConfig.for_model(architecture, **sizes)
+    return model_family(config).from_config(config)
+
+
+def reload(folder: Path) -> Model:
+    """Return what transformers loads from a folder."""
+    return model_family(AutoConfig.from_pretrained(folder)).from_pretrained(folder)
 
 
 def fit(model: Model, **arguments: Any) -> NGDiff:
@@ -186,9 +212,9 @@ def saves(architecture: str, folder: Path) -> None:
     """What is saved and loaded by transformers answers bit for bit as before."""
     module = fit(build(architecture))
     module.save_pretrained(folder)
-    torch.testing.assert_close(
-        logits(AutoModelForCausalLM.from_pretrained(folder)), logits(module.model), rtol=0, atol=0
-    )
+    again = reload(folder)
+    assert type(again) is type(module.model)
+    torch.testing.assert_close(logits(again), logits(module.model), rtol=0, atol=0)
 
 
 def adapts(architecture: str, folder: Path) -> None:
@@ -204,16 +230,53 @@ def adapts(architecture: str, folder: Path) -> None:
     torch.testing.assert_close(logits(loaded), logits(module.model))
 
 
+def attends(architecture: str, folder: Path) -> None:
+    """Eager attention and sdpa, which loading options choose, give equal losses."""
+    model = build(architecture)
+    if not model._supports_sdpa:
+        pytest.skip("transformers has one implementation of its attention")
+    model.save_pretrained(folder)
+    losses = []
+    for attention in ("eager", "sdpa"):
+        module = NGDiff(str(folder), model_kwargs={"attn_implementation": attention})
+        module.configure_model()
+        assert module.model.config._attn_implementation == attention
+        losses.append(sequence_nll(module.model.eval(), make_task(4, seed=30))[0])
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+
+
+def quantises(architecture: str, folder: Path) -> None:
+    """A LoRA adapter trains on a base of int8 weights, which stay as they are, and is loaded on it again."""
+    if architecture not in QUANTISED:
+        pytest.skip("tried for the most used architectures alone")
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    build(architecture).save_pretrained(folder / "base")
+    options = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    module = fit(str(folder / "base"), peft_config=adapter, model_kwargs=options)
+    module.save_pretrained(str(folder / "adapter"))
+    again, base = (NGDiff(str(folder / name), model_kwargs=options) for name in ("adapter", "base"))
+    for each in (again, base):
+        each.configure_model()
+        assert each.model.is_quantized
+    assert not torch.equal(logits(again.model), logits(base.model))
+    torch.testing.assert_close(logits(again.model), logits(module.model))
+
+
 ROLES: dict[str, Callable[[str, Path], None]] = {
     "fit": trains,
     "generate": generates,
     "save and reload": saves,
     "LoRA and checkpointing": adapts,
+    "eager and sdpa": attends,
+    "int8 base": quantises,
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MULTIMODAL])
 def test_architecture(architecture: str, role: str, tmp_path: Path) -> None:
     ROLES[role](architecture, tmp_path)

@@ -7,6 +7,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from lit_modules.coda.core.plain_prompts import plain_prompt
 from lit_modules.utils.thoughts import close_thought, template_options
 
 Message = dict[str, Any]
@@ -48,29 +49,32 @@ def end_token(processor: Any) -> str:
 
 
 def render(processor: Any, prompt: str, answer: str | None = None) -> tuple[str, str]:
-    """Write a conversation by the chat template: the question up to where the model begins to answer, and the answer.
+    """Write a conversation: the question up to where the model begins to answer, and the answer.
 
-    Training and evaluation both go through here, so that they cannot differ in template. Thinking is switched off where
-    the template can; a thought that it opens all the same is closed empty, so that an answer never stands inside one.
-    The answer goes to its end token; it is empty without one.
+    The chat template writes it, or the prompt of :data:`~lit_modules.coda.core.plain_prompts.PLAIN_PROMPTS` where there
+    is none. Training and evaluation both go through here, so that they cannot differ in template. Thinking is switched
+    off where the template can; a thought that it opens all the same is closed empty, so that an answer never stands
+    inside one. The answer goes to its end token; it is empty without one.
 
     Raises:
-        ValueError: If there is no template, the text does not have exactly one placeholder, or the answer is empty.
+        ValueError: If there is no template and no prompt, the text does not have exactly one placeholder, or the answer
+            is empty.
     """
     messages = conversation(prompt, answer)
     check_conversation(messages, 1)
-    if not getattr(processor, "chat_template", None):
+    plain, options = plain_prompt(processor), template_options(processor)
+    placeholder = str(processor.image_token)  # BLIP-2's is an object
+    if plain is None:
+        question = processor.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False, **options)
+        question = close_thought(question)
+    else:
+        question = plain.question.format(image=placeholder, prompt=prompt)
+    by_processor = int(plain is not None and "{image}" not in plain.question)
+    places = question.count(placeholder) + by_processor
+    if places != 1:
         raise ValueError(
-            f"The {type(processor).__name__} has no chat template; put one beside the model as chat_template.jinja."
-        )
-    options = template_options(processor)
-    question = processor.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False, **options)
-    question = close_thought(question)
-    placeholder = getattr(processor, "boi_token", None) or processor.image_token
-    if question.count(placeholder) != 1:
-        raise ValueError(
-            f"A question must have exactly one place {placeholder!r} for its image, got {question.count(placeholder)}; "
-            "the chat template must write it for the image part, and names and questions must not hold it."
+            f"A question must have exactly one place {placeholder!r} for its image, got {places}; the chat template "
+            "must write it for the image part, and names and questions must not hold it."
         )
     if answer is None:
         return question, ""
@@ -79,6 +83,8 @@ def render(processor: Any, prompt: str, answer: str | None = None) -> tuple[str,
     end = end_token(processor)
     if placeholder in answer or end in answer:
         raise ValueError(f"An answer must hold neither {placeholder!r} nor {end!r}, got {answer!r}.")
+    if plain is not None:
+        return question, plain.gap + answer.strip() + end
     whole = processor.apply_chat_template(messages, tokenize=False, **options)
     # a template may begin the answer with more than the text, such as an empty thought, where generation does not
     tail = whole[len(question) :] if whole.startswith(question) else answer
@@ -126,22 +132,31 @@ def encode(
         raise TypeError(f"Images must be PIL images, got {kinds[0]}; leave the datamodule's image_size at None.")
     tails: Sequence[str | None] = [None] * len(prompts) if answers is None else answers
     rows = [render(processor, *row) for row in zip(prompts, tails, strict=True)]
-    tokenizer = processor.tokenizer
+    tokenizer, plain = processor.tokenizer, plain_prompt(processor)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = end_token(processor)
-    # some templates write the first token themselves
-    special = not (tokenizer.bos_token and rows[0][0].startswith(tokenizer.bos_token))
-    batch: dict[str, Any] = dict(
-        processor(
-            images=[[image] for image in images],
-            text=[question + tail for question, tail in rows],
-            padding=True,
-            padding_side="left" if answers is None else "right",
-            truncation=False,
-            add_special_tokens=special,
-            return_tensors="pt",
+    apart = plain is not None and plain.suffix
+    # some templates write the first token themselves, and so does a processor that takes answers apart
+    special = not apart and not (tokenizer.bos_token and rows[0][0].startswith(tokenizer.bos_token))
+    settings: dict[str, Any] = {
+        "images": [[image] for image in images],
+        "padding": True,
+        "padding_side": "left" if answers is None else "right",
+        "truncation": False,
+        "add_special_tokens": special,
+        "return_tensors": "pt",
+    }
+    if apart and answers is not None:
+        settings["suffix"] = [tail.removesuffix(end_token(processor)) for _, tail in rows]
+    text = [question if apart else question + tail for question, tail in rows]
+    batch: dict[str, Any] = dict(processor(text=text, **settings))
+    batch.pop("labels", None)  # PaliGemma's own, which are there without answers too
+    if plain is not None and plain.qformer:
+        # padded on the right always, as its positions count from the left
+        read = processor.qformer_tokenizer(
+            [question for question, _ in rows], padding=True, padding_side="right", return_tensors="pt"
         )
-    )
+        batch |= {f"qformer_{name}": read[name] for name in ("input_ids", "attention_mask")}
     longest = int(batch["attention_mask"].sum(1).max())
     if max_length is not None and longest > max_length:
         raise ValueError(
@@ -150,7 +165,8 @@ def encode(
         )
     check_images(processor, batch, len(images), config=config)
     if answers is not None:
-        batch["labels"] = _labels(tokenizer, batch, rows, special=special)
+        ends = [("" if apart else question, tail) for question, tail in rows]
+        batch["labels"] = _labels(tokenizer, batch, ends, special=special)
     return batch
 
 
@@ -168,9 +184,10 @@ def check_images(processor: Any, batch: Mapping[str, Tensor], images: int, *, co
             if number < images or (number > images and name != "pixel_values"):
                 raise ValueError(f"The processor made {number} images of {images}; see its {name}.")
             break
-    token = getattr(processor, "image_token_id", None)
-    if token is None:
-        token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    # the token whose place an image takes; some processors write it for another one, as Ovis2's does
+    owners = [owner for owner in (config, processor) if getattr(owner, "image_token_id", None) is not None]
+    token = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    token = owners[0].image_token_id if owners else token
     counts = (batch["input_ids"] == token).sum(1).tolist()
     if not all(counts):
         raise ValueError(f"Row {counts.index(0)} of the batch has no image token, so its image would not be seen.")
@@ -208,11 +225,19 @@ def llava_next_tokens(config: Any, height: int, width: int) -> int:
 
 
 def check_processor(processor: Any, config: Any) -> None:
-    """Check that a processor belongs to a LLaVA-NeXT model; other models are left to their own checks.
+    """Check that a model can be asked, and that a processor belongs to a LLaVA-NeXT model; others have own checks.
 
     Raises:
-        ValueError: If a field is missing or differs; its name, both values and the way out are in the message.
+        ValueError: If there is no chat template and no plain prompt, the model is an encoder-decoder, or a field is
+            missing or differs; its name, both values and the way out are in the message.
     """
+    if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+        raise ValueError(
+            f"A model of the kind {config.model_type!r} is an encoder-decoder, and an answer must be what follows "
+            "a question; give a model whose text part is a decoder alone, such as PaliGemma, BLIP-2 with OPT or "
+            "Qwen2.5-VL."
+        )
+    plain_prompt(processor)
     if getattr(config, "model_type", None) != "llava_next":
         return
     vision = config.vision_config

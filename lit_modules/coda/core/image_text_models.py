@@ -209,7 +209,11 @@ class ImageTextUpdate(UpdateModule):
         config = self.model.config
         limit = self.max_length or getattr(config.get_text_config(), "max_position_embeddings", None)  # not all have it
         batch = encode(self.processor, images, prompts, answers=answers, max_length=limit, config=config)
-        return {name: value.to(self.model.device) for name, value in batch.items()}
+        # Llama 4's processor makes pixels of 16 bits, whatever the model computes in
+        return {
+            name: value.to(self.model.device, torch.float32 if value.is_floating_point() else value.dtype)
+            for name, value in batch.items()
+        }
 
     def forward(self, **inputs: Tensor) -> Any:
         """Run the model; see its own ``forward``."""

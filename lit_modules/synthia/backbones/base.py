@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from lit_modules.synthia.core.sampling import Denoiser, FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import own_config
@@ -18,7 +19,11 @@ from lit_modules.utils.model_versions import hub_commit
 Part = Literal["text", "images", "network"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Condition = dict[str, Tensor]
-"""Inputs of the network beside latents and timesteps, ``(batch, ...)`` each; ``prompt_embeds`` is always there."""
+"""Inputs of the network beside latents and timesteps, ``(batch, ...)`` each.
+
+``prompt_embeds`` is always there. Of prompts of different lengths the shorter ones end in zeros, and a mask marks their
+tokens.
+"""
 
 
 class Backbone(ABC):
@@ -148,6 +153,15 @@ class Backbone(ABC):
     @abstractmethod
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         """Return what the network is conditioned on for each prompt, ``(batch, ...)``, on :attr:`device`."""
+
+    def split(self, condition: Condition) -> list[Condition]:
+        """Return the rows of a condition one by one, as they are kept."""
+        number = len(condition["prompt_embeds"])
+        return [{name: value[row] for name, value in condition.items()} for row in range(number)]
+
+    def stack(self, rows: Sequence[Condition]) -> Condition:
+        """Return rows as one condition on :attr:`device`; those of fewer tokens are filled up with zeros."""
+        return {name: pad_sequence([row[name] for row in rows], batch_first=True).to(self.device) for name in rows[0]}
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:

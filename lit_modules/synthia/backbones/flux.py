@@ -2,19 +2,16 @@
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Condition
-from lit_modules.synthia.backbones.flow_matching import FlowBackbone
+from lit_modules.synthia.backbones.flow_matching import PackedFlowBackbone
 from lit_modules.synthia.backbones.pipeline import PipelineArguments
-from lit_modules.synthia.core.sampling import precise
 from lit_modules.utils.arguments import Unpack
 
 
-class Flux(FlowBackbone):
+class Flux(PackedFlowBackbone):
     """FLUX.1, ``dev`` or ``schnell``.
 
     ``dev`` takes the scale of guidance as an input, in training as in sampling, so that no empty prompt is asked.
@@ -54,34 +51,22 @@ class Flux(FlowBackbone):
 
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Ask the transformer, with the scale of guidance if it takes one."""
-        condition, dtype = self.cast(condition), self.network.dtype
-        rows, columns = noised.shape[-2] // 2, noised.shape[-1] // 2
+        condition = self.cast(condition)
         embeds, guidance = condition["prompt_embeds"], None
         if self.network.config.guidance_embeds:
             guidance = torch.full((len(noised),), self.guidance, device=noised.device)
-        positions = torch.zeros(rows, columns, 3, device=noised.device, dtype=dtype)
-        positions[..., 1] += torch.arange(rows, device=noised.device)[:, None]
-        positions[..., 2] += torch.arange(columns, device=noised.device)
-        predicted: Tensor = self.network(
-            hidden_states=F.pixel_unshuffle(noised, 2).flatten(2).transpose(1, 2).to(dtype),
+        return self.ask(
+            noised,
             timestep=timesteps / self.schedule.num_timesteps,
             guidance=guidance,
             pooled_projections=condition["pooled_prompt_embeds"],
             encoder_hidden_states=embeds,
-            txt_ids=torch.zeros(embeds.shape[1], 3, device=noised.device, dtype=dtype),
-            img_ids=positions.flatten(0, 1),
-            return_dict=False,
-        )[0]
-        return self._as_image(precise(predicted), rows, columns)
+            **positions(noised, embeds),
+        )
 
     def call_arguments(self, condition: Condition, guidance: float) -> dict[str, Any]:
         """Return the arguments of the pipeline; the scale of guidance is one of the network's inputs."""
         return {**condition, "guidance_scale": guidance}
-
-    def unpacked(self, latents: Tensor) -> Tensor:
-        """Return the pipeline's tokens as latents."""
-        _, height, width = self.latent_shape()
-        return self._as_image(latents, height // 2, width // 2)
 
     def usual_steps(self) -> int:
         """Return the usual number of steps, which depends on the network."""
@@ -92,10 +77,15 @@ class Flux(FlowBackbone):
         return 8 if self.network.config.guidance_embeds else 4
 
     def timestep_arguments(self, num_steps: int) -> dict[str, Any]:
-        """Return the pipeline's spacing before the shift."""
-        sigmas = None if self.scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / num_steps, num_steps)
-        return {"sigmas": sigmas, **super().timestep_arguments(num_steps)}
+        """Return the pipeline's spacing before the shift, which it leaves to a scheduler with levels of its own."""
+        own = {"sigmas": None} if self.scheduler.config.get("use_flow_sigmas") else {}
+        return super().timestep_arguments(num_steps) | own
 
-    @staticmethod
-    def _as_image(tokens: Tensor, rows: int, columns: int) -> Tensor:
-        return F.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, rows, columns), 2)
+
+def positions(noised: Tensor, embeds: Tensor) -> dict[str, Tensor]:
+    """Return the positions of text and image tokens, ``(tokens, 3)``, as networks like that of FLUX.1 take them."""
+    rows, columns = noised.shape[-2] // 2, noised.shape[-1] // 2
+    image = torch.zeros(rows, columns, 3, device=noised.device, dtype=embeds.dtype)
+    image[..., 1] += torch.arange(rows, device=noised.device)[:, None]
+    image[..., 2] += torch.arange(columns, device=noised.device)
+    return {"txt_ids": image.new_zeros(embeds.shape[1], 3), "img_ids": image.flatten(0, 1)}

@@ -1,32 +1,31 @@
 """Kandinsky 3 and the distilled Kandinsky 3.1 Flash: a U-Net that reads Flan-UL2, in the latents of a MoVQ."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from lit_modules.synthia.backbones.autoencoders import Latents, MoVQLatents
 from lit_modules.synthia.backbones.base import Condition, Precision
+from lit_modules.synthia.backbones.injected import InjectedBackbone
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq, load_u_net, movq_config, read_weights
-from lit_modules.synthia.backbones.pipeline import PipelineBackbone, PrecisionArguments, WeightArguments
+from lit_modules.synthia.backbones.pipeline import PrecisionArguments, WeightArguments
+from lit_modules.synthia.backbones.recomputing import recompute
 from lit_modules.synthia.core.sampling import (
     NoiseSchedule,
     cosine_alphas_cumprod,
     precise,
     spaced_timesteps,
 )
-from lit_modules.utils.adapters import without_dropout
 from lit_modules.utils.arguments import Unpack
 
-_PREFIX = "base_model.model."
 _FILES = "kandinsky3_flash.pt, movq.pt and flan_ul2_encoder, with projection_flash.pt in it"
 
 
-class Kandinsky3(PipelineBackbone):
+class Kandinsky3(InjectedBackbone):
     """Kandinsky 3.0, as ``kandinsky-community/kandinsky-3``.
 
     Prompts have 128 tokens. The network pools over the tokens of a prompt and one more; the pipeline takes those of the
@@ -34,8 +33,8 @@ class Kandinsky3(PipelineBackbone):
     is as in the pipeline. An empty prompt is all zeros, in guidance and in training. Latents are not scaled, and have
     no distribution: their standard deviation is 0.
 
-    The network takes no adapters from the pipeline's ``load_lora_weights``. :meth:`save_pretrained` writes them as
-    ``peft.PeftModel.from_pretrained(unet, folder)`` and :meth:`load_adapter` read them.
+    The pipeline has no ``load_lora_weights``; see
+    :class:`~lit_modules.synthia.backbones.injected.InjectedBackbone` for its adapters.
 
     Args:
         model: Folder or name of a ``Kandinsky3Pipeline``.
@@ -54,7 +53,9 @@ class Kandinsky3(PipelineBackbone):
 
     pipeline_name: ClassVar[str] = "Kandinsky3Pipeline"
     encoder_part: ClassVar[str] = "movq"
+    latents_kind: ClassVar[type[Latents]] = MoVQLatents
     least_multiple: ClassVar[int] = 64
+    guidance_offset: ClassVar[int] = 1
     pools_padding: ClassVar[bool] = True
     """True if the one more token that is pooled is projected padding, as in the pipeline, and not zeros."""
 
@@ -80,20 +81,6 @@ class Kandinsky3(PipelineBackbone):
         shown = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
         return {"prompt_embeds": embeds * shown[:, None, None], "prompt_mask": mask * shown[:, None]}
 
-    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the latents, float32, and a standard deviation of 0."""
-        vae = self.held("images", "vae")
-        with self.own_precision():
-            latents = vae.encode(images.to(vae.dtype)).latents.float()
-        return latents, torch.zeros_like(latents)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return the images of latents, which are not quantised, float32."""
-        vae = self.held("images", "vae")
-        with self.own_precision():
-            decoded: Tensor = vae.decode(latents.to(vae.dtype), force_not_quantize=True).sample
-        return decoded.float()
-
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Ask the U-Net."""
         prediction: Tensor = self.network(
@@ -106,83 +93,22 @@ class Kandinsky3(PipelineBackbone):
         return precise(prediction)
 
     def call_arguments(self, condition: Condition, guidance: float) -> dict[str, Any]:
-        """Return the arguments of the pipeline, whose scale of guidance is one less."""
+        """Return the arguments of the pipeline, for a scale that it takes."""
         _check_guidance(guidance)
-        arguments: dict[str, Any] = {
-            "prompt_embeds": condition["prompt_embeds"],
-            "attention_mask": condition["prompt_mask"],
-            "guidance_scale": guidance - 1,
+        return super().call_arguments(condition, guidance)
+
+    def prompt_arguments(self, condition: Condition, prefix: str = "") -> dict[str, Any]:
+        """Return prompts as the pipeline takes them."""
+        return {
+            f"{prefix}prompt_embeds": condition["prompt_embeds"],
+            f"{prefix}attention_mask": condition["prompt_mask"],
         }
-        if guidance > 1:
-            rows = self.unconditional_rows(len(condition["prompt_embeds"]))
-            arguments |= {
-                "negative_prompt_embeds": rows["prompt_embeds"],
-                "negative_attention_mask": rows["prompt_mask"],
-            }
-        return arguments
-
-    def add_adapter(self, config: Any) -> None:
-        """Put an adapter of peft on the network."""
-        from peft import inject_adapter_in_model
-
-        inject_adapter_in_model(config, self.network)
-        self._peft_config = config
-
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Switch the adapter off, so that the network is the one before tuning."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
 
     def enable_checkpointing(self) -> None:
         """Recompute each residual and attention block in the backward pass."""
-        for level in (*self.network.down_blocks, *self.network.up_blocks):
-            for block in (*level.attentions, *level.resnets_in, *level.resnets_out):
-                if not isinstance(block, nn.Identity):
-                    block.forward = partial(_recomputed, block.forward)
-
-    def save_pretrained(self, folder: str, adapter: bool) -> None:
-        """Write the adapter as peft does, or the whole network in its own folder."""
-        if not adapter:
-            super().save_pretrained(folder, adapter)
-            return
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
-
-        weights = self._with_config(get_peft_model_state_dict)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        without_dropout(self._peft_config).save_pretrained(folder)
-        named = {_PREFIX + name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        save_file(named, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
-
-    def load_adapter(self, folder: str) -> None:
-        """Put an adapter on the network that :meth:`save_pretrained` wrote to a folder."""
-        from peft import PeftConfig, set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            if not (Path(folder) / name).is_file():
-                raise FileNotFoundError(
-                    f"The folder {folder} holds no adapter that save_pretrained() wrote: no {name}."
-                )
-        self.load("network")
-        self.add_adapter(PeftConfig.from_pretrained(folder))
-        weights = load_file(f"{folder}/adapter_model.safetensors")
-        named = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
-        self._with_config(partial(set_peft_model_state_dict, peft_model_state_dict=named))
-
-    def _with_config(self, use: Any) -> Any:
-        """Call what looks for the adapter's configuration at the network."""
-        self.network.peft_config = {"default": self._peft_config}
-        return use(self.network)
+        levels = (*self.network.down_blocks, *self.network.up_blocks)
+        blocks = [block for each in levels for block in (*each.attentions, *each.resnets_in, *each.resnets_out)]
+        recompute(block for block in blocks if not isinstance(block, nn.Identity))
 
     def _pool_by_row(self) -> None:
         pooling = self.network.add_time_condition
@@ -342,12 +268,6 @@ class Kandinsky3Flash(Kandinsky3):
 def _check_guidance(guidance: float) -> None:
     if 1 < guidance <= 2:
         raise ValueError(f"Kandinsky3 is guided by a scale of more than 2, or by 1 for none, got {guidance}.")
-
-
-def _recomputed(forward: Any, *inputs: Any, **options: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*inputs, **options)
-    return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
 
 def _pooled_by_row(pooling: Any, pools_padding: bool, time: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:

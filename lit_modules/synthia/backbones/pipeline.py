@@ -4,7 +4,7 @@ import importlib
 import inspect
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from math import lcm
@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypedDict, get_args
 import torch
 from torch import Tensor
 
+from lit_modules.synthia.backbones.autoencoders import Latents
 from lit_modules.synthia.backbones.base import Backbone, Condition, Precision
 from lit_modules.synthia.core.sampling import NoiseSchedule
 from lit_modules.utils.adapters import without_dropout
@@ -26,6 +27,13 @@ _OWNERS = {
     "StableDiffusion3Pipeline": "StableDiffusion3",
     "FluxPipeline": "Flux",
     "Kandinsky3Pipeline": "Kandinsky3",
+    "SanaPipeline": "Sana",
+    "PixArtSigmaPipeline": "PixArtSigma",
+    "Lumina2Pipeline": "Lumina2",
+    "ZImagePipeline": "ZImage",
+    "QwenImagePipeline": "QwenImage",
+    "Flux2KleinPipeline": "Flux2Klein",
+    "ChromaPipeline": "Chroma",
 }
 _LOADABLE = {
     "diffusers": ("ModelMixin", "SchedulerMixin"),
@@ -90,6 +98,16 @@ class PipelineBackbone(Backbone):
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
     least_multiple: ClassVar[int] = 8
     """Number that the pipeline wants the side of images to be a multiple of."""
+    latents_kind: ClassVar[type[Latents]] = Latents
+    """Latents of its autoencoder."""
+    length_mask: ClassVar[str | None] = None
+    """Part of the condition that marks each row's tokens, if the pipeline takes prompts of any length."""
+    guidance_argument: ClassVar[str] = "guidance_scale"
+    """Argument of the pipeline for the scale of classifier-free guidance."""
+    guidance_offset: ClassVar[int] = 0
+    """Number by which the pipeline's scale is less than the usual one, whose 1 is no guidance."""
+    call_options: ClassVar[Mapping[str, Any]] = {}
+    """Other arguments of the pipeline."""
 
     unconditional: Condition | None = None
     scheduler: Any
@@ -151,14 +169,23 @@ class PipelineBackbone(Backbone):
 
     @cached_property
     def image_config(self) -> dict[str, Any]:
-        """Return the configuration of the image encoder, and check the images' size against it."""
-        config = dict(self.component_class(self.encoder_part).load_config(self.model, subfolder=self.encoder_part))
+        """Return the configuration of the image encoder with its defaults, and check the images' size against it."""
+        kind = self.component_class(self.encoder_part)
+        arguments = inspect.signature(kind.__init__).parameters.values()
+        defaults = {each.name: each.default for each in arguments if each.default is not inspect.Parameter.empty}
+        # the files of early models leave out what was added later
+        config = defaults | dict(kind.load_config(self.model, subfolder=self.encoder_part))
         self.check_image_size(config)
         return config
 
+    @property
+    def latents(self) -> Latents:
+        """Return the latents of the image encoder, by its configuration."""
+        return self.latents_kind(self.image_config)
+
     def check_image_size(self, config: dict[str, Any]) -> None:
         """Raise if images of this size do not fit the image encoder or the pipeline."""
-        multiple = lcm(self.least_multiple, factor_of(config))
+        multiple = lcm(self.least_multiple, self.latents_kind(config).factor)
         if self.image_size % multiple:
             raise ValueError(
                 f"image_size must be a multiple of {multiple} for {type(self).__name__}, got {self.image_size}."
@@ -297,8 +324,7 @@ class PipelineBackbone(Backbone):
 
     def latent_shape(self) -> tuple[int, ...]:
         """Return the shape of one image's latents."""
-        side = self.image_size // factor_of(self.image_config)
-        return self.image_config["latent_channels"], side, side
+        return self.latents.shape(self.image_size)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -311,31 +337,25 @@ class PipelineBackbone(Backbone):
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Condition:
         """Encode prompts with the pipeline around the text encoders."""
 
+    def split(self, condition: Condition) -> list[Condition]:
+        """Return the rows of a condition, each cut to its own tokens if the pipeline takes prompts of any length."""
+        rows = super().split(condition)
+        if self.length_mask is None:
+            return rows
+        ends = condition[self.length_mask].sum(1).tolist()
+        return [{name: value[:end] for name, value in row.items()} for row, end in zip(rows, ends, strict=True)]
+
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the posterior, shifted and scaled, float32."""
+        """Return mean and standard deviation of the images' latents, in the network's scale, float32."""
         vae = self.held("images", "vae")
-        shift, factor = self.latent_scale(images)
         with self.own_precision():
-            posterior = vae.encode(images.to(vae.dtype)).latent_dist
-        return (posterior.mean.float() - shift) * factor, posterior.std.float() * factor
+            return self.latents.encode(vae, images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images of latents, float32."""
         vae = self.held("images", "vae")
-        shift, factor = self.latent_scale(latents)
         with self.own_precision():
-            decoded: Tensor = vae.decode((latents / factor + shift).to(vae.dtype), return_dict=False)[0]
-        return decoded.float()
-
-    def latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is subtracted from the encoder's latents, and what they are then multiplied by."""
-        config, shape = self.image_config, (1, -1, 1, 1)
-        shift, spread = config.get("latents_mean"), config.get("latents_std")
-        shift = (config.get("shift_factor") or 0.0) if shift is None else shift
-        factor = torch.tensor(config["scaling_factor"], device=like.device)
-        if spread is not None:
-            factor = factor / torch.tensor(spread, device=like.device)
-        return torch.tensor(shift, device=like.device).view(shape), factor.view(shape)
+            return self.latents.decode(vae, latents)
 
     def own_precision(self) -> AbstractContextManager[Any]:
         """Switch autocast off."""
@@ -392,12 +412,17 @@ class PipelineBackbone(Backbone):
         return self.num_steps
 
     def call_arguments(self, condition: Condition, guidance: float) -> dict[str, Any]:
-        """Return the arguments of the pipeline that say what to draw."""
-        arguments: dict[str, Any] = {**condition, "guidance_scale": guidance}
+        """Return the arguments of the pipeline that say what to draw, for a scale of guidance in the usual notation."""
+        scale = {self.guidance_argument: guidance - self.guidance_offset}
+        arguments = {**self.prompt_arguments(condition), **scale, **self.call_options}
         if guidance > 1:
             rows = self.unconditional_rows(len(condition["prompt_embeds"]))
-            arguments |= {f"negative_{name}": value for name, value in rows.items()}
+            arguments |= self.prompt_arguments(rows, "negative_")
         return arguments
+
+    def prompt_arguments(self, condition: Condition, prefix: str = "") -> dict[str, Any]:
+        """Return prompts as the pipeline takes them; the prefix is that of what guidance leads away from."""
+        return {f"{prefix}{name}": value for name, value in condition.items()}
 
     def unpacked(self, latents: Tensor) -> Tensor:
         """Return the pipeline's latents in the shape of :meth:`latent_shape`."""
@@ -422,9 +447,3 @@ class PipelineBackbone(Backbone):
                 f"{part}_lora_adapter_metadata": config.to_dict(),
             },
         )
-
-
-def factor_of(config: dict[str, Any]) -> int:
-    """Return how many times smaller latents are than images, by the image encoder's configuration."""
-    factor: int = 2 ** (len(config["block_out_channels"]) - 1)
-    return factor

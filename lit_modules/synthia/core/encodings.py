@@ -37,12 +37,10 @@ class Encoder:
 
         def encode(missing: list[int]) -> list[Condition]:
             backbone.load("text")
-            condition = backbone.encode_prompt([prompts[index] for index in missing])
-            return [{name: value[row] for name, value in condition.items()} for row in range(len(missing))]
+            return backbone.split(backbone.encode_prompt([prompts[index] for index in missing]))
 
         identity = self._identity("text")
-        rows = self.cache.get_many([text_key(identity, prompt) for prompt in prompts], encode)
-        return {name: torch.stack([row[name] for row in rows]).to(backbone.device) for name in rows[0]}
+        return backbone.stack(self.cache.get_many([text_key(identity, prompt) for prompt in prompts], encode))
 
     def keep_prompts(self, prompts: Sequence[str]) -> None:
         """Encode prompts for later, and free the text encoder."""

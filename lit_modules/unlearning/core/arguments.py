@@ -6,7 +6,7 @@ The base classes document them and give their defaults: :class:`~.causal_lm.Caus
 """
 
 import math
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -21,6 +21,7 @@ class CausalLMArguments(TypedDict, total=False):
     """Arguments of every module around a causal language model."""
 
     tokenizer: "str | PreTrainedTokenizerBase | None"
+    model_kwargs: dict[str, Any] | None
     peft_config: "PeftConfig | None"
     dtype: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool

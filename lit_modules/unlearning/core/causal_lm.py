@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, cast, overload
+from contextvars import ContextVar
+from typing import Any, ClassVar, Literal, Self, cast, overload
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,23 +16,29 @@ from torchmetrics import MeanMetric, Metric
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_modules.unlearning.core.generation import greedy_generate, position_limit
+from lit_modules.unlearning.core.language_part import language_modules, train_language_part, within_language
 from lit_modules.unlearning.core.losses import sequence_nll, token_scores
 from lit_modules.unlearning.core.pretrained import (
     check_folder,
     check_tokenizer,
     check_write,
+    copy_processor,
     load_adapter,
     load_causal_lm,
+    load_tokenizer,
     write_pretrained,
 )
 from lit_modules.unlearning.core.sharding import check_mesh, in_step, shard
 from lit_modules.utils import adapters
+from lit_modules.utils.model_kwargs import check_model_kwargs
 from lit_modules.utils.precision import check_precision, check_trained
 from lit_modules.utils.random_state import random_state, set_random_state
 from lit_modules.utils.resuming import bring
 from lit_modules.utils.training_state import without_frozen
 
 Batch = dict[str, Any]
+_FROM_FILE: ContextVar[bool] = ContextVar("_FROM_FILE", default=False)
+"""True while a module is built of the arguments in a checkpoint."""
 
 
 def adamw_without_decay(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -51,9 +58,15 @@ class CausalLM(LightningModule):
 
     A checkpoint holds what trains, and the configuration of the adapters, which are put on a module that has none.
 
+    A model that also takes images or sound is loaded and saved whole, and its language part trains.
+
     Args:
         model: Causal language model, or the name or folder to load it from.
         tokenizer: Tokenizer for generation, or its name or folder; by default the datamodule's, else the model's.
+        model_kwargs: Loading options of a named model, which ``from_pretrained`` gets: ``attn_implementation``,
+            ``revision``, ``quantization_config``, ``trust_remote_code`` and others. The type of the weights is
+            ``dtype``, and a ``device_map`` may name one device. With ``quantization_config``, a mapping or one of
+            transformers' configurations, adapters train beside weights of 8 or 4 bits.
         peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``. The adapter that
             a folder holds is gone on with; one that is given beside it must be the same, but for its dropout.
         dtype: Type in which named weights are loaded; the trainer's precision is ``32-true`` or ``bf16-mixed``.
@@ -76,6 +89,7 @@ class CausalLM(LightningModule):
         model: str | PreTrainedModel,
         *,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
+        model_kwargs: dict[str, Any] | None = None,
         peft_config: PeftConfig | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
@@ -90,6 +104,14 @@ class CausalLM(LightningModule):
         injected = ["peft_config", "metric", "optimizer", "scheduler", "aggregator"]
         injected += [name for name, given in (("model", model), ("tokenizer", tokenizer)) if not isinstance(given, str)]
         self.save_hyperparameters(ignore=[*injected, *self.fixed_arguments])
+        self.model_kwargs = check_model_kwargs(model_kwargs, model)
+        if model_kwargs is not None:
+            self.hparams["model_kwargs"] = self.model_kwargs  # plain, where a quantization was given as an object
+        if _FROM_FILE.get() and self.model_kwargs.get("trust_remote_code"):
+            raise ValueError(
+                f"The checkpoint asks to run code of the model {model!r} (trust_remote_code), which a file alone must "
+                "not; if you trust the model, give load_from_checkpoint(..., model_kwargs=...) with it."
+            )
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
         if dtype not in ("float32", "bfloat16"):
@@ -114,6 +136,19 @@ class CausalLM(LightningModule):
         self._results: dict[str, Any] | None = None
         self._random_state: dict[str, Any] | None = None
 
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Build a module from a checkpoint; see Lightning's method of this name.
+
+        Raises:
+            ValueError: If the arguments in the checkpoint would run code of the model's folder.
+        """
+        token = _FROM_FILE.set("model_kwargs" not in kwargs)
+        try:
+            return super().load_from_checkpoint(*args, **kwargs)
+        finally:
+            _FROM_FILE.reset(token)
+
     def configure_callbacks(self) -> list[Any]:
         """Check the trainer's settings and the model's folder; bring what lets a run stop and go on at any batch."""
         check_precision(self)
@@ -131,6 +166,11 @@ class CausalLM(LightningModule):
         if not self._configured:
             check_mesh(self)
             self._build_network()
+            if self.device_mesh is not None and self._is_quantised:
+                raise ValueError(
+                    f"{type(self).__name__} does not shard quantised weights; use strategy 'ddp' or one device, or "
+                    "leave the quantization_config out."
+                )
             if self.device_mesh is not None:
                 # autocast alone would keep a copy of all weights in bfloat16 until the backward pass
                 mixed = str(self.trainer.precision) == "bf16-mixed"
@@ -158,9 +198,9 @@ class CausalLM(LightningModule):
             shared = getattr(self._datamodule, "tokenizer", None)
             if shared is not None:
                 return shared  # type: ignore[no-any-return]
-            name = self.model_name or getattr(self.model.config, "name_or_path", "")
+            name = self.model_name or str(getattr(self.model.config, "name_or_path", ""))
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(name)
+                self._tokenizer = load_tokenizer(name, self.model_kwargs)
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"No tokenizer lies beside the model {name!r}. Give "
@@ -302,6 +342,8 @@ class CausalLM(LightningModule):
         rows = [self.tokenizer(prompt)["input_ids"] for prompt in ([prompts] if single else prompts)]
         eos, pad = self.tokenizer.eos_token_id, self._pad_token_id
         rows = [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
+        bos = self.tokenizer.bos_token_id  # which a chat template has written already
+        rows = [row[1:] if row[:2] == [bos, bos] else row for row in rows]
         width = max(map(len, rows))
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
@@ -321,6 +363,8 @@ class CausalLM(LightningModule):
     def save_pretrained(self, folder: str, merge: bool = False) -> None:
         """Write the weights so that ``model: <folder>`` loads them; sharded ones if all processes call this.
 
+        Beside the weights of a named model that takes images goes its processor.
+
         Args:
             folder: Folder to write to.
             merge: Whether to merge adapters into the weights; otherwise the folder holds the adapters alone, as peft
@@ -328,6 +372,9 @@ class CausalLM(LightningModule):
         """
         self.configure_model()
         write_pretrained(self.model, folder, merge)
+        whole = merge or adapters.own_config(self.model) is None
+        if whole and self.model_name is not None and len(language_modules(self.model)) > 1 and self.global_rank == 0:
+            copy_processor(self.model_name, self.model_kwargs, folder)
 
     def check_save_pretrained(self, folder: str, merge: bool = False) -> None:
         """Check, before training, that :meth:`save_pretrained` will be able to write.
@@ -341,7 +388,7 @@ class CausalLM(LightningModule):
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
         name = type(self).__name__
         # only an adapter of peft trains beside quantised weights; alone they leave norms and embeddings to train
-        if getattr(self.model, "is_quantized", False) and not isinstance(self.model, PeftModel):
+        if self._is_quantised and not isinstance(self.model, PeftModel):
             raise ValueError(
                 f"The weights of the model are quantised, so {name} cannot train them; give a peft_config, such as "
                 "peft.LoraConfig(), or a model that is not quantised."
@@ -413,6 +460,10 @@ class CausalLM(LightningModule):
         return self._trainer is not None and self._trainer.state.fn == "fit"
 
     @property
+    def _is_quantised(self) -> bool:
+        return bool(getattr(self.model, "is_quantized", False))  # transformers marks no other model
+
+    @property
     def _datamodule(self) -> Any:
         """The trainer's datamodule; Lightning sets the attribute only where there is one."""
         return getattr(self._trainer, "datamodule", None)
@@ -425,15 +476,17 @@ class CausalLM(LightningModule):
     def _build_network(self) -> None:
         if self.model is None:
             name, dtype = cast("str", self.model_name), getattr(torch, self.dtype_name)
-            self.model = load_adapter(name, self.peft_config, dtype)
+            self.model = load_adapter(name, self.peft_config, dtype, self.model_kwargs)
             self._continued = self.model is not None
             if not self._continued:
-                self.model = load_causal_lm(name, dtype)
+                self.model = load_causal_lm(name, dtype, self.model_kwargs)
         else:
             self.model = adapters.take_over(self.model)
             self._continued = self.peft_config is None and adapters.own_config(self.model) is not None
         if self.peft_config is not None and not self._continued:
-            self.model = adapters.start_adapter(self.model, self.peft_config)
+            config = within_language(self.peft_config, self.model)
+            self.model = adapters.start_adapter(self.model, config, self.model_kwargs.get("revision"))
+        train_language_part(self.model)
         if self.gradient_checkpointing:
             self.model.enable_input_require_grads()
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -489,4 +542,4 @@ class CausalLM(LightningModule):
                 f"{self.vocab_size} rows. Give the tokenizer that belongs to the model."
             )
         if self.model_name is not None:
-            check_tokenizer(tokenizer, self.model_name)
+            check_tokenizer(tokenizer, self.model_name, self.model_kwargs)

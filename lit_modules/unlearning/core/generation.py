@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 
+from lit_modules.unlearning.core.language_part import text_config
 from lit_modules.utils.kv_cache import accepted_arguments, cache_argument
 from lit_modules.utils.model_modes import evaluation_mode
 
@@ -204,7 +205,8 @@ def _check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
 
 def position_limit(model: nn.Module) -> int | None:
     """Return the number of positions that a model has; ``None`` if it has no end."""
-    limit: int | None = getattr(getattr(_unwrap(model), "config", None), "max_position_embeddings", None)
+    config = text_config(getattr(_unwrap(model), "config", None))
+    limit: int | None = getattr(config, "max_position_embeddings", None)
     return limit if limit is not None and limit > 0 else None
 
 

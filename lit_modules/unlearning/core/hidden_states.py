@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
+from lit_modules.unlearning.core.language_part import bare, language_modules, text_config
 from lit_modules.unlearning.core.losses import IGNORED, at_least_float32
 
 
@@ -30,7 +30,7 @@ def lower_blocks(network: Any, layer: int) -> Iterator[tuple[nn.Module, nn.Modul
     parent, name, blocks = _blocks(network, layer)
     setattr(parent, name, nn.ModuleList(list(blocks)[: layer + 1]))
     try:
-        yield _base(network).base_model, blocks[layer]
+        yield bare(network).base_model, blocks[layer]
     finally:
         setattr(parent, name, blocks)
 
@@ -47,13 +47,9 @@ def parameters_behind(network: Any, layer: int) -> set[int]:
     return reached | {id(p) for block in list(blocks)[: layer + 1] for p in block.parameters()}
 
 
-def _base(network: Any) -> Any:
-    return network.get_base_model() if isinstance(network, PeftModel) else network
-
-
 def _blocks(network: Any, layer: int) -> tuple[nn.Module, str, nn.ModuleList]:
     """Return the module that holds the blocks, the name it gives them, and the blocks."""
-    number, base = network.config.num_hidden_layers, _base(network)
+    number, base = text_config(network.config).num_hidden_layers, language_modules(network)[0]
     if layer >= number:
         raise ValueError(f"layer must lie in [0, {number}), the blocks of the model, got {layer}.")
     for path, module in base.named_modules():

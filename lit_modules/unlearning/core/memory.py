@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
+from lit_modules.unlearning.core.language_part import model_family, train_language_part, within_language
 from lit_modules.unlearning.core.pretrained import check_folder
 from lit_modules.unlearning.core.sharding import blocks_of
 from lit_modules.utils.errors import first_line
@@ -154,11 +155,12 @@ def meta_network(
                 f"{name!r} must be one of {', '.join(SHAPES)}, or the name or folder of a model with its "
                 f"configuration: {reason}"
             ) from error
-    causal_lm: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        network: Any = causal_lm.from_config(config, dtype=dtype)
+        network: Any = model_family(config).from_config(config, dtype=dtype)
         if rank:
-            network = get_peft_model(network, LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM"))
+            lora = LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM")
+            network = get_peft_model(network, within_language(lora, network))
+    train_language_part(network)
     if rank:
         for weight in network.parameters():
             if weight.requires_grad:

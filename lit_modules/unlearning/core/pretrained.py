@@ -1,6 +1,7 @@
 """Pretrained causal language models: loading, saving, their tokenizer and their hash."""
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -8,14 +9,15 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_modules.unlearning.core.language_part import is_language_model, model_family, within_language
 from lit_modules.unlearning.core.sharding import is_sharded, whole_state
 from lit_modules.utils import adapters
 from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.errors import first_line
 from lit_modules.utils.hashing import hash_tensors, stable_hash
+from lit_modules.utils.model_kwargs import file_options, loading_options
 
 _REMEDY = "Give the name or the folder of a causal language model, as `save_pretrained` writes it."
 
@@ -26,42 +28,76 @@ def check_folder(name: str) -> None:
         raise ValueError(f"There is no model folder {name!r}. {_REMEDY}")
 
 
-def load_causal_lm(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load the weights of a causal language model from a folder or a hub, on the CPU; adapters are merged.
+def load_causal_lm(
+    name: str, dtype: torch.dtype = torch.float32, options: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """Load the weights of a causal language model from a folder or a hub; adapters are merged.
+
+    A model that also takes images or sound is loaded whole. Weights come to the CPU unless the options say otherwise.
+
+    Args:
+        name: Folder or name.
+        dtype: Type of the weights that are not quantised.
+        options: Loading options, as :func:`~lit_modules.utils.model_kwargs.check_model_kwargs` returns them.
 
     Raises:
         ValueError: If ``name`` cannot be read, is no causal language model, or lacks weights.
     """
-    adapted = load_adapter(name, None, dtype)
+    adapted = load_adapter(name, None, dtype, options)
     if adapted is None:
-        return _load_whole(name, dtype)
+        return _load_whole(name, dtype, options or {})
     return cast("PreTrainedModel", adapters.merged(adapted).requires_grad_(True))
 
 
-def load_adapter(name: str, given: PeftConfig | None, dtype: torch.dtype = torch.float32) -> Any:
+def load_adapter(
+    name: str,
+    given: PeftConfig | None,
+    dtype: torch.dtype = torch.float32,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
     """Load a saved adapter on its base model, to train on; ``None`` if ``name`` holds a whole model.
 
     Args:
         name: Folder that ``save_pretrained`` wrote, or a name on a hub.
         given: Configuration that is asked for; another one than that of the saved adapter is refused.
         dtype: Type of the base model's weights.
+        options: Loading options of the base model, but for ``revision``, which is that of the adapter.
 
     Raises:
         ValueError: If the adapter or its base does not load, or is another one than asked for.
     """
     check_folder(name)
+    options = dict(options or {})
+    revision = options.pop("revision", None)
     try:
-        saved = adapters.saved_config(name)
+        saved = adapters.saved_config(name, revision)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(name, error) from error
     if saved is None:
         return None
     base = adapters.base_of(saved, name)
     try:
-        whole = _load_whole(base, dtype, saved.revision)
+        whole = _load_whole(base, dtype, {**options, "revision": saved.revision})
     except ValueError as error:
         raise ValueError(f"The base of the adapter in {name!r}: {error}") from error
-    return adapters.continue_adapter(whole, name, given)
+    given = None if given is None else within_language(given, whole)
+    return adapters.continue_adapter(whole, name, given, revision)
+
+
+def load_tokenizer(name: str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer beside a model's weights, of the revision that the model's loading options name."""
+    auto: Any = AutoTokenizer
+    return cast("PreTrainedTokenizerBase", auto.from_pretrained(name, **file_options(options)))
+
+
+def copy_processor(name: str, options: Mapping[str, Any], folder: str) -> None:
+    """Write the processor beside a model's weights to a folder, if there is one, for images that go with text."""
+    auto: Any = AutoProcessor
+    try:
+        processor = auto.from_pretrained(name, **file_options(options))
+    except (OSError, ValueError, KeyError):  # a model without one is saved without one
+        return
+    processor.save_pretrained(folder)
 
 
 def check_write(model: Any, folder: str, merge: bool) -> None:
@@ -101,16 +137,21 @@ def write_pretrained(model: Any, folder: str, merge: bool = False) -> None:
     written.save_pretrained(folder)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str, options: Mapping[str, Any]) -> None:
     """Check that a tokenizer numbers its tokens as the one beside a model's weights does.
 
     Tokens that only one of them has may be: special tokens get added and renamed. Nothing is checked if no tokenizer
     lies beside the weights.
 
+    Args:
+        tokenizer: Tokenizer.
+        model: Name or folder of the model.
+        options: Loading options of the model.
+
     Raises:
         ValueError: If a token has two numbers; the message names one.
     """
-    own = _vocabulary(model)
+    own = _vocabulary(model, tuple(sorted(file_options(options).items())))
     vocabulary = tokenizer.get_vocab()
     other = [token for token, number in vocabulary.items() if own.get(token, number) != number]
     if other:
@@ -156,17 +197,19 @@ def model_hash(model: nn.Module, precision: str = "", continued: bool = False) -
     return stable_hash(text, hash_tensors(state))
 
 
-def _load_whole(name: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+def _load_whole(name: str, dtype: torch.dtype, options: Mapping[str, Any]) -> PreTrainedModel:
     check_folder(name)
-    more = {} if revision is None else {"revision": revision}
     try:
         with only_tensors(name):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **more)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(name, error) from error
+            config = AutoConfig.from_pretrained(name, **file_options(options, config=True))
+            loaded: Any = model_family(config).from_pretrained(
+                name, dtype=dtype, output_loading_info=True, **loading_options(options)
+            )
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise _unreadable(name, error, options) from error
     model, report = loaded
     architectures = model.config.architectures or []
-    if architectures and not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+    if architectures and not any(map(is_language_model, architectures)):
         raise ValueError(f"{name!r} holds {architectures[0]}, which is no causal language model. {_REMEDY}")
     missing = sorted(report["missing_keys"])
     if missing:
@@ -176,19 +219,19 @@ def _load_whole(name: str, dtype: torch.dtype, revision: str | None = None) -> P
     return cast("PreTrainedModel", model)
 
 
-def _unreadable(name: str, error: Exception) -> ValueError:
-    reason = first_line(error)
-    return ValueError(f"{name!r} does not load as a causal language model: {reason} {_REMEDY}")
+def _unreadable(name: str, error: Exception, options: Mapping[str, Any] | None = None) -> ValueError:
+    given = f" It was asked for with model_kwargs={dict(options)}." if options else ""
+    return ValueError(f"{name!r} does not load as a causal language model: {first_line(error)} {_REMEDY}{given}")
 
 
 @lru_cache(maxsize=4)
-def _vocabulary(model: str) -> dict[str, int]:
+def _vocabulary(model: str, options: tuple[tuple[str, Any], ...]) -> dict[str, int]:
     """Return the numbers of the tokens of the tokenizer beside a model's weights; none if there is no tokenizer."""
     try:
-        own: Any = AutoTokenizer.from_pretrained(model)
+        own = load_tokenizer(model, dict(options))
     except (OSError, ValueError, KeyError):
         return {}
-    return cast("dict[str, int]", own.get_vocab())
+    return own.get_vocab()
 
 
 def _stored(tensor: Any) -> list[Tensor]:

@@ -10,29 +10,49 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
-from lit_modules.synthia.backbones.flux import Flux
-from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3
+from lit_modules.synthia import (
+    SDXL,
+    Chroma,
+    Flux,
+    Flux2Klein,
+    Kandinsky3,
+    Lumina2,
+    PixArtSigma,
+    QwenImage,
+    Sana,
+    StableDiffusion,
+    StableDiffusion3,
+    ZImage,
+)
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone
-from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
-from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
 from lit_modules.synthia.core.randomness import generator_of
+from tests.tiny_pipelines import CALLS
 
-CASES: dict[str, tuple[type[PipelineBackbone], int, float]] = {
-    "stable_diffusion": (StableDiffusion, 16, 7.5),
-    "stable_diffusion_v": (StableDiffusion, 16, 7.5),
-    "sdxl": (SDXL, 16, 5.0),
-    "stable_diffusion3": (StableDiffusion3, 16, 4.5),
-    "flux": (Flux, 16, 3.5),
-    "flux_schnell": (Flux, 16, 3.5),
-    "kandinsky3": (Kandinsky3, 64, 3.0),
+CASES: dict[str, tuple[type[PipelineBackbone], int]] = {
+    "stable_diffusion": (StableDiffusion, 16),
+    "stable_diffusion_v": (StableDiffusion, 16),
+    "sdxl": (SDXL, 16),
+    "stable_diffusion3": (StableDiffusion3, 16),
+    "flux": (Flux, 16),
+    "flux_schnell": (Flux, 16),
+    "kandinsky3": (Kandinsky3, 64),
+    "sana": (Sana, 32),
+    "pixart_sigma": (PixArtSigma, 16),
+    "lumina2": (Lumina2, 32),
+    "z_image": (ZImage, 16),
+    "qwen_image": (QwenImage, 16),
+    "flux2_klein": (Flux2Klein, 16),
+    "chroma": (Chroma, 16),
 }
+NOISE = (StableDiffusion, SDXL, Kandinsky3, PixArtSigma)
+"""Those that predict noise, or the velocity of diffusion, and no flow."""
 PROMPTS = ["a cup", "a new design that pours"]
 
 
 class Case:
     def __init__(self, name: str, folder: str) -> None:
         self.name, self.folder = name, folder
-        self.kind, self.size, self.guidance = CASES[name]
+        self.kind, self.size = CASES[name]
 
     def __call__(self, **more: Any) -> Any:
         settings: dict[str, Any] = {"image_size": self.size, "precision": "float32", "num_steps": 2}
@@ -44,13 +64,15 @@ class Case:
         return pipeline
 
     def draw(self, pipeline: Any, prompt: str, seed: int) -> torch.Tensor:
-        settings = {"num_inference_steps": 2, "guidance_scale": self.guidance, "output_type": "np"}
-        drawn = pipeline(prompt, height=self.size, width=self.size, generator=generator_of(seed), **settings).images
+        settings = {"prompt": prompt, "num_inference_steps": 2, "output_type": "np"} | CALLS[self.name]
+        drawn = pipeline(height=self.size, width=self.size, generator=generator_of(seed), **settings).images
         return torch.from_numpy(drawn).permute(0, 3, 1, 2)
 
 
 SOME = ("stable_diffusion_v", "flux", "kandinsky3")
 """One pipeline of each kind: a U-Net, a transformer of flow matching, and the one that is unlike the others."""
+NEW = tuple(CASES)[7:]
+"""Those that are tried in every respect."""
 
 
 @pytest.fixture(params=CASES)
@@ -96,6 +118,33 @@ def test_parts_are_loaded_one_by_one_and_images_are_those_of_the_pipeline(case: 
     assert torch.equal(images, case().generate(condition, [generator_of(4), generator_of(5)]))  # loads what is missing
 
 
+def as_the_autoencoder(case: Case, vae: Any, images: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return raw latents, our mean without its scale, the scaled deviation, and the images of the raw latents."""
+    if case.kind is Kandinsky3:
+        latents = vae.encode(images).latents
+        return latents, mean, torch.zeros_like(mean), vae.decode(latents, force_not_quantize=True).sample
+    if case.kind is Sana:
+        latents = vae.encode(images).latent
+        return latents, mean / vae.config.scaling_factor, torch.zeros_like(mean), vae.decode(latents).sample
+    if case.kind is QwenImage:
+        posterior, shift, spread = vae.encode(images[:, :, None]).latent_dist, *latent_statistics(vae)
+        decoded = vae.decode(posterior.mean).sample[:, :, 0]
+        return posterior.mean[:, :, 0], mean * spread + shift, posterior.std[:, :, 0] / spread, decoded
+    posterior = vae.encode(images).latent_dist
+    if case.kind is Flux2Klein:
+        real = case.real()
+        spread = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()[:, None, None]
+        std, decoded = real._patchify_latents(posterior.std) / spread, vae.decode(posterior.mean).sample
+        return real._encode_vae_image(images, generator_of(0)), mean, std, decoded
+    scale = vae.config.scaling_factor
+    scaled = mean / scale + (vae.config.shift_factor or 0)
+    return posterior.mean, scaled, posterior.std * scale, vae.decode(posterior.mean).sample
+
+
+def latent_statistics(vae: Any) -> list[torch.Tensor]:
+    return [torch.tensor(values)[:, None, None] for values in (vae.config.latents_mean, vae.config.latents_std)]
+
+
 def test_images_become_scaled_latents_and_come_back_as_the_autoencoder_gives_them(case: Case) -> None:
     backbone = case()
     images = torch.rand(2, 3, case.size, case.size, generator=generator_of(0)) * 2 - 1
@@ -104,14 +153,7 @@ def test_images_become_scaled_latents_and_come_back_as_the_autoencoder_gives_the
     assert mean.dtype == std.dtype == torch.float32
     vae = backbone.held("images", "vae")
     with torch.no_grad():
-        if case.name == "kandinsky3":
-            latents, scaled, spread = vae.encode(images).latents, mean, torch.zeros_like(std)
-            decoded = vae.decode(latents, force_not_quantize=True).sample
-        else:
-            posterior, scale = vae.encode(images).latent_dist, vae.config.scaling_factor
-            latents, spread = posterior.mean, posterior.std * scale
-            scaled = mean / scale + (vae.config.shift_factor or 0)
-            decoded = vae.decode(latents).sample
+        latents, scaled, spread, decoded = as_the_autoencoder(case, vae, images, mean)
     torch.testing.assert_close(scaled, latents)
     torch.testing.assert_close(std, spread)
     given = mean.detach().requires_grad_()
@@ -130,7 +172,7 @@ def test_targets_are_noise_or_velocity_as_the_scheduler_says(case: Case) -> None
     backbone.load("network")
     clean, noise = torch.tensor([[2.0]]), torch.tensor([[3.0]])
     target = backbone.schedule.target(clean, noise, torch.tensor([400]))
-    flows = case.kind in (StableDiffusion3, Flux)
+    flows = case.kind not in NOISE
     if case.name == "stable_diffusion_v":
         level = diffusers.DDIMScheduler.from_pretrained(case.folder, subfolder="scheduler").alphas_cumprod[400]
         torch.testing.assert_close(target, level.sqrt() * noise - (1 - level).sqrt() * clean)
@@ -142,7 +184,7 @@ def test_targets_are_noise_or_velocity_as_the_scheduler_says(case: Case) -> None
     assert middle == pytest.approx(0.728 if flows else 0.5, abs=0.04)  # logit-normal, or even
 
 
-@pytest.mark.parametrize("case", SOME, indirect=True)
+@pytest.mark.parametrize("case", [*SOME, *NEW], indirect=True)
 def test_an_adapter_trains_alone_and_can_be_switched_off(case: Case) -> None:
     plain, backbone = case(), adapted(case)
     plain.load("network")
@@ -180,13 +222,53 @@ def test_the_pipeline_draws_the_same_with_a_saved_adapter(case: Case, tmp_path: 
     backbone.save_pretrained(str(tmp_path), adapter=True)
     real = case.real()
     assert (case.draw(real, PROMPTS[0], 4) - images).abs().max() > 1e-3
-    if case.name == "kandinsky3":
+    if case.kind in (Kandinsky3, PixArtSigma):
+        part = case.kind.network_part
         with pytest.raises(AttributeError):  # why its adapters are written as peft does
-            real.load_lora_weights({"unet.conv_in.lora_A.weight": torch.zeros(1)})
-        PeftModel.from_pretrained(real.unet, str(tmp_path))
+            real.load_lora_weights({f"{part}.conv_in.lora_A.weight": torch.zeros(1)})
+        PeftModel.from_pretrained(getattr(real, part), str(tmp_path))
     else:
         assert (tmp_path / "pytorch_lora_weights.safetensors").is_file()
         real.load_lora_weights(str(tmp_path))
+    torch.testing.assert_close(images, case.draw(real, PROMPTS[0], 4), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", NEW, indirect=True)
+def test_steps_by_our_predictions_are_those_of_the_pipeline(case: Case) -> None:
+    backbone, real = case(), case.real()
+    backbone.load("text", "network")
+    condition = backbone.encode_prompt(PROMPTS)
+    flows = case.kind not in NOISE
+    unguided = {case.kind.guidance_argument: 1.0 - case.kind.guidance_offset, "negative_prompt": None}
+    settings = CALLS[case.name] | {key: value for key, value in unguided.items() if key in CALLS[case.name]}
+    settings |= {"num_inference_steps": 3, "output_type": "latent", "height": case.size, "width": case.size}
+    scheduler = type(real.scheduler).from_config(real.scheduler.config)
+    for row, prompt in enumerate(PROMPTS):
+        wanted = backbone.unpacked(real(prompt=prompt, generator=generator_of(row), **settings).images)
+        scheduler.set_timesteps(3, **backbone.timestep_arguments(3) if flows else {})
+        given = backbone.stack(backbone.split(condition)[row : row + 1])
+        latents = noised(backbone)[row : row + 1]
+        with torch.no_grad():
+            for time in scheduler.timesteps:
+                latents = scheduler.step(backbone.denoise(latents, time[None], given), time, latents).prev_sample
+        torch.testing.assert_close(latents, wanted.reshape(latents.shape), atol=1e-5, rtol=1e-4)
+        if flows:
+            assert backbone.few_step_timesteps(3) == pytest.approx(real.scheduler.timesteps.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("case", NEW, indirect=True)
+def test_the_pipeline_draws_the_same_with_a_saved_network(case: Case, tmp_path: Path) -> None:
+    backbone = case()
+    backbone.load("text", "network")
+    with torch.no_grad():
+        for parameter in backbone.network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator_of(2)), alpha=0.1)
+    images = backbone.generate(backbone.encode_prompt(PROMPTS[:1]), [generator_of(4)])
+    assert (case.draw(case.real(), PROMPTS[0], 4) - images).abs().max() > 1e-3
+    backbone.save_pretrained(str(tmp_path), adapter=False)
+    part = case.kind.network_part
+    network = type(backbone.network).from_pretrained(tmp_path, subfolder=part)
+    real = getattr(diffusers, case.kind.pipeline_name).from_pretrained(case.folder, **{part: network})
     torch.testing.assert_close(images, case.draw(real, PROMPTS[0], 4), atol=1e-4, rtol=1e-3)
 
 

@@ -62,6 +62,18 @@ def test_one_step_of_a_distilled_model_needs_no_guidance(sdxl: str) -> None:
     assert backbone.unconditional is None
 
 
+def test_settings_that_early_autoencoders_leave_out_have_their_defaults(stable_diffusion: str, tmp_path: Path) -> None:
+    folder = Path(changed(stable_diffusion, tmp_path / "early", "vae/config.json"))
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    early = {key: value for key, value in config.items() if key not in ("scaling_factor", "shift_factor")}
+    assert len(early) < len(config)
+    (folder / "vae" / "config.json").write_text(json.dumps(early))
+    images = torch.rand(1, 3, 16, 16, generator=generator_of(0)) * 2 - 1
+    backbone = StableDiffusion(str(folder), image_size=16, precision="float32")
+    mean, _ = backbone.encode_image(images)
+    torch.testing.assert_close(mean, backbone.held("images", "vae").encode(images).latent_dist.mean * 0.18215)
+
+
 @pytest.mark.parametrize("zeros", [True, False])
 def test_an_empty_prompt_of_sdxl_is_what_guidance_leads_away_from(sdxl: str, tmp_path: Path, zeros: bool) -> None:
     folder = changed(sdxl, tmp_path / "copy", "model_index.json", force_zeros_for_empty_prompt=zeros)

@@ -11,14 +11,26 @@ from lightning.pytorch import Trainer
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 
+from lit_modules.synthia import (
+    SDXL,
+    Chroma,
+    Flux,
+    Flux2Klein,
+    Kandinsky3,
+    Kandinsky3Flash,
+    Lumina2,
+    PixArtSigma,
+    QwenImage,
+    Sana,
+    StableDiffusion,
+    StableDiffusion3,
+    ZImage,
+)
 from lit_modules.synthia.backbones.base import Backbone
-from lit_modules.synthia.backbones.flux import Flux
-from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
-from lit_modules.synthia.backbones.stable_diffusion import SDXL, StableDiffusion
-from lit_modules.synthia.backbones.stable_diffusion3 import StableDiffusion3
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.objectives import DenoiseDPO, LinearContrast
 from lit_modules.synthia.synthia import Synthia
+from tests.tiny_pipelines import CALLS
 
 ADAPTERS: dict[str, tuple[type[Backbone], str | None]] = {
     "stable_diffusion": (StableDiffusion, "StableDiffusionPipeline"),
@@ -26,6 +38,13 @@ ADAPTERS: dict[str, tuple[type[Backbone], str | None]] = {
     "sdxl": (SDXL, "StableDiffusionXLPipeline"),
     "stable_diffusion3": (StableDiffusion3, "StableDiffusion3Pipeline"),
     "flux": (Flux, "FluxPipeline"),
+    "sana": (Sana, "SanaPipeline"),
+    "lumina2": (Lumina2, "Lumina2Pipeline"),
+    "z_image": (ZImage, "ZImagePipeline"),
+    "qwen_image": (QwenImage, "QwenImagePipeline"),
+    "flux2_klein": (Flux2Klein, "Flux2KleinPipeline"),
+    "chroma": (Chroma, "ChromaPipeline"),
+    "pixart_sigma": (PixArtSigma, None),
     "kandinsky3": (Kandinsky3, None),
     "kandinsky3_flash": (Kandinsky3Flash, None),
 }
@@ -39,7 +58,7 @@ def make(name: str, request: pytest.FixtureRequest, precision: str = "float32") 
     folder = request.getfixturevalue(name)
     more = {} if name == "kandinsky3_flash" else {"num_steps": 2}
     made: Any = kind
-    size = {"kandinsky3": 64, "kandinsky3_flash": 128}.get(name, 16)
+    size = {"kandinsky3": 64, "kandinsky3_flash": 128, "sana": 32, "lumina2": 32}.get(name, 16)
     return made(folder[0] if isinstance(folder, tuple) else folder, image_size=size, precision=precision, **more)
 
 
@@ -94,18 +113,18 @@ def test_fit_save_reload_generate(name: str, request: pytest.FixtureRequest, tmp
         fresh.backbone.load_adapter(str(tmp_path / "saved"))  # type: ignore[attr-defined]
         torch.testing.assert_close(fresh.generate(["sit"], 1, seed=4), tuned, atol=1e-5, rtol=1e-4)
         return
-    image = drawn_by_diffusers(pipeline_name, module, tmp_path / "saved")
+    image = drawn_by_diffusers(name, module, tmp_path / "saved")
     torch.testing.assert_close(image, tuned, atol=2e-3, rtol=0)
 
 
-def drawn_by_diffusers(pipeline_name: str, module: Synthia, adapter: Path) -> torch.Tensor:
+def drawn_by_diffusers(name: str, module: Synthia, adapter: Path) -> torch.Tensor:
     backbone: Any = module.backbone
-    pipeline = getattr(diffusers, pipeline_name).from_pretrained(backbone.model)
+    pipeline = getattr(diffusers, str(ADAPTERS[name][1])).from_pretrained(backbone.model)
     pipeline.load_lora_weights(str(adapter))
     pipeline.set_progress_bar_config(disable=True)
     size, prompt = backbone.image_size, module.template.format(affordances="sit")
-    settings = {"num_inference_steps": 2, "guidance_scale": backbone.guidance, "output_type": "pt"}
-    image = pipeline(prompt, height=size, width=size, generator=generator_of(4, "image", 0), **settings).images
+    settings = {"prompt": prompt, "num_inference_steps": 2, "output_type": "pt"} | CALLS[name]
+    image = pipeline(height=size, width=size, generator=generator_of(4, "image", 0), **settings).images
     return torch.as_tensor(image).float()
 
 
@@ -122,7 +141,7 @@ SETTINGS: list[dict[str, Any]] = [
     ("name", "settings"),
     [
         *(("sdxl", settings) for settings in SETTINGS),
-        *((name, SETTINGS[0]) for name in ("stable_diffusion", "stable_diffusion3", "flux")),
+        *((name, SETTINGS[0]) for name, (_, pipeline) in ADAPTERS.items() if pipeline and name != "sdxl"),
     ],
     ids=str,
 )
@@ -138,7 +157,7 @@ def test_what_is_trained_is_what_diffusers_draw(
     module.save_pretrained(str(tmp_path / "saved"))
     pipeline_name = ADAPTERS[name][1]
     assert pipeline_name is not None
-    image = drawn_by_diffusers(pipeline_name, module, tmp_path / "saved")
+    image = drawn_by_diffusers(name, module, tmp_path / "saved")
     torch.testing.assert_close(image, tuned, atol=2e-3, rtol=0)
 
 

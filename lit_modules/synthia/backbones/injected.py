@@ -1,0 +1,76 @@
+"""Base of pipelines that take no adapters of their own: peft puts them on the network, writes and loads them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lit_modules.synthia.backbones.pipeline import PipelineBackbone
+from lit_modules.utils.adapters import without_dropout
+
+_PREFIX = "base_model.model."
+
+
+class InjectedBackbone(PipelineBackbone):
+    """A pipeline without ``load_lora_weights``, whose network takes adapters from peft alone.
+
+    :meth:`save_pretrained` writes an adapter as ``peft.PeftModel.from_pretrained(network, folder)`` and
+    :meth:`load_adapter` read it.
+    """
+
+    def add_adapter(self, config: Any) -> None:
+        """Put an adapter of peft on the network."""
+        from peft import inject_adapter_in_model
+
+        inject_adapter_in_model(config, self.network)
+        self._peft_config = config
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Switch the adapter off, so that the network is the one before tuning."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    def save_pretrained(self, folder: str, adapter: bool) -> None:
+        """Write the adapter as peft does, or the whole network in its own folder."""
+        if not adapter:
+            super().save_pretrained(folder, adapter)
+            return
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        weights = self._with_config(get_peft_model_state_dict)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        without_dropout(self._peft_config).save_pretrained(folder)
+        named = {_PREFIX + name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        save_file(named, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
+
+    def load_adapter(self, folder: str) -> None:
+        """Put an adapter on the network that :meth:`save_pretrained` wrote to a folder."""
+        from peft import PeftConfig, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (Path(folder) / name).is_file():
+                raise FileNotFoundError(
+                    f"The folder {folder} holds no adapter that save_pretrained() wrote: no {name}."
+                )
+        self.load("network")
+        self.add_adapter(PeftConfig.from_pretrained(folder))
+        weights = load_file(f"{folder}/adapter_model.safetensors")
+        named = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+        self._with_config(partial(set_peft_model_state_dict, peft_model_state_dict=named))
+
+    def _with_config(self, use: Any) -> Any:
+        """Call what looks for the adapter's configuration at the network."""
+        self.network.peft_config = {"default": self._peft_config}
+        return use(self.network)
