@@ -17,15 +17,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
-    "Unlearning": "ngdiff gradient_difference gradient_ascent npo simnpo kl_minimisation dpo idk rmu loss_norm wga sat_imp undial ceu "
-    "pdu task_vector compare",
+    "Unlearning": "ngdiff gradient_difference gradient_ascent npo simnpo kl_minimisation dpo idk rmu loss_norm wga "
+    "sat_imp undial ceu pdu task_vector compare",
     "Adversarial training": "pgd trades mart free fast",
     "Synthia": "synthia",
     "CoDA": "coda coda_augmentation",
 }
 """Folders of ``configs/`` by family; those without a README have no page."""
 REFERENCE = {
-    "Methods": "lit_modules",
+    "Unlearning": "lit_modules.unlearning",
     "Adversarial training": "lit_modules.adversarial",
     "Attacks": "lit_modules.attacks",
     "Defences": "lit_modules.defenses",
@@ -85,8 +85,11 @@ def on_files(files: Any, config: Any) -> Any:
 
     for source, page in sources().items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    shown: set[str] = set()
     for title, package in REFERENCE.items():
-        blocks = "\n\n".join(f"::: {path}" for path in public_names(package))
+        paths = [path for path in public_names(package) if path not in shown]
+        shown |= {*paths}
+        blocks = "\n\n".join(f"::: {path}" for path in paths)
         content = f"# {title}\n\nPublic names of `{_shown(package)}`.\n\n{blocks}\n"
         files.append(File.generated(config, f"reference/{package}.md", content=content))
     helps = list(commands())

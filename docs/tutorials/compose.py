@@ -27,7 +27,8 @@ folder = Path("runs/tutorial/synthia")
 # ## Ontology and curriculum
 #
 # An ontology says which things have which parts, and what the parts are for. The distance of two affordances follows
-# from it, and the curriculum from the distances. `Ontology.from_file("household")` is a shipped one; yours is a YAML file.
+# from it, and the curriculum from the distances. `Ontology.from_file("household")` is a shipped one; yours is a YAML
+# file.
 
 # %%
 pairs = write_pairs(folder / "pairs")
@@ -46,9 +47,9 @@ before = Synthia(PixelDiffusion(str(base))).generate(wanted, num_images=4, seed=
 # %% [markdown]
 # ## Tune
 #
-# `Denoise` lowers the error on pictures of new designs that offer both affordances, and raises it on pictures of existing
-# things that offer one. A model of the hub takes the place of `PixelDiffusion`: `SDXL("...")`, `StableDiffusion3("...")`,
-# `Flux("...")`, with a LoRA by `peft_config`.
+# `Denoise` lowers the error on pictures of new designs that offer both affordances, and raises it on pictures of
+# existing things that offer one. A model of the hub takes the place of `PixelDiffusion`: `SDXL("...")`,
+# `StableDiffusion3("...")`, `Flux("...")`, with a LoRA by `peft_config`.
 
 # %%
 seed_everything(0, verbose=False)
@@ -79,5 +80,5 @@ for line, name, images in zip(axes, ("before", "after"), (before, after), strict
 plt.show()
 
 # %% [markdown]
-# Fifteen epochs are a taste; `lit-modules demo synthia` runs ninety in three ways and counts what the pictures show, and
-# the page of claims says what holds. `module.save_pretrained("network")` writes what diffusers loads.
+# Fifteen epochs are a taste; `lit-modules demo synthia` runs ninety in three ways and counts what the pictures show,
+# and the page of claims says what holds. `module.save_pretrained("network")` writes what diffusers loads.

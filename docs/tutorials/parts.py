@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_modules.attacks import LinfPGD
 from lit_modules.adversarial.trades import trades_loss
+from lit_modules.attacks import LinfPGD
 from lit_modules.callbacks import AdaptiveLR
 from lit_modules.networks import LeNet5
 from lit_modules.unlearning.core.aggregators import Normalised
@@ -47,7 +47,8 @@ print(trades_loss(model(x), model(adversarial), y, beta=6.0))
 # %% [markdown]
 # ## A callback in a module of yours
 #
-# `AdaptiveLR` asks a module for one more method, `probe_loss`: the summed loss of a batch and the number it is summed over.
+# `AdaptiveLR` asks a module for one more method, `probe_loss`: the summed loss of a batch and the number it is summed
+# over.
 
 # %%
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # How robust is a classifier, and how is it hardened
 #
-# A small network learns scikit-learn's digits twice, as usual and by PGD adversarial training. AutoAttack says what is
-# left of the accuracy. About a minute on a CPU, offline.
+# A small network learns scikit-learn's digits twice, as usual and by PGD adversarial training. AutoAttack says what
+# is left of the accuracy. About a minute on a CPU, offline.
 
 # %%
 import logging
@@ -59,7 +59,9 @@ for name, model in models.items():
         clean = (model(x).argmax(1) == y).float().mean()
     pgd = LinfPGD(eps=eps, steps=100, step_size=0.01).run(model, x, y)
     auto = AutoAttack(norm="linf", eps=eps).run(model, x, y)
-    left = {attack: 1 - float(result.success.float().mean()) for attack, result in (("PGD-100", pgd), ("AutoAttack", auto))}
+    left = {
+        attack: 1 - float(result.success.float().mean()) for attack, result in (("PGD-100", pgd), ("AutoAttack", auto))
+    }
     print(f"{name:9} clean {clean:.2f},", ", ".join(f"{attack} {value:.2f}" for attack, value in left.items()))
 
 # %% [markdown]
@@ -70,7 +72,9 @@ for name, model in models.items():
 # %%
 for name, model in models.items():
     smallest = CarliniWagner(steps=100, search_steps=4).run(model, x, y)
-    print(f"{name:9} median L2 distance {smallest.distance.median():.2f}, found for {smallest.success.float().mean():.2f}")
+    print(
+        f"{name:9} median L2 distance {smallest.distance.median():.2f}, found for {smallest.success.float().mean():.2f}"
+    )
 
 # %%
 figure, axes = plt.subplots(3, 6, figsize=(8, 4))

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Teach a model a concept from five pictures
 #
-# CoDA asks what tells a new concept from the known one that it is taken for, draws pictures that show it, and updates the
-# model on real and synthetic pictures together. Here a small classifier learns drawn creatures, offline, in about a
-# minute; the generator is a stand-in that draws what a prompt names.
+# CoDA asks what tells a new concept from the known one that it is taken for, draws pictures that show it, and updates
+# the model on real and synthetic pictures together. Here a small classifier learns drawn creatures, offline, in about
+# a minute; the generator is a stand-in that draws what a prompt names.
 
 # %%
 import logging
@@ -59,10 +59,16 @@ plt.show()
 # %%
 for name, source in {
     "real": {},
-    "real and synthetic": {"method": "synthetic", "synthetic_root": str(drawn_folder(folder, "CoDA")), "n_synthetic": 5},
+    "real and synthetic": {
+        "method": "synthetic",
+        "synthetic_root": str(drawn_folder(folder, "CoDA")),
+        "n_synthetic": 5,
+    },
 }.items():
     seed_everything(0, verbose=False)
-    data = world.data(folder / "data", 0, image_size=IMAGE_SIZE, batch_size=20, eval_batch_size=240, n_orders=1, **source)
+    data = world.data(
+        folder / "data", 0, image_size=IMAGE_SIZE, batch_size=20, eval_batch_size=240, n_orders=1, **source
+    )
     data.setup("fit")
     module = ClassifierUpdate(
         str(folder / "models" / "resnet"),
@@ -72,7 +78,12 @@ for name, source in {
         mean=[0.5] * 3,
         std=[0.5] * 3,
     )
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     Trainer(accelerator="cpu", max_steps=60, max_epochs=-1, limit_val_batches=0, **options).fit(module, data)
     right = total = 0
     for batch in data.test_dataloader():
@@ -82,5 +93,5 @@ for name, source in {
     print(f"{name:19} accuracy {right / total:.3f}")
 
 # %% [markdown]
-# With a real image-text model and real generators the same is `lit-modules coda pairs`, `coda augment`, `coda export` and
-# `fit -c coda/novel_species_7b.yaml`.
+# With a real image-text model and real generators the same is `lit-modules coda pairs`, `coda augment`, `coda export`
+# and `fit -c coda/novel_species_7b.yaml`.

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Make a language model forget your documents, and prove it
 #
-# A small Llama memorises invented documents about private persons. NGDiff then makes it forget some of them and keep the
-# others, and LUME's scores say whether it did. Everything runs on a CPU, offline, in about a minute; with your own model
-# and files only the two folders change.
+# A small Llama memorises invented documents about private persons. NGDiff then makes it forget some of them and keep
+# the others, and LUME's scores say whether it did. Everything runs on a CPU, offline, in about a minute; with your
+# own model and files only the two folders change.
 
 # %%
 import logging
@@ -34,8 +34,9 @@ quiet = {
 # %% [markdown]
 # ## A model that remembers
 #
-# `SyntheticLUME` writes `forget.jsonl` and `retain.jsonl` in the layout of LUME, and a tokenizer for them. `LUME(root=...)`
-# reads the same files with your documents in them. The rows of both sets are memorised first: your model has read them already.
+# `SyntheticLUME` writes `forget.jsonl` and `retain.jsonl` in the layout of LUME, and a tokenizer for them.
+# `LUME(root=...)` reads the same files with your documents in them. The rows of both sets are memorised first: your
+# model has read them already.
 
 # %%
 settings = {"root": "runs/tutorial/data", "num_documents": 2, "eval_batch_size": 64, "num_workers": 0}

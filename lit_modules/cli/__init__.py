@@ -57,7 +57,8 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
 def run() -> None:
     """Run the command line of this process; say what is wrong in one sentence, without a traceback.
 
-    A command of Lightning ends with a summary (:mod:`lit_modules.cli.summary`). An error that is no such sentence (:func:`~lit_modules.cli.errors.is_for_user`) keeps its traceback. Classes are
+    A command of Lightning ends with a summary (:mod:`lit_modules.cli.summary`). An error that is no such sentence
+    (:func:`~lit_modules.cli.errors.is_for_user`) keeps its traceback. Classes are
     found in the working folder first, as ``python -m`` finds them, unless Python is told to leave it out
     (``PYTHONSAFEPATH``).
     """

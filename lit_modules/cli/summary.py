@@ -44,7 +44,12 @@ def summary(trainer: Trainer, command: str, args: Sequence[str], began: float) -
     savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     word = ""
     for saver in savers:
-        if command == "fit" and saver.monitor is not None and saver.best_model_path and saver.best_model_score is not None:
+        if (
+            command == "fit"
+            and saver.monitor is not None
+            and saver.best_model_path
+            and saver.best_model_score is not None
+        ):
             score = f"{saver.monitor} {float(saver.best_model_score):.4g}"
             rows["best"], word = f"{_shown(Path(saver.best_model_path))} ({score})", "best"
     if command == "fit":

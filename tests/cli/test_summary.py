@@ -1,5 +1,6 @@
 """A fit ends with what was reached, where it lies, and a line that can be run next."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -7,7 +8,12 @@ import sys
 from pathlib import Path
 
 RECIPE = ["-c", "pgd/digits.yaml", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
-SHORT = [*RECIPE, "--trainer.check_val_every_n_epoch=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+SHORT = [
+    *RECIPE,
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.limit_val_batches=1",
+    "--trainer.limit_test_batches=1",
+]
 
 
 def run(*line: str, folder: Path) -> str:
@@ -22,7 +28,8 @@ def rows(output: str) -> dict[str, str]:
 
 
 def test_the_line_after_a_fit_tests_its_best_checkpoint(tmp_path: Path) -> None:
-    attacks = '--model.test_attacks={"pgd": {"class_path": "lit_modules.attacks.LinfPGD", "init_args": {"eps": 0.1, "steps": 1}}}'
+    quick = {"class_path": "lit_modules.attacks.LinfPGD", "init_args": {"eps": 0.1, "steps": 1}}
+    attacks = f"--model.test_attacks={json.dumps({'pgd': quick})}"
     after = rows(run("fit", *SHORT, attacks, folder=tmp_path))
     assert after["trained"].startswith("2 optimizer steps, 1 epochs")
     assert "val/robust_accuracy" in after["reached"]
