@@ -87,8 +87,6 @@ def llm_int8() -> Any:
     ("quantization", "accelerator"),
     [
         (int8, "cpu"),
-        (nf4, "cpu"),
-        (llm_int8, "cpu"),
         pytest.param(int8, "cuda", marks=pytest.mark.gpu),
         pytest.param(nf4, "cuda", marks=pytest.mark.gpu),
         pytest.param(llm_int8, "cuda", marks=pytest.mark.gpu),
@@ -134,10 +132,10 @@ def test_a_named_model_is_quantised_when_it_is_loaded(
     assert not torch.allclose(logits(whole), untouched, atol=1e-3)
     resumed = module(peft_config=lora(r=4))
     fit(resumed, 2, str(tmp_path / "1.ckpt"))
-    torch.testing.assert_close(logits(resumed), logits(whole), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(resumed), logits(whole), rtol=0, atol=1e-4 if accelerator == "cpu" else 0.05)
     again = method.load_from_checkpoint(tmp_path / "2.ckpt", tokenizer=bench.tokenizer(), weights_only=True)
     for loaded in (again, module(tmp_path / "adapter")):
-        torch.testing.assert_close(logits(loaded), logits(whole), rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits(loaded), logits(whole), rtol=0, atol=1e-4 if accelerator == "cpu" else 1e-2)
         assert loaded.model.get_base_model().is_quantized
     with pytest.raises(ValueError, match=r"merge=True cannot merge this adapter, as the model's weights are quantised"):
         whole.save_pretrained(str(tmp_path / "merged"), merge=True)
