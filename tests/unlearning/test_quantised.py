@@ -141,6 +141,14 @@ def test_a_named_model_is_quantised_when_it_is_loaded(
         whole.save_pretrained(str(tmp_path / "merged"), merge=True)
 
 
+def test_four_bits_do_not_train_on_the_cpu(base: Path, bench: Any) -> None:
+    options = {"quantization_config": nf4()}
+    module = bench.build(NGDiff, str(base), model_kwargs=options, peft_config=lora())
+    with pytest.raises(ValueError, match=r"4 bits on the CPU, .*; train on a GPU, or give a quantization_config of 8"):
+        bench.fit(module, bench.pairs(8))
+    bench.trainer().validate(module, bench.labelled(), verbose=False)
+
+
 def test_a_missing_library_is_named(base: Path) -> None:
     if find_spec("bitsandbytes") is not None:
         pytest.skip("bitsandbytes is installed")
