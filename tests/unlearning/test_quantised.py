@@ -67,9 +67,8 @@ def test_adapters_train_on_quantised_weights(
 
 def int8() -> Any:
     pytest.importorskip("torchao")
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
+    weights = {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}  # as a file of options has it
+    return {"quant_method": "torchao", "quant_type": {"default": weights}}
 
 
 def nf4() -> Any:

@@ -395,8 +395,9 @@ class CausalLM(LightningModule):
             )
         if getattr(self.model, "is_loaded_in_4bit", False) and self.device.type == "cpu":  # a mark of transformers
             raise ValueError(
-                f"{name} does not train beside weights of 4 bits on the CPU, whose scales bitsandbytes loses between an "
-                "evaluation and a checkpoint; train on a GPU, or give a quantization_config of 8 bits, such as torchao's."
+                f"{name} does not train beside weights of 4 bits on the CPU, whose scales bitsandbytes loses between "
+                "an evaluation and a checkpoint; train on a GPU, or give a quantization_config of 8 bits, such as "
+                "torchao's."
             )
         check_trained(self.trainable_parameters(), name)
         try:
