@@ -131,7 +131,7 @@ def main() -> None:
         sizes = {"batch_size": 50, "eval_batch_size": 50, "validation_size": 500, "test_size": 500}
         cifar = partial(CIFAR10, options.data, augment=False, **sizes)
         network = partial(LeNet5, "small", image_size=32, channels=3)
-        settings["CIFAR10"] = Setting(cifar, network, 8 / 255, 5, 0.01, steps(300))
+        settings["CIFAR10"] = Setting(cifar, network, 8 / 255, 5, 0.01, steps(500))
     options.folder.mkdir(parents=True, exist_ok=True)
     lines = [
         f"{date.today()}, {platform.processor() or platform.machine()}, one thread, torch {torch.__version__}, "

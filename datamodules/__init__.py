@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .images.cifar10 import CIFAR10
     from .images.digits import Digits
     from .images.fashion_mnist import FashionMNIST
+    from .images.image_folder import ImageFolder
     from .images.mnist import MNIST
     from .lume.lume import LUME
     from .lume.synthetic import SyntheticLUME
@@ -37,6 +38,7 @@ __all__ = [
     "FashionMNIST",
     "FewShotPairs",
     "INaturalistPairs",
+    "ImageFolder",
     "NovelSpecies",
     "SUNPairs",
     "SyntheticLUME",

@@ -62,6 +62,27 @@ def picture(path: Path) -> Path:
     return path
 
 
+def class_folders(folder: Path) -> list[str]:
+    """Write pictures of two classes and a tiny classifier of them, and return the overrides that name both."""
+    for part in ("train", "val"):
+        for name in ("bee", "wasp"):
+            (folder / "pictures" / part / name).mkdir(parents=True)
+            for place in range(6):
+                picture(folder / "pictures" / part / name / f"{place}.png")
+    write_vit(folder / "classifier", num_labels=2)
+    arguments = [f"--data.init_args.root={folder / 'pictures'}", "--data.init_args.image_size=8"]
+    arguments += ["--data.init_args.batch_size=2", "--data.init_args.validation_size=4"]
+    return [*arguments, f"--model.init_args.classifier.init_args.model={folder / 'classifier'}"]
+
+
+def write_vit(folder: Path, **options: Any) -> None:
+    """Write a tiny image classifier of 8 x 8 pixels with its image processor."""
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViTConfig(image_size=8, patch_size=4, intermediate_size=16, **sizes, **options)
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+
+
 def affordance_pairs(folder: Path) -> Path:
     """Write pairs of affordances with pictures, as ``lit-modules pairs`` does."""
     folder.mkdir()
@@ -130,10 +151,7 @@ def small_coda(recipe: dict[str, Any], folder: Path) -> list[str]:
     model = folder / "model"
     arguments = [f"--model.init_args.model={model}", "--data.init_args.batch_size=2"]
     if recipe["model"]["class_path"] == "lit_modules.ClassifierUpdate":
-        sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = ViTConfig(image_size=8, patch_size=4, intermediate_size=16, **sizes)
-        ViTForImageClassification(config).save_pretrained(model)
-        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(model)
+        write_vit(model)
         arguments += ["--data.init_args.image_size=8"]
     else:
         write_llava(model)
@@ -185,6 +203,8 @@ def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.F
             "PreActResNet18": ["--model.classifier.init_args.width=4"],
             "LeNet5": ["--model.classifier.init_args.width=0.1"],
         }[network]
+    elif data == "lit_modules.datamodules.ImageFolder":
+        arguments += class_folders(folder)
     elif data in ("lit_modules.datamodules.AffordancePairs", "lit_modules.datamodules.DrawnObjects"):
         arguments += small_synthia(recipe, folder, request)
     elif config.parent.name == "coda":

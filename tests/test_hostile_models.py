@@ -16,7 +16,7 @@ from lit_modules.coda.backends.local import DiffusersEdits, DiffusersImages, Loc
 from lit_modules.coda.core.image_text_models import load_model, load_processor
 from lit_modules.metrics.gibberish import cleanness
 from lit_modules.metrics.image_text import ImageTextEncoder
-from lit_modules.networks import load_recogniser
+from lit_modules.networks import TransformersClassifier, load_recogniser
 from lit_modules.studies.stress.attacks import load_quantized
 from lit_modules.synthia.backbones.kandinsky3_weights import load_movq
 from lit_modules.synthia.backbones.pixel import PixelDiffusion
@@ -38,6 +38,7 @@ OF_TRANSFORMERS: dict[str, Open] = {
     "image-text model": lambda folder: load_model(folder, torch.float32),
     "processor": load_processor,
     "ClassifierUpdate": lambda folder: ClassifierUpdate(folder, num_classes=2).configure_model(),
+    "TransformersClassifier": TransformersClassifier,
     "LocalChat": lambda folder: LocalChat(folder)._loaded,
     "LocalJudge": lambda folder: LocalJudge(folder)._load(),
     "TextEncoder": lambda folder: TextEncoder(folder)(["sit"]),
@@ -116,6 +117,10 @@ PICKLED: dict[str, tuple[Callable[[], Any], Open]] = {
     "classifier": (
         lambda: ViTForImageClassification(ViTConfig(**PATCHES)),
         lambda folder: ClassifierUpdate(folder, num_classes=2).configure_model(),
+    ),
+    "classifier of pixels": (
+        lambda: ViTForImageClassification(ViTConfig(**PATCHES)),
+        lambda folder: TransformersClassifier(folder, mean=[0.5] * 3, std=[0.5] * 3),
     ),
     "encoder": (
         lambda: CLIPModel(CLIPConfig(text_config=SMALL, vision_config=PATCHES, projection_dim=4)),

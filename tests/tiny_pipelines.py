@@ -266,7 +266,7 @@ def gemma() -> Any:
     return Gemma2Model(Gemma2Config(**DECODER | sizes))
 
 
-def sana_pipeline(scheduler: Any) -> Any:
+def sana_pipeline() -> Any:
     blocks = ("ResBlock", "EfficientViTBlock")
     return diffusers.SanaPipeline(
         tokenizer=gemma_tokenizer(),
@@ -298,21 +298,15 @@ def sana_pipeline(scheduler: Any) -> Any:
             caption_channels=8,
             sample_size=16,
         ),
-        scheduler=scheduler,
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
     )
 
 
 @pytest.fixture(scope="session")
 def sana(save_tiny: Any) -> str:
-    solver = partial(
-        diffusers.DPMSolverMultistepScheduler, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-    return save_tiny(lambda: sana_pipeline(solver()))
-
-
-@pytest.fixture(scope="session")
-def sana_heun(save_tiny: Any) -> str:
-    return save_tiny(lambda: sana_pipeline(diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)))
+    return save_tiny(sana_pipeline)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -20,6 +20,20 @@ from ..variants import Variant
 SPLITS = ("train", "validation", "test")
 
 
+class Images(Protocol):
+    """Images that are indexed as a uint8 tensor ``(n, channel, height, width)``: such a tensor, or files."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the images."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return images of a slice, indexed likewise, or a tensor of those of some places."""
+
+
 class ImageSet(Dataset[dict[str, Tensor]]):
     """Images whose index is a tuple of places and whose item is a batch.
 
@@ -27,7 +41,7 @@ class ImageSet(Dataset[dict[str, Tensor]]):
     ``(batch,)``). A place may come with a number of :class:`AugmentedSampler`, which says how to crop and flip.
 
     Args:
-        images: uint8, ``(n, channel, height, width)``.
+        images: uint8, ``(n, channel, height, width)``, or what is indexed as such a tensor.
         labels: int64, ``(n,)``, on the same device.
         levels: Value of white.
         variant: Change of the images, in [0, 1].
@@ -36,7 +50,7 @@ class ImageSet(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         levels: int = 255,
         variant: Variant | None = None,
@@ -227,10 +241,10 @@ class ImageDataModule(LightningDataModule, ABC):
         self.test_split = test_split
         self.variant, self.augment = variant, augment
         self.seed, self.num_workers = seed, num_workers
-        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._parts: dict[str, tuple[Images, Tensor]] = {}
 
     @abstractmethod
-    def read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+    def read(self, part: Literal["train", "test"]) -> tuple[Images, Tensor]:
         """Return the images, uint8 ``(n, channel, height, width)``, and labels, ``(n,)``, of a part of the files."""
 
     def fetch(self) -> None:
@@ -313,7 +327,7 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"{word} must be at most the {length - start} images that {what} has, got {size}.")
         return start, length if size is None else start + size
 
-    def _part(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+    def _part(self, part: Literal["train", "test"]) -> tuple[Images, Tensor]:
         """Return a part of the files, read and checked once, on the device."""
         if part not in self._parts:
             images, labels = self.read(part)
@@ -334,7 +348,8 @@ class ImageDataModule(LightningDataModule, ABC):
             device = self.device
             if self.trainer is not None and device.type != "cpu" and device.index is None:
                 device = self.trainer.strategy.root_device  # each process keeps the set on its own GPU
-            self._parts[part] = images.contiguous().to(device), labels.long().to(device)
+            kept = images.contiguous().to(device) if isinstance(images, Tensor) else images
+            self._parts[part] = kept, labels.long().to(device)
         return self._parts[part]
 
 

@@ -154,9 +154,9 @@ class APGD(Attack):
                 since, stretch = 0, max(stretch - shortening, shortest)
             share = 0.75 if step else 1.0
             x = carry["x"]
-            moved = self._project(active, x + carry["size"] * steepest(carry["gradient"], self.norm))
+            moved = active.project(x + carry["size"] * steepest(carry["gradient"], self.norm), self.norm)
             mixed = x + share * (moved - x) + (1 - share) * (x - carry["before"])
-            carry["before"], carry["x"] = x, self._project(active, mixed)
+            carry["before"], carry["x"] = x, active.project(mixed, self.norm)
             since += 1
         best.offer(positions, carry["best"], carry["loss"], torch.zeros_like(positions, dtype=torch.bool))
         return best.outcome()
@@ -228,10 +228,6 @@ class APGD(Attack):
         carry["loss"] = torch.where(better, objective, carry["loss"])
         carry["best"] = torch.where(wide, carry["x"], carry["best"])
         carry["best_gradient"] = torch.where(wide, carry["gradient"], carry["best_gradient"])
-
-    def _project(self, active: AttackState, x: Tensor) -> Tensor:
-        """Return the points in ball and bounds."""
-        return active.project(active.clamp(x) if self.norm == "l2" else x, self.norm)
 
 
 class APGDT(APGD):

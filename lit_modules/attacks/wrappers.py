@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lit_modules.attacks.engine.checks import check_count, check_positive
 from lit_modules.attacks.engine.random import SampleRandom
-from lit_modules.attacks.engine.state import Model, take_logits
+from lit_modules.attacks.engine.state import Model
+from lit_modules.utils.classifiers import take_logits
 
 
 class EOT(nn.Module):
@@ -95,7 +96,7 @@ class EstimatedGradient(nn.Module):
         for start in range(0, number, several):
             directions = self.directions(x, start, min(several, number - start))
             points = torch.stack([x + self.step * directions, x - self.step * directions])
-            logits = take_logits(self.model(points.flatten(0, 2)))
+            logits = take_logits(self.model(points.flatten(0, 2))).to(x.device)
             values = (logits.view(*points.shape[:3], -1) * weight).sum(-1)
             slopes = (values[0] - values[1]) / (2 * self.step)
             total += (slopes.reshape(*slopes.shape, *(1,) * (x.ndim - 1)).to(x.dtype) * directions).sum(0)
@@ -186,7 +187,7 @@ class _Estimated(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, module: EstimatedGradient) -> Tensor:
         ctx.module = module
         ctx.save_for_backward(x)
-        return take_logits(module.model(x)).detach()
+        return take_logits(module.model(x)).detach().to(x.device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

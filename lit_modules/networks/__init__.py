@@ -1,10 +1,17 @@
-"""Small networks: those that papers name, and the models of the offline recipes; each imported when first used."""
+"""Networks of papers and recipes, and the classifiers of other libraries; each imported when first used."""
 
 from typing import TYPE_CHECKING
 
 from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lit_modules.networks.classifiers import (
+        ExportedClassifier,
+        PixelClassifier,
+        TimmClassifier,
+        TorchvisionClassifier,
+        TransformersClassifier,
+    )
     from lit_modules.networks.lenet5 import LeNet5
     from lit_modules.networks.llama import small_llama
     from lit_modules.networks.normalisation import Normalise, PerImageStandardise
@@ -24,13 +31,18 @@ else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
+    "ExportedClassifier",
     "LeNet5",
     "Lesson",
     "Normalise",
     "PartRecogniser",
     "PerImageStandardise",
+    "PixelClassifier",
     "PreActResNet18",
     "SavedRecogniser",
+    "TimmClassifier",
+    "TorchvisionClassifier",
+    "TransformersClassifier",
     "WideResNet",
     "attribute_accuracy",
     "build_clip",

@@ -140,16 +140,25 @@ class _Walk:
         if inner is not None and type(value).__module__.startswith("torch."):
             yield from ("compiled", self.digest(inner, path))  # torch.compile keeps what the module computes
             return
+        if isinstance(value, torch.fx.GraphModule):
+            yield from ("graph", value.code)  # all that it computes; its nodes carry notes of how it was made
+            yield from self.state(value, path)
+            return
         yield self.digest(type(value), path)
-        for kind in ("_parameters", "_buffers", "_modules"):
-            for name, item in getattr(value, kind).items():
-                yield from (name, self.digest(item, f"{path}.{name}"))
+        yield from self.state(value, path)
         for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
             for number, hook in enumerate(getattr(value, kind).values()):
                 yield from (kind, self.digest(hook, f"{path}.{kind}[{number}]"))
         lightning: Any = sys.modules.get("lightning.pytorch")
         is_lightning = lightning is not None and isinstance(value, lightning.LightningModule)
         yield from self.attributes(value, path, _bookkeeping(is_lightning))
+
+    def state(self, value: Any, path: str) -> Iterator[str | bytes]:
+        """Yield names and values of a module's parameters, buffers and submodules."""
+        for kind in ("_parameters", "_buffers", "_modules"):
+            for name, item in getattr(value, kind).items():
+                if name != "_guards_fn":  # of torch.export: it checks the shape of the input
+                    yield from (name, self.digest(item, f"{path}.{name}"))
 
     def object_of(self, value: object, path: str) -> Iterator[str | bytes]:
         yield self.digest(type(value), path)

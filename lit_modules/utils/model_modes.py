@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
 
 from torch import nn
+from torch.fx import GraphModule
 
 _LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
 
@@ -91,6 +92,17 @@ def evaluation_mode(model: object) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def release_modes(model: nn.Module) -> None:
+    """Let the programs of ``torch.export`` in a model take ``train()`` and ``eval()``, which torch refuses them.
+
+    A program computes the same in both modes, so that only flags change.
+    """
+    for module in model.modules():
+        if isinstance(module, GraphModule):  # torch.export hides the methods of the class behind some that raise
+            for name in ("train", "eval"):
+                vars(module).pop(name, None)
 
 
 @contextmanager

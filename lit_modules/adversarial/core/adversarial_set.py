@@ -14,6 +14,7 @@ from lit_modules.adversarial.core.evaluation import AttackRun, Outcome, Sample, 
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.attacks.engine.checks import check_classes, check_count
 from lit_modules.utils.checkpoints import load_plain
+from lit_modules.utils.classifiers import input_device
 from lit_modules.utils.files import whole_file
 
 _FILE = "adversarial_set.pt"
@@ -169,7 +170,7 @@ def attack_dataset(
                 f"this ({known['attack']}); give another folder, or delete this one."
             )
     batches: Any = DataLoader(data, batch_size, num_workers=num_workers) if isinstance(data, Dataset) else data
-    device = next((tensor.device for tensor in (*classifier.parameters(), *classifier.buffers())), torch.device("cpu"))
+    device = input_device((*classifier.parameters(), *classifier.buffers())) or torch.device("cpu")
     rows: list[tuple[int, int, int, Outcome]] = []
     for number, batch in enumerate(batches):
         if number == limit_batches:

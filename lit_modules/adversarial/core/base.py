@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_modules.adversarial.core.defaults import pgd_like
-from lit_modules.adversarial.core.evaluation import RobustEvaluation, name_attacks
+from lit_modules.adversarial.core.evaluation import RobustEvaluation, check_width, name_attacks
 from lit_modules.adversarial.core.report import markdown, plot_examples, table_rows
 from lit_modules.attacks.engine.base import Attack
-from lit_modules.attacks.engine.checks import check_classes
-from lit_modules.attacks.engine.state import take_logits
+from lit_modules.attacks.engine.checks import check_bounds, check_classes
 from lit_modules.attacks.pgd import LinfPGD
 from lit_modules.metrics.robustness import RobustAccuracy
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.classifiers import take_logits
+from lit_modules.utils.model_modes import release_modes
 from lit_modules.utils.precision import check_precision
 from lit_modules.utils.random_state import random_state, set_random_state
 from lit_modules.utils.resuming import bring
@@ -72,7 +73,8 @@ class AdversarialTraining(LightningModule):
     one device and with DDP.
 
     Args:
-        classifier: Gives logits ``(batch, classes)`` for images, or an object with ``logits``.
+        classifier: Gives logits ``(batch, classes)`` for images in [0, 1], or an object with ``logits``; see
+            ``lit_modules.networks`` for those of transformers, torchvision, timm and torch.export.
         reference: Attack whose norm, radius and bounds the default attacks of validation and test take.
         validation_attack: Attack of the validation; by default PGD of 20 steps of a quarter of the radius, in the norm
             and radius of the training's attack.
@@ -107,6 +109,7 @@ class AdversarialTraining(LightningModule):
             raise ValueError(f"scheduler_interval must be 'step' or 'epoch', got {scheduler_interval!r}.")
         if validation_attack is not None and validation_attack.targeted:
             raise ValueError(f"validation_attack must be untargeted, as test_attacks; got {validation_attack!r}.")
+        release_modes(classifier)
         self.classifier = classifier
         self.validation_attack = validation_attack or pgd_like(reference, 20, 0.25, "validation_attack")
         if test_attacks is None:
@@ -121,6 +124,13 @@ class AdversarialTraining(LightningModule):
         self.validation_robust_accuracy = RobustAccuracy()
         self._evaluation: RobustEvaluation | None = None
         self._rng_state: dict[str, Any] | None = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the trainer's datamodule; ``None`` without one that says it."""
+        # a user's own datamodule need not have the attribute
+        number: int | None = getattr(getattr(self._trainer, "datamodule", None), "num_classes", None)
+        return number
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of images."""
@@ -144,6 +154,7 @@ class AdversarialTraining(LightningModule):
         """Log the loss, and the accuracy of each of the logits."""
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
         for name, answer in logits.items():
+            check_width(answer, self.num_classes)
             right = (answer.detach().argmax(1) == labels).float().mean()
             self.log(f"train/{name}", right, prog_bar=True, batch_size=len(labels))
 
@@ -154,8 +165,10 @@ class AdversarialTraining(LightningModule):
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             # tensors made in inference mode could not take part in the attack's gradients
             images, labels = images.clone(), labels.clone()
+            check_bounds(self.validation_attack.bounds, images)
             logits = self(images)
             check_classes(labels, logits.shape[1])
+            check_width(logits, self.num_classes)
             answer = logits.argmax(1)
             right = answer == labels
             if bool(right.any()):
@@ -178,7 +191,9 @@ class AdversarialTraining(LightningModule):
         """Find what an earlier test of these weights has finished."""
         folder = self.evaluation_folder or os.path.join(self.trainer.default_root_dir, "evaluation")
         keep = not getattr(self.trainer, "fast_dev_run", False)
-        self._evaluation = RobustEvaluation(self.classifier, self.test_attacks, Path(folder) if keep else None)
+        self._evaluation = RobustEvaluation(
+            self.classifier, self.test_attacks, Path(folder) if keep else None, self.num_classes
+        )
         for name, run in self._evaluation.runs.items():
             if len(run):
                 rank_zero_info(f"The test goes on: {len(run)} samples under {name!r} are finished in {run.folder}.")

@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 from lit_modules.adversarial.core.report import Example, Finished, summarise
 from lit_modules.attacks.engine.base import Attack
-from lit_modules.attacks.engine.checks import audit_perturbation, check_classes
+from lit_modules.attacks.engine.checks import audit_perturbation, check_bounds, check_classes
 from lit_modules.attacks.engine.state import Oracle
 from lit_modules.utils.checkpoints import load_plain
 from lit_modules.utils.files import whole_file, write_whole
@@ -280,11 +280,15 @@ class RobustEvaluation:
         classifier: Gives logits.
         attacks: Attacks by name.
         folder: Folder of the records; ``None`` keeps them in memory alone.
+        num_classes: Number of classes of the data; ``None`` if it is not known.
     """
 
-    def __init__(self, classifier: nn.Module, attacks: dict[str, Attack], folder: Path | None) -> None:
+    def __init__(
+        self, classifier: nn.Module, attacks: dict[str, Attack], folder: Path | None, num_classes: int | None = None
+    ) -> None:
         self.classifier = classifier
         self.attacks = attacks
+        self.num_classes = num_classes
         self.weights = hash_weights(classifier)
         self.record: dict[str, Any] | None = None
         self.examples: list[Example] = []
@@ -303,14 +307,17 @@ class RobustEvaluation:
             index: Place of each sample in its split, ``(batch,)``.
 
         Raises:
-            ValueError: If one index stands for two samples.
+            ValueError: If one index stands for two samples, or images, labels and logits do not fit each other.
             RuntimeError: If an attack breaks its radius or bounds.
         """
         with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False):
             # tensors made in inference mode could not take part in the attack's gradients
             images, labels = images.to(torch.promote_types(images.dtype, torch.float32), copy=True), labels.clone()
+            for attack in self.attacks.values():
+                check_bounds(attack.bounds, images)
             answers = classify(self.classifier, images, list(self.runs.values()))
             check_classes(labels, answers.shape[1])
+            check_width(answers, self.num_classes)
             indices = index.tolist()
             names = name_samples(images, labels, indices)
             right = (answers.argmax(1) == labels).tolist()
@@ -320,15 +327,15 @@ class RobustEvaluation:
                     raise ValueError(two_samples(position))
                 if right[row]:
                     new.setdefault(name, row)
-            for attack, run in self.runs.items():
-                rows = [row for name, row in new.items() if name not in self._done[attack]]
+            for named, run in self.runs.items():
+                rows = [row for name, row in new.items() if name not in self._done[named]]
                 if rows:
                     samples = [Sample(names[row], indices[row]) for row in rows]
                     for outcome in run.finish(samples, images[rows], labels[rows], answers[rows]):
-                        self._done[attack][outcome.name] = outcome.finished
+                        self._done[named][outcome.name] = outcome.finished
                         if outcome.example is not None:
-                            self._examples[attack][outcome.name] = outcome.example
-                        self._flags[attack] = list(dict.fromkeys([*self._flags[attack], *outcome.flags]))
+                            self._examples[named][outcome.name] = outcome.example
+                        self._flags[named] = list(dict.fromkeys([*self._flags[named], *outcome.flags]))
 
     def robust_accuracy(self) -> float:
         """Return the share of this process's samples so far that no attack of a radius fools."""
@@ -394,6 +401,15 @@ def classify(classifier: nn.Module, images: Tensor, runs: Sequence[AttackRun]) -
         if not same and run.repeatable:
             run.forget("the classifier answers at random.")
     return logits
+
+
+def check_width(logits: Tensor, num_classes: int | None) -> None:
+    """Refuse logits that are not as many as the data has classes; ``None``, if that is not known, passes."""
+    if num_classes is not None and num_classes != logits.shape[1]:
+        raise ValueError(
+            f"The classifier gives {logits.shape[1]} logits, and the data has {num_classes} classes, so labels "
+            "and logits mean different classes; give the classifier as many, or the data all those of the classifier."
+        )
 
 
 def hash_weights(classifier: nn.Module) -> str:

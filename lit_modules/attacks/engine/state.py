@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from lit_modules.attacks.engine.checks import Radius, audit_perturbation, check_
 from lit_modules.attacks.engine.losses import Loss, check_per_sample
 from lit_modules.attacks.engine.norms import per_sample, project, project_l1_box
 from lit_modules.attacks.engine.random import SampleRandom
+from lit_modules.utils.classifiers import input_device, take_logits
 from lit_modules.utils.model_modes import modules_of
 
 Model = Callable[[Tensor], Tensor]
@@ -20,26 +21,15 @@ Seed = int | torch.Generator | None  # ``None`` takes that of the attack
 Carry = dict[str, Tensor]  # values of each sample, (batch, ...), that an attack carries from step to step
 
 
-def take_logits(answer: object) -> Tensor:
-    """Return the logits of a model's output: itself, or what it holds as ``logits``, as the models of transformers."""
-    held = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
-    for logits in (answer, held):
-        if isinstance(logits, Tensor):
-            return logits
-    names = f" with {', '.join(map(repr, answer))}" if isinstance(answer, Mapping) else ""
-    raise TypeError(
-        f"The model must give a tensor of logits, or an object or mapping that holds one as 'logits', got "
-        f"{type(answer).__name__}{names}; wrap it, as in lambda x: model(x)[0]."
-    )
-
-
 class Oracle:
     """Model under attack, called as its user would call it.
 
     Samples keep their type, or, where the model refuses it, take that of its parameters; they have the memory layout of
-    a batch of the input samples. On the CPU convolutions are up to several times faster with the channels innermost in
-    memory. Images are laid out so if a module with convolutions, in evaluation mode, takes one sample in either layout
-    and answers the same, which costs two passes of that sample, not counted as queries.
+    a batch of the input samples. They go to the device of a module's first parameter, and the logits come back to that
+    of the samples, so a model may lie on another device, or on several. On the CPU convolutions are up to several times
+    faster with the channels innermost in memory. Images are laid out so if a module with convolutions, in evaluation
+    mode, takes one sample in either layout and answers the same, which costs two passes of that sample, not counted as
+    queries.
 
     Args:
         model: Gives logits.
@@ -49,6 +39,7 @@ class Oracle:
     Attributes:
         dtype: Type of the model's input.
         own_dtype: Type of the model's first parameter; that of the samples without one.
+        device: Device of the model's input: that of a module's first parameter, else that of the samples.
         strides: Memory layout of a batch.
     """
 
@@ -59,11 +50,14 @@ class Oracle:
         modules = modules_of(model)
         parameters = [p for module in modules for p in module.parameters(recurse=False) if p.is_floating_point()]
         self.own_dtype = parameters[0].dtype if parameters else samples.dtype
+        # a callable that is no module places its input itself
+        device = input_device(parameters) if isinstance(model, nn.Module) else None
+        self.device = samples.device if device is None else device
         self._settled = False
         self._probe = (
             probe
             and samples.ndim == 4
-            and samples.device.type == "cpu"
+            and self.device.type == "cpu"
             and isinstance(model, nn.Module)
             and any(isinstance(module, nn.Conv2d) for module in modules)
             and not any(module.training for module in modules)
@@ -86,7 +80,8 @@ class Oracle:
         return logits
 
     def _call(self, x: Tensor) -> Tensor:
-        return take_logits(self.model(arrange(x.to(self.dtype), self.strides)))
+        inputs = arrange(x.to(self.device, self.dtype), self.strides)
+        return take_logits(self.model(inputs)).to(x.device)
 
     def _choose_layout(self, x: Tensor) -> None:
         """Take the faster layout if a sample goes through in it, forward and backward, with the same logits."""
@@ -287,7 +282,7 @@ class AttackState:
             x = self.stored(x)
         several = x.ndim == self.x.ndim + 1
         batch = x.flatten(0, 1) if several else x
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.oracle.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.oracle(batch)
         if not self.checked:
             check_logits(logits.detach(), len(batch))

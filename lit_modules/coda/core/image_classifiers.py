@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor
 
-from lit_modules.utils.checkpoints import only_tensors
-from lit_modules.utils.errors import first_line
+from lit_modules.networks.classifiers import load_image_classifier
 
 
 def load_classifier(name: str, classes: Sequence[str]) -> Any:
@@ -16,12 +15,7 @@ def load_classifier(name: str, classes: Sequence[str]) -> Any:
         ValueError: If it does not load.
     """
     labels = {"id2label": dict(enumerate(classes)), "label2id": {each: label for label, each in enumerate(classes)}}
-    auto: Any = AutoModelForImageClassification
-    try:
-        with only_tensors(name):
-            return auto.from_pretrained(name, **labels, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name!r} does not load as an image classifier: {first_line(error)}") from error
+    return load_image_classifier(name, **labels, ignore_mismatched_sizes=True)
 
 
 def load_image_processor(name: str) -> Any:

@@ -89,6 +89,7 @@ class PipelineBackbone(Backbone):
         ValueError: If an argument is out of its range; in ``load``, if the model is of another kind, or ``image_size``
             does not fit it.
         FileNotFoundError: In ``load``, if there is no such model, or a part of it is missing.
+        ImportError: In ``load``, if the installed diffusers have no such pipeline.
     """
 
     pipeline_name: ClassVar[str]
@@ -150,10 +151,10 @@ class PipelineBackbone(Backbone):
     @cached_property
     def index(self) -> dict[str, Any]:
         """Return the pipeline's ``model_index.json``, checked."""
-        from diffusers import DiffusionPipeline
+        import diffusers
 
         try:
-            index: dict[str, Any] = dict(DiffusionPipeline.load_config(self.model))
+            index: dict[str, Any] = dict(diffusers.DiffusionPipeline.load_config(self.model))
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"There is no model {self.model!r}: it must be a folder with a model_index.json, as save_pretrained() "
@@ -164,6 +165,11 @@ class PipelineBackbone(Backbone):
             other = f"; {_OWNERS[kind]} takes it" if kind in _OWNERS else ""
             raise ValueError(
                 f"{type(self).__name__} takes a {self.pipeline_name}, got {self.model!r}, a {kind}{other}."
+            )
+        if not hasattr(diffusers, kind):  # which newer versions have
+            raise ImportError(
+                f"{type(self).__name__} needs the {kind} of diffusers, and version {diffusers.__version__} has none; "
+                "update it: pip install -U diffusers."
             )
         return index
 

@@ -322,6 +322,17 @@ def copy_of(folder: str, place: Path) -> Path:
     return place
 
 
+def test_a_pipeline_that_diffusers_do_not_have_is_named(sdxl: str, tmp_path: Path) -> None:
+    class Later(SDXL):
+        pipeline_name = "LaterPipeline"
+
+    folder = copy_of(sdxl, tmp_path / "later")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "LaterPipeline"}))
+    with pytest.raises(ImportError, match=rf"Later needs the LaterPipeline of diffusers, .*{diffusers.__version__}"):
+        Later(str(folder), image_size=16).load("network")
+
+
 def test_a_variant_is_taken_where_a_part_has_it(sdxl: str, tmp_path: Path) -> None:
     folder = copy_of(sdxl, tmp_path / "mixed")
     u_net = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")

@@ -211,6 +211,25 @@ def test_frozen_weights_of_16_bits_and_trained_ones_of_32(
         fit(Synthia(make("stable_diffusion", request, "bfloat16")), tmp_path)
 
 
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if not name.startswith(("stable_diffusion", "kandinsky3"))])
+def test_adapters_train_in_mixed_precision_under_gradient_checkpointing(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    lora = LoraConfig(r=2, init_lora_weights="gaussian")
+    module = Synthia(
+        make(name, request, "bfloat16"), peft_config=lora, gradient_checkpointing=True, optimizer=rate(0.01)
+    )
+    module.configure_model()
+    before = [parameter.detach().clone() for parameter in module.trainable_parameters()]
+    fit(module, tmp_path, precision="bf16-mixed")
+    kinds = {parameter.requires_grad: parameter.dtype for parameter in module.network.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    after = list(module.trainable_parameters())
+    assert all(parameter.isfinite().all() for parameter in after)
+    assert any(not torch.equal(parameter, old) for parameter, old in zip(after, before, strict=True))
+    assert module.generate(["sit"], 1, seed=4).isfinite().all()
+
+
 def test_compiled_blocks_train(request: pytest.FixtureRequest) -> None:
     module = Synthia(make("stable_diffusion", request), compile=True, peft_config=LoraConfig(r=2))
     module.configure_model()
