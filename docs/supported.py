@@ -70,9 +70,9 @@ TABLES = (
         "card, and takes two steps of `CoDA`. *generate* and *likelihood*: pictures of several sizes and questions of "
         "several lengths, answered and scored together as each alone; *save and reload*: adapters, and the merged "
         "model; *gradient checkpointing*: adapters, equal to training without; *projector*: trained beside adapters; "
-        "*quantised*: adapters on a base with weights of 8 bits.",
+        "*8 bits*: adapters on a quantised base, saved, loaded and resumed.",
         ("tests/coda/test_families.py",),
-        by_role=("test_family", "test_refused_family"),
+        by_role=("test_family", "test_quantised_family", "test_refused_family"),
     ),
     Table(
         "Text-to-image models",

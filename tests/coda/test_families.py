@@ -134,6 +134,45 @@ def test_family(
     ROLES[role](folder_of(family), tmp_path)
 
 
+def torchao_int8() -> dict[str, Any]:
+    """Return weights of 8 bits by torchao, as a configuration file says them."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    return {
+        "quant_method": "torchao",
+        "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}},
+    }
+
+
+def bitsandbytes_int8() -> dict[str, Any]:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    return {"load_in_8bit": True}
+
+
+QUANTISED = {"8 bits, torchao": torchao_int8, "8 bits, bitsandbytes": bitsandbytes_int8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", QUANTISED)
+@pytest.mark.parametrize("family", ["LLaVA-1.5", "Qwen3-VL"])
+def test_quantised_family(family: str, role: str, folder_of: Callable[[str], str], tmp_path: Path) -> None:
+    """Adapters train on a base of 8 bits that stays as it is, are saved, and go on from a checkpoint."""
+    model, given = folder_of(family), {"model_kwargs": {"quantization_config": QUANTISED[role]()}}
+    module = tuned(model, tmp_path, gradient_checkpointing=True, **given)
+    assert all("lora_" in name for name in names_that_train(module))
+    before, after = scores(make(model, tuning="none", **given)), scores(module)
+    assert before != scores(make(model, tuning="none")) != after
+    with module.model.disable_adapter():
+        torch.testing.assert_close(scores(module), before, rtol=0, atol=0)
+    module.save_pretrained(str(tmp_path / "adapters"))
+    torch.testing.assert_close(scores(make(str(tmp_path / "adapters"), tuning="none", **given)), after)
+    module.trainer.save_checkpoint(tmp_path / "one.ckpt")
+    torch.testing.assert_close(scores(CoDA.load_from_checkpoint(tmp_path / "one.ckpt")), after)
+    with pytest.raises(ValueError, match="cannot merge this adapter, as the model's weights are quantised"):
+        module.save_pretrained(str(tmp_path / "merged"), merge=True)
+    with pytest.raises(ValueError, match="is quantised and cannot train; set projector_learning_rate to 0"):
+        make(model, projector_learning_rate=1e-2, **given).configure_model()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", REFUSED)
 def test_refused_family(family: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:

@@ -401,3 +401,60 @@ def test_a_classifier_is_updated_saved_and_asked_again(tmp_path: Path) -> None:
         ClassifierUpdate(str(tmp_path)).configure_model()
     with pytest.raises(ValueError, match="No image processor lies beside"):
         ClassifierUpdate(str(tmp_path), num_classes=2).configure_model()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_loading_options_reach_the_model_and_its_checkpoint(tiny_llava: str, tmp_path: Path, attention: str) -> None:
+    options = {"attn_implementation": attention, "local_files_only": True}
+    module = make(tiny_llava, rank=2, learning_rate=1e-2, model_kwargs=options)
+    run = trainer(tmp_path)
+    run.fit(module, Data())
+    assert module.model.config.text_config._attn_implementation == attention
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    assert torch.load(tmp_path / "one.ckpt", weights_only=True)["hyper_parameters"]["model_kwargs"] == options
+    again = CoDA.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
+    assert torch.equal(logits(again), logits(module))
+    module.save_pretrained(str(tmp_path / "adapters"))
+    loaded = make(str(tmp_path / "adapters"), model_kwargs=options)
+    torch.testing.assert_close(logits(loaded), logits(module), atol=1e-5, rtol=0)
+    assert loaded.model.config.text_config._attn_implementation == attention
+
+
+def test_implementations_of_attention_agree(tiny_llava: str) -> None:
+    eager, sdpa = (make(tiny_llava, model_kwargs={"attn_implementation": kind}) for kind in ("eager", "sdpa"))
+    batch = rows()
+    asked = (batch["image"], batch["prompt"], batch["options"])
+    torch.testing.assert_close(eager.option_scores(*asked), sdpa.option_scores(*asked), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_kwargs": {"dtype": "float16"}}, "takes no 'dtype': dtype is an argument of its own"),
+        ({"model_kwargs": {"revision": "main"}}, "revision is an argument of its own; give it beside model_kwargs"),
+        ({"model_kwargs": {"trust_remote_code": True}}, "no code of a model's folder is run"),
+        (
+            {"model_kwargs": {"attn_implementation": "none"}},
+            r"It was asked for with model_kwargs=\{'attn_implementation'",
+        ),
+        (
+            {"model_kwargs": {"quantization_config": {"load_in_8bit": True}}, "tuning": "full"},
+            "quantization_config needs",
+        ),
+        (
+            {"model_kwargs": {"quantization_config": {"load_in_8bit": True}}, "load_in_4bit": True},
+            "load_in_4bit and a quantization_config say the same; give one",
+        ),
+    ],
+)
+def test_loading_options_that_are_wrong_are_refused(tiny_llava: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tiny_llava, **given).configure_model()
+
+
+def test_a_projector_that_trains_and_the_head_are_not_quantised(tiny_llava: str, tmp_path: Path) -> None:
+    assert make(tiny_llava)._float_modules() == ["lm_head"]
+    module = make(tiny_llava, rank=2, projector_learning_rate=1e-3)
+    assert module._float_modules() == ["model.multi_modal_projector", "lm_head"]
+    module.save_pretrained(str(tmp_path / "adapters"))
+    assert make(str(tmp_path / "adapters"))._float_modules() == ["lm_head"]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from peft import LoraConfig, PeftModel
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from lit_modules.coda.core.conversations import IGNORED, check_processor, encode
 from lit_modules.coda.core.model_parts import ModelParts, Part, adapted_layers, find_parts
@@ -22,6 +22,7 @@ from lit_modules.utils import adapters
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.errors import first_line
+from lit_modules.utils.model_kwargs import check_model_kwargs, file_options, loading_options
 from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.precision import check_trained
 from lit_modules.utils.suggestions import did_you_mean
@@ -74,6 +75,7 @@ class ImageTextArguments(UpdateArguments, total=False):
     image_grid_pinpoints: list[list[int]] | None
     max_length: int | None
     revision: str | None
+    model_kwargs: dict[str, Any] | None
 
 
 class ImageTextUpdate(UpdateModule):
@@ -101,6 +103,9 @@ class ImageTextUpdate(UpdateModule):
             memory. ``None`` takes the model's.
         max_length: Most tokens of a conversation, beyond which an error is raised; ``None`` takes the model's limit.
         revision: Revision of the model on the hub.
+        model_kwargs: Further arguments of ``from_pretrained``, such as ``{"attn_implementation": "sdpa"}``, or a
+            ``quantization_config`` as a mapping; adapters alone train on quantised weights. See
+            :func:`~lit_modules.utils.model_kwargs.check_model_kwargs`.
         shared: Arguments of :class:`~lit_modules.coda.core.update.UpdateModule`, by name.
 
     Raises:
@@ -127,6 +132,7 @@ class ImageTextUpdate(UpdateModule):
         image_grid_pinpoints: list[list[int]] | None = None,
         max_length: int | None = None,
         revision: str | None = None,
+        model_kwargs: dict[str, Any] | None = None,
         **shared: Unpack[UpdateArguments],
     ) -> None:
         if preset not in PRESETS:
@@ -162,8 +168,22 @@ class ImageTextUpdate(UpdateModule):
             raise ValueError(f"dropout must lie in [0, 1), got {settings['dropout']}.")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1 or None, got {max_length}.")
-        if load_in_4bit and (tuning == "full" or self.model_name is None):
-            raise ValueError("load_in_4bit needs the name of a model, and adapters: set tuning to 'lora'.")
+        self.model_kwargs = check_model_kwargs(model_kwargs, model)
+        if model_kwargs is not None:
+            self.hparams["model_kwargs"] = self.model_kwargs  # plain, where a quantization was given as an object
+        if "revision" in self.model_kwargs:
+            raise ValueError("revision is an argument of its own; give it beside model_kwargs, not inside.")
+        if self.model_kwargs.get("trust_remote_code"):
+            raise ValueError(
+                "model_kwargs takes no trust_remote_code here, as image-text models are those of transformers, and no "
+                "code of a model's folder is run."
+            )
+        self._quantised = load_in_4bit or self.model_kwargs.get("quantization_config") is not None
+        if load_in_4bit and "quantization_config" in self.model_kwargs:
+            raise ValueError("load_in_4bit and a quantization_config say the same; give one.")
+        if self._quantised and (tuning == "full" or self.model_name is None):
+            which = "load_in_4bit" if load_in_4bit else "quantization_config"
+            raise ValueError(f"{which} needs the name of a model, and adapters: set tuning to 'lora'.")
 
     def configure_model(self) -> None:
         """Load the model and its processor, add adapters and freeze the rest, once, in training mode."""
@@ -171,9 +191,12 @@ class ImageTextUpdate(UpdateModule):
             return
         dtype: torch.dtype = getattr(torch, self.dtype_name)
         if self.model is None:
-            self.model = load_model(str(self.model_name), dtype, self.revision, load_in_4bit=self.load_in_4bit)
+            options = loading_options(self.model_kwargs)
+            if self.load_in_4bit:
+                options |= _four_bits(dtype, self._float_modules())
+            self.model = load_model(str(self.model_name), dtype, self.revision, options=options)
         self.model = adapters.take_over(self.model)
-        self._compute_dtype = dtype if self.load_in_4bit else self.model.dtype
+        self._compute_dtype = dtype if self._quantised else self.model.dtype
         if self.tuning != "none":  # adapters are float32 and computed with in this type
             check_trained(self.model.parameters(), type(self).__name__)
         if self.image_grid_pinpoints is not None:
@@ -198,7 +221,8 @@ class ImageTextUpdate(UpdateModule):
         """The given processor, else the one beside the model."""
         if self._processor is None or isinstance(self._processor, str):
             name = str(self._processor or self.model_name or self.model.config.name_or_path)
-            self._processor = load_processor(name, self.revision if name == self.model_name else None)
+            options = file_options(self.model_kwargs)
+            self._processor = load_processor(name, self.revision if name == self.model_name else None, options=options)
         return self._processor
 
     def encode(
@@ -302,6 +326,21 @@ class ImageTextUpdate(UpdateModule):
             )
         super().on_load_checkpoint(checkpoint)
 
+    def _float_modules(self) -> list[str]:
+        """Return the names of the modules that a model of 4 bits leaves as they are: a projector that trains, the head.
+
+        They are found in the model of the same configuration without weights.
+        """
+        name, revision = str(self.model_name), self.revision
+        saved = adapters.saved_config(name, revision)
+        if saved is not None:
+            name, revision = adapters.base_of(saved, name), saved.revision
+        auto: Any = AutoModelForImageTextToText
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(name, revision=revision)
+            parts = find_parts(auto.from_config(config), self.projector)
+        return [*(parts.projector if self.projector_learning_rate > 0 else ()), *filter(None, [parts.head])]
+
     def _choose_what_trains(self) -> None:
         """Add adapters and freeze the rest, or go on with the adapters that the model carries."""
         if self.tuning == "none":
@@ -321,6 +360,13 @@ class ImageTextUpdate(UpdateModule):
             raise ValueError(
                 f"No module of {type(self.model).__name__} was found between vision tower and language model; set "
                 "projector to its name, or projector_learning_rate to 0."
+            )
+        quantised = [name for name in projector if any(map(_is_quantised, self.model.get_submodule(name).parameters()))]
+        if quantised:
+            raise ValueError(
+                f"The projector {', '.join(quantised)} is quantised and cannot train; set projector_learning_rate to 0 "
+                "or name it in the quantization_config among the modules to leave as they are, such as "
+                "llm_int8_skip_modules of bitsandbytes or modules_to_not_convert of torchao."
             )
         if self.tuning == "full":
             for name, parameter in self.model.named_parameters():
@@ -353,29 +399,32 @@ class ImageTextUpdate(UpdateModule):
             )
 
 
-def load_model(name: str, dtype: torch.dtype, revision: str | None = None, *, load_in_4bit: bool = False) -> Any:
-    """Load an image-text model, or a base model with the adapters that a folder holds; in 4 bits (NF4) if asked for.
+def load_model(
+    name: str, dtype: torch.dtype, revision: str | None = None, *, options: Mapping[str, Any] | None = None
+) -> Any:
+    """Load an image-text model, or a base model with the adapters that a folder holds.
+
+    ``options`` are further arguments of ``from_pretrained``.
 
     Raises:
         ValueError: If it does not load, or lacks weights.
-        ImportError: If 4 bits are asked for without bitsandbytes.
     """
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ValueError(f"There is no model folder {name!r}. {_REMEDY}")
     saved = adapters.saved_config(name, revision)
     if saved is not None:
         base = adapters.base_of(saved, name)
-        return adapters.continue_adapter(load_model(base, dtype, saved.revision, load_in_4bit=load_in_4bit), name)
-    more: dict[str, Any] = {}
-    if load_in_4bit:
-        more = {"quantization_config": _four_bits(dtype), "device_map": {"": torch.cuda.current_device()}}
+        return adapters.continue_adapter(load_model(base, dtype, saved.revision, options=options), name)
     try:
         with only_tensors(name):
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                name, dtype=dtype, revision=revision, output_loading_info=True, **more
+                name, dtype=dtype, revision=revision, output_loading_info=True, **options or {}
             )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name!r} does not load as an image-text model: {first_line(error)} {_REMEDY}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        asked = f" It was asked for with model_kwargs={dict(options)}." if options else ""
+        raise ValueError(
+            f"{name!r} does not load as an image-text model: {first_line(error)} {_REMEDY}{asked}"
+        ) from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -383,15 +432,15 @@ def load_model(name: str, dtype: torch.dtype, revision: str | None = None, *, lo
     return model
 
 
-def load_processor(name: str, revision: str | None = None) -> Any:
-    """Load the processor of a model.
+def load_processor(name: str, revision: str | None = None, *, options: Mapping[str, Any] | None = None) -> Any:
+    """Load the processor of a model, with further arguments of ``from_pretrained``, ``options``.
 
     Raises:
         ValueError: If there is none with a tokenizer.
     """
     try:
         auto: Any = AutoProcessor
-        processor = auto.from_pretrained(name, revision=revision)
+        processor = auto.from_pretrained(name, revision=revision, **options or {})
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"No processor loads from {name!r}: {first_line(error)} Give CoDA(processor=...).") from error
     if not hasattr(processor, "tokenizer"):
@@ -454,7 +503,8 @@ def generate(
     return [decode_answer(tokenizer, row) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
 
 
-def _four_bits(dtype: torch.dtype) -> Any:
+def _four_bits(dtype: torch.dtype, kept: list[str]) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` for weights of 4 bits (NF4), but for those of some modules."""
     from importlib.util import find_spec
 
     from transformers import BitsAndBytesConfig
@@ -464,4 +514,15 @@ def _four_bits(dtype: torch.dtype) -> Any:
     if not torch.cuda.is_available():
         raise ValueError("load_in_4bit needs a CUDA device; leave it out.")
     settings: Any = BitsAndBytesConfig
-    return settings(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    four = settings(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
+    )
+    return {"quantization_config": four, "device_map": {"": torch.cuda.current_device()}}
+
+
+def _is_quantised(weight: Tensor) -> bool:
+    """Return whether a weight is an integer, or a tensor of torchao, which looks like a number of its scale's type."""
+    return not weight.is_floating_point() or type(weight.data) is not Tensor
