@@ -49,11 +49,20 @@ class Table:
 TABLES = (
     Table(
         "Language models",
-        "Each is built from its configuration with two layers, and takes two steps of `NGDiff`. *generate*: rows of "
-        "unequal length, answered together as each alone; *save and reload*: by `AutoModelForCausalLM`, equal to the "
-        "last bit; *LoRA and checkpointing*: an adapter trained under gradient checkpointing and loaded by peft.",
+        "Each is built from its configuration with two layers, and takes two steps of `NGDiff`; of image-text models, "
+        "the last rows, the language model trains. *generate*: rows of unequal length, answered together as each "
+        "alone; *save and reload*: by transformers, as the class that it was, equal to the last bit; *LoRA and "
+        "checkpointing*: an adapter trained under gradient checkpointing and loaded by peft; *eager and sdpa*: equal "
+        "losses, chosen by `model_kwargs`; *int8 base*: an adapter on weights that torchao has quantised.",
         ("tests/unlearning/test_architectures.py",),
         by_role=("test_architecture",),
+    ),
+    Table(
+        "Chat templates",
+        "The published templates, by `TOFU(template='chat')`. *training*: the exact text of each row, and labels on "
+        "the answer and its end alone; *test*: the same prompts; *generate*: the same tokens from the prompt's text.",
+        ("tests/unlearning/test_chat_templates.py",),
+        by_role=("test_chat_template",),
     ),
     Table(
         "Image-text models",

@@ -1,4 +1,4 @@
-"""What the README tells to type works: its Python runs, its commands, recipes and pages exist."""
+"""What README and guide tell to type works: their Python runs, their commands, recipes and pages exist."""
 
 import re
 import shlex
@@ -14,11 +14,15 @@ from lit_modules.cli.commands import COMMANDS
 from lit_modules.cli.recipes import list_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+TYPED = PAGES["README.md"] + PAGES["docs/guide.md"]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TYPED, flags=re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
-INLINE = re.findall(r"`(lit-modules [^`]*)`", TEXT)
+INLINE = re.findall(r"`(lit-modules [^`]*)`", TYPED + PAGES["docs/methods.md"])
 COMMAND_LINES = sorted({line[line.index("lit-modules ") :] for line in [*LINES, *INLINE] if "lit-modules " in line})
 
 
@@ -37,12 +41,24 @@ def test_command_exists(line: str) -> None:
     assert all((ROOT / recipe).is_file() or recipe in list_recipes() for recipe in recipes)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT))))
-def test_linked_file_exists(target: str) -> None:
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", PAGES)
+def test_linked_files_exist(page: str) -> None:
+    targets = set(re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", PAGES[page]))
+    assert not [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()]
 
 
 @pytest.mark.parametrize(("block", "line"), [("quick", "lit-modules demo ngdiff"), ("test", "pytest"), ("python", "")])
 def test_block_is_marked_for_ci(block: str, line: str) -> None:
-    assert len(re.findall(rf"^<!-- ci: {block} -->\n```(?:bash|python)\n", TEXT, flags=re.MULTILINE)) == 1
+    assert len(re.findall(rf"^<!-- ci: {block} -->\n```(?:bash|python)\n", PAGES["README.md"], flags=re.MULTILINE)) == 1
     assert not line or f'pip install -e ".[dev]" && {line}' in LINES
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) < 120
+
+
+def test_the_table_of_methods_is_complete() -> None:
+    import lit_modules
+
+    named = re.findall(r"^\| `(\w+)` \|", PAGES["docs/methods.md"], flags=re.MULTILINE)
+    assert sorted(named) == sorted(lit_modules.__all__)

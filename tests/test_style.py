@@ -1,4 +1,4 @@
-"""Promises of the style that a parser can check: docstrings name their thing, and the README's index is true."""
+"""Promises of the style that a parser can check: docstrings name their thing, and the index of papers is true."""
 
 import ast
 import re
@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(
     path for package in ("lit_modules", "datamodules", "callbacks") for path in (ROOT / package).rglob("*.py")
 )
-INDEX = re.findall(r"^\| ([^|]+) \| (\[[^|]+) \| (`[^|]+) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+INDEX = re.findall(
+    r"^\| ([^|]+) \| (\[[^|]+) \| (`[^|]+) \|$", (ROOT / "docs" / "methods.md").read_text("utf-8"), re.MULTILINE
+)
 
 
 def test_docstrings_begin_with_a_noun_or_an_imperative() -> None:
@@ -28,7 +30,7 @@ def test_docstrings_begin_with_a_noun_or_an_imperative() -> None:
 
 @pytest.mark.parametrize(("files", "names"), [row[1:] for row in INDEX], ids=[row[0] for row in INDEX])
 def test_paper_index_names_what_is_run(files: str, names: str) -> None:
-    texts = [(ROOT / path).read_text(encoding="utf-8") for path in re.findall(r"\(([^)]+)\)", files)]
+    texts = [(ROOT / "docs" / path).read_text(encoding="utf-8") for path in re.findall(r"\(([^)]+)\)", files)]
     everything = re.sub(r'""".*?"""', "", "\n".join(path.read_text("utf-8") for path in FILES), flags=re.DOTALL)
     for name in re.findall(r"`([^`]+)`", names):
         own = name.rpartition(".")[2]

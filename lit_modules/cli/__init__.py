@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import lit_modules
@@ -56,12 +57,14 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
 def run() -> None:
     """Run the command line of this process; say what is wrong in one sentence, without a traceback.
 
-    An error that is no such sentence (:func:`~lit_modules.cli.errors.is_for_user`) keeps its traceback. Classes are
+    A command of Lightning ends with a summary (:mod:`lit_modules.cli.summary`). An error that is no such sentence
+    (:func:`~lit_modules.cli.errors.is_for_user`) keeps its traceback. Classes are
     found in the working folder first, as ``python -m`` finds them, unless Python is told to leave it out
     (``PYTHONSAFEPATH``).
     """
     if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path[:1]):
         sys.path.insert(0, os.getcwd())  # a console script has its own folder there
+    began = time.time()
     os.environ.setdefault("TQDM_DELAY", "2")  # a bar that lives shorter, such as that of a small model, is not drawn
     try:
         result = main()
@@ -76,7 +79,13 @@ def run() -> None:
             sys.exit(2)
         print(f"{TRACEBACK}=1 shows where this was raised.", file=sys.stderr)
         sys.exit(1)
-    sys.exit(result if isinstance(result, int) else 0)
+    if isinstance(result, int):
+        sys.exit(result)
+    from lit_modules.cli.summary import print_summary
+
+    command = str(result.subcommand)
+    if result.trainer.is_global_zero:
+        print_summary(result.trainer, command, sys.argv[sys.argv.index(command) + 1 :], began)
 
 
 def help_text() -> str:

@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_modules.callbacks import LastCheckpoint, PredictionRecord
 from lit_modules.cli.errors import explain, unknown_key
-from lit_modules.cli.messages import SETUP
+from lit_modules.cli.messages import SETUP, silence_noise
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.cli.run_checkpoints import find_checkpoint, loading, raised_as_interrupt
 from lit_modules.cli.run_names import name_wandb_runs
@@ -148,6 +148,7 @@ class ProjectCLI(LightningCLI):
     @classmethod
     def start(cls, args: ArgsType) -> "ProjectCLI":
         """Parse the arguments and run the command that they name."""
+        silence_noise()
         with SETUP:
             return cls(
                 LightningModule,

@@ -1,6 +1,7 @@
-"""Messages of libraries during the set-up, held back so that a mistake is the first line on the screen."""
+"""Messages of libraries: noise is silenced, and those during the set-up wait, so that a mistake is the first line."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,33 @@ from typing import Any
 from lit_modules.cli.errors import is_for_user
 
 LOGGERS = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
+
+NOISE = (
+    r"Tip: For seamless cloud logging",  # advertises a logger
+    r"^TPU available: False",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 with torch 2.13
+    r"Ignoring clean_up_tokenization_spaces=True",  # of every saved BPE tokenizer
+    r"The dirpath has changed from .* therefore `best_model_score`",  # a test writes beside the fit
+)
+"""Messages of libraries that a user cannot act on, as regular expressions."""
+
+
+class Noise(logging.Filter):
+    """Filter that drops the records of `NOISE`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is worth saying."""
+        message = record.getMessage()
+        return not any(re.search(pattern, message) for pattern in NOISE)
+
+
+def silence_noise() -> None:
+    """Drop the log records and warnings of `NOISE`, now and later; a second call changes nothing."""
+    for pattern in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{pattern.removeprefix('^')}")
+    for handler in {handler for name in LOGGERS for handler in logging.getLogger(name).handlers}:
+        if not any(isinstance(each, Noise) for each in handler.filters):
+            handler.addFilter(Noise())
 
 
 class SetupMessages(logging.Handler):

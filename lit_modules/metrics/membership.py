@@ -36,7 +36,7 @@ SMALLEST_VARIANCE = 1e-6
 class AttackAUC(NamedTuple):
     """Area under the ROC curve of an attack, with a confidence interval.
 
-    Args:
+    Attributes:
         auc: Probability that a non-member scores above a member, a tie counting one half: 1 if the attack knows every
             member, 0.5 if it guesses.
         low: Lower end of the interval.

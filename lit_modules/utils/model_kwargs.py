@@ -42,7 +42,8 @@ def check_model_kwargs(options: Mapping[str, Any] | None, model: object) -> dict
     if plain and not isinstance(model, str):
         raise ValueError(
             f"model_kwargs are for loading a model by its name or folder, and a {type(model).__name__} is given, got "
-            f"{', '.join(plain)}; load it with them, and leave them out here."
+            f"{', '.join(plain)}; load it with them, and leave them out here; model_kwargs=None drops those of a "
+            "checkpoint."
         )
     for name, value in plain.items():
         if name in _REFUSED:

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from lit_modules.cli.messages import LOGGERS, SetupMessages
+from lit_modules.cli.messages import LOGGERS, SetupMessages, silence_noise
 from lit_modules.utils.errors import UsageError
 
 
@@ -55,3 +55,25 @@ def test_said_at_the_end_unless_an_error_is_for_the_user(error: Exception | None
         if error is not None:
             raise error
     assert len(said) == lines
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "\N{ELECTRIC LIGHT BULB} Tip: For seamless cloud logging and experiment tracking, try installing litlogger",
+        "TPU available: False, using: 0 TPU cores",
+        "`isinstance(treespec, LeafSpec)` is deprecated, use `isinstance(treespec, TreeSpec)` instead.",
+        "Ignoring clean_up_tokenization_spaces=True for BPE tokenizer TokenizersBackend.",
+        "The dirpath has changed from 'a' to 'b', therefore `best_model_score`, `kth_value` won't be reloaded.",
+    ],
+)
+def test_noise_is_silenced_and_all_else_is_said(noise: str, said: list[str]) -> None:
+    with warnings.catch_warnings():
+        silence_noise()
+        silence_noise()
+        for name in ("lightning.pytorch.utilities.rank_zero", "transformers.tokenization"):
+            logging.getLogger(name).warning(noise)
+        warnings.warn(noise, UserWarning, stacklevel=1)
+        assert said == []
+        say_something()
+    assert said == ["first", "second", "third"]

@@ -138,7 +138,19 @@ MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen3_vl": (ROTARY, PATCHES | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}),
 }
 """What differs in the text, and the vision tower, of models that are used for text alone and kept whole."""
-QUANTISED = ("gemma3", "gemma3_text", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen2_5_vl", "qwen3")
+QUANTISED = (
+    "gemma3",
+    "gemma3_text",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen2_5_vl",
+    "qwen3",
+    "qwen3_vl",
+)
 Model = Any
 
 

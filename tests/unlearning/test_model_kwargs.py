@@ -146,3 +146,13 @@ def test_no_checkpoint_alone_runs_code_of_a_model(folder: str, bench: Any, tmp_p
         tmp_path / "one.ckpt", tokenizer=bench.tokenizer(), model_kwargs={"trust_remote_code": True}
     )
     assert torch.equal(bench.vector(again.model), bench.vector(module.model))
+
+
+def test_a_given_model_takes_the_place_of_a_checkpoints(folder: str, bench: Any, tmp_path: Path) -> None:
+    module = bench.build(NGDiff, folder, model_kwargs={"attn_implementation": "eager"})
+    bench.fit(module, bench.pairs(8)).save_checkpoint(tmp_path / "one.ckpt")
+    given: dict[str, Any] = {"model": bench.network(layers=2), "tokenizer": bench.tokenizer()}
+    with pytest.raises(ValueError, match=r"got attn_implementation; .*; model_kwargs=None drops those of a checkpoint"):
+        NGDiff.load_from_checkpoint(tmp_path / "one.ckpt", **given)
+    again = NGDiff.load_from_checkpoint(tmp_path / "one.ckpt", model_kwargs=None, **given)
+    assert torch.equal(bench.vector(again.model), bench.vector(module.model))

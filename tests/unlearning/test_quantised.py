@@ -67,9 +67,8 @@ def test_adapters_train_on_quantised_weights(
 
 def int8() -> Any:
     pytest.importorskip("torchao")
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
+    weights = {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}  # as a file of options has it
+    return {"quant_method": "torchao", "quant_type": {"default": weights}}
 
 
 def nf4() -> Any:
@@ -87,8 +86,6 @@ def llm_int8() -> Any:
     ("quantization", "accelerator"),
     [
         (int8, "cpu"),
-        (nf4, "cpu"),
-        (llm_int8, "cpu"),
         pytest.param(int8, "cuda", marks=pytest.mark.gpu),
         pytest.param(nf4, "cuda", marks=pytest.mark.gpu),
         pytest.param(llm_int8, "cuda", marks=pytest.mark.gpu),
@@ -134,13 +131,21 @@ def test_a_named_model_is_quantised_when_it_is_loaded(
     assert not torch.allclose(logits(whole), untouched, atol=1e-3)
     resumed = module(peft_config=lora(r=4))
     fit(resumed, 2, str(tmp_path / "1.ckpt"))
-    torch.testing.assert_close(logits(resumed), logits(whole), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(resumed), logits(whole), rtol=0, atol=1e-4 if accelerator == "cpu" else 0.05)
     again = method.load_from_checkpoint(tmp_path / "2.ckpt", tokenizer=bench.tokenizer(), weights_only=True)
     for loaded in (again, module(tmp_path / "adapter")):
-        torch.testing.assert_close(logits(loaded), logits(whole), rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits(loaded), logits(whole), rtol=0, atol=1e-4 if accelerator == "cpu" else 1e-2)
         assert loaded.model.get_base_model().is_quantized
     with pytest.raises(ValueError, match=r"merge=True cannot merge this adapter, as the model's weights are quantised"):
         whole.save_pretrained(str(tmp_path / "merged"), merge=True)
+
+
+def test_four_bits_do_not_train_on_the_cpu(base: Path, bench: Any) -> None:
+    options = {"quantization_config": nf4()}
+    module = bench.build(NGDiff, str(base), model_kwargs=options, peft_config=lora())
+    with pytest.raises(ValueError, match=r"4 bits on the CPU, .*; train on a GPU, or give a quantization_config of 8"):
+        bench.fit(module, bench.pairs(8))
+    bench.trainer().validate(module, bench.labelled(), verbose=False)
 
 
 def test_a_missing_library_is_named(base: Path) -> None:

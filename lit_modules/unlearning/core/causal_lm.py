@@ -393,6 +393,12 @@ class CausalLM(LightningModule):
                 f"The weights of the model are quantised, so {name} cannot train them; give a peft_config, such as "
                 "peft.LoraConfig(), or a model that is not quantised."
             )
+        if getattr(self.model, "is_loaded_in_4bit", False) and self.device.type == "cpu":  # a mark of transformers
+            raise ValueError(
+                f"{name} does not train beside weights of 4 bits on the CPU, whose scales bitsandbytes loses between "
+                "an evaluation and a checkpoint; train on a GPU, or give a quantization_config of 8 bits, such as "
+                "torchao's."
+            )
         check_trained(self.trainable_parameters(), name)
         try:
             optimizer = self.optimizer(self.trainable_parameters())
