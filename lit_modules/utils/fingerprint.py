@@ -301,7 +301,7 @@ def _bookkeeping(lightning: bool) -> frozenset[str]:
         from lightning.pytorch import LightningModule
 
         base = LightningModule
-    return frozenset(vars(base()))
+    return frozenset({*vars(base()), "_compiled_call_impl", "_is_torch_compile"})  # the last two: Module.compile
 
 
 @functools.cache

@@ -163,6 +163,8 @@ def test_mode_gradients_and_compilation_are_no_part_of_a_module() -> None:
     assert identify(model.train().requires_grad_(False)) == identify(model.eval()) == before
     compiled = torch.compile(model)
     assert identify(compiled) == identify(torch.compile(net())) != before
+    model.compile()
+    assert identify(model) == before
 
 
 def test_a_lightning_module_is_told_without_its_trainer() -> None:
