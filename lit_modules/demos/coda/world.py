@@ -1,6 +1,6 @@
 """Drawn world in which CoDA is tested: its pictures, the limits of its generator, and the synthetic pictures."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class World:
         relatives: Whether it takes a novel species for its known relative.
         likeness: Chance that what a prompt does not say is drawn as in the species that it names, else at random.
         inventions: Chance that an attribute which tells nothing gets into a contrastive list.
+        novel: Pairs of a novel species and its known relative.
     """
 
     habitats: float | None = 1.0
@@ -45,12 +46,13 @@ class World:
     relatives: bool = True
     likeness: float = 0.8
     inventions: float = 0.15
+    novel: int = field(default_factory=lambda: NOVEL)
 
     def data(self, root: Path, seed: int, **arguments: Any) -> DrawnSpecies:
         """Return the data: pairs of a novel species and its known relative; ``arguments`` are further ones."""
         return DrawnSpecies(
             str(root),
-            num_novel=NOVEL,
+            num_novel=self.novel,
             train_images=SHOTS,
             validation_images=1,
             test_images=30,
