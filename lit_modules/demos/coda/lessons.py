@@ -19,7 +19,7 @@ Look = Mapping[int, int]
 
 def invent_kinds() -> dict[str, Look]:
     """Return the kinds by name, each of one or two values of attributes; no species has such a name."""
-    kinds = {}
+    kinds: dict[str, Look] = {}
     for number in range(_NUM_KINDS):
         random = Random(f"kind {number}")
         places = random.sample(range(len(PHRASES)), random.choice((1, 2)))

@@ -154,8 +154,15 @@ def _update(world: World, row: str, folder: Path, *, synthetic: int, seed: int, 
 def _classifier(folder: Path, num_classes: int, seed: int) -> Any:
     from lit_modules import ClassifierUpdate
 
-    rates = {"learning_rate": RATE, "head_learning_rate": HEAD_RATE}
-    return ClassifierUpdate(str(folder), num_classes=num_classes, mean=[0.5] * 3, std=[0.5] * 3, seed=seed, **rates)
+    return ClassifierUpdate(
+        str(folder),
+        num_classes=num_classes,
+        learning_rate=RATE,
+        head_learning_rate=HEAD_RATE,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        seed=seed,
+    )
 
 
 def _image_text_model(folder: Path, tuned: bool, seed: int) -> Any:
