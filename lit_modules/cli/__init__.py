@@ -46,6 +46,11 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
             raise UsageError(f"A command must come first: one of {', '.join(commands)}; got {first!r}.")
         if not first.startswith("-") and first not in STAGES:
             raise UsageError(f"There is no command {first!r}{did_you_mean(first, commands)}")
+    import torch  # noqa: F401 - sets the log handlers that are silenced before further libraries are imported
+
+    from lit_modules.cli.messages import silence_noise
+
+    silence_noise()
     from lit_modules.cli.lightning_cli import ProjectCLI
     from lit_modules.cli.public import load_public
 
@@ -86,6 +91,7 @@ def run() -> None:
     command = str(result.subcommand)
     if result.trainer.is_global_zero:
         print_summary(result.trainer, command, sys.argv[sys.argv.index(command) + 1 :], began)
+    sys.exit(0)
 
 
 def help_text() -> str:

@@ -10,12 +10,13 @@ from typing import Any
 
 from lit_modules.cli.errors import is_for_user
 
-LOGGERS = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers")
+LOGGERS = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers", "torch")
 
 NOISE = (
     r"Tip: For seamless cloud logging",  # advertises a logger
     r"^TPU available: False",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 with torch 2.13
+    r"is an Enum subclass and is now natively supported by torch\.compile",  # on import of torchao
     r"Ignoring clean_up_tokenization_spaces=True",  # of every saved BPE tokenizer
     r"The dirpath has changed from .* therefore `best_model_score`",  # a test writes beside the fit
 )

@@ -301,7 +301,12 @@ def _bookkeeping(lightning: bool) -> frozenset[str]:
         from lightning.pytorch import LightningModule
 
         base = LightningModule
-    return frozenset({*vars(base()), "_compiled_call_impl", "_is_torch_compile"})  # the last two: Module.compile
+    compiled = {
+        "_compiled_call_impl",
+        "_is_torch_compile",
+        "_compile_kwargs",
+    }  # by torch, and by lightning's torch.compile
+    return frozenset({*vars(base()), *compiled})
 
 
 @functools.cache

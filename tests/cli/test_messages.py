@@ -63,6 +63,7 @@ def test_said_at_the_end_unless_an_error_is_for_the_user(error: Exception | None
         "\N{ELECTRIC LIGHT BULB} Tip: For seamless cloud logging and experiment tracking, try installing litlogger",
         "TPU available: False, using: 0 TPU cores",
         "`isinstance(treespec, LeafSpec)` is deprecated, use `isinstance(treespec, TreeSpec)` instead.",
+        "<enum 'KernelPreference'> is an Enum subclass and is now natively supported by torch.compile as a value type.",
         "Ignoring clean_up_tokenization_spaces=True for BPE tokenizer TokenizersBackend.",
         "The dirpath has changed from 'a' to 'b', therefore `best_model_score`, `kth_value` won't be reloaded.",
     ],
@@ -71,7 +72,7 @@ def test_noise_is_silenced_and_all_else_is_said(noise: str, said: list[str]) -> 
     with warnings.catch_warnings():
         silence_noise()
         silence_noise()
-        for name in ("lightning.pytorch.utilities.rank_zero", "transformers.tokenization"):
+        for name in ("lightning.pytorch.utilities.rank_zero", "transformers.tokenization", "torch.utils._pytree"):
             logging.getLogger(name).warning(noise)
         warnings.warn(noise, UserWarning, stacklevel=1)
         assert said == []

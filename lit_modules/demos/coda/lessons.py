@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from random import Random
 
 from lit_modules.datamodules import drawn, few_shot
-from lit_modules.demos.coda.models import PHRASES
 from lit_modules.networks.tiny_llava import Lesson
 
+PHRASES = [list(values.values()) for values in drawn.creatures.PHRASES.values()]
+"""Phrases of the values of each attribute."""
 DESCRIBE = "Describe the creature."
 WEIGHTS = {"describe": 2, "context": 4, "kind": 4}
 """Shares of the sorts of lessons."""

@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from lit_modules.datamodules import drawn
+from lit_modules.demos.coda.lessons import PHRASES
 from lit_modules.demos.shipped import load_weights, save_weights
 from lit_modules.demos.stages import quiet
 from lit_modules.utils.folders import whole_folder
@@ -20,7 +21,6 @@ PICTURES = 15_000
 CLIP_STEPS, RESNET_STEPS = 2500, 700
 LLAVA_STEPS = (250, 850)
 """Steps of lessons that ask for all attributes, and then of lessons of all sorts."""
-PHRASES = [list(values.values()) for values in drawn.creatures.PHRASES.values()]
 WIDTHS = [24, 48, 96, 160]
 _ELSEWHERE = ("model.vision_tower.", "lm_head.")  # weights that are the CLIP's, or the embeddings
 _BYTES = 262  # tokens of a tokenizer without merges: 256 bytes and 6 special ones
