@@ -47,7 +47,9 @@ def test_linked_files_exist(page: str) -> None:
     assert not [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()]
 
 
-@pytest.mark.parametrize(("block", "line"), [("quick", "lit-modules demo ngdiff"), ("test", "pytest"), ("python", "")])
+@pytest.mark.parametrize(
+    ("block", "line"), [("quick", "lit-modules demo ngdiff"), ("demos", ""), ("test", "pytest"), ("python", "")]
+)
 def test_block_is_marked_for_ci(block: str, line: str) -> None:
     assert len(re.findall(rf"^<!-- ci: {block} -->\n```(?:bash|python)\n", PAGES["README.md"], flags=re.MULTILINE)) == 1
     assert not line or f'pip install -e ".[dev]" && {line}' in LINES

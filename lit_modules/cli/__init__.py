@@ -89,8 +89,7 @@ def run() -> None:
     from lit_modules.cli.summary import print_summary
 
     command = str(result.subcommand)
-    if result.trainer.is_global_zero:
-        print_summary(result.trainer, command, sys.argv[sys.argv.index(command) + 1 :], began)
+    print_summary(result.trainer, command, sys.argv[sys.argv.index(command) + 1 :], began)
     sys.exit(0)
 
 

@@ -24,9 +24,12 @@ def print_summary(trainer: Trainer, command: str, args: Sequence[str], began: fl
     from rich.console import Console
     from rich.text import Text
 
+    lines = summary(trainer, command, args, began)
+    if not trainer.is_global_zero:  # all processes ask for the folder, which Lightning broadcasts
+        return
     console = Console(soft_wrap=True)  # lines are not broken, so that paths and commands can be copied
     console.print(f"lit-modules {command}: done", style="bold green")
-    for name, text in summary(trainer, command, args, began).items():
+    for name, text in lines.items():
         console.print(Text.assemble((f"{name:8} ", "bold"), text))
 
 
