@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.repocard import metadata_load
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -106,13 +106,14 @@ def card(module: LightningModule, origin: Origin) -> ModelCard:
     data = getattr(trainer, "datamodule", None)
     hub = getattr(data, "hub", None)
     name = None if origin.base is None else Path(origin.base).name
+    licence: dict[str, Any] = base_licence(origin)
     facts = ModelCardData(
         base_model=origin.base if origin.base is not None and is_hub_name(origin.base) else None,
         datasets=[hub] if hub else None,
         library_name=origin.library,
         pipeline_tag=origin.task,
         tags=[TAG, method.lower(), *origin.tags],
-        **base_licence(origin),
+        **licence,
     )
     title = f"{name} trained by {method}" if name else f"Model trained by {method}"
     sections = {
@@ -229,10 +230,13 @@ def _reproduction(trainer: Any) -> str:
 
 
 def _optimizer(optimizer: Any) -> dict[str, Any]:
-    """Return the class of an optimizer and its settings, but for switches of how it computes."""
-    plain = {name: value for name, value in optimizer.defaults.items() if isinstance(value, int | float | tuple)}
-    switches = {name for name, value in plain.items() if isinstance(value, bool) and not value}
-    return {"class": type(optimizer).__name__, **{name: plain[name] for name in plain if name not in switches}}
+    """Return the class of an optimizer and its arguments that are numbers; switches that are off are left out."""
+    arguments = inspect.signature(type(optimizer).__init__).parameters
+    held = {name: value for name, value in optimizer.defaults.items() if name in arguments}
+    plain = {
+        name: value for name, value in held.items() if isinstance(value, int | float | tuple) and value is not False
+    }
+    return {"class": type(optimizer).__name__, **plain}
 
 
 def _summary(kind: type) -> str:
@@ -255,8 +259,9 @@ def _argument_names(kind: type) -> list[str]:
     """Return the names of the arguments that a class and its bases declare."""
     names: dict[str, None] = {}
     for base in kind.__mro__:
-        if "__init__" in vars(base) and base.__module__.partition(".")[0] == kind.__module__.partition(".")[0]:
-            parameters: Sequence[inspect.Parameter] = list(inspect.signature(base.__init__).parameters.values())
+        declared: Any = vars(base).get("__init__")
+        if declared is not None and base.__module__.partition(".")[0] == kind.__module__.partition(".")[0]:
+            parameters = list(inspect.signature(declared).parameters.values())
             fixed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
             names |= dict.fromkeys(each.name for each in parameters[1:] if each.kind not in fixed)
     return list(names)
