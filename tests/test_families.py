@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+NAMED = r'pip install (?:-e )?\\?"(?:lit-modules|\.)\[(\w+)\]'
 HIDE = """
 import importlib, importlib.machinery, json, sys
 
@@ -39,22 +40,19 @@ for package in json.loads(sys.argv[2]):
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & hidden)))
 """
 ANYWHERE = {"wandb", "matplotlib", "rich", "torchvision", "sklearn", "faker", "jinja2", "timm", "ray", "torchao"}
-ANYWHERE |= {"bitsandbytes", "lm_eval", "pyarrow", "jsonargparse"}
+ANYWHERE |= {"bitsandbytes", "lm_eval", "pyarrow"}
 """Libraries that no family imports before it needs them."""
 LANGUAGE = {"transformers", "tokenizers", "huggingface_hub", "safetensors", "peft"}
+OTHERS = {"diffusers", "networkx", "rouge_score", "httpx"}
 HIDDEN = {
-    "attacks": ANYWHERE
-    | LANGUAGE
-    | {"lightning", "torchmetrics", "diffusers", "PIL", "networkx", "rouge_score", "httpx"},
-    "defenses": ANYWHERE | LANGUAGE | {"lightning", "torchmetrics", "diffusers", "networkx", "rouge_score", "httpx"},
-    "adversarial": ANYWHERE - {"jsonargparse"} | LANGUAGE | {"diffusers", "networkx", "rouge_score", "httpx"},
-    "unlearning": ANYWHERE - {"jsonargparse", "rich"} | {"diffusers", "PIL", "networkx", "rouge_score", "httpx"},
-    "synthia": ANYWHERE - {"jsonargparse", "jinja2"} | {"rouge_score", "tokenizers"} - {"tokenizers"},
-    "coda": ANYWHERE - {"jsonargparse", "rich", "jinja2"} | {"diffusers", "networkx", "rouge_score"},
-    "callbacks": ANYWHERE - {"jsonargparse"} | LANGUAGE | {"diffusers", "networkx", "rouge_score", "httpx"},
-    "metrics": ANYWHERE - {"jsonargparse"} | {"peft", "diffusers", "networkx", "rouge_score", "httpx"},
-    "datamodules": ANYWHERE - {"jsonargparse", "faker", "jinja2"}
-    | {"peft", "diffusers", "networkx", "rouge_score", "httpx"},
+    "attacks": ANYWHERE | LANGUAGE | OTHERS | {"lightning", "torchmetrics", "PIL"},
+    "defenses": ANYWHERE | LANGUAGE | OTHERS | {"lightning", "torchmetrics"},
+    "adversarial": ANYWHERE | LANGUAGE | OTHERS,
+    "unlearning": ANYWHERE | OTHERS | {"PIL"},
+    "synthia": ANYWHERE | {"rouge_score", "diffusers"},
+    "coda": ANYWHERE | {"diffusers", "networkx", "rouge_score"},
+    "metrics": ANYWHERE | OTHERS | {"peft"},
+    "callbacks": ANYWHERE | LANGUAGE | OTHERS,
 }
 """Libraries that a family is imported without, all of its public names."""
 
@@ -73,22 +71,25 @@ def test_family_needs_no_library_of_another(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "name", "message"),
+    ("library", "used", "user"),
     [
-        ("diffusers", "synthia.StableDiffusion", "diffusers, which is not installed: pip install diffusers"),
+        ("peft", "lit_modules.NGDiff", "lit_modules.NGDiff"),
+        ("PIL", "lit_modules.callbacks.RobustnessRecord", "lit_modules.callbacks.RobustnessRecord"),
+        ("diffusers", "lit_modules.synthia.StableDiffusion('x')", "StableDiffusion"),
     ],
 )
-def test_missing_library_is_named(library: str, name: str, message: str) -> None:
-    package, _, attribute = f"lit_modules.{name}".rpartition(".")
+def test_missing_library_is_named(library: str, used: str, user: str) -> None:
     code = f"""
-import {package} as package
+import lit_modules.callbacks, lit_modules.synthia
 try:
-    package.{attribute}
+    {used}
 except ImportError as error:
     print(error)
 """
     done = hide({library}, code)
-    assert done.stdout == f"{package}.{attribute} needs {message}.\n", done.stderr
+    installed = {"PIL": "pillow"}.get(library, library)
+    sentence = f"{user} needs {library}, which is not installed: pip install {installed}."
+    assert done.stdout.splitlines()[-1:] == [sentence], done.stderr
 
 
 def listed(table: str) -> dict[str, list[str]]:

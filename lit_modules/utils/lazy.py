@@ -7,20 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lit_modules.utils.libraries import MissingLibrary
+
 _OURS = ("", "lit_modules", "datamodules", "callbacks")
-_DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "google": "protobuf",
-    "lm_eval": "lm-eval",
-    "rouge_score": "rouge-score",
-    "sklearn": "scikit-learn",
-    "yaml": "PyYAML",
-}
-"""Names under which pip knows libraries, where these are others."""
-
-
-class MissingLibrary(ImportError):
-    """A library that a public name needs is not installed; ``name`` is its module."""
 
 
 def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -54,11 +43,7 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
             library = (error.name or "").partition(".")[0]
             if library in _OURS:
                 raise
-            raise MissingLibrary(
-                f"{package}.{name} needs {library}, which is not installed: pip install "
-                f"{_DISTRIBUTIONS.get(library, library)}.",
-                name=library,
-            ) from error
+            raise MissingLibrary(f"{package}.{name}", library) from error
         return getattr(home, name)
 
     return get, lambda: sorted({*vars(sys.modules[package]), *homes})

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lit_modules.synthia.core.sampling import Denoiser, FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import own_config
 from lit_modules.utils.hashing import hash_folder
+from lit_modules.utils.libraries import require
 from lit_modules.utils.model_cards import Origin
 from lit_modules.utils.model_versions import hub_commit
 
@@ -61,6 +62,7 @@ class Backbone(ABC):
     schedule: NoiseSchedule
 
     def __init__(self, model: str, image_size: int, precision: Precision = "float32") -> None:
+        require("diffusers", type(self).__name__)
         if image_size < 1:
             raise ValueError(f"image_size must be positive, got {image_size}.")
         if precision not in get_args(Precision):
