@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -55,6 +55,9 @@ class AffordancePairs(LightningDataModule):
     References:
         Ha et al., "SYNTHIA: Novel Concept Design with Affordance Composition", arXiv 2502.17793.
     """
+
+    licence: ClassVar[str | None] = None
+    """Licence of the data, for the card of a model that learned from them; a subclass may say it."""
 
     def __init__(
         self,

@@ -83,6 +83,8 @@ class LUME(ForgetRetainData):
         arXiv 2504.02883.
     """
 
+    licence = "Apache-2.0, copyright Amazon.com; the texts of Task3 are from Wikipedia, CC BY-SA"
+
     def __init__(
         self,
         tokenizer: str | PreTrainedTokenizerBase | None = None,

@@ -99,6 +99,8 @@ class TOFU(ForgetRetainData):
         Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 2401.06121.
     """
 
+    licence = "MIT, copyright CMU Locus Lab"
+
     def __init__(
         self,
         tokenizer: str | PreTrainedTokenizerBase | None = None,

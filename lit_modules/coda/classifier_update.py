@@ -12,6 +12,7 @@ from lit_modules.coda.core.multiple_choice import Batch, Prediction
 from lit_modules.coda.core.update import UpdateArguments, UpdateModule
 from lit_modules.utils.adapters import own_config
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.model_cards import model_card, of_transformers
 
 
 class ClassifierUpdate(UpdateModule):
@@ -130,9 +131,10 @@ class ClassifierUpdate(UpdateModule):
         return {**answers, "option_scores": scores.tolist()}
 
     def save_pretrained(self, folder: str) -> None:
-        """Write the classifier, and its image processor if there is one, to a folder, as the Auto classes load them."""
+        """Write classifier, image processor if there is one, and model card, as the Auto classes load them."""
         self.configure_model()
-        self.model.save_pretrained(folder)
+        with model_card(self, folder, of_transformers(self.model, task="image-classification")):
+            self.model.save_pretrained(folder)
         if self.model_name is not None and (self.mean is None or self.std is None):
             load_image_processor(self.model_name).save_pretrained(folder)
 

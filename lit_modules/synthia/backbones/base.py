@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from lit_modules.synthia.core.sampling import Denoiser, FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import own_config
 from lit_modules.utils.hashing import hash_folder
+from lit_modules.utils.libraries import require
+from lit_modules.utils.model_cards import Origin
 from lit_modules.utils.model_versions import hub_commit
 
 Part = Literal["text", "images", "network"]
@@ -60,6 +62,7 @@ class Backbone(ABC):
     schedule: NoiseSchedule
 
     def __init__(self, model: str, image_size: int, precision: Precision = "float32") -> None:
+        require("diffusers", type(self).__name__)
         if image_size < 1:
             raise ValueError(f"image_size must be positive, got {image_size}.")
         if precision not in get_args(Precision):
@@ -212,6 +215,20 @@ class Backbone(ABC):
     @abstractmethod
     def save_pretrained(self, folder: str, adapter: bool) -> None:
         """Write the adapter as ``load_lora_weights`` of diffusers reads it, or the whole network, to a folder."""
+
+    def origin(self, adapter: bool) -> Origin:
+        """Return what a model card says on the weights that :meth:`save_pretrained` writes.
+
+        Args:
+            adapter: Whether these are those of an adapter.
+        """
+        config: Any = self.adapter
+        tags = (str(config.peft_type.value).lower(), "adapter") if adapter else ()
+        return Origin("diffusers", self.usage(adapter), self.model, None, "text-to-image", tags)
+
+    def usage(self, adapter: bool) -> str:
+        """Return Python lines that load what :meth:`save_pretrained` wrote to the folder ``FOLDER``; perhaps none."""
+        return ""
 
     @property
     def adapter(self) -> PeftConfig | None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone
 from lit_modules.utils.adapters import without_dropout
+from lit_modules.utils.model_cards import Origin
 
 _PREFIX = "base_model.model."
 
@@ -53,6 +55,21 @@ class InjectedBackbone(PipelineBackbone):
         without_dropout(self._peft_config).save_pretrained(folder)
         named = {_PREFIX + name: value.detach().cpu().contiguous() for name, value in weights.items()}
         save_file(named, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
+
+    def origin(self, adapter: bool) -> Origin:
+        """Return what a model card says: peft loads the adapter."""
+        return replace(super().origin(adapter), library="peft") if adapter else super().origin(adapter)
+
+    def usage(self, adapter: bool) -> str:
+        """Return lines that put the adapter on the network of the pipeline, or load the network into it."""
+        if not adapter:
+            return super().usage(adapter)
+        kind, network = self.pipeline_name, f"pipeline.{self.network_part}"
+        return (
+            f"from diffusers import {kind}\nfrom peft import PeftModel\n\n"
+            f'pipeline = {kind}.from_pretrained("{self.model}")\n'
+            f'{network} = PeftModel.from_pretrained({network}, "FOLDER")'
+        )
 
     def load_adapter(self, folder: str) -> None:
         """Put an adapter on the network that :meth:`save_pretrained` wrote to a folder."""

@@ -453,3 +453,15 @@ class PipelineBackbone(Backbone):
                 f"{part}_lora_adapter_metadata": config.to_dict(),
             },
         )
+
+    def usage(self, adapter: bool) -> str:
+        """Return lines that load the adapter, or the network, into the pipeline."""
+        kind = self.pipeline_name
+        if adapter:
+            start = f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{self.model}")'
+            return f'{start}\npipeline.load_lora_weights("FOLDER")'
+        part, network = self.network_part, type(self.network).__name__
+        return (
+            f'from diffusers import {kind}, {network}\n\nnetwork = {network}.from_pretrained("FOLDER/{part}")\n'
+            f'pipeline = {kind}.from_pretrained("{self.model}", {part}=network)'
+        )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from lit_modules.synthia.backbones.base import Backbone, Condition
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import without_dropout
+from lit_modules.utils.model_cards import Origin
 from lit_modules.utils.random_state import preserved_random_state
 
 # of drawn objects: a bright background, and frequencies that vary by about 1
@@ -220,6 +222,24 @@ class PixelDiffusion(Backbone):
             return
         self.network.save_pretrained(f"{folder}/unet")
         self.scheduler.save_pretrained(f"{folder}/scheduler")
+
+    def origin(self, adapter: bool) -> Origin:
+        """Return what a model card says: a new network has no base."""
+        return replace(super().origin(adapter), base=self.folder)
+
+    def usage(self, adapter: bool) -> str:
+        """Return lines that load the network, or the network with its adapter."""
+        if adapter and self.folder is None:
+            return ""  # the network that the adapter belongs to is nowhere saved
+        start = "from lit_modules.synthia import PixelDiffusion\n\n"
+        if adapter:
+            return (
+                f'{start}backbone = PixelDiffusion("{self.folder}", image_size={self.image_size})\n'
+                'backbone.load("network")\n'
+                "backbone.network.load_lora_adapter(\n"
+                '    "FOLDER", prefix=None, weight_name="pytorch_lora_weights.safetensors"\n)'
+            )
+        return f'{start}backbone = PixelDiffusion("FOLDER", image_size={self.image_size})'
 
     def _new(self) -> tuple[Any, Any]:
         from diffusers import DDPMScheduler, UNet2DConditionModel

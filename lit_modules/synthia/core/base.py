@@ -19,6 +19,7 @@ from lit_modules.synthia.core.objective import prediction_error
 from lit_modules.synthia.core.randomness import generator_of, row_noise
 from lit_modules.synthia.core.sampling import min_snr_weights
 from lit_modules.utils import adapters
+from lit_modules.utils.model_cards import model_card
 from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.precision import check_precision
 from lit_modules.utils.resuming import bring
@@ -373,12 +374,14 @@ class TextToImage(LightningModule):
         return self._results
 
     def save_pretrained(self, folder: str) -> None:
-        """Write the adapter, or the whole network if that was trained, as diffusers load them.
+        """Write the adapter, or the whole network if that was trained, as diffusers load them, and a model card.
 
         An adapter is read by ``pipeline.load_lora_weights(folder)``.
         """
         self.configure_model()
-        self.backbone.save_pretrained(folder, adapter=self.backbone.adapter is not None)
+        adapter = self.backbone.adapter is not None
+        with model_card(self, folder, self.backbone.origin(adapter)):
+            self.backbone.save_pretrained(folder, adapter)
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and scheduler for what trains; a whole network must be float32."""
