@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_modules.utils.images import read_picture_file
 from lit_modules.utils.json_lines import numbered_lines, parse_json
+from lit_modules.utils.progress import track
 
 Resize = Literal["crop", "squash"]
 _LISTED = 20
@@ -118,7 +119,8 @@ class ImageStore:
         room = self.memory_bytes // size - len(self._kept)
         problems = []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for number, (path, crops) in enumerate(zip(paths, pool.map(self._try, paths), strict=True)):
+            results = track(zip(paths, pool.map(self._try, paths), strict=True), "reading images", len(paths))
+            for number, (path, crops) in enumerate(results):
                 if isinstance(crops, str):
                     problems.append(crops)
                 elif number < room:

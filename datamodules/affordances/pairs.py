@@ -10,6 +10,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_modules.utils.progress import shown
+
 from ..common.checks import check_at_least, check_choices
 from ..common.sampling import ResumableLoader
 from .files import ImagePair, ImageStore, Resize, listing, read_image_pairs
@@ -100,10 +102,11 @@ class AffordancePairs(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and check the lines and images that the stage needs, once."""
-        if stage == "fit":
-            self.split("train")
-        if stage != "fit" or self._read("test"):
-            self.split("test")
+        with shown(self.trainer):
+            if stage == "fit":
+                self.split("train")
+            if stage != "fit" or self._read("test"):
+                self.split("test")
 
     def split(self, name: str) -> "ImagePairSet":
         """Return the ``"train"`` or the ``"test"`` set; validation takes the test set.

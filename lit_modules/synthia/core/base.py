@@ -22,6 +22,7 @@ from lit_modules.utils import adapters
 from lit_modules.utils.model_cards import model_card
 from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.precision import check_precision
+from lit_modules.utils.progress import shown, track
 from lit_modules.utils.resuming import bring
 from lit_modules.utils.suggestions import did_you_mean
 from lit_modules.utils.training_state import check_finite
@@ -356,8 +357,9 @@ class TextToImage(LightningModule):
     def score(self, batch: Batch, images_per_prompt: int) -> None:
         """Generate images for each row of a batch, and hand them to the metric."""
         metric: Any = self.metric
-        for number in range(images_per_prompt):
-            metric.update(self.draw(batch["prompt"], self.row_generators(batch, "image", number)), batch)
+        with shown(self._trainer):
+            for number in track(range(images_per_prompt), f"pictures of {len(batch['prompt'])} prompts"):
+                metric.update(self.draw(batch["prompt"], self.row_generators(batch, "image", number)), batch)
 
     def log_metric(self, stage: str) -> dict[str, float]:
         """Log the metric's numbers under a stage, return them and reset it."""

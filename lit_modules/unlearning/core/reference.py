@@ -22,6 +22,7 @@ from lit_modules.unlearning.core.losses import IGNORED, sequence_nll
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.model_modes import evaluation_mode
+from lit_modules.utils.progress import shown, step
 
 
 class ReferencePolicyLoss(ForgetRetainLoss):
@@ -132,13 +133,15 @@ class ReferencePolicyLoss(ForgetRetainLoss):
     def _compute_all(self, cache: "ReferenceCache") -> int:
         """Go through the training rows; return how many were new, on all ranks."""
         new = 0
-        with isolate_rng(), self.trainer.precision_plugin.forward_context():
+        bar_of_rows = step("reference log-probabilities of rows")
+        with isolate_rng(), self.trainer.precision_plugin.forward_context(), shown(self.trainer), bar_of_rows as bar:
             for batches in self._epochs():
                 before = new
                 for batch in batches:
                     for task in self.compared(self.trainer.strategy.batch_to_device(batch)):
                         self.check_rows(task)
                         new += self._compute(cache, task, row_hashes(task))
+                        bar.say(f"{new:,}")
                 if new == before and not self._limited:
                     break
         if self.trainer.world_size > 1:
