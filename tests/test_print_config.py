@@ -42,6 +42,7 @@ ADDED: set[str] = {
     ),
     "lit_modules.callbacks.AdaptiveLR.rule",
     "lit_modules.*.model_kwargs",
+    "lit_modules.*.prior_*",
     *(
         f"lit_modules.datamodules.{kind}.download"
         for kind in ("FewShotPairs", "NovelSpecies", "INaturalistPairs", "SUNPairs")

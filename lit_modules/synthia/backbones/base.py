@@ -1,10 +1,11 @@
 """Interface of text-to-image models: a network that trains, frozen encoders around it, a noise schedule."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from peft import PeftConfig
@@ -116,6 +117,18 @@ class Backbone(ABC):
     def identity(self, part: Literal["text", "images"]) -> str:
         """Return what encodings of a part depend on, as part of the key they are kept under."""
         return f"{type(self).__name__}/{self.model}/{self.version}/{part}/{self.precision}/{self.image_size}"
+
+    def drawing_identity(self) -> str:
+        """Return what the pictures that the untuned model draws depend on, beside prompt and noise."""
+        return f"{self.identity('text')}/{self.identity('images')}"
+
+    def fresh(self) -> Self:
+        """Return the same model with nothing loaded, so that its network is the one before tuning."""
+        other = copy.copy(self)
+        other._held = {}
+        for name in ("network", "schedule", "scheduler", "unconditional"):
+            vars(other).pop(name, None)
+        return other
 
     @property
     def version(self) -> str:

@@ -20,6 +20,7 @@ from lit_modules.synthia.core.sampling import NoiseSchedule
 from lit_modules.utils.adapters import without_dropout
 from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.errors import first_line
+from lit_modules.utils.hashing import hash_folder
 
 _OWNERS = {
     "StableDiffusionPipeline": "StableDiffusion",
@@ -141,6 +142,12 @@ class PipelineBackbone(Backbone):
         """Return what encodings of a part depend on."""
         own = f"{self.model}/{self.version}/{self.variant}/{self.encoder_precision}"
         return f"{type(self).__name__}/{part}/{own}/{self.image_size}"
+
+    def drawing_identity(self) -> str:
+        """Return what the pictures that the untuned model draws depend on, beside prompt and noise."""
+        trained = self.trained_network and hash_folder(self.trained_network)
+        own = f"{self.precision}/{trained}/{self.num_steps}/{self.guidance}"
+        return f"{super().drawing_identity()}/{own}"
 
     @property
     def encoder_dtype(self) -> torch.dtype:

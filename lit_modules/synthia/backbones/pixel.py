@@ -107,6 +107,12 @@ class PixelDiffusion(Backbone):
         """Mark of the weights of a folder; a new network's are marked by its arguments."""
         return "new" if self.folder is None else super().version
 
+    def drawing_identity(self) -> str:
+        """Return what the pictures of the untuned network depend on; those of a new one on its arguments too."""
+        own = [self.block_size, self.brightness, self.colour, self.word_width, self.num_steps, self.guidance]
+        new = [self.widths, self.layers_per_block, self.num_heads, self.seed] if self.folder is None else []
+        return f"{super().drawing_identity()}/{own}/{new}"
+
     def load_text(self) -> None:
         """Take note that words are vectors already."""
         self.hold("text")

@@ -15,7 +15,8 @@ from torchmetrics import Metric
 
 from lit_modules.synthia.backbones.base import Backbone, Condition
 from lit_modules.synthia.core.encodings import Encoder
-from lit_modules.synthia.core.objective import prediction_error
+from lit_modules.synthia.core.objective import prediction_error, weighted_mean
+from lit_modules.synthia.core.prior import PriorPictures
 from lit_modules.synthia.core.randomness import generator_of, row_noise
 from lit_modules.synthia.core.sampling import min_snr_weights
 from lit_modules.utils import adapters
@@ -53,6 +54,9 @@ class TextToImageArguments(TypedDict, total=False):
     known_affordances: Sequence[str] | None
     metric: Metric | None
     images_per_prompt: int
+    prior_weight: float
+    prior_prompts: Sequence[str]
+    prior_images: int
     seed: int
     optimizer: OptimizerCallable
     scheduler: LRSchedulerCallable | None
@@ -83,7 +87,13 @@ class TextToImage(LightningModule):
         known_affordances: Affordances that :meth:`generate` takes; ``None`` takes any.
         metric: Turns generated images into numbers.
         images_per_prompt: Images that a test generates for each row.
-        seed: Seed of noise and timesteps.
+        prior_weight: Weight of the denoising loss on class pictures, which the untuned model draws for
+            ``prior_prompts`` before training, and which hold what it could do; DreamBooth's is 1. Each row of a batch
+            brings one of them. They are kept in ``cache``.
+        prior_prompts: Prompts of the classes, whole, such as ``["a photo of a chair"]``; they go with a
+            ``prior_weight``.
+        prior_images: Class pictures of each of them.
+        seed: Seed of noise, timesteps and class pictures.
         optimizer: Builds the optimizer from the trainable parameters.
         scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
 
@@ -108,6 +118,9 @@ class TextToImage(LightningModule):
         known_affordances: Sequence[str] | None = None,
         metric: Metric | None = None,
         images_per_prompt: int = 4,
+        prior_weight: float = 0.0,
+        prior_prompts: Sequence[str] = (),
+        prior_images: int = 16,
         seed: int = 0,
         optimizer: OptimizerCallable = adamw,
         scheduler: LRSchedulerCallable | None = None,
@@ -119,6 +132,11 @@ class TextToImage(LightningModule):
             raise ValueError(f"images_per_prompt must be at least 1, got {images_per_prompt}.")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
             raise ValueError(f"min_snr_gamma must be positive or None, got {min_snr_gamma}.")
+        if not prior_weight >= 0 or bool(prior_weight) != bool(prior_prompts):
+            raise ValueError(
+                "prior_weight must be 0, or positive with prior_prompts of what the model is to remember, such as "
+                f"['a photo of a chair'], got {prior_weight} with {prior_prompts!r}."
+            )
         self.save_hyperparameters(ignore=self.injected)
         self.backbone, self.encoder = backbone, Encoder(backbone, cache)
         self.peft_config = peft_config
@@ -128,6 +146,8 @@ class TextToImage(LightningModule):
         self.known_affordances = None if known_affordances is None else tuple(known_affordances)
         self.metric, self.images_per_prompt = metric, images_per_prompt
         self.seed = seed
+        self.prior_weight = prior_weight
+        self.prior = PriorPictures(backbone, prior_prompts, prior_images, seed, cache) if prior_weight else None
         self.optimizer, self.scheduler = optimizer, scheduler
         self.strict_loading = False
         self.network = None
@@ -138,9 +158,12 @@ class TextToImage(LightningModule):
         return bring(self.trainer)
 
     def setup(self, stage: str) -> None:
-        """Encode the prompts that the data names, before the network takes the memory."""
+        """Draw the class pictures and encode the prompts that the data names, before the network takes the memory."""
         check_precision(self)
         self.backbone.to(self.trainer.strategy.root_device)
+        if stage == "fit" and self.prior is not None:
+            self.prior.prepare(self.trainer.global_rank, self.trainer.world_size)
+            self.trainer.strategy.barrier("class pictures are drawn")
         # a user's own datamodule, or none
         prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", None)
         if stage != "fit" or prompts is None or self.encoder.cache is None:
@@ -232,6 +255,17 @@ class TextToImage(LightningModule):
         prediction = self.backbone.denoise(schedule.add_noise(flat, noise, timesteps), timesteps, condition)
         errors = prediction_error(prediction, schedule.target(flat, noise, timesteps))
         return errors.reshape(-1, count) if many else errors
+
+    def with_prior(self, losses: dict[str, Tensor], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Add the denoising loss on class pictures, one for each generator, as ``prior``, if it is asked for."""
+        if self.prior is None:
+            return losses
+        prompts, pictures = self.prior.choose(generators)
+        latents = self.latents({"image": pictures.to(self.backbone.device)}, "image", generators)
+        noise, timesteps = self.draw_noise(latents, generators)
+        errors = self.noise_errors(latents, noise, timesteps, self.conditions({"prompt": prompts}))
+        prior = weighted_mean(errors, self.denoising_weights(timesteps))
+        return losses | {"loss": losses["loss"] + self.prior_weight * prior, "prior": prior}
 
     def denoising_weights(self, timesteps: Tensor) -> Tensor | None:
         """Return the Min-SNR weight of each row, ``(batch,)``, or ``None`` without Min-SNR."""
