@@ -104,7 +104,8 @@ class Synthia(PairTraining):
             reference = None
             if objective.needs_reference:
                 with torch.no_grad(), self.backbone.without_adapter():
-                    before = self.noise_errors(both, noise, timesteps, condition)
+                    untuned = self.conditions(batch) if self.backbone.text_encoders else condition
+                    before = self.noise_errors(both, noise, timesteps, untuned)
                 reference = before[:, 0], before[:, 1:]
             losses: dict[str, Tensor] = objective(errors[:, 0], errors[:, 1:], mask, weights, reference=reference)
         else:

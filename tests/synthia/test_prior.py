@@ -73,9 +73,7 @@ def test_the_term_is_the_error_on_pictures_of_the_untuned_model(peft_config: Any
         noise = torch.randn(latents.shape[1:], generator=generator)[None]
         time = torch.randint(1000, (), generator=generator)[None]
         schedule = backbone.schedule
-        predicted = backbone.denoise(
-            schedule.add_noise(latents, noise, time), time, backbone.encode_prompt([prompt])
-        )
+        predicted = backbone.denoise(schedule.add_noise(latents, noise, time), time, backbone.encode_prompt([prompt]))
         snr = schedule.snr(time)
         weight = snr.clamp(max=5) / (snr + 1)
         errors.append((predicted - schedule.target(latents, noise, time)).square().mean() * weight.float())

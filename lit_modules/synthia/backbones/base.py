@@ -45,11 +45,16 @@ class Backbone(ABC):
     Attributes:
         network: The network that denoises, once loaded.
         schedule: Its noise schedule, once the network or the schedule is loaded.
+        text_encoders: Text encoders with adapters that train, by their names; they stay loaded.
         device: Where frozen parts are and inputs should be.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Names of the layers that adapters are put on by default."""
+    text_adapter_parts: ClassVar[tuple[str, ...]] = ()
+    """Text encoders that the pipeline's ``load_lora_weights`` puts adapters on."""
+    text_lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """Names of the layers of text encoders that adapters are put on by default."""
     encoding_is_cheap: ClassVar[bool] = False
     """True if encodings are not worth keeping."""
     few_step_rule: ClassVar[Literal["renoise", "deterministic"]] = "deterministic"
@@ -67,6 +72,7 @@ class Backbone(ABC):
             raise ValueError(f"precision must be {', '.join(map(repr, get_args(Precision)))}, got {precision!r}.")
         self.model, self.image_size, self.precision = model, image_size, precision
         self.device = torch.device("cpu")
+        self.text_encoders: dict[str, Any] = {}
         self._held: dict[str, dict[str, Any]] = {}
         self._version: str | None = None
 
@@ -89,7 +95,8 @@ class Backbone(ABC):
     def free(self, *parts: Part) -> None:
         """Let go of encoders, and give their memory back to the device."""
         for part in parts:
-            self._held.pop(part, None)
+            if part != "text" or not self.text_encoders:
+                self._held.pop(part, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -125,7 +132,7 @@ class Backbone(ABC):
     def fresh(self) -> Self:
         """Return the same model with nothing loaded, so that its network is the one before tuning."""
         other = copy.copy(self)
-        other._held = {}
+        other._held, other.text_encoders = {}, {}
         for name in ("network", "schedule", "scheduler", "unconditional"):
             vars(other).pop(name, None)
         return other
@@ -235,18 +242,36 @@ class Backbone(ABC):
         """Put an adapter of peft on the network."""
         self.network.add_adapter(config)
 
+    @property
+    def text_adapter(self) -> PeftConfig | None:
+        """Configuration of the adapters that the text encoders carry, if they do."""
+        return next((own_config(encoder) for encoder in self.text_encoders.values()), None)
+
+    def add_text_adapters(self, config: Any) -> None:
+        """Put adapters of peft on the text encoders, whose own weights stay as they are."""
+        self.load("text")
+        for name in self.text_adapter_parts:
+            encoder = self.held("text", name)
+            encoder.add_adapter(copy.deepcopy(config))
+            self.text_encoders[name] = encoder
+
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Switch the adapter off, so that the network is the one before tuning."""
-        self.network.disable_adapters()
+        """Switch all adapters off, so that network and text encoders are those before tuning."""
+        adapted = (self.network, *self.text_encoders.values())
+        for model in adapted:
+            model.disable_adapters()
         try:
             yield
         finally:
-            self.network.enable_adapters()
+            for model in adapted:
+                model.enable_adapters()
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         self.network.enable_gradient_checkpointing()
+        for encoder in self.text_encoders.values():
+            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def compile(self) -> None:
         """Compile the network's repeated blocks, or all of it if none are named; adapters must be there already."""

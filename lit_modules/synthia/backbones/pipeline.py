@@ -297,7 +297,8 @@ class PipelineBackbone(Backbone):
         self.hold("text", **parts)
         self._held["text"]["pipeline"] = self.pipeline(**parts)
         if self.unconditional is None:
-            self.unconditional = {name: value.cpu() for name, value in self.encode_prompt([""]).items()}
+            with torch.no_grad():
+                self.unconditional = {name: value.cpu() for name, value in self.encode_prompt([""]).items()}
 
     def load_images(self) -> None:
         """Load the image encoder and decoder."""
@@ -339,9 +340,11 @@ class PipelineBackbone(Backbone):
         """Return the shape of one image's latents."""
         return self.latents.shape(self.image_size)
 
-    @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Return what the pipeline makes of the prompts; of an empty one, what guidance leads away from."""
+        """Return what the pipeline makes of the prompts; of an empty one, what guidance leads away from.
+
+        Gradients pass through text encoders with adapters.
+        """
         pipeline = self.held("text", "pipeline")
         with self.own_precision():
             return self.encode_with(pipeline, list(prompts))
@@ -381,7 +384,9 @@ class PipelineBackbone(Backbone):
 
     def unconditional_rows(self, number: int) -> Condition:
         """Return what guidance leads away from, a number of times; load the text encoder for it if need be."""
-        if self.unconditional is None:
+        if self.text_encoders:  # they have changed since
+            self.unconditional = self.encode_prompt([""])
+        elif self.unconditional is None:
             loaded = "text" in self._held
             self.load("text")
             if not loaded:
@@ -442,21 +447,17 @@ class PipelineBackbone(Backbone):
         return latents
 
     def save_pretrained(self, folder: str, adapter: bool) -> None:
-        """Write the adapter for ``load_lora_weights`` of the pipeline, or the whole network in its own folder."""
+        """Write the adapters for ``load_lora_weights`` of the pipeline, or the whole network in its own folder."""
         if not adapter:
             self.network.save_pretrained(f"{folder}/{self.network_part}")
             return
         import diffusers
         from peft import get_peft_model_state_dict
 
-        part = self.network_part
-        config: Any = without_dropout(self.network.peft_config["default"])
-        weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(self.network).items()}
-        getattr(diffusers, self.pipeline_name).save_lora_weights(
-            folder,
-            **{
-                f"{part}_lora_layers": weights,
-                # without it the scale of an adapter would be guessed
-                f"{part}_lora_adapter_metadata": config.to_dict(),
-            },
-        )
+        written: dict[str, Any] = {}
+        for part, model in {self.network_part: self.network, **self.text_encoders}.items():
+            weights = get_peft_model_state_dict(model, adapter_name="default")
+            written[f"{part}_lora_layers"] = {name: value.contiguous() for name, value in weights.items()}
+            # without it the scale of an adapter would be guessed
+            written[f"{part}_lora_adapter_metadata"] = without_dropout(model.peft_config["default"]).to_dict()
+        getattr(diffusers, self.pipeline_name).save_lora_weights(folder, **written)

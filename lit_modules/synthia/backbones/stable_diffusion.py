@@ -28,6 +28,7 @@ class StableDiffusion(PipelineBackbone):
     """
 
     pipeline_name: ClassVar[str] = "StableDiffusionPipeline"
+    text_adapter_parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class SDXL(StableDiffusion):
 
     pipeline_name: ClassVar[str] = "StableDiffusionXLPipeline"
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    text_adapter_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ _LOADABLE = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
 }
 _STARTS = (True, False, "gaussian", "orthogonal", "mica")
+_TEXT_KEY = f"{adapters.KEY}_text"
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -46,6 +47,7 @@ class TextToImageArguments(TypedDict, total=False):
     """Arguments that all modules here share; documented in :class:`TextToImage`."""
 
     peft_config: LoraConfig | None
+    text_peft_config: LoraConfig | None
     gradient_checkpointing: bool
     compile: bool
     cache: str | None
@@ -78,6 +80,9 @@ class TextToImage(LightningModule):
         backbone: Text-to-image model.
         peft_config: Adapter to train instead of the network's own weights; settings that diffusers do not load are
             refused before training.
+        text_peft_config: Adapter to train on the text encoders too, beside ``peft_config``, with the layers of
+            attention by default; of the CLIP encoders of Stable Diffusion, SDXL, Stable Diffusion 3 and FLUX.1, whose
+            pipelines load them. Prompts are then encoded in each step, with gradients, and not kept.
         gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
         compile: Whether to compile the network's blocks.
         cache: Folder in which encodings of prompts and images are kept between runs, by their content; ``None`` keeps
@@ -101,7 +106,9 @@ class TextToImage(LightningModule):
         ValueError: If an argument is out of its range.
     """
 
-    injected: ClassVar[tuple[str, ...]] = ("backbone", "peft_config", "metric", "optimizer", "scheduler")
+    injected: ClassVar[tuple[str, ...]] = (
+        *("backbone", "peft_config", "text_peft_config", "metric", "optimizer", "scheduler"),
+    )
     """Arguments that are objects, and so no hyperparameters."""
 
     network: Any
@@ -110,6 +117,7 @@ class TextToImage(LightningModule):
         self,
         backbone: Backbone,
         peft_config: LoraConfig | None = None,
+        text_peft_config: LoraConfig | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
         cache: str | None = None,
@@ -137,9 +145,21 @@ class TextToImage(LightningModule):
                 "prior_weight must be 0, or positive with prior_prompts of what the model is to remember, such as "
                 f"['a photo of a chair'], got {prior_weight} with {prior_prompts!r}."
             )
+        if text_peft_config is not None:
+            if not backbone.text_adapter_parts:
+                raise ValueError(
+                    f"diffusers load no adapters of the text encoders of {type(backbone).__name__}; leave "
+                    "text_peft_config out."
+                )
+            if peft_config is None:
+                raise ValueError(
+                    "text_peft_config goes with a peft_config, as diffusers load both adapters from one file, got "
+                    "peft_config=None."
+                )
+            check_loadable(text_peft_config, "text_peft_config")
         self.save_hyperparameters(ignore=self.injected)
         self.backbone, self.encoder = backbone, Encoder(backbone, cache)
-        self.peft_config = peft_config
+        self.peft_config, self.text_peft_config = peft_config, text_peft_config
         self.gradient_checkpointing, self.compile_network = gradient_checkpointing, compile
         self.min_snr_gamma = min_snr_gamma
         self.template = template
@@ -151,6 +171,7 @@ class TextToImage(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.strict_loading = False
         self.network = None
+        self.text_encoders = nn.ModuleDict()
         self._results: dict[str, float] | None = None
 
     def configure_callbacks(self) -> list[Any]:
@@ -166,7 +187,7 @@ class TextToImage(LightningModule):
             self.trainer.strategy.barrier("class pictures are drawn")
         # a user's own datamodule, or none
         prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", None)
-        if stage != "fit" or prompts is None or self.encoder.cache is None:
+        if stage != "fit" or prompts is None or self.encoder.cache is None or self.text_peft_config is not None:
             return
         first = self.trainer.is_global_zero or self.encoder.cache.folder is None
         if first:
@@ -186,11 +207,13 @@ class TextToImage(LightningModule):
                     "peft_config asks for a new adapter, and the backbone has loaded one; leave peft_config out to go "
                     "on with it."
                 )
-            self._train_adapter()
+            _to_float32(self.backbone.network)
         elif self.peft_config is not None:
             self._put_adapter(self.peft_config)
         else:
             self.backbone.network.requires_grad_(True)
+        if self.text_peft_config is not None:
+            self._put_text_adapters(self.text_peft_config)
         if self.gradient_checkpointing:
             self.backbone.enable_checkpointing()
         if self.compile_network:
@@ -342,7 +365,7 @@ class TextToImage(LightningModule):
     ) -> Tensor:
         """Draw an image for each prompt; see :meth:`generate`."""
         self.configure_model()
-        with evaluation_mode(self.network):
+        with evaluation_mode([self.network, self.text_encoders]):
             condition = self.encoder.conditions(prompts)
             self.backbone.load("images")
             return self.backbone.generate(condition, generators, num_steps=num_steps, guidance=guidance)
@@ -428,15 +451,24 @@ class TextToImage(LightningModule):
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that train."""
-        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        models = (self.network, self.text_encoders)
+        return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; with an adapter, its configuration, and no buffer of the frozen network."""
-        trains = {f"network.{name}" for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+        models = {"network": self.network, "text_encoders": self.text_encoders}
+        trains = {
+            f"{prefix}.{name}"
+            for prefix, model in models.items()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
         if self.backbone.adapter is None:
             trains |= {f"network.{name}" for name, _ in self.network.named_buffers()}
         else:
             checkpoint[adapters.KEY] = adapters.describe(self.backbone.adapter)
+        if self.backbone.text_adapter is not None:
+            checkpoint[_TEXT_KEY] = adapters.describe(self.backbone.text_adapter)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trains}
 
@@ -447,7 +479,19 @@ class TextToImage(LightningModule):
         if missing is not None:
             self.peft_config = missing
             self._put_adapter(missing)
-        adapters.check_restored(checkpoint["state_dict"], self.network, "network.")
+        own = self.backbone.text_adapter
+        if _TEXT_KEY in checkpoint:
+            missing = adapters.adapter_to_restore({adapters.KEY: checkpoint[_TEXT_KEY]}, own)
+            if missing is not None:
+                self.text_peft_config = missing
+                self._put_text_adapters(missing)
+        elif own is not None:
+            raise ValueError(
+                "The checkpoint holds no adapters of the text encoders, and this module has some, which it would leave "
+                "as they are; leave text_peft_config out."
+            )
+        for name, model in (("network.", self.network), ("text_encoders.", self.text_encoders)):
+            adapters.check_restored(checkpoint["state_dict"], model, name)
 
     def _put_adapter(self, config: LoraConfig) -> None:
         check_loadable(config)
@@ -456,17 +500,27 @@ class TextToImage(LightningModule):
         if config.target_modules is None:
             config.target_modules = list(self.backbone.lora_targets)
         self.backbone.add_adapter(config)
-        self._train_adapter()
+        _to_float32(self.backbone.network)
 
-    def _train_adapter(self) -> None:
-        # trained weights of 16 bits would lose small updates, and cannot be unscaled
-        for parameter in self.backbone.network.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    def _put_text_adapters(self, config: LoraConfig) -> None:
+        config = copy.deepcopy(config)
+        if config.target_modules is None:
+            config.target_modules = list(self.backbone.text_lora_targets)
+        self.backbone.add_text_adapters(config)
+        self.text_encoders.update(self.backbone.text_encoders)
+        self.text_encoders.train()
+        _to_float32(self.text_encoders)
 
 
-def check_loadable(config: LoraConfig) -> None:
-    """Check that pipelines of diffusers will load an adapter and draw what was trained."""
+def _to_float32(model: nn.Module) -> None:
+    """Let what trains be float32: of 16 bits it would lose small updates, and could not be unscaled."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def check_loadable(config: LoraConfig, argument: str = "peft_config") -> None:
+    """Check that pipelines of diffusers will load an adapter, an argument, and draw what was trained."""
     if config.init_lora_weights not in _STARTS:
         raise ValueError(
             f"diffusers do not load an adapter with init_lora_weights={config.init_lora_weights!r}; it must be "
@@ -476,7 +530,7 @@ def check_loadable(config: LoraConfig) -> None:
     for name in sorted(asked.keys() - _LOADABLE):
         if asked[name] != usual[name]:
             raise ValueError(
-                f"diffusers do not load an adapter with {name}={asked[name]!r}; leave {name} out of the peft_config."
+                f"diffusers do not load an adapter with {name}={asked[name]!r}; leave {name} out of the {argument}."
             )
 
 

@@ -69,7 +69,7 @@ class PriorPictures:
         return [self._prompt(index) for index in indices], pictures.float() / 127.5 - 1
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures by their places, uint8, ``(n, 3, height, width)``; those of a prompt follow on one another."""
+        """Return pictures by their places, those of a prompt in a row, uint8, ``(n, 3, height, width)``."""
         if self._keys is None:
             identity = self.backbone.drawing_identity()
             self._keys = [
