@@ -34,7 +34,8 @@ class Synthia(PairTraining):
         truncation: Number of its last steps that the gradient passes through, ``"random"``, or ``None`` for all.
         sampler_checkpointing: Whether to recompute its steps in the backward pass, to save memory.
         space: What the objective compares samples as; pixels in [0, 1], at most ``pixel_size`` wide.
-        pixel_size: Side of the images that are compared as pixels; ``None`` takes the backbone's.
+        pixel_size: Side of the images that are compared as pixels, of others than squares that of the square of the
+            same area; ``None`` takes the backbone's.
         embedder: Gives embeddings ``(batch, features)`` of images in [0, 1], with gradients; for ``space="embedding"``.
 
     Raises:
@@ -112,7 +113,9 @@ class Synthia(PairTraining):
             denoising = None
             if objective.denoising_weight:
                 denoising = self.noise_errors(positive, noise, timesteps, condition)
-            sampled = self.comparison.sample(generators, condition, generator)
+            height, width = batch["pos"].shape[-2:]
+            size = None if height == width else (height, width)  # that of an aspect-ratio bucket
+            sampled = self.comparison.sample(size, generators, condition, generator)
             if self.comparison.space == "latent":
                 compared = sampled, self.latents(batch, "pos", generators), self.latents(batch, "neg", generators)
             else:

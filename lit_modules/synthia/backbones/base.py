@@ -195,9 +195,18 @@ class Backbone(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Return images in about [-1, 1], ``(batch, 3, height, width)``; differentiable."""
 
+    @property
     @abstractmethod
-    def latent_shape(self) -> tuple[int, ...]:
-        """Return the shape of one image's latents, ``(channel, height, width)``."""
+    def multiple(self) -> int:
+        """Number of pixels that an image's height and width must be multiples of."""
+
+    @abstractmethod
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """Return the shape of one image's latents, ``(channel, height, width)``.
+
+        Args:
+            size: Height and width of the image in pixels; ``None`` is the square of ``image_size``.
+        """
 
     @abstractmethod
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -232,6 +241,11 @@ class Backbone(ABC):
     @abstractmethod
     def save_pretrained(self, folder: str, adapter: bool) -> None:
         """Write the adapter as ``load_lora_weights`` of diffusers reads it, or the whole network, to a folder."""
+
+    @property
+    def quantised(self) -> bool:
+        """True if the network's weights are quantised, on which adapters alone train."""
+        return getattr(self.network, "hf_quantizer", None) is not None  # which diffusers set where there is one
 
     @property
     def adapter(self) -> PeftConfig | None:

@@ -148,10 +148,16 @@ class PixelDiffusion(Backbone):
         self.network, self.scheduler = network, scheduler
         self.schedule = NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
-    def latent_shape(self) -> tuple[int, ...]:
+    @property
+    def multiple(self) -> int:
+        """Number of pixels that an image's height and width must be multiples of."""
+        factor: int = self.block_size * 2 ** (len(self.widths) - 1)
+        return factor
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Return the shape of one image's blocks, ``(frequencies, height, width)``."""
-        side = self.image_size // self.block_size
-        return len(self.basis), side, side
+        height, width = size or (self.image_size, self.image_size)
+        return len(self.basis), height // self.block_size, width // self.block_size
 
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         """Return the vectors of the words, ``(batch, max_words, word_width)``, and which there are."""

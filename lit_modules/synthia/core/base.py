@@ -182,6 +182,8 @@ class TextToImage(LightningModule):
         """Draw the class pictures and encode the prompts that the data names, before the network takes the memory."""
         check_precision(self)
         self.backbone.to(self.trainer.strategy.root_device)
+        if stage == "fit":
+            self._check_sizes()
         if stage == "fit" and self.prior is not None:
             self.prior.prepare(self.trainer.global_rank, self.trainer.world_size)
             self.trainer.strategy.barrier("class pictures are drawn")
@@ -195,6 +197,18 @@ class TextToImage(LightningModule):
         self.trainer.strategy.barrier("prompts are encoded")
         if not first:
             self.encoder.keep_prompts(prompts())
+
+    def _check_sizes(self) -> None:
+        """Refuse aspect-ratio buckets that the model cannot encode."""
+        # a user's own datamodule, or none
+        sizes = getattr(getattr(self.trainer, "datamodule", None), "image_sizes", ())
+        for size in sizes:
+            if any(side % self.backbone.multiple for side in size):
+                raise ValueError(
+                    f"{type(self.backbone).__name__} takes images whose sides are multiples of "
+                    f"{self.backbone.multiple} pixels, and a bucket has {size[0]} x {size[1]}; give the data a "
+                    "bucket_step that is one."
+                )
 
     def configure_model(self) -> None:
         """Load the network and add the adapter, once, in training mode."""
@@ -211,7 +225,7 @@ class TextToImage(LightningModule):
         elif self.peft_config is not None:
             self._put_adapter(self.peft_config)
         else:
-            self.backbone.network.requires_grad_(True)
+            self.backbone.network.requires_grad_(not self.backbone.quantised)
         if self.text_peft_config is not None:
             self._put_text_adapters(self.text_peft_config)
         if self.gradient_checkpointing:
@@ -250,7 +264,8 @@ class TextToImage(LightningModule):
         """
         images = batch[key]
         if not images.numel():
-            empty: Tensor = images.new_empty(*images.shape[:-3], *self.backbone.latent_shape())
+            height, width = images.shape[-2:]
+            empty: Tensor = images.new_empty(*images.shape[:-3], *self.backbone.latent_shape((height, width)))
             return empty
         mean, std = self.encoder.moments(images.flatten(0, -4))
         mean, std = (value.reshape(*images.shape[:-3], *value.shape[1:]) for value in (mean, std))
@@ -439,6 +454,11 @@ class TextToImage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and scheduler for what trains; a whole network must be float32."""
+        if self.backbone.quantised and self.backbone.adapter is None:
+            raise ValueError(
+                f"The weights of the network are quantised, so {type(self).__name__} cannot train them; give a "
+                "peft_config, or leave the quantization_config out."
+            )
         if {parameter.dtype for parameter in self.trainable_parameters()} != {torch.float32}:
             raise ValueError(
                 f"The whole network can only be trained in float32, got precision {self.backbone.precision!r}; let the "
