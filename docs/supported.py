@@ -79,8 +79,16 @@ TABLES = (
         "Each is built from its configuration as a pipeline of diffusers of the name. *pictures*: those of the "
         "pipeline itself; *steps*: our predictions lead where the pipeline's do; *LoRA*: trains alone; *LoRA in "
         "diffusers* and *network in diffusers*: the pipeline draws the same with what was saved; *fit*: steps of "
-        "`Synthia`, saved, loaded, and drawn.",
-        ("tests/synthia/backbones/test_pipeline.py", "tests/synthia/backbones/test_training.py"),
+        "`Synthia`, saved, loaded, and drawn; *text LoRA*: adapters of the CLIP encoders beside it, drawn with by the "
+        "pipeline; *int8 base*: an adapter on a network that diffusers and torchao have quantised, saved, loaded, and "
+        "drawn with on it; *buckets*: steps on pictures of several aspect ratios.",
+        (
+            "tests/synthia/backbones/test_pipeline.py",
+            "tests/synthia/backbones/test_training.py",
+            "tests/synthia/backbones/test_text_adapters.py",
+            "tests/synthia/backbones/test_quantised.py",
+            "tests/synthia/test_buckets.py",
+        ),
         by_test={
             "test_parts_are_loaded_one_by_one_and_images_are_those_of_the_pipeline": "pictures",
             "test_steps_by_our_predictions_are_those_of_the_pipeline": "steps",
@@ -89,6 +97,9 @@ TABLES = (
             "test_the_pipeline_draws_the_same_with_a_saved_network": "network in diffusers",
             "test_fit_save_reload_generate": "fit",
             "test_half_precision_works_and_answers_in_full": "bfloat16",
+            "test_text_adapters_in_diffusers": "text LoRA",
+            "test_quantised_base": "int8 base",
+            "test_every_network_takes_every_bucket": "buckets",
         },
     ),
 )

@@ -181,7 +181,7 @@ def stable_diffusion3(save_tiny: Any) -> str:
                 joint_attention_dim=16,
                 caption_projection_dim=16,
                 pooled_projection_dim=12,
-                pos_embed_max_size=8,
+                pos_embed_max_size=16,
             ),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=autoencoder(scaling_factor=1.5, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),

@@ -187,9 +187,9 @@ class ImageStore:
         random = Random(f"{self.seed}/{path.name}/{crop}")
         share = random.uniform(0.85, 1.0) if crop else 1.0
         across, down = (random.random(), random.random()) if crop else (0.5, 0.5)
-        wide, high = width, height
+        wide, high = float(width), float(height)
         if self.resize == "crop":
-            wide, high = min(width, height * ratio), min(height, width / ratio)
+            wide, high = min(wide, height * ratio), min(high, width / ratio)
         left, top = (width - wide * share) * across, (height - high * share) * down
         return left, top, left + wide * share, top + high * share
 

@@ -426,7 +426,7 @@ def efficient_net() -> Any:
         strides=[2, 1],
         num_block_repeats=[1, 1],
         expand_ratios=[1, 2],
-        hidden_dim=8,
+        hidden_dim=128,  # a tenth of the published one, as the other widths
         num_hidden_layers=2,
         num_labels=3,
     )

@@ -80,14 +80,16 @@ def test_the_term_is_the_error_on_pictures_of_the_untuned_model(peft_config: Any
     torch.testing.assert_close(both["prior"], torch.cat(errors).mean(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [Synthia, TextToImageTraining])
-@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=8, lora_alpha=32)], ids=["whole", "adapter"])
+CONVOLUTIONS = LoraConfig(r=8, lora_alpha=8, target_modules=["conv1", "conv2", "conv_in", "conv_out"])
+
+
+@pytest.mark.parametrize(("kind", "peft_config"), [(Synthia, None), (TextToImageTraining, CONVOLUTIONS)])
 def test_what_the_model_drew_is_remembered(kind: Any, peft_config: Any, trainer: Make) -> None:
     errors = []
     for prior in ({}, PRIOR | {"prior_weight": 20.0}):
         optimizer = partial(torch.optim.AdamW, lr=1e-2)
         module = kind(pixel(), peft_config=peft_config, optimizer=optimizer, **prior)
-        runner = trainer(max_epochs=40)
+        runner = trainer(max_epochs=30)
         runner.fit(module, batches(2))
         assert ("train/prior" in runner.callback_metrics) == bool(prior)
         look = Synthia(module.backbone, **PRIOR)  # draws by a network of its own, whatever was trained
@@ -95,7 +97,7 @@ def test_what_the_model_drew_is_remembered(kind: Any, peft_config: Any, trainer:
         with torch.no_grad():
             generators = [generator_of("look", row) for row in range(16)]
             errors.append(float(look.with_prior({"loss": torch.tensor(0.0)}, generators)["prior"]))
-    assert errors[1] < (0.8 if peft_config is None else 0.95) * errors[0]
+    assert errors[1] < 0.8 * errors[0]
 
 
 def test_pictures_are_those_of_the_model_before_any_tuning(

@@ -2,18 +2,18 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lit_modules.synthia.core.sampling import Denoiser, FewStepSampler, NoiseSchedule, spaced_timesteps
-from lit_modules.utils.adapters import own_config
+from lit_modules.utils.adapters import adapters_off, own_config
 from lit_modules.utils.hashing import hash_folder
 from lit_modules.utils.model_versions import hub_commit
 
@@ -266,20 +266,12 @@ class Backbone(ABC):
         self.load("text")
         for name in self.text_adapter_parts:
             encoder = self.held("text", name)
-            encoder.add_adapter(copy.deepcopy(config))
+            inject_adapter_in_model(copy.deepcopy(config), encoder)
             self.text_encoders[name] = encoder
 
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
+    def without_adapter(self) -> AbstractContextManager[None]:
         """Switch all adapters off, so that network and text encoders are those before tuning."""
-        adapted = (self.network, *self.text_encoders.values())
-        for model in adapted:
-            model.disable_adapters()
-        try:
-            yield
-        finally:
-            for model in adapted:
-                model.enable_adapters()
+        return adapters_off(self.network, *self.text_encoders.values())
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

@@ -61,6 +61,7 @@ def nf4() -> dict[str, Any]:
 
 
 WAYS = [(int8, "cpu"), *(pytest.param(way, "cuda", marks=pytest.mark.gpu) for way in (int8, nf4))]
+ON_GPU = WAYS[1:]
 
 
 def batches(side: int) -> DataLoader[Any]:
@@ -120,10 +121,20 @@ def weights(network: Any) -> dict[str, torch.Tensor]:
     return {name: value.dequantize() if name in torchao else value.clone() for name, value in state.items()}
 
 
-@pytest.mark.parametrize(("way", "accelerator"), WAYS)
 @pytest.mark.parametrize("name", KINDS)
-def test_quantised_base(name: str, way: Any, accelerator: str, tuning: Any, tmp_path: Path) -> None:
-    quantization = way()
+def test_quantised_base(name: str, tuning: Any, tmp_path: Path) -> None:
+    check_quantised_base(name, int8(), "cpu", tuning, tmp_path)
+
+
+@pytest.mark.parametrize(("way", "accelerator"), ON_GPU)
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_quantised_base_on_a_gpu(name: str, way: Any, accelerator: str, tuning: Any, tmp_path: Path) -> None:
+    check_quantised_base(name, way(), accelerator, tuning, tmp_path)
+
+
+def check_quantised_base(
+    name: str, quantization: dict[str, Any], accelerator: str, tuning: Any, tmp_path: Path
+) -> None:
     module = tuning(name, quantization)
     untuned = module.generate(["sit"], 1, seed=4)
     kinds = {type(parameter).__name__ for parameter in module.network.parameters()}
