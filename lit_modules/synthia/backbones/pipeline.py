@@ -35,6 +35,7 @@ _OWNERS = {
     "QwenImagePipeline": "QwenImage",
     "Flux2KleinPipeline": "Flux2Klein",
     "ChromaPipeline": "Chroma",
+    "HiDreamImagePipeline": "HiDream",
 }
 _LOADABLE = {
     "diffusers": ("ModelMixin", "SchedulerMixin"),
@@ -490,5 +491,6 @@ class PipelineBackbone(Backbone):
             weights = get_peft_model_state_dict(model, adapter_name="default")
             written[f"{part}_lora_layers"] = {name: value.contiguous() for name, value in weights.items()}
             # without it the scale of an adapter would be guessed
-            written[f"{part}_lora_adapter_metadata"] = without_dropout(model.peft_config["default"]).to_dict()
+            config: Any = without_dropout(model.peft_config["default"])
+            written[f"{part}_lora_adapter_metadata"] = config.to_dict()
         getattr(diffusers, self.pipeline_name).save_lora_weights(folder, **written)
