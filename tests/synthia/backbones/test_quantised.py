@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -17,6 +16,7 @@ from lit_modules.synthia import (
     Chroma,
     Flux,
     Flux2Klein,
+    HiDream,
     Kandinsky3,
     Lumina2,
     PixArtSigma,
@@ -30,7 +30,7 @@ from lit_modules.synthia import (
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.objectives import DenoiseDPO
 from lit_modules.synthia.synthia import Synthia
-from tests.tiny_pipelines import CALLS
+from tests.tiny_pipelines import CALLS, open_pipeline
 
 KINDS: dict[str, tuple[Any, int]] = {
     "stable_diffusion": (StableDiffusion, 16),
@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[Any, int]] = {
     "qwen_image": (QwenImage, 16),
     "flux2_klein": (Flux2Klein, 16),
     "chroma": (Chroma, 16),
+    "hidream": (HiDream, 16),
 }
 LORA = LoraConfig(r=2, lora_alpha=4, init_lora_weights="gaussian")
 
@@ -104,11 +105,11 @@ def drawn_by_diffusers(name: str, module: Synthia, quantization: dict[str, Any],
     network = type(backbone.network).from_pretrained(
         backbone.model, subfolder=part, quantization_config=config, torch_dtype=torch.float32
     )
-    pipeline = getattr(diffusers, backbone.pipeline_name).from_pretrained(backbone.model, **{part: network})
+    size = backbone.image_size
+    pipeline = open_pipeline(backbone.pipeline_name, backbone.model, size, **{part: network})
     pipeline.load_lora_weights(str(folder))
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.to(backbone.device)
-    size, prompt = backbone.image_size, module.template.format(affordances="sit")
+    prompt = module.template.format(affordances="sit")
     settings = {"prompt": prompt, "num_inference_steps": 2, "output_type": "pt"} | CALLS[name]
     image = pipeline(height=size, width=size, generator=generator_of(4, "image", 0), **settings).images
     return torch.as_tensor(image).float()

@@ -25,6 +25,7 @@ from lit_modules.synthia import (
     Chroma,
     Flux,
     Flux2Klein,
+    HiDream,
     Kandinsky3,
     Lumina2,
     PixArtSigma,
@@ -138,6 +139,7 @@ OTHERS: dict[str, type[PipelineBackbone]] = {
     "qwen_image": QwenImage,
     "flux2_klein": Flux2Klein,
     "chroma": Chroma,
+    "hidream": HiDream,
 }
 
 
