@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from peft import LoraConfig
 from torch import nn
 from torch.utils.data import DataLoader
@@ -39,6 +40,16 @@ def batches(number: int = 3, side: int = 16) -> DataLoader[Any]:
         "pair_id": torch.tensor([7, 8]),
     }
     return DataLoader([batch] * number, batch_size=None)  # type: ignore[arg-type]
+
+
+class Named(LightningDataModule):
+    """Data that name their prompts."""
+
+    def prompts(self) -> list[str]:
+        return ["a design to sit", "a design to pour"]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return batches()
 
 
 def everything(prior: PriorPictures) -> torch.Tensor:
@@ -105,8 +116,9 @@ def test_pictures_are_those_of_the_model_before_any_tuning(
 ) -> None:
     backbone = StableDiffusion(stable_diffusion, image_size=16, precision="float32", num_steps=2)
     module = Synthia(backbone, cache=str(tmp_path / "cache"), optimizer=partial(torch.optim.AdamW, lr=0.1), **PRIOR)
-    trainer(max_epochs=1).fit(module, batches())
+    trainer(max_epochs=1).fit(module, Named())
     assert module.prior is not None
+    assert "text" not in backbone._held  # all prompts were encoded before the network was loaded
     kept = everything(module.prior)
     assert kept.shape == (6, 3, 16, 16)
     assert kept.dtype == torch.uint8

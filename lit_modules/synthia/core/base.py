@@ -191,12 +191,13 @@ class TextToImage(LightningModule):
         prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", None)
         if stage != "fit" or prompts is None or self.encoder.cache is None or self.text_peft_config is not None:
             return
+        named = [*prompts(), *(self.prior.prompts if self.prior is not None else ())]
         first = self.trainer.is_global_zero or self.encoder.cache.folder is None
         if first:
-            self.encoder.keep_prompts(prompts())
+            self.encoder.keep_prompts(named)
         self.trainer.strategy.barrier("prompts are encoded")
         if not first:
-            self.encoder.keep_prompts(prompts())
+            self.encoder.keep_prompts(named)
 
     def _check_sizes(self) -> None:
         """Refuse aspect-ratio buckets that the model cannot encode."""
