@@ -63,8 +63,9 @@ class TOFU(ForgetRetainData):
     and world facts show what else a model forgets.
 
     Batches of training and validation are those of :class:`~datamodules.common.forget_retain.ForgetRetainData`; with
-    ``refusals`` a pair also has the task ``"idk"``, the forget rows' questions with refusals as answers. Answers end
-    with the end of sequence, in a chat behind the end of the template's turn.
+    ``refusals`` a pair also has the task ``"idk"``, the forget rows' questions with refusals as answers. The task
+    ``"forget"`` of a pair has the texts ``question`` and ``answer`` too. Answers end with the end of sequence, in a
+    chat behind the end of the template's turn.
 
     - Test, first loader, and predict: ``input_ids`` and ``attention_mask`` of prompts, padded on the left, with ``id``,
       ``split`` (``"forget"``, ``"retain"``, ``"real_authors"`` or ``"world_facts"``), ``row`` (int64, ``(batch,)``, its
@@ -158,7 +159,7 @@ class TOFU(ForgetRetainData):
         """Return pairs for unlearning, or rows of the chosen subset."""
         if self.subset != "unlearn" or not self.refusals:
             return super().train_dataloader()
-        forget, retain = (self._tasks(self.encoded[name]) for name in SETS)
+        forget, retain = (self._tasks(self.encoded[name], self.texts.get(name)) for name in SETS)
         return self._pairs(RefusalBatches(forget, retain, self._tasks(self._refused)))
 
     def val_dataloader(self) -> list[ResumableLoader]:
@@ -207,6 +208,8 @@ class TOFU(ForgetRetainData):
             ]
         self._warn_of_cuts([row for name in SETS for row in encoded[name]])
         self.encoded = encoded
+        forget = self.rows["forget"]
+        self.texts["forget"] = {"question": [row.question for row in forget], "answer": [row.answer for row in forget]}
 
     def _set_up_evaluation(self, template: Template) -> None:
         self._check_files(self.perturbed_files, "A test")

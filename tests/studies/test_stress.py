@@ -40,6 +40,16 @@ def test_attacks_are_tested_once_each(
         stress.main([*line, "--model.max_new_tokens=3"])
 
 
+def test_accuracies_of_lm_eval_join_the_record(ngdiff: list[str], tmp_path: Path, harness: Path) -> None:
+    line = ["--folder=after", "--relearning_steps", "1", "--bits", "8", *ngdiff, "--model.metric=LUMEScore"]
+    line += ["--trainer.logger=false", "--trainer.limit_test_batches=1"]
+    for tasks in (["wmdp_bio"], ["wmdp_bio"], ["wmdp_bio", "mmlu"]):
+        assert stress.main([*line, "--tasks", *tasks]) == 0
+    record = json.loads((tmp_path / "after" / "results.json").read_text(encoding="utf-8"))["unlearned"]
+    assert (record["harness/wmdp_bio"], record["harness/mmlu"]) == (0.08, 0.04)
+    assert len(list((tmp_path / "after" / "harness").rglob("results_*.json"))) == 2  # what is there is not asked again
+
+
 def test_what_is_missing_is_told(ngdiff: list[str]) -> None:
     with pytest.raises(UsageError, match="need the arguments of test"):
         stress.main(["--folder", "after"])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lit_modules.cli.public import load_public
 from lit_modules.studies.launchers import LOG, RESULTS
 from lit_modules.studies.runs import RUN, RunCLI, finite, read_json, start, succeeds, train, write_json
+from lit_modules.studies.stress.attacks import harness_accuracies
 from lit_modules.utils.files import write_whole
 
 IGNORED = -100
@@ -170,11 +171,22 @@ def run(folder: Path) -> dict[str, Any]:
             cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
             metrics |= finite(cli.trainer.callback_metrics)
     else:
-        metrics = finite(start(CountingCLI, folder, ["test", *arguments]).trainer.callback_metrics)
+        cli = start(CountingCLI, folder, ["test", *arguments])
+        metrics = finite(cli.trainer.callback_metrics)
+    if record.get("harness"):
+        metrics |= _ask_harness(cli, folder, tasks=record["harness"], limit=record["harness_limit"])
     seconds = {"train": round(trained - began, 2), "test": round(time.monotonic() - trained, 2)}
     results = {"values": record["values"], "metrics": metrics, "counts": counts, "seconds": seconds}
     write_json(folder / RESULTS, results)
     return results
+
+
+def _ask_harness(cli: RunCLI, folder: Path, tasks: Sequence[str], limit: int | None) -> dict[str, float]:
+    """Save what a run has trained or tested, with its tokenizer, and ask lm-eval."""
+    model = folder / "pretrained"
+    cli.model.save_pretrained(str(model), merge=True)
+    cli.datamodule.tokenizer.save_pretrained(str(model))
+    return harness_accuracies(str(model), tasks, folder / "harness", limit=limit)
 
 
 def check_spending(

@@ -64,10 +64,15 @@ class Evaluation:
     Args:
         metric: Class and arguments of the metric; ``{retain_log}`` stands for the log of the model of the retain set.
         max_new_tokens: Longest answer.
+        harness: Tasks of lm-eval that each model is asked too, such as ``[wmdp_bio, wmdp_cyber, mmlu]``; their
+            accuracies are ``harness/<task>`` in the report.
+        harness_limit: Questions of each task; ``None`` asks all.
     """
 
     metric: dict[str, Any]
     max_new_tokens: int = 256
+    harness: list[str] = field(default_factory=list)
+    harness_limit: int | None = None
 
 
 @dataclass
@@ -79,12 +84,15 @@ class Report:
         retain: Number that is high if the rest is kept.
         columns: Numbers of the table.
         pareto: Panels of the Pareto figure: ``x``, ``y``, and if wanted ``log_x`` and ``label``.
+        published: Model of TOFU's or MUSE's published numbers to print beside ours, such as ``Llama-3.2-1B-Instruct``;
+            by default the one whose name ``start.model`` holds.
     """
 
     forget: str
     retain: str
     columns: list[str] | None = None
     pareto: list[dict[str, Any]] | None = None
+    published: str | None = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from lit_modules.metrics.harness import accuracy_of, read_accuracies, read_results
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 from lit_modules.unlearning.core.pretrained import check_folder, load_causal_lm
 from lit_modules.utils import adapters
@@ -263,6 +264,26 @@ def run_lm_eval(folder: str, tasks: Sequence[str], output: str, **options: Any) 
             f"lm-eval ended with {process.returncode} and {len(results)} result files: {' '.join(command)}"
         )
     return results[-1]
+
+
+def harness_accuracies(folder: str, tasks: Sequence[str], output: Path, **options: Any) -> dict[str, float]:
+    """Return the accuracies that lm-eval gives a saved model, ``harness/<task>``; if ``output`` has all, it is not run.
+
+    Args:
+        folder: Folder of model and tokenizer, as ``save_pretrained`` writes it.
+        tasks: Names of tasks of lm-eval, such as ``"wmdp_bio"``.
+        output: Folder of the results.
+        **options: Those of :func:`lm_eval_command`.
+
+    Raises:
+        ImportError: If lm-eval is not installed.
+        ValueError: If there is no such folder, or the results lack the accuracy of a task.
+        RuntimeError: If lm-eval fails, or writes no results.
+    """
+    results = read_results(output)[1] if any(output.rglob("results_*.json")) else {"results": {}}
+    if any(accuracy_of(results, task) is None for task in tasks):
+        run_lm_eval(folder, tasks, str(output), **options)
+    return {f"harness/{task}": value for task, value in read_accuracies(output, tasks).items()}
 
 
 def _evaluated(network: Any, evaluate: Evaluate) -> dict[str, float]:

@@ -10,7 +10,7 @@ from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.options import read_options
 from lit_modules.cli.public import load_public
 from lit_modules.studies.runs import read_json, write_json
-from lit_modules.studies.stress.attacks import relearn, run_lm_eval, write_quantized
+from lit_modules.studies.stress.attacks import harness_accuracies, relearn, write_quantized
 from lit_modules.studies.tables import print_table
 from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
@@ -103,7 +103,8 @@ def run_stress_tests(options: StressOptions, arguments: list[str]) -> dict[str, 
             test(name, f"--model.model={path(name) / 'model'}")
         write_json(folder / "results.json", records)
         if options.tasks:
-            print(run_lm_eval(model, options.tasks, str(folder / "harness"), limit=options.limit))
+            records[UNLEARNED] |= harness_accuracies(model, options.tasks, folder / "harness", limit=options.limit)
+            write_json(folder / "results.json", records)
     return records
 
 
