@@ -20,8 +20,8 @@ from lit_modules.synthia import Ontology, build_curriculum
 from tests.coda.tiny_llava import write as write_llava
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-OTHER_COMMANDS = {"coda_augmentation", "compare"}
-"""Folders of what `lit-modules coda` and `lit-modules compare` read, which name no model and no data to fit."""
+OTHER_COMMANDS = {"coda_augmentation", "compare", "metrics"}
+"""Folders of what `lit-modules coda`, `compare` and `metrics` read, which name no model and no data to fit."""
 NAMED = sorted(CONFIGS.glob("[!_]*/*.yaml"))
 RECIPES = [path for path in NAMED if path.parent.name not in OTHER_COMMANDS]
 FRAGMENTS = sorted(CONFIGS.glob("_*/*.yaml"))

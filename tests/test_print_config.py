@@ -43,6 +43,12 @@ ADDED: set[str] = {
     "lit_modules.callbacks.AdaptiveLR.rule",
     "lit_modules.*.model_kwargs",
     *(
+        f"lit_modules.datamodules.{data}.{option}"
+        for data in ("LUME", "SyntheticLUME", "TOFU")
+        for option in ("request", "requests")
+    ),
+    "lit_modules.metrics.TOFUScore.part",
+    *(
         f"lit_modules.datamodules.{kind}.download"
         for kind in ("FewShotPairs", "NovelSpecies", "INaturalistPairs", "SUNPairs")
     ),

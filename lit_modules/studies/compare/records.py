@@ -55,7 +55,7 @@ def prepare_models(settings: Mapping[str, Any], root: Path, hashes: Mapping[str,
     """Train the tokenizer unless it exists, and return the models to train."""
     vocab_size = None
     if "tokenizer" in settings:
-        tokenizer, vocab_size = _train_tokenizer(settings["tokenizer"], root, hashes=hashes, folder=folder)
+        tokenizer, vocab_size = train_tokenizer(settings["tokenizer"], root, hashes=hashes, folder=folder)
     elif isinstance(settings["start"]["model"], str):
         tokenizer = settings["start"]["model"]
     else:
@@ -133,7 +133,7 @@ def _parameters(path: str, where: str) -> set[str]:
     raise UsageError(f"{where}: there is no class {path!r}{did_you_mean(name, known)}")
 
 
-def _train_tokenizer(
+def train_tokenizer(
     settings: Mapping[str, Any], root: Path, hashes: Mapping[str, str], folder: Path
 ) -> tuple[str, int]:
     """Return the folder of the tokenizer, and its number of tokens."""

@@ -126,16 +126,43 @@ def simulate_quantization_(model: nn.Module, bits: int, skip: Sequence[str] = ("
     Raises:
         ValueError: If ``bits`` is out of its range, or no layer is left.
     """
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] not in skip
-    }
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear layer to round beside {', '.join(skip) or 'none'}.")
+    layers = _linear_layers(model, skip)
     with torch.no_grad():
         for layer in layers.values():
             layer.weight.copy_(round_weights(layer.weight, bits))
+    return list(layers)
+
+
+def prune_(model: nn.Module, share: float, skip: Sequence[str] = ("lm_head",)) -> list[str]:
+    """Set the smallest weights of each linear layer to 0, in place.
+
+    Args:
+        model: Model.
+        share: Share of a layer's weights, those of the least absolute value.
+        skip: Layers to leave as they are, by the last part of their name; output embeddings, as libraries do.
+
+    Returns:
+        Names of the pruned layers.
+
+    Raises:
+        ValueError: If ``share`` is out of its range, or no layer is left.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(4, 1, bias=False))
+        >>> _ = layer[0].weight.data.copy_(torch.tensor([[3.0, -1.0, 2.0, -4.0]]))
+        >>> prune_(layer, 0.5), layer[0].weight.tolist()
+        (['0'], [[3.0, 0.0, 0.0, -4.0]])
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie between 0 and 1, got {share}.")
+    layers = _linear_layers(model, skip)
+    with torch.no_grad():
+        for layer in layers.values():
+            count = int(share * layer.weight.numel())
+            if count:
+                sizes = layer.weight.abs().flatten()
+                smallest = sizes.topk(count, largest=False).indices
+                layer.weight.view(-1)[smallest] = 0.0
     return list(layers)
 
 
@@ -194,6 +221,23 @@ def write_quantized(folder: str, target: str, bits: Literal[4, 8]) -> None:
         ValueError: If ``bits`` is unknown, or the folder holds no causal language model.
     """
     load_quantized(folder, bits).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+
+
+def write_pruned(folder: str, target: str, share: float) -> None:
+    """Write a model with a share of its weights pruned, and its tokenizer, as a folder that ``lit-modules test`` takes.
+
+    Args:
+        folder: Folder that ``save_pretrained`` wrote, with the tokenizer; adapters are merged.
+        target: Folder to write to.
+        share: Share of each linear layer's weights to set to 0; see :func:`prune_`.
+
+    Raises:
+        ValueError: If ``share`` is out of its range, or the folder holds no causal language model.
+    """
+    model: Any = load_causal_lm(folder)
+    prune_(model, share)
+    model.save_pretrained(target)
     AutoTokenizer.from_pretrained(folder).save_pretrained(target)
 
 
@@ -284,6 +328,17 @@ def harness_accuracies(folder: str, tasks: Sequence[str], output: Path, **option
     if any(accuracy_of(results, task) is None for task in tasks):
         run_lm_eval(folder, tasks, str(output), **options)
     return {f"harness/{task}": value for task, value in read_accuracies(output, tasks).items()}
+
+
+def _linear_layers(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] not in skip
+    }
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer to change beside {', '.join(skip) or 'none'}.")
+    return layers
 
 
 def _evaluated(network: Any, evaluate: Evaluate) -> dict[str, float]:
