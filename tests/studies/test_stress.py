@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from lit_modules.cli import main
 from lit_modules.studies.stress import command as stress
+from lit_modules.studies.stress.callback import StressTest
 from lit_modules.studies.stress.prompts import few_shot_tokens
 from lit_modules.unlearning.core.pretrained import load_causal_lm
 from lit_modules.utils.errors import UsageError
@@ -43,13 +45,18 @@ def test_attacks_are_tested_once_each(
         stress.main([*line, "--model.max_new_tokens=3"])
 
 
-def test_full_tests_of_tofu_take_all_that_the_data_have(
+@pytest.fixture
+def tofu(
     tiny_causal_lm: Path, lume_folder: Path, quiet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> list[str]:
+    """Arguments of a tiny model and the tests' rows of TOFU, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    line = ["--folder=after", "--full", "--relearning_steps", "2", "--relearning_rate=0.01", "--bits", "8"]
-    line += ["--model=NGDiff", f"--model.model={tiny_causal_lm}", "--model.max_new_tokens=2", "--data=TOFU"]
-    line += [f"--data.root={lume_folder.parent / 'tofu'}", "--model.metric=TOFUScore", "--trainer.logger=false", *quiet]
+    line = ["--model=NGDiff", f"--model.model={tiny_causal_lm}", "--model.max_new_tokens=2", "--data=TOFU", *quiet]
+    return [*line, f"--data.root={lume_folder.parent / 'tofu'}", "--model.metric=TOFUScore", "--trainer.logger=false"]
+
+
+def test_full_tests_of_tofu_take_all_that_the_data_have(tofu: list[str], tiny_causal_lm: Path, tmp_path: Path) -> None:
+    line = ["--folder=after", "--full", "--relearning_steps", "2", "--relearning_rate=0.01", "--bits", "8", *tofu]
     assert stress.main(line) == 0
     records = json.loads((tmp_path / "after" / "results.json").read_text(encoding="utf-8"))
     names = ["unlearned", "paraphrased questions", "2-shot prompts", "prefilled prompts", "8 bits", "pruned by 0.2"]
@@ -71,6 +78,32 @@ def test_full_tests_of_tofu_take_all_that_the_data_have(
     assert "| forget/probability |" in (tmp_path / "after" / "table.md").read_text(encoding="utf-8")
     with pytest.raises(UsageError, match="holds prefilled prompts with other tokens; take another folder"):
         stress.main([*line, "--prefill=Well:"])
+
+
+def test_a_run_ends_with_stress_tests(tofu: list[str], tmp_path: Path) -> None:
+    line = ["fit", *tofu, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=2"]
+    line += ["--trainer.callbacks=lit_modules.studies.stress.callback.StressTest", "--trainer.callbacks.bits=[4]"]
+    line += ["--trainer.callbacks.pruning=[0.5]", "--trainer.callbacks.relearning_rate=0.1"]
+    cli: Any = main(line)
+    trained = torch.cat([parameter.detach().flatten() for parameter in cli.model.model.parameters()])
+    cli.model.save_pretrained("saved")
+    assert torch.equal(trained, weights(tmp_path / "saved"))
+    (path,) = tmp_path.rglob("stress.json")
+    records = json.loads(path.read_text(encoding="utf-8"))
+    assert list(records) == ["unlearned", "4 bits", "pruned by 0.5", "relearned 5 steps"]
+    probability = [record["forget/probability"] for record in records.values()]
+    assert len(set(probability)) == 4
+    assert probability[-1] > probability[0]
+    with pytest.raises(ValueError, match="StressTest needs the module's metric"):
+        main([word for word in line if "metric" not in word])
+    for arguments, message in (
+        ({"relearning_steps": -1}, "relearning_steps must be 0 or more, got -1"),
+        ({"relearning_rate": 0.0}, "relearning_rate must be positive, got 0.0"),
+        ({"bits": (3,)}, r"bits must be of 4 and 8, got \(3,\)"),
+        ({"pruning": (1.0,)}, r"pruning must be shares between 0 and 1, got \(1.0,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StressTest(**arguments)
 
 
 def test_what_data_lack_is_told(ngdiff: list[str]) -> None:

@@ -69,7 +69,7 @@ class Score:
 
     @property
     def verdict(self) -> str:
-        """What the numbers say, in words."""
+        """Verdict that the numbers give, in words."""
         if self.name in CONTROLS:
             return "control"
         if self.faithfulness.auc < FAITHFUL or self.faithfulness.low <= 0.5:
@@ -112,7 +112,8 @@ def score(settings: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
     names = [name for name in METRICS if all(name in record["conditions"][PLAIN] for record in pools["knowing"])]
     control = next(name for name in CONTROLS if name in names)
     unlearned = [record for record in results if record["role"] == "unlearned"]
-    kept, lost = [], []
+    kept: list[Mapping[str, Any]] = []
+    lost: list[Mapping[str, Any]] = []
     for record in unlearned:
         start = number(members["knowing", FACTS, record["seed"]][PLAIN][control])
         enough = number(record["conditions"][PLAIN][control]) >= settings.get("least_kept", 0.8) * start

@@ -21,7 +21,7 @@ KINDS = {
     "exchanged": "the forget rows, each with the answer of another",
     "wrong": "the forget questions with wrong answers",
 }
-"""What the models of a pool learn beside the retain rows."""
+"""Rows that the models of a pool learn beside the retain rows, by kind."""
 START, REFERENCE, FACTS, RETAIN = "start", "reference", "facts", "retain"
 REFERENCE_SEED = 10_000
 """Seed of the model of the retain rows that metrics compare with, which is in no pool."""

@@ -16,6 +16,7 @@ from lit_modules.studies.metrics.pools import other_answers
 from lit_modules.studies.runs import read_json, write_json
 from lit_modules.studies.stress.attacks import harness_accuracies, relearn, write_pruned, write_quantized
 from lit_modules.studies.stress.prompts import PREFILL, few_shot_tokens
+from lit_modules.studies.stress.rows import of_subset
 from lit_modules.studies.tables import markdown_table, print_table
 from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
@@ -189,17 +190,9 @@ class _Data:
         """Tokenizer of the data."""
         return self.tested.tokenizer
 
-    def of_subset(self, subset: str) -> Any:
-        """Return the datamodule with another subset, set up for training."""
-        init_args = {"tokenizer": self.tokenizer, **self.tested.hparams, "subset": subset}
-        known = argument_names(type(self.tested))  # the command line adds hyperparameters of its own
-        data = type(self.tested)(**{name: value for name, value in init_args.items() if name in known})
-        data.setup("fit")
-        return data
-
     @property
     def rewords(self) -> bool:
-        """Whether the data have their questions in other words."""
+        """True if the data have their questions in other words."""
         return "questions" in argument_names(type(self.tested))
 
     @cached_property
@@ -210,7 +203,7 @@ class _Data:
     def relearning_batches(self, rows: str) -> Any:
         """Return the batches of a relearning attack."""
         if rows != "paraphrased":
-            return self.of_subset(rows).train_dataloader()
+            return of_subset(self.tested, rows).train_dataloader()
         if not self.paraphrased:
             name = type(self.tested).__name__
             raise UsageError(f"--relearning_on paraphrased: {name} has no paraphrased answers to its forget questions.")
@@ -221,7 +214,7 @@ class _Data:
     def prompt_tokens(self, form: str, examples: int, prefill: str) -> dict[str, list[int]]:
         """Return the tokens before and behind the prompts of a form."""
         if form == "few_shot":
-            rows = self.of_subset("retain").encoded["retain"]
+            rows = of_subset(self.tested, "retain").encoded["retain"]
             return {"before": few_shot_tokens(rows, examples, self.tokenizer), "after": []}
         return {"before": [], "after": list(self.tokenizer(f" {prefill}", add_special_tokens=False)["input_ids"])}
 
