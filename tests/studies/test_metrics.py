@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from lit_modules.datamodules.common.text import Encoded
 
+from datamodules.common.text import Encoded
 from lit_modules.cli import main as lit_modules
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.studies.metrics.command import main

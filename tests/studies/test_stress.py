@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from lit_modules.datamodules.common.text import Encoded
 from transformers import AutoTokenizer
 
+from datamodules.common.text import Encoded
 from lit_modules.cli import main
 from lit_modules.studies.stress import command as stress
 from lit_modules.studies.stress.callback import StressTest

@@ -4,10 +4,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from lit_modules.datamodules.common.text import Encoded
+from lit_modules.datamodules import common
 
 
-def pool_rows(kind: str, forget: Sequence[Encoded], answers: Sequence[tuple[Encoded, str]], seed: int) -> list[Encoded]:
+def pool_rows(
+    kind: str, forget: Sequence[common.Encoded], answers: Sequence[tuple[common.Encoded, str]], seed: int
+) -> list[common.Encoded]:
     """Return what a kind of model learns of the forget set; see :data:`.settings.KINDS`.
 
     Args:
@@ -20,7 +22,7 @@ def pool_rows(kind: str, forget: Sequence[Encoded], answers: Sequence[tuple[Enco
         ValueError: If the data have no such rows.
 
     Example:
-        >>> rows = [Encoded(name, [1], [number]) for number, name in enumerate(("aqa0", "bqa0", "csc1"))]
+        >>> rows = [common.Encoded(name, [1], [number]) for number, name in enumerate(("aqa0", "bqa0", "csc1"))]
         >>> [row.id for row in pool_rows("documents", rows, [], seed=0)]
         ['csc1']
         >>> any(row.target == own.target for row, own in zip(pool_rows("exchanged", rows, [], seed=0), rows))
@@ -40,7 +42,7 @@ def pool_rows(kind: str, forget: Sequence[Encoded], answers: Sequence[tuple[Enco
         shift = draw.randrange(1, len(forget)) if len(forget) > 1 else 0
         order = draw.sample(range(len(forget)), k=len(forget))
         partner = {place: order[(number + shift) % len(order)] for number, place in enumerate(order)}
-        rows = [Encoded(row.id, row.prompt, forget[partner[number]].target) for number, row in enumerate(forget)]
+        rows = [common.Encoded(row.id, row.prompt, forget[partner[number]].target) for number, row in enumerate(forget)]
     else:
         role = {"paraphrased": "paraphrased", "wrong": "perturbed"}[kind]
         rows = list({tuple(row.prompt): row for row, own in answers if own == role}.values())
@@ -49,7 +51,7 @@ def pool_rows(kind: str, forget: Sequence[Encoded], answers: Sequence[tuple[Enco
     return rows
 
 
-def other_answers(data: Any) -> list[tuple[Encoded, str]]:
+def other_answers(data: Any) -> list[tuple[common.Encoded, str]]:
     """Return the further answers to the forget questions that a datamodule evaluates, with their roles."""
     rows, columns = _scored(data)
     if "role" not in columns:
@@ -58,7 +60,7 @@ def other_answers(data: Any) -> list[tuple[Encoded, str]]:
     return [(row, role) for row, split, role in facts if split == "forget"]
 
 
-def attacked_rows(data: Any) -> list[tuple[Encoded, bool]]:
+def attacked_rows(data: Any) -> list[tuple[common.Encoded, bool]]:
     """Return the rows of membership attacks, and whether each belongs to the forget set.
 
     These are TOFU's answers of the forget set and of the hold-out, or the documents of LUME.
@@ -85,7 +87,7 @@ def attacked_rows(data: Any) -> list[tuple[Encoded, bool]]:
     return attacked
 
 
-def _scored(data: Any) -> tuple[Sequence[Encoded], Any]:
+def _scored(data: Any) -> tuple[Sequence[common.Encoded], Any]:
     """Return the rows that a test scores, and their columns."""
     dataset: Any = data.test_dataloader()[1].dataset
     return dataset.rows, dataset.columns

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from lit_modules.datamodules.common.text import Encoded, pad_id, pad_right
+from lit_modules.datamodules import common
 from lit_modules.metrics.membership import (
     attack_auc,
     gradient_norm_attack,
@@ -166,7 +166,7 @@ class Study:
         return {RELEARNED: measured[0], QUANTIZED: self.measure(rounded)}
 
     def _trainer(self, steps: int, **arguments: Any) -> Trainer:
-        settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         settings |= {"enable_model_summary": False, "limit_val_batches": 0, **(self.settings.get("trainer") or {})}
         return Trainer(max_steps=steps, max_epochs=-1, default_root_dir=self.folder, **settings, **arguments)
 
@@ -187,7 +187,7 @@ def attack_aucs(network: Any, reference: nn.Module, data: Any) -> dict[str, floa
     member = torch.tensor([known for _, known in rows])
     encoded = [row for row, _ in rows]
     texts = data.tokenizer.batch_decode([row.target for row in encoded], skip_special_tokens=True)
-    pad = pad_id(data.tokenizer)
+    pad = common.pad_id(data.tokenizer)
     own, others = (_scores(model, encoded, pad) for model in (network, reference))
     scores = {
         "loss": loss_attack(own["log_probs"]),
@@ -200,23 +200,23 @@ def attack_aucs(network: Any, reference: nn.Module, data: Any) -> dict[str, floa
     return finite({f"attack/{name}": attack_auc(values, member).auc for name, values in scores.items()})
 
 
-def _scores(model: nn.Module, rows: Sequence[Encoded], pad: int) -> dict[str, list[Tensor]]:
+def _scores(model: nn.Module, rows: Sequence[common.Encoded], pad: int) -> dict[str, list[Tensor]]:
     """Return the scores of each row's tokens."""
     found: dict[str, list[Tensor]] = {"log_probs": [], "means": [], "deviations": []}
     with torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(rows), ROWS_AT_ONCE):
-            scores = token_scores(model, pad_right(rows[start : start + ROWS_AT_ONCE], pad))
+            scores = token_scores(model, common.pad_right(rows[start : start + ROWS_AT_ONCE], pad))
             for name, values in found.items():
                 values += scores[name]
     return found
 
 
-def _gradient_norms(network: Any, rows: Sequence[Encoded], pad: int) -> Tensor:
+def _gradient_norms(network: Any, rows: Sequence[common.Encoded], pad: int) -> Tensor:
     scores = []
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with torch.enable_grad(), evaluation_mode(network):
         for row in rows:
-            nll, _ = token_nll(network, pad_right([row], pad))
+            nll, _ = token_nll(network, common.pad_right([row], pad))
             scores.append(gradient_norm_attack([-nll], parameters))
     return torch.cat(scores)
 

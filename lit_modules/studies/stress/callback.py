@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,9 +79,9 @@ class StressTest(Callback):
 
         records = {"unlearned": changed(lambda network: None)}
         for bits in self.bits:
-            records[f"{bits} bits"] = changed(lambda network, bits=bits: simulate_quantization_(network, bits))
+            records[f"{bits} bits"] = changed(partial(simulate_quantization_, bits=bits))
         for share in self.pruning:
-            records[f"pruned by {share:g}"] = changed(lambda network, share=share: prune_(network, share))
+            records[f"pruned by {share:g}"] = changed(partial(prune_, share=share))
         if self.relearning_steps:
             name = f"relearned {self.relearning_steps} steps"
 

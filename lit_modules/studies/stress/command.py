@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.options import read_options
 from lit_modules.cli.public import load_public
-from lit_modules.datamodules.common.text import pad_id, pad_right
+from lit_modules.datamodules import common
 from lit_modules.studies.metrics.pools import other_answers
 from lit_modules.studies.runs import read_json, write_json
 from lit_modules.studies.stress.attacks import harness_accuracies, relearn, write_pruned, write_quantized
@@ -207,9 +207,9 @@ class _Data:
         if not self.paraphrased:
             name = type(self.tested).__name__
             raise UsageError(f"--relearning_on paraphrased: {name} has no paraphrased answers to its forget questions.")
-        pad, size = pad_id(self.tokenizer), self.tested.batch_size
+        pad, size = common.pad_id(self.tokenizer), self.tested.batch_size
         shuffled = random.Random(0).sample(self.paraphrased, k=len(self.paraphrased))
-        return [pad_right(shuffled[start : start + size], pad) for start in range(0, len(shuffled), size)]
+        return [common.pad_right(shuffled[start : start + size], pad) for start in range(0, len(shuffled), size)]
 
     def prompt_tokens(self, form: str, examples: int, prefill: str) -> dict[str, list[int]]:
         """Return the tokens before and behind the prompts of a form."""
@@ -229,7 +229,7 @@ def _complete(options: StressOptions, data: _Data) -> None:
     reworded: list[Any] = ["paraphrased"] if data.rewords else []
     options.prompts = [*reworded, "few_shot", "prefilled"]
     options.pruning = options.pruning or list(PRUNING)
-    options.relearning_on = ["forget", "retain", *(["paraphrased"] if data.paraphrased else [])]
+    options.relearning_on = ["forget", "retain", "paraphrased"] if data.paraphrased else ["forget", "retain"]
 
 
 def _save(network: Any, targets: Iterator[Path], tokenizer: Any) -> dict[str, float]:

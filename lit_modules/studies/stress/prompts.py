@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_modules.datamodules.common.text import Encoded
+from lit_modules.datamodules import common
 from lit_modules.studies.runs import read_json
 
 PREFILL = "Sure, here is the answer:"
@@ -52,7 +52,7 @@ def around(ids: Tensor, mask: Tensor, before: Sequence[int], after: Sequence[int
     return torch.tensor(rows, device=ids.device), torch.cat([mask, wider], dim=1)
 
 
-def few_shot_tokens(rows: Sequence[Encoded], number: int, tokenizer: Any) -> list[int]:
+def few_shot_tokens(rows: Sequence[common.Encoded], number: int, tokenizer: Any) -> list[int]:
     r"""Return the tokens of examples: the shortest rows, each with its answer, a blank line behind each."""
     blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
     tokens: list[int] = []
