@@ -19,8 +19,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
-    "Unlearning": "ngdiff gradient_difference gradient_ascent npo simnpo kl_minimisation dpo idk rmu loss_norm wga "
-    "sat_imp undial ceu pdu task_vector compare",
+    "Unlearning": "ngdiff gradient_difference gradient_ascent npo simnpo kl_minimisation dpo altpo idk rmu loss_norm "
+    "wga sat_imp undial ceu pdu task_vector compare metrics",
     "Adversarial training": "pgd trades mart free fast",
     "Synthia": "synthia",
     "CoDA": "coda coda_augmentation",

@@ -48,6 +48,12 @@ ADDED: set[str] = {
     "lit_modules.datamodules.AffordancePairs.bucket_step",
     "lit_modules.datamodules.AffordancePairs.largest_ratio",
     *(
+        f"lit_modules.datamodules.{data}.{option}"
+        for data in ("LUME", "SyntheticLUME", "TOFU")
+        for option in ("request", "requests")
+    ),
+    "lit_modules.metrics.TOFUScore.part",
+    *(
         f"lit_modules.datamodules.{kind}.download"
         for kind in ("FewShotPairs", "NovelSpecies", "INaturalistPairs", "SUNPairs")
     ),
