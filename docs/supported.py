@@ -81,8 +81,9 @@ TABLES = (
         "pipeline itself; *steps*: our predictions lead where the pipeline's do; *LoRA*: trains alone; *LoRA in "
         "diffusers* and *network in diffusers*: the pipeline draws the same with what was saved; *fit*: steps of "
         "`Synthia`, saved, loaded, and drawn; *text LoRA*: adapters of the CLIP encoders beside it, drawn with by the "
-        "pipeline; *int8 base*: an adapter on a network that diffusers and torchao have quantised, saved, loaded, and "
-        "drawn with on it; *buckets*: steps on pictures of several aspect ratios.",
+        "pipeline, and loaded by peft where transformers ask for a later one (5.24 with peft 0.21); *int8 "
+        "base*: an adapter on a network that diffusers and torchao have quantised, saved, loaded, and drawn with on "
+        "it; *buckets*: steps on pictures of several aspect ratios.",
         (
             "tests/synthia/backbones/test_pipeline.py",
             "tests/synthia/backbones/test_training.py",
