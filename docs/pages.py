@@ -7,10 +7,12 @@ no page, such as a module, becomes plain text.
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,11 @@ REFERENCE = {
 """Packages of the API reference: a page for each, with its public names."""
 TOP = {"README.md": "index.md", "CONTRIBUTING.md": "extend.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+NAMES = re.compile(r"^<!-- names: (\S+) -->$", re.MULTILINE)
+STDERR = re.compile(
+    r'<div[^>]*data-mime-type="application/vnd\.jupyter\.stderr"[^>]*>\s*<pre>.*?</pre>\s*</div>', re.DOTALL
+)
+ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([^`<]*?)`")
 
 
 def sources() -> dict[str, str]:
@@ -60,23 +67,69 @@ def commands() -> Iterator[tuple[str, str]]:
     from lit_modules.cli import STAGES, main
     from lit_modules.cli.commands import COMMANDS
 
-    os.environ["COLUMNS"] = "110"
+    os.environ["COLUMNS"] = "100"
     for command in (*STAGES, *COMMANDS):
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
             main([command, "--help"])
-        yield command, text.getvalue()
+        yield command, text.getvalue().replace(" \b", "")  # jsonargparse writes a backspace before what is optional
 
 
 def public_names(package: str) -> Iterator[str]:
     """Yield the import paths of the public names of a package where they are defined, functions and classes alone."""
     module = importlib.import_module(package)
-    names = getattr(module, "__all__", None) or sorted(set(dir(module)))
-    for name in names:
+    for name in sorted(getattr(module, "__all__", None) or dir(module), key=str.lower):
         value = getattr(module, name)
-        home = getattr(value, "__module__", None)  # plain values have none
-        if home is not None and hasattr(value, "__qualname__") and home.partition(".")[0] == package.partition(".")[0]:
+        # datamodules and callbacks may have been imported by their names within lit_modules
+        home = re.sub(r"^lit_modules\.(?=(?:datamodules|callbacks)\b)", "", getattr(value, "__module__", None) or "")
+        if hasattr(value, "__qualname__") and home.partition(".")[0] == package.partition(".")[0]:
             yield f"{home}.{value.__qualname__}"
+
+
+def without_roles(text: str) -> str:
+    """Return a docstring with names in code instead of roles of Sphinx."""
+    return ROLE.sub(lambda role: f"`{role[2].rpartition('.')[2] if role[1] else role[2]}`", text)
+
+
+def shared_arguments(path: str) -> str:
+    """Return a table of the arguments that a class takes for its bases; empty if it takes none."""
+    from jsonargparse._parameter_resolvers import get_signature_parameters  # the ones that the command line shows
+
+    module, _, name = path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name, None)
+    if not inspect.isclass(kind) or not inspect.isfunction(kind.__init__):
+        return ""
+    own = inspect.signature(kind.__init__).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+        return ""
+    rows = []
+    for parameter in get_signature_parameters(kind, None):
+        if parameter.name not in own:
+            text = " ".join(without_roles(parameter.doc or "").replace("``", "`").split())
+            default = parameter.default
+            shown = (
+                "required" if default is inspect.Parameter.empty else f"`{getattr(default, '__name__', repr(default))}`"
+            )
+            rows.append(f"| `{parameter.name}` | {text} | {shown} |")
+    head = ["**Arguments shared with its relatives:**", "", "| Name | Description | Default |", "| --- | --- | --- |"]
+    return "\n".join([*head, *rows]) if rows else ""
+
+
+def names_table(package: str, page: str = "index.md") -> str:
+    """Return a table of the public names of a package: each a link to its reference, and its first line."""
+    home: dict[str, str] = {}
+    for owner in REFERENCE.values():
+        for path in public_names(owner):
+            home.setdefault(path, owner)
+    rows = ["| name | what it is |", "| --- | --- |"]
+    for path in public_names(package):
+        module, _, name = path.rpartition(".")
+        text = inspect.getdoc(getattr(importlib.import_module(module), name)) or ""
+        first = without_roles(text.split("\n\n")[0])
+        first = " ".join(first.replace("``", "`").split())
+        target = posixpath.relpath(f"reference/{home[path]}.md", posixpath.dirname(page) or ".")
+        rows.append(f"| [`{name}`]({target}#{path}) | {first} |")
+    return "\n".join(rows)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -104,6 +157,7 @@ def on_config(config: Any) -> Any:
     from lit_modules.cli import STAGES
     from lit_modules.cli.commands import COMMANDS
 
+    sys.path.append(str(ROOT / "docs"))  # docstrings.py takes a function from here
     pages = sources()
     methods = [
         {family: [page for name in names.split() if (page := pages.get(f"configs/{name}/README.md"))]}
@@ -114,8 +168,8 @@ def on_config(config: Any) -> Any:
     if missing:
         raise ValueError(f"METHODS in docs/pages.py names no family for {', '.join(missing)}.")
     config.nav += [
-        {"Methods": methods},
-        {"Attack your own model": "attack-your-own-model.md"},
+        {"Methods": ["methods.md", *methods]},
+        {"Parts": ["data.md", "attacks.md", "attack-your-own-model.md", "metrics.md", "callbacks.md"]},
         {"Claims": "claims.md"},
         {"Supported models": "supported.md"},
         {"Command line": [f"commands/{command}.md" for command in (*STAGES, *COMMANDS)]},
@@ -126,7 +180,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn relative links between files of the repository into links between pages."""
+    """Write the tables of names, and turn relative links between files of the repository into links between pages."""
     here = Path(page.file.abs_src_path) if page.file.abs_src_path else None
     if here is None or not here.is_relative_to(ROOT):
         return markdown
@@ -147,7 +201,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return f"{image}[{text}]({posixpath.relpath(found.removeprefix('docs/'), folder or '.')}{mark}{anchor})"
         return str(text)
 
-    return LINK.sub(turned, markdown)
+    markdown = LINK.sub(turned, markdown)
+    return NAMES.sub(lambda mark: names_table(mark[1], page.file.src_uri), markdown)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Leave out of a notebook what its libraries wrote to the standard error; an exception stops the build."""
+    return STDERR.sub("", output)
 
 
 def _shown(package: str) -> str:

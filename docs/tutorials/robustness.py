@@ -1,5 +1,5 @@
 # %% [markdown]
-# # How robust is a classifier, and how is it hardened
+# # Measure how robust a classifier is, and harden it
 #
 # A small network learns scikit-learn's digits twice, as usual and by PGD adversarial training. AutoAttack says what
 # is left of the accuracy. About a minute on a CPU, offline.

@@ -1,5 +1,6 @@
 """LightningCLI as this project uses it: recipes by name, short errors, the configuration in every logger."""
 
+import inspect
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_modules.callbacks import LastCheckpoint, PredictionRecord
+from lit_modules.cli.class_help import ClassHelpFormatter, group_options
 from lit_modules.cli.errors import explain, unknown_key
 from lit_modules.cli.messages import SETUP, silence_noise
 from lit_modules.cli.recipes import find_recipe
@@ -53,6 +55,19 @@ class ProjectParser(LightningArgumentParser):
         command = self.prog.replace(" [options]", "") + (f" {self.stage}" if self.stage else "")
         names = self.option_names() + self._nested_names(message)
         raise UsageError(explain(message, command, names)) from None
+
+    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, **kwargs: Any) -> list[str]:
+        """Add the options of a class."""
+        self._class, self._key = class_type, nested_key
+        added: list[str] = super().add_class_arguments(class_type, nested_key, **kwargs)
+        return added
+
+    def print_help(self, *args: Any) -> None:
+        """Print the help; in that of one class, as of ``--model.help CLASS``, its own options come first."""
+        if getattr(self, "_inner_parser", False) and inspect.isclass(self._class) and self._key:
+            self.formatter_class = ClassHelpFormatter
+            group_options(self, self._class, self._key)
+        super().print_help(*args)
 
     def option_names(self) -> list[str]:
         """Return the long options of this command; for the parser of all commands, those of the one given."""

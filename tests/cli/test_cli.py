@@ -1,5 +1,6 @@
 """The command line: help, short names, saved configurations, resume and test from a checkpoint."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lit_modules.cli import main
 from lit_modules.cli.commands import COMMANDS
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.recipes import find_recipe, list_recipes
+from lit_modules.utils.arguments import argument_names
 
 NGDIFF = ["fit", "--data", "LUME", "--model", "NGDiff", "--model.model", "x"]
 
@@ -64,6 +66,48 @@ def test_help_of_a_command_and_a_class(
         main(args)
     printed = " ".join(capsys.readouterr().out.split())
     assert all(text in printed for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("args", "key", "own", "shared"),
+    [
+        (["--model.help", "NGDiff"], "model", "eps", ("GradientPairUnlearning", "buffer")),
+        (["--model.help=SimNPO"], "model", "delta", ("Unlearning", "accumulate")),
+        (["--data.help", "Digits"], "data", "augment", ("ImageDataModule", "batch_size")),
+        (["--trainer.callbacks.help", "EMA"], "trainer.callbacks", "decay", None),
+        (["--model", "PGDTraining", "--model.attack.help", "APGD"], "attack", "norm", ("Attack", "restarts")),
+        (["--model.help", "NGDiff", "--model.metric.help", "LUMEScore"], "model.metric", "mmlu", None),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_help_of_a_class_begins_with_its_own_options(
+    args: list[str], key: str, own: str, shared: tuple[str, str] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", *args])
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: lit-modules COMMAND --")
+    assert len(printed.splitlines()) < 125
+    first = printed.index(f"\n  --{key}.{own} ")
+    assert "\nOptions of " in printed[:first]
+    if shared is None:
+        assert "Shared options" not in printed
+    else:
+        base, option = shared
+        assert first < printed.index(f"\nShared options, of {base}:\n") < printed.index(f"\n  --{key}.{option} ")
+    assert printed.count(f"\n  --{key}.{own} ") == 1
+
+
+def test_help_of_a_class_has_each_option_once_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--model.help", "NGDiff"])
+    printed = capsys.readouterr().out
+    options = re.findall(r"^  --model\.(\w+)", printed, re.M)
+    assert sorted(options) == sorted(argument_names(lit_modules.NGDiff))
+    words = " ".join(printed.split())
+    assert "(type: float, default: 1e-12)" in words
+    assert "takes SynthiaScore, PairAccuracy" in words
+    assert "torchmetrics" not in printed
 
 
 @pytest.mark.parametrize("name", COMMANDS)
