@@ -12,6 +12,7 @@ from lit_modules.attacks.minimum_norm import MinimumNormAttack
 from tests.attacks.helpers import Recorder, curved, images, opposed
 
 Make = Callable[..., MinimumNormAttack]
+STARTS: tuple[Any, ...] = ("sample", "outside")
 
 
 def make(kind: Any, norm: str) -> Make:
@@ -151,7 +152,7 @@ def test_start_outside_crosses_a_plain(norm: Any) -> None:
     """Along the gradient in L2 the steps of the published start end on the plain."""
     x = 0.5 + 0.01 * (images(8, 20, seed=5) - 0.5)
     model = Plain()
-    inside, outside = (FMN(norm=norm, steps=60, start=start).run(model, x) for start in ("sample", "outside"))  # type: ignore[arg-type]
+    inside, outside = (FMN(norm=norm, steps=60, start=start).run(model, x) for start in STARTS)
     assert outside.success.all()
     assert (outside.distance <= 1.02 * inside.distance).all()
     most = {"l0": 4, "l1": 1.5, "l2": 1.46, "linf": 0.33}[norm]
@@ -159,7 +160,7 @@ def test_start_outside_crosses_a_plain(norm: Any) -> None:
 
 
 def test_samples_turn_after_as_many_steps_as_they_took() -> None:
-    """A boundary at 0.25 is crossed by the third step of 0.1; four more go out, then the ball has the nearest's radius."""
+    """A boundary at 0.25 is crossed by the third step of 0.1; four more go out, then comes the nearest one."""
     model = Recorder(opposed(torch.tensor([1.0, 0.0]), -0.7))
     FMN(norm="linf", steps=40)(model, torch.tensor([[0.95, 0.5]]))
     moves = [0.95 - float(point[0, 0]) for point in model.asked[1:]]
