@@ -71,6 +71,7 @@ class DrawnSpecies(FewShotPairs):
     home = "data/drawn_species"
     kind = "animal"
     attributes: ClassVar[Mapping[str, tuple[str, ...]]] = ATTRIBUTES
+    licence = "drawn pictures, under the licence of this software, Apache-2.0"
 
     def __init__(
         self,

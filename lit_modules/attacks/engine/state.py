@@ -231,6 +231,15 @@ class AttackState:
             None if self.upper is None else self.upper - self.x,
         )
 
+    def movable(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Return which values of the points may still move along the gradient, within the bounds."""
+        free = torch.ones_like(gradient, dtype=torch.bool)
+        if self.upper is not None:
+            free &= (gradient < 0) | (x < self.upper)
+        if self.lower is not None:
+            free &= (gradient > 0) | (x > self.lower)
+        return free
+
     def project(self, x: Tensor, norm: str) -> Tensor:
         """Return points moved into the ball, then into the bounds; for L1, the nearest points of both."""
         if norm == "linf":

@@ -8,6 +8,7 @@ from statistics import fmean, harmonic_mean
 from textwrap import fill
 from typing import Any
 
+from lit_modules.studies.compare.published import caption, find_published, published_table
 from lit_modules.studies.compare.records import REFERENCES
 from lit_modules.studies.compare.run import SPENT, check_spending
 from lit_modules.studies.compare.settings import Run
@@ -69,6 +70,7 @@ class Comparison:
         retain: Number that is high if the rest is kept.
         columns: Numbers of the table.
         pareto: Panels of the Pareto figure.
+        published: Table of ours and published numbers, with the sentence below it, where the model and split have some.
     """
 
     rows: list[dict[str, Any]]
@@ -80,6 +82,7 @@ class Comparison:
     retain: str
     columns: list[str]
     pareto: list[dict[str, Any]]
+    published: tuple[list[list[str]], str] | None = None
 
 
 def compare(
@@ -144,6 +147,7 @@ def compare(
         retain=retain,
         columns=columns,
         pareto=pareto,
+        published=_published(settings, runs, best=best, references=references),
     )
 
 
@@ -187,6 +191,9 @@ def markdown(comparison: Comparison) -> str:
         "What a run of each method spends, on average",
         markdown_table(spent),
     ]
+    if comparison.published is not None:
+        rows, sentence = comparison.published
+        parts[3:3] = ["Best rate of each method, and what others have published", markdown_table(rows), sentence]
     return "\n".join(f"{part}\n" if part[0] != "|" else part for part in parts)
 
 
@@ -218,6 +225,10 @@ def print_best(comparison: Comparison) -> None:
     """Print the table of the best rates."""
     header, *rows = table(comparison, best=True, short=True)
     print_table([[name.removeprefix("test/") for name in header], *rows])
+    if comparison.published is not None:
+        table_of_both, sentence = comparison.published
+        print_table(table_of_both)
+        print(sentence)
 
 
 @figure_style()
@@ -251,6 +262,21 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         if not optimal or point[1] > optimal[-1][1]:
             optimal.append(point)
     return optimal
+
+
+def _published(
+    settings: Mapping[str, Any], runs: Mapping[str, Run], best: Sequence[Cell], references: Mapping[str, Any]
+) -> tuple[list[list[str]], str] | None:
+    published = find_published(settings)
+    if published is None:
+        return None
+    classes = {run.method.name: run.method.class_path.rpartition(".")[2] for run in runs.values()}
+    ours: dict[str, Mapping[str, Number]] = {
+        name: {key: (number(value), None) for key, value in metrics.items()} for name, metrics in references.items()
+    }
+    ours |= {cell.method: cell.numbers for cell in best}
+    rows = published_table(published, {**classes, **{name: name for name in references}}, ours)
+    return rows, caption(published)
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
