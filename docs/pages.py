@@ -111,7 +111,7 @@ def shared_arguments(path: str) -> str:
                 "required" if default is inspect.Parameter.empty else f"`{getattr(default, '__name__', repr(default))}`"
             )
             rows.append(f"| `{parameter.name}` | {text} | {shown} |")
-    head = ["**Arguments shared with its relatives:**", "", "| Name | Description | Default |", "| --- | --- | --- |"]
+    head = ["**Inherited arguments:**", "", "| Name | Description | Default |", "| --- | --- | --- |"]
     return "\n".join([*head, *rows]) if rows else ""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -62,6 +62,9 @@ class ForgetRetainData(LightningDataModule):
         seed: Seed of the order.
         num_workers: Worker processes of each loader.
     """
+
+    licence: ClassVar[str | None] = None
+    """Licence of the data, for the card of a model that learned from them; ``None`` for files of the user's."""
 
     def __init__(
         self,

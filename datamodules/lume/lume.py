@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.progress import shown, track
 
 from ..common.batches import GroupBatches, TaskBatches
 from ..common.checks import are_missing, check_at_least, check_choices, check_request, in_request
@@ -86,6 +87,8 @@ class LUME(ForgetRetainData):
         arXiv 2504.02883.
     """
 
+    licence = "Apache-2.0, copyright Amazon.com; the texts of Task3 are from Wikipedia, CC BY-SA"
+
     def __init__(
         self,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
@@ -131,8 +134,9 @@ class LUME(ForgetRetainData):
     def prepare_data(self) -> None:
         """Download the files, or say what is missing."""
         if self.download:
-            for name, sha256 in CHECKSUMS.items():
-                download_file(f"{HOME}/{name}", self.root / name, sha256)
+            with shown(self.trainer):
+                for name, sha256 in CHECKSUMS.items():
+                    download_file(f"{HOME}/{name}", self.root / name, sha256)
         self._check_files()
 
     def setup(self, stage: str) -> None:
@@ -146,10 +150,14 @@ class LUME(ForgetRetainData):
         self._public = {row.document: row.text for row in rows["forget"] if row.task == "Task3" and row.kind == "sc"}
         self.tokenizer = self._load_tokenizer()
         limits: dict[str, Any] = {"max_length": self.max_length, "separator": self.separator}
-        encoded = {
-            name: [encode_row(self.tokenizer, row.id, row.input, answer=row.output, **limits) for row in rows]
-            for name, rows in self.rows.items()
-        }
+        with shown(self.trainer):
+            encoded = {
+                name: [
+                    encode_row(self.tokenizer, row.id, row.input, answer=row.output, **limits)
+                    for row in track(rows, f"reading {name} rows")
+                ]
+                for name, rows in self.rows.items()
+            }
         self._warn_of_cuts([row for name in SETS for row in encoded[name]])
         self.encoded = encoded
 

@@ -64,6 +64,8 @@ class SyntheticLUME(LUME):
         ValueError: If an argument is out of its range, or ``root`` holds a benchmark of other arguments.
     """
 
+    licence = "invented texts, under the licence of this software, Apache-2.0"
+
     def __init__(
         self,
         tokenizer: str | PreTrainedTokenizerBase | None = None,

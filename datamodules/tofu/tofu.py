@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.progress import shown, track
 
 from ..common.batches import PairBatches, TaskBatches
 from ..common.checks import are_missing, check_at_least, check_choices, check_request, in_request
@@ -105,6 +106,8 @@ class TOFU(ForgetRetainData):
         Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 2401.06121.
     """
 
+    licence = "MIT, copyright CMU Locus Lab"
+
     def __init__(
         self,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
@@ -150,18 +153,20 @@ class TOFU(ForgetRetainData):
         """Download the files, or say what is missing."""
         if not self.download:
             return
-        for name in (*self.files.values(), *self.perturbed_files.values()):
-            download_file(f"{HOME}/TOFU/TOFU_data/{name}", self.root / name, CHECKSUMS[name])
-        download_file(f"{REFUSALS_HOME}/data/{REFUSALS}", self.root / REFUSALS, CHECKSUMS[REFUSALS])
+        with shown(self.trainer):
+            for name in (*self.files.values(), *self.perturbed_files.values()):
+                download_file(f"{HOME}/TOFU/TOFU_data/{name}", self.root / name, CHECKSUMS[name])
+            download_file(f"{REFUSALS_HOME}/data/{REFUSALS}", self.root / REFUSALS, CHECKSUMS[REFUSALS])
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the rows that the stage needs, once."""
         self.tokenizer = self._load_tokenizer()
         template = self._make_template()
-        if stage in ("fit", "validate") and not self.encoded:
-            self._set_up_training(template)
-        if stage in ("test", "predict") and not self._answers:
-            self._set_up_evaluation(template)
+        with shown(self.trainer):
+            if stage in ("fit", "validate") and not self.encoded:
+                self._set_up_training(template)
+            if stage in ("test", "predict") and not self._answers:
+                self._set_up_evaluation(template)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return pairs for unlearning, or rows of the chosen subset."""
@@ -205,7 +210,11 @@ class TOFU(ForgetRetainData):
         self.rows = {name: rows[name][: self.max_rows] for name in SETS}
         self.rows["forget"] = self._requested(self.rows["forget"])
         encoded = {
-            name: [template.encode(row.id, row.question, row.answer) for row in self.rows[name]] for name in SETS
+            name: [
+                template.encode(row.id, row.question, row.answer)
+                for row in track(self.rows[name], f"reading {name} rows")
+            ]
+            for name in SETS
         }
         if self.refusals:
             self._check_files({REFUSALS: REFUSALS}, "refusals=True")
@@ -232,7 +241,7 @@ class TOFU(ForgetRetainData):
         self.evaluated["forget"] = self._requested(self.evaluated["forget"])
         answers = []
         for split, rows in self.evaluated.items():
-            for row in rows:
+            for row in track(rows, f"reading {split} rows"):
                 texts = [("answer", 0, row.answer)]
                 if row.paraphrased_answer is not None:
                     texts.append(("paraphrased", 0, row.paraphrased_answer))

@@ -14,7 +14,8 @@ from lit_modules.studies.runs import read_json, write_json
 from lit_modules.studies.tables import markdown_table
 from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
-from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
+from lit_modules.utils.files import write_whole
 from lit_modules.utils.run_directory import RunDirectory
 
 DESCRIPTION = """\
@@ -143,17 +144,16 @@ def report(folder: Path, records: Records, show: Sequence[str] = ()) -> list[Pat
     for number, of_requests in flat.items():
         for request, values in of_requests.items():
             rows.append([str(number), str(request), *(_cell(values[name]) for name in names)])
-    return [write_whole(folder / "table.md", markdown_table(rows)), _draw(folder, flat, names)]
+    return [write_whole(folder / "table.md", markdown_table(rows)), *_draw(folder, flat, names)]
 
 
-def _draw(folder: Path, flat: Mapping[int, Mapping[int, Mapping[str, float | None]]], names: Sequence[str]) -> Path:
+@figure_style()
+def _draw(
+    folder: Path, flat: Mapping[int, Mapping[int, Mapping[str, float | None]]], names: Sequence[str]
+) -> list[Path]:
     """Draw each number of each request over the requests that came after it."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.4), squeeze=False)
+    figure = new_figure(3.6 * len(names), 3.4)
+    axes = figure.subplots(1, len(names), squeeze=False)
     for name, axis in zip(names, axes.flat, strict=True):
         for request in sorted({request for of_requests in flat.values() for request in of_requests}):
             after = [number for number, of_requests in flat.items() if request in of_requests]
@@ -166,14 +166,8 @@ def _draw(folder: Path, flat: Mapping[int, Mapping[int, Mapping[str, float | Non
             )
         axis.set(xlabel="requests unlearned", title=name)
         axis.set_xticks(range(1, len(flat) + 1))
-        axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize="small")
-    figure.tight_layout()
-    path = folder / "requests.png"
-    with whole_file(path) as part:
-        figure.savefig(part, dpi=130, format="png")
-    plt.close(figure)
-    return path
+    return save_figure(figure, folder / "requests.png")
 
 
 def _flat(record: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, float | None]]:

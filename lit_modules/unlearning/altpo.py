@@ -147,7 +147,7 @@ class AltPO(ReferencePolicyLoss):
                 return 0
             return self.alternates.draw(batch, self.tokenizer, self.sample_alternates)
 
-        new = self.visit_rows(draw) * self.alternates.number
+        new = self.visit_rows(draw, "alternate answers to rows") * self.alternates.number
         if self.alternates.useless:
             rank_zero_warn(f"{self.alternates.useless} of {new} alternates are empty or repeat the answer.")
         if self.trainer.world_size > 1:

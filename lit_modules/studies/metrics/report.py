@@ -21,7 +21,8 @@ from lit_modules.studies.metrics.scores import (
 )
 from lit_modules.studies.metrics.settings import FACTS, RETAIN
 from lit_modules.studies.tables import Number, csv_table, markdown_table, number, print_table, summary
-from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.figures import COLOURS, REST, figure_style, new_figure, save_figure
+from lit_modules.utils.files import write_whole
 
 FAITHFUL, ROBUST = 0.9, 0.5
 """Least AUC, with the lower end of its interval above a guess, and least robustness, of a metric to report."""
@@ -194,22 +195,18 @@ def show(report: Report) -> None:
     print_table(rows)
 
 
+@figure_style()
 def draw(folder: Path, report: Report) -> list[Path]:
-    """Draw faithfulness with its interval, and R, Q and what came back, of each metric; as PNG and SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    matplotlib.rcParams["svg.hashsalt"] = "lit-modules"  # the same numbers give the same file
-    from matplotlib import pyplot as plt
-
+    """Draw faithfulness with its interval, and R, Q and what came back, of each metric."""
     scores = report.scores[::-1]
     places = list(range(len(scores)))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.34 * len(scores) + 1.8), sharey=True)
+    figure = new_figure(11, 0.34 * len(scores) + 1.8)
+    left, right = figure.subplots(1, 2, sharey=True)
     for place, one in zip(places, scores, strict=True):
         auc = one.faithfulness
-        colour = {"report": "tab:green", "control": "gray"}.get(one.verdict, "tab:orange")
+        colour = {"report": COLOURS[2], "control": REST}.get(one.verdict, COLOURS[4])
         if one.verdict.startswith("does not"):
-            colour = "tab:red"
+            colour = COLOURS[1]
         left.plot([auc.low, auc.high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
         left.plot(auc.auc, place, "o", color=colour)
     left.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
@@ -223,17 +220,7 @@ def draw(folder: Path, report: Report) -> list[Path]:
         right.plot(values, places, marker, label=label, alpha=0.75)
     right.set(xlabel="after attacks on unlearned models", xlim=(-0.03, 1.03))
     right.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    files = []
-    for kind in ("png", "svg"):
-        path = folder / f"metrics.{kind}"
-        with whole_file(path) as part:
-            figure.savefig(part, dpi=130, format=kind, metadata={"Date": None} if kind == "svg" else None)
-        files.append(path)
-    plt.close(figure)
-    return files
+    return save_figure(figure, folder / "metrics.png")
 
 
 def _score(

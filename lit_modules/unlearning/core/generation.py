@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 
 from lit_modules.unlearning.core.language_part import text_config
 from lit_modules.utils.kv_cache import accepted_arguments, cache_argument
 from lit_modules.utils.model_modes import evaluation_mode
+from lit_modules.utils.progress import Step, is_shown, step
 
 __all__ = ["greedy_generate", "position_limit", "sample"]
 
@@ -154,11 +156,21 @@ def sample(
 def _generate(model: Any, inner: Any, do_sample: bool = False, **options: Any) -> Any:
     """Call ``generate`` without the settings of the model, which it would take for all that the options leave open."""
     settings, inner.generation_config = inner.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    rows, most = len(options["input_ids"]), options["max_new_tokens"]
     try:
-        # `sharding.in_step` keeps ranks in step
-        return model.generate(do_sample=do_sample, synced_gpus=False, **options)
+        with step(f"tokens of {rows} answers", most) as bar:
+            if is_shown():
+                options["stopping_criteria"] = StoppingCriteriaList([partial(_count_token, bar)])
+            # `sharding.in_step` keeps ranks in step
+            return model.generate(do_sample=do_sample, synced_gpus=False, **options)
     finally:
         inner.generation_config = settings
+
+
+def _count_token(bar: Step, input_ids: Tensor, scores: Tensor, **unused: Any) -> Tensor:
+    """Move a bar by a token; a criterion of ``generate`` that ends no row."""
+    bar.advance()
+    return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -23,6 +23,7 @@ from lit_modules.unlearning.core.losses import IGNORED, sequence_nll
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.model_modes import evaluation_mode
+from lit_modules.utils.progress import shown, step
 
 
 class ReferencePolicyLoss(ForgetRetainLoss):
@@ -145,7 +146,7 @@ class ReferencePolicyLoss(ForgetRetainLoss):
                 self.check_rows(task)
             return sum(self._compute(cache, task, row_hashes(task)) for task in tasks)
 
-        new = self.visit_rows(compute)
+        new = self.visit_rows(compute, "reference log-probabilities of rows")
         if self.trainer.world_size > 1:
             parts: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(parts, cache.rows)
@@ -157,23 +158,26 @@ class ReferencePolicyLoss(ForgetRetainLoss):
             rank_zero_info(f"The reference log-probabilities of {new} rows were computed.")
         return new
 
-    def visit_rows(self, visit: Callable[[Batch], int]) -> int:
+    def visit_rows(self, visit: Callable[[Batch], int], what: str) -> int:
         """Hand over the training batches, epoch by epoch until one brings nothing new.
 
         The random state stays as it is.
 
         Args:
             visit: Looks at a batch, and returns the number of new rows in it.
+            what: Name of the progress bar.
 
         Returns:
             The number of new rows.
         """
         new = 0
-        with isolate_rng(), self.trainer.precision_plugin.forward_context():
+        bar_of_rows = step(what)
+        with isolate_rng(), self.trainer.precision_plugin.forward_context(), shown(self.trainer), bar_of_rows as bar:
             for batches in self._epochs():
                 before = new
                 for batch in batches:
                     new += visit(self.trainer.strategy.batch_to_device(batch))
+                    bar.say(f"{new:,}")
                 if new == before and not self._limited:
                     break
         return new
