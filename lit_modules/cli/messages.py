@@ -15,6 +15,7 @@ LOGGERS = ("lightning", "lightning.fabric", "lightning.pytorch", "transformers",
 NOISE = (
     r"Tip: For seamless cloud logging",  # advertises a logger
     r"^TPU available: False",
+    r"`tensorboardX` has been removed as a dependency",  # of the default logger, CSV
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 with torch 2.13
     r"is an Enum subclass and is now natively supported by torch\.compile",  # on import of torchao
     r"Ignoring clean_up_tokenization_spaces=True",  # of every saved BPE tokenizer

@@ -62,6 +62,7 @@ def test_said_at_the_end_unless_an_error_is_for_the_user(error: Exception | None
     [
         "\N{ELECTRIC LIGHT BULB} Tip: For seamless cloud logging and experiment tracking, try installing litlogger",
         "TPU available: False, using: 0 TPU cores",
+        "Starting from v1.9.0, `tensorboardX` has been removed as a dependency of the `lightning.pytorch` package",
         "`isinstance(treespec, LeafSpec)` is deprecated, use `isinstance(treespec, TreeSpec)` instead.",
         "<enum 'KernelPreference'> is an Enum subclass and is now natively supported by torch.compile as a value type.",
         "Ignoring clean_up_tokenization_spaces=True for BPE tokenizer TokenizersBackend.",
