@@ -6,6 +6,10 @@
 Needs the four MNIST files. Trains a standard and a robust LeNet5 first, or takes them from ``--models``. Contenders
 take turns; a row gives the median time of each, the ratio against the fastest other toolbox, and the robust
 accuracies, and is void where another finds more than 0.4 points beyond ours. Runs on the GPU if there is one.
+
+With ``--optimality FOLDER`` no cost is measured: every minimum-norm attack of ours and of the installed toolboxes gets
+the same budget of passes, and table and figure say how close each comes to the best of all; see ``optimality.py``.
+Classifiers from elsewhere are taken as programs: ``--program robust=FILE`` with what ``torch.export.save`` wrote.
 """
 
 import argparse
@@ -19,6 +23,7 @@ from datetime import date
 from pathlib import Path
 
 import foolbox
+import optimality
 import torch
 import torchattacks
 from pyautoattack import AutoAttack as PyAutoAttack
@@ -208,6 +213,13 @@ def main() -> None:
     parser.add_argument(
         "--processor-time", action="store_true", help="count the process's own time, for a machine that others use too"
     )
+    parser.add_argument("--optimality", type=Path, help="folder of the table and figure of optimality")
+    parser.add_argument("--passes", type=int, default=200, help="with --optimality, forward and backward passes")
+    parser.add_argument("--norms", default="l0,l1,l2,linf", help="with --optimality, norms")
+    parser.add_argument("--images", type=int, default=100, help="with --optimality, images of the test set")
+    parser.add_argument(
+        "--program", action="append", default=[], help="with --optimality, NAME=FILE of an exported classifier"
+    )
     options = parser.parse_args()
     if options.processor_time:
         global clock
@@ -218,6 +230,18 @@ def main() -> None:
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
+    if options.optimality is not None:
+        named = dict(entry.split("=", 1) for entry in options.program)
+        models = {name: torch.export.load(file).module().to(DEVICE) for name, file in named.items()}
+        if not models:
+            names = {"standard": False, "robust": True}
+            models = {name: classifier(Path(options.models), r, data, options.train_steps) for name, r in names.items()}
+        data = MNIST(root=options.data, batch_size=options.images, test_size=options.images)
+        data.setup("test")
+        batch = next(iter(data.test_dataloader()))
+        x, y = batch["image"].to(DEVICE), batch["label"].to(DEVICE)
+        optimality.run(models, x, y, options.passes, options.norms.split(","), options.optimality)
+        return
     robust, standard = (classifier(Path(options.models), r, data, options.train_steps) for r in (True, False))
     batch = next(iter(data.test_dataloader()))
     x, y = batch["image"].to(DEVICE), batch["label"].to(DEVICE)

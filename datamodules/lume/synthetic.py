@@ -29,6 +29,8 @@ class SyntheticArguments(TypedDict, total=False):
     tasks: tuple[str, ...]
     kinds: tuple[str, ...]
     max_length: int
+    request: int | None
+    requests: int
     separator: str
     eval_batch_size: int
     anchor: Literal["forget", "retain"]

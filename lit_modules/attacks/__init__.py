@@ -6,14 +6,15 @@ from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lit_modules.attacks.apgd import APGD, APGDT
-    from lit_modules.attacks.boundary import FAB, FABT, DeepFool
-    from lit_modules.attacks.carlini_wagner import CarliniWagner, ElasticNet
+    from lit_modules.attacks.boundary import FAB, FABT, DeepFool, TrustRegion
+    from lit_modules.attacks.carlini_wagner import CarliniWagner, CarliniWagnerL0, CarliniWagnerLinf, ElasticNet
     from lit_modules.attacks.engine.base import Attack, AttackResult
     from lit_modules.attacks.engine.losses import SoftLogitMarginLoss, ZeroOneLoss
     from lit_modules.attacks.ensembles import AutoAttack, AutoAttackResult, BestOf
     from lit_modules.attacks.fast_feature import FastFeature
     from lit_modules.attacks.gen_attack import GenAttack
     from lit_modules.attacks.jsma import JSMA
+    from lit_modules.attacks.lagrangian import ALMA, PDGD, PDPGD
     from lit_modules.attacks.lbfgs import LBFGS
     from lit_modules.attacks.minimum_norm import DDN, FMN
     from lit_modules.attacks.pgd import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from lit_modules.attacks.pixel import LocalSearch, SinglePixel
     from lit_modules.attacks.score_based import NES, SPSA, Bandits, NAttack
+    from lit_modules.attacks.sparse import VFGA, SigmaZero
     from lit_modules.attacks.spatial import RotationTranslation, SpatialTransform
     from lit_modules.attacks.square import Square
     from lit_modules.attacks.wrappers import EOT, FiniteDifference, NESGradient
@@ -38,6 +40,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [
+    "ALMA",
     "APGD",
     "APGDT",
     "DDN",
@@ -53,7 +56,10 @@ __all__ = [
     "L2PGD",
     "LBFGS",
     "NES",
+    "PDGD",
+    "PDPGD",
     "SPSA",
+    "VFGA",
     "Attack",
     "AttackResult",
     "AutoAttack",
@@ -61,6 +67,8 @@ __all__ = [
     "Bandits",
     "BestOf",
     "CarliniWagner",
+    "CarliniWagnerL0",
+    "CarliniWagnerLinf",
     "DeepFool",
     "ElasticNet",
     "FastFeature",
@@ -74,11 +82,13 @@ __all__ = [
     "NAttack",
     "NESGradient",
     "RotationTranslation",
+    "SigmaZero",
     "SinglePixel",
     "SoftLogitMarginLoss",
     "SparseL1Descent",
     "SpatialTransform",
     "Square",
+    "TrustRegion",
     "ZeroOneLoss",
     "evaluation_mode",
     "no_parameter_gradients",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from typing import Literal
 
@@ -18,6 +19,8 @@ from lit_modules.utils.arguments import Unpack
 _IMPROVES = 0.9999  # a run whose loss falls by less than this factor in a tenth of its steps has stalled
 # share of the box where the search may start: tanh is flat at the bounds, and from 0.999999 it moves late
 _INSIDE = 0.999
+_ENDS = 1e-4  # of the weight c: the most that is left of a round's own term when it ends
+_MOVED = 1e-3  # changes up to this, in units of the samples, are rounding of a search inside the bounds
 
 
 class ConstantSearch:
@@ -80,6 +83,55 @@ def nearest_lead(logits: Tensor, label: Tensor, scale: Tensor, confidence: float
     return lead.scatter(1, label[:, None], float("-inf")).amax(1)
 
 
+def lead_loss(scale: Tensor | None, confidence: float) -> Loss:
+    """Return the loss whose objective is how far a sample is beyond the confidence: at least 0 where it fools.
+
+    Args:
+        scale: Stretch of each class's lead, ``(batch, classes)``; ``None`` for a targeted attack.
+        confidence: Least lead in logits.
+    """
+    if scale is None:
+        return lambda logits, label: margin(logits, label) + confidence
+    return lambda logits, label: nearest_lead(logits, label, scale, confidence)
+
+
+def start_adam(state: AttackState, x: Tensor) -> Carry:
+    """Return the variable of points, inside the bounds if there are any, and empty moments."""
+    variable = x.clone()
+    if state.lower is not None:
+        middle, half = state.box()
+        if not bool(torch.isfinite(half).all()):
+            raise ValueError(
+                "The search inside the bounds needs finite bounds, got an infinite one; pass bounds=None for none."
+            )
+        share = (variable - middle) / half.clamp_min(torch.finfo(variable.dtype).tiny)
+        variable = torch.atanh(share.clamp(-1, 1) * _INSIDE)
+    return {"variable": variable, "first": torch.zeros_like(variable), "second": torch.zeros_like(variable)}
+
+
+def adam_point(state: AttackState, carry: Carry) -> Tensor:
+    """Return the points of the variables."""
+    if state.lower is None:
+        return carry["variable"].clone()
+    middle, half = state.box()
+    carry["tanh"] = carry["variable"].tanh()
+    return state.clamp(carry["tanh"] * half + middle)
+
+
+def adam_step(state: AttackState, carry: Carry, gradient: Tensor, count: Tensor, step_size: float) -> None:
+    """Take a step of Adam, in place, with the moments' bias corrected by each sample's own count.
+
+    ``gradient`` is that with respect to the points; it is changed.
+    """
+    if state.lower is not None:
+        gradient *= state.box()[1] * (1 - carry["tanh"].square())
+    carry["first"].lerp_(gradient, 0.1)
+    carry["second"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    taken = per_sample(count + 1, gradient).to(gradient.dtype)
+    size = (carry["second"] / (1 - 0.999**taken)).sqrt_().add_(1e-8)
+    carry["variable"] -= carry["first"].div(size).mul_(step_size / (1 - 0.9**taken))
+
+
 class PenaltyArguments(AttackArguments, total=False):
     """Arguments of :class:`PenaltyAttack` without ``abort_early``."""
 
@@ -131,12 +183,6 @@ class PenaltyAttack(Attack):
         self.initial_const = initial_const
         self.abort_early = abort_early
 
-    def lead(self, state: AttackState, scale: Tensor | None) -> Loss:
-        """Return the loss whose objective is how far a sample is beyond ``confidence``: at least 0 where it fools."""
-        if scale is None:
-            return lambda logits, label: margin(logits, label) + self.confidence
-        return lambda logits, label: nearest_lead(logits, label, scale, self.confidence)
-
     @abstractmethod
     def begin(self, state: AttackState) -> Carry:
         """Return the values of each sample that a round carries along, at its start."""
@@ -163,7 +209,7 @@ class PenaltyAttack(Attack):
         scale = None if state.targeted else class_scales(state)
         while len(positions):
             x = self.point(active, carry)
-            logits, lead, gradient = active.gradient(x, self.lead(active, scale))
+            logits, lead, gradient = active.gradient(x, lead_loss(scale, self.confidence))
             if first:
                 warn_zero_gradient(gradient)
                 first = False
@@ -231,24 +277,11 @@ class CarliniWagner(PenaltyAttack):
 
     def begin(self, state: AttackState) -> Carry:
         """Return the variable of the sample itself and empty moments."""
-        variable = state.x.clone()
-        if state.lower is not None:
-            middle, half = state.box()
-            if not bool(torch.isfinite(half).all()):
-                raise ValueError(
-                    "CarliniWagner needs finite bounds, got an infinite one; pass bounds=None for no bounds."
-                )
-            share = (variable - middle) / half.clamp_min(torch.finfo(variable.dtype).tiny)
-            variable = torch.atanh(share.clamp(-1, 1) * _INSIDE)
-        return {"variable": variable, "first": torch.zeros_like(variable), "second": torch.zeros_like(variable)}
+        return start_adam(state, state.x)
 
     def point(self, state: AttackState, carry: Carry) -> Tensor:
         """Return the samples of the variables."""
-        if state.lower is None:
-            return carry["variable"].clone()
-        middle, half = state.box()
-        carry["tanh"] = carry["variable"].tanh()
-        return state.clamp(carry["tanh"] * half + middle)
+        return adam_point(state, carry)
 
     def distances(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Return the squared L2 norm and the L2 norm."""
@@ -256,15 +289,9 @@ class CarliniWagner(PenaltyAttack):
         return length.square(), length
 
     def update(self, state: AttackState, carry: Carry, x: Tensor, gradient: Tensor, count: Tensor) -> None:
-        """Take a step of Adam, with the moments' bias corrected by each sample's own count."""
+        """Take a step of Adam."""
         gradient += 2 * (x - state.x)
-        if state.lower is not None:
-            gradient *= state.box()[1] * (1 - carry["tanh"].square())
-        carry["first"].lerp_(gradient, 0.1)
-        carry["second"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        taken = per_sample(count + 1, x).to(x.dtype)
-        size = (carry["second"] / (1 - 0.999**taken)).sqrt_().add_(1e-8)
-        carry["variable"] -= carry["first"].div(size).mul_(self.step_size / (1 - 0.9**taken))
+        adam_step(state, carry, gradient, count, self.step_size)
 
 
 class ElasticNet(PenaltyAttack):
@@ -329,3 +356,227 @@ class ElasticNet(PenaltyAttack):
         shrunk = state.clamp(state.x + torch.nn.functional.softshrink(delta, self.beta))
         carry["point"] = shrunk + taken / (taken + 3) * (shrunk - carry["last"])
         carry["last"] = shrunk
+
+
+class NarrowingArguments(AttackArguments, total=False):
+    """Arguments of :class:`NarrowingAttack` without the weights."""
+
+    confidence: float
+    step_size: float
+    steps: int
+    rounds: int
+
+
+class NarrowingAttack(Attack):
+    """Base of Carlini and Wagner's attacks in norms that a gradient cannot follow: rounds that narrow what may change.
+
+    A round takes at most ``steps`` steps of Adam, inside the bounds, on a term of its own plus the weight c times how
+    far the sample is from being misclassified. It ends as soon as the sample is fooled and the term of its own is small
+    enough, and the next round narrows the perturbation allowed. After a round that fails, c doubles. A round begins
+    where the last one ended. Every sample keeps its own round, weight and count of steps, and leaves the batch when its
+    weight passes ``largest_const`` or its rounds are over. A step costs one forward and one backward pass.
+
+    Args:
+        confidence: Least lead in logits of an adversarial sample.
+        step_size: Step of Adam.
+        steps: Most steps of a round.
+        rounds: Most rounds.
+        initial_const: First weight c.
+        largest_const: Weight beyond which a sample is given up.
+    """
+
+    norm: str
+    minimum_norm = True
+
+    def __init__(
+        self,
+        *,
+        confidence: float = 0.0,
+        step_size: float = 0.01,
+        steps: int = 1000,
+        rounds: int = 1000,
+        initial_const: float,
+        largest_const: float,
+        **shared: Unpack[AttackArguments],
+    ) -> None:
+        super().__init__(**shared)
+        check_count(steps=steps, rounds=rounds)
+        check_positive(step_size=step_size, initial_const=initial_const, largest_const=largest_const)
+        check_range("[0, inf)", confidence=confidence)
+        self.confidence = confidence
+        self.step_size = step_size
+        self.steps = steps
+        self.rounds = rounds
+        self.initial_const = initial_const
+        self.largest_const = largest_const
+
+    @abstractmethod
+    def allowed(self, state: AttackState) -> Carry:
+        """Return what may change before the first round, one entry for each sample."""
+
+    @abstractmethod
+    def excess(self, state: AttackState, carry: Carry, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the term of the norm, ``(batch,)``, which ends a round at 0, and its gradient for Adam."""
+
+    @abstractmethod
+    def narrow(self, carry: Carry, index: Tensor, delta: Tensor, gradient: Tensor) -> None:
+        """Narrow, in place, what may change of the samples at ``index``; their perturbations have fooled the model."""
+
+    def confine(self, state: AttackState, carry: Carry, x: Tensor) -> Tensor:
+        """Return points with the values restored that may not change."""
+        return x
+
+    def attack(self, state: AttackState) -> Outcome:
+        """Run the rounds of every sample."""
+        adversarial, positions, active = state.x.clone(), state.positions(), state
+        score = torch.full((len(state),), float("-inf"), dtype=state.x.dtype, device=state.x.device)
+        scale = None if state.targeted else class_scales(state)
+        carry = self.allowed(state) | start_adam(state, state.x)
+        carry["weight"] = torch.full_like(score, self.initial_const)
+        carry["count"], carry["rounds"] = torch.zeros_like(positions), torch.zeros_like(positions)
+        for step in itertools.count():
+            x = self.confine(active, carry, adam_point(active, carry))
+            logits, lead, gradient = active.gradient(x, lead_loss(scale, self.confidence))
+            if step == 0:
+                warn_zero_gradient(gradient)
+            move = x - active.x
+            fooled = active.fooled(logits) & (lead >= 0)
+            distance = lp_norm(move, self.norm)
+            better = (fooled & (-distance > score[positions])).nonzero()[:, 0]
+            adversarial[positions[better]], score[positions[better]] = x[better], -distance[better]
+            excess, own = self.excess(active, carry, move)
+            succeeded = fooled & (excess <= _ENDS * carry["weight"])
+            pushed = own - gradient * per_sample(torch.where(lead < 0, carry["weight"], 0), x)
+            adam_step(active, carry, pushed, carry["count"], self.step_size)
+            carry["count"] += 1
+            index = (succeeded | (carry["count"] == self.steps)).nonzero()[:, 0]
+            if not len(index):
+                continue
+            won, lost = index[succeeded[index]], index[~succeeded[index]]
+            if len(won):
+                self.narrow(carry, won, move[won], gradient[won])
+            carry["weight"][lost] *= 2
+            carry["rounds"][index] += 1
+            carry["count"][index] = 0
+            for name, values in start_adam(active.select(index), x[index]).items():
+                carry[name][index] = values
+            stay = (carry["weight"] <= self.largest_const) & (carry["rounds"] < self.rounds) & self.left(carry)
+            if not bool(stay.any()):
+                break
+            if not bool(stay.all()):
+                index = stay.nonzero()[:, 0]
+                positions, active = positions[index], active.select(index)
+                carry = {name: values[index] for name, values in carry.items()}
+                scale = None if scale is None else scale[index]
+        return Outcome(adversarial, score > float("-inf"), score)
+
+    def left(self, carry: Carry) -> Tensor:
+        """Return which samples have anything left that may change, ``(batch,)``."""
+        return torch.ones_like(carry["count"], dtype=torch.bool)
+
+
+class CarliniWagnerLinf(NarrowingAttack):
+    """Carlini and Wagner's attack in Linf: Adam on ``sum max(|x' - x| - tau, 0) + c max(confidence - lead, 0)``.
+
+    A round ends when the sample is fooled with no value changed by more than tau; then tau falls to ``decrease`` of the
+    largest change, and the next round goes on from there.
+
+    Args:
+        decrease: Share of the largest change that becomes the next tau, between 0 and 1.
+        reduce_const: Whether c halves after a round that fools.
+        initial_const: First weight c.
+        largest_const: Weight beyond which a sample is given up.
+
+    References:
+        Carlini, Wagner, "Towards evaluating the robustness of neural networks" (arXiv 1608.04644), section VI.C.
+    """
+
+    norm = "linf"
+
+    def __init__(
+        self,
+        *,
+        decrease: float = 0.9,
+        reduce_const: bool = False,
+        initial_const: float = 1e-5,
+        largest_const: float = 20.0,
+        **shared: Unpack[NarrowingArguments],
+    ) -> None:
+        super().__init__(initial_const=initial_const, largest_const=largest_const, **shared)
+        check_range("(0, 1)", decrease=decrease)
+        self.decrease = decrease
+        self.reduce_const = reduce_const
+
+    def allowed(self, state: AttackState) -> Carry:
+        """Return the first tau: the largest change within the bounds, or 1 without bounds."""
+        if state.lower is None or state.upper is None:
+            return {"tau": torch.ones_like(state.x.flatten(1)[:, 0])}
+        return {"tau": torch.maximum(state.upper - state.x, state.x - state.lower).flatten(1).amax(1)}
+
+    def excess(self, state: AttackState, carry: Carry, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far the changes pass tau, summed."""
+        beyond = delta.abs() - per_sample(carry["tau"], delta)
+        return beyond.clamp_min(0).flatten(1).sum(1), delta.sign() * (beyond > 0)
+
+    def narrow(self, carry: Carry, index: Tensor, delta: Tensor, gradient: Tensor) -> None:
+        """Lower tau below the largest change."""
+        carry["tau"][index] = self.decrease * torch.minimum(carry["tau"][index], lp_norm(delta, "linf"))
+        if self.reduce_const:
+            carry["weight"][index] /= 2
+
+
+class CarliniWagnerL0(NarrowingAttack):
+    """Carlini and Wagner's attack in L0: rounds of the L2 attack on ever fewer values.
+
+    A round is Adam on ``||x' - x||^2 + c max(confidence - lead, 0)`` over the values that may still change, and ends
+    when the sample is fooled. Then the values whose change times gradient is least are restored for good: those that
+    have not changed, and ``removal`` times the square root of the number of those that have, at least one.
+
+    Args:
+        removal: Factor of the number of values restored after a round, positive.
+        initial_const: First weight c.
+        largest_const: Weight beyond which a sample is given up.
+
+    References:
+        Carlini, Wagner, "Towards evaluating the robustness of neural networks" (arXiv 1608.04644), section VI.B, where
+        one value is restored after a round.
+    """
+
+    norm = "l0"
+
+    def __init__(
+        self,
+        *,
+        removal: float = 0.3,
+        initial_const: float = 1e-3,
+        largest_const: float = 2e6,
+        **shared: Unpack[NarrowingArguments],
+    ) -> None:
+        super().__init__(initial_const=initial_const, largest_const=largest_const, **shared)
+        check_positive(removal=removal)
+        self.removal = removal
+
+    def allowed(self, state: AttackState) -> Carry:
+        """Return a mask of all values."""
+        return {"mask": torch.ones_like(state.x, dtype=torch.bool)}
+
+    def left(self, carry: Carry) -> Tensor:
+        """Return which samples have a value that may change."""
+        return carry["mask"].flatten(1).any(1)
+
+    def confine(self, state: AttackState, carry: Carry, x: Tensor) -> Tensor:
+        """Restore the values outside the mask, and those that have hardly moved."""
+        return torch.where(carry["mask"] & ((x - state.x).abs() > _MOVED), x, state.x)
+
+    def excess(self, state: AttackState, carry: Carry, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 0, since any sample that fools ends a round, and the gradient of the squared L2 norm."""
+        return torch.zeros_like(carry["weight"]), 2 * delta
+
+    def narrow(self, carry: Carry, index: Tensor, delta: Tensor, gradient: Tensor) -> None:
+        """Take the values that matter least out of the mask."""
+        changed = (delta != 0).flatten(1)
+        worth = (delta * gradient).abs().flatten(1).masked_fill(~changed, -1.0)
+        rank = worth.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+        number = changed.sum(1)
+        out = changed.shape[1] - number + (self.removal * number.sqrt()).long().clamp_min(1)
+        carry["mask"][index] &= (rank >= out[:, None]).view_as(delta)

@@ -14,17 +14,23 @@ from lit_modules.attacks.engine.checks import check_choice, check_count, check_p
 from lit_modules.attacks.engine.losses import Loss, LossName, logit_gap, margin, resolve_loss
 from lit_modules.attacks.engine.norms import (
     DUAL,
+    few_steepest,
     lp_norm,
     normalise,
     per_sample,
     project,
     project_l1_box,
     random_in_ball,
+    steepest,
 )
 from lit_modules.attacks.engine.state import AttackState, Carry, Outcome
 from lit_modules.utils.arguments import Unpack
 
 START = {"linf": 0.3, "l2": 1.0, "l1": 5.0, "l0": 0.3}
+_OUT = 0.3  # most of the steps that go outside
+_SHRINK = 0.3  # share by which the ball shrinks on the way back from outside
+_OF_RADIUS = 0.5  # length of the first step, of the radius
+_FEW = 0.2  # largest change of a value in a step of the L0 search
 _BEYOND = 1.001  # the last search aims this much beyond the boundary, so that rounding does not decide
 
 
@@ -221,6 +227,57 @@ class MinimumNormAttack(Attack):
         return Outcome(best, success, -nearest)
 
 
+class OutsideStart:
+    """Way out of a plain: steps along the sign of the gradient, far beyond the boundary.
+
+    Around samples of an adversarially trained model the loss is nearly flat for small perturbations in L2, L1 or L0,
+    while signs, which move all values at once, cross the boundary soon. A sample goes out until it has been fooled for
+    as many steps as it took, at most for three tenths of the attack's steps; then the attack proper begins there. A
+    step is as long as the way to the linearised boundary, grows by a half until the sample is fooled, and is never more
+    than a tenth of the width of the bounds, or 0.1 without bounds.
+    """
+
+    @staticmethod
+    def initial_carry(state: AttackState, start: Literal["outside", "sample"] = "outside") -> Carry:
+        """Return when each sample was first fooled, not yet; which still go out, all or none; and the step."""
+        met = torch.full_like(state.x.flatten(1)[:, 0], float("inf"))
+        out = torch.full_like(met, start == "outside", dtype=torch.bool)
+        return {"met": met, "out": out, "stride": torch.ones_like(met)}
+
+    @staticmethod
+    def turn(at: Iterate, step: int, steps: int, carry: Carry) -> Tensor:
+        """Return which samples have just turned, ``(active,)``; ``carry`` is changed in place."""
+        if not bool(carry["out"].any()):
+            return carry["out"]
+        if step == 0:
+            slope = lp_norm(at.gradient, "l1").clamp_min(torch.finfo(at.x.dtype).tiny)
+            carry["stride"].copy_((at.value.abs() / slope).clamp_max(1.0))
+        else:
+            carry["stride"] *= torch.where(carry["met"].isinf(), 1.5, 1.0)
+        carry["met"].masked_fill_(at.fooled & carry["met"].isinf(), float(step))
+        going = carry["out"] & (step < 2 * carry["met"] + 1) & (step < _OUT * steps)
+        turned = carry["out"] & ~going
+        carry["out"].copy_(going)
+        return turned
+
+    @staticmethod
+    def move(active: AttackState, at: Iterate, carry: Carry, inside: Tensor) -> Tensor:
+        """Return the next iterates: those of the attack proper, and further out for the samples that still go out."""
+        if not bool(carry["out"].any()):
+            return inside
+        sign = at.gradient.sign()
+        flat = ~sign.flatten(1).any(1)
+        if bool(flat.any()):
+            drawn = active.random.fork(1).sign(*sign.shape[1:]).to(sign.dtype)
+            sign = torch.where(per_sample(flat, sign), drawn, sign)
+        width = torch.ones_like(sign)
+        if active.lower is not None and active.upper is not None:
+            width = (active.upper - active.lower).expand_as(sign)
+            width = torch.where(width.isfinite(), width, 1.0)
+        length = torch.minimum(per_sample(carry["stride"], sign), 0.1 * width)
+        return torch.where(per_sample(carry["out"], at.x), active.clamp(at.x + length * sign), inside)
+
+
 def _infinite(state: AttackState) -> Tensor:
     """Return an infinite distance for each sample, ``(batch,)``."""
     return torch.full((len(state),), float("inf"), dtype=state.x.dtype, device=state.x.device)
@@ -307,20 +364,30 @@ class DDN(MinimumNormAttack):
 class FMN(MinimumNormAttack):
     """Fast minimum-norm attack: the smallest perturbation by projected steps in a ball that follows success.
 
-    Each step raises the margin along the gradient of unit L2 norm and projects into a ball. Before a sample is first
-    fooled, the radius grows by the distance of the linearised boundary; then it shrinks by ``gamma`` after an iterate
-    that fools, at least to the nearest so far, and grows by it otherwise. Step and ``gamma`` fall along a cosine. A
-    step costs one forward and one backward pass.
+    Each step raises the margin and projects into a ball, whose radius shrinks by ``gamma`` after an iterate that fools,
+    at least to the nearest so far, and grows by it otherwise. Steps and ``gamma`` fall along a cosine. A step costs one
+    forward and one backward pass.
 
-    In the paper the first radius is the iterate's own norm plus the linearised distance. Where the bounds cut the
-    iterate short of its ball, that stays below the boundary for ever; here the distance is added to the ball's radius,
-    and half of ``gamma`` goes on top.
+    With ``start="sample"`` the attack is that of the paper: it starts at the sample, a step goes along the gradient of
+    unit L2 norm, and before a sample is first fooled the radius grows by the distance of the linearised boundary. There
+    the first radius is the iterate's own norm plus the linearised distance. Where the bounds cut the iterate short of
+    its ball, that stays below the boundary for ever; here the distance is added to the ball's radius, and half of
+    ``gamma`` goes on top.
+
+    Where the loss is flat around the samples, as on adversarially trained models, these steps do not get out of the
+    plain. So by default the sample first goes far outside, see :class:`OutsideStart`; then the ball shrinks by three
+    tenths a step until an iterate no longer fools. The steps are the steepest of the norm, as long as half the radius:
+    signs (Linf), the gradient (L2), or signs of the largest entries that have room within the bounds, a third as many
+    as the values changed so far (L1). For L0 the first half of the steps looks for the smallest L1 norm; then a step of
+    0.2 along the gradient over its largest entry is followed by the choice of the values that have changed most, one
+    fewer than the best so far.
 
     Args:
         norm: Norm of the perturbation to be small: ``l0``, ``l1``, ``l2`` or ``linf``; ``l0`` counts values of the
             sample.
         steps: Number of steps.
-        step_size: L2 length of the first step, in units of the samples.
+        start: ``outside``, or ``sample`` for the published algorithm.
+        step_size: With ``start="sample"``, L2 length of the first step, in units of the samples.
         final_step_size: L2 length of the last; ``None`` takes a hundredth of the first.
         gamma: First share by which the radius changes, between 0 and 1.
         final_gamma: Last share.
@@ -335,6 +402,7 @@ class FMN(MinimumNormAttack):
         *,
         norm: Literal["l0", "l1", "l2", "linf"] = "l2",
         steps: int = 100,
+        start: Literal["outside", "sample"] = "outside",
         step_size: float = 1.0,
         final_step_size: float | None = None,
         gamma: float = 0.05,
@@ -343,10 +411,12 @@ class FMN(MinimumNormAttack):
     ) -> None:
         super().__init__(norm=norm, steps=steps, search_steps=0, **shared)
         check_choice("norm", norm, ("l0", "l1", "l2", "linf"))
+        check_choice("start", start, ("outside", "sample"))
         check_positive(step_size=step_size)
         if final_step_size is not None:
             check_positive(final_step_size=final_step_size)
         check_range("(0, 1)", gamma=gamma, final_gamma=final_gamma)
+        self.start = start
         self.step_size = step_size
         self.final_step_size = final_step_size
         self.gamma = gamma
@@ -354,15 +424,21 @@ class FMN(MinimumNormAttack):
 
     def initial_carry(self, state: AttackState) -> Carry:
         """Return the radius of each sample's ball: one coordinate for L0, none yet for the other norms."""
-        start = 1.0 if self.norm == "l0" else float("inf")
-        return {"radius": torch.full((len(state),), start, dtype=state.x.dtype, device=state.x.device)}
+        sparse = self.norm == "l0" and self.start == "sample"
+        radius = torch.full((len(state),), 1.0 if sparse else float("inf"), dtype=state.x.dtype, device=state.x.device)
+        if self.start == "sample":
+            return {"radius": radius}
+        carry = OutsideStart.initial_carry(state) | {"radius": radius, "crossed": torch.zeros_like(state.label).bool()}
+        return carry | ({"best": state.x.clone()} if self.norm == "l0" else {})
 
     def evaluate(self, active: AttackState, x: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, margin and its gradient."""
         return active.gradient(x, margin)
 
     def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
-        """Set the radius, move along the unit gradient, project into the ball and the bounds."""
+        """Set the radius, move, project into the ball and the bounds."""
+        if self.start == "outside":
+            return self._step_from_outside(active, at, step, carry)
         fall = (1 + math.cos(math.pi * step / self.steps)) / 2
         gamma = self.final_gamma + (self.gamma - self.final_gamma) * fall
         final = self.step_size / 100 if self.final_step_size is None else self.final_step_size
@@ -371,6 +447,45 @@ class FMN(MinimumNormAttack):
         carry["radius"].copy_(radius)
         moved = normalise(at.gradient, "l2").mul_(rate).add_(at.move)
         return active.clamp(active.x + self._project(active, moved, radius))
+
+    def _step_from_outside(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
+        norm, radius, steps = self.norm, carry["radius"], self.steps
+        if norm == "l0":
+            nearer = at.fooled & (at.distance <= at.nearest)
+            carry["best"][nearer] = at.x[nearer]
+            norm, steps = "l1", max(1, self.steps // 2)
+            if step >= steps:
+                return self._step_on_few(active, at, carry, first=step == steps)
+        turned = OutsideStart.turn(at, step, self.steps, carry)
+        distance = at.distance if norm == self.norm else lp_norm(at.move, norm)
+        radius.copy_(torch.where(turned, distance, radius))
+        carry["crossed"] |= ~at.fooled & ~carry["out"]
+        fall = (1 + math.cos(math.pi * step / steps)) / 2
+        gamma = torch.where(carry["crossed"], self.final_gamma + (self.gamma - self.final_gamma) * fall, _SHRINK)
+        smaller = radius * (1 - gamma)
+        smaller = smaller if norm != self.norm else torch.minimum(smaller, at.nearest)
+        radius.copy_(torch.where(at.fooled, smaller, radius * (1 + gamma)))
+        if norm == "l1":
+            direction = few_steepest(at.gradient, at.move, active.movable(at.x, at.gradient))
+        else:
+            direction = steepest(at.gradient, norm)
+        length = (_OF_RADIUS * (0.01 + 0.99 * fall) * radius).clamp_max(1e30)
+        moved = at.move + per_sample(length, at.x) * direction
+        limit = per_sample(radius.clamp_max(1e30), moved)
+        moved = project_l1_box(moved, limit, *active.room()) if norm == "l1" else project(moved, limit, norm)
+        return OutsideStart.move(active, at, carry, active.clamp(active.x + moved))
+
+    def _step_on_few(self, active: AttackState, at: Iterate, carry: Carry, first: bool) -> Tensor:
+        """Move along the gradient and keep the values that have changed most; begin at the best iterate."""
+        radius, nearest = carry["radius"], at.nearest
+        fewer = torch.where(at.fooled, nearest - 1, torch.minimum(radius + 1, nearest - 1))
+        known = torch.where(torch.isfinite(nearest), nearest, at.distance)
+        radius.copy_((known - 1 if first else fewer).clamp_min(1))
+        begin = carry["best"] if first else at.x
+        begin = torch.where(per_sample(torch.isfinite(nearest), at.x), begin, at.x)
+        tiny = torch.finfo(at.x.dtype).tiny
+        step = _FEW * at.gradient / per_sample(lp_norm(at.gradient, "linf"), at.x).clamp_min(tiny)
+        return active.x + self._project(active, active.clamp(begin + step) - active.x, radius)
 
     def _radius(self, at: Iterate, radius: Tensor, gamma: float) -> Tensor:
         """Return the new radius of each sample."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_modules.attacks.engine.base import Attack, AttackArguments, warn_zero_gradient
 from lit_modules.attacks.engine.checks import Radius, check_choice, check_count, check_positive, check_range
 from lit_modules.attacks.engine.losses import Loss, LossName, resolve_loss
-from lit_modules.attacks.engine.norms import normalise, project, random_in_ball, steepest
+from lit_modules.attacks.engine.norms import few_steepest, normalise, project, random_in_ball, steepest
 from lit_modules.attacks.engine.state import AttackState, BestSoFar, Carry, Model, Outcome, Seed
 from lit_modules.utils.arguments import Unpack
 
@@ -32,12 +32,6 @@ class StepArguments(GradientArguments, total=False):
     eps: Radius
     steps: int
     step_size: Radius
-
-
-class SparseArguments(StepArguments, total=False):
-    """Arguments of :class:`L1PGD` without its start."""
-
-    sparsity: float
 
 
 class GradientAttack(Attack):
@@ -192,14 +186,17 @@ class L2PGD(GradientAttack):
 class L1PGD(GradientAttack):
     """Projected gradient descent in the L1 ball, with the exact projection on ball and box.
 
-    A step has L1 length ``step_size`` and is spread over the largest coordinates of the gradient. AdverTorch (0.2, not
-    in v0.1) moves one coordinate by 0.01 within eps 10, and projects on the ball before the box. A random start is a
-    Laplace direction of uniform length.
+    A step has L1 length ``step_size`` and is spread over the largest coordinates of the gradient. By default these are
+    a third as many as the coordinates that have changed, among those that the bounds leave room; on MNIST this fools
+    more than any fixed share, on a standard and on an adversarially trained model. AdverTorch (0.2, not in v0.1) moves
+    one coordinate by 0.01 within eps 10, and projects on the ball before the box; the sparse descent of foolbox moves
+    the largest hundredth, ``sparsity=0.99``. A random start is a Laplace direction of uniform length.
 
     Args:
         eps: L1 radius in units of the samples, a number or one per sample.
         step_size: L1 length of a step, a number or one per sample.
-        sparsity: Share of the coordinates that stay in a step, from 0 to 1; at 1 a single one moves.
+        sparsity: Share of the coordinates that stay in a step, from 0 to 1; at 1 a single one moves. ``None`` follows
+            the perturbation.
         steps: Number of steps.
         random_start: Start at a random point of the ball instead of the sample.
 
@@ -216,23 +213,32 @@ class L1PGD(GradientAttack):
         eps: Radius = 10.0,
         steps: int = 40,
         step_size: Radius = 1.0,
-        sparsity: float = 0.95,
+        sparsity: float | None = None,
         random_start: bool = True,
         **shared: Unpack[GradientArguments],
     ) -> None:
         super().__init__(eps=eps, steps=steps, step_size=step_size, random_start=random_start, **shared)
-        check_range("[0, 1]", sparsity=sparsity)
+        if sparsity is not None:
+            check_range("[0, 1]", sparsity=sparsity)
         self.sparsity = sparsity
 
     def step(self, state: AttackState, x: Tensor, gradient: Tensor, carry: Carry) -> Tensor:
         """Move along the sparse direction and project on ball and box at once."""
-        return state.project(x + state.broadcast(self.step_size) * steepest(gradient, "l1", self.sparsity), "l1")
+        if self.sparsity is None:
+            direction = few_steepest(gradient, x - state.x, state.movable(x, gradient))
+        else:
+            direction = steepest(gradient, "l1", self.sparsity)
+        return state.project(x + state.broadcast(self.step_size) * direction, "l1")
 
 
 class SparseL1Descent(L1PGD):
-    """Sparse L1 descent: :class:`L1PGD` without a random start, on the largest five per cent of the coordinates.
+    """Sparse L1 descent: :class:`L1PGD` without a random start, on the largest hundredth of the coordinates.
 
-    AdverTorch (0.2, not in v0.1) has eps 0.3 and steps of 0.01 as for Linf, too small for L1; here L1PGD's defaults.
+    AdverTorch (0.2, not in v0.1) has eps 0.3 and steps of 0.01 as for Linf, too small for L1; here L1PGD's defaults,
+    and the share of foolbox.
+
+    Args:
+        sparsity: Share of the coordinates that stay in a step, from 0 to 1; ``None`` follows the perturbation.
 
     References:
         Tramer, Boneh (arXiv 1904.13000), section 3.
@@ -240,8 +246,8 @@ class SparseL1Descent(L1PGD):
 
     fixed = ("random_start",)
 
-    def __init__(self, **shared: Unpack[SparseArguments]) -> None:
-        super().__init__(random_start=False, **shared)
+    def __init__(self, *, sparsity: float | None = 0.99, **shared: Unpack[StepArguments]) -> None:
+        super().__init__(random_start=False, sparsity=sparsity, **shared)
 
 
 class BasicIterative(GradientAttack):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_modules.coda.core.image_classifiers import is_head, load_classifier, load_image_processor, normalisation
+from lit_modules.coda.core.image_classifiers import Normalisation, is_head, load_classifier, load_image_processor
 from lit_modules.coda.core.multiple_choice import Batch, Prediction
 from lit_modules.coda.core.update import UpdateArguments, UpdateModule
 from lit_modules.utils.adapters import own_config
@@ -90,8 +90,7 @@ class ClassifierUpdate(UpdateModule):
         if number is not None and self.model.config.num_labels != number:
             raise ValueError(f"The model has {self.model.config.num_labels} classes and the data {number}.")
         name = str(self.model_name or self.model.config.name_or_path)
-        for buffer, values in zip(("_mean", "_std"), normalisation(name, self.mean, self.std), strict=True):
-            self.register_buffer(buffer, torch.tensor(values)[:, None, None], persistent=False)
+        self.normalise = Normalisation(name, self.mean, self.std)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.tuning == "full" or (self.tuning == "head" and is_head(name)))
         self.model.train()
@@ -106,8 +105,7 @@ class ClassifierUpdate(UpdateModule):
         self.configure_model()
         if not isinstance(images, Tensor):
             raise TypeError("ClassifierUpdate takes pictures as one tensor; set image_size of the datamodule.")
-        pixels = (images - self.get_buffer("_mean")) / self.get_buffer("_std")
-        logits: Tensor = self.model(pixel_values=pixels).logits
+        logits: Tensor = self.model(pixel_values=self.normalise(images)).logits
         return logits
 
     def loss(self, batch: Batch) -> Tensor:

@@ -47,7 +47,15 @@ QUICK: list[tuple[str, list[str], dict[str, Any]]] = [
     ("FAB", NORMS, {"steps": 5}),
     ("FABT", NORMS, {"steps": 5, "n_targets": 3}),
     ("FMN", [*NORMS, "l0"], {"steps": 10}),
+    ("SigmaZero", [], {"steps": 10}),
+    ("VFGA", [], {"samples": 3}),
+    ("ALMA", ["l1", "l2"], {"steps": 10}),
+    ("PDGD", [], {"steps": 10}),
+    ("PDPGD", [*NORMS, "l0"], {"steps": 10}),
+    ("TrustRegion", ["linf", "l2"], {"steps": 10}),
     ("CarliniWagner", [], {"steps": 20, "search_steps": 3, "step_size": 0.05}),
+    ("CarliniWagnerLinf", [], {"steps": 10, "rounds": 5, "step_size": 0.05, "initial_const": 1.0}),
+    ("CarliniWagnerL0", [], {"steps": 10, "rounds": 5, "step_size": 0.05, "initial_const": 1.0}),
     ("ElasticNet", [], {"steps": 20, "search_steps": 3}),
     ("LBFGS", [], {"steps": 10, "search_steps": 3, "refine_steps": 3}),
     ("JSMA", [], {"gamma": 0.2}),
@@ -61,7 +69,9 @@ CASES = [(name, norm) for name, norms, _ in QUICK for norm in (norms or [""])]
 REPRESENTATIVES = [  # one for each mechanism
     *(("LinfPGD", ""), ("APGD", "l1"), ("Square", "linf"), ("NES", "l2"), ("FABT", "l2"), ("CarliniWagner", "")),
     *(("JSMA", ""), ("LocalSearch", ""), ("SpatialTransform", ""), ("FastFeature", "")),
-    *(("AutoAttack", "linf"), ("BestOf", "")),
+    *(("AutoAttack", "linf"), ("BestOf", ""), ("FMN", "l0"), ("FMN", "l1"), ("SigmaZero", ""), ("VFGA", "")),
+    *(("ALMA", "l2"), ("ALMA", "l1"), ("PDGD", ""), ("PDPGD", "linf"), ("PDPGD", "l0"), ("TrustRegion", "l2")),
+    *(("CarliniWagnerLinf", ""), ("CarliniWagnerL0", "")),
 ]
 case = pytest.mark.parametrize(("name", "norm"), CASES)
 representative = pytest.mark.parametrize(("name", "norm"), REPRESENTATIVES)
@@ -218,7 +228,7 @@ def test_a_call_gives_the_record_and_leaves_misclassified_samples(name: str, nor
 
 @representative
 def test_bounds_absent(name: str, norm: str) -> None:
-    if name == "LocalSearch":
+    if name in ("LocalSearch", "VFGA"):
         with pytest.raises(ValueError, match="bounds"):
             make(name, norm, bounds=None)
         return

@@ -109,6 +109,12 @@ MINIMAL: list[tuple[str, str, dict[str, Any]]] = [
     *((norm, "DeepFool", {"norm": norm}) for norm in ("linf", "l2")),
     *((norm, name, {"norm": norm, "steps": 30}) for norm in NORMS for name in ("FAB", "FABT")),
     *((norm, "FMN", {"norm": norm, "steps": 200}) for norm in NORMS),
+    *((norm, "FMN", {"norm": norm, "steps": 200, "start": "sample"}) for norm in NORMS),
+    *((norm, "ALMA", {"norm": norm, "steps": 300}) for norm in ("l2", "l1")),
+    ("l2", "PDGD", {"steps": 300}),
+    *((norm, "PDPGD", {"norm": norm, "steps": 300}) for norm in NORMS),
+    *((norm, "TrustRegion", {"norm": norm}) for norm in ("linf", "l2")),
+    ("linf", "CarliniWagnerLinf", {"steps": 200, "initial_const": 0.1}),
     ("l2", "DDN", {"steps": 300, "loss": "margin"}),
     ("l2", "CarliniWagner", {"steps": 200}),
     ("l2", "LBFGS", {"steps": 20, "search_steps": 6}),
@@ -124,7 +130,8 @@ MINIMAL: list[tuple[str, str, dict[str, Any]]] = [
 def test_smallest_perturbations_of_linear_models(norm: str, name: str, arguments: dict[str, Any], classes: int) -> None:
     """Within one per cent of the distance of the nearest plane.
 
-    DDN and FMN follow the likely class, with more than one other not always the nearest; ElasticNet mixes L1 with L2.
+    DDN, FMN and the attacks on a Lagrangian follow the likely class, with more than one other not always the nearest;
+    ElasticNet mixes L1 with L2.
     """
     torch.manual_seed(0)
     model = nn.Linear(12, classes).double()
@@ -145,7 +152,12 @@ def test_smallest_perturbations_of_linear_models(norm: str, name: str, arguments
     if name == "ElasticNet":
         assert float(ratio.median()) <= 1.02
         assert float(ratio.max()) <= 1.1
-    elif classes > 2 and name in ("DDN", "FMN"):
+    elif name == "CarliniWagnerLinf":  # a round begins a tenth lower, and ends where the sample fools
+        assert float(ratio.max()) <= 1.1
+    elif name in ("PDGD", "PDPGD"):  # their weight of the norm swings around the right one
+        assert float(ratio.median()) <= 1.02
+        assert classes > 2 or float(ratio.max()) <= 1.05
+    elif classes > 2 and name in ("DDN", "FMN", "ALMA"):
         assert float(ratio.median()) <= 1.01
     else:
         assert float(ratio.max()) <= 1.01

@@ -10,7 +10,15 @@ from scipy import stats
 from scipy.optimize import brentq
 from torch import Tensor
 
-from lit_modules.attacks.engine.norms import lp_norm, normalise, project, project_l1_box, random_in_ball, steepest
+from lit_modules.attacks.engine.norms import (
+    few_steepest,
+    lp_norm,
+    normalise,
+    project,
+    project_l1_box,
+    random_in_ball,
+    steepest,
+)
 from lit_modules.attacks.engine.random import SampleRandom
 
 BALLS = ["linf", "l2", "l1"]
@@ -135,3 +143,13 @@ def test_random_points_of_the_ball(norm: str, power: int) -> None:
     if norm == "l2":
         angle = torch.atan2(points[:, 0, 0], points[:, 0, 1]).numpy()
         assert stats.kstest(angle, stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue > 1e-4
+
+
+def test_few_steepest_moves_a_third_of_the_changed_values_that_have_room() -> None:
+    gradient = torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.5, 0.0, -0.1]]).expand(3, -1)
+    move = torch.tensor([[1.0] * 6 + [0.0], [0.0] * 7, [1.0] * 7])
+    movable = torch.ones_like(move, dtype=torch.bool)
+    movable[:, 1] = False
+    expected = [[0.5, 0, 0.5, 0, 0, 0, 0], [1.0, 0, 0, 0, 0, 0, 0], [0.5, 0, 0.5, 0, 0, 0, 0]]
+    assert few_steepest(gradient, move, movable).tolist() == expected
+    assert not bool(few_steepest(torch.zeros(1, 4), torch.ones(1, 4), torch.ones(1, 4).bool()).any())

@@ -14,19 +14,26 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lit_modules.attacks import (
+    ALMA,
     APGD,
     APGDT,
     DDN,
     FAB,
     FMN,
     L2PGD,
+    PDGD,
+    PDPGD,
+    VFGA,
     Attack,
     AutoAttack,
     CarliniWagner,
+    CarliniWagnerLinf,
     DeepFool,
     ElasticNet,
     LinfPGD,
+    SigmaZero,
     Square,
+    TrustRegion,
 )
 from lit_modules.attacks.engine.norms import lp_norm
 
@@ -227,3 +234,30 @@ def test_distances_of_carlini_wagner_of_torchattacks(digits: Digits) -> None:
     peer = pytest.importorskip("torchattacks").CW(digits[0], c=1, steps=100, lr=0.01)
     mine = CarliniWagner(steps=100, search_steps=1, initial_const=1.0, abort_early=False)
     shorter(digits, "l2", mine, peer(*digits[1:]).detach())
+
+
+@pytest.mark.parametrize(
+    ("norm", "mine", "theirs", "arguments"),
+    [
+        ("l0", SigmaZero(), "sigma_zero", {"num_steps": 100}),
+        ("l0", VFGA(), "vfga", {"targeted": False}),
+        ("l0", FMN(norm="l0"), "sigma_zero", {"num_steps": 100}),
+        ("l1", ALMA(norm="l1"), "alma", {"num_steps": 100, "distance": "l1", "init_lr_distance": 0.5}),
+        ("l2", ALMA(norm="l2"), "alma", {"num_steps": 100, "distance": "l2", "init_lr_distance": 0.1}),
+        ("l2", PDGD(), "pdgd", {"num_steps": 100}),
+        *((norm, PDPGD(norm=norm), "pdpgd", {"num_steps": 100, "norm": order})  # type: ignore[arg-type]
+          for norm, order in (("l0", 0), ("l1", 1), ("l2", 2), ("linf", np.inf))),
+        *((norm, FMN(norm=norm), "fmn", {"steps": 100, "norm": order})  # type: ignore[arg-type]
+          for norm, order in (("l0", 0), ("l1", 1), ("l2", 2), ("linf", np.inf))),
+        *((norm, TrustRegion(norm=norm), "tr", {"iter": 100, "adaptive": True, "p": order})  # type: ignore[arg-type]
+          for norm, order in (("l2", 2), ("linf", np.inf))),
+        slow("linf", CarliniWagnerLinf(steps=50, initial_const=0.1), "carlini_wagner_linf",
+             {"max_iterations": 50, "initial_const": 0.1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_distances_of_adv_lib(digits: Digits, norm: str, mine: Attack, theirs: str, arguments: Any) -> None:
+    """At equal steps no sample fewer is fooled, and the median is no longer."""
+    peer = getattr(pytest.importorskip("adv_lib.attacks"), theirs)
+    model, x, y = digits[0], digits[1][:100], digits[2][:100]
+    shorter((model, x, y), norm, mine, peer(model, x, y, **arguments).detach())

@@ -1,7 +1,5 @@
 """Base of pipelines that take no adapters of their own: peft puts them on the network, writes and loads them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,20 +25,6 @@ class InjectedBackbone(PipelineBackbone):
 
         inject_adapter_in_model(config, self.network)
         self._peft_config = config
-
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Switch the adapter off, so that the network is the one before tuning."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
 
     def save_pretrained(self, folder: str, adapter: bool) -> None:
         """Write the adapter as peft does, or the whole network in its own folder."""

@@ -109,6 +109,12 @@ class PixelDiffusion(Backbone):
         """Mark of the weights of a folder; a new network's are marked by its arguments."""
         return "new" if self.folder is None else super().version
 
+    def drawing_identity(self) -> str:
+        """Return what the pictures of the untuned network depend on; those of a new one on its arguments too."""
+        own = [self.block_size, self.brightness, self.colour, self.word_width, self.num_steps, self.guidance]
+        new = [self.widths, self.layers_per_block, self.num_heads, self.seed] if self.folder is None else []
+        return f"{super().drawing_identity()}/{own}/{new}"
+
     def load_text(self) -> None:
         """Take note that words are vectors already."""
         self.hold("text")
@@ -144,10 +150,16 @@ class PixelDiffusion(Backbone):
         self.network, self.scheduler = network, scheduler
         self.schedule = NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
-    def latent_shape(self) -> tuple[int, ...]:
+    @property
+    def multiple(self) -> int:
+        """Number of pixels that an image's height and width must be multiples of."""
+        factor: int = self.block_size * 2 ** (len(self.widths) - 1)
+        return factor
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Return the shape of one image's blocks, ``(frequencies, height, width)``."""
-        side = self.image_size // self.block_size
-        return len(self.basis), side, side
+        height, width = size or (self.image_size, self.image_size)
+        return len(self.basis), height // self.block_size, width // self.block_size
 
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         """Return the vectors of the words, ``(batch, max_words, word_width)``, and which there are."""

@@ -33,6 +33,7 @@ from lit_modules.utils import adapters
 from lit_modules.utils.model_cards import model_card, of_transformers
 from lit_modules.utils.model_kwargs import check_model_kwargs
 from lit_modules.utils.precision import check_precision, check_trained
+from lit_modules.utils.progress import shown
 from lit_modules.utils.random_state import random_state, set_random_state
 from lit_modules.utils.resuming import bring
 from lit_modules.utils.training_state import without_frozen
@@ -507,7 +508,7 @@ class CausalLM(LightningModule):
 
     def _answer(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[list[int]]:
         ends = self.tokenizer.eos_token_id
-        with in_step(self.model):
+        with in_step(self.model), shown(self._trainer):
             answers = greedy_generate(
                 self.model,
                 input_ids,
