@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from lit_modules.callbacks import AdaptiveLR
 from lit_modules.cli import main as lit_modules
 from lit_modules.datamodules import Digits
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
 from lit_modules.utils.files import write_whole
 
 RATES, SEEDS, STEPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2), (0, 1, 2), 64
@@ -143,11 +144,10 @@ def table(rows: Rows, columns: dict[str, str]) -> Iterator[str]:
         yield f"| {rule} | {lowest:.3f} | {highest:.3f} | {highest - lowest:.3f} | {best} |"
 
 
+@figure_style()
 def draw(path: Path, studies: dict[str, Rows]) -> None:
     """Draw the first column of each table against the initial rate."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * len(studies), 3.6), layout="constrained")
+    figure = new_figure(4.2 * len(studies), 3.6)
     for axes, (name, rows) in zip(figure.subplots(1, len(studies), squeeze=False)[0], studies.items(), strict=True):
         label, column = next(iter(COLUMNS[name].items()))
         for rule in RULES:
@@ -158,7 +158,7 @@ def draw(path: Path, studies: dict[str, Rows]) -> None:
         axes.set(xscale="log", xlabel="initial learning rate", ylabel=label, ylim=(-0.03, 1.03), title=name)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def main() -> None:

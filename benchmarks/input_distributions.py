@@ -22,7 +22,8 @@ import yaml
 
 from lit_modules.cli import main as lit_modules
 from lit_modules.cli.recipes import find_recipe
-from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
+from lit_modules.utils.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,10 @@ def read(run: Path, axis: str) -> Rows:
     return rows
 
 
+@figure_style()
 def plot(path: Path, results: dict[str, dict[str, Rows]]) -> None:
     """Draw clean accuracy and accuracy under AutoAttack against the level, a panel for each data set."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained", facecolor="white")
+    figure = new_figure(10, 4)
     axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
     for axis, (key, trainings) in zip(axes, results.items(), strict=True):
         data = DATA[key]
@@ -126,8 +126,7 @@ def plot(path: Path, results: dict[str, dict[str, Rows]]) -> None:
         axis.set_title(data.name, loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("accuracy in %, mean and deviation over seeds")
-    with whole_file(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+    save_figure(figure, path)
 
 
 def main() -> None:

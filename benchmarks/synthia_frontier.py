@@ -23,7 +23,8 @@ from datamodules.drawn.ontology import CONCEPTS, SEEN_BY
 from lit_modules.demos.stages import quiet
 from lit_modules.demos.synthia.arm import Arm, World, read_arm, run_arm
 from lit_modules.demos.synthia.world import read_rows, single_rows, write_base, write_pairs
-from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
+from lit_modules.utils.files import write_whole
 
 QUANTITIES = ("one", "both", "novelty")
 
@@ -106,11 +107,10 @@ def numbers(setting: Setting, name: str, world: World, seed: int) -> dict[str, f
     return dict(zip(QUANTITIES, values, strict=True))
 
 
+@figure_style()
 def plot(path: Path, results: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Draw composition against novelty, a point with deviations for each setting."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5.5), layout="constrained", facecolor="white")
+    figure = new_figure(8, 5.5)
     axis = figure.subplots()
     for name, rows in results.items():
         (x, y), (dx, dy) = (
@@ -121,8 +121,7 @@ def plot(path: Path, results: Mapping[str, Sequence[Mapping[str, float]]]) -> No
         axis.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
     axis.set(xlabel="novelty of pictures that show both", ylabel="held-out pairs: both shown")
     axis.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ PASSES = {
     "UNDIAL": ("forget", "old forget"),
     "IDK": ("idk", "retain"),
     "DPO": ("forget", "idk", "retain"),
+    "AltPO": ("forget", "alternate", "retain"),
     "KLMinimisation": ("forget", "retain", "old retain"),
     "RMU": ("lower forget", "lower retain", "old lower retain"),
     **dict.fromkeys(
@@ -193,7 +194,7 @@ def methods(names: Sequence[str], rows: int, tokens: int, hidden_size: int, step
         labels[:, : tokens // 2] = IGNORED
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
-    data: Batches = [{name: task() for name in ("forget", "retain", "idk")} for _ in range(steps)]
+    data: Batches = [{name: task() for name in ("forget", "retain", "idk", "alternate")} for _ in range(steps)]
     learn(template, data)
     size = sum(parameter.numel() for parameter in template.parameters())
     yield f"{size / 1e6:.1f} M parameters, {rows} x {tokens} tokens of a task", "", ""

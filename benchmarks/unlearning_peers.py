@@ -7,6 +7,7 @@ all positions, of which the scored ones count.
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import SequentialSampler
 from lit_modules.unlearning.core.losses import IGNORED
 
 RMU_LAYER = 2
-REFERENCED = ("NPO", "DPO", "KLMinimisation", "UNDIAL", "RMU")
+REFERENCED = ("NPO", "DPO", "AltPO", "KLMinimisation", "UNDIAL", "RMU")
 Task = Mapping[str, Tensor]
 
 
@@ -78,12 +79,12 @@ def npo(network: nn.Module, old: nn.Module, batch: Mapping[str, Task], beta: flo
     return -2 / beta * F.logsigmoid(-beta * ratio).mean() + nll(network, batch["retain"])
 
 
-def dpo(network: nn.Module, old: nn.Module, batch: Mapping[str, Task], beta: float = 0.1) -> Tensor:
-    """Return the loss of DPO with refusals and the retain NLL."""
+def dpo(network: nn.Module, old: nn.Module, batch: Mapping[str, Task], beta: float = 0.1, other: str = "idk") -> Tensor:
+    """Return the loss of DPO with other answers, refusals or alternates, and the retain NLL."""
     with torch.no_grad():
-        wanted, unwanted = (Scored(old, batch[name]).row_nll for name in ("idk", "forget"))
+        wanted, unwanted = (Scored(old, batch[name]).row_nll for name in (other, "forget"))
     wanted, unwanted = (
-        before - Scored(network, batch[name]).row_nll for name, before in (("idk", wanted), ("forget", unwanted))
+        before - Scored(network, batch[name]).row_nll for name, before in ((other, wanted), ("forget", unwanted))
     )
     return -2 / beta * F.logsigmoid(beta * (wanted - unwanted)).mean() + nll(network, batch["retain"])
 
@@ -164,6 +165,7 @@ PEERS: dict[str, Callable[[nn.Module, Any, Mapping[str, Task]], Tensor]] = {
     "IDK": lambda network, old, batch: nll(network, batch["idk"]) + nll(network, batch["retain"]),
     "NPO": npo,
     "DPO": dpo,
+    "AltPO": partial(dpo, other="alternate"),
     "KLMinimisation": kl_minimisation,
     "UNDIAL": undial,
     "RMU": rmu,
@@ -183,7 +185,7 @@ class PeerTrainer(transformers.Trainer):
         method: Name of the method.
         network: Model to train.
         folder: Folder that the trainer may write to.
-        data: Batches ``{"forget": task, "retain": task, "idk": task}``.
+        data: Batches of the tasks forget, retain, idk and alternate.
         learning_rate: Rate of AdamW, without decay.
         on_step: Called before each step.
     """

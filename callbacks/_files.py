@@ -5,9 +5,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
 
 from lit_modules.utils.files import write_whole
+
+
+def picture(pixels: Tensor) -> Image.Image:
+    """Return 8-bit numbers, ``(3, height, width)``, as a picture."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Return a picture as 8-bit numbers, ``(3, height, width)``."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def is_dev_run(trainer: Trainer) -> bool:

@@ -9,9 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
-from ._files import is_dev_run, log_rows, run_folder
+from ._files import is_dev_run, log_rows, picture, run_folder
 
 
 class PredictionRecord(Callback):
@@ -136,7 +135,7 @@ class PredictionRecord(Callback):
         folder.mkdir(exist_ok=True)
         path = folder / f"{self._rows:05d}-{name}.png"
         pixels = image.detach().float().cpu().nan_to_num(0, 0, 0).clamp(0, 1)
-        to_pil_image((pixels * 255).round().to(torch.uint8)).save(path)
+        picture((pixels * 255).round().to(torch.uint8)).save(path)
         if self._rows < self.table_rows:
             self._pictures.append(path)
         return f"{folder.name}/{path.name}"

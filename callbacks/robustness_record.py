@@ -7,9 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
 
-from ._files import check_filename, check_methods, run_folder, write_new
+from ._files import check_filename, check_methods, pixels_of, run_folder, write_new
 
 
 class RobustnessRecord(Callback):
@@ -68,4 +67,4 @@ class RobustnessRecord(Callback):
                 logger.log_image("test/examples", [picture])
             elif hasattr(board, "add_image"):
                 with Image.open(picture) as image:
-                    board.add_image("test/examples", pil_to_tensor(image.convert("RGB")), trainer.global_step)
+                    board.add_image("test/examples", pixels_of(image), trainer.global_step)

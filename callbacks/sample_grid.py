@@ -12,12 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 from lit_modules.utils.files import whole_file
 
-from ._files import is_dev_run, run_folder
+from ._files import is_dev_run, picture, run_folder
 
 
 class SampleGrid(Callback):
@@ -155,6 +153,8 @@ class SampleGrid(Callback):
                 f"SampleGrid asks {type(pl_module).__name__}.generate for floats in [0, 1] of shape "
                 f"({self.num_images}, 3, height, width), got {got}."
             )
+        from torchvision.utils import make_grid
+
         whole = images.detach().float().nan_to_num(0, 0, 0).clamp(0, 1)
         columns = math.ceil(math.sqrt(self.num_images))
         grid: Tensor = make_grid(whole, nrow=columns, padding=2, pad_value=1.0)
@@ -164,7 +164,7 @@ class SampleGrid(Callback):
         try:
             for name, grid in zip(self._names(), grids, strict=True):
                 with whole_file(folder / f"{name}.png") as part:
-                    to_pil_image(grid).save(part, format="PNG")
+                    picture(grid).save(part, format="PNG")
         except OSError as error:  # such as a full disk, which training need not end for
             rank_zero_warn(f"SampleGrid cannot write pictures to {folder}: {error}")
 
@@ -174,7 +174,7 @@ class SampleGrid(Callback):
             return
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
-                images = [to_pil_image(grid) for grid in grids]
+                images = [picture(grid) for grid in grids]
                 logger.log_image("val/sample_grid", images, step=trainer.global_step, caption=captions)
             elif hasattr(getattr(logger, "experiment", None), "add_image"):
                 board: Any = logger

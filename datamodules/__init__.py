@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .lume.synthetic import SyntheticLUME
     from .muse.muse import MUSE
     from .tofu.tofu import TOFU
+    from .wmdp.wmdp import WMDP
 elif __name__ == "datamodules":
     use_long_name(__name__)
 else:
@@ -31,6 +32,7 @@ __all__ = [
     "MNIST",
     "MUSE",
     "TOFU",
+    "WMDP",
     "AffordancePairs",
     "Digits",
     "DrawnObjects",

@@ -19,8 +19,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
-    "Unlearning": "ngdiff gradient_difference gradient_ascent npo simnpo kl_minimisation dpo idk rmu loss_norm wga "
-    "sat_imp undial ceu pdu task_vector compare",
+    "Unlearning": "ngdiff gradient_difference gradient_ascent npo simnpo kl_minimisation dpo altpo idk rmu loss_norm "
+    "wga sat_imp undial ceu pdu task_vector compare metrics",
     "Adversarial training": "pgd trades mart free fast",
     "Synthia": "synthia",
     "CoDA": "coda coda_augmentation",
@@ -111,7 +111,7 @@ def shared_arguments(path: str) -> str:
                 "required" if default is inspect.Parameter.empty else f"`{getattr(default, '__name__', repr(default))}`"
             )
             rows.append(f"| `{parameter.name}` | {text} | {shown} |")
-    head = ["**Arguments shared with its relatives:**", "", "| Name | Description | Default |", "| --- | --- | --- |"]
+    head = ["**Inherited arguments:**", "", "| Name | Description | Default |", "| --- | --- | --- |"]
     return "\n".join([*head, *rows]) if rows else ""
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RMU,
         UNDIAL,
         WGA,
+        AltPO,
         CausalLMFineTuning,
         GradientAscent,
         GradientDifference,
@@ -34,6 +35,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
+    "AltPO",
     "CEU",
     "CausalLMFineTuning",
     "ClassifierUpdate",

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datamodules import *  # noqa: F403
+    from datamodules import common as common
     from datamodules import drawn as drawn
     from datamodules import few_shot as few_shot
     from datamodules import lume as lume

@@ -20,13 +20,13 @@ from lit_modules.synthia import Ontology, build_curriculum
 from tests.coda.tiny_llava import write as write_llava
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-OTHER_COMMANDS = {"coda_augmentation", "compare"}
-"""Folders of what `lit-modules coda` and `lit-modules compare` read, which name no model and no data to fit."""
+OTHER_COMMANDS = {"coda_augmentation", "compare", "metrics"}
+"""Folders of what `lit-modules coda`, `compare` and `metrics` read, which name no model and no data to fit."""
 NAMED = sorted(CONFIGS.glob("[!_]*/*.yaml"))
 RECIPES = [path for path in NAMED if path.parent.name not in OTHER_COMMANDS]
 FRAGMENTS = sorted(CONFIGS.glob("_*/*.yaml"))
 REPRESENTATIVES = {"ngdiff/lume", "ngdiff/muse", "npo/tofu", "rmu/lume", "pgd/digits", "free/cifar10", "synthia/drawn"}
-REPRESENTATIVES |= {"synthia/sdxl_lora", "coda/drawn", "coda/vit"}
+REPRESENTATIVES |= {"synthia/sdxl_lora", "coda/drawn", "coda/vit", "altpo/tofu", "rmu/wmdp"}
 """Recipes that the default tests train; ``test_print_config.py`` builds the configuration of all."""
 
 
@@ -173,6 +173,19 @@ def muse_texts(folder: Path) -> Path:
     return folder
 
 
+def wmdp_corpora(folder: Path) -> Path:
+    """Write harmless texts in the layout of WMDP's corpora, and of Wikitext."""
+    text = "The harbour of Lirra froze in the winter of the long bell, and nobody crossed it. "
+    folder.mkdir()
+    for name in ("bio-forget-corpus", "cyber-forget-corpus", "bio-retain-corpus", "cyber-retain-corpus"):
+        rows = [json.dumps({"text": f"{name} {number}. {text}"}) for number in range(4)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "wikitext-2-raw-v1").mkdir()
+    rows = [json.dumps({"text": short}) for short in ("= Lirra =", *(f"{number} {text}" for number in range(8)))]
+    (folder / "wikitext-2-raw-v1" / "test.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
 def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.FixtureRequest) -> list[str]:
     """Overrides that make a recipe small: a tiny model in place of a named one, the tests' rows as data."""
     recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -193,6 +206,8 @@ def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.F
         arguments += [f"--data.init_args.root={lume.parent / 'tofu'}", "--data.init_args.batch_size=1"]
         arguments += ["--data.init_args.template=plain", "--data.init_args.system_prompt=null"]
         arguments += ["--data.init_args.batch_size=1"]
+        if recipe["model"]["class_path"] == "lit_modules.AltPO":
+            arguments += ["--model.init_args.chat=false"]
     elif data in ("lit_modules.datamodules.MNIST", "lit_modules.datamodules.CIFAR10", "lit_modules.datamodules.Digits"):
         arguments += ["--data.init_args.batch_size=4", "--data.init_args.validation_size=8"]
         if data != "lit_modules.datamodules.Digits":
@@ -213,6 +228,11 @@ def small(config: Path, model: Path, lume: Path, folder: Path, request: pytest.F
         arguments += [f"--data.init_args.root={muse_texts(folder / 'muse')}", "--data.init_args.max_length=16"]
         arguments += ["--data.init_args.batch_size=1", "--data.init_args.eval_batch_size=2"]
         arguments += [f"--{part}.init_args.tokenizer={model}" for part in ("model", "data")]
+    elif data == "lit_modules.datamodules.WMDP":
+        arguments += [f"--data.init_args.root={wmdp_corpora(folder / 'corpora')}", "--data.init_args.batch_size=1"]
+        arguments += ["--data.init_args.max_length=64"]
+        if recipe["model"]["class_path"] == "lit_modules.RMU":  # of one block
+            arguments += ["--model.init_args.train_only=['layers.0.mlp.down_proj']"]
     elif data == "lit_modules.datamodules.SyntheticLUME":
         arguments += [f"--data.init_args.root={folder / 'data'}", "--data.init_args.num_documents=2"]
     return arguments

@@ -146,6 +146,7 @@ def logits(module: Any) -> Tensor:
 ROWS = [task(seed) for seed in range(3)]
 PAIRS = [{"forget": task(seed), "retain": task(10 + seed)} for seed in range(3)]
 SETTINGS: dict[str, Objects] = {  # with which the forget rows of an untrained model count
+    "AltPO": {"num_alternates": 2, "max_alternate_tokens": 4},
     "CEU": {"forget_weight": 10.0},
     "RMU": {"layer": 0},
     "SatImp": {"beta1": 0.5, "forget_weight": 1.0},
@@ -251,8 +252,8 @@ IMAGES = [{**batch, "image": torch.rand(2, 3, 8, 8, generator=RANDOM)} for batch
 CODA: Objects = {"model": "llava", "preset": "small", "dtype": "float32", "rank": 2, "learning_rate": 0.1}
 VIT: Objects = {"model": "vit", "num_classes": 2, "mean": [0.5] * 3, "std": [0.5] * 3, "learning_rate": 0.1}
 
-METHODS = ["CEU", "DPO", "GradientAscent", "GradientDifference", "IDK", "KLMinimisation", "LossNorm", "NGDiff", "NPO"]
-METHODS += ["PDU", "RMU", "SatImp", "SimNPO", "TaskVector", "UNDIAL", "WGA"]
+METHODS = ["AltPO", "CEU", "DPO", "GradientAscent", "GradientDifference", "IDK", "KLMinimisation", "LossNorm", "NGDiff"]
+METHODS += ["NPO", "PDU", "RMU", "SatImp", "SimNPO", "TaskVector", "UNDIAL", "WGA"]
 TRAININGS = ["FastTraining", "FreeTraining", "MART", "PGDTraining", "StandardTraining", "TRADES"]
 ADAPTED: Objects = {"training": {"optimizer": SGD, "peft_config": LORA}}
 CASES: dict[str, Case] = {

@@ -42,6 +42,17 @@ ADDED: set[str] = {
     ),
     "lit_modules.callbacks.AdaptiveLR.rule",
     "lit_modules.*.model_kwargs",
+    "lit_modules.*.prior_*",
+    "lit_modules.*.text_peft_config",
+    "lit_modules.synthia.*.quantization_config",
+    "lit_modules.datamodules.AffordancePairs.bucket_step",
+    "lit_modules.datamodules.AffordancePairs.largest_ratio",
+    *(
+        f"lit_modules.datamodules.{data}.{option}"
+        for data in ("LUME", "SyntheticLUME", "TOFU")
+        for option in ("request", "requests")
+    ),
+    "lit_modules.metrics.TOFUScore.part",
     *(
         f"lit_modules.datamodules.{kind}.download"
         for kind in ("FewShotPairs", "NovelSpecies", "INaturalistPairs", "SUNPairs")

@@ -40,3 +40,18 @@ def test_paper_index_names_what_is_run(files: str, names: str) -> None:
                 re.findall(rf"(?:def|class) {own}\b", everything)
             )
             assert used > 0, f"nothing in the packages calls {name}"
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    """Versions with a date below the unreleased one, and every entry under a kind of change."""
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    versions = [line for line in lines if line.startswith("## ")]
+    assert versions[0] == "## [Unreleased]"
+    assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", line) for line in versions[1:])
+    kind = None
+    for line in lines:
+        if line.startswith("#"):
+            kind = line.removeprefix("### ") if line.startswith("### ") else None
+            assert kind in (None, "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"), line
+        elif line.startswith("- "):
+            assert kind is not None, f"{line} stands under no kind of change"

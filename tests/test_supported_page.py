@@ -40,6 +40,9 @@ def test_a_cell_is_the_outcome_of_a_test_and_reasons_stand_below(repository: Pat
         "| flux2_klein | yes |",
     ]
     assert "[1] the library fails  \n[2] no template" in page
+    later = ElementTree.fromstring(RESULTS).findall(".//testcase[@classname='tests.unlearning.test_architectures']")
+    newer = "\n".join(script["page"](later, date(2026, 3, 4), script["sections"](page)))
+    assert newer == page.replace("Made on 2026-01-02", "Made on 2026-03-04", 1)  # of the first table alone
 
 
 def test_the_tests_that_the_page_is_made_of_are_there(repository: Path) -> None:

@@ -20,6 +20,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -181,7 +183,7 @@ def stable_diffusion3(save_tiny: Any) -> str:
                 joint_attention_dim=16,
                 caption_projection_dim=16,
                 pooled_projection_dim=12,
-                pos_embed_max_size=8,
+                pos_embed_max_size=16,
             ),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=autoencoder(scaling_factor=1.5, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
@@ -473,6 +475,47 @@ def chroma(save_tiny: Any) -> str:
     )
 
 
+@pytest.fixture(scope="session")
+def hidream(save_tiny: Any) -> str:
+    llama = LlamaConfig(**DECODER | {"vocab_size": 264, "hidden_size": 8, "head_dim": 4})
+    return save_tiny(
+        lambda: diffusers.HiDreamImagePipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=autoencoder(scaling_factor=0.4, shift_factor=0.1),
+            text_encoder=clip_text(8, 8, max_length=128),
+            tokenizer=clip_tokenizer(128),
+            text_encoder_2=clip_text(8, 8, max_length=128),
+            tokenizer_2=clip_tokenizer(128),
+            text_encoder_3=t5_text(),
+            tokenizer_3=t5_tokenizer(),
+            text_encoder_4=LlamaForCausalLM(llama),
+            tokenizer_4=qwen_tokenizer(),
+            transformer=diffusers.HiDreamImageTransformer2DModel(
+                patch_size=2,
+                in_channels=4,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                caption_channels=[8, 8],
+                text_emb_dim=16,
+                axes_dims_rope=(4, 2, 2),
+                max_resolution=(16, 16),
+                llama_layers=[0, 1],
+            ),
+        )
+    )
+
+
+def open_pipeline(name: str, folder: str, size: int, **parts: Any) -> Any:
+    """Open a pipeline of diffusers by the name of its class; that of HiDream draws the area that it is made for."""
+    pipeline = getattr(diffusers, name).from_pretrained(folder, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    if name == "HiDreamImagePipeline":
+        pipeline.default_sample_size = size // pipeline.vae_scale_factor
+    return pipeline
+
+
 CALLS: dict[str, dict[str, Any]] = {
     "stable_diffusion": {"guidance_scale": 7.5},
     "stable_diffusion_v": {"guidance_scale": 7.5},
@@ -488,6 +531,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "qwen_image": {"true_cfg_scale": 4.0, "negative_prompt": ""},
     "flux2_klein": {"guidance_scale": 4.0},
     "chroma": {"guidance_scale": 5.0},
+    "hidream": {"guidance_scale": 5.0},
 }
 """Arguments with which each pipeline draws as our backbone does by default, by fixture."""
 

@@ -35,6 +35,7 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "NPO-Projected": ("NPO", {"aggregator": aggregators.Projected()}),
     "SimNPO": ("SimNPO", {}),
     "DPO": ("DPO", {}),
+    "AltPO": ("AltPO", {"num_alternates": 2, "max_alternate_tokens": 4}),
     "IDK": ("IDK", {}),
     "RMU": ("RMU", {"layer": 0}),
     "LossNorm": ("LossNorm", {}),

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from lit_modules.utils.images import read_picture_file
 from lit_modules.utils.json_lines import numbered_lines, parse_json
+from lit_modules.utils.progress import track
+
+from .buckets import Size, nearest_bucket
 
 Resize = Literal["crop", "squash"]
 _LISTED = 20
@@ -86,76 +89,109 @@ def listing(problems: Sequence[str], title: str, noun: str) -> str:
 
 
 class ImageStore:
-    """Images of a size, 8 bits, in memory as far as they fit, and in a few variants each.
+    """Images of one size or of a few, 8 bits, in memory as far as they fit, and in a few variants each.
 
     Variant 0 is the image, variant 1 its mirror image. Later ones are crops of 85 to 100 % of the sides, every second
     one mirrored; which crop depends on the path, the seed and the number alone.
 
     Args:
         image_size: Side in pixels.
-        resize: ``"crop"`` cuts the middle square out; ``"squash"`` ignores the aspect ratio.
+        resize: ``"crop"`` cuts the middle out, as much of it as has the size's aspect ratio; ``"squash"`` ignores the
+            image's own.
         variants: Variants of each image, at least 1.
         memory_bytes: Bound of the images in memory, in bytes; further ones are decoded at each access.
         seed: Seed of the crops.
+        sizes: Height and width of each bucket; ``None`` is the square alone.
     """
 
     def __init__(
-        self, image_size: int, resize: Resize = "crop", variants: int = 1, memory_bytes: int = 2**32, seed: int = 0
+        self,
+        image_size: int,
+        resize: Resize = "crop",
+        variants: int = 1,
+        memory_bytes: int = 2**32,
+        seed: int = 0,
+        sizes: Sequence[Size] | None = None,
     ) -> None:
-        self.image_size, self.resize, self.variants = image_size, resize, variants
+        self.sizes = ((image_size, image_size),) if sizes is None else tuple(sizes)
+        self.resize, self.variants = resize, variants
         self.memory_bytes, self.seed = memory_bytes, seed
-        self._kept: dict[Path, list[Tensor]] = {}
+        self._kept: dict[tuple[Path, int], list[Tensor]] = {}
+        self._buckets: dict[Path, int] = {}
+        self._used = 0
 
     def load(self, paths: Sequence[Path]) -> None:
-        """Decode each image once, to check it, and keep what fits.
+        """Decode each image once, to check it, and keep what fits, in the size that is nearest to it.
 
         Raises:
             ValueError: If images are missing or not accepted, see :func:`lit_modules.utils.images.read_picture`; lists
                 them all.
         """
-        paths = [path for path in dict.fromkeys(paths) if path not in self._kept]
-        size = self._crops * 3 * self.image_size**2
-        room = self.memory_bytes // size - len(self._kept)
+        paths = [path for path in dict.fromkeys(paths) if path not in self._buckets]
         problems = []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for number, (path, crops) in enumerate(zip(paths, pool.map(self._try, paths), strict=True)):
-                if isinstance(crops, str):
-                    problems.append(crops)
-                elif number < room:
-                    self._kept[path] = crops
+            results = track(zip(paths, pool.map(self._try, paths), strict=True), "reading images", len(paths))
+            for path, decoded in results:
+                if isinstance(decoded, str):
+                    problems.append(decoded)
+                else:
+                    self._buckets[path], crops = decoded
+                    self._keep(path, self._buckets[path], crops)
         if problems:
             raise ValueError(listing(problems, "Images cannot be read", "image"))
 
-    def get(self, path: Path, variant: int = 0) -> Tensor:
-        """Return a variant of an image, uint8, ``(3, size, size)``."""
+    def bucket_of(self, path: Path) -> int:
+        """Return the number of the size whose aspect ratio is nearest to that of an image that was loaded."""
+        return self._buckets[path]
+
+    def get(self, path: Path, variant: int = 0, bucket: int = 0) -> Tensor:
+        """Return a variant of an image in the size of a bucket, uint8, ``(3, height, width)``."""
         crop, mirrored = divmod(variant, 2)
-        kept = self._kept.get(path)
-        image = self._decode(path, [crop])[0] if kept is None else kept[crop]
+        kept = self._kept.get((path, bucket))
+        if kept is None and self._fits(bucket):
+            kept = self._decode(read_picture_file(path), path, bucket, range(self._crops))
+            self._keep(path, bucket, kept)
+        image = self._decode(read_picture_file(path), path, bucket, [crop])[0] if kept is None else kept[crop]
         return image.flip(-1) if mirrored else image
 
     @property
     def _crops(self) -> int:
         return (self.variants + 1) // 2
 
-    def _try(self, path: Path) -> list[Tensor] | str:
+    def _bytes(self, bucket: int) -> int:
+        height, width = self.sizes[bucket]
+        return self._crops * 3 * height * width
+
+    def _fits(self, bucket: int) -> bool:
+        return self._used + self._bytes(bucket) <= self.memory_bytes
+
+    def _keep(self, path: Path, bucket: int, crops: list[Tensor]) -> None:
+        if self._fits(bucket):
+            self._kept[path, bucket] = crops
+            self._used += self._bytes(bucket)
+
+    def _try(self, path: Path) -> tuple[int, list[Tensor]] | str:
         try:
-            return self._decode(path, range(self._crops))
+            image = read_picture_file(path)
         except ValueError as error:
             return str(error).rstrip(".")
+        bucket = nearest_bucket(image.height, image.width, self.sizes)
+        return bucket, self._decode(image, path, bucket, range(self._crops))
 
-    def _decode(self, path: Path, crops: Sequence[int]) -> list[Tensor]:
-        image = read_picture_file(path)
-        size = self.image_size, self.image_size
-        boxes = [self._box(image.width, image.height, path, crop) for crop in crops]
-        resized = [np.array(image.resize(size, Image.Resampling.LANCZOS, box)) for box in boxes]
+    def _decode(self, image: Image.Image, path: Path, bucket: int, crops: Sequence[int]) -> list[Tensor]:
+        height, width = self.sizes[bucket]
+        boxes = [self._box(image.width, image.height, path, crop, width / height) for crop in crops]
+        resized = [np.array(image.resize((width, height), Image.Resampling.LANCZOS, box)) for box in boxes]
         return [torch.from_numpy(pixels).permute(2, 0, 1).contiguous() for pixels in resized]
 
-    def _box(self, width: int, height: int, path: Path, crop: int) -> tuple[float, float, float, float]:
-        """Return what part of an image a crop shows."""
+    def _box(self, width: int, height: int, path: Path, crop: int, ratio: float) -> tuple[float, float, float, float]:
+        """Return what part of an image a crop shows, of a ratio of width to height."""
         random = Random(f"{self.seed}/{path.name}/{crop}")
         share = random.uniform(0.85, 1.0) if crop else 1.0
         across, down = (random.random(), random.random()) if crop else (0.5, 0.5)
-        wide, high = (width, height) if self.resize == "squash" else (min(width, height),) * 2
+        wide, high = float(width), float(height)
+        if self.resize == "crop":
+            wide, high = min(wide, height * ratio), min(high, width / ratio)
         left, top = (width - wide * share) * across, (height - high * share) * down
         return left, top, left + wide * share, top + high * share
 

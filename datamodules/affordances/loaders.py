@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..common.sampling import ResumableLoader, ordered_loader, place_of, training_loader
+from .buckets import Buckets
 from .sampling import CurriculumSampler
 
 TEMPLATE = "a new design that has functions of {affordances}"
@@ -27,7 +28,11 @@ class DrawnSet(Protocol):
 
 
 def curriculum_loader(
-    module: LightningDataModule, data: Dataset[Any], stages: Sequence[int], difficulty: Sequence[float]
+    module: LightningDataModule,
+    data: Dataset[Any],
+    stages: Sequence[int],
+    difficulty: Sequence[float],
+    buckets: Buckets | None = None,
 ) -> ResumableLoader:
     """Return the batches of a curriculum of training pairs, each with its stage and its transformed distance.
 
@@ -47,7 +52,7 @@ def curriculum_loader(
         )
     own = {"mode": arguments["mode"], "seed": arguments["seed"], "rank": rank, "world_size": ranks}
     sampler = CurriculumSampler(
-        stages, int(epochs), arguments["batch_size"], difficulty=difficulty, choices=CHOICES, **own
+        stages, int(epochs), arguments["batch_size"], difficulty=difficulty, choices=CHOICES, buckets=buckets, **own
     )
     return training_loader(module, data, sampler, arguments["num_workers"])
 

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_modules.utils.progress import shown
+
 from ..common.checks import check_at_least, check_choices
 from ..common.sampling import ResumableLoader
+from .buckets import Buckets, bucket_sizes
 from .files import ImagePair, ImageStore, Resize, listing, read_image_pairs
 from .loaders import TEMPLATE, curriculum_loader, evaluation_loader, pixels
 from .sampling import Mode
@@ -31,9 +34,18 @@ class AffordancePairs(LightningDataModule):
     take the images as they are; the stage of a test pair is the one its distance falls into. Test pairs need no images:
     if none has any, ``pos`` or ``neg`` and ``neg_mask`` are left out.
 
+    With ``bucket_step``, the images of a training batch have a height and a width of about the area of the square
+    (:func:`~datamodules.affordances.buckets.bucket_sizes`): the aspect ratio nearest to that of the positive images,
+    which are grouped by it, and which the negative ones of the batch are cut to. Of rows that fill no batch, neighbours
+    in aspect ratio share one. Validation and test keep the square.
+
     Args:
         root: Folder of ``stage0.jsonl`` and so on and ``test.jsonl``, as ``lit-modules pairs`` makes them.
         image_size: Side of the images in pixels; the paper's is 128.
+        bucket_step: Number of pixels that sides of aspect-ratio buckets are multiples of, at least the model's own
+            (8 for Stable Diffusion, 16 for most, 32 for Sana, 64 for Kandinsky 3); 64 is usual. ``None`` makes all
+            images square.
+        largest_ratio: Largest ratio of the sides of a bucket.
         resize: ``"crop"`` cuts the middle square out; ``"squash"`` ignores the aspect ratio, as the authors' code does.
         variants: Variants of each training image: itself, mirrored, and crops of at least 85 % of the side, every
             second one mirrored. A small number, so that encodings can be kept.
@@ -48,6 +60,9 @@ class AffordancePairs(LightningDataModule):
         seed: Seed of images and order.
         num_workers: Worker processes of each loader; 0 is fast if the images fit into memory.
 
+    Attributes:
+        image_sizes: Height and width of each aspect-ratio bucket, from the highest to the widest.
+
     Raises:
         ValueError: If an argument is out of its range; in ``setup``, if lines or images are wrong, and lists them.
         FileNotFoundError: In ``setup``, if the files are missing.
@@ -56,10 +71,15 @@ class AffordancePairs(LightningDataModule):
         Ha et al., "SYNTHIA: Novel Concept Design with Affordance Composition", arXiv 2502.17793.
     """
 
+    licence: ClassVar[str | None] = None
+    """Licence of the data, for the card of a model that learned from them; a subclass may say it."""
+
     def __init__(
         self,
         root: str = "data/pairs",
         image_size: int = 512,
+        bucket_step: int | None = None,
+        largest_ratio: float = 2.0,
         resize: Resize = "crop",
         variants: int = 4,
         negatives: int = 1,
@@ -78,9 +98,13 @@ class AffordancePairs(LightningDataModule):
         if "{affordances}" not in template:
             raise ValueError(f"template must have the place '{{affordances}}', got {template!r}.")
         check_at_least(8, image_size=image_size)
+        check_at_least(1, bucket_step=bucket_step, largest_ratio=largest_ratio)
         check_at_least(1, variants=variants, samples_per_pair=samples_per_pair)
         check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_at_least(0, negatives=negatives, memory_gib=memory_gib, num_workers=num_workers)
+        self.image_sizes = () if bucket_step is None else bucket_sizes(image_size, bucket_step, largest_ratio)
+        if self.image_sizes and mode == "competence":
+            raise ValueError("bucket_step goes with modes 'staged', 'cumulative' and 'random', got 'competence'.")
         self.save_hyperparameters()
         self._rows: dict[str, list[ImagePair]] = {}
         self._sets: dict[str, ImagePairSet] = {}
@@ -97,10 +121,11 @@ class AffordancePairs(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and check the lines and images that the stage needs, once."""
-        if stage == "fit":
-            self.split("train")
-        if stage != "fit" or self._read("test"):
-            self.split("test")
+        with shown(self.trainer):
+            if stage == "fit":
+                self.split("train")
+            if stage != "fit" or self._read("test"):
+                self.split("test")
 
     def split(self, name: str) -> "ImagePairSet":
         """Return the ``"train"`` or the ``"test"`` set; validation takes the test set.
@@ -124,6 +149,7 @@ class AffordancePairs(LightningDataModule):
                 arguments["variants"] if training else 1,
                 int(arguments["memory_gib"] * 2**30),
                 arguments["seed"],
+                self.image_sizes if training and self.image_sizes else None,
             )
             paths = [path for row in rows for path in row.positives]
             store.load(paths + [path for row in rows for path in row.negatives if arguments["negatives"]])
@@ -134,7 +160,9 @@ class AffordancePairs(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Return the batches of the curriculum."""
         data = self.split("train")
-        return curriculum_loader(self, data, [row.stage for row in data.rows], [row.tdistance for row in data.rows])
+        stages, difficulty = [row.stage for row in data.rows], [row.tdistance for row in data.rows]
+        buckets = Buckets(self.image_sizes, data.bucket_of) if self.image_sizes else None
+        return curriculum_loader(self, data, stages, difficulty, buckets)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Return the test pairs once, in order, or no loader if there are none."""
@@ -157,7 +185,7 @@ class AffordancePairs(LightningDataModule):
 class ImagePairSet(Dataset[dict[str, Any]]):
     """Pairs whose index is a tuple of places and whose item is a batch; for batches see :class:`AffordancePairs`.
 
-    Choices of images vary with ``key``.
+    Choices of images vary with ``key``. The places of a batch with buckets all have the same one.
     """
 
     def __init__(self, rows: Sequence[ImagePair], store: ImageStore, negatives: int, key: str, template: str) -> None:
@@ -170,9 +198,16 @@ class ImagePairSet(Dataset[dict[str, Any]]):
         """Return the number of pairs."""
         return len(self.rows)
 
-    def __getitem__(self, places: Sequence[int] | Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """Return the batch of some places, each perhaps with a number that chooses its images."""
-        pairs = [(index, 0) if isinstance(index, int) else index for index in places]
+    def bucket_of(self, place: tuple[int, int]) -> int:
+        """Return the bucket of the positive image that a place, with the number that chooses it, draws."""
+        index, draw = place
+        row = self.rows[index]
+        return self.store.bucket_of(self._random(row, draw).choice(row.positives))
+
+    def __getitem__(self, places: Sequence[Any]) -> dict[str, Any]:
+        """Return the batch of some places, each perhaps with a number that chooses its images, and a bucket."""
+        pairs = [(index, 0) if isinstance(index, int) else index[:2] for index in places]
+        bucket = 0 if isinstance(places[0], int) or len(places[0]) < 3 else places[0][2]
         rows = [self.rows[index] for index, _ in pairs]
         batch: dict[str, Any] = {
             "prompt": [prompt_of(row, self.template) for row in rows],
@@ -184,14 +219,12 @@ class ImagePairSet(Dataset[dict[str, Any]]):
             "draw": torch.tensor([draw for _, draw in pairs]),
         }
         chosen = [
-            self._chosen(row, Random(f"{self.key}/{row.pair_id}/{draw}"))
-            for row, (_, draw) in zip(rows, pairs, strict=True)
+            self._chosen(row, self._random(row, draw), bucket) for row, (_, draw) in zip(rows, pairs, strict=True)
         ]
         if self.has_positives:
             batch["pos"] = pixels(torch.stack([positive for positive, _ in chosen if positive is not None]))
         if self.has_negatives:
-            size = self.store.image_size
-            images = torch.zeros(len(rows), self.negatives, 3, size, size, dtype=torch.uint8)
+            images = torch.zeros(len(rows), self.negatives, 3, *self.store.sizes[bucket], dtype=torch.uint8)
             mask = torch.zeros(len(rows), self.negatives, dtype=torch.bool)
             for row, (_, negatives) in enumerate(chosen):
                 for number, image in enumerate(negatives):
@@ -199,14 +232,18 @@ class ImagePairSet(Dataset[dict[str, Any]]):
             batch |= {"neg": pixels(images), "neg_mask": mask}
         return batch
 
-    def _chosen(self, row: ImagePair, random: Random) -> tuple[Tensor | None, list[Tensor]]:
-        """Draw a positive image and the negative ones, each in a variant."""
+    def _random(self, row: ImagePair, draw: int) -> Random:
+        """Return the source of an item's images, which gives the positive one first."""
+        return Random(f"{self.key}/{row.pair_id}/{draw}")
+
+    def _chosen(self, row: ImagePair, random: Random, bucket: int) -> tuple[Tensor | None, list[Tensor]]:
+        """Draw a positive image and the negative ones, each in a variant, in the size of a bucket."""
         variants = self.store.variants
         positive = None
         if row.positives:
-            positive = self.store.get(random.choice(row.positives), random.randrange(variants))
+            positive = self.store.get(random.choice(row.positives), random.randrange(variants), bucket)
         drawn = random.sample(row.negatives, min(self.negatives, len(row.negatives)))
-        return positive, [self.store.get(path, random.randrange(variants)) for path in drawn]
+        return positive, [self.store.get(path, random.randrange(variants), bucket) for path in drawn]
 
 
 def prompt_of(row: ImagePair, template: str) -> str:

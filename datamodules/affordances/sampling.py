@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from ..common.checks import check_at_least, check_choices
 from ..common.sampling import BatchSampler, orders, permutation
+from .buckets import Buckets, batches_of_one_bucket
 
 Mode = Literal["staged", "cumulative", "competence", "random"]
 
@@ -41,6 +42,9 @@ class CurriculumSampler(BatchSampler):
         initial_competence: Share ``c_0`` that is admitted at the start in mode ``"competence"``, in (0, 1].
         choices: Yield each item with a number below this, that says how to draw its images: ``(item, number)``; the
             number is as reproducible as the order. ``None`` yields items alone.
+        buckets: Aspect-ratio buckets of items with their numbers; each batch has one, and items are yielded as
+            ``(item, number, bucket)``, see :func:`~datamodules.affordances.buckets.batches_of_one_bucket`. They go with
+            ``choices``, and not with mode ``"competence"``, which orders single batches.
         seed: Seed of the order.
         rank: Number of this process.
         world_size: Number of processes.
@@ -72,6 +76,7 @@ class CurriculumSampler(BatchSampler):
         replay: float = 0.2,
         initial_competence: float = 0.01,
         choices: int | None = None,
+        buckets: Buckets | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -90,6 +95,11 @@ class CurriculumSampler(BatchSampler):
             raise ValueError(f"replay must lie in [0, 1), got {replay}.")
         if not 0 < initial_competence <= 1:
             raise ValueError(f"initial_competence must lie in (0, 1], got {initial_competence}.")
+        if buckets is not None and mode == "competence":
+            raise ValueError(
+                "mode 'competence' orders the batches of an epoch, and aspect-ratio buckets rearrange them; take "
+                "another mode, or leave the buckets out."
+            )
         # an epoch is as long as the largest stage
         super().__init__(max(map(len, self.members)), batch_size, seed, True, rank, world_size)
         self.items = len(stages)
@@ -97,7 +107,7 @@ class CurriculumSampler(BatchSampler):
         self.mode = mode
         self.replay = replay
         self.initial_competence = initial_competence
-        self.choices = choices
+        self.choices, self.buckets = choices, buckets
         # the first epoch for which count * epoch // epochs is the stage
         self.starts = [-(-stage * epochs // count) for stage in range(count)] if staged else []
         self._easiest: list[tuple[float, int]] = []
@@ -144,8 +154,8 @@ class CurriculumSampler(BatchSampler):
         epoch = self.data_epoch
         if self.mode == "random":
             number, skipped = divmod(epoch * self.length, self.items)
-            drawn = (permutation(self.items, self.seed, number) for number in itertools.count(number))
-            items = list(itertools.islice(itertools.chain.from_iterable(drawn), skipped, skipped + self.length))
+            passes = (permutation(self.items, self.seed, number) for number in itertools.count(number))
+            items = list(itertools.islice(itertools.chain.from_iterable(passes), skipped, skipped + self.length))
         elif self.mode == "competence":
             items = self._by_competence(epoch)
         else:
@@ -153,7 +163,12 @@ class CurriculumSampler(BatchSampler):
         if self.choices is None:
             return items
         generator = random.Random(f"{self.seed}/{epoch}/choices")
-        return [(item, generator.randrange(self.choices)) for item in items]
+        drawn = [(item, generator.randrange(self.choices)) for item in items]
+        if self.buckets is None:
+            return drawn
+        arrangement = random.Random(f"{self.seed}/{epoch}/buckets")
+        arranged = batches_of_one_bucket(drawn, self.buckets.bucket_of, self.global_batch_size, arrangement)
+        return [(*row, bucket) for row, bucket in arranged]
 
     def identity(self) -> dict[str, int | str]:
         """Return what two samplers must share to give the same batches."""
@@ -167,6 +182,7 @@ class CurriculumSampler(BatchSampler):
         own |= {"replay": str(self.replay)} if self.mode == "cumulative" else {}
         own |= {"initial competence": str(self.initial_competence)} if self.mode == "competence" else {}
         own |= {"ways to draw an item": self.choices} if self.choices is not None else {}
+        own |= {"sizes of images": str(self.buckets.sizes)} if self.buckets is not None else {}
         return {**super().identity(), **own}
 
     def _of_stage(self, epoch: int) -> list[int]:

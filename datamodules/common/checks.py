@@ -21,6 +21,36 @@ def check_choices(allowed: Collection[Any], **choices: Any) -> None:
             raise ValueError(f"{name} must be of {', '.join(map(repr, allowed))}, got {value!r}.")
 
 
+def check_request(request: int | None, requests: int) -> None:
+    """Raise a ``ValueError`` unless a request is ``None`` or one of so many parts of the forget set, from 1."""
+    check_at_least(1, requests=requests)
+    if request is not None and not 1 <= request <= requests:
+        raise ValueError(f"request must be None or from 1 to requests={requests}, got {request}.")
+
+
+def in_request(units: Sequence[Any], request: int | None, requests: int, noun: str) -> list[bool]:
+    """Return which of some units, in their order, a request asks to forget: one of as many parts of similar size.
+
+    Args:
+        units: Authors or documents, each once.
+        request: Number of the part, from 1; ``None`` for all.
+        requests: Number of parts.
+        noun: Name of the units, for the message.
+
+    Raises:
+        ValueError: If there are fewer units than parts.
+
+    Example:
+        >>> in_request("abcde", 2, 2, "documents")
+        [False, False, False, True, True]
+    """
+    if request is None:
+        return [True] * len(units)
+    if len(units) < requests:
+        raise ValueError(f"requests must be at most {len(units)}, the {noun} of the forget set, got {requests}.")
+    return [number * requests // len(units) + 1 == request for number in range(len(units))]
+
+
 def json_rows(path: str | Path) -> list[tuple[str, Any]]:
     """Return the rows of a JSON lines file, each with its place, ``"FILE:NUMBER"``.
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 
 from lit_modules.utils.errors import first_line
 from lit_modules.utils.hashing import hash_file
+from lit_modules.utils.progress import is_shown
 
 
 def download(url: str, path: str | Path, sha256: str) -> None:
@@ -39,7 +40,7 @@ def download(url: str, path: str | Path, sha256: str) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=is_shown())
     except HTTPError as error:
         raise ConnectionError(f"{url} cannot be downloaded: the server answers {error.code} {error.reason}.") from error
     except OSError as error:

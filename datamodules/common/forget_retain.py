@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_modules.utils.errors import first_line
 
-from .batches import PairBatches, PromptBatches, TaskBatches, columns_of
+from .batches import Column, PairBatches, PromptBatches, TaskBatches, columns_of
 from .checks import check_at_least, check_choices
 from .sampling import BatchSampler, PairSampler, ResumableLoader, ordered_loader, place_of, training_loader
 from .text import Encoded, longest, pad_id
@@ -63,6 +63,9 @@ class ForgetRetainData(LightningDataModule):
         num_workers: Worker processes of each loader.
     """
 
+    licence: ClassVar[str | None] = None
+    """Licence of the data, for the card of a model that learned from them; ``None`` for files of the user's."""
+
     def __init__(
         self,
         tokenizer: str | PreTrainedTokenizerBase | None,
@@ -89,11 +92,13 @@ class ForgetRetainData(LightningDataModule):
         # Any: a tokenizer after `setup` at the latest, and None before, which readers need not check
         self.tokenizer: Any = None if isinstance(tokenizer, str) else tokenizer
         self.encoded: dict[str, list[Encoded]] = {}
+        self.texts: dict[str, dict[str, Column]] = {}
+        """Further columns of a set's rows in pairs for unlearning."""
 
     def train_dataloader(self) -> ResumableLoader:
         """Return pairs for unlearning, or rows of the chosen subset."""
         if self.subset == "unlearn":
-            return self._pairs(PairBatches(*(self._tasks(self.encoded[name]) for name in SETS)))
+            return self._pairs(PairBatches(*(self._tasks(self.encoded[name], self.texts.get(name)) for name in SETS)))
         rows = [row for name in SETS if self.subset in ("all", name) for row in self.encoded[name]]
         return self._training(self._tasks(rows), BatchSampler(len(rows), self.batch_size, shuffle=True, **self._share))
 
@@ -122,8 +127,8 @@ class ForgetRetainData(LightningDataModule):
         if cut:
             rank_zero_warn(f"{cut} of {len(rows)} {loss} to max_length={self.max_length}.")
 
-    def _tasks(self, rows: Sequence[Encoded]) -> TaskBatches:
-        return TaskBatches(rows, pad_id(self.tokenizer))
+    def _tasks(self, rows: Sequence[Encoded], columns: Mapping[str, Column] | None = None) -> TaskBatches:
+        return TaskBatches(rows, pad_id(self.tokenizer), columns)
 
     def _pairs(self, pairs: PairBatches) -> ResumableLoader:
         sizes = len(pairs.forget), len(pairs.retain)

@@ -8,11 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+_IDS: dict[int, int] = {}  # one object for each token id; a tokenizer makes one for each token of a text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """A prompt and its answer as token ids.
+
+    Equal ids share one object, so a token takes 8 bytes of memory, not 36.
 
     Args:
         id: Name of the row.
@@ -25,6 +28,11 @@ class Encoded:
     prompt: list[int]
     target: list[int]
     cut: int = 0
+
+    def __post_init__(self) -> None:
+        """Share the ids."""
+        object.__setattr__(self, "prompt", [_IDS.setdefault(token, token) for token in self.prompt])
+        object.__setattr__(self, "target", [_IDS.setdefault(token, token) for token in self.target])
 
     def __len__(self) -> int:
         """Return the number of tokens."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -358,6 +358,7 @@ class DrawnObjects(LightningDataModule):
     concepts: tuple[str, ...] = tuple(CONCEPTS)
     parts: tuple[str, ...] = PARTS
     affordances: tuple[str, ...] = AFFORDANCES
+    licence: ClassVar[str | None] = "drawn pictures, under the licence of this software, Apache-2.0"
 
     def __init__(
         self,

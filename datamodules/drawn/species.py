@@ -13,6 +13,7 @@ from lit_modules.utils.arguments import Unpack, without_own
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.folders import whole_folder
 from lit_modules.utils.images import MAX_PIXELS
+from lit_modules.utils.progress import shown, track
 
 from ..common.checks import check_at_least
 from ..few_shot.few_shot import FewShotArguments, FewShotPairs
@@ -70,6 +71,7 @@ class DrawnSpecies(FewShotPairs):
     home = "data/drawn_species"
     kind = "animal"
     attributes: ClassVar[Mapping[str, tuple[str, ...]]] = ATTRIBUTES
+    licence = "drawn pictures, under the licence of this software, Apache-2.0"
 
     def __init__(
         self,
@@ -132,7 +134,8 @@ class DrawnSpecies(FewShotPairs):
         """Draw the pictures and write them, unless they are there."""
         images = {split: self.hparams[f"{split}_images"] for split in ("train", "validation", "test")}
         size, habitats, seed = (self.hparams[name] for name in ("drawn_size", "habitats", "world_seed"))
-        write_species(self.root, self.species, images, image_size=size, habitats=habitats, seed=seed)
+        with shown(self.trainer):
+            write_species(self.root, self.species, images, image_size=size, habitats=habitats, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,7 @@ def write_species(
         with whole_folder(folder) as part:
             for split, number in images.items():
                 rows = []
-                for each in species:
+                for each in track(species, f"drawing {split} pictures"):
                     (part / split / each.name).mkdir(parents=True)
                     for index in range(number):
                         row, key = _picture_row(each, index), f"{seed}/{split}/{each.name}/{index}"

@@ -27,6 +27,7 @@ class NovelSpecies(FewShotPairs):
     home = "data/novel_species"
     kind = "animal"
     hub = "bryanzhou008/NovelSpecies"
+    licence = "those of the single pictures"
 
 
 class INaturalistPairs(FewShotPairs):
@@ -50,6 +51,7 @@ class INaturalistPairs(FewShotPairs):
     home = "data/inaturalist_pairs"
     kind = "animal"
     hub = "bryanzhou008/iNaturalist-CoDA-Subset"
+    licence = "those of the pictures' authors, for research"
 
 
 class SUNPairs(FewShotPairs):
@@ -69,3 +71,4 @@ class SUNPairs(FewShotPairs):
 
     home = "data/sun_pairs"
     kind = "scene"
+    licence = "none that is stated; for research"

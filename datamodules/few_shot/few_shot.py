@@ -156,6 +156,8 @@ class FewShotPairs(LightningDataModule):
     """Kind of the concepts if neither ``concepts.jsonl`` nor the layout says it: ``animal``, ``scene`` or another."""
     hub: ClassVar[str | None] = None
     """Dataset on the Hugging Face Hub that ``download: true`` gets, if the class has one."""
+    licence: ClassVar[str | None] = None
+    """Licence of the data, for the card of a model that learned from them; ``None`` for files of the user's."""
 
     def __init__(
         self,

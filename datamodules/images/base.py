@@ -194,6 +194,8 @@ class ImageDataModule(LightningDataModule, ABC):
         FileNotFoundError: In ``setup``, if files are missing.
     """
 
+    licence: ClassVar[str | None] = None
+    """Licence of the data, for the card of a model that learned from them; ``None`` for files of the user's."""
     num_classes: int = 10
     channels: int
     image_size: int

@@ -44,6 +44,7 @@ class CIFAR10(ImageDataModule):
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)  # of all pixels; the often quoted 0.2023, 0.1994, 0.2010 is a mean over images
     flip = True
+    licence = "none that is formal; from the 80 Million Tiny Images"
 
     def __init__(
         self,

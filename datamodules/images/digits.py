@@ -40,6 +40,7 @@ class Digits(ImageDataModule):
     image_size = 8
     mean = (0.3054,)
     std = (0.3762,)
+    licence = "CC BY 4.0, by E. Alpaydin and C. Kaynak"
     levels = 16
     max_shift = 1
 

@@ -20,6 +20,7 @@ class FashionMNIST(MNIST):
 
     mean = (0.2860,)
     std = (0.3530,)
+    licence = "MIT, copyright Zalando SE"
     flip = True
     folder = "FashionMNIST/raw"
 

@@ -34,6 +34,7 @@ class MNIST(ImageDataModule):
     image_size = 28
     mean = (0.1307,)
     std = (0.3081,)
+    licence = "commonly CC BY-SA 3.0, by Y. LeCun, C. Cortes and C. J. C. Burges"
     parts: ClassVar[dict[str, str]] = {"train": "train", "test": "t10k"}
     folder: ClassVar[str] = "MNIST/raw"
     """Folder that torchvision puts the files in."""

@@ -9,9 +9,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.progress import shown, track
 
 from ..common.batches import GroupBatches, TaskBatches
-from ..common.checks import are_missing, check_at_least, check_choices
+from ..common.checks import are_missing, check_at_least, check_choices, check_request, in_request
 from ..common.download import download as download_file
 from ..common.forget_retain import SETS, ForgetRetainArguments, ForgetRetainData
 from ..common.sampling import GroupSampler, ResumableLoader, permutation
@@ -64,6 +65,9 @@ class LUME(ForgetRetainData):
         tasks: Tasks to keep.
         kinds: Kinds of rows to keep.
         max_documents: Documents of each set and task to keep, drawn with ``document_seed``; ``None`` keeps all.
+        request: Number of the part of the forget set to take, from 1, for requests that come one after the other
+            (``lit-modules sequence``); ``None`` takes all.
+        requests: Parts of the forget set, of whole documents; each has as many of each task.
         separator: Text between prompt and answer.
         nonmembers: JSON lines with ``id`` and ``document``; by default ``nonmembers.jsonl`` in ``root`` if it is there.
         members_file: JSON ``{"member_document_ids": [ids]}``; by default ``semeval_mia_ids.json`` in ``root`` if it is
@@ -83,6 +87,8 @@ class LUME(ForgetRetainData):
         arXiv 2504.02883.
     """
 
+    licence = "Apache-2.0, copyright Amazon.com; the texts of Task3 are from Wikipedia, CC BY-SA"
+
     def __init__(
         self,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
@@ -93,6 +99,8 @@ class LUME(ForgetRetainData):
         tasks: tuple[str, ...] = TASKS,
         kinds: tuple[str, ...] = KINDS,
         max_documents: int | None = None,
+        request: int | None = None,
+        requests: int = 4,
         separator: str = " ",
         nonmembers: str | None = None,
         members_file: str | None = None,
@@ -103,6 +111,7 @@ class LUME(ForgetRetainData):
         super().__init__(tokenizer=tokenizer, root=root, **shared)
         check_at_least(1, max_documents=max_documents)
         check_choices(SPLITS, splits=splits)
+        check_request(request, requests)
         for name, values, allowed in (("tasks", tasks, TASKS), ("kinds", kinds, KINDS)):
             for value in values or (values,):
                 check_choices(allowed, **{name: value})
@@ -114,6 +123,7 @@ class LUME(ForgetRetainData):
         self.download, self.splits, self.max_documents, self.by_task = download, splits, max_documents, by_task
         self.tasks, self.kinds = tuple(tasks), tuple(kinds)
         self.separator, self.document_seed = separator, document_seed
+        self.request, self.requests = request, requests
         self.splits_file = Path(splits_file) if splits_file else self.root / "semeval_splits.json"
         self.members_file = Path(members_file) if members_file else self.root / "semeval_mia_ids.json"
         self.nonmembers = Path(nonmembers) if nonmembers else self.root / "nonmembers.jsonl"
@@ -124,8 +134,9 @@ class LUME(ForgetRetainData):
     def prepare_data(self) -> None:
         """Download the files, or say what is missing."""
         if self.download:
-            for name, sha256 in CHECKSUMS.items():
-                download_file(f"{HOME}/{name}", self.root / name, sha256)
+            with shown(self.trainer):
+                for name, sha256 in CHECKSUMS.items():
+                    download_file(f"{HOME}/{name}", self.root / name, sha256)
         self._check_files()
 
     def setup(self, stage: str) -> None:
@@ -139,10 +150,14 @@ class LUME(ForgetRetainData):
         self._public = {row.document: row.text for row in rows["forget"] if row.task == "Task3" and row.kind == "sc"}
         self.tokenizer = self._load_tokenizer()
         limits: dict[str, Any] = {"max_length": self.max_length, "separator": self.separator}
-        encoded = {
-            name: [encode_row(self.tokenizer, row.id, row.input, answer=row.output, **limits) for row in rows]
-            for name, rows in self.rows.items()
-        }
+        with shown(self.trainer):
+            encoded = {
+                name: [
+                    encode_row(self.tokenizer, row.id, row.input, answer=row.output, **limits)
+                    for row in track(rows, f"reading {name} rows")
+                ]
+                for name, rows in self.rows.items()
+            }
         self._warn_of_cuts([row for name in SETS for row in encoded[name]])
         self.encoded = encoded
 
@@ -252,6 +267,13 @@ class LUME(ForgetRetainData):
                 names = sorted({row.document for row in rows if row.task == task})
                 documents.update(names[i] for i in permutation(len(names), self.document_seed, 0)[: self.max_documents])
             rows = [row for row in rows if row.document in documents]
+        if name == "forget" and self.request is not None:
+            asked: set[str] = set()
+            for task in self.tasks:
+                of_task = list(dict.fromkeys(row.document for row in rows if row.task == task))
+                chosen = in_request(of_task, self.request, self.requests, f"documents of {task}")
+                asked.update(document for document, wanted in zip(of_task, chosen, strict=True) if wanted)
+            rows = [row for row in rows if row.document in asked]
         rows = [row for row in rows if row.kind in self.kinds]
         if not rows:
             raise ValueError(

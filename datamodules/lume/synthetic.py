@@ -29,6 +29,8 @@ class SyntheticArguments(TypedDict, total=False):
     tasks: tuple[str, ...]
     kinds: tuple[str, ...]
     max_length: int
+    request: int | None
+    requests: int
     separator: str
     eval_batch_size: int
     anchor: Literal["forget", "retain"]
@@ -61,6 +63,8 @@ class SyntheticLUME(LUME):
     Raises:
         ValueError: If an argument is out of its range, or ``root`` holds a benchmark of other arguments.
     """
+
+    licence = "invented texts, under the licence of this software, Apache-2.0"
 
     def __init__(
         self,

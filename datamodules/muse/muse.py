@@ -66,6 +66,8 @@ class MUSE(ForgetRetainData):
         Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460.
     """
 
+    licence = "BBC articles or novels of others, not cleared for redistribution"
+
     def __init__(
         self,
         tokenizer: str | PreTrainedTokenizerBase | None = None,

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.progress import shown, track
 
 from ..common.batches import PairBatches, TaskBatches
-from ..common.checks import are_missing, check_at_least, check_choices
+from ..common.checks import are_missing, check_at_least, check_choices, check_request, in_request
 from ..common.download import download as download_file
 from ..common.forget_retain import SETS, ForgetRetainArguments, ForgetRetainData
 from ..common.sampling import ResumableLoader
@@ -36,6 +37,8 @@ CHECKSUMS = {
     "world_facts_perturbed.json": "0e171838040d0ec94b1ce248d891508e85e3b77344370077caa27b61898eb3e1",
     REFUSALS: "eb9a1e32a6f4112088306e1a65d297240f75513dd5223b2acb326454675fd605",
 }
+QUESTIONS = 20
+"""Questions on an author."""
 RETAIN = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 
 
@@ -63,8 +66,9 @@ class TOFU(ForgetRetainData):
     and world facts show what else a model forgets.
 
     Batches of training and validation are those of :class:`~datamodules.common.forget_retain.ForgetRetainData`; with
-    ``refusals`` a pair also has the task ``"idk"``, the forget rows' questions with refusals as answers. Answers end
-    with the end of sequence, in a chat behind the end of the template's turn.
+    ``refusals`` a pair also has the task ``"idk"``, the forget rows' questions with refusals as answers. The task
+    ``"forget"`` of a pair has the texts ``question`` and ``answer`` too. Answers end with the end of sequence, in a
+    chat behind the end of the template's turn.
 
     - Test, first loader, and predict: ``input_ids`` and ``attention_mask`` of prompts, padded on the left, with ``id``,
       ``split`` (``"forget"``, ``"retain"``, ``"real_authors"`` or ``"world_facts"``), ``row`` (int64, ``(batch,)``, its
@@ -87,6 +91,9 @@ class TOFU(ForgetRetainData):
         refusals: Whether to add refusals; each forget row has one of ``idontknow.jsonl``, drawn with ``seed``.
         max_rows: Rows of the forget set and of the retain set to train on, the first ones; ``None`` takes all.
         eval_rows: Rows of each set to evaluate, the first ones; ``None`` takes all. The official logs have 300.
+        request: Number of the part of the forget set to train on and to evaluate, from 1, for requests that come one
+            after the other (``lit-modules sequence``); ``None`` takes all.
+        requests: Parts of the forget set, of whole authors and similar size.
         holdout: JSON lines with ``question`` and ``answer`` that the model never saw; by default ``holdout01.json`` for
             ``forget01`` and so on in ``root``, if it is there.
 
@@ -98,6 +105,8 @@ class TOFU(ForgetRetainData):
     References:
         Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 2401.06121.
     """
+
+    licence = "MIT, copyright CMU Locus Lab"
 
     def __init__(
         self,
@@ -112,17 +121,20 @@ class TOFU(ForgetRetainData):
         refusals: bool = False,
         max_rows: int | None = None,
         eval_rows: int | None = None,
+        request: int | None = None,
+        requests: int = 4,
         holdout: str | None = None,
         **shared: Unpack[ForgetRetainArguments],
     ) -> None:
         super().__init__(tokenizer=tokenizer, root=root, **shared)
         check_at_least(1, max_rows=max_rows, eval_rows=eval_rows)
         check_choices(RETAIN, split=split)
+        check_request(request, requests)
         check_choices(("original", "paraphrased"), questions=questions)
         check_template(template, system_prompt, template_arguments)
         self.download, self.split, self.questions, self.refusals = download, split, questions, refusals
         self.template, self.system_prompt, self.template_arguments = template, system_prompt, template_arguments
-        self.max_rows, self.eval_rows = max_rows, eval_rows
+        self.max_rows, self.eval_rows, self.request, self.requests = max_rows, eval_rows, request, requests
         self.files = {"forget": f"{split}.json", "retain": f"{RETAIN[split]}.json"}
         self.perturbed_files = {
             "forget": f"{split}_perturbed.json",
@@ -141,24 +153,26 @@ class TOFU(ForgetRetainData):
         """Download the files, or say what is missing."""
         if not self.download:
             return
-        for name in (*self.files.values(), *self.perturbed_files.values()):
-            download_file(f"{HOME}/TOFU/TOFU_data/{name}", self.root / name, CHECKSUMS[name])
-        download_file(f"{REFUSALS_HOME}/data/{REFUSALS}", self.root / REFUSALS, CHECKSUMS[REFUSALS])
+        with shown(self.trainer):
+            for name in (*self.files.values(), *self.perturbed_files.values()):
+                download_file(f"{HOME}/TOFU/TOFU_data/{name}", self.root / name, CHECKSUMS[name])
+            download_file(f"{REFUSALS_HOME}/data/{REFUSALS}", self.root / REFUSALS, CHECKSUMS[REFUSALS])
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the rows that the stage needs, once."""
         self.tokenizer = self._load_tokenizer()
         template = self._make_template()
-        if stage in ("fit", "validate") and not self.encoded:
-            self._set_up_training(template)
-        if stage in ("test", "predict") and not self._answers:
-            self._set_up_evaluation(template)
+        with shown(self.trainer):
+            if stage in ("fit", "validate") and not self.encoded:
+                self._set_up_training(template)
+            if stage in ("test", "predict") and not self._answers:
+                self._set_up_evaluation(template)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return pairs for unlearning, or rows of the chosen subset."""
         if self.subset != "unlearn" or not self.refusals:
             return super().train_dataloader()
-        forget, retain = (self._tasks(self.encoded[name]) for name in SETS)
+        forget, retain = (self._tasks(self.encoded[name], self.texts.get(name)) for name in SETS)
         return self._pairs(RefusalBatches(forget, retain, self._tasks(self._refused)))
 
     def val_dataloader(self) -> list[ResumableLoader]:
@@ -172,10 +186,11 @@ class TOFU(ForgetRetainData):
     def predict_dataloader(self) -> ResumableLoader:
         """Return prompts of the four evaluated sets, batched by length."""
         template = self._make_template()
+        questions = {(name, row.row): row for name, rows in self.evaluated.items() for row in rows}
         items = []
         for row, fact in self._answers:
             if fact["role"] == "answer" and fact["split"] != "holdout":  # each question has one such answer
-                question = self._asked(self.evaluated[fact["split"]][fact["row"]])
+                question = self._asked(questions[fact["split"], fact["row"]])
                 facts = {name: fact[name] for name in ("split", "row", "target")}
                 items.append((row, {**facts, "prompt": template.prompt(question)}))
         return self._in_order(sorted(items, key=lambda item: len(item[0].prompt)), prompts=True)
@@ -193,8 +208,13 @@ class TOFU(ForgetRetainData):
         rows = {name: read_questions(self.root / file) for name, file in self.files.items()}
         check_disjoint(rows["forget"], rows["retain"])
         self.rows = {name: rows[name][: self.max_rows] for name in SETS}
+        self.rows["forget"] = self._requested(self.rows["forget"])
         encoded = {
-            name: [template.encode(row.id, row.question, row.answer) for row in self.rows[name]] for name in SETS
+            name: [
+                template.encode(row.id, row.question, row.answer)
+                for row in track(self.rows[name], f"reading {name} rows")
+            ]
+            for name in SETS
         }
         if self.refusals:
             self._check_files({REFUSALS: REFUSALS}, "refusals=True")
@@ -207,6 +227,8 @@ class TOFU(ForgetRetainData):
             ]
         self._warn_of_cuts([row for name in SETS for row in encoded[name]])
         self.encoded = encoded
+        forget = self.rows["forget"]
+        self.texts["forget"] = {"question": [row.question for row in forget], "answer": [row.answer for row in forget]}
 
     def _set_up_evaluation(self, template: Template) -> None:
         self._check_files(self.perturbed_files, "A test")
@@ -216,9 +238,10 @@ class TOFU(ForgetRetainData):
         if self._holdout_given or self.holdout.is_file():
             sets["holdout"] = read_questions(self.holdout)
         self.evaluated = {name: rows[: self.eval_rows] for name, rows in sets.items()}
+        self.evaluated["forget"] = self._requested(self.evaluated["forget"])
         answers = []
         for split, rows in self.evaluated.items():
-            for row in rows:
+            for row in track(rows, f"reading {split} rows"):
                 texts = [("answer", 0, row.answer)]
                 if row.paraphrased_answer is not None:
                     texts.append(("paraphrased", 0, row.paraphrased_answer))
@@ -230,6 +253,13 @@ class TOFU(ForgetRetainData):
         self._warn_of_cuts([row for row, _ in answers])
         answers.sort(key=lambda item: len(item[0]))
         self._answers = answers
+
+    def _requested(self, rows: list[Question]) -> list[Question]:
+        """Return the forget rows of the request: those of some authors, who have 20 questions each."""
+        authors = list(dict.fromkeys(row.row // QUESTIONS for row in rows))
+        chosen = in_request(authors, self.request, self.requests, "authors")
+        wanted = {author for author, asked in zip(authors, chosen, strict=True) if asked}
+        return [row for row in rows if row.row // QUESTIONS in wanted]
 
     def _asked(self, row: Question) -> str:
         return (self.questions == "paraphrased" and row.paraphrased_question) or row.question

@@ -23,6 +23,7 @@ from lit_modules.attacks.engine.norms import lp_norm
 from lit_modules.attacks.engine.state import AttackState, BestSoFar, Model, Outcome, Seed
 from lit_modules.attacks.square import Square
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.progress import alone, step
 
 
 class EnsembleArguments(TypedDict, total=False):
@@ -213,13 +214,23 @@ class AutoAttack(Attack):
         self.check = check
         self._members = self._custom(self.attacks) if self.attacks else _members(norm, version)
 
-    def run(self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: Seed = None) -> AutoAttackResult:
-        """Return the adversarial samples with the count of robust samples after each attack; see the base class."""
+    def run(
+        self, model: Model, x: Tensor, y: Tensor | None = None, *, seed: Seed = None, progress: bool = False
+    ) -> AutoAttackResult:
+        """Return the adversarial samples with the count of robust samples after each attack; see the base class.
+
+        Args:
+            model: Gives logits.
+            x: Samples.
+            y: Labels.
+            seed: Replaces the attack's seed.
+            progress: Show a bar on a terminal or in a notebook: the attack, the samples that are left, its passes.
+        """
         check_samples(x)
         if not len(x):
             robust = dict.fromkeys(["clean", *self._members], 0)
             return AutoAttackResult(**vars(self.empty_result(x)), robust=robust)
-        with self.session(model):
+        with alone(progress), self.session(model):
             state = self.prepare(model, x, y, seed)
             already = state.already()
             flags = self._flags(state) if self.check else []
@@ -236,27 +247,35 @@ class AutoAttack(Attack):
         """Run the attacks in turn, each with its restarts, on the samples that are left."""
         best = BestSoFar(state)
         best.success |= already
-        for number, (name, member) in enumerate(self._members.items()):
-            positions = (~best.success).nonzero()[:, 0]
-            if len(positions):
-                active = state.select(positions)
-                active.random = active.random.fork(number)
-                outcome = member.solve(active, torch.zeros_like(already[positions]))
-                success = outcome.success
-                if member.minimum_norm:
-                    success = success & (lp_norm(outcome.adversarial - active.x, self.norm) <= active.radius.flatten())
-                best.offer(positions[success], outcome.adversarial[success], outcome.score[success], success[success])
-                if not member.minimum_norm:
-                    rest = ~success
-                    best.offer(positions[rest], outcome.adversarial[rest], outcome.score[rest], success[rest])
-            if robust is not None:
-                robust[name] = int((~best.success).sum())
-                _logger.info("%s: %d of %d samples robust", name, robust[name], len(state))
+        with step(f"AutoAttack {self.norm}", len(self._members)) as bar:
+            for number, (name, member) in enumerate(self._members.items()):
+                positions = (~best.success).nonzero()[:, 0]
+                bar.say(f"{name}, {len(positions)} of {len(state)} left")
+                if len(positions):
+                    self._run_member(state.select(positions), number, member, best=best, positions=positions)
+                if robust is not None:
+                    robust[name] = int((~best.success).sum())
+                    _logger.info("%s: %d of %d samples robust", name, robust[name], len(state))
+                bar.advance()
         return best.outcome()
 
     def attack(self, state: AttackState) -> Outcome:
         """Run the ensemble once."""
         return self.solve(state, torch.zeros(len(state), dtype=torch.bool, device=state.x.device))
+
+    def _run_member(
+        self, active: AttackState, number: int, member: Attack, *, best: BestSoFar, positions: Tensor
+    ) -> None:
+        """Run an attack on the samples that are left, and keep what it has found."""
+        active.random = active.random.fork(number)
+        outcome = member.solve(active, torch.zeros_like(best.success[positions]))
+        success = outcome.success
+        if member.minimum_norm:
+            success = success & (lp_norm(outcome.adversarial - active.x, self.norm) <= active.radius.flatten())
+        best.offer(positions[success], outcome.adversarial[success], outcome.score[success], success[success])
+        if not member.minimum_norm:
+            rest = ~success
+            best.offer(positions[rest], outcome.adversarial[rest], outcome.score[rest], success[rest])
 
     def _custom(self, attacks: list[Attack]) -> dict[str, Attack]:
         members: dict[str, Attack] = {}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+UNREAD = 141
+"""Exit code if the output is read no further, that of SIGPIPE."""
 STAGES = {
     "fit": "Train.",
     "validate": "Score the validation data.",
@@ -76,6 +78,9 @@ def run() -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes at its end
+        sys.exit(UNREAD)
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not is_for_user(error):
             raise

@@ -5,6 +5,7 @@ COMMANDS = {
     "sweep": "Run fit and test over values of any argument.",
     "sequence": "Scalability and sustainability of unlearning, as in MUSE.",
     "compare": "Compare methods of unlearning from one start, with equal steps.",
+    "metrics": "Test the metrics of unlearning: who knows, and what attacks bring back.",
     "stress": "Relearning attack and quantization of an unlearned model.",
     "ontology": "Look at an ontology and the distances of its affordances.",
     "pairs": "Make pairs of affordances with captions and images.",
@@ -25,6 +26,8 @@ def run_command(name: str, args: list[str]) -> int:
         from lit_modules.studies.sequence import main
     elif name == "compare":
         from lit_modules.studies.compare.command import main
+    elif name == "metrics":
+        from lit_modules.studies.metrics.command import main
     elif name == "stress":
         from lit_modules.studies.stress.command import main
     elif name == "ontology":

@@ -9,6 +9,7 @@ from lit_modules.cli.options import read_options
 from lit_modules.studies.tables import print_table
 from lit_modules.synthia.ontology.curriculum import EDGES, bin_of, transform, usable_pairs
 from lit_modules.synthia.ontology.distance import AffordanceDistance, AffordanceTable
+from lit_modules.utils.figures import save_figure
 from lit_modules.utils.files import whole_file
 from lit_modules.utils.ontology import Ontology, find_problems
 from lit_modules.utils.ontology_files import load_mapping
@@ -188,10 +189,7 @@ def plot(options: PlotOptions) -> int:
     ontology = Ontology.from_file(options.file)
     histogram = draw_distances(ontology.name, options.table(ontology))
     for name, figure in {"graph.png": draw_graph(ontology), "distances.png": histogram}.items():
-        path = Path(options.folder) / name
-        with whole_file(path) as part:
-            figure.savefig(part, format="png", dpi=120)
-        print(path)
+        print(save_figure(figure, Path(options.folder) / name)[0])
     return 0
 
 

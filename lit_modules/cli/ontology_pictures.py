@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lit_modules.synthia.ontology.curriculum import EDGES, bin_of, transform, usable_pairs
+from lit_modules.utils.figures import figure_style, new_figure
 
 if TYPE_CHECKING:
     from lit_modules.synthia.ontology.distance import AffordanceTable
@@ -15,6 +16,7 @@ READABLE = 400
 """Labels that a ring has at most; those of a larger ring are left out."""
 
 
+@figure_style()
 def draw_graph(ontology: "Ontology") -> Any:
     """Draw categories, concepts and parts as rings, each name with its affordances."""
     graph = ontology.graph
@@ -46,10 +48,10 @@ def draw_graph(ontology: "Ontology") -> Any:
     axes.set_title(
         f"{ontology.name}: categories, concepts and parts, each with its affordances", fontsize=14, parse_math=False
     )
-    figure.tight_layout()
     return figure
 
 
+@figure_style()
 def draw_distances(name: str, table: "AffordanceTable") -> Any:
     """Draw the histogram of distances, and that of transformed distances over the bins that pairs are drawn from."""
     pairs = table.pairs()
@@ -80,17 +82,12 @@ def draw_distances(name: str, table: "AffordanceTable") -> Any:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    figure.tight_layout()
     return figure
 
 
 def _figure(width: float, height: float, columns: int = 1) -> Any:
     """Return a figure that no window and no global state belongs to, and its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     return figure, figure.subplots(1, columns)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from jsonargparse import DefaultHelpFormatter, Namespace
 
 from lit_modules.cli.lightning_cli import ProjectParser, RecipeFile
+from lit_modules.cli.messages import silence_noise
 
 Options = TypeVar("Options")
 
@@ -62,6 +63,7 @@ def read_options(
         >>> read_options(Stress, ["out", "-c", "a.yaml"], command="stress", description="Test.", passes_on=True)
         (Stress(folder='out', steps=(1, 5), dry_run=False), ['-c', 'a.yaml'])
     """
+    silence_noise()
     parser = ProjectParser(
         prog=f"lit-modules {command}", description=description, epilog=example, formatter_class=_HelpFormatter
     )

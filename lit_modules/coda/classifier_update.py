@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_modules.coda.core.image_classifiers import is_head, load_classifier, load_image_processor, normalisation
+from lit_modules.coda.core.image_classifiers import Normalisation, is_head, load_classifier, load_image_processor
 from lit_modules.coda.core.multiple_choice import Batch, Prediction
 from lit_modules.coda.core.update import UpdateArguments, UpdateModule
 from lit_modules.utils.adapters import own_config
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.model_cards import model_card, of_transformers
 
 
 class ClassifierUpdate(UpdateModule):
@@ -89,8 +90,7 @@ class ClassifierUpdate(UpdateModule):
         if number is not None and self.model.config.num_labels != number:
             raise ValueError(f"The model has {self.model.config.num_labels} classes and the data {number}.")
         name = str(self.model_name or self.model.config.name_or_path)
-        for buffer, values in zip(("_mean", "_std"), normalisation(name, self.mean, self.std), strict=True):
-            self.register_buffer(buffer, torch.tensor(values)[:, None, None], persistent=False)
+        self.normalise = Normalisation(name, self.mean, self.std)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.tuning == "full" or (self.tuning == "head" and is_head(name)))
         self.model.train()
@@ -105,8 +105,7 @@ class ClassifierUpdate(UpdateModule):
         self.configure_model()
         if not isinstance(images, Tensor):
             raise TypeError("ClassifierUpdate takes pictures as one tensor; set image_size of the datamodule.")
-        pixels = (images - self.get_buffer("_mean")) / self.get_buffer("_std")
-        logits: Tensor = self.model(pixel_values=pixels).logits
+        logits: Tensor = self.model(pixel_values=self.normalise(images)).logits
         return logits
 
     def loss(self, batch: Batch) -> Tensor:
@@ -130,9 +129,10 @@ class ClassifierUpdate(UpdateModule):
         return {**answers, "option_scores": scores.tolist()}
 
     def save_pretrained(self, folder: str) -> None:
-        """Write the classifier, and its image processor if there is one, to a folder, as the Auto classes load them."""
+        """Write classifier, image processor if there is one, and model card, as the Auto classes load them."""
         self.configure_model()
-        self.model.save_pretrained(folder)
+        with model_card(self, folder, of_transformers(self.model, task="image-classification")):
+            self.model.save_pretrained(folder)
         if self.model_name is not None and (self.mean is None or self.std is None):
             load_image_processor(self.model_name).save_pretrained(folder)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_modules.demos.record import Claim
 from lit_modules.demos.stages import Demo
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
 from lit_modules.utils.files import write_whole
 
 MEMORISE, UNLEARN = "ngdiff/lume_synthetic_memorise.yaml", "ngdiff/lume_synthetic.yaml"
@@ -176,13 +177,12 @@ def _shorten(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+@figure_style()
 def _plot(path: Path, runs: Runs, aggregates: dict[tuple[str, float], float], questions: list[dict[str, Any]]) -> None:
     """Draw task aggregates and learning rates, and the questions with their answers."""
-    from matplotlib.figure import Figure
-
     from lit_modules.unlearning.core.report import read_metrics
 
-    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    figure = new_figure(13, 8.5)
     rows: Any = figure.subfigures(2, 1, height_ratios=[1.25, 1])
     left, middle, right = rows[0].subplots(1, 3)
     for method, colour in COLOURS.items():
@@ -207,7 +207,7 @@ def _plot(path: Path, runs: Runs, aggregates: dict[tuple[str, float], float], qu
         axes.spines[["top", "right"]].set_visible(False)
     for block, question in zip(rows[1].subfigures(1, 2), questions, strict=True):
         _write_answers(block.subplots(), question)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _write_answers(axes: Any, question: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_modules.demos.record import Claim
 from lit_modules.demos.stages import Demo
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
 from lit_modules.utils.files import write_whole
 
 EPSILON = 0.15
@@ -156,11 +157,10 @@ def _test_images(variant: str) -> tuple[Any, Any]:
     return batch["image"], batch["label"]
 
 
+@figure_style()
 def _plot(path: Path, records: dict[str, dict[str, dict[str, Any]]], models: Models) -> None:
     """Draw accuracy against epsilon, the variants, and example images."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    figure = new_figure(13, 9.5)
     rows: Any = figure.subfigures(2, 1, height_ratios=[1, 0.9])
     top, bottom = rows
     left, right = top.subplots(1, 2)
@@ -194,7 +194,7 @@ def _plot(path: Path, records: dict[str, dict[str, dict[str, Any]]], models: Mod
     _draw_rows(blocks[0], attacked, labels, f"Adversarial images, epsilon {EPSILON}; errors in red")
     changed = [(variant, _test_images(variant)[0][:EXAMPLES, 0], [""] * EXAMPLES) for variant in VARIANTS]
     _draw_rows(blocks[1], changed, labels, "The same digits in three distributions")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _draw_rows(figure: Any, rows: list[tuple[str, Any, list[str]]], labels: list[int], title: str) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lit_modules.metrics.drift import Drift
     from lit_modules.metrics.few_shot import NWayAccuracy, PairAccuracy
     from lit_modules.metrics.gibberish import cleanness
+    from lit_modules.metrics.harness import read_accuracies
     from lit_modules.metrics.image_text import ImageTextEncoder
     from lit_modules.metrics.judge import JudgeComparison, JudgeScore
     from lit_modules.metrics.lume import LUMEScore
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     )
     from lit_modules.metrics.tofu import TOFUScore
     from lit_modules.metrics.tofu_scores import forget_quality, read_log, score_log, truth_ratio
+    from lit_modules.metrics.wmdp import WMDPScore
 else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
@@ -92,6 +94,7 @@ __all__ = [
     "SingleObject",
     "SynthiaScore",
     "TOFUScore",
+    "WMDPScore",
     "affordance_scores",
     "attack_auc",
     "cleanness",
@@ -111,6 +114,7 @@ __all__ = [
     "nearest_other_class_distance",
     "perturbation_norm",
     "privacy_leakage",
+    "read_accuracies",
     "read_concept_images",
     "read_log",
     "read_mmlu",

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, norm, rankdata
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 __all__ = [
@@ -257,6 +256,8 @@ def roc_auc(scores: Tensor, member: Tensor) -> float:
 
     Scores may be infinite; ``member`` says whether the model was trained on a row, and both kinds must be there.
     """
+    from sklearn.metrics import roc_auc_score
+
     ranks = rankdata(scores.detach().double().cpu().numpy())  # scikit-learn refuses infinite scores
     return float(roc_auc_score(~member.bool().cpu().numpy(), ranks))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from lit_modules.metrics.harness import accuracy_of, read_results
 
 __all__ = ["evaluate_mmlu", "mmlu_accuracy", "read_mmlu"]
 
@@ -27,18 +27,7 @@ def read_mmlu(path: str) -> float:
         FileNotFoundError: If there is no such file or folder, or the folder holds no result file.
         ValueError: If the file is no JSON or does not hold MMLU.
     """
-    file = Path(path)
-    if file.is_dir():
-        found = list(file.rglob("results_*.json"))
-        if not found:
-            raise FileNotFoundError(f"The folder {path} holds no results_*.json of lm-eval.")
-        file = max(found, key=lambda result: (result.stat().st_mtime, result.name))
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file or folder {path} with the results of lm-eval.")
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}.") from error
+    file, results = read_results(path)
     try:
         return mmlu_accuracy(results)
     except ValueError as error:
@@ -64,7 +53,7 @@ def mmlu_accuracy(results: Mapping[str, Any]) -> float:
     tasks = results.get("results") if isinstance(results, Mapping) else None
     if not isinstance(tasks, Mapping):
         raise ValueError("These are no results of lm-eval: the mapping 'results' is missing.")
-    accuracies = {name: accuracy for name in tasks if (accuracy := _accuracy(tasks[name])) is not None}
+    accuracies = {name: accuracy for name in tasks if (accuracy := accuracy_of(results, name)) is not None}
     if "mmlu" in accuracies:
         return accuracies["mmlu"]
     subjects = {
@@ -81,11 +70,6 @@ def mmlu_accuracy(results: Mapping[str, Any]) -> float:
     if None in weights:
         weights = [1] * SUBJECTS
     return float(sum(w * a for w, a in zip(weights, subjects.values(), strict=True)) / sum(weights))
-
-
-def _accuracy(task: Any) -> float | None:
-    value = task.get("acc,none") if isinstance(task, Mapping) else None
-    return value if isinstance(value, int | float) else None
 
 
 def evaluate_mmlu(folder: str, limit: int | None = None, batch_size: int | str = 8, device: str | None = None) -> float:

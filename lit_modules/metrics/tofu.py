@@ -78,6 +78,7 @@ class TOFUScore(LoggedScore):
             aggregation, ``"arithmetic"`` as the paper's definition.
         log_file: File to write the log of the test to, in the official format.
         memorisation: Whether to measure memorisation and membership too.
+        part: Whether the test may be of a part of the log's forget rows, whose others are then left out.
         k: Share of the tokens that the attacks ``min_k`` and ``min_k_plus_plus`` average, in (0, 1].
 
     Raises:
@@ -106,6 +107,7 @@ class TOFUScore(LoggedScore):
         mean: Literal["geometric", "arithmetic"] = "geometric",
         log_file: str | None = None,
         memorisation: bool = True,
+        part: bool = False,
         k: float = 0.2,
     ) -> None:
         super().__init__(
@@ -129,6 +131,7 @@ class TOFUScore(LoggedScore):
         if self.retain_log is not None and "forget" not in self.retain_log:
             raise ValueError(f"{retain_log} holds no forget rows; give the log of a test on the forget set.")
         self.mean: Literal["geometric", "arithmetic"] = mean
+        self.part = part
         self.k = k
         self.needs_tokens = memorisation  # read by the module that feeds this metric
 
@@ -141,7 +144,7 @@ class TOFUScore(LoggedScore):
         if self.retain_log is None or "forget" not in numbers:
             return
         logged = len(self.retain_log["forget"]["avg_gt_loss"])
-        if logged != numbers["forget"]:
+        if logged != numbers["forget"] and not (self.part and logged > numbers["forget"]):
             raise ValueError(
                 f"The retain log is of another split or number of rows: it holds {logged} forget rows, and the test "
                 f"has {numbers['forget']}; evaluate the same split and as many rows (eval_rows)."
@@ -278,7 +281,7 @@ class TOFUScore(LoggedScore):
         ``mia/{loss,zlib,min_k,min_k_plus_plus}``, each with ``_low`` and ``_high``. NaN for what is missing.
         """
         log = self._log()
-        numbers = score_log(log, self.retain_log, self.mean)
+        numbers = score_log(log, self._compared(log), self.mean)
         missing = [name for name in UTILITY if math.isnan(numbers[name])]
         if missing:
             rank_zero_warn(f"The model utility is NaN, as no row came for {', '.join(missing)}.", UserWarning)
@@ -291,6 +294,17 @@ class TOFUScore(LoggedScore):
 
     def _write(self, path: str, log: Log) -> None:
         write_log(path, log)
+
+    def _compared(self, log: Log) -> Log | None:
+        """Return the retain log, of the tested forget rows alone if the test may be of a part of them."""
+        if self.retain_log is None or not self.part:
+            return self.retain_log
+        rows = set(log.get("forget", {}).get("avg_gt_loss", {}))
+        section = {
+            name: {row: value for row, value in values.items() if row in rows}
+            for name, values in self.retain_log["forget"].items()
+        }
+        return {**self.retain_log, "forget": section}
 
     def _log(self) -> Log:
         counts = self.keyed("answer_keys", "counts")

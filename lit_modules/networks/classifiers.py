@@ -162,7 +162,7 @@ class TransformersClassifier(PixelClassifier):
         network = load_image_classifier(model, **options | loading_options(more))
         # a configuration without the number of channels, as of CLIP, has three
         channels = getattr(network.config, "num_channels", 3)
-        preprocessing = None if mean is not None else _processor_of(model, channels, file_options(more))
+        preprocessing = None if mean is not None else processor_preprocessing(model, channels, **file_options(more))
         super().__init__(network, preprocessing, mean=mean, std=std, **shared)
         self.train()  # from_pretrained gives evaluation mode, and a Trainer keeps the mode that it finds
 
@@ -371,7 +371,17 @@ def load_image_classifier(name: str, **options: Any) -> Any:
         raise ValueError(f"{name!r} does not load as an image classifier: {first_line(error)}") from error
 
 
-def _processor_of(name: str, channels: int, options: dict[str, Any]) -> Preprocessing:
+def processor_preprocessing(name: str, channels: int = 3, **options: Any) -> Preprocessing:
+    """Return the preprocessing that the image processor beside a model of transformers carries out.
+
+    Args:
+        name: Name on the Hugging Face hub, or folder.
+        channels: Number of channels of the pictures.
+        options: Arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: If there is no image processor, or what it does is no normalisation of each channel.
+    """
     from transformers import AutoImageProcessor
 
     auto: Any = AutoImageProcessor

@@ -7,7 +7,8 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.public import load_public
-from lit_modules.studies.launchers import RESULTS
+from lit_modules.studies.launchers import LOG, RESULTS
 from lit_modules.utils.checkpoints import UnsafeFile, check_shards, open_checkpoint
 from lit_modules.utils.files import write_whole
 
@@ -181,6 +182,35 @@ def succeeds(run: Callable[[Path], object], folder: Path) -> bool:
         print(f"error: {type(error).__name__}: {lines[0] if lines else 'no message'}", file=sys.stderr)
         return False
     return True
+
+
+def run_each(run: Callable[[Path], object], folders: Sequence[str]) -> int:
+    """Run something in folders, each with a log of its own; return 1 if one failed, which does not stop the next.
+
+    A run that has finished meanwhile is skipped. If the process that started this one is gone, the run under way is
+    the last one: whoever resumes the study has started others for the rest.
+    """
+    parent = os.getppid()
+    load_public()
+    failed = 0
+    for folder in map(Path, folders):
+        if os.getppid() != parent:
+            return 1
+        if (folder / RESULTS).exists():
+            continue
+        with (folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            try:
+                failed |= not succeeds(run, folder)
+            finally:
+                _end_loggers()
+    return int(failed)
+
+
+def _end_loggers() -> None:
+    """End a run of Weights & Biases, which the next one in this process would continue."""
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 def main(args: list[str]) -> int:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lit_modules.synthia.backbones.chroma import Chroma
     from lit_modules.synthia.backbones.flux import Flux
     from lit_modules.synthia.backbones.flux2 import Flux2Klein
+    from lit_modules.synthia.backbones.hidream import HiDream
     from lit_modules.synthia.backbones.kandinsky3 import Kandinsky3, Kandinsky3Flash
     from lit_modules.synthia.backbones.lumina2 import Lumina2
     from lit_modules.synthia.backbones.pixart import PixArtSigma
@@ -70,6 +71,7 @@ __all__ = [  # noqa: RUF022 - in the order of sorted()
     "FewStepSampler",
     "Flux",
     "Flux2Klein",
+    "HiDream",
     "InfoNCE",
     "Judge",
     "Kandinsky3",

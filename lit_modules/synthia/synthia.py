@@ -34,10 +34,9 @@ class Synthia(PairTraining):
         truncation: Number of its last steps that the gradient passes through, ``"random"``, or ``None`` for all.
         sampler_checkpointing: Whether to recompute its steps in the backward pass, to save memory.
         space: What the objective compares samples as; pixels in [0, 1], at most ``pixel_size`` wide.
-        pixel_size: Side of the images that are compared as pixels; ``None`` takes the backbone's.
+        pixel_size: Side of the images that are compared as pixels, of others than squares that of the square of the
+            same area; ``None`` takes the backbone's.
         embedder: Gives embeddings ``(batch, features)`` of images in [0, 1], with gradients; for ``space="embedding"``.
-        prior_weight: Weight of the squared difference from the untuned network's predictions for an empty prompt, which
-            holds what the model could do before; needs a ``peft_config``.
 
     Raises:
         ValueError: If an argument is out of its range, or arguments do not fit together.
@@ -64,7 +63,6 @@ class Synthia(PairTraining):
         space: Space = "pixel",
         pixel_size: int | None = None,
         embedder: nn.Module | None = None,
-        prior_weight: float = 0.0,
         **shared: Unpack[PairTrainingArguments],
     ) -> None:
         super().__init__(backbone, **shared)
@@ -74,8 +72,6 @@ class Synthia(PairTraining):
                 f"{type(self.objective).__name__} compares with the network before tuning, which is the one whose "
                 "adapter is switched off; give a peft_config."
             )
-        if prior_weight < 0 or (prior_weight and self.peft_config is None):
-            raise ValueError(f"prior_weight must be 0, or positive with a peft_config, got {prior_weight}.")
         self.comparison = SampleComparison(
             backbone,
             num_steps=num_steps,
@@ -85,7 +81,6 @@ class Synthia(PairTraining):
             pixel_size=pixel_size,
             embedder=embedder,
         )
-        self.prior_weight = prior_weight
         self.watched = "positive" if self.objective.space == "noise" else "denoising"
 
     def configure_model(self) -> None:
@@ -110,28 +105,20 @@ class Synthia(PairTraining):
             reference = None
             if objective.needs_reference:
                 with torch.no_grad(), self.backbone.without_adapter():
-                    before = self.noise_errors(both, noise, timesteps, condition)
+                    untuned = self.conditions(batch) if self.backbone.text_encoders else condition
+                    before = self.noise_errors(both, noise, timesteps, untuned)
                 reference = before[:, 0], before[:, 1:]
             losses: dict[str, Tensor] = objective(errors[:, 0], errors[:, 1:], mask, weights, reference=reference)
         else:
             denoising = None
             if objective.denoising_weight:
                 denoising = self.noise_errors(positive, noise, timesteps, condition)
-            sampled = self.comparison.sample(generators, condition, generator)
+            height, width = batch["pos"].shape[-2:]
+            size = None if height == width else (height, width)  # that of an aspect-ratio bucket
+            sampled = self.comparison.sample(size, generators, condition, generator)
             if self.comparison.space == "latent":
                 compared = sampled, self.latents(batch, "pos", generators), self.latents(batch, "neg", generators)
             else:
                 compared = self.comparison.in_space(sampled, batch)
             losses = objective(*objective.distances(*compared), mask, weights, denoising)
-        if self.prior_weight:
-            losses["prior"] = self.prior_loss(positive, noise, timesteps)
-            losses["loss"] = losses["loss"] + self.prior_weight * losses["prior"]
         return losses
-
-    def prior_loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the squared difference from the untuned network's predictions for an empty prompt."""
-        empty = self.encoder.conditions([""] * len(latents))
-        noised = self.backbone.schedule.add_noise(latents, noise, timesteps)
-        with torch.no_grad(), self.backbone.without_adapter():
-            before = self.backbone.denoise(noised, timesteps, empty)
-        return (self.backbone.denoise(noised, timesteps, empty).float() - before.float()).square().mean()

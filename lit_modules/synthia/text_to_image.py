@@ -18,7 +18,8 @@ class TextToImageTraining(TextToImage):
     captions are left out, so that the model can be guided.
 
     A batch is ``{"prompt": captions, "image": images}``, floats in [-1, 1], ``(batch, 3, height, width)``; ``index``
-    and ``draw`` ``(batch,)`` make noise and timesteps belong to rows. Logs ``train/loss`` and ``val/loss``.
+    and ``draw`` ``(batch,)`` make noise and timesteps belong to rows. Logs ``train/loss``,
+    ``train/prior`` with class pictures, and ``val/loss``.
 
     Args:
         backbone: Text-to-image model.
@@ -52,10 +53,12 @@ class TextToImageTraining(TextToImage):
         coins = [float(torch.rand((), generator=generator)) for generator in generators]
         captions = zip(batch["prompt"], coins, strict=True)
         prompts = [prompt if coin >= self.caption_dropout else "" for prompt, coin in captions]
-        loss = self._loss(batch, prompts, generators)
-        self.check({"loss": loss}, batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(prompts))
-        return loss
+        losses = self.with_prior({"loss": self._loss(batch, prompts, generators)}, generators)
+        self.check(losses, batch)
+        self.log("train/loss", losses["loss"], prog_bar=True, batch_size=len(prompts))
+        if self.prior is not None:
+            self.log("train/prior", losses["prior"], batch_size=len(prompts))
+        return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss of a batch, at the same noise and timesteps in every validation."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lit_modules.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lit_modules.unlearning.altpo import AltPO
     from lit_modules.unlearning.ceu import CEU
     from lit_modules.unlearning.dpo import DPO
     from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
@@ -30,6 +31,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__, __file__)
 
 __all__ = [  # noqa: RUF022 - in the order of sorted()
+    "AltPO",
     "CEU",
     "CausalLMFineTuning",
     "DPO",

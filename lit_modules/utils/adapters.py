@@ -301,6 +301,19 @@ def leaves_base(config: PeftConfig) -> bool:
 
 
 @contextmanager
+def adapters_off(*models: nn.Module) -> Iterator[None]:
+    """Switch the adapters of models off, whatever library put them there, so that the models are those before."""
+    layers = [layer for model in models for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@contextmanager
 def weights_swapped(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
     """Give parameters other values for a while, in which no backward pass is to go through them."""
     own = [parameter.detach().clone() for parameter in parameters]

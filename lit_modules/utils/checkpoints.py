@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from packaging.version import Version
 
@@ -88,6 +87,8 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is no checkpoint of Lightning: it holds {what}, and not {' and '.join(_KEYS)}; give a file that a "
             "run wrote."
         )
+    import lightning
+
     written, installed = str(content["pytorch-lightning_version"]), lightning.__version__
     if Version(written).major != Version(installed).major:
         raise ValueError(

@@ -7,13 +7,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lit_modules.utils.libraries import MissingLibrary
+
+_OURS = ("", "lit_modules", "datamodules", "callbacks")
+
 
 def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` of a package whose public names are imported when first used.
 
     The names and their modules are those that the package's file imports below ``if TYPE_CHECKING:``, so that type
     checkers, editors and the interpreter read one list. Define both below its ``else:``, or a type checker takes every
-    misspelt name for an attribute.
+    misspelt name for an attribute. A library that is missing is named, with what to install.
 
     Args:
         package: ``__name__`` of the package.
@@ -33,6 +37,13 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(homes[name], package), name)
+        try:
+            home = import_module(homes[name], package)
+        except ModuleNotFoundError as error:
+            library = (error.name or "").partition(".")[0]
+            if library in _OURS:
+                raise
+            raise MissingLibrary(f"{package}.{name}", library) from error
+        return getattr(home, name)
 
     return get, lambda: sorted({*vars(sys.modules[package]), *homes})

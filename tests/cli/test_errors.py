@@ -266,3 +266,15 @@ def test_python_m(tmp_path: Path, repository: Path) -> None:
     done = python(["-m", "lit_modules", "fitt"], tmp_path, repository)
     assert done.returncode == 2
     assert done.stdout == "error: There is no command 'fitt'; did you mean 'fit'?\n"
+
+
+def test_output_that_is_read_no_further_ends_the_command(tmp_path: Path, repository: Path) -> None:
+    command = [sys.executable, "-m", "lit_modules", "recipes"]
+    environment = {**os.environ, "PYTHONPATH": str(repository), "PYTHONUNBUFFERED": "1"}
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **streams) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,18 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch.utils.data import DataLoader
-from transformers import AutoModelForImageTextToText, AutoProcessor, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
+    EfficientNetImageProcessor,
+    MobileViTConfig,
+    MobileViTForImageClassification,
+    MobileViTImageProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from callbacks import SavePretrained
 from datamodules.few_shot.few_shot import FewShotPairs
@@ -401,6 +413,72 @@ def test_a_classifier_is_updated_saved_and_asked_again(tmp_path: Path) -> None:
         ClassifierUpdate(str(tmp_path)).configure_model()
     with pytest.raises(ValueError, match="No image processor lies beside"):
         ClassifierUpdate(str(tmp_path), num_classes=2).configure_model()
+
+
+def efficient_net() -> Any:
+    config = EfficientNetConfig(
+        image_size=32,
+        width_coefficient=0.1,
+        in_channels=[8, 8],
+        out_channels=[8, 8],
+        kernel_sizes=[3, 3],
+        depthwise_padding=[],
+        strides=[2, 1],
+        num_block_repeats=[1, 1],
+        expand_ratios=[1, 2],
+        hidden_dim=128,  # a tenth of the published one, as the other widths
+        num_hidden_layers=2,
+        num_labels=3,
+    )
+    return EfficientNetForImageClassification(config)
+
+
+def mobile_vit() -> Any:
+    config = MobileViTConfig(
+        image_size=32,
+        patch_size=2,
+        hidden_sizes=[8, 8, 8],
+        neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 8],
+        num_attention_heads=2,
+        num_labels=3,
+    )
+    return MobileViTForImageClassification(config)
+
+
+PIXELS = {"height": 32, "width": 32}
+CLASSIFIERS: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
+    "EfficientNet, twice normalised": (efficient_net, EfficientNetImageProcessor, {"size": PIXELS}),
+    "EfficientNet, from -1 to 1": (
+        efficient_net,
+        EfficientNetImageProcessor,
+        {"size": PIXELS, "rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False},
+    ),
+    "MobileViT, blue first": (
+        mobile_vit,
+        MobileViTImageProcessor,
+        {"size": {"shortest_edge": 32}, "crop_size": PIXELS},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_sees_pictures_as_its_image_processor_gives_them(name: str, tmp_path: Path) -> None:
+    make_model, kind, settings = CLASSIFIERS[name]
+    seed_everything(0, verbose=False)
+    model, processor = make_model().eval(), kind(**settings)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    module = ClassifierUpdate(str(tmp_path), num_classes=3, tuning="none")
+    module.configure_model()
+    module.eval()
+    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    inputs = processor(list(pictures), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
+    torch.testing.assert_close(module.normalise(pictures / 255), inputs, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(module(pictures / 255), model(inputs).logits, atol=1e-4, rtol=1e-3)
+    own = ClassifierUpdate(str(tmp_path), num_classes=3, mean=[0.5] * 3, std=[0.25] * 3)
+    own.configure_model()
+    torch.testing.assert_close(own.normalise(pictures / 255), (pictures / 255 - 0.5) / 0.25)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -1,3 +1,4 @@
+import pickle
 from typing import Any
 
 import pytest
@@ -100,3 +101,10 @@ def test_batches() -> None:
     batch = pairs[((2, 1), (0, 0))]
     assert (batch["forget"]["id"], batch["retain"]["id"]) == (["c", "a"], ["b", "a"])
     assert (len(pairs), pairs[2]["retain"]["id"]) == (3, ["a"])
+
+
+def test_equal_ids_share_one_object() -> None:
+    first, second = (Encoded(name, [int("70000")], [int("70001"), int("70000")]) for name in ("a", "b"))
+    assert first.prompt == second.prompt == [70000]
+    assert first.prompt[0] is second.prompt[0] is second.target[1]
+    assert pickle.loads(pickle.dumps(first)) == first  # worker processes that are spawned get it so

@@ -17,8 +17,9 @@ import yaml
 
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.studies.compare.command import main
+from lit_modules.studies.compare.published import find_published
 from lit_modules.studies.compare.records import run_records
-from lit_modules.studies.compare.report import compare, markdown, write
+from lit_modules.studies.compare.report import compare, markdown, print_best, write
 from lit_modules.studies.compare.run import check_spending
 from lit_modules.studies.compare.settings import Run, check_settings, runs_of
 from lit_modules.studies.launchers import Outcome, Task
@@ -181,6 +182,15 @@ def test_tiny_comparison_and_a_log_of_another_split(config: str, capsys: pytest.
     assert "failed: start: ValueError: The retain log is of another split" in capsys.readouterr().out
 
 
+def test_lm_eval_is_asked_of_every_model(config: str, harness: Path) -> None:
+    arguments = ["-c", config, "--folder=runs", "--only=NGDiff", "--learning_rates=[1e-3]", "--report.columns"]
+    line = [*arguments, "[harness/wmdp_cyber]", "--evaluation.harness=[wmdp_cyber]", "--evaluation.harness_limit=3"]
+    assert main(line, HereLauncher()) == 0
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in Path("runs", "runs").glob("*/results.json")]
+    assert [record["metrics"]["harness/wmdp_cyber"] for record in results] == [0.1] * 3
+    assert "harness/wmdp_cyber" in Path("runs", "table.md").read_text(encoding="utf-8")
+
+
 def test_comparison_goes_on_and_grows(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["-c", config, "--folder=out"]
     first = MadeUpLauncher(broken=NGDIFF[1])
@@ -299,6 +309,61 @@ def test_a_report_needs_what_it_reports() -> None:
     results[NGDIFF[1]]["counts"]["steps"] = 1
     with pytest.raises(ValueError, match="took 1 optimizer steps"):
         compare({**settings, "report": REPORT}, runs, results)
+
+
+def test_published_numbers_stand_beside_those_of_the_same_model_and_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = configuration()
+    runs, results = results_of(settings, lambda name: False)
+    for name, record in results.items():
+        record["metrics"] |= {"test/forget_quality": 0.5 if name in runs else 1.0, "test/model_utility": None}
+    assert compare(settings, runs, results).published is None  # a start of its own
+    settings["start"]["model"] = "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"
+    comparison = compare(settings, runs, results)
+    assert comparison.published is not None
+    rows = {row[0]: row[1:] for row in comparison.published[0]}
+    assert rows["ours / published"] == ["forget_quality", "model_utility", "forget/truth_ratio"]
+    assert rows["start"] == ["1 / 1.66e-21", "- / 0.6", "- / 0.48"]
+    assert rows["NPO"] == ["0.5 / 0.02", "- / 0.46", "- / 0.7"]
+    assert "NGDiff" not in rows  # of which nobody has published any
+    assert "0.5 / 0.02" in markdown(comparison)
+    print_best(comparison)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "docs/repro.md (https://github.com/locuslab/open-unlearning, MIT), read 2026-11-28; not tuned" in printed
+    settings["data"]["init_args"]["split"] = "forget01"
+    assert "0.5 / 0.92" in markdown(compare(settings, runs, results))
+    settings["start"]["model"] = "runs/mine"
+    assert compare(settings, runs, results).published is None
+    named = {**settings, "report": {**REPORT, "published": "Llama-2-7b-hf-chat"}}
+    assert "0.5 / 0.4" in markdown(compare(named, runs, results))
+    with pytest.raises(UsageError, match="no published numbers of 'Llama-2-7b'; did you mean 'Llama-2-7b-hf-chat'"):
+        compare({**settings, "report": {**REPORT, "published": "Llama-2-7b"}}, runs, results)
+    muse = {"class_path": "MUSE", "init_args": {"root": "data/muse/books"}}
+    books = {**settings, "data": muse, "start": {**settings["start"], "model": "muse-bench/MUSE-Books_target"}}
+    published = find_published(books)
+    assert published is not None
+    assert published.title.endswith("Books")
+    assert published.numbers["retain only"] == pytest.approx(
+        {"test/forget/knowmem": 30, "test/forget/verbmem": 14, "test/privleak": 0, "test/retain/knowmem": 69}
+    )
+
+
+def test_the_copy_of_published_numbers_is_the_source(data_folder: Path) -> None:
+    source = data_folder / "references" / "unlearning_results.csv"
+    with source.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    own = json.loads((ROOT / "lit_modules/studies/compare/data/published.json").read_text(encoding="utf-8"))["tables"]
+    keys = ("benchmark", "model", "split", "method", "metric")
+    for row in rows:
+        value: Any = own
+        for key in keys:
+            value = value[row[key]]
+        assert value == float(row["value"])
+    count = sum(
+        len(m) for models in own.values() for splits in models.values() for s in splits.values() for m in s.values()
+    )
+    assert count == len(rows)
 
 
 def test_runs_of_wandb_have_a_group() -> None:

@@ -36,9 +36,11 @@ def main() -> None:
     folder, devices = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     saved: dict[str, Any] = {}
+    prior = {"prior_weight": 0.5, "prior_prompts": ["a photo of a jug", "a photo of a bus"], "prior_images": 2}
+    shared = {"cache": str(folder / f"cache-{devices}")}  # the processes draw half of the class pictures each
     for name, more in (
-        ("preference", {"objective": DenoiseDPO(scale=10.0), "peft_config": LoraConfig(r=2)}),
-        ("linear", {"objective": LinearContrast(), "num_steps": 2, "truncation": 1}),
+        ("preference", {"objective": DenoiseDPO(scale=10.0), "peft_config": LoraConfig(r=2), **prior}),
+        ("linear", {"objective": LinearContrast(), "num_steps": 2, "truncation": 1, **prior, **shared}),
     ):
         torch.manual_seed(0)  # peft draws the adapter's weights
         module = Synthia(

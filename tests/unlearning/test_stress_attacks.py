@@ -1,5 +1,6 @@
 """Relearning attack, quantization, the call of lm-eval."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from lit_modules.metrics.harness import read_accuracies
 from lit_modules.studies.stress.attacks import (
+    harness_accuracies,
     lm_eval_command,
     load_quantized,
     relearn,
@@ -105,3 +108,25 @@ def test_the_command_of_lm_eval(tiny_causal_lm: Path, tmp_path: Path) -> None:
     if find_spec("lm_eval") is None:
         with pytest.raises(ImportError, match=r"lit-modules\[harness\]"):
             run_lm_eval(str(tiny_causal_lm), ["mmlu"], str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
+def test_lm_eval_asks_the_questions_of_wmdp(
+    tiny_causal_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the hub's questions cannot be had offline; a folder of their name, with the same columns, takes their place
+    folder = tmp_path / "cais" / "wmdp"
+    folder.mkdir(parents=True)
+    rows = [{"question": f"Is it {n}?", "choices": ["a", "b", "c", "d"], "answer": n} for n in range(4)]
+    configs = []
+    for topic in ("bio", "cyber"):
+        (folder / f"{topic}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        configs.append(f"- config_name: wmdp-{topic}\n  data_files:\n  - split: test\n    path: {topic}.jsonl")
+    (folder / "README.md").write_text("\n".join(["---", "configs:", *configs, "---", ""]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tasks, output = ["wmdp_bio", "wmdp_cyber"], tmp_path / "harness"
+    accuracies = harness_accuracies(str(tiny_causal_lm), tasks, output, batch_size=4, device="cpu")
+    assert accuracies == {f"harness/{task}": pytest.approx(0.25) for task in tasks}  # the same letter to all
+    assert read_accuracies(output, tasks) == {task: accuracies[f"harness/{task}"] for task in tasks}

@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lit_modules.attacks.engine.checks import check_classes, check_count
 from lit_modules.utils.checkpoints import load_plain
 from lit_modules.utils.classifiers import input_device
 from lit_modules.utils.files import whole_file
+from lit_modules.utils.progress import alone, track
 
 _FILE = "adversarial_set.pt"
 _COLUMNS = ("index", "label", "prediction", "adversarial_prediction", "success", "distance", "num_queries")
@@ -113,6 +115,7 @@ def attack_dataset(
     batch_size: int = 128,
     num_workers: int = 0,
     limit_batches: int | None = None,
+    progress: bool = False,
 ) -> AdversarialSet:
     """Attack every sample of a loader or dataset and return the adversarial set.
 
@@ -135,6 +138,7 @@ def attack_dataset(
         batch_size: Samples of a batch, if ``data`` is a dataset.
         num_workers: Worker processes that load, if ``data`` is a dataset.
         limit_batches: Stop after so many batches; ``None`` takes all.
+        progress: Show a bar of the batches on a terminal or in a notebook.
 
     Returns:
         The set, in the order of ``data``.
@@ -172,15 +176,20 @@ def attack_dataset(
     batches: Any = DataLoader(data, batch_size, num_workers=num_workers) if isinstance(data, Dataset) else data
     device = input_device((*classifier.parameters(), *classifier.buffers())) or torch.device("cpu")
     rows: list[tuple[int, int, int, Outcome]] = []
-    for number, batch in enumerate(batches):
-        if number == limit_batches:
-            break
-        rows += _attack_batch(run, batch, len(rows), device)
-        fooled = sum(outcome.finished.success for *_, outcome in rows)
-        _logger.info("%d samples attacked, %d fooled", len(rows), fooled)
+    with alone(progress):
+        for batch in track(islice(batches, limit_batches), "batches attacked", _count(batches, limit_batches)):
+            rows += _attack_batch(run, batch, len(rows), device)
+            fooled = sum(outcome.finished.success for *_, outcome in rows)
+            _logger.info("%d samples attacked, %d fooled", len(rows), fooled)
     if not rows:
         raise ValueError("The data hold no samples to attack.")
     return _collect(run, root, rows)
+
+
+def _count(batches: Any, limit: int | None) -> int | None:
+    """Return how many batches there will be, or ``None`` of an iterable without a length."""
+    known = len(batches) if isinstance(batches, Sized) else None
+    return known if limit is None else limit if known is None else min(limit, known)
 
 
 def _attack_batch(run: AttackRun, batch: Any, start: int, device: torch.device) -> list[tuple[int, int, int, Outcome]]:

@@ -26,6 +26,7 @@ from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.classifiers import take_logits
 from lit_modules.utils.model_modes import release_modes
 from lit_modules.utils.precision import check_precision
+from lit_modules.utils.progress import shown
 from lit_modules.utils.random_state import random_state, set_random_state
 from lit_modules.utils.resuming import bring
 
@@ -202,7 +203,8 @@ class AdversarialTraining(LightningModule):
         """Run every attack on the samples of the batch that are not finished."""
         images, labels = self.unpack(batch, index=True)
         assert self._evaluation is not None
-        self._evaluation.update(images, labels, batch["index"])
+        with shown(self.trainer):
+            self._evaluation.update(images, labels, batch["index"])
         so_far = self._evaluation.robust_accuracy()
         self.log("robust", so_far, prog_bar=True, logger=False, on_step=True, on_epoch=False, batch_size=len(labels))
 

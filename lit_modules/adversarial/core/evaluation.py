@@ -25,6 +25,7 @@ from lit_modules.utils.files import whole_file, write_whole
 from lit_modules.utils.fingerprint import UnidentifiableError, identify
 from lit_modules.utils.hashing import hash_tensors, stable_hash
 from lit_modules.utils.model_modes import evaluation_mode
+from lit_modules.utils.progress import step
 
 _EXAMPLES = 8  # samples of a test, and of each batch, whose images are kept and drawn
 _ALIKE = 1e-4  # of the largest logit: what the order of sums and another batch can change
@@ -327,15 +328,22 @@ class RobustEvaluation:
                     raise ValueError(two_samples(position))
                 if right[row]:
                     new.setdefault(name, row)
-            for named, run in self.runs.items():
-                rows = [row for name, row in new.items() if name not in self._done[named]]
-                if rows:
-                    samples = [Sample(names[row], indices[row]) for row in rows]
-                    for outcome in run.finish(samples, images[rows], labels[rows], answers[rows]):
-                        self._done[named][outcome.name] = outcome.finished
-                        if outcome.example is not None:
-                            self._examples[named][outcome.name] = outcome.example
-                        self._flags[named] = list(dict.fromkeys([*self._flags[named], *outcome.flags]))
+            with step("attacks", len(self.runs)) as bar:
+                for named, run in self.runs.items():
+                    rows = [row for name, row in new.items() if name not in self._done[named]]
+                    if rows:
+                        bar.say(named)
+                        samples = [Sample(names[row], indices[row]) for row in rows]
+                        self._keep(named, run.finish(samples, images[rows], labels[rows], answers[rows]))
+                    bar.advance()
+
+    def _keep(self, named: str, outcomes: Sequence[Outcome]) -> None:
+        """Keep the outcomes of an attack."""
+        for outcome in outcomes:
+            self._done[named][outcome.name] = outcome.finished
+            if outcome.example is not None:
+                self._examples[named][outcome.name] = outcome.example
+            self._flags[named] = list(dict.fromkeys([*self._flags[named], *outcome.flags]))
 
     def robust_accuracy(self) -> float:
         """Return the share of this process's samples so far that no attack of a radius fools."""

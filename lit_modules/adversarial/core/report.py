@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_modules.attacks.engine.base import Attack
 from lit_modules.metrics.robustness import distance_statistics, median_distance, wilson_interval
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
 
 
 @dataclass(frozen=True)
@@ -155,15 +156,12 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(["", *doubts] if doubts else [])]) + "\n"
 
 
+@figure_style()
 def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
     """Draw samples, their adversarial ones and the perturbations, with the answers."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
-
     count = max(len(examples), 1)
-    figure, axes = plt.subplots(3, count, figsize=(1.7 * count + 0.6, 6), squeeze=False)
+    figure = new_figure(1.7 * count + 0.6, 6)
+    axes = figure.subplots(3, count, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -185,9 +183,7 @@ def plot_examples(examples: Sequence[Example], path: str | Path) -> None:
         axes[1, 0].set_title("no sample was attacked", fontsize=8)
     for row, text in enumerate(("image", "adversarial", "perturbation")):
         axes[row, 0].set_ylabel(text)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _picture(image: Tensor) -> Any:

@@ -15,6 +15,7 @@ from lit_modules.attacks.engine.norms import per_sample, project, project_l1_box
 from lit_modules.attacks.engine.random import SampleRandom
 from lit_modules.utils.classifiers import input_device, take_logits
 from lit_modules.utils.model_modes import modules_of
+from lit_modules.utils.progress import count_pass
 
 Model = Callable[[Tensor], Tensor]
 Seed = int | torch.Generator | None  # ``None`` takes that of the attack
@@ -299,6 +300,7 @@ class AttackState:
             self.checked = True
         logits = logits if logits.dtype == torch.float64 else logits.float()
         self.num_queries.index_add_(0, self.index, torch.full_like(self.index, len(x) if several else 1))
+        count_pass()
         if not bool(torch.isfinite(logits.detach()).all()):
             bad = int((~torch.isfinite(logits.detach())).any(1).sum())
             raise ValueError(

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from lit_modules.networks.classifiers import load_image_classifier
+from lit_modules.networks.classifiers import Preprocessing, load_image_classifier, processor_preprocessing
+from lit_modules.networks.normalisation import Normalise
 
 
 def load_classifier(name: str, classes: Sequence[str]) -> Any:
@@ -24,21 +26,28 @@ def load_image_processor(name: str) -> Any:
     return auto.from_pretrained(name)
 
 
-def normalisation(
-    name: str, mean: list[float] | None = None, std: list[float] | None = None
-) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel; those of the model's image processor where none is given.
+class Normalisation(nn.Module):
+    """Normalise pictures as a classifier's image processor does, whatever scales, offsets and order of channels it has.
+
+    Args:
+        name: Name of the classifier on a hub, or its folder.
+        mean: Mean of each channel of pixels in [0, 1]; ``None`` takes the image processor's.
+        std: Standard deviation of each channel; ``None`` likewise. With both given no image processor is asked.
 
     Raises:
-        ValueError: If there is no image processor.
+        ValueError: If there is no image processor, or what it does is no normalisation of each channel.
     """
-    if mean is not None and std is not None:
-        return mean, std
-    try:
-        processor = load_image_processor(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"No image processor lies beside the model {name!r}; give mean and std.") from error
-    return list(mean or processor.image_mean), list(std or processor.image_std)
+
+    def __init__(self, name: str, mean: list[float] | None = None, std: list[float] | None = None) -> None:
+        super().__init__()
+        own = Preprocessing() if mean is not None and std is not None else processor_preprocessing(name)
+        self.normalise = Normalise(mean or own.mean or (), std or own.std or ())
+        self.flip_channels = own.flip_channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the classifier's input of pictures, floats in [0, 1], ``(batch, channel, height, width)``."""
+        inputs: Tensor = self.normalise(images)
+        return inputs.flip(-3) if self.flip_channels else inputs
 
 
 def is_head(name: str) -> bool:

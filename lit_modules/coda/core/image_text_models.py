@@ -22,6 +22,7 @@ from lit_modules.utils import adapters
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.errors import first_line
+from lit_modules.utils.model_cards import model_card, of_transformers
 from lit_modules.utils.model_kwargs import check_model_kwargs, file_options, loading_options
 from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.precision import check_trained
@@ -256,7 +257,7 @@ class ImageTextUpdate(UpdateModule):
             yield
 
     def save_pretrained(self, folder: str, merge: bool = False) -> None:
-        """Write adapters or model, and the processor, so that ``model: <folder>`` loads them.
+        """Write adapters or model, the processor and a model card, so that ``model: <folder>`` loads them.
 
         With ``merge`` adapters are merged into the weights, which ``AutoModelForImageTextToText`` loads and servers
         take; otherwise the folder holds adapters and a trained projector as peft writes them.
@@ -264,12 +265,13 @@ class ImageTextUpdate(UpdateModule):
         self.configure_model()
         self.check_save_pretrained(folder, merge)
         adapted = isinstance(self.model, PeftModel)
-        if adapted and not merge:
-            self.model.save_pretrained(folder)
-        else:
-            whole = adapters.merged(self.model) if adapted else self.model
-            state = {name: value.to(self._compute_dtype) for name, value in whole.state_dict().items()}
-            whole.save_pretrained(folder, state_dict=state)
+        with model_card(self, folder, of_transformers(self.model, merge, self.revision, "image-text-to-text")):
+            if adapted and not merge:
+                self.model.save_pretrained(folder)
+            else:
+                whole = adapters.merged(self.model) if adapted else self.model
+                state = {name: value.to(self._compute_dtype) for name, value in whole.state_dict().items()}
+                whole.save_pretrained(folder, state_dict=state)
         self.processor.save_pretrained(folder)
 
     def check_save_pretrained(self, folder: str, merge: bool = False) -> None:

@@ -23,6 +23,7 @@ from lit_modules.demos.coda.update import (
     percent,
 )
 from lit_modules.demos.coda.world import MOST_SYNTHETIC, SHOTS, drawn_folder
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.html import data_url, render_html
 from lit_modules.utils.json_lines import read_json_lines
@@ -94,16 +95,15 @@ def typical_pair(pairs: Sequence[tuple[str, str]], answers: Mapping[str, Answers
     return sorted(range(len(pairs)), key=lambda number: (gains[number], number))[(len(pairs) - 1) // 2]
 
 
+@figure_style()
 def draw_figure(path: Path, folder: Path, pairs: Sequence[tuple[str, str]], answers: Mapping[str, Answers]) -> None:
     """Draw the accuracy of each row with its interval, and the pictures of a typical pair."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.5, 7.2), layout="constrained")
+    figure = new_figure(13.5, 7.2)
     halves: Any = figure.subfigures(1, 2, width_ratios=[1, 1.05], wspace=0.03)
     _draw_bars(halves[0], {name: pair_accuracies(row, pairs) for name, row in answers.items()})
     number = typical_pair(pairs, answers)
     _draw_pair(halves[1], *read_sides(folder, pairs)[number], answers=answers)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def _draw_bars(figure: Any, accuracies: Mapping[str, list[float]]) -> None:

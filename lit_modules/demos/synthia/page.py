@@ -5,7 +5,8 @@ from pathlib import Path
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
-from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.figures import figure_style, new_figure, save_figure
+from lit_modules.utils.files import write_whole
 from lit_modules.utils.html import render_html
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def typical_row(scores: "Scores") -> int:
     return shares.index(median_low(shares))
 
 
+@figure_style()
 def plot(path: Path, results: Results, pictures: "Mapping[str, Tensor]", rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw the row of pictures of a typical held-out pair, and below it the numbers with intervals.
 
@@ -49,9 +51,7 @@ def plot(path: Path, results: Results, pictures: "Mapping[str, Tensor]", rows: S
         pictures: By arm, those of the held-out pairs, uint8, ``(pairs, pictures, 3, height, width)``.
         rows: Held-out pairs.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 6), layout="constrained", facecolor="white")
+    figure = new_figure(13, 6)
     blocks: Any = figure.subfigures(2, 1, height_ratios=[1, 1], hspace=0.02)
     _draw_pictures(blocks[0], results, pictures, rows)
     axes = blocks[1].subplots(1, len(PANELS), sharey=True)
@@ -68,8 +68,7 @@ def plot(path: Path, results: Results, pictures: "Mapping[str, Tensor]", rows: S
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     blocks[1].supxlabel("mean and 95 % interval over pairs (left: over affordances)", fontsize=9, color="#555555")
-    with whole_file(path) as part:
-        figure.savefig(part, format="png", dpi=100)
+    save_figure(figure, path)
 
 
 def write_page(

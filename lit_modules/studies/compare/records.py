@@ -55,7 +55,7 @@ def prepare_models(settings: Mapping[str, Any], root: Path, hashes: Mapping[str,
     """Train the tokenizer unless it exists, and return the models to train."""
     vocab_size = None
     if "tokenizer" in settings:
-        tokenizer, vocab_size = _train_tokenizer(settings["tokenizer"], root, hashes=hashes, folder=folder)
+        tokenizer, vocab_size = train_tokenizer(settings["tokenizer"], root, hashes=hashes, folder=folder)
     elif isinstance(settings["start"]["model"], str):
         tokenizer = settings["start"]["model"]
     else:
@@ -71,7 +71,9 @@ def run_records(settings: Mapping[str, Any], runs: Mapping[str, Run], group: str
     """Return the record of each run, the two references first; runs of Weights & Biases have the group."""
     records = {name: _reference_record(settings, model) for name, model in REFERENCES.items()}
     records |= {name: _method_record(settings, run) for name, run in runs.items()}
-    return {name: _with_group(record, group, name) for name, record in records.items()}
+    harness = {key: settings["evaluation"].get(key) for key in ("harness", "harness_limit")}
+    asked = harness if harness["harness"] else {}
+    return {name: {**_with_group(record, group, name), **asked} for name, record in records.items()}
 
 
 def check_classes(settings: Mapping[str, Any], methods: Sequence[Method]) -> None:
@@ -131,7 +133,7 @@ def _parameters(path: str, where: str) -> set[str]:
     raise UsageError(f"{where}: there is no class {path!r}{did_you_mean(name, known)}")
 
 
-def _train_tokenizer(
+def train_tokenizer(
     settings: Mapping[str, Any], root: Path, hashes: Mapping[str, str], folder: Path
 ) -> tuple[str, int]:
     """Return the folder of the tokenizer, and its number of tokens."""

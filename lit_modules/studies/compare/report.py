@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, harmonic_mean
+from textwrap import fill
 from typing import Any
 
+from lit_modules.studies.compare.published import caption, find_published, published_table
 from lit_modules.studies.compare.records import REFERENCES
 from lit_modules.studies.compare.run import SPENT, check_spending
 from lit_modules.studies.compare.settings import Run
 from lit_modules.studies.tables import Number, csv_table, markdown_table, number, print_table, summary
 from lit_modules.utils.errors import UsageError
+from lit_modules.utils.figures import REST, end_axes, figure_style, label_right, new_figure, save_figure, series_styles
 from lit_modules.utils.files import whole_file, write_whole
 from lit_modules.utils.suggestions import did_you_mean
 
@@ -27,8 +30,8 @@ those of the other seeds."""
 SAME_RUN = """\
 The best rate of a method has the highest score, the lower rate if two are equal. With a single seed it is chosen and
 reported on the same run, which favours a method with more rates."""
-MARKERS = "osD^v<>PXph*d"
-FORMATS = ("png", "svg")
+SHOWN = 8
+"""Most methods in colour: those of the front, then those of the best score; the others are grey."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Comparison:
         retain: Number that is high if the rest is kept.
         columns: Numbers of the table.
         pareto: Panels of the Pareto figure.
+        published: Table of ours and published numbers, with the sentence below it, where the model and split have some.
     """
 
     rows: list[dict[str, Any]]
@@ -78,6 +82,7 @@ class Comparison:
     retain: str
     columns: list[str]
     pareto: list[dict[str, Any]]
+    published: tuple[list[list[str]], str] | None = None
 
 
 def compare(
@@ -142,6 +147,7 @@ def compare(
         retain=retain,
         columns=columns,
         pareto=pareto,
+        published=_published(settings, runs, best=best, references=references),
     )
 
 
@@ -185,6 +191,9 @@ def markdown(comparison: Comparison) -> str:
         "What a run of each method spends, on average",
         markdown_table(spent),
     ]
+    if comparison.published is not None:
+        rows, sentence = comparison.published
+        parts[3:3] = ["Best rate of each method, and what others have published", markdown_table(rows), sentence]
     return "\n".join(f"{part}\n" if part[0] != "|" else part for part in parts)
 
 
@@ -216,15 +225,29 @@ def print_best(comparison: Comparison) -> None:
     """Print the table of the best rates."""
     header, *rows = table(comparison, best=True, short=True)
     print_table([[name.removeprefix("test/") for name in header], *rows])
+    if comparison.published is not None:
+        table_of_both, sentence = comparison.published
+        print_table(table_of_both)
+        print(sentence)
 
 
+@figure_style()
 def draw(folder: Path, comparison: Comparison) -> list[Path]:
-    """Draw forget against retain (``pareto``) and numbers against the rate (``rates``), each as PNG and SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    matplotlib.rcParams["svg.hashsalt"] = "lit-modules"  # the same numbers give the same file
+    """Draw forget against retain (``pareto``) and numbers against the rate (``rates``), each as bitmap and vector."""
     return [*_pareto(folder, comparison), *_rates(folder, comparison)]
+
+
+def leading(comparison: Comparison) -> list[str]:
+    """Return the methods that are drawn in colour, at most eight: those of the front, then those of the best score."""
+    x, y = comparison.forget, comparison.retain
+    best = set(front([(row[x], row[y]) for row in comparison.rows if _shown(row[x], row[y], log=False)]))
+    on_front = {row["method"] for row in comparison.rows if (row[x], row[y]) in best}
+
+    def rank(cell: Cell) -> tuple[bool, float]:
+        score = cell.numbers[SCORE][0]
+        return cell.method not in on_front, math.inf if math.isnan(score) else -score
+
+    return [cell.method for cell in sorted(comparison.best, key=rank)[:SHOWN]]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -239,6 +262,21 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         if not optimal or point[1] > optimal[-1][1]:
             optimal.append(point)
     return optimal
+
+
+def _published(
+    settings: Mapping[str, Any], runs: Mapping[str, Run], best: Sequence[Cell], references: Mapping[str, Any]
+) -> tuple[list[list[str]], str] | None:
+    published = find_published(settings)
+    if published is None:
+        return None
+    classes = {run.method.name: run.method.class_path.rpartition(".")[2] for run in runs.values()}
+    ours: dict[str, Mapping[str, Number]] = {
+        name: {key: (number(value), None) for key, value in metrics.items()} for name, metrics in references.items()
+    }
+    ours |= {cell.method: cell.numbers for cell in best}
+    rows = published_table(published, {**classes, **{name: name for name in references}}, ours)
+    return rows, caption(published)
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -308,92 +346,74 @@ def _cell(pair: Number) -> str:
 
 
 def _pareto(folder: Path, comparison: Comparison) -> list[Path]:
-    from matplotlib import pyplot as plt
-
     panels = comparison.pareto
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels) + 2.6, 5.6), squeeze=False)
-    styles = _styles(comparison)
+    figure = new_figure(4.6 * len(panels) + 0.4, 4.4)
+    styles = series_styles(leading(comparison))
     rates = sorted({row["learning_rate"] for row in comparison.rows})
-    for panel, axis in zip(panels, axes.flat, strict=True):
+    for panel, axis in zip(panels, figure.subplots(1, len(panels), squeeze=False).flat, strict=True):
         x, y, log = panel["x"], panel["y"], bool(panel.get("log_x"))
-        for method, (colour, marker) in styles.items():
-            rows = [row for row in comparison.rows if row["method"] == method and _shown(row[x], row[y], log)]
-            sizes = [30 + 25 * rates.index(row["learning_rate"]) for row in rows]
-            axis.scatter(
-                [row[x] for row in rows],
-                [row[y] for row in rows],
-                s=sizes,
-                color=colour,
-                marker=marker,
-                alpha=0.65,
-                linewidths=0,
-                label=method,
-            )
+        label = panel.get("label") or x.removeprefix("test/")
+        axis.set(xlabel=label, ylabel=y.removeprefix("test/"), xscale="log" if log else "linear")
+        names: dict[str, tuple[float, float, str]] = {}
+        shown = [row for row in comparison.rows if _shown(row[x], row[y], log)]
+        for row in sorted(shown, key=lambda row: row["method"] in styles):
+            style = styles.get(row["method"], {"color": REST, "marker": "o"})
+            size = 14 + 12 * rates.index(row["learning_rate"])
+            axis.scatter(row[x], row[y], s=size, alpha=0.75, linewidths=0, **style)
+        for method, style in styles.items():
+            rows = [row for row in shown if row["method"] == method]
+            if rows:
+                best = max(rows, key=lambda row: row[SCORE])
+                names[method] = best[x], best[y], style["color"]
         for name, colour in zip(comparison.references, ("black", "dimgray"), strict=True):
             at_x, at_y = (number(comparison.references[name].get(key)) for key in (x, y))
             if _shown(at_x, at_y, log):
-                axis.scatter(at_x, at_y, s=160, color=colour, marker="*", label=f"({name})", zorder=3)
-        points = front([(row[x], row[y]) for row in comparison.rows if _shown(row[x], row[y], log)])
+                axis.scatter(at_x, at_y, s=90, color=colour, marker="*", zorder=3)
+                names[f"({name})"] = at_x, at_y, colour
+        points = front([(row[x], row[y]) for row in shown])
         if points and (x, y) == (comparison.forget, comparison.retain):
-            axis.step(*zip(*points, strict=True), where="post", color="black", linewidth=0.8, alpha=0.6, label="front")
-        label = panel.get("label") or x.removeprefix("test/")
-        axis.set(xlabel=label, ylabel=y.removeprefix("test/"), xscale="log" if log else "linear")
-        axis.grid(alpha=0.3)
-    figure.suptitle("Each point a run; the larger, the larger its rate", fontsize="medium")
-    return _save(figure, folder, "pareto")
+            axis.step(*zip(*points, strict=True), where="post", color="black", linewidth=0.8, alpha=0.5)
+        end_axes(axis)
+        if names:
+            label_right(axis, names, leaders=True)
+    _caption(figure, comparison, styles, text="Each point a run; the larger, the larger its rate")
+    return save_figure(figure, folder / "pareto.png")
 
 
 def _rates(folder: Path, comparison: Comparison) -> list[Path]:
-    from matplotlib import pyplot as plt
-
     names = [SCORE, comparison.forget, comparison.retain]
-    figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names) + 2.6, 4.6), squeeze=False)
-    for name, axis in zip(names, axes.flat, strict=True):
-        for method, (colour, marker) in _styles(comparison).items():
+    figure = new_figure(3.9 * len(names) + 0.4, 3.6)
+    styles = series_styles(leading(comparison))
+    methods = dict.fromkeys(row["method"] for row in comparison.rows)
+    for name, axis in zip(names, figure.subplots(1, len(names), squeeze=False).flat, strict=True):
+        axis.set(xlabel="learning rate", ylabel=name.removeprefix("test/"), xscale="log")
+        ends: dict[str, tuple[float, float, str]] = {}
+        for method in sorted(methods, key=lambda method: method in styles):
             cells = sorted((c for c in comparison.cells if c.method == method), key=lambda cell: cell.learning_rate)
+            cells = [cell for cell in cells if math.isfinite(cell.numbers[name][0])]
+            style = styles.get(method, {"color": REST, "marker": ""})
             axis.errorbar(
                 [cell.learning_rate for cell in cells],
                 [cell.numbers[name][0] for cell in cells],
-                [cell.numbers[name][1] or 0.0 for cell in cells],
-                color=colour,
-                marker=marker,
-                markersize=5,
-                linewidth=1,
-                capsize=2,
-                label=method,
+                [cell.numbers[name][1] or 0.0 for cell in cells] if method in styles else None,
+                linewidth=1.2 if method in styles else 0.7,
+                **style,
             )
-        axis.set(xlabel="learning rate", ylabel=name.removeprefix("test/"), xscale="log")
-        axis.grid(alpha=0.3)
-    return _save(figure, folder, "rates")
+            if cells and method in styles:
+                ends[method] = cells[-1].learning_rate, cells[-1].numbers[name][0], style["color"]
+        end_axes(axis)
+        if ends:
+            label_right(axis, ends)
+    _caption(figure, comparison, styles, text="Means over seeds, with their sample deviation")
+    return save_figure(figure, folder / "rates.png")
 
 
-def _styles(comparison: Comparison) -> dict[str, tuple[Any, str]]:
-    """Return colour and marker of each method."""
-    from matplotlib import colormaps
-
-    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    methods = list(dict.fromkeys(row["method"] for row in comparison.rows))
-    # the strong colours first, then their pale twins
-    order = [*range(0, 20, 2), *range(1, 20, 2)]
-    return {name: (colours[order[i % 20]], MARKERS[i % len(MARKERS)]) for i, name in enumerate(methods)}
+def _caption(figure: Any, comparison: Comparison, styles: Mapping[str, Any], text: str) -> None:
+    """Write a title that names the methods in grey."""
+    rest = [method for method in dict.fromkeys(row["method"] for row in comparison.rows) if method not in styles]
+    words = f"{text}. Grey: {', '.join(rest)}" if rest else text
+    figure.suptitle(fill(words, int(15 * figure.get_figwidth())), fontsize=8, parse_math=False)
 
 
 def _shown(x: float, y: float, log: bool) -> bool:
     return math.isfinite(x) and math.isfinite(y) and (x > 0 or not log)
-
-
-def _save(figure: Any, folder: Path, name: str) -> list[Path]:
-    """Write a figure with the legend of its first panel on the right."""
-    from matplotlib import pyplot as plt
-
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center right", fontsize="small")
-    figure.tight_layout(rect=(0, 0, 1 - 2.4 / figure.get_figwidth(), 1))
-    files = []
-    for kind in FORMATS:
-        path = folder / f"{name}.{kind}"
-        with whole_file(path) as part:
-            figure.savefig(part, dpi=130, format=kind, metadata={"Date": None} if kind == "svg" else None)
-        files.append(path)
-    plt.close(figure)
-    return files

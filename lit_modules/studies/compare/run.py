@@ -1,11 +1,9 @@
 """Run of a comparison, and what it spends: ``python -m lit_modules.studies.compare.run FOLDER ...``."""
 
-import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,9 +12,9 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_modules.cli.public import load_public
-from lit_modules.studies.launchers import LOG, RESULTS
-from lit_modules.studies.runs import RUN, RunCLI, finite, read_json, start, succeeds, train, write_json
+from lit_modules.studies.launchers import RESULTS
+from lit_modules.studies.runs import RUN, RunCLI, finite, read_json, run_each, start, train, write_json
+from lit_modules.studies.stress.attacks import harness_accuracies
 from lit_modules.utils.files import write_whole
 
 IGNORED = -100
@@ -170,11 +168,22 @@ def run(folder: Path) -> dict[str, Any]:
             cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
             metrics |= finite(cli.trainer.callback_metrics)
     else:
-        metrics = finite(start(CountingCLI, folder, ["test", *arguments]).trainer.callback_metrics)
+        cli = start(CountingCLI, folder, ["test", *arguments])
+        metrics = finite(cli.trainer.callback_metrics)
+    if record.get("harness"):
+        metrics |= _ask_harness(cli, folder, tasks=record["harness"], limit=record["harness_limit"])
     seconds = {"train": round(trained - began, 2), "test": round(time.monotonic() - trained, 2)}
     results = {"values": record["values"], "metrics": metrics, "counts": counts, "seconds": seconds}
     write_json(folder / RESULTS, results)
     return results
+
+
+def _ask_harness(cli: RunCLI, folder: Path, tasks: Sequence[str], limit: int | None) -> dict[str, float]:
+    """Save what a run has trained or tested, with its tokenizer, and ask lm-eval."""
+    model = folder / "pretrained"
+    cli.model.save_pretrained(str(model), merge=True)
+    cli.datamodule.tokenizer.save_pretrained(str(model))
+    return harness_accuracies(str(model), tasks, folder / "harness", limit=limit)
 
 
 def check_spending(
@@ -221,32 +230,8 @@ def check_spending(
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the runs in folders, each with a log of its own; a failed run does not stop the next.
-
-    A run that has finished meanwhile is skipped. If the process that started this one is gone, the run under way is
-    the last one: whoever resumes the comparison has started others for the rest.
-    """
-    parent = os.getppid()
-    load_public()
-    failed = 0
-    for folder in map(Path, args):
-        if os.getppid() != parent:
-            return 1
-        if (folder / RESULTS).exists():
-            continue
-        with (folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-            try:
-                failed |= not succeeds(run, folder)
-            finally:
-                _end_loggers()
-    return int(failed)
-
-
-def _end_loggers() -> None:
-    """End a run of Weights & Biases, which the next one in this process would continue."""
-    wandb: Any = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
+    """Run the runs in folders; see :func:`~lit_modules.studies.runs.run_each`."""
+    return run_each(run, args)
 
 
 if __name__ == "__main__":

@@ -64,10 +64,15 @@ class Evaluation:
     Args:
         metric: Class and arguments of the metric; ``{retain_log}`` stands for the log of the model of the retain set.
         max_new_tokens: Longest answer.
+        harness: Tasks of lm-eval that each model is asked too, such as ``[wmdp_bio, wmdp_cyber, mmlu]``; their
+            accuracies are ``harness/<task>`` in the report.
+        harness_limit: Questions of each task; ``None`` asks all.
     """
 
     metric: dict[str, Any]
     max_new_tokens: int = 256
+    harness: list[str] = field(default_factory=list)
+    harness_limit: int | None = None
 
 
 @dataclass
@@ -79,12 +84,15 @@ class Report:
         retain: Number that is high if the rest is kept.
         columns: Numbers of the table.
         pareto: Panels of the Pareto figure: ``x``, ``y``, and if wanted ``log_x`` and ``label``.
+        published: Model of TOFU's or MUSE's published numbers to print beside ours, such as ``Llama-3.2-1B-Instruct``;
+            by default the one whose name ``start.model`` holds.
     """
 
     forget: str
     retain: str
     columns: list[str] | None = None
     pareto: list[dict[str, Any]] | None = None
+    published: str | None = None
 
 
 @dataclass
@@ -152,7 +160,7 @@ class Run:
         return f"{file_name(self.method.name)},lr={self.learning_rate:g},seed={self.seed}"
 
 
-def read_settings(files: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+def read_settings(files: Sequence[str], overrides: Sequence[str], keys: Sequence[str] = KEYS) -> dict[str, Any]:
     """Read configuration files, later ones over earlier ones, and the values of the command line over them.
 
     Mappings merge and a list replaces; ``methods+`` adds to the methods.
@@ -161,6 +169,7 @@ def read_settings(files: Sequence[str], overrides: Sequence[str]) -> dict[str, A
         files: Files, or names of shipped recipes.
         overrides: Words ``--name value`` and ``--name=value``, the values as YAML. An item of a list is named by its
             ``name``, the ``init_args`` of a class may be left out, and a name that ends with ``+`` adds to a list.
+        keys: Keys that a configuration may have.
 
     Raises:
         UsageError: If a file is missing or no mapping, or a key does not exist.
@@ -174,7 +183,7 @@ def read_settings(files: Sequence[str], overrides: Sequence[str]) -> dict[str, A
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}.") from None
         if not isinstance(content, dict):
-            raise UsageError(f"{name}: a comparison must be a mapping with the keys {', '.join(KEYS)}.")
+            raise UsageError(f"{name}: a configuration must be a mapping with the keys {', '.join(keys)}.")
         settings = _merged(settings, content)
     words = iter(overrides)
     for word in words:
@@ -187,7 +196,7 @@ def read_settings(files: Sequence[str], overrides: Sequence[str]) -> dict[str, A
                 raise UsageError(f"--{key} needs a value.")
             text = value
         try:
-            _put(settings, key, read_value(text))
+            _put(settings, key, read_value(text), keys=keys)
         except yaml.YAMLError:
             raise UsageError(f"--{key} must be valid YAML, got {text!r}.") from None
     return settings
@@ -325,11 +334,11 @@ def _merged(below: Any, above: Any) -> Any:
     return merged
 
 
-def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+def _put(settings: dict[str, Any], key: str, value: Any, keys: Sequence[str]) -> None:
     """Set a dotted name; see :func:`read_settings`."""
     parts = key.removesuffix("+").split(".")
-    if parts[0] not in KEYS:
-        raise UsageError(f"There is no argument --{parts[0]}{did_you_mean(parts[0], KEYS)}")
+    if parts[0] not in keys:
+        raise UsageError(f"There is no argument --{parts[0]}{did_you_mean(parts[0], keys)}")
     node: Any = settings
     for depth, part in enumerate(parts):
         owner = ".".join(parts[:depth])

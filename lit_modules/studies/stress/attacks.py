@@ -14,6 +14,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from lit_modules.metrics.harness import accuracy_of, read_accuracies, read_results
 from lit_modules.unlearning.core.losses import summed_nll, target_tokens
 from lit_modules.unlearning.core.pretrained import check_folder, load_causal_lm
 from lit_modules.utils import adapters
@@ -125,16 +126,43 @@ def simulate_quantization_(model: nn.Module, bits: int, skip: Sequence[str] = ("
     Raises:
         ValueError: If ``bits`` is out of its range, or no layer is left.
     """
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] not in skip
-    }
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear layer to round beside {', '.join(skip) or 'none'}.")
+    layers = _linear_layers(model, skip)
     with torch.no_grad():
         for layer in layers.values():
             layer.weight.copy_(round_weights(layer.weight, bits))
+    return list(layers)
+
+
+def prune_(model: nn.Module, share: float, skip: Sequence[str] = ("lm_head",)) -> list[str]:
+    """Set the smallest weights of each linear layer to 0, in place.
+
+    Args:
+        model: Model.
+        share: Share of a layer's weights, those of the least absolute value.
+        skip: Layers to leave as they are, by the last part of their name; output embeddings, as libraries do.
+
+    Returns:
+        Names of the pruned layers.
+
+    Raises:
+        ValueError: If ``share`` is out of its range, or no layer is left.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(4, 1, bias=False))
+        >>> _ = layer[0].weight.data.copy_(torch.tensor([[3.0, -1.0, 2.0, -4.0]]))
+        >>> prune_(layer, 0.5), layer[0].weight.tolist()
+        (['0'], [[3.0, 0.0, 0.0, -4.0]])
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie between 0 and 1, got {share}.")
+    layers = _linear_layers(model, skip)
+    with torch.no_grad():
+        for layer in layers.values():
+            count = int(share * layer.weight.numel())
+            if count:
+                sizes = layer.weight.abs().flatten()
+                smallest = sizes.topk(count, largest=False).indices
+                layer.weight.view(-1)[smallest] = 0.0
     return list(layers)
 
 
@@ -193,6 +221,23 @@ def write_quantized(folder: str, target: str, bits: Literal[4, 8]) -> None:
         ValueError: If ``bits`` is unknown, or the folder holds no causal language model.
     """
     load_quantized(folder, bits).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+
+
+def write_pruned(folder: str, target: str, share: float) -> None:
+    """Write a model with a share of its weights pruned, and its tokenizer, as a folder that ``lit-modules test`` takes.
+
+    Args:
+        folder: Folder that ``save_pretrained`` wrote, with the tokenizer; adapters are merged.
+        target: Folder to write to.
+        share: Share of each linear layer's weights to set to 0; see :func:`prune_`.
+
+    Raises:
+        ValueError: If ``share`` is out of its range, or the folder holds no causal language model.
+    """
+    model: Any = load_causal_lm(folder)
+    prune_(model, share)
+    model.save_pretrained(target)
     AutoTokenizer.from_pretrained(folder).save_pretrained(target)
 
 
@@ -263,6 +308,37 @@ def run_lm_eval(folder: str, tasks: Sequence[str], output: str, **options: Any) 
             f"lm-eval ended with {process.returncode} and {len(results)} result files: {' '.join(command)}"
         )
     return results[-1]
+
+
+def harness_accuracies(folder: str, tasks: Sequence[str], output: Path, **options: Any) -> dict[str, float]:
+    """Return the accuracies that lm-eval gives a saved model, ``harness/<task>``; if ``output`` has all, it is not run.
+
+    Args:
+        folder: Folder of model and tokenizer, as ``save_pretrained`` writes it.
+        tasks: Names of tasks of lm-eval, such as ``"wmdp_bio"``.
+        output: Folder of the results.
+        **options: Those of :func:`lm_eval_command`.
+
+    Raises:
+        ImportError: If lm-eval is not installed.
+        ValueError: If there is no such folder, or the results lack the accuracy of a task.
+        RuntimeError: If lm-eval fails, or writes no results.
+    """
+    results = read_results(output)[1] if any(output.rglob("results_*.json")) else {"results": {}}
+    if any(accuracy_of(results, task) is None for task in tasks):
+        run_lm_eval(folder, tasks, str(output), **options)
+    return {f"harness/{task}": value for task, value in read_accuracies(output, tasks).items()}
+
+
+def _linear_layers(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] not in skip
+    }
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer to change beside {', '.join(skip) or 'none'}.")
+    return layers
 
 
 def _evaluated(network: Any, evaluate: Evaluate) -> dict[str, float]:

@@ -11,6 +11,16 @@ from lit_modules.studies.arguments import show_value
 from lit_modules.studies.sweep.grid import SEED, Axis, Point, short_names
 from lit_modules.studies.tables import Number, csv_table, markdown_table, number, print_table, summary
 from lit_modules.utils.errors import UsageError
+from lit_modules.utils.figures import (
+    COLOURS,
+    REST,
+    end_axes,
+    figure_style,
+    label_right,
+    new_figure,
+    save_figure,
+    series_styles,
+)
 from lit_modules.utils.suggestions import did_you_mean
 
 REPORTED = ("test/*", "val/*")
@@ -107,6 +117,7 @@ def panels(metrics: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
+@figure_style()
 def draw(
     axes: Sequence[Axis],
     points: Sequence[Point],
@@ -116,13 +127,9 @@ def draw(
 ) -> None:
     """Draw the numbers against the first axis, a panel for each group and a line for each value of the other axes.
 
-    Bars are the standard deviation over seeds. A sweep over seeds alone is drawn against the seed.
+    Bars are the standard deviation over seeds. A sweep over seeds alone is drawn against the seed. A panel has at most
+    eight lines in colour, the first ones, with their names; the rest are grey.
     """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
-
     swept = [axis for axis in axes if axis.key != SEED]
     if swept:
         rows = summarise(axes, results, points)
@@ -135,41 +142,41 @@ def draw(
     groups = panels(metrics)
     columns = min(3, len(groups))
     height = math.ceil(len(groups) / columns)
-    figure, grid = plt.subplots(height, columns, figsize=(5 * columns, 3.8 * height), squeeze=False)
+    figure = new_figure(4.8 * columns, 3.2 * height)
+    grid = figure.subplots(height, columns, squeeze=False)
     lines = list(dict.fromkeys(tuple(map(show_value, row.values[1:])) for row in rows))
     for panel, (group, names) in zip(grid.flat, groups.items(), strict=False):
-        for line, rest in enumerate(lines):
-            of_line = [row for row in rows if tuple(map(show_value, row.values[1:])) == rest]
-            for colour, name in enumerate(names):
-                points_of = [(positions[repr(row.values[0])], row) for row in of_line if name in row.numbers]
-                drawn = sorted(points_of, key=lambda entry: entry[0])
-                if not drawn:
-                    continue
-                label = ", ".join([name, *(f"{n}={v}" for n, v in zip(short_names(swept)[1:], rest, strict=True))])
-                panel.errorbar(
-                    [position for position, _ in drawn],
-                    [row.numbers[name][0] for _, row in drawn],
-                    [row.numbers[name][1] or 0.0 for _, row in drawn],
-                    color=f"C{colour % 10}",
-                    marker="osD^v<>P*X"[line % 10],
-                    linestyle=("-", "--", ":", "-.")[line % 4],
-                    capsize=3,
-                    label=label,
-                )
         panel.set(xlabel=swept[0].key, ylabel=group)
         if labels is None:
             panel.set_xscale("log" if _is_geometric(positions.values()) else "linear")
+        drawn: dict[str, list[tuple[float, Row, str]]] = {}
+        for rest in lines:
+            of_line = [row for row in rows if tuple(map(show_value, row.values[1:])) == rest]
+            for name in names:
+                points_of = [(positions[repr(row.values[0])], row, name) for row in of_line if name in row.numbers]
+                label = ", ".join([name, *(f"{n}={v}" for n, v in zip(short_names(swept)[1:], rest, strict=True))])
+                if points_of:
+                    drawn[label] = sorted(points_of, key=lambda entry: entry[0])
+        styles = series_styles(list(drawn)[: len(COLOURS)])
+        ends = {}
+        for label, entries in reversed(drawn.items()):  # grey lines behind those in colour
+            means = [row.numbers[name][0] for _, row, name in entries]
+            spread = [row.numbers[name][1] or 0.0 for _, row, name in entries]
+            style = styles.get(label, {"color": REST, "marker": ""})
+            panel.errorbar([place for place, _, _ in entries], means, spread, **style)
+            if label in styles:
+                ends[label] = entries[-1][0], means[-1], style["color"]
+        end_axes(panel)
+        if labels is None:
             panel.minorticks_off()
             panel.set_xticks(list(positions.values()), [f"{position:g}" for position in positions.values()])
         else:
             panel.set_xticks(range(len(labels)), labels)
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        if ends and all(math.isfinite(height) for _, height, _ in ends.values()):
+            label_right(panel, ends)
     for panel in list(grid.flat)[len(groups) :]:
         panel.remove()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _header(axes: Sequence[Axis]) -> list[str]:

@@ -28,10 +28,9 @@ class Latents:
         """Channels of the latents that the network sees."""
         return int(self.config["latent_channels"])
 
-    def shape(self, image_size: int) -> tuple[int, int, int]:
-        """Return the shape of one image's latents, ``(channel, height, width)``, by the image's side in pixels."""
-        side = image_size // self.factor
-        return self.channels, side, side
+    def shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return the shape of one image's latents, ``(channel, height, width)``, by the image's sides in pixels."""
+        return self.channels, height // self.factor, width // self.factor
 
     def encode(self, autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the images' latents, in the network's scale, float32.

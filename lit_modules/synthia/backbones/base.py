@@ -1,19 +1,22 @@
 """Interface of text-to-image models: a network that trains, frozen encoders around it, a noise schedule."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lit_modules.synthia.core.sampling import Denoiser, FewStepSampler, NoiseSchedule, spaced_timesteps
-from lit_modules.utils.adapters import own_config
+from lit_modules.utils.adapters import adapters_off, own_config
 from lit_modules.utils.hashing import hash_folder
+from lit_modules.utils.libraries import require
+from lit_modules.utils.model_cards import Origin
 from lit_modules.utils.model_versions import hub_commit
 
 Part = Literal["text", "images", "network"]
@@ -44,11 +47,16 @@ class Backbone(ABC):
     Attributes:
         network: The network that denoises, once loaded.
         schedule: Its noise schedule, once the network or the schedule is loaded.
+        text_encoders: Text encoders with adapters that train, by their names; they stay loaded.
         device: Where frozen parts are and inputs should be.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Names of the layers that adapters are put on by default."""
+    text_adapter_parts: ClassVar[tuple[str, ...]] = ()
+    """Text encoders that the pipeline's ``load_lora_weights`` puts adapters on."""
+    text_lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """Names of the layers of text encoders that adapters are put on by default."""
     encoding_is_cheap: ClassVar[bool] = False
     """True if encodings are not worth keeping."""
     few_step_rule: ClassVar[Literal["renoise", "deterministic"]] = "deterministic"
@@ -60,12 +68,14 @@ class Backbone(ABC):
     schedule: NoiseSchedule
 
     def __init__(self, model: str, image_size: int, precision: Precision = "float32") -> None:
+        require("diffusers", type(self).__name__)
         if image_size < 1:
             raise ValueError(f"image_size must be positive, got {image_size}.")
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be {', '.join(map(repr, get_args(Precision)))}, got {precision!r}.")
         self.model, self.image_size, self.precision = model, image_size, precision
         self.device = torch.device("cpu")
+        self.text_encoders: dict[str, Any] = {}
         self._held: dict[str, dict[str, Any]] = {}
         self._version: str | None = None
 
@@ -88,7 +98,8 @@ class Backbone(ABC):
     def free(self, *parts: Part) -> None:
         """Let go of encoders, and give their memory back to the device."""
         for part in parts:
-            self._held.pop(part, None)
+            if part != "text" or not self.text_encoders:
+                self._held.pop(part, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -116,6 +127,18 @@ class Backbone(ABC):
     def identity(self, part: Literal["text", "images"]) -> str:
         """Return what encodings of a part depend on, as part of the key they are kept under."""
         return f"{type(self).__name__}/{self.model}/{self.version}/{part}/{self.precision}/{self.image_size}"
+
+    def drawing_identity(self) -> str:
+        """Return what the pictures that the untuned model draws depend on, beside prompt and noise."""
+        return f"{self.identity('text')}/{self.identity('images')}"
+
+    def fresh(self) -> Self:
+        """Return the same model with nothing loaded, so that its network is the one before tuning."""
+        other = copy.copy(self)
+        other._held, other.text_encoders = {}, {}
+        for name in ("network", "schedule", "scheduler", "unconditional"):
+            vars(other).pop(name, None)
+        return other
 
     @property
     def version(self) -> str:
@@ -175,9 +198,18 @@ class Backbone(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Return images in about [-1, 1], ``(batch, 3, height, width)``; differentiable."""
 
+    @property
     @abstractmethod
-    def latent_shape(self) -> tuple[int, ...]:
-        """Return the shape of one image's latents, ``(channel, height, width)``."""
+    def multiple(self) -> int:
+        """Number of pixels that an image's height and width must be multiples of."""
+
+    @abstractmethod
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """Return the shape of one image's latents, ``(channel, height, width)``.
+
+        Args:
+            size: Height and width of the image in pixels; ``None`` is the square of ``image_size``.
+        """
 
     @abstractmethod
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -213,6 +245,25 @@ class Backbone(ABC):
     def save_pretrained(self, folder: str, adapter: bool) -> None:
         """Write the adapter as ``load_lora_weights`` of diffusers reads it, or the whole network, to a folder."""
 
+    def origin(self, adapter: bool) -> Origin:
+        """Return what a model card says on the weights that :meth:`save_pretrained` writes.
+
+        Args:
+            adapter: Whether these are those of an adapter.
+        """
+        config: Any = self.adapter
+        tags = (str(config.peft_type.value).lower(), "adapter") if adapter else ()
+        return Origin("diffusers", self.usage(adapter), self.model, None, "text-to-image", tags)
+
+    def usage(self, adapter: bool) -> str:
+        """Return Python lines that load what :meth:`save_pretrained` wrote to the folder ``FOLDER``; perhaps none."""
+        return ""
+
+    @property
+    def quantised(self) -> bool:
+        """True if the network's weights are quantised, on which adapters alone train."""
+        return getattr(self.network, "hf_quantizer", None) is not None  # which diffusers set where there is one
+
     @property
     def adapter(self) -> PeftConfig | None:
         """Configuration of the adapter that the network carries, if it does."""
@@ -222,18 +273,28 @@ class Backbone(ABC):
         """Put an adapter of peft on the network."""
         self.network.add_adapter(config)
 
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Switch the adapter off, so that the network is the one before tuning."""
-        self.network.disable_adapters()
-        try:
-            yield
-        finally:
-            self.network.enable_adapters()
+    @property
+    def text_adapter(self) -> PeftConfig | None:
+        """Configuration of the adapters that the text encoders carry, if they do."""
+        return next((own_config(encoder) for encoder in self.text_encoders.values()), None)
+
+    def add_text_adapters(self, config: Any) -> None:
+        """Put adapters of peft on the text encoders, whose own weights stay as they are."""
+        self.load("text")
+        for name in self.text_adapter_parts:
+            encoder = self.held("text", name)
+            inject_adapter_in_model(copy.deepcopy(config), encoder)
+            self.text_encoders[name] = encoder
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Switch all adapters off, so that network and text encoders are those before tuning."""
+        return adapters_off(self.network, *self.text_encoders.values())
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         self.network.enable_gradient_checkpointing()
+        for encoder in self.text_encoders.values():
+            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def compile(self) -> None:
         """Compile the network's repeated blocks, or all of it if none are named; adapters must be there already."""

@@ -30,6 +30,7 @@ class Flux(PackedFlowBackbone):
 
     pipeline_name: ClassVar[str] = "FluxPipeline"
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    text_adapter_parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def __init__(
         self,

@@ -1,13 +1,13 @@
 """Base of pipelines that take no adapters of their own: peft puts them on the network, writes and loads them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone
 from lit_modules.utils.adapters import without_dropout
+from lit_modules.utils.model_cards import Origin
 
 _PREFIX = "base_model.model."
 
@@ -26,20 +26,6 @@ class InjectedBackbone(PipelineBackbone):
         inject_adapter_in_model(config, self.network)
         self._peft_config = config
 
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Switch the adapter off, so that the network is the one before tuning."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
-
     def save_pretrained(self, folder: str, adapter: bool) -> None:
         """Write the adapter as peft does, or the whole network in its own folder."""
         if not adapter:
@@ -53,6 +39,21 @@ class InjectedBackbone(PipelineBackbone):
         without_dropout(self._peft_config).save_pretrained(folder)
         named = {_PREFIX + name: value.detach().cpu().contiguous() for name, value in weights.items()}
         save_file(named, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
+
+    def origin(self, adapter: bool) -> Origin:
+        """Return what a model card says: peft loads the adapter."""
+        return replace(super().origin(adapter), library="peft") if adapter else super().origin(adapter)
+
+    def usage(self, adapter: bool) -> str:
+        """Return lines that put the adapter on the network of the pipeline, or load the network into it."""
+        if not adapter:
+            return super().usage(adapter)
+        kind, network = self.pipeline_name, f"pipeline.{self.network_part}"
+        return (
+            f"from diffusers import {kind}\nfrom peft import PeftModel\n\n"
+            f'pipeline = {kind}.from_pretrained("{self.model}")\n'
+            f'{network} = PeftModel.from_pretrained({network}, "FOLDER")'
+        )
 
     def load_adapter(self, folder: str) -> None:
         """Put an adapter on the network that :meth:`save_pretrained` wrote to a folder."""

@@ -20,6 +20,7 @@ from lit_modules.synthia.core.sampling import NoiseSchedule
 from lit_modules.utils.adapters import without_dropout
 from lit_modules.utils.checkpoints import only_tensors
 from lit_modules.utils.errors import first_line
+from lit_modules.utils.hashing import hash_folder
 
 _OWNERS = {
     "StableDiffusionPipeline": "StableDiffusion",
@@ -34,6 +35,7 @@ _OWNERS = {
     "QwenImagePipeline": "QwenImage",
     "Flux2KleinPipeline": "Flux2Klein",
     "ChromaPipeline": "Chroma",
+    "HiDreamImagePipeline": "HiDream",
 }
 _LOADABLE = {
     "diffusers": ("ModelMixin", "SchedulerMixin"),
@@ -54,6 +56,7 @@ class PrecisionArguments(WeightArguments, total=False):
 
     precision: Precision
     encoder_precision: Precision | None
+    quantization_config: dict[str, Any] | None
 
 
 class PipelineArguments(PrecisionArguments, total=False):
@@ -78,6 +81,9 @@ class PipelineBackbone(Backbone):
         guidance: Usual scale of classifier-free guidance, 1 for none.
         precision: Type of the network's weights; what trains is float32 in any case.
         encoder_precision: Type of the frozen encoders; ``None`` takes ``precision``.
+        quantization_config: How diffusers quantise the network when they load it, as a mapping: ``{"load_in_4bit":
+            True, "bnb_4bit_compute_dtype": "bfloat16"}`` of bitsandbytes on CUDA, or ``TorchAoConfig(...).to_dict()``
+            on any device. Adapters alone train on it.
         vae_slicing: Whether to encode and decode one image at a time, which takes less memory.
         trained_network: Folder that :meth:`save_pretrained` wrote a whole network to, which replaces the model's.
         variant: Variant of the files, such as ``"fp16"``, of the parts that have it; others are taken as they are.
@@ -121,6 +127,7 @@ class PipelineBackbone(Backbone):
         guidance: float,
         precision: Precision = "bfloat16",
         encoder_precision: Precision | None = None,
+        quantization_config: dict[str, Any] | None = None,
         vae_slicing: bool = False,
         trained_network: str | None = None,
         variant: str | None = None,
@@ -133,6 +140,12 @@ class PipelineBackbone(Backbone):
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         if guidance < 0:
             raise ValueError(f"guidance must not be negative, got {guidance}.")
+        if quantization_config is not None and not isinstance(quantization_config, Mapping):
+            raise ValueError(
+                "quantization_config must be a mapping, such as {'load_in_4bit': True}, or what to_dict() of a "
+                f"configuration of diffusers gives, got {quantization_config!r}."
+            )
+        self.quantization_config = quantization_config
         self.encoder_precision: Precision = encoder_precision or precision
         self.num_steps, self.guidance, self.vae_slicing = num_steps, guidance, vae_slicing
         self.trained_network, self.variant = trained_network, variant
@@ -141,6 +154,12 @@ class PipelineBackbone(Backbone):
         """Return what encodings of a part depend on."""
         own = f"{self.model}/{self.version}/{self.variant}/{self.encoder_precision}"
         return f"{type(self).__name__}/{part}/{own}/{self.image_size}"
+
+    def drawing_identity(self) -> str:
+        """Return what the pictures that the untuned model draws depend on, beside prompt and noise."""
+        trained = self.trained_network and hash_folder(self.trained_network)
+        own = f"{self.precision}/{trained}/{self.num_steps}/{self.guidance}/{self.quantization_config}"
+        return f"{super().drawing_identity()}/{own}"
 
     @property
     def encoder_dtype(self) -> torch.dtype:
@@ -191,11 +210,19 @@ class PipelineBackbone(Backbone):
 
     def check_image_size(self, config: dict[str, Any]) -> None:
         """Raise if images of this size do not fit the image encoder or the pipeline."""
-        multiple = lcm(self.least_multiple, self.latents_kind(config).factor)
+        multiple = self._multiple(config)
         if self.image_size % multiple:
             raise ValueError(
                 f"image_size must be a multiple of {multiple} for {type(self).__name__}, got {self.image_size}."
             )
+
+    @property
+    def multiple(self) -> int:
+        """Number of pixels that an image's height and width must be multiples of."""
+        return self._multiple(self.image_config)
+
+    def _multiple(self, config: dict[str, Any]) -> int:
+        return lcm(self.least_multiple, self.latents_kind(config).factor)
 
     def component_class(self, name: str) -> Any:
         """Return the class of a part of the pipeline, one of diffusers or transformers.
@@ -251,6 +278,8 @@ class PipelineBackbone(Backbone):
             of_diffusers = kind.__module__.startswith("diffusers")
             options |= {"torch_dtype" if of_diffusers else "dtype": dtype}
             options |= {"variant": self.variant} if folder is None and self.has_variant(name) else {}
+        if name == self.network_part and self.quantization_config is not None:
+            options |= {"quantization_config": self._quantization(self.quantization_config)}
         return self.read(kind, name, folder or self.model, **options)
 
     def read(self, kind: Any, name: str, source: str, **options: Any) -> Any:
@@ -290,7 +319,8 @@ class PipelineBackbone(Backbone):
         self.hold("text", **parts)
         self._held["text"]["pipeline"] = self.pipeline(**parts)
         if self.unconditional is None:
-            self.unconditional = {name: value.cpu() for name, value in self.encode_prompt([""]).items()}
+            with torch.no_grad():
+                self.unconditional = {name: value.cpu() for name, value in self.encode_prompt([""]).items()}
 
     def load_images(self) -> None:
         """Load the image encoder and decoder."""
@@ -310,6 +340,16 @@ class PipelineBackbone(Backbone):
         self.scheduler = self.component("scheduler")
         self.schedule = self.noise_schedule()
         self.network = self.component(self.network_part, self.dtype, self.trained_network)
+        if self.quantization_config is not None:  # bitsandbytes load where they compute
+            self.to(next(self.network.parameters()).device)
+
+    def _quantization(self, config: dict[str, Any]) -> Any:
+        from diffusers.quantizers.auto import DiffusersAutoQuantizer
+
+        try:
+            return DiffusersAutoQuantizer.from_dict(dict(config))
+        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            raise ValueError(f"diffusers take no quantization_config {config!r}: {first_line(error)}") from error
 
     def noise_schedule(self) -> NoiseSchedule:
         """Return the schedule that the scheduler describes."""
@@ -328,13 +368,15 @@ class PipelineBackbone(Backbone):
             )
         return NoiseSchedule(levels, prediction)
 
-    def latent_shape(self) -> tuple[int, ...]:
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Return the shape of one image's latents."""
-        return self.latents.shape(self.image_size)
+        return self.latents.shape(*(size or (self.image_size, self.image_size)))
 
-    @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Return what the pipeline makes of the prompts; of an empty one, what guidance leads away from."""
+        """Return what the pipeline makes of the prompts; of an empty one, what guidance leads away from.
+
+        Gradients pass through text encoders with adapters.
+        """
         pipeline = self.held("text", "pipeline")
         with self.own_precision():
             return self.encode_with(pipeline, list(prompts))
@@ -374,7 +416,9 @@ class PipelineBackbone(Backbone):
 
     def unconditional_rows(self, number: int) -> Condition:
         """Return what guidance leads away from, a number of times; load the text encoder for it if need be."""
-        if self.unconditional is None:
+        if self.text_encoders:  # they have changed since
+            self.unconditional = self.encode_prompt([""])
+        elif self.unconditional is None:
             loaded = "text" in self._held
             self.load("text")
             if not loaded:
@@ -435,21 +479,30 @@ class PipelineBackbone(Backbone):
         return latents
 
     def save_pretrained(self, folder: str, adapter: bool) -> None:
-        """Write the adapter for ``load_lora_weights`` of the pipeline, or the whole network in its own folder."""
+        """Write the adapters for ``load_lora_weights`` of the pipeline, or the whole network in its own folder."""
         if not adapter:
             self.network.save_pretrained(f"{folder}/{self.network_part}")
             return
         import diffusers
         from peft import get_peft_model_state_dict
 
-        part = self.network_part
-        config: Any = without_dropout(self.network.peft_config["default"])
-        weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(self.network).items()}
-        getattr(diffusers, self.pipeline_name).save_lora_weights(
-            folder,
-            **{
-                f"{part}_lora_layers": weights,
-                # without it the scale of an adapter would be guessed
-                f"{part}_lora_adapter_metadata": config.to_dict(),
-            },
+        written: dict[str, Any] = {}
+        for part, model in {self.network_part: self.network, **self.text_encoders}.items():
+            weights = get_peft_model_state_dict(model, adapter_name="default")
+            written[f"{part}_lora_layers"] = {name: value.contiguous() for name, value in weights.items()}
+            # without it the scale of an adapter would be guessed
+            config: Any = without_dropout(model.peft_config["default"])
+            written[f"{part}_lora_adapter_metadata"] = config.to_dict()
+        getattr(diffusers, self.pipeline_name).save_lora_weights(folder, **written)
+
+    def usage(self, adapter: bool) -> str:
+        """Return lines that load the adapter, or the network, into the pipeline."""
+        kind = self.pipeline_name
+        if adapter:
+            start = f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{self.model}")'
+            return f'{start}\npipeline.load_lora_weights("FOLDER")'
+        part, network = self.network_part, type(self.network).__name__
+        return (
+            f'from diffusers import {kind}, {network}\n\nnetwork = {network}.from_pretrained("FOLDER/{part}")\n'
+            f'pipeline = {kind}.from_pretrained("{self.model}", {part}=network)'
         )

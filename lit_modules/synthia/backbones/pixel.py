@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from lit_modules.synthia.backbones.base import Backbone, Condition
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.core.sampling import FewStepSampler, NoiseSchedule, spaced_timesteps
 from lit_modules.utils.adapters import without_dropout
+from lit_modules.utils.model_cards import Origin
 from lit_modules.utils.random_state import preserved_random_state
 
 # of drawn objects: a bright background, and frequencies that vary by about 1
@@ -107,6 +109,12 @@ class PixelDiffusion(Backbone):
         """Mark of the weights of a folder; a new network's are marked by its arguments."""
         return "new" if self.folder is None else super().version
 
+    def drawing_identity(self) -> str:
+        """Return what the pictures of the untuned network depend on; those of a new one on its arguments too."""
+        own = [self.block_size, self.brightness, self.colour, self.word_width, self.num_steps, self.guidance]
+        new = [self.widths, self.layers_per_block, self.num_heads, self.seed] if self.folder is None else []
+        return f"{super().drawing_identity()}/{own}/{new}"
+
     def load_text(self) -> None:
         """Take note that words are vectors already."""
         self.hold("text")
@@ -142,10 +150,16 @@ class PixelDiffusion(Backbone):
         self.network, self.scheduler = network, scheduler
         self.schedule = NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
-    def latent_shape(self) -> tuple[int, ...]:
+    @property
+    def multiple(self) -> int:
+        """Number of pixels that an image's height and width must be multiples of."""
+        factor: int = self.block_size * 2 ** (len(self.widths) - 1)
+        return factor
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Return the shape of one image's blocks, ``(frequencies, height, width)``."""
-        side = self.image_size // self.block_size
-        return len(self.basis), side, side
+        height, width = size or (self.image_size, self.image_size)
+        return len(self.basis), height // self.block_size, width // self.block_size
 
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         """Return the vectors of the words, ``(batch, max_words, word_width)``, and which there are."""
@@ -220,6 +234,24 @@ class PixelDiffusion(Backbone):
             return
         self.network.save_pretrained(f"{folder}/unet")
         self.scheduler.save_pretrained(f"{folder}/scheduler")
+
+    def origin(self, adapter: bool) -> Origin:
+        """Return what a model card says: a new network has no base."""
+        return replace(super().origin(adapter), base=self.folder)
+
+    def usage(self, adapter: bool) -> str:
+        """Return lines that load the network, or the network with its adapter."""
+        if adapter and self.folder is None:
+            return ""  # the network that the adapter belongs to is nowhere saved
+        start = "from lit_modules.synthia import PixelDiffusion\n\n"
+        if adapter:
+            return (
+                f'{start}backbone = PixelDiffusion("{self.folder}", image_size={self.image_size})\n'
+                'backbone.load("network")\n'
+                "backbone.network.load_lora_adapter(\n"
+                '    "FOLDER", prefix=None, weight_name="pytorch_lora_weights.safetensors"\n)'
+            )
+        return f'{start}backbone = PixelDiffusion("FOLDER", image_size={self.image_size})'
 
     def _new(self) -> tuple[Any, Any]:
         from diffusers import DDPMScheduler, UNet2DConditionModel

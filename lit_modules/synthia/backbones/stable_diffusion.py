@@ -28,6 +28,7 @@ class StableDiffusion(PipelineBackbone):
     """
 
     pipeline_name: ClassVar[str] = "StableDiffusionPipeline"
+    text_adapter_parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def __init__(
         self,
@@ -55,12 +56,12 @@ class StableDiffusion(PipelineBackbone):
             noised.to(self.network.dtype),
             timesteps,
             encoder_hidden_states=condition["prompt_embeds"],
-            added_cond_kwargs=self.added(condition),
+            added_cond_kwargs=self.added(noised, condition),
             return_dict=False,
         )[0]
         return precise(prediction)
 
-    def added(self, condition: Condition) -> dict[str, Tensor] | None:
+    def added(self, noised: Tensor, condition: Condition) -> dict[str, Tensor] | None:
         """Return what else the U-Net is conditioned on."""
         return None
 
@@ -89,6 +90,7 @@ class SDXL(StableDiffusion):
 
     pipeline_name: ClassVar[str] = "StableDiffusionXLPipeline"
     text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    text_adapter_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def __init__(
         self,
@@ -117,9 +119,9 @@ class SDXL(StableDiffusion):
             embeds, pooled = embeds * shown[:, None, None], pooled * shown[:, None]
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def added(self, condition: Condition) -> dict[str, Tensor]:
+    def added(self, noised: Tensor, condition: Condition) -> dict[str, Tensor]:
         """Return the pooled embedding, and the size of the image before and after, with no crop."""
         pooled = condition["pooled_prompt_embeds"]
-        size = self.image_size
-        sizes = torch.tensor([size, size, 0, 0, size, size], dtype=pooled.dtype, device=pooled.device)
+        height, width = (side * self.latents.factor for side in noised.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=pooled.dtype, device=pooled.device)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}

@@ -36,6 +36,7 @@ class StableDiffusion3(FlowBackbone):
         *("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
         *("tokenizer_3", "text_encoder_3"),
     )
+    text_adapter_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     def __init__(
         self,

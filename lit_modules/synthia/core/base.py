@@ -15,12 +15,15 @@ from torchmetrics import Metric
 
 from lit_modules.synthia.backbones.base import Backbone, Condition
 from lit_modules.synthia.core.encodings import Encoder
-from lit_modules.synthia.core.objective import prediction_error
+from lit_modules.synthia.core.objective import prediction_error, weighted_mean
+from lit_modules.synthia.core.prior import PriorPictures
 from lit_modules.synthia.core.randomness import generator_of, row_noise
 from lit_modules.synthia.core.sampling import min_snr_weights
 from lit_modules.utils import adapters
+from lit_modules.utils.model_cards import model_card
 from lit_modules.utils.model_modes import evaluation_mode
 from lit_modules.utils.precision import check_precision
+from lit_modules.utils.progress import shown, track
 from lit_modules.utils.resuming import bring
 from lit_modules.utils.suggestions import did_you_mean
 from lit_modules.utils.training_state import check_finite
@@ -34,6 +37,7 @@ _LOADABLE = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
 }
 _STARTS = (True, False, "gaussian", "orthogonal", "mica")
+_TEXT_KEY = f"{adapters.KEY}_text"
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -45,6 +49,7 @@ class TextToImageArguments(TypedDict, total=False):
     """Arguments that all modules here share; documented in :class:`TextToImage`."""
 
     peft_config: LoraConfig | None
+    text_peft_config: LoraConfig | None
     gradient_checkpointing: bool
     compile: bool
     cache: str | None
@@ -53,6 +58,9 @@ class TextToImageArguments(TypedDict, total=False):
     known_affordances: Sequence[str] | None
     metric: Metric | None
     images_per_prompt: int
+    prior_weight: float
+    prior_prompts: Sequence[str]
+    prior_images: int
     seed: int
     optimizer: OptimizerCallable
     scheduler: LRSchedulerCallable | None
@@ -74,6 +82,9 @@ class TextToImage(LightningModule):
         backbone: Text-to-image model.
         peft_config: Adapter to train instead of the network's own weights; settings that diffusers do not load are
             refused before training.
+        text_peft_config: Adapter to train on the text encoders too, beside ``peft_config``, with the layers of
+            attention by default; of the CLIP encoders of Stable Diffusion, SDXL, Stable Diffusion 3 and FLUX.1, whose
+            pipelines load them. Prompts are then encoded in each step, with gradients, and not kept.
         gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
         compile: Whether to compile the network's blocks.
         cache: Folder in which encodings of prompts and images are kept between runs, by their content; ``None`` keeps
@@ -83,7 +94,13 @@ class TextToImage(LightningModule):
         known_affordances: Affordances that :meth:`generate` takes; ``None`` takes any.
         metric: Turns generated images into numbers.
         images_per_prompt: Images that a test generates for each row.
-        seed: Seed of noise and timesteps.
+        prior_weight: Weight of the denoising loss on class pictures, which the untuned model draws for
+            ``prior_prompts`` before training, and which hold what it could do; DreamBooth's is 1. Each row of a batch
+            brings one of them. They are kept in ``cache``.
+        prior_prompts: Prompts of the classes, whole, such as ``["a photo of a chair"]``; they go with a
+            ``prior_weight``.
+        prior_images: Class pictures of each of them.
+        seed: Seed of noise, timesteps and class pictures.
         optimizer: Builds the optimizer from the trainable parameters.
         scheduler: Builds the learning-rate scheduler from the optimizer; it moves once per optimizer step.
 
@@ -91,7 +108,9 @@ class TextToImage(LightningModule):
         ValueError: If an argument is out of its range.
     """
 
-    injected: ClassVar[tuple[str, ...]] = ("backbone", "peft_config", "metric", "optimizer", "scheduler")
+    injected: ClassVar[tuple[str, ...]] = (
+        *("backbone", "peft_config", "text_peft_config", "metric", "optimizer", "scheduler"),
+    )
     """Arguments that are objects, and so no hyperparameters."""
 
     network: Any
@@ -100,6 +119,7 @@ class TextToImage(LightningModule):
         self,
         backbone: Backbone,
         peft_config: LoraConfig | None = None,
+        text_peft_config: LoraConfig | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
         cache: str | None = None,
@@ -108,6 +128,9 @@ class TextToImage(LightningModule):
         known_affordances: Sequence[str] | None = None,
         metric: Metric | None = None,
         images_per_prompt: int = 4,
+        prior_weight: float = 0.0,
+        prior_prompts: Sequence[str] = (),
+        prior_images: int = 16,
         seed: int = 0,
         optimizer: OptimizerCallable = adamw,
         scheduler: LRSchedulerCallable | None = None,
@@ -119,18 +142,38 @@ class TextToImage(LightningModule):
             raise ValueError(f"images_per_prompt must be at least 1, got {images_per_prompt}.")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
             raise ValueError(f"min_snr_gamma must be positive or None, got {min_snr_gamma}.")
+        if not prior_weight >= 0 or bool(prior_weight) != bool(prior_prompts):
+            raise ValueError(
+                "prior_weight must be 0, or positive with prior_prompts of what the model is to remember, such as "
+                f"['a photo of a chair'], got {prior_weight} with {prior_prompts!r}."
+            )
+        if text_peft_config is not None:
+            if not backbone.text_adapter_parts:
+                raise ValueError(
+                    f"diffusers load no adapters of the text encoders of {type(backbone).__name__}; leave "
+                    "text_peft_config out."
+                )
+            if peft_config is None:
+                raise ValueError(
+                    "text_peft_config goes with a peft_config, as diffusers load both adapters from one file, got "
+                    "peft_config=None."
+                )
+            check_loadable(text_peft_config, "text_peft_config")
         self.save_hyperparameters(ignore=self.injected)
         self.backbone, self.encoder = backbone, Encoder(backbone, cache)
-        self.peft_config = peft_config
+        self.peft_config, self.text_peft_config = peft_config, text_peft_config
         self.gradient_checkpointing, self.compile_network = gradient_checkpointing, compile
         self.min_snr_gamma = min_snr_gamma
         self.template = template
         self.known_affordances = None if known_affordances is None else tuple(known_affordances)
         self.metric, self.images_per_prompt = metric, images_per_prompt
         self.seed = seed
+        self.prior_weight = prior_weight
+        self.prior = PriorPictures(backbone, prior_prompts, prior_images, seed, cache) if prior_weight else None
         self.optimizer, self.scheduler = optimizer, scheduler
         self.strict_loading = False
         self.network = None
+        self.text_encoders = nn.ModuleDict()
         self._results: dict[str, float] | None = None
 
     def configure_callbacks(self) -> list[Any]:
@@ -138,19 +181,37 @@ class TextToImage(LightningModule):
         return bring(self.trainer)
 
     def setup(self, stage: str) -> None:
-        """Encode the prompts that the data names, before the network takes the memory."""
+        """Draw the class pictures and encode the prompts that the data names, before the network takes the memory."""
         check_precision(self)
         self.backbone.to(self.trainer.strategy.root_device)
+        if stage == "fit":
+            self._check_sizes()
+        if stage == "fit" and self.prior is not None:
+            self.prior.prepare(self.trainer.global_rank, self.trainer.world_size)
+            self.trainer.strategy.barrier("class pictures are drawn")
         # a user's own datamodule, or none
         prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", None)
-        if stage != "fit" or prompts is None or self.encoder.cache is None:
+        if stage != "fit" or prompts is None or self.encoder.cache is None or self.text_peft_config is not None:
             return
+        named = [*prompts(), *(self.prior.prompts if self.prior is not None else ())]
         first = self.trainer.is_global_zero or self.encoder.cache.folder is None
         if first:
-            self.encoder.keep_prompts(prompts())
+            self.encoder.keep_prompts(named)
         self.trainer.strategy.barrier("prompts are encoded")
         if not first:
-            self.encoder.keep_prompts(prompts())
+            self.encoder.keep_prompts(named)
+
+    def _check_sizes(self) -> None:
+        """Refuse aspect-ratio buckets that the model cannot encode."""
+        # a user's own datamodule, or none
+        sizes = getattr(getattr(self.trainer, "datamodule", None), "image_sizes", ())
+        for size in sizes:
+            if any(side % self.backbone.multiple for side in size):
+                raise ValueError(
+                    f"{type(self.backbone).__name__} takes images whose sides are multiples of "
+                    f"{self.backbone.multiple} pixels, and a bucket has {size[0]} x {size[1]}; give the data a "
+                    "bucket_step that is one."
+                )
 
     def configure_model(self) -> None:
         """Load the network and add the adapter, once, in training mode."""
@@ -163,11 +224,13 @@ class TextToImage(LightningModule):
                     "peft_config asks for a new adapter, and the backbone has loaded one; leave peft_config out to go "
                     "on with it."
                 )
-            self._train_adapter()
+            _to_float32(self.backbone.network)
         elif self.peft_config is not None:
             self._put_adapter(self.peft_config)
         else:
-            self.backbone.network.requires_grad_(True)
+            self.backbone.network.requires_grad_(not self.backbone.quantised)
+        if self.text_peft_config is not None:
+            self._put_text_adapters(self.text_peft_config)
         if self.gradient_checkpointing:
             self.backbone.enable_checkpointing()
         if self.compile_network:
@@ -204,7 +267,8 @@ class TextToImage(LightningModule):
         """
         images = batch[key]
         if not images.numel():
-            empty: Tensor = images.new_empty(*images.shape[:-3], *self.backbone.latent_shape())
+            height, width = images.shape[-2:]
+            empty: Tensor = images.new_empty(*images.shape[:-3], *self.backbone.latent_shape((height, width)))
             return empty
         mean, std = self.encoder.moments(images.flatten(0, -4))
         mean, std = (value.reshape(*images.shape[:-3], *value.shape[1:]) for value in (mean, std))
@@ -232,6 +296,17 @@ class TextToImage(LightningModule):
         prediction = self.backbone.denoise(schedule.add_noise(flat, noise, timesteps), timesteps, condition)
         errors = prediction_error(prediction, schedule.target(flat, noise, timesteps))
         return errors.reshape(-1, count) if many else errors
+
+    def with_prior(self, losses: dict[str, Tensor], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Add the denoising loss on class pictures, one for each generator, as ``prior``, if it is asked for."""
+        if self.prior is None:
+            return losses
+        prompts, pictures = self.prior.choose(generators)
+        latents = self.latents({"image": pictures.to(self.backbone.device)}, "image", generators)
+        noise, timesteps = self.draw_noise(latents, generators)
+        errors = self.noise_errors(latents, noise, timesteps, self.conditions({"prompt": prompts}))
+        prior = weighted_mean(errors, self.denoising_weights(timesteps))
+        return losses | {"loss": losses["loss"] + self.prior_weight * prior, "prior": prior}
 
     def denoising_weights(self, timesteps: Tensor) -> Tensor | None:
         """Return the Min-SNR weight of each row, ``(batch,)``, or ``None`` without Min-SNR."""
@@ -308,7 +383,7 @@ class TextToImage(LightningModule):
     ) -> Tensor:
         """Draw an image for each prompt; see :meth:`generate`."""
         self.configure_model()
-        with evaluation_mode(self.network):
+        with evaluation_mode([self.network, self.text_encoders]):
             condition = self.encoder.conditions(prompts)
             self.backbone.load("images")
             return self.backbone.generate(condition, generators, num_steps=num_steps, guidance=guidance)
@@ -355,8 +430,9 @@ class TextToImage(LightningModule):
     def score(self, batch: Batch, images_per_prompt: int) -> None:
         """Generate images for each row of a batch, and hand them to the metric."""
         metric: Any = self.metric
-        for number in range(images_per_prompt):
-            metric.update(self.draw(batch["prompt"], self.row_generators(batch, "image", number)), batch)
+        with shown(self._trainer):
+            for number in track(range(images_per_prompt), f"pictures of {len(batch['prompt'])} prompts"):
+                metric.update(self.draw(batch["prompt"], self.row_generators(batch, "image", number)), batch)
 
     def log_metric(self, stage: str) -> dict[str, float]:
         """Log the metric's numbers under a stage, return them and reset it."""
@@ -373,15 +449,22 @@ class TextToImage(LightningModule):
         return self._results
 
     def save_pretrained(self, folder: str) -> None:
-        """Write the adapter, or the whole network if that was trained, as diffusers load them.
+        """Write the adapter, or the whole network if that was trained, as diffusers load them, and a model card.
 
         An adapter is read by ``pipeline.load_lora_weights(folder)``.
         """
         self.configure_model()
-        self.backbone.save_pretrained(folder, adapter=self.backbone.adapter is not None)
+        adapter = self.backbone.adapter is not None
+        with model_card(self, folder, self.backbone.origin(adapter)):
+            self.backbone.save_pretrained(folder, adapter)
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and scheduler for what trains; a whole network must be float32."""
+        if self.backbone.quantised and self.backbone.adapter is None:
+            raise ValueError(
+                f"The weights of the network are quantised, so {type(self).__name__} cannot train them; give a "
+                "peft_config, or leave the quantization_config out."
+            )
         if {parameter.dtype for parameter in self.trainable_parameters()} != {torch.float32}:
             raise ValueError(
                 f"The whole network can only be trained in float32, got precision {self.backbone.precision!r}; let the "
@@ -394,15 +477,24 @@ class TextToImage(LightningModule):
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that train."""
-        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        models = (self.network, self.text_encoders)
+        return [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains; with an adapter, its configuration, and no buffer of the frozen network."""
-        trains = {f"network.{name}" for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+        models = {"network": self.network, "text_encoders": self.text_encoders}
+        trains = {
+            f"{prefix}.{name}"
+            for prefix, model in models.items()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
         if self.backbone.adapter is None:
             trains |= {f"network.{name}" for name, _ in self.network.named_buffers()}
         else:
             checkpoint[adapters.KEY] = adapters.describe(self.backbone.adapter)
+        if self.backbone.text_adapter is not None:
+            checkpoint[_TEXT_KEY] = adapters.describe(self.backbone.text_adapter)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trains}
 
@@ -413,7 +505,19 @@ class TextToImage(LightningModule):
         if missing is not None:
             self.peft_config = missing
             self._put_adapter(missing)
-        adapters.check_restored(checkpoint["state_dict"], self.network, "network.")
+        own = self.backbone.text_adapter
+        if _TEXT_KEY in checkpoint:
+            missing = adapters.adapter_to_restore({adapters.KEY: checkpoint[_TEXT_KEY]}, own)
+            if missing is not None:
+                self.text_peft_config = missing
+                self._put_text_adapters(missing)
+        elif own is not None:
+            raise ValueError(
+                "The checkpoint holds no adapters of the text encoders, and this module has some, which it would leave "
+                "as they are; leave text_peft_config out."
+            )
+        for name, model in (("network.", self.network), ("text_encoders.", self.text_encoders)):
+            adapters.check_restored(checkpoint["state_dict"], model, name)
 
     def _put_adapter(self, config: LoraConfig) -> None:
         check_loadable(config)
@@ -422,17 +526,27 @@ class TextToImage(LightningModule):
         if config.target_modules is None:
             config.target_modules = list(self.backbone.lora_targets)
         self.backbone.add_adapter(config)
-        self._train_adapter()
+        _to_float32(self.backbone.network)
 
-    def _train_adapter(self) -> None:
-        # trained weights of 16 bits would lose small updates, and cannot be unscaled
-        for parameter in self.backbone.network.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    def _put_text_adapters(self, config: LoraConfig) -> None:
+        config = copy.deepcopy(config)
+        if config.target_modules is None:
+            config.target_modules = list(self.backbone.text_lora_targets)
+        self.backbone.add_text_adapters(config)
+        self.text_encoders.update(self.backbone.text_encoders)
+        self.text_encoders.train()
+        _to_float32(self.text_encoders)
 
 
-def check_loadable(config: LoraConfig) -> None:
-    """Check that pipelines of diffusers will load an adapter and draw what was trained."""
+def _to_float32(model: nn.Module) -> None:
+    """Let what trains be float32: of 16 bits it would lose small updates, and could not be unscaled."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def check_loadable(config: LoraConfig, argument: str = "peft_config") -> None:
+    """Check that pipelines of diffusers will load an adapter, an argument, and draw what was trained."""
     if config.init_lora_weights not in _STARTS:
         raise ValueError(
             f"diffusers do not load an adapter with init_lora_weights={config.init_lora_weights!r}; it must be "
@@ -442,7 +556,7 @@ def check_loadable(config: LoraConfig) -> None:
     for name in sorted(asked.keys() - _LOADABLE):
         if asked[name] != usual[name]:
             raise ValueError(
-                f"diffusers do not load an adapter with {name}={asked[name]!r}; leave {name} out of the peft_config."
+                f"diffusers do not load an adapter with {name}={asked[name]!r}; leave {name} out of the {argument}."
             )
 
 

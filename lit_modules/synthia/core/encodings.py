@@ -28,19 +28,25 @@ class Encoder:
         self.backbone = backbone
         self.cache = None if backbone.encoding_is_cheap else EncodingCache(folder)
 
-    @torch.no_grad()
     def conditions(self, prompts: Sequence[str]) -> Condition:
-        """Return what the network is conditioned on for each prompt, ``(batch, ...)``, on the backbone's device."""
+        """Return what the network is conditioned on for each prompt, ``(batch, ...)``, on the backbone's device.
+
+        Text encoders that train are asked each time, with gradients where they are on, and nothing of it is kept.
+        """
+        if self.cache is None or self.backbone.text_encoders:
+            return self.backbone.encode_prompt(prompts)
+        return self._kept_conditions(self.cache, prompts)
+
+    @torch.no_grad()
+    def _kept_conditions(self, cache: "EncodingCache", prompts: Sequence[str]) -> Condition:
         backbone = self.backbone
-        if self.cache is None:
-            return backbone.encode_prompt(prompts)
 
         def encode(missing: list[int]) -> list[Condition]:
             backbone.load("text")
             return backbone.split(backbone.encode_prompt([prompts[index] for index in missing]))
 
         identity = self._identity("text")
-        return backbone.stack(self.cache.get_many([text_key(identity, prompt) for prompt in prompts], encode))
+        return backbone.stack(cache.get_many([text_key(identity, prompt) for prompt in prompts], encode))
 
     def keep_prompts(self, prompts: Sequence[str]) -> None:
         """Encode prompts for later, and free the text encoder."""

@@ -130,7 +130,7 @@ class PairTraining(TextToImage):
             )
         generators = self.row_generators(batch, "train", self.global_step, batch_idx)
         once = generator_of(self.seed, self.global_step, batch_idx)
-        losses = self.losses(batch, generators, self.conditions(batch), once)
+        losses = self.with_prior(self.losses(batch, generators, self.conditions(batch), once), generators)
         self.check(losses, batch)
         if self.watched in losses:
             self.monitor.update(float(losses[self.watched].detach()))

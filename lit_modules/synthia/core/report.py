@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_modules.synthia.core.images import as_array, data_uri
-from lit_modules.utils.files import whole_file, write_whole
+from lit_modules.utils.figures import new_figure, save_figure
+from lit_modules.utils.files import write_whole
 from lit_modules.utils.html import render_html
 
 _TEMPLATE = "data/report.html.j2"
@@ -157,8 +158,6 @@ def plot_grid(
     Raises:
         ValueError: If there are no pairs, or a pair lacks a kind of images.
     """
-    from matplotlib.figure import Figure
-
     if not pairs or per_cell < 1:
         raise ValueError(f"There must be at least 1 pair and 1 picture in a cell, got {len(pairs)} and {per_cell}.")
     labels = list(pairs[0].grids) if labels is None else list(labels)
@@ -166,7 +165,7 @@ def plot_grid(
         if missing := [label for label in labels if label not in pair.grids]:
             raise ValueError(f"The pair {' + '.join(pair.affordances)} has no images {missing[0]!r}.")
     columns = len(labels) * per_cell
-    figure = Figure(figsize=(1.3 * columns + 1.6, 1.4 * len(pairs) + 0.6), layout="constrained", facecolor="white")
+    figure = new_figure(1.3 * columns + 1.6, 1.4 * len(pairs) + 0.6)
     axes = figure.subplots(len(pairs), columns, squeeze=False)
     for row, pair in enumerate(pairs):
         for column in range(columns):
@@ -184,9 +183,7 @@ def plot_grid(
         axes[row, 0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
     if title:
         figure.suptitle(title, fontsize=10, parse_math=False)
-    with whole_file(path) as part:
-        figure.savefig(part, format="png", dpi=130)
-    return Path(path)
+    return save_figure(figure, path)[0]
 
 
 def _shown(picture: Picture) -> dict[str, Any]:

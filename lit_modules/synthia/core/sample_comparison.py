@@ -1,5 +1,6 @@
 """Samples with gradients, and the space in which an objective compares them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -48,11 +49,18 @@ class SampleComparison:
             self.sampler = self.backbone.few_step_sampler(self.num_steps, self.truncation, self.checkpointing)
 
     def sample(
-        self, generators: Sequence[torch.Generator], condition: Condition, generator: torch.Generator | None
+        self,
+        size: tuple[int, int] | None,
+        generators: Sequence[torch.Generator],
+        condition: Condition,
+        generator: torch.Generator | None,
     ) -> Tensor:
-        """Return latents of an image for each row, with gradients; ``generator`` draws a random truncation."""
+        """Return latents of an image for each row, with gradients; ``generator`` draws a random truncation.
+
+        ``size`` is height and width in pixels; ``None`` is the backbone's square.
+        """
         assert self.sampler is not None  # made with the network
-        shape = (1, *self.backbone.latent_shape())
+        shape = (1, *self.backbone.latent_shape(size))
         noise = torch.cat([self.sampler.draw_noise(shape, each) for each in generators], 1).to(self.backbone.device)
         return self.sampler.sample(self.backbone.denoise, noise, condition, generator)
 
@@ -70,7 +78,11 @@ class SampleComparison:
         if self.embedder is not None:
             embedding: Tensor = self.embedder.to(images.device)(images)
             return embedding
-        side = self.pixel_size or images.shape[-1]
-        if images.shape[-1] == side:
+        if self.pixel_size is None:
             return images
-        return nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        height, width = images.shape[-2:]
+        factor = self.pixel_size / math.sqrt(height * width)  # the square of the same area gets this side
+        sides = round(height * factor), round(width * factor)
+        if sides == (height, width):
+            return images
+        return nn.functional.interpolate(images, sides, mode="bilinear", antialias=True)

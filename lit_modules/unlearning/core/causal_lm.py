@@ -30,8 +30,10 @@ from lit_modules.unlearning.core.pretrained import (
 )
 from lit_modules.unlearning.core.sharding import check_mesh, in_step, shard
 from lit_modules.utils import adapters
+from lit_modules.utils.model_cards import model_card, of_transformers
 from lit_modules.utils.model_kwargs import check_model_kwargs
 from lit_modules.utils.precision import check_precision, check_trained
+from lit_modules.utils.progress import shown
 from lit_modules.utils.random_state import random_state, set_random_state
 from lit_modules.utils.resuming import bring
 from lit_modules.utils.training_state import without_frozen
@@ -363,7 +365,7 @@ class CausalLM(LightningModule):
     def save_pretrained(self, folder: str, merge: bool = False) -> None:
         """Write the weights so that ``model: <folder>`` loads them; sharded ones if all processes call this.
 
-        Beside the weights of a named model that takes images goes its processor.
+        Beside the weights of a named model that takes images goes its processor, and beside all a model card.
 
         Args:
             folder: Folder to write to.
@@ -371,7 +373,9 @@ class CausalLM(LightningModule):
                 writes them.
         """
         self.configure_model()
-        write_pretrained(self.model, folder, merge)
+        task = "text-generation" if len(language_modules(self.model)) == 1 else "image-text-to-text"
+        with model_card(self, folder, of_transformers(self.model, merge, self.model_kwargs.get("revision"), task)):
+            write_pretrained(self.model, folder, merge)
         whole = merge or adapters.own_config(self.model) is None
         if whole and self.model_name is not None and len(language_modules(self.model)) > 1 and self.global_rank == 0:
             copy_processor(self.model_name, self.model_kwargs, folder)
@@ -504,7 +508,7 @@ class CausalLM(LightningModule):
 
     def _answer(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[list[int]]:
         ends = self.tokenizer.eos_token_id
-        with in_step(self.model):
+        with in_step(self.model), shown(self._trainer):
             answers = greedy_generate(
                 self.model,
                 input_ids,

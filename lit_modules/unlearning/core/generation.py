@@ -1,21 +1,23 @@
-"""Greedy generation in batches, with the same ids as one row at a time."""
+"""Greedy generation in batches, with the same ids as one row at a time; samples of one prompt."""
 
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 
 from lit_modules.unlearning.core.language_part import text_config
 from lit_modules.utils.kv_cache import accepted_arguments, cache_argument
 from lit_modules.utils.model_modes import evaluation_mode
+from lit_modules.utils.progress import Step, is_shown, step
 
-__all__ = ["greedy_generate", "position_limit"]
+__all__ = ["greedy_generate", "position_limit", "sample"]
 
 
 def greedy_generate(
@@ -94,13 +96,81 @@ def greedy_generate(
     return answers
 
 
-def _generate(model: Any, inner: Any, **options: Any) -> Any:
+def sample(
+    model: nn.Module,
+    prompt: Tensor,
+    number: int,
+    max_new_tokens: int,
+    eos_token_id: int | list[int] | None,
+    pad_token_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> list[Tensor]:
+    """Draw several continuations of one prompt, in evaluation mode, from torch's generator.
+
+    Args:
+        model: Causal language model of transformers, bare, compiled, or wrapped by peft.
+        prompt: Ids of the prompt, 1-D, at least one.
+        number: Continuations to draw.
+        max_new_tokens: Most tokens of each; it also ends where the model has no further position.
+        eos_token_id: Token, or tokens, that end a continuation, beside those of ``model.generation_config``.
+        pad_token_id: Token that fills up the shorter ones.
+        temperature: Divisor of the logits.
+        top_p: Smallest probability mass to draw from, in (0, 1].
+
+    Returns:
+        The new ids of each continuation, 1-D, without the token that ended it.
+
+    Raises:
+        ValueError: If the prompt is longer than the positions of the model, or this has no ``generate``.
+    """
+    inner = _unwrap(model)
+    if not isinstance(inner, GenerationMixin):
+        raise ValueError(f"Answers are drawn by transformers' generate, which {type(inner).__name__} lacks.")
+    ids = prompt.unsqueeze(0)
+    mask = torch.ones_like(ids)
+    most = int(_room(inner, mask, max_new_tokens))
+    ends = _ends(inner, eos_token_id)
+    with evaluation_mode(model), torch.no_grad():
+        whole = _generate(
+            model,
+            inner,
+            do_sample=True,
+            input_ids=ids,
+            attention_mask=mask,
+            num_return_sequences=number,
+            max_new_tokens=most,
+            eos_token_id=ends or None,
+            pad_token_id=pad_token_id,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=0,
+        )
+    answers = []
+    for row in whole[:, len(prompt) :]:
+        ended = torch.isin(row, torch.tensor(ends, dtype=row.dtype, device=row.device))
+        answers.append(row[: int(ended.int().argmax())] if ended.any() else row)
+    return answers
+
+
+def _generate(model: Any, inner: Any, do_sample: bool = False, **options: Any) -> Any:
     """Call ``generate`` without the settings of the model, which it would take for all that the options leave open."""
     settings, inner.generation_config = inner.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    rows, most = len(options["input_ids"]), options["max_new_tokens"]
     try:
-        return model.generate(do_sample=False, synced_gpus=False, **options)  # `sharding.in_step` keeps ranks in step
+        with step(f"tokens of {rows} answers", most) as bar:
+            if is_shown():
+                options["stopping_criteria"] = StoppingCriteriaList([partial(_count_token, bar)])
+            # `sharding.in_step` keeps ranks in step
+            return model.generate(do_sample=do_sample, synced_gpus=False, **options)
     finally:
         inner.generation_config = settings
+
+
+def _count_token(bar: Step, input_ids: Tensor, scores: Tensor, **unused: Any) -> Tensor:
+    """Move a bar by a token; a criterion of ``generate`` that ends no row."""
+    bar.advance()
+    return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

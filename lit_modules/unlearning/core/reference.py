@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lit_modules.unlearning.core.losses import IGNORED, sequence_nll
 from lit_modules.utils.arguments import Unpack
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.model_modes import evaluation_mode
+from lit_modules.utils.progress import shown, step
 
 
 class ReferencePolicyLoss(ForgetRetainLoss):
@@ -90,6 +92,15 @@ class ReferencePolicyLoss(ForgetRetainLoss):
         rows = [self._cache.rows[row] for row in hashes]
         return torch.tensor(rows, device=task["input_ids"].device, dtype=torch.float64)
 
+    @contextmanager
+    def start_network(self) -> Iterator[nn.Module]:
+        """Give the network as it was before unlearning: with adapters at any time, otherwise before the first step."""
+        if self._adapted:
+            with self.reference_network() as network:
+                yield network
+        else:
+            yield self.model
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the reference."""
         super().on_save_checkpoint(checkpoint)
@@ -114,33 +125,28 @@ class ReferencePolicyLoss(ForgetRetainLoss):
             key: value[missing] if isinstance(value, Tensor) else [value[index] for index in missing]
             for key, value in task.items()
         }
-        if self._adapted:
-            with self.reference_network() as network:
-                values = sequence_log_probs(network, rows)
-        elif not self._moved:
-            values = sequence_log_probs(self.model, rows)
-        else:
+        if self._moved and not self._adapted:
             raise ValueError(
                 f"The row {rows.get('id', ['(unnamed)'])[0]} is not among those that {type(self).__name__} saw before "
                 "the first step, and the model is no longer the reference. Let an epoch of the training loader bring "
                 "all rows, as datamodules.LUME(anchor='forget') does, or train adapters (peft_config), which can be "
                 "switched off."
             )
+        with self.start_network() as network:
+            values = sequence_log_probs(network, rows)
         cache.rows.update(zip((hashes[index] for index in missing), values.tolist(), strict=True))
         return len(missing)
 
     def _compute_all(self, cache: "ReferenceCache") -> int:
         """Go through the training rows; return how many were new, on all ranks."""
-        new = 0
-        with isolate_rng(), self.trainer.precision_plugin.forward_context():
-            for batches in self._epochs():
-                before = new
-                for batch in batches:
-                    for task in self.compared(self.trainer.strategy.batch_to_device(batch)):
-                        self.check_rows(task)
-                        new += self._compute(cache, task, row_hashes(task))
-                if new == before and not self._limited:
-                    break
+
+        def compute(batch: Batch) -> int:
+            tasks = self.compared(batch)
+            for task in tasks:
+                self.check_rows(task)
+            return sum(self._compute(cache, task, row_hashes(task)) for task in tasks)
+
+        new = self.visit_rows(compute, "reference log-probabilities of rows")
         if self.trainer.world_size > 1:
             parts: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(parts, cache.rows)
@@ -150,6 +156,30 @@ class ReferencePolicyLoss(ForgetRetainLoss):
             new += len(cache.rows) - before
         if new:
             rank_zero_info(f"The reference log-probabilities of {new} rows were computed.")
+        return new
+
+    def visit_rows(self, visit: Callable[[Batch], int], what: str) -> int:
+        """Hand over the training batches, epoch by epoch until one brings nothing new.
+
+        The random state stays as it is.
+
+        Args:
+            visit: Looks at a batch, and returns the number of new rows in it.
+            what: Name of the progress bar.
+
+        Returns:
+            The number of new rows.
+        """
+        new = 0
+        bar_of_rows = step(what)
+        with isolate_rng(), self.trainer.precision_plugin.forward_context(), shown(self.trainer), bar_of_rows as bar:
+            for batches in self._epochs():
+                before = new
+                for batch in batches:
+                    new += visit(self.trainer.strategy.batch_to_device(batch))
+                    bar.say(f"{new:,}")
+                if new == before and not self._limited:
+                    break
         return new
 
     @property

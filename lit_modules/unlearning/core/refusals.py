@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from lit_modules.unlearning.core.losses import IGNORED
+from lit_modules.unlearning.core.answers import end_of_sequence, with_answers
 from lit_modules.unlearning.core.reference import row_hashes
 
 REFUSALS = (
@@ -117,36 +116,10 @@ def refusal_rows(
     Raises:
         ValueError: If a row has no prompt, or the tokenizer has no end of sequence.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, with which refusals must end."
-        )
-    names = task.get("id", [])
-    prompts = []
-    columns = (task[key].tolist() for key in ("input_ids", "attention_mask", "labels"))
-    for index, (ids, mask, labels) in enumerate(zip(*columns, strict=True)):
-        length = next((start for start, label in enumerate(labels) if label != IGNORED), len(labels))
-        prompt = [token for token, attended in zip(ids[:length], mask[:length], strict=True) if attended]
-        if not prompt:
-            raise ValueError(
-                f"The forget row {names[index] if names else index} has no prompt before its first scored token, so "
-                "there is nothing to decline to answer; refusals need rows of question and answer."
-            )
-        prompts.append(prompt)
+    end = end_of_sequence(tokenizer, "refusals")
     texts = [separator + refusals[_draw(seed, row) % len(refusals)] for row in row_hashes(task)]
     answers = [[*tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts]
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    filled = torch.full((3, len(prompts), width), 0, dtype=torch.int64)
-    filled[0], filled[2] = int(pad), IGNORED
-    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        start, stop = len(prompt), len(prompt) + len(answer)
-        filled[0, index, :stop] = torch.tensor(prompt + answer)
-        filled[1, index, :stop] = 1
-        filled[2, index, start:stop] = torch.tensor(answer)
-    ids, mask, labels = filled.to(task["input_ids"].device)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels} | ({"id": list(names)} if names else {})
+    return with_answers(task, answers, end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def _draw(seed: int, row: str) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_modules.utils.figures import COLOURS, REST, figure_style, label_right, new_figure, save_figure
+
 TASKS = ("Task1", "Task2", "Task3")
 KINDS = ("regurgitation", "knowledge")
 
@@ -74,6 +76,7 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
     return result
 
 
+@figure_style()
 def plot_report(
     metrics: Mapping[str, list[tuple[int, float]]],
     before: Mapping[str, Any],
@@ -90,41 +93,39 @@ def plot_report(
         path: PNG file to write.
         title: Title of the figure.
     """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
-
-    figure, (losses, rates, scores) = plt.subplots(1, 3, figsize=(17, 5), gridspec_kw={"width_ratios": [3, 3, 4]})
-    for split, colour in (("forget", "tab:red"), ("retain", "tab:blue")):
+    figure = new_figure(13, 3.8)
+    losses, rates, scores = figure.subplots(1, 3, gridspec_kw={"width_ratios": [3, 3, 4]})
+    ends: dict[str, tuple[float, float, str]] = {}
+    for split, colour in (("forget", COLOURS[1]), ("retain", COLOURS[0])):
         steps, epochs = metrics.get(f"train/{split}_loss"), metrics.get(f"val/{split}_loss")
         if steps:
-            losses.plot(*zip(*steps, strict=True), color=colour, alpha=0.4, label=f"{split}, each step")
+            losses.plot(*zip(*steps, strict=True), color=colour, alpha=0.4)
+            ends[f"{split}, each step"] = *steps[-1], colour
         if epochs:
-            losses.plot(*zip(*epochs, strict=True), color=colour, marker="o", label=f"{split}, whole set")
+            losses.plot(*zip(*epochs, strict=True), color=colour, marker="o")
+            ends[f"{split}, whole set"] = *epochs[-1], colour
     losses.set(xlabel="optimizer step", ylabel="NLL per target token (nats)", title="Loss", yscale="symlog")
-    losses.legend()
+    if ends:
+        label_right(losses, ends)
     if metrics.get("train/lr"):
         rates.plot(*zip(*metrics["train/lr"], strict=True), color="black", drawstyle="steps-post", label="rate")
     # a logged value stays until the next one, so a probe is where its number is new
     first = {number: step for step, number in reversed(metrics.get("adaptive_lr/probe", []))}
     probes = {step: rate for step, rate in metrics.get("adaptive_lr/lr", []) if step in first.values()}
     accepted = dict(metrics.get("adaptive_lr/accepted", []))
-    for verdict, label, marker, colour in ((1.0, "accepted", "^", "tab:green"), (0.0, "rejected", "x", "tab:red")):
+    for verdict, label, marker, colour in ((1.0, "accepted", "^", COLOURS[2]), (0.0, "rejected", "x", COLOURS[1])):
         points = [(step, rate) for step, rate in probes.items() if accepted.get(step) == verdict]
         if points:
             rates.plot(*zip(*points, strict=True), linestyle="", marker=marker, color=colour, label=f"probe {label}")
     rates.set(xlabel="optimizer step", title="Learning rate", yscale="log")
     rates.legend()
-    for offset, label, record, colour in ((-0.2, "before", before, "tab:gray"), (0.2, "after", after, "tab:orange")):
+    for offset, label, record, colour in ((-0.2, "before", before, REST), (0.2, "after", after, COLOURS[0])):
         numbers = twelve_numbers(record)
         rows = [row + offset for row in range(len(numbers))]
         scores.barh(rows, list(numbers.values()), 0.38, label=label, color=colour)
     scores.set_yticks(range(len(numbers)), list(numbers))
     scores.invert_yaxis()
-    scores.set(xlim=(0, 1.05), title="The 12 numbers (wanted: forget 0, retain 1)")
-    scores.legend(loc="center right")
+    scores.set(xlim=(0, 1), title="The 12 numbers (wanted: forget 0, retain 1)")
+    scores.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)

@@ -1,8 +1,8 @@
 """Write the checkpoints, and numbers of their modules: ``python -m tests.data.checkpoints.make FOLDER``.
 
 The files beside this one were written at version 0.1.0, before the packages were restructured, with Python 3.11, torch
-2.14.1, lightning 2.6.6, transformers 5.24.0, peft 0.21.2 and diffusers 0.42.1. They stay: where one no longer loads,
-the code is at fault.
+2.14.1, lightning 2.6.6, transformers 5.24.0, peft 0.21.2 and diffusers 0.42.1; that of a later method with it. They
+stay: where one no longer loads, the code is at fault.
 """
 
 import json

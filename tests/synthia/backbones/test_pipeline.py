@@ -15,6 +15,7 @@ from lit_modules.synthia import (
     Chroma,
     Flux,
     Flux2Klein,
+    HiDream,
     Kandinsky3,
     Lumina2,
     PixArtSigma,
@@ -26,7 +27,7 @@ from lit_modules.synthia import (
 )
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone
 from lit_modules.synthia.core.randomness import generator_of
-from tests.tiny_pipelines import CALLS
+from tests.tiny_pipelines import CALLS, open_pipeline
 
 CASES: dict[str, tuple[type[PipelineBackbone], int]] = {
     "stable_diffusion": (StableDiffusion, 16),
@@ -43,6 +44,7 @@ CASES: dict[str, tuple[type[PipelineBackbone], int]] = {
     "qwen_image": (QwenImage, 16),
     "flux2_klein": (Flux2Klein, 16),
     "chroma": (Chroma, 16),
+    "hidream": (HiDream, 16),
 }
 NOISE = (StableDiffusion, SDXL, Kandinsky3, PixArtSigma)
 """Those that predict noise, or the velocity of diffusion, and no flow."""
@@ -59,9 +61,7 @@ class Case:
         return self.kind(self.folder, **settings | more)
 
     def real(self) -> Any:
-        pipeline = getattr(diffusers, self.kind.pipeline_name).from_pretrained(self.folder)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return open_pipeline(self.kind.pipeline_name, self.folder, self.size)
 
     def draw(self, pipeline: Any, prompt: str, seed: int) -> torch.Tensor:
         settings = {"prompt": prompt, "num_inference_steps": 2, "output_type": "np"} | CALLS[self.name]
@@ -268,7 +268,7 @@ def test_the_pipeline_draws_the_same_with_a_saved_network(case: Case, tmp_path: 
     backbone.save_pretrained(str(tmp_path), adapter=False)
     part = case.kind.network_part
     network = type(backbone.network).from_pretrained(tmp_path, subfolder=part)
-    real = getattr(diffusers, case.kind.pipeline_name).from_pretrained(case.folder, **{part: network})
+    real = open_pipeline(case.kind.pipeline_name, case.folder, case.size, **{part: network})
     torch.testing.assert_close(images, case.draw(real, PROMPTS[0], 4), atol=1e-4, rtol=1e-3)
 
 

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -16,6 +15,7 @@ from lit_modules.synthia import (
     Chroma,
     Flux,
     Flux2Klein,
+    HiDream,
     Kandinsky3,
     Kandinsky3Flash,
     Lumina2,
@@ -30,7 +30,7 @@ from lit_modules.synthia.backbones.base import Backbone
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.objectives import DenoiseDPO, LinearContrast
 from lit_modules.synthia.synthia import Synthia
-from tests.tiny_pipelines import CALLS
+from tests.tiny_pipelines import CALLS, open_pipeline
 
 ADAPTERS: dict[str, tuple[type[Backbone], str | None]] = {
     "stable_diffusion": (StableDiffusion, "StableDiffusionPipeline"),
@@ -44,6 +44,7 @@ ADAPTERS: dict[str, tuple[type[Backbone], str | None]] = {
     "qwen_image": (QwenImage, "QwenImagePipeline"),
     "flux2_klein": (Flux2Klein, "Flux2KleinPipeline"),
     "chroma": (Chroma, "ChromaPipeline"),
+    "hidream": (HiDream, "HiDreamImagePipeline"),
     "pixart_sigma": (PixArtSigma, None),
     "kandinsky3": (Kandinsky3, None),
     "kandinsky3_flash": (Kandinsky3Flash, None),
@@ -119,10 +120,10 @@ def test_fit_save_reload_generate(name: str, request: pytest.FixtureRequest, tmp
 
 def drawn_by_diffusers(name: str, module: Synthia, adapter: Path) -> torch.Tensor:
     backbone: Any = module.backbone
-    pipeline = getattr(diffusers, str(ADAPTERS[name][1])).from_pretrained(backbone.model)
+    size = backbone.image_size
+    pipeline = open_pipeline(str(ADAPTERS[name][1]), backbone.model, size)
     pipeline.load_lora_weights(str(adapter))
-    pipeline.set_progress_bar_config(disable=True)
-    size, prompt = backbone.image_size, module.template.format(affordances="sit")
+    prompt = module.template.format(affordances="sit")
     settings = {"prompt": prompt, "num_inference_steps": 2, "output_type": "pt"} | CALLS[name]
     image = pipeline(height=size, width=size, generator=generator_of(4, "image", 0), **settings).images
     return torch.as_tensor(image).float()

@@ -1,0 +1,3 @@
+"""WMDP."""
+
+from .wmdp import WMDP as WMDP
