@@ -1,5 +1,12 @@
 """Sampling, batches, text and downloads that the datamodules share."""
 
-from .text import Encoded as Encoded
-from .text import pad_id as pad_id
-from .text import pad_right as pad_right
+from typing import TYPE_CHECKING
+
+from lit_modules.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .text import Encoded, pad_id, pad_right
+else:
+    __getattr__, __dir__ = lazy_names(__name__, __file__)
+
+__all__ = ["Encoded", "pad_id", "pad_right"]
