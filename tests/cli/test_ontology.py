@@ -48,8 +48,9 @@ def test_distances(mini: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_plot(mini: str, tmp_path: Path) -> None:
     assert main(["ontology", "plot", mini, "--folder", str(tmp_path / "pictures")]) == 0
-    files = sorted((tmp_path / "pictures").iterdir())
-    assert [path.name for path in files] == ["distances.png", "graph.png"]
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == [f"{name}.{kind}" for name in ("distances", "graph") for kind in ("pdf", "png", "svg")]
+    files = sorted((tmp_path / "pictures").glob("*.png"))
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in files)
 
 

@@ -87,6 +87,6 @@ def test_the_picture_shows_pairs_by_methods(tmp_path: Path) -> None:
     file = plot_grid(tmp_path / "made" / "grid.png", shown, labels, per_cell=1, title="$ and $")
     with Image.open(file) as image:
         assert (image.format, image.width > image.height) == ("PNG", True)
-    assert [path.name for path in file.parent.iterdir()] == ["grid.png"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["grid.pdf", "grid.png", "grid.svg"]
     with pytest.raises(ValueError, match=r"The pair sit \+ keep_warm has no images 'tuned'"):
         plot_grid(tmp_path / "grid.png", shown, labels=["frozen", "tuned"])
