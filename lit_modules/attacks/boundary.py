@@ -208,7 +208,7 @@ class DeepFool(BoundaryAttack):
     def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
         """Add the move to the plane to the sum, and pass the boundary by the overshoot.
 
-        The bounds cut the result, not the sum. As that, or a plain, may keep the result short of the boundary for ever,
+        The bounds cut the result, not the sum. As that, or a plateau, may keep the result short of the boundary,
         each move is longer than the way to the plane, by three tenths of the distance so far, and the last search takes
         back what was too much. With a hundredth, fewer samples are fooled and the perturbations are no smaller.
         """

@@ -86,7 +86,8 @@ class ALMA(MinimumNormAttack):
         penalty_growth: By how much the factor grows, at least 1.
         penalty_every: Steps between two looks at the constraint.
         progress: Share of the constraint that counts as progress if it falls below, between 0 and 1.
-        average: Weight of the past in the multiplier's average, between 0 and 1.
+        average: Weight of the past in the multiplier's average, between 0 and 1; ``None`` takes 0.9, as the paper (L2),
+            or 0.8 (L1).
         search_steps: Forward passes of a last search between the sample and the best iterate.
 
     References:
@@ -106,7 +107,7 @@ class ALMA(MinimumNormAttack):
         penalty_growth: float = 1.2,
         penalty_every: int = 10,
         progress: float = 0.95,
-        average: float = 0.9,
+        average: float | None = None,
         search_steps: int = 3,
         **shared: Unpack[MinimumNormArguments],
     ) -> None:
@@ -114,10 +115,12 @@ class ALMA(MinimumNormAttack):
         check_choice("norm", norm, ("l1", "l2"))
         check_choice("start", start, ("outside", "sample"))
         optional = {"step_size": step_size, "multiplier": multiplier}
+        if average is not None:
+            check_range("(0, 1)", average=average)
         check_positive(penalty=penalty, **{name: value for name, value in optional.items() if value is not None})
         check_range("(0, 1]", final_share=final_share)
         check_range("[1, inf)", penalty_growth=penalty_growth)
-        check_range("(0, 1)", progress=progress, average=average)
+        check_range("(0, 1)", progress=progress)
         check_count(penalty_every=penalty_every)
         self.start = start
         self.step_size = step_size
@@ -151,7 +154,8 @@ class ALMA(MinimumNormAttack):
         OutsideStart.turn(at, step, self.steps, carry)
         inside, constraint = ~carry["out"], -at.value
         slope = penalty_slope(constraint, carry["penalty"], carry["multiplier"])
-        followed = carry["multiplier"].lerp(slope, 1 - self.average).clamp_(1e-6, 1e12)
+        average = {"l1": 0.8, "l2": 0.9}[self.norm] if self.average is None else self.average
+        followed = carry["multiplier"].lerp(slope, 1 - average).clamp_(1e-6, 1e12)
         carry["multiplier"].copy_(torch.where(inside, followed, carry["multiplier"]))
         carry["fooled"] |= at.fooled
         if step % self.penalty_every == 0:

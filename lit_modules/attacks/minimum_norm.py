@@ -228,7 +228,7 @@ class MinimumNormAttack(Attack):
 
 
 class OutsideStart:
-    """Way out of a plain: steps along the sign of the gradient, far beyond the boundary.
+    """Way off a plateau of the loss: steps along the sign of the gradient, far beyond the boundary.
 
     Around samples of an adversarially trained model the loss is nearly flat for small perturbations in L2, L1 or L0,
     while signs, which move all values at once, cross the boundary soon. A sample goes out until it has been fooled for
@@ -375,7 +375,7 @@ class FMN(MinimumNormAttack):
     ``gamma`` goes on top.
 
     Where the loss is flat around the samples, as on adversarially trained models, these steps do not get out of the
-    plain. So by default the sample first goes far outside, see :class:`OutsideStart`; then the ball shrinks by three
+    plateau. So by default the sample first goes far outside, see :class:`OutsideStart`; then the ball shrinks by three
     tenths a step until an iterate no longer fools. The steps are the steepest of the norm, as long as half the radius:
     signs (Linf), the gradient (L2), or signs of the largest entries that have room within the bounds, a third as many
     as the values changed so far (L1). For L0 the first half of the steps looks for the smallest L1 norm; then a step of

@@ -34,7 +34,7 @@ def short_names(paths: Iterable[str]) -> str:
         'takes Adam0, Adam1, Adam2, Adam3, Adam4, Adam5, Adam6, Adam7 and 1 more class'
     """
     paths = list(paths)
-    own = [path for path in paths if path.startswith(_OURS)]
+    own = sorted((path for path in paths if path.startswith(_OURS)), key=lambda path: path.rpartition(".")[2])
     shown = own + [path for path in paths if path not in own][: max(0, FEW - len(own))]
     rest = len(paths) - len(shown)
     more = f" and {rest} more class{'es' if rest > 1 else ''}" if rest else ""

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 DATE = "10 Apr 2025"
 """Date that templates print by default: that of the TOFU and MUSE results of open-unlearning."""
 _SET_HERE = ("tools", "documents", "messages", "add_generation_prompt", "tokenize", "chat_template", "strftime_now")
@@ -105,6 +103,8 @@ class ChatTemplate:
         )
 
     def _render(self, messages: Sequence[Message], asks: bool) -> str:
+        from jinja2.exceptions import TemplateError
+
         try:
             return str(
                 self._renderer.apply_chat_template(

@@ -248,7 +248,7 @@ def test_distances_of_carlini_wagner_of_torchattacks(digits: Digits) -> None:
         *((norm, PDPGD(norm=norm), "pdpgd", {"num_steps": 100, "norm": order})  # type: ignore[arg-type]
           for norm, order in (("l0", 0), ("l1", 1), ("l2", 2), ("linf", np.inf))),
         *((norm, FMN(norm=norm), "fmn", {"steps": 100, "norm": order})  # type: ignore[arg-type]
-          for norm, order in (("l0", 0), ("l1", 1), ("l2", 2), ("linf", np.inf))),
+          for norm, order in (("l0", 0), ("l1", 1), ("linf", np.inf))),
         *((norm, TrustRegion(norm=norm), "tr", {"iter": 100, "adaptive": True, "p": order})  # type: ignore[arg-type]
           for norm, order in (("l2", 2), ("linf", np.inf))),
         slow("linf", CarliniWagnerLinf(steps=50, initial_const=0.1), "carlini_wagner_linf",
@@ -257,7 +257,10 @@ def test_distances_of_carlini_wagner_of_torchattacks(digits: Digits) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_distances_of_adv_lib(digits: Digits, norm: str, mine: Attack, theirs: str, arguments: Any) -> None:
-    """At equal steps no sample fewer is fooled, and the median is no longer."""
+    """At equal steps no sample fewer is fooled, and the median is no longer.
+
+    Its FMN in L2 fools 8 of 95 samples of this model, and is left out.
+    """
     peer = getattr(pytest.importorskip("adv_lib.attacks"), theirs)
     model, x, y = digits[0], digits[1][:100], digits[2][:100]
-    shorter((model, x, y), norm, mine, peer(model, x, y, **arguments).detach())
+    shorter((model, x, y), norm, mine, peer(model, x.clone(), y, **arguments).detach())

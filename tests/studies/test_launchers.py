@@ -87,7 +87,7 @@ def test_outcomes_logs_order_and_import_path(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "own" / "only_here.py").write_text("print('found')\n")
     monkeypatch.syspath_prepend(tmp_path / "own")
     assert str(tmp_path / "own") in import_path()
-    assert not any(path.startswith(sys.prefix) for path in import_path())
+    assert not any(Path(path).is_relative_to(sys.prefix) for path in import_path())
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "log.txt").write_text("before\n")
     tasks = [

@@ -88,8 +88,8 @@ def test_earlier_requests_are_tested_after_each_run(
     tofu: Path, tiny_causal_lm: Path, quiet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ["--model=GradientAscent", f"--model.model={tiny_causal_lm}", "--model.max_new_tokens=1", *quiet]
-    given += ["--data=TOFU", f"--data.root={tofu}", "--data.batch_size=20", "--trainer.logger=false"]
+    given = ["--model=GradientAscent", f"--model.model={tiny_causal_lm}", "--model.max_new_tokens=1"]
+    given += ["--data=TOFU", f"--data.root={tofu}", "--data.batch_size=20", "--trainer.logger=false", *quiet]
     given += ["--model.metric=TOFUScore", "--model.metric.memorisation=false"]
     main(["test", *given, "--model.metric.log_file=log.json"])  # of all requests
     given += ["--data.requests=3", "--trainer.max_epochs=1", "--model.metric.retain_log=log.json"]

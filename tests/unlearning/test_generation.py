@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -94,8 +95,11 @@ def test_ids_equal_one_row_at_a_time(name: str) -> None:
         warnings.simplefilter("always")
         assert answers(model, rows, ends) == expected
         answers(model, rows, ends, 1)
-    assert sum("answered one by one" in str(warning.message) for warning in caught) == (name in NOT_PADDED)
-    assert _reads_padded(model, model, PAD) == (name not in NOT_PADDED)
+    padded = _reads_padded(model, model, PAD)
+    assert sum("answered one by one" in str(warning.message) for warning in caught) == (not padded)
+    # transformers 5.17 reads a padded row of Mamba2 otherwise than the row alone, 5.24 does not
+    if name != "Mamba2" or Version(transformers.__version__) >= Version("5.24"):
+        assert padded == (name not in NOT_PADDED)
 
 
 def test_padding_and_its_filler_change_nothing() -> None:

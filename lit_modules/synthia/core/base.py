@@ -187,7 +187,8 @@ class TextToImage(LightningModule):
         if stage == "fit":
             self._check_sizes()
         if stage == "fit" and self.prior is not None:
-            self.prior.prepare(self.trainer.global_rank, self.trainer.world_size)
+            with shown(self.trainer):
+                self.prior.prepare(self.trainer.global_rank, self.trainer.world_size)
             self.trainer.strategy.barrier("class pictures are drawn")
         # a user's own datamodule, or none
         prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", None)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_modules.synthia.backbones.base import Backbone
 from lit_modules.synthia.core.encodings import Encoder, Encoding, EncodingCache
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.utils.hashing import stable_hash
+from lit_modules.utils.progress import track
 
 _AT_ONCE = 4
 _KEPT = 2**63  # nothing that is in memory alone may be dropped, as it would be drawn again
@@ -57,7 +57,7 @@ class PriorPictures:
     def prepare(self, rank: int = 0, ranks: int = 1) -> None:
         """Draw what is missing of this process's share; all of it if the pictures are in memory."""
         own = range(rank, len(self), ranks) if self.cache.folder is not None else range(len(self))
-        for start in range(0, len(own), _AT_ONCE):
+        for start in track(range(0, len(own), _AT_ONCE), "class pictures of the untuned model"):
             self.pictures(own[start : start + _AT_ONCE])
         self._untuned = None
 
@@ -94,7 +94,6 @@ class PriorPictures:
         return [{"picture": picture} for picture in (drawn * 255).round().to(torch.uint8)]
 
     def _load(self) -> None:
-        rank_zero_info(f"The untuned model draws what is missing of {len(self)} class pictures.")
         untuned = self.backbone.fresh()
         folder = self.cache.folder
         self._encoder = Encoder(untuned, None if folder is None else str(folder))
