@@ -135,11 +135,12 @@ class SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file beside the checkpoints, if their folder is not within that of the run."""
+        log_dir = str(trainer.log_dir)  # which all processes have to ask for together
         if not trainer.is_global_zero:
             return
         for callback in trainer.checkpoint_callbacks:
             folder = getattr(callback, "dirpath", None)
-            if folder is None or str(trainer.log_dir) in (str(folder), os.path.dirname(folder)):
+            if folder is None or log_dir in (str(folder), os.path.dirname(folder)):
                 continue
             if "://" not in str(folder):
                 Path(folder).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RECIPE = ["-c", "pgd/digits.yaml", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
 SHORT = [
     *RECIPE,
@@ -44,3 +46,14 @@ def test_the_line_after_a_fit_tests_its_best_checkpoint(tmp_path: Path) -> None:
     assert "robustness.json" in tested["written"]
     assert tested["next"].startswith("lit-modules sweep -c pgd/digits.yaml")
     assert "--ckpt_path" not in tested["next"]
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_one_summary(tmp_path: Path) -> None:
+    """Both ask for the log folder at the same places, or they would wait for each other."""
+    line = [sys.executable, "-m", "lit_modules", "fit", "-c", "pgd/digits.yaml", "--trainer.accelerator=cpu"]
+    line += ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=2", "--trainer.limit_val_batches=0"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (done.stdout + done.stderr).count("lit-modules fit: done") == 1
+    assert (tmp_path / "lightning_logs" / "version_0" / "config.yaml").is_file()
