@@ -2,10 +2,12 @@
 
 import json
 import logging
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ class Demo:
         self._began = time.monotonic()
 
     def run(self, *args: str, logs: Path | None = None) -> Any:
-        """Print a command line of lit-modules and run it.
+        """Print a command line of lit-modules and run it; one that is longer than a line is shortened.
+
+        ``commands.sh`` in the folder has all of them whole.
 
         Args:
             args: Arguments.
@@ -38,8 +42,12 @@ class Demo:
             settings = {"save_dir": str(logs.parent), "name": logs.name, "version": ""}
             logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": settings}
             line += [f"--trainer.logger={json.dumps(logger)}", f"--trainer.default_root_dir={logs.parent}"]
-        shown = " ".join(f"'{arg}'" if " " in arg else arg for arg in line)
-        self.console.print(f"lit-modules {shown}", style="dim", markup=False)
+        whole = shlex.join(["lit-modules", *line])
+        with (self.folder / "commands.sh").open("a", encoding="utf-8") as file:
+            file.write(f"{whole}\n")
+        begin = shlex.join(["lit-modules", *takewhile(lambda arg: not arg.startswith("--"), line)])
+        shown = whole if len(whole) <= self.console.width else f"{begin} ... (whole in commands.sh)"
+        self.console.print(shown, style="dim", markup=False, no_wrap=True, overflow="ellipsis")
         return main(line)
 
     def finish(self, files: str) -> None:
