@@ -58,5 +58,5 @@ def test_fit_and_test(tmp_path: Path) -> None:
     assert record == tested.model.results()
     assert list(record["attacks"]) == ["pgd", "l2"]
     assert record["samples"] == 50
-    assert {path.suffix for path in tmp_path.rglob("robustness.*")} == {".json", ".md", ".png"}
+    assert {path.suffix for path in tmp_path.rglob("robustness.*")} == {".json", ".md", ".png", ".svg", ".pdf"}
     assert len(list((tmp_path / "evaluation").iterdir())) == 2
