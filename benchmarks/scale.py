@@ -10,8 +10,8 @@ with its work has equal figures per item at all sizes.
 - ``rows``: a forget set and a retain set of that many rows in the layout of LUME, set up, and batches of 8 of each.
 - ``cache``: that many encodings written, found again by a new process, and read at random within 64 MiB.
 - ``store``: a CoDA run of that many pictures with models that answer by rules, then the finished store again.
-- ``sweep``: that many points of a sweep on Ray, each a short run of ``pgd/digits.yaml``; the overhead is what the
-  sweep takes beyond the runs themselves.
+- ``sweep``: that many points of a sweep on Ray, sixteen at a time, each a fresh process and a short run of
+  ``pgd/digits.yaml``; seconds of the wall.
 - ``evaluation``: tokens per second of a Llama of 15 M and 100 M parameters, in generation and in scoring; times for 1 B
   and 7 B follow from two operations per parameter and token, at the rate that was reached.
 - ``images``: passes of torchvision's ResNet-50 (random weights, 224 pixels, 1000 classes) under APGD and Square, at
@@ -123,10 +123,9 @@ def sweep(size: int, folder: Path) -> Figures:
     short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.limit_test_batches=1"]
     quick = {"class_path": "lit_modules.attacks.FGSM", "init_args": {"eps": 0.1}}
     attacks = [f"--model.test_attacks={json.dumps({'fgsm': quick})}", "--data.eval_batch_size=20"]
-    seeds = ",".join(map(str, range(size)))
-    launch = ["--launcher", "ray", "--workers", "16", "--folder", str(folder / "sweep"), "--seeds", "1"]
+    launch = ["--launcher", "ray", "--folder", str(folder / "sweep"), "--seeds", str(size)]
     began = time.perf_counter()
-    main(["sweep", "-c", "pgd/digits.yaml", *short, *attacks, "--over", f"seed_everything={seeds}", *launch])
+    main(["sweep", "-c", "pgd/digits.yaml", *short, *attacks, *launch])
     return {"point": (time.perf_counter() - began) / size}
 
 

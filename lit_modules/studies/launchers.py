@@ -207,6 +207,11 @@ class LauncherOptions:
     num_cpus: float | None = None
     num_gpus: float | None = None
 
+    def use_all_cores(self, trainer: Mapping[str, Any] | None) -> None:
+        """Let as many processes run as there are cores, unless told otherwise, where the trainer is one of the CPU."""
+        if self.launcher == "process" and self.workers is None:
+            self.workers = (os.cpu_count() or 1) if (trainer or {}).get("accelerator") == "cpu" else 1
+
     def make_launcher(self) -> Launcher:
         """Return the launcher."""
         owners = {"workers": "process", "address": "ray", "num_cpus": "ray", "num_gpus": "ray"}

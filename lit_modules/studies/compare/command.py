@@ -1,7 +1,6 @@
 """``lit-modules compare``: methods, learning rates and seeds from one start, with equal steps and equal data."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,9 +85,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
     check_classes(settings, methods)
     if options.points_per_process < 1:
         raise UsageError(f"--points_per_process must be at least 1, got {options.points_per_process}.")
-    if options.launcher == "process" and options.workers is None:
-        on_cpu = (settings.get("trainer") or {}).get("accelerator") == "cpu"
-        options.workers = (os.cpu_count() or 1) if on_cpu else 1
+    options.use_all_cores(settings.get("trainer"))
     launcher = launcher or options.make_launcher()
     root = Path(filled((settings["data"].get("init_args") or {}).get("root", ""), {"data": data_folder()}))
     fixed = {key: value for key, value in settings.items() if key not in GROWING}

@@ -1,6 +1,5 @@
 """``lit-modules metrics``: put the metrics of unlearning themselves to the test."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,9 +60,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
     check_settings(settings)
     if options.points_per_process < 1:
         raise UsageError(f"--points_per_process must be at least 1, got {options.points_per_process}.")
-    if options.launcher == "process" and options.workers is None:
-        on_cpu = (settings.get("trainer") or {}).get("accelerator") == "cpu"
-        options.workers = (os.cpu_count() or 1) if on_cpu else 1
+    options.use_all_cores(settings.get("trainer"))
     launcher = launcher or options.make_launcher()
     root = Path(filled((settings["data"].get("init_args") or {}).get("root", ""), {"data": data_folder()}))
     files = file_hashes(root)
