@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_modules.utils.arguments import Unpack
+from lit_modules.utils.progress import shown, track
 
 from ..common.checks import are_missing, check_at_least, check_choices
 from ..common.forget_retain import SETS, ForgetRetainData, TrainingArguments
@@ -105,19 +106,21 @@ class MUSE(ForgetRetainData):
         if stage in ("fit", "validate") and not self.encoded:
             sets = {"forget": [self.forget], "retain": [("raw", split) for split in self.retain]}
             files = self._files([key for keys in sets.values() for key in keys], "Training")
-            self.encoded = {
-                name: [
-                    block
-                    for key in keys
-                    for number, text in enumerate(read_texts(files[key]))
-                    for block in encode_blocks(self.tokenizer, f"{'/'.join(key)}/{number}", text, self.max_length)
-                ][: self.max_blocks]
-                for name, keys in sets.items()
-            }
+            with shown(self.trainer):
+                self.encoded = {
+                    name: [
+                        block
+                        for key in keys
+                        for number, text in enumerate(track(read_texts(files[key]), f"cutting {'/'.join(key)}"))
+                        for block in encode_blocks(self.tokenizer, f"{'/'.join(key)}/{number}", text, self.max_length)
+                    ][: self.max_blocks]
+                    for name, keys in sets.items()
+                }
         if stage in ("test", "predict") and not self._prompts:
             self._set_up_prompts()
         if stage == "test" and not self._documents:
-            self._set_up_documents()
+            with shown(self.trainer):
+                self._set_up_documents()
 
     def test_dataloader(self) -> list[ResumableLoader]:
         """Return the loader of prompts and that of texts to attack."""
@@ -166,7 +169,8 @@ class MUSE(ForgetRetainData):
         files = self._files([("privleak", split) for split in ATTACKED], "A test")
         items = []
         for split in ATTACKED:
-            for row, text in enumerate(read_texts(files["privleak", split])[: self.eval_rows]):
+            texts = read_texts(files["privleak", split])[: self.eval_rows]
+            for row, text in enumerate(track(texts, f"reading privleak/{split}")):
                 encoded = encode_document(self.tokenizer, f"privleak/{split}/{row}", text, self.max_length)
                 items.append((encoded, {"split": split, "row": row}))
         self._warn_of_cuts([row for row, _ in items], "texts of privleak lose their end")

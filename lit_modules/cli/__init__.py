@@ -54,9 +54,9 @@ def main(args: "ArgsType" = None) -> "ProjectCLI | int":
 
     silence_noise()
     from lit_modules.cli.lightning_cli import ProjectCLI
-    from lit_modules.cli.public import load_public
+    from lit_modules.cli.public import know_public
 
-    load_public()
+    know_public()
 
     return ProjectCLI.start(args)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 FIRST = ("lit_modules.", "datamodules.", "callbacks.", "torch.", "lightning.")
 """Packages whose classes short names mean, if classes of further packages have the same names."""
+WAITING: list[ModuleType] = []
+"""Modules whose public classes are imported when a short name is first looked up."""
 
 
 def preferred(paths: Sequence[str]) -> list[str]:
@@ -22,35 +24,21 @@ def preferred(paths: Sequence[str]) -> list[str]:
     return next(filter(None, meant), list(paths))
 
 
-def prefer_first_packages() -> None:
-    """Let short names mean the classes of :data:`FIRST`, also where other libraries have classes of the same names.
+def know_public(*modules: ModuleType) -> None:
+    """Let a parser know the public classes of modules by their short names; import them when it first looks one up.
 
-    ``--model.optimizer=AdamW`` is torch's, whatever else is installed: libraries such as bitsandbytes, which others
-    import if it is there, have an AdamW that is a subclass of torch's optimizer too, and jsonargparse refuses names of
-    two classes. It has no setting for that, so the list that it looks names up in is shortened.
-    """
-    from jsonargparse import _typehints
+    A configuration that gives import paths, as the shipped recipes do, looks nothing up, and needs no other family.
 
-    listed: Any = _typehints.get_all_subclass_paths
-    if hasattr(listed, "__wrapped__"):
-        return
-
-    @wraps(listed)
-    def paths(*args: Any, **kwargs: Any) -> list[str]:
-        by_name: dict[str, list[str]] = {}
-        for path in listed(*args, **kwargs):
-            by_name.setdefault(path.rpartition(".")[2], []).append(path)
-        return [path for same in by_name.values() for path in preferred(same)]
-
-    _typehints.get_all_subclass_paths = paths
-
-
-def load_public(*modules: ModuleType) -> None:
-    """Import the public classes of modules, so that a parser knows them by their short names.
+    A name that classes of several packages have means that of the first in :data:`FIRST`: ``--model.optimizer=AdamW``
+    is torch's, although bitsandbytes, which others import if it is there, has an AdamW that is a subclass of torch's
+    optimizer too, and jsonargparse refuses names of two classes. It has no setting for either, so the function that
+    lists classes for it is wrapped.
 
     Args:
         modules: Modules with ``__all__``; none takes all that ``fit`` may name.
     """
+    from jsonargparse import _typehints
+
     import lit_modules.attacks
     import lit_modules.callbacks
     import lit_modules.datamodules
@@ -58,8 +46,21 @@ def load_public(*modules: ModuleType) -> None:
     import lit_modules.networks
     import lit_modules.synthia
 
-    prefer_first_packages()
     everything = (lit_modules, lit_modules.attacks, lit_modules.metrics, lit_modules.networks, lit_modules.synthia)
-    for module in modules or (*everything, lit_modules.datamodules, lit_modules.callbacks):
-        for name in module.__all__:
-            getattr(module, name)
+    WAITING.extend(modules or (*everything, lit_modules.datamodules, lit_modules.callbacks))
+    listed: Any = _typehints.get_all_subclass_paths
+    if hasattr(listed, "__wrapped__"):
+        return
+
+    @wraps(listed)
+    def paths(*args: Any, **kwargs: Any) -> list[str]:
+        while WAITING:
+            module = WAITING.pop()
+            for name in module.__all__:
+                getattr(module, name)
+        by_name: dict[str, list[str]] = {}
+        for path in listed(*args, **kwargs):
+            by_name.setdefault(path.rpartition(".")[2], []).append(path)
+        return [path for same in by_name.values() for path in preferred(same)]
+
+    _typehints.get_all_subclass_paths = paths

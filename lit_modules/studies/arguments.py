@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_modules.cli.lightning_cli import ProjectCLI
-from lit_modules.cli.public import load_public
+from lit_modules.cli.public import know_public
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.hashing import stable_hash
 from lit_modules.utils.suggestions import did_you_mean
@@ -98,7 +98,7 @@ class ArgumentReader:
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        load_public()
+        know_public()
         self.arguments = list(arguments)
         self._cli = _ReadOnlyCLI.start(["fit", *_filled(self.arguments, "FOLDER")])
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_modules.cli.lightning_cli import ProjectCLI
-from lit_modules.cli.public import load_public
+from lit_modules.cli.public import know_public
 from lit_modules.studies.launchers import LOG, RESULTS
 from lit_modules.utils.checkpoints import UnsafeFile, check_shards, open_checkpoint
 from lit_modules.utils.files import write_whole
@@ -191,7 +191,7 @@ def run_each(run: Callable[[Path], object], folders: Sequence[str]) -> int:
     the last one: whoever resumes the study has started others for the rest.
     """
     parent = os.getppid()
-    load_public()
+    know_public()
     failed = 0
     for folder in map(Path, folders):
         if os.getppid() != parent:
@@ -215,7 +215,7 @@ def _end_loggers() -> None:
 
 def main(args: list[str]) -> int:
     """Run the run in a folder; return 0, or 1 if it failed, whose reason is then the last line printed."""
-    load_public()
+    know_public()
     return 0 if succeeds(fit_and_test, Path(args[0])) else 1
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.options import read_options
-from lit_modules.cli.public import load_public
+from lit_modules.cli.public import know_public
 from lit_modules.studies.runs import read_json, write_json
 from lit_modules.studies.tables import markdown_table
 from lit_modules.utils.arguments import argument_names
@@ -87,7 +87,7 @@ def run_sequence(options: SequenceOptions, arguments: list[str]) -> Records:
         Results after each run; where the forget set is cut into requests, those of each request so far by its number,
         as a text.
     """
-    load_public()
+    know_public()
     settings = {"study": options.study, "arguments": arguments}
     records: Records = {}
     start: list[str] = []

@@ -20,13 +20,16 @@ import contextlib, io, json, sys
 import fakebits, yaml
 from lit_modules.cli import main
 
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(["fit", "-c", "pgd/digits.yaml", "--print_config"])
+early = [name for name in sys.modules if name.startswith(("lit_modules.unlearning", "lit_modules.coda", "diffusers"))]
 paths = []
 for given in json.loads(sys.argv[1]):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main(["fit", "--model=NGDiff", "--model.model=x", "--data=LUME", *given, "--print_config"])
     paths.append(yaml.safe_load(printed.getvalue())["model"]["init_args"]["optimizer"]["class_path"])
-print(json.dumps(paths))
+print(json.dumps([early, paths]))
 """
 WANTED = [
     (["--model.optimizer=AdamW"], "torch.optim.AdamW"),
@@ -36,10 +39,10 @@ WANTED = [
 ]
 
 
-def test_short_name_of_an_optimizer_is_torchs(tmp_path: Path, repository: Path) -> None:
+def test_short_names_are_looked_up_late_and_that_of_an_optimizer_is_torchs(tmp_path: Path, repository: Path) -> None:
     (tmp_path / "fakebits.py").write_text(FAKE, encoding="utf-8")
     command = [sys.executable, "-c", CODE, json.dumps([given for given, _ in WANTED])]
     environment = {"PYTHONPATH": f"{tmp_path}:{repository}", "PATH": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [path for _, path in WANTED]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], [path for _, path in WANTED]]

@@ -100,11 +100,14 @@ def spending() -> dict[str, Any]:
     return {"steps": 2, "rows_per_step": {"2": 2}, "forget_rows": 4, "forget_tokens": 50, **zero}
 
 
+ATTACKED = [f"stress/{attack}/forget/probability" for attack in ("4 bits", "relearned 1 step")]
 NGDIFF = ["NGDiff,lr=0.001,seed=0", "NGDiff,lr=0.01,seed=0"]
 RUNS = ["start", "retain only", *NGDIFF, "NPO,lr=0.001,seed=0"]
 
 
 MISTAKES = [
+    ("'--evaluation.stress={bit: [4]}'", r"evaluation\.stress has no argument 'bit'; did you mean 'bits'\?"),
+    ("'--evaluation.stress={bits: [3]}'", r"evaluation\.stress: bits must be of 4 and 8, got \[3\]"),
     (
         "--methods='[{name: A, class_path: lit_modules.NGDif}]'",
         r"The method 'A': there is no class 'lit_modules\.NGDif'; did you mean 'NGDiff'\?",
@@ -154,6 +157,7 @@ def test_missing_texts_are_named(config: str) -> None:
 def test_tiny_comparison_and_a_log_of_another_split(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = HereLauncher()
     line = ["-c", config, "--start.steps=40", "--start.optimizer={class_path: AdamW, init_args: {lr: 0.02}}"]
+    line.append("--evaluation.stress={bits: [4], relearning_steps: 1, relearning_rate: 0.02}")
     assert main([*line, "--folder=out", "--learning_rates=[0.001]"], first) == 0, capsys.readouterr().out
     assert [name.partition("-")[0] for name in first.names[:2]] == ["start", "retain"]
     assert first.names[2:] == ["start", "retain only", NGDIFF[0], RUNS[-1]]
@@ -167,6 +171,13 @@ def test_tiny_comparison_and_a_log_of_another_split(config: str, capsys: pytest.
     assert counts[0]["retain_tokens_trained"] == counts[0]["retain_tokens"] > 0
     metrics = json.loads(Path("out/runs/retain only/results.json").read_text())["metrics"]
     assert metrics["test/forget_quality"] == 1.0
+    tested = [json.loads(Path("out/runs", name, "results.json").read_text())["metrics"] for name in first.names[2:]]
+    for numbers in tested:
+        probabilities = {numbers[name] for name in ("test/forget/probability", *ATTACKED)}
+        assert len(probabilities) == 3
+    assert metrics[ATTACKED[1]] > metrics["test/forget/probability"]
+    attacked = f"| method | rate | as it is | 4 bits | relearned 1 step |\n{'| --- ' * 5}|\n| (start) | - | "
+    assert attacked in Path("out/table.md").read_text(encoding="utf-8")
     with Path("out/results.csv").open(newline="") as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["NGDiff", "NPO"]
 

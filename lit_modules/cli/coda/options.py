@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 import lit_modules.coda
 import lit_modules.datamodules
 from lit_modules.cli.options import read_options
-from lit_modules.cli.public import load_public
+from lit_modules.cli.public import know_public
 from lit_modules.coda.augmentation.features import FeatureKind
 from lit_modules.coda.augmentation.settings import CoDASettings, preset
 from lit_modules.coda.backends.protocols import ChatModel, Embedder, ImageGenerator, Prices
@@ -178,7 +178,7 @@ class KindOptions(CodaOptions):
 
 def read_action(options: type[Options], action: str, description: str, args: Sequence[str]) -> Options:
     """Read the arguments of an action and build its classes; see :func:`lit_modules.cli.options.read_options`."""
-    load_public(lit_modules.datamodules, lit_modules.coda)
+    know_public(lit_modules.datamodules, lit_modules.coda)
     text = description.removeprefix("... and ").capitalize()
     read, _ = read_options(options, args, f"coda {action}", text, defaults=_preset)
     read.action = action

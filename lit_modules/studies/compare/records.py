@@ -71,8 +71,10 @@ def run_records(settings: Mapping[str, Any], runs: Mapping[str, Run], group: str
     """Return the record of each run, the two references first; runs of Weights & Biases have the group."""
     records = {name: _reference_record(settings, model) for name, model in REFERENCES.items()}
     records |= {name: _method_record(settings, run) for name, run in runs.items()}
-    harness = {key: settings["evaluation"].get(key) for key in ("harness", "harness_limit")}
-    asked = harness if harness["harness"] else {}
+    evaluation = settings["evaluation"]
+    asked = {key: evaluation.get(key) for key in ("harness", "harness_limit")} if evaluation.get("harness") else {}
+    if evaluation.get("stress") is not None:
+        asked["stress"] = evaluation["stress"]
     return {name: {**_with_group(record, group, name), **asked} for name, record in records.items()}
 
 

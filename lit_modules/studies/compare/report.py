@@ -70,6 +70,7 @@ class Comparison:
         retain: Number that is high if the rest is kept.
         columns: Numbers of the table.
         pareto: Panels of the Pareto figure.
+        stress: The number ``forget`` after each attack, by the attack's name; empty where models were not attacked.
         published: Table of ours and published numbers, with the sentence below it, where the model and split have some.
     """
 
@@ -82,6 +83,7 @@ class Comparison:
     retain: str
     columns: list[str]
     pareto: list[dict[str, Any]]
+    stress: dict[str, str]
     published: tuple[list[list[str]], str] | None = None
 
 
@@ -98,6 +100,12 @@ def compare(
     references = {name: dict(results[name]["metrics"]) for name in REFERENCES}
     known = sorted({metric for name in finished for metric in results[name]["metrics"]})
     pareto = [dict(panel) for panel in report.get("pareto") or [{"x": forget, "y": retain}]]
+    attacked = forget.removeprefix("test/")
+    stress = {
+        name.removeprefix("stress/").removesuffix(f"/{attacked}"): name
+        for name in known
+        if name.startswith("stress/") and name.endswith(f"/{attacked}")
+    }
     columns = list(report.get("columns") or [forget, retain])
     for name in (forget, retain, *columns, *(panel[axis] for panel in pareto for axis in ("x", "y"))):
         if name not in known:
@@ -147,6 +155,7 @@ def compare(
         retain=retain,
         columns=columns,
         pareto=pareto,
+        stress=stress,
         published=_published(settings, runs, best=best, references=references),
     )
 
@@ -165,6 +174,19 @@ def table(comparison: Comparison, best: bool = False, short: bool = False) -> li
         finished = cell.runs - cell.failed
         shown = str(finished) if not cell.failed else f"{finished} of {cell.runs}"
         lines.append([cell.method, rate, shown, *(_cell(cell.numbers[name]) for name in names)])
+    return lines
+
+
+def stress_table(comparison: Comparison) -> list[list[str]]:
+    """Return the number of the forget set before and after each attack as text, at the best rates, the header first."""
+    names = [comparison.forget, *comparison.stress.values()]
+    lines = [["method", "rate", "as it is", *comparison.stress]]
+    for name, metrics in comparison.references.items():
+        lines.append([f"({name})", "-", *(_cell((number(metrics.get(key)), None)) for key in names)])
+    for cell in comparison.best:
+        if not math.isnan(cell.learning_rate):
+            numbers = [_cell(cell.numbers[name]) for name in names]
+            lines.append([cell.method, f"{cell.learning_rate:g}", *numbers])
     return lines
 
 
@@ -191,6 +213,9 @@ def markdown(comparison: Comparison) -> str:
         "What a run of each method spends, on average",
         markdown_table(spent),
     ]
+    if comparison.stress:
+        title = f"`{comparison.forget}` of the best rate of each method, after attacks"
+        parts[3:3] = [title, markdown_table(stress_table(comparison))]
     if comparison.published is not None:
         rows, sentence = comparison.published
         parts[3:3] = ["Best rate of each method, and what others have published", markdown_table(rows), sentence]
@@ -225,6 +250,8 @@ def print_best(comparison: Comparison) -> None:
     """Print the table of the best rates."""
     header, *rows = table(comparison, best=True, short=True)
     print_table([[name.removeprefix("test/") for name in header], *rows])
+    if comparison.stress:
+        print_table(stress_table(comparison), title=f"{comparison.forget.removeprefix('test/')} after attacks")
     if comparison.published is not None:
         table_of_both, sentence = comparison.published
         print_table(table_of_both)

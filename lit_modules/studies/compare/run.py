@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_modules.studies.launchers import RESULTS
 from lit_modules.studies.runs import RUN, RunCLI, finite, read_json, run_each, start, train, write_json
 from lit_modules.studies.stress.attacks import harness_accuracies
+from lit_modules.studies.stress.callback import UNLEARNED, StressTest
 from lit_modules.utils.files import write_whole
 
 IGNORED = -100
@@ -170,12 +171,27 @@ def run(folder: Path) -> dict[str, Any]:
     else:
         cli = start(CountingCLI, folder, ["test", *arguments])
         metrics = finite(cli.trainer.callback_metrics)
+    if "stress" in record:
+        metrics |= _attacked(cli, record["stress"])
     if record.get("harness"):
         metrics |= _ask_harness(cli, folder, tasks=record["harness"], limit=record["harness_limit"])
     seconds = {"train": round(trained - began, 2), "test": round(time.monotonic() - trained, 2)}
     results = {"values": record["values"], "metrics": metrics, "counts": counts, "seconds": seconds}
     write_json(folder / RESULTS, results)
     return results
+
+
+def _attacked(cli: RunCLI, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Attack what a run has trained or tested; return the numbers after each attack."""
+    records = StressTest(**arguments).run(cli.trainer, cli.model)
+    del records[UNLEARNED]  # which the run has tested
+    numbers = {
+        f"stress/{attack}/{name}": value
+        for attack, record in records.items()
+        for name, value in record.items()
+        if isinstance(value, int | float)
+    }
+    return finite(numbers)
 
 
 def _ask_harness(cli: RunCLI, folder: Path, tasks: Sequence[str], limit: int | None) -> dict[str, float]:

@@ -13,6 +13,7 @@ import yaml
 from lit_modules.cli.lightning_cli import ProjectParser
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.studies.arguments import file_name, read_value, show_value
+from lit_modules.utils.arguments import argument_names
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.suggestions import did_you_mean
 
@@ -67,12 +68,15 @@ class Evaluation:
         harness: Tasks of lm-eval that each model is asked too, such as ``[wmdp_bio, wmdp_cyber, mmlu]``; their
             accuracies are ``harness/<task>`` in the report.
         harness_limit: Questions of each task; ``None`` asks all.
+        stress: Arguments of :class:`~lit_modules.studies.stress.callback.StressTest`, by which each model is attacked
+            as well; the numbers after an attack are ``stress/<attack>/<number>``. ``None`` attacks none.
     """
 
     metric: dict[str, Any]
     max_new_tokens: int = 256
     harness: list[str] = field(default_factory=list)
     harness_limit: int | None = None
+    stress: dict[str, Any] | None = None
 
 
 @dataclass
@@ -223,6 +227,7 @@ def check_settings(settings: Mapping[str, Any]) -> list[Method]:
         )
     if "lr" in (settings["optimizer"].get("init_args") or {}):
         raise UsageError("optimizer has the learning rate 'lr': it belongs into learning_rates, which are compared.")
+    check_stress(settings["evaluation"].get("stress"))
     if not settings["methods"]:
         raise UsageError("methods must name at least one method, each with name and class_path; it is empty.")
     methods = [_method(entry, settings) for entry in settings["methods"]]
@@ -231,6 +236,22 @@ def check_settings(settings: Mapping[str, Any]) -> list[Method]:
         if names.count(name) > 1:
             raise UsageError(f"methods must have distinct names, got {method.name!r} {names.count(name)} times.")
     return methods
+
+
+def check_stress(arguments: Mapping[str, Any] | None) -> None:
+    """Check the arguments of the attacks."""
+    if arguments is None:
+        return
+    from lit_modules.studies.stress.callback import StressTest
+
+    known = [name for name in argument_names(StressTest) if name != "filename"]
+    for name in arguments:
+        if name not in known:
+            raise UsageError(f"evaluation.stress has no argument {name!r}{did_you_mean(name, known)}")
+    try:
+        StressTest(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"evaluation.stress: {error}") from None
 
 
 def chosen_methods(methods: Sequence[Method], only: str | None) -> list[Method]:

@@ -15,6 +15,9 @@ from lit_modules.studies.stress.rows import of_subset
 from lit_modules.unlearning.fine_tuning import CausalLMFineTuning
 from lit_modules.utils import adapters
 
+UNLEARNED = "unlearned"
+"""Name of the model as it is, among the results."""
+
 
 class StressTest(Callback):
     """Test an unlearned model at the end of its training, as it is and after attacks, and write the results.
@@ -63,7 +66,13 @@ class StressTest(Callback):
             raise ValueError(f"StressTest runs in one process, got {trainer.world_size}; use lit-modules stress.")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the tests."""
+        """Run the tests, and write the results."""
+        path = Path(trainer.default_root_dir) / self.filename
+        write_json(path, self.run(trainer, pl_module))
+        rank_zero_info(f"The results of the stress tests are in {path}.")
+
+    def run(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, dict[str, Any]]:
+        """Return the results of the model as it is, and after each attack, by the attack's name."""
         module: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         adapted = adapters.own_config(module.model) is not None
@@ -77,13 +86,13 @@ class StressTest(Callback):
             change(network)
             return self._results(trainer, module, network)
 
-        records = {"unlearned": changed(lambda network: None)}
+        records = {UNLEARNED: changed(lambda network: None)}
         for bits in self.bits:
             records[f"{bits} bits"] = changed(partial(simulate_quantization_, bits=bits))
         for share in self.pruning:
             records[f"pruned by {share:g}"] = changed(partial(prune_, share=share))
         if self.relearning_steps:
-            name = f"relearned {self.relearning_steps} steps"
+            name = f"relearned {self.relearning_steps} step{'s' * (self.relearning_steps > 1)}"
 
             def evaluate(network: Any) -> dict[str, float]:
                 records[name] = self._results(trainer, module, network)
@@ -93,9 +102,7 @@ class StressTest(Callback):
             steps = [self.relearning_steps]
             device = str(module.device)
             relearn(whole(), batches, evaluate, steps=steps, learning_rate=self.relearning_rate, device=device)
-        path = Path(trainer.default_root_dir) / self.filename
-        write_json(path, records)
-        rank_zero_info(f"The results of the stress tests are in {path}.")
+        return records
 
     def _results(self, trainer: Trainer, module: Any, network: Any) -> dict[str, Any]:
         """Return the results of a network on the trainer's data."""

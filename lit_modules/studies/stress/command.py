@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.options import read_options
-from lit_modules.cli.public import load_public
+from lit_modules.cli.public import know_public
 from lit_modules.datamodules import common
 from lit_modules.studies.metrics.pools import other_answers
 from lit_modules.studies.runs import read_json, write_json
 from lit_modules.studies.stress.attacks import harness_accuracies, relearn, write_pruned, write_quantized
+from lit_modules.studies.stress.callback import UNLEARNED
 from lit_modules.studies.stress.prompts import PREFILL, few_shot_tokens
 from lit_modules.studies.stress.rows import of_subset
 from lit_modules.studies.tables import markdown_table, print_table
@@ -35,7 +36,6 @@ examples:
   lit-modules stress --folder runs/stress --full -c ngdiff/tofu.yaml --model.model runs/unlearned --data.root data/tofu
   lit-modules stress --folder runs/stress --tasks mmlu hellaswag -c ngdiff/lume.yaml --model.model runs/unlearned
 """
-UNLEARNED = "unlearned"
 PRUNING = (0.2, 0.4)
 """Shares that the full tests prune."""
 
@@ -98,7 +98,7 @@ def main(args: list[str]) -> int:
 
 def run_stress_tests(options: StressOptions, arguments: list[str]) -> dict[str, dict[str, Any]]:
     """Test a model as it is and after each attack."""
-    load_public()
+    know_public()
     folder = Path(options.folder)
     settings = {"arguments": arguments, "relearning_rate": options.relearning_rate}
     records: dict[str, dict[str, Any]] = {}
