@@ -33,6 +33,38 @@ from transformers import (
     T5Tokenizer,
 )
 
+from lit_modules.synthia import (
+    SDXL,
+    Chroma,
+    Flux,
+    Flux2Klein,
+    HiDream,
+    Kandinsky3,
+    Lumina2,
+    PixArtSigma,
+    QwenImage,
+    Sana,
+    StableDiffusion,
+    StableDiffusion3,
+    ZImage,
+)
+
+BACKBONES: dict[str, tuple[Any, int]] = {
+    "stable_diffusion": (StableDiffusion, 16),
+    "sdxl": (SDXL, 16),
+    "stable_diffusion3": (StableDiffusion3, 16),
+    "flux": (Flux, 16),
+    "kandinsky3": (Kandinsky3, 64),
+    "sana": (Sana, 32),
+    "pixart_sigma": (PixArtSigma, 16),
+    "lumina2": (Lumina2, 32),
+    "z_image": (ZImage, 16),
+    "qwen_image": (QwenImage, 16),
+    "flux2_klein": (Flux2Klein, 16),
+    "chroma": (Chroma, 16),
+    "hidream": (HiDream, 16),
+}
+"""Backbone of each pipeline below, by the name of its fixture, and the smallest side of its pictures."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 

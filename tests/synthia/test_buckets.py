@@ -14,41 +14,12 @@ from torch.nn.functional import pixel_shuffle
 
 from datamodules import AffordancePairs
 from lit_modules.synthia import (
-    SDXL,
-    Chroma,
-    Flux,
-    Flux2Klein,
-    HiDream,
-    Kandinsky3,
-    Lumina2,
-    PixArtSigma,
     PixelDiffusion,
-    QwenImage,
-    Sana,
-    StableDiffusion,
-    StableDiffusion3,
-    ZImage,
 )
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.objectives import LinearContrast, Triplet
 from lit_modules.synthia.synthia import Synthia
-from tests.tiny_pipelines import CALLS
-
-KINDS: dict[str, Any] = {
-    "stable_diffusion": StableDiffusion,
-    "sdxl": SDXL,
-    "stable_diffusion3": StableDiffusion3,
-    "flux": Flux,
-    "kandinsky3": Kandinsky3,
-    "sana": Sana,
-    "pixart_sigma": PixArtSigma,
-    "lumina2": Lumina2,
-    "z_image": ZImage,
-    "qwen_image": QwenImage,
-    "flux2_klein": Flux2Klein,
-    "chroma": Chroma,
-    "hidream": HiDream,
-}
+from tests.tiny_pipelines import BACKBONES, CALLS
 
 
 class Sizes(Callback):
@@ -84,10 +55,10 @@ def fit(module: Synthia, data: AffordancePairs, folder: Path) -> set[tuple[int, 
     return sizes.seen
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_every_network_takes_every_bucket(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    step = {"sana": 32, "kandinsky3": 64}.get(name, 16)
-    backbone = KINDS[name](request.getfixturevalue(name), image_size=2 * step, precision="float32", num_steps=2)
+    kind, step = BACKBONES[name]
+    backbone = kind(request.getfixturevalue(name), image_size=2 * step, precision="float32", num_steps=2)
     assert step % backbone.multiple == 0
     seen = fit(Synthia(backbone), pairs(tmp_path, 2 * step, step, batch_size=1), tmp_path)
     assert seen == {(4 * step, step), (2 * step, 2 * step), (step, 4 * step)}
@@ -96,7 +67,8 @@ def test_every_network_takes_every_bucket(name: str, request: pytest.FixtureRequ
 @pytest.mark.parametrize("name", ["sdxl", "flux", "qwen_image", "chroma", "z_image", "lumina2"])
 def test_steps_on_a_bucket_are_those_of_the_pipeline(name: str, request: pytest.FixtureRequest) -> None:
     folder, (height, width) = request.getfixturevalue(name), (64, 16)
-    backbone = KINDS[name](folder, image_size=32, precision="float32", num_steps=2)  # of the same area
+    kind, _ = BACKBONES[name]
+    backbone = kind(folder, image_size=32, precision="float32", num_steps=2)  # of the same area
     backbone.load("text", "network")
     condition = backbone.encode_prompt(["a cup"])
     real: Any = getattr(diffusers, backbone.pipeline_name).from_pretrained(folder)

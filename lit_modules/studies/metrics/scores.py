@@ -26,7 +26,7 @@ METRICS = {
     "test/forget/probability": Metric("probability", True),
     "test/forget/rouge": Metric("ROUGE-L recall", True),
     "test/forget/truth_ratio": Metric("truth ratio, min(R, 1/R)", False),
-    "test/forget/knowledge": Metric("knowledge", True),  # TOFU: mean of 1/(1 + R); LUME: exact answers
+    "test/forget/knowledge": Metric("knowledge score", True),  # TOFU: mean of 1/(1 + R); LUME: exact answers
     "test/forget/exact_memorisation": Metric("exact memorisation", True),
     "test/forget/extraction_strength": Metric("extraction strength", True),
     "test/forget_quality": Metric("forget quality (p-value)", False),

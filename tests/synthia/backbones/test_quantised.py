@@ -12,41 +12,15 @@ from peft import LoraConfig
 from torch.utils.data import DataLoader
 
 from lit_modules.synthia import (
-    SDXL,
-    Chroma,
-    Flux,
-    Flux2Klein,
-    HiDream,
     Kandinsky3,
-    Lumina2,
     PixArtSigma,
     PixelDiffusion,
-    QwenImage,
-    Sana,
-    StableDiffusion,
-    StableDiffusion3,
-    ZImage,
 )
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.objectives import DenoiseDPO
 from lit_modules.synthia.synthia import Synthia
-from tests.tiny_pipelines import CALLS, open_pipeline
+from tests.tiny_pipelines import BACKBONES, CALLS, open_pipeline
 
-KINDS: dict[str, tuple[Any, int]] = {
-    "stable_diffusion": (StableDiffusion, 16),
-    "sdxl": (SDXL, 16),
-    "stable_diffusion3": (StableDiffusion3, 16),
-    "flux": (Flux, 16),
-    "kandinsky3": (Kandinsky3, 64),
-    "sana": (Sana, 32),
-    "pixart_sigma": (PixArtSigma, 16),
-    "lumina2": (Lumina2, 32),
-    "z_image": (ZImage, 16),
-    "qwen_image": (QwenImage, 16),
-    "flux2_klein": (Flux2Klein, 16),
-    "chroma": (Chroma, 16),
-    "hidream": (HiDream, 16),
-}
 LORA = LoraConfig(r=2, lora_alpha=4, init_lora_weights="gaussian")
 
 
@@ -89,7 +63,7 @@ def fit(module: Synthia, folder: Path, accelerator: str = "cpu", epochs: int = 1
 @pytest.fixture
 def tuning(request: pytest.FixtureRequest) -> Callable[..., Synthia]:
     def make(name: str, quantization: Any, peft_config: Any = LORA, **more: Any) -> Synthia:
-        kind, size = KINDS[name]
+        kind, size = BACKBONES[name]
         settings = {"image_size": size, "precision": "float32", "num_steps": 2, "quantization_config": quantization}
         backbone = kind(request.getfixturevalue(name), **settings)
         return Synthia(backbone, peft_config=peft_config, optimizer=partial(torch.optim.AdamW, lr=0.05), **more)
@@ -122,7 +96,7 @@ def weights(network: Any) -> dict[str, torch.Tensor]:
     return {name: value.dequantize() if name in torchao else value.clone() for name, value in state.items()}
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_quantised_base(name: str, tuning: Any, tmp_path: Path) -> None:
     check_quantised_base(name, int8(), "cpu", tuning, tmp_path)
 
@@ -153,7 +127,7 @@ def check_quantised_base(
     loaded = Synthia.load_from_checkpoint(tmp_path / "tuned.ckpt", backbone=again.backbone)
     torch.testing.assert_close(loaded.generate(["sit"], 1, seed=4), tuned, atol=1e-5, rtol=1e-4)
     module.save_pretrained(str(tmp_path / "saved"))
-    if KINDS[name][0] in (Kandinsky3, PixArtSigma):
+    if BACKBONES[name][0] in (Kandinsky3, PixArtSigma):
         fresh = tuning(name, quantization, None)
         fresh.backbone.load_adapter(str(tmp_path / "saved"))
         image = fresh.generate(["sit"], 1, seed=4)

@@ -21,9 +21,7 @@ from torch.utils.data import DataLoader
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from lit_modules.synthia import (
-    SDXL,
     Chroma,
-    Flux,
     Flux2Klein,
     HiDream,
     Kandinsky3,
@@ -32,21 +30,16 @@ from lit_modules.synthia import (
     PixelDiffusion,
     QwenImage,
     Sana,
-    StableDiffusion,
-    StableDiffusion3,
     ZImage,
 )
 from lit_modules.synthia.backbones.pipeline import PipelineBackbone
 from lit_modules.synthia.core.randomness import generator_of
 from lit_modules.synthia.objectives import DenoiseDPO, LinearContrast
 from lit_modules.synthia.synthia import Synthia
-from tests.tiny_pipelines import CALLS
+from tests.tiny_pipelines import BACKBONES, CALLS
 
 KINDS: dict[str, type[PipelineBackbone]] = {
-    "stable_diffusion": StableDiffusion,
-    "sdxl": SDXL,
-    "stable_diffusion3": StableDiffusion3,
-    "flux": Flux,
+    name: BACKBONES[name][0] for name in ("stable_diffusion", "sdxl", "stable_diffusion3", "flux")
 }
 Open = Callable[..., Any]
 
