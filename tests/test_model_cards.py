@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,21 @@ from huggingface_hub import ModelCard
 from lightning.pytorch import LightningDataModule
 from peft import LoraConfig, PeftModel
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 import datamodules
-from lit_modules import ClassifierUpdate, CoDA, NGDiff, Synthia
+from callbacks import SavePretrained
+from datamodules import Digits
+from lit_modules import ClassifierUpdate, CoDA, NGDiff, PGDTraining, Synthia
+from lit_modules.attacks import LinfPGD
 from lit_modules.cli import main
-from lit_modules.networks import small_llama
+from lit_modules.networks import LeNet5, TransformersClassifier, small_llama
 from lit_modules.synthia import LinearContrast, PixelDiffusion, StableDiffusion
 from lit_modules.utils.model_cards import Origin, base_licence, command_line
 from tests.coda.tiny_llava import write
@@ -41,10 +51,9 @@ def blocks(card: ModelCard, heading: str) -> dict[str, Any]:
     return found
 
 
-def use(card: ModelCard, folder: Path) -> dict[str, Any]:
-    """Run the lines that load the weights; return what they define."""
+def use(card: ModelCard, folder: Path, **names: Any) -> dict[str, Any]:
+    """Run the lines that load the weights; return what they define, and the names that they may use."""
     (code,) = re.findall(r"```python\n(.*?)```", section(card, "Use"), re.DOTALL)
-    names: dict[str, Any] = {}
     exec(code.replace("FOLDER", str(folder)), names)
     return names
 
@@ -203,6 +212,43 @@ def test_card_of_a_classifier_that_was_given(tmp_path: Path) -> None:
     assert card.text.startswith("\n# Model trained by ClassifierUpdate\n")
     loaded = use(card, tmp_path)["model"]
     assert all(torch.equal(value, module.model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_hardened_classifier_of_ours_is_put_into_one_built_alike(tmp_path: Path, compiled: bool) -> None:
+    network = LeNet5("small", image_size=8)
+    optimizer = partial(torch.optim.SGD, lr=0.1)
+    module = PGDTraining(
+        torch.compile(network) if compiled else network, LinfPGD(eps=0.1, steps=1), optimizer=optimizer
+    )
+    if not compiled:
+        trainer = quiet_trainer(tmp_path, SavePretrained(str(tmp_path)), max_steps=1, limit_val_batches=0)
+        trainer.fit(module, Digits(batch_size=10))
+    else:
+        module.save_pretrained(str(tmp_path))
+    card = card_of(tmp_path)
+    facts = {"library_name": "pytorch", "pipeline_tag": "image-classification"}
+    assert card.data.to_dict() == {**facts, "tags": ["lit-modules", "pgdtraining"]}
+    assert blocks(card, "Method")["attack"].items() >= {"class": "LinfPGD", "eps": 0.1, "steps": 1}.items()
+    other = LeNet5("small", image_size=8)
+    use(card, tmp_path, classifier=other)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def test_a_hardened_classifier_of_transformers_is_loaded_by_its_folder(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"num_labels": 2, "hidden_size": 8, "intermediate_size": 16}
+    config = ViTConfig(image_size=8, patch_size=4, num_hidden_layers=1, num_attention_heads=2, **sizes)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "base")
+    ViTImageProcessor(size=8, image_mean=[0.1] * 3, image_std=[0.3] * 3).save_pretrained(tmp_path / "base")
+    classifier = TransformersClassifier(str(tmp_path / "base"))
+    torch.nn.init.normal_(classifier.network.classifier.weight)
+    module = PGDTraining(classifier, LinfPGD(eps=0.1, steps=1), optimizer=partial(torch.optim.SGD, lr=0.1))
+    module.save_pretrained(str(tmp_path / "out"))
+    card = card_of(tmp_path / "out")
+    assert card.data.library_name == "transformers"
+    assert "Base: `base`." in card.text
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(use(card, tmp_path / "out")["classifier"].eval()(images), classifier.eval()(images))
 
 
 def test_a_readme_of_the_users_stays_and_a_card_of_ours_is_replaced(tmp_path: Path) -> None:

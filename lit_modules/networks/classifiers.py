@@ -164,7 +164,19 @@ class TransformersClassifier(PixelClassifier):
         channels = getattr(network.config, "num_channels", 3)
         preprocessing = None if mean is not None else processor_preprocessing(model, channels, **file_options(more))
         super().__init__(network, preprocessing, mean=mean, std=std, **shared)
+        self._processor = None if mean is not None else (model, file_options(more))
         self.train()  # from_pretrained gives evaluation mode, and a Trainer keeps the mode that it finds
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write the network, and its image processor unless ``mean`` was given, as the Auto classes load them."""
+        network: Any = self.network
+        network.save_pretrained(folder)
+        if self._processor is not None:
+            from transformers import AutoImageProcessor
+
+            model, options = self._processor
+            auto: Any = AutoImageProcessor
+            auto.from_pretrained(model, **options).save_pretrained(folder)
 
 
 class TorchvisionClassifier(PixelClassifier):

@@ -264,6 +264,17 @@ class AdversarialTraining(LightningModule):
         assert self._evaluation is not None
         plot_examples(self._evaluation.examples, path)
 
+    def save_pretrained(self, folder: str) -> None:
+        """Write the classifier, and a model card.
+
+        One of transformers (:class:`~lit_modules.networks.TransformersClassifier`) is written as a folder that
+        transformers load, with its image processor; the weights of any other are ``model.safetensors``, which
+        ``safetensors.torch.load_model`` puts into a classifier that was built alike.
+        """
+        from lit_modules.adversarial.core.saving import save_classifier
+
+        save_classifier(self, folder)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the trainable parameters, and the scheduler if there is one."""
         parameters = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
