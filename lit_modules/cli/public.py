@@ -24,6 +24,14 @@ def preferred(paths: Sequence[str]) -> list[str]:
     return next(filter(None, meant), list(paths))
 
 
+def import_public() -> None:
+    """Import the public classes that a parser was told of and has not looked up yet."""
+    while WAITING:
+        module = WAITING.pop()
+        for name in module.__all__:
+            getattr(module, name)
+
+
 def know_public(*modules: ModuleType) -> None:
     """Let a parser know the public classes of modules by their short names; import them when it first looks one up.
 
@@ -54,10 +62,7 @@ def know_public(*modules: ModuleType) -> None:
 
     @wraps(listed)
     def paths(*args: Any, **kwargs: Any) -> list[str]:
-        while WAITING:
-            module = WAITING.pop()
-            for name in module.__all__:
-                getattr(module, name)
+        import_public()
         by_name: dict[str, list[str]] = {}
         for path in listed(*args, **kwargs):
             by_name.setdefault(path.rpartition(".")[2], []).append(path)
