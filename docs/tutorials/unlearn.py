@@ -35,8 +35,8 @@ quiet = {
 # ## A model that remembers
 #
 # `SyntheticLUME` writes `forget.jsonl` and `retain.jsonl` in the layout of LUME, and a tokenizer for them.
-# `LUME(root=...)` reads the same files with your documents in them. The rows of both sets are memorised first: your
-# model has read them already.
+# `LUME(root=...)` reads such files with your own documents. Here the model first memorises the rows of both sets;
+# yours has already seen them.
 
 # %%
 settings = {"root": "runs/tutorial/data", "num_documents": 2, "eval_batch_size": 64, "num_workers": 0}
@@ -69,8 +69,8 @@ for name in ("forget/regurgitation", "forget/knowledge", "retain/regurgitation",
     print(f"{name:22} {before[f'test/{name}']:.2f} -> {after[f'test/{name}']:.2f}")
 
 # %% [markdown]
-# The forget set is wanted at 0, the retain set at 1. `module.save_pretrained("unlearned")` writes a folder that
-# transformers loads. The same from the command line, with the files of LUME and a model of the hub:
+# The goal is 0 on the forget set and 1 on the retain set. `module.save_pretrained("unlearned")` writes a folder that
+# transformers loads. The same from the command line, with the files of LUME and a model of the Hub:
 #
 # ```bash
 # lit-modules fit -c ngdiff/lume.yaml --model.model FOLDER --data.root FOLDER_OF_THE_TWO_FILES
