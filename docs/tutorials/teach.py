@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from lit_modules import ClassifierUpdate
 from lit_modules.demos.coda.models import IMAGE_SIZE, write_models
@@ -20,6 +21,8 @@ from lit_modules.demos.coda.world import World, augment, draw_world, drawn_folde
 from lit_modules.utils.figures import figure_style
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore")
 folder = Path("runs/tutorial/coda")
 
@@ -43,8 +46,8 @@ print(f"{len(data.pairs)} pairs, such as {pair.target.name}, which is mistaken f
 # %%
 result = augment(world, "CoDA", folder, models=folder / "models", seed=0)
 print(f"{sum(unit.features for unit in result.units)} features, {sum(unit.accepted for unit in result.units)} pictures")
-paths = sorted((folder / "data" / "train").glob(f"*{pair.target.name.split()[-1]}*/*"))[:5]
-synthetic = sorted(drawn_folder(folder, "CoDA").rglob("*.png"))[:5]
+paths = sorted((folder / "data" / "train" / pair.target.name).iterdir())[:5]
+synthetic = sorted(drawn_folder(folder, "CoDA").glob(f"train/{pair.target.name.lower()}-*/*"))[:5]
 with figure_style():
     figure, axes = plt.subplots(2, 5, figsize=(7, 3.2), layout="constrained")
     for line, name, files in zip(axes, ("real", "synthetic"), (paths, synthetic), strict=True):

@@ -11,6 +11,7 @@ import warnings
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from transformers.utils import logging as transformers_logging
 
 from lit_modules import CausalLMFineTuning, NGDiff
 from lit_modules.callbacks import AdaptiveLR
@@ -19,6 +20,7 @@ from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+transformers_logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
 seed_everything(0, verbose=False)
 quiet = {
