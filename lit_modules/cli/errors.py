@@ -62,6 +62,8 @@ def explain(message: str, command: str, options: Iterable[str]) -> str:
         return f"There is no option {name!r}{closest_option(name, options) or f'; `{command} --help` lists them.'}"
     if match := re.match(r"(?:Subcommand '\w+' does not accept option|Key) '([^']+)'", message):
         return unknown_key(match[1], [option.removeprefix("--") for option in options])
+    if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        return unknown_key(f"{match[1]}.{match[2]}", [option.removeprefix("--") for option in options])
     if match := re.match(r"argument (?:\S+/)?(\S+): expected one argument", message):
         return f"{match[1]} needs a value."
     if match := re.match(r'Parser key "([^"]+)":\s+Unable to load config \'([^\']+)\'', message):
