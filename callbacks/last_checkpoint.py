@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 class LastCheckpoint(ModelCheckpoint):
     """Keep the state of a run in ``last.ckpt``: of each epoch, and of the step at which a signal or error stopped it.
 
-    The command line adds it to every run with checkpoints; ``fit --ckpt_path last`` goes on from it. Lightning's own
+    The command line adds it to every run with checkpoints; ``fit --ckpt_path last`` resumes from it. Lightning's own
     ``ModelCheckpoint(save_on_exception=True)`` would write over the best checkpoint, and one with ``save_top_k=0``
     writes nothing before the end. A state is not written over once a weight is not finite, nor, where several processes
     train, for an error, which the others do not share.
@@ -54,4 +54,4 @@ class LastCheckpoint(ModelCheckpoint):
         path = self.format_checkpoint_name(self._monitor_candidates(trainer))
         self.best_model_path = path
         self._save_checkpoint(trainer, path)
-        rank_zero_info(f"The state of step {trainer.global_step} is in {path}; --ckpt_path goes on from it.")
+        rank_zero_info(f"The state of step {trainer.global_step} is in {path}; --ckpt_path last resumes from it.")

@@ -23,7 +23,7 @@ SNIPPETS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```"
 LINES = [
     line for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE) for line in block.splitlines()
 ]
-TITLES = ["transformers", "torchvision", "timm", "An exported program, a module or a function of yours"]
+TITLES = ["transformers", "torchvision", "timm", "An exported program, a module or a function of your own"]
 TITLES += ["Train it, or test it on a whole set"]
 SLOW = {"torchvision", "timm", "Train it, or test it on a whole set"}
 

@@ -359,7 +359,7 @@ class FewShotPairs(LightningDataModule):
         if path is None:
             raise FileNotFoundError(
                 f"There is no {paths[0]}; give `pairs`, or find the pairs that a model confuses with "
-                "`lit-modules coda pairs`."
+                f"`lit-modules coda pairs ... --output {paths[0]}`."
             )
         return str(path)
 

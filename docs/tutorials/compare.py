@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Compare methods fairly
 #
-# One start, equal steps, the same rates and seeds for every method: `lit-modules compare` runs what is missing of
-# such a plan, in fresh processes or on Ray, and makes a table and figures. `lit-modules sweep` does so over any
-# argument of one recipe. Both go on where they were stopped.
+# One start, equal steps, the same rates and seeds for every method: `lit-modules compare` runs such a plan, in fresh
+# processes or on Ray, and makes a table and figures. `lit-modules sweep` does the same over any argument of one
+# recipe. Both resume where they were stopped.
 
 # %%
 import csv
@@ -13,13 +13,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from lit_modules.cli import main as lit_modules
+from lit_modules.utils.figures import figure_style
 
 folder = Path("runs/tutorial/sweep")
 
 # %% [markdown]
-# ## A sweep over the strength of a change of the images, three seeds
+# ## A sweep over the strength of an image change, two seeds
 #
-# The same line from a shell begins with `lit-modules sweep`. `--workers 2` runs two points at a time, `--launcher
+# In a shell the same command begins with `lit-modules sweep`. `--workers 2` runs two points at a time, `--launcher
 # ray` sends them to a cluster.
 
 # %%
@@ -34,9 +35,12 @@ lit_modules(["sweep", "-c", "pgd/digits.yaml", *short, attacks, variant, *grid])
 with (folder / "table.csv").open() as file:
     rows = list(csv.DictReader(file))
 print(*rows[0], sep=", ")
-plt.imshow(plt.imread(folder / "figure.png"))
-plt.axis("off")
-plt.show()
+with figure_style():
+    picture = plt.imread(folder / "figure.png")
+    figure = plt.figure(figsize=(picture.shape[1] / 110, picture.shape[0] / 110), dpi=110)
+    figure.add_axes((0, 0, 1, 1)).imshow(picture)
+    plt.axis("off")
+    plt.show()
 
 # %% [markdown]
 # ## Many methods

@@ -18,6 +18,7 @@ from lit_modules.callbacks import EMA, Curriculum
 from lit_modules.datamodules import DrawnObjects
 from lit_modules.demos.synthia.world import write_base, write_pairs
 from lit_modules.synthia import Denoise, Ontology, PixelDiffusion
+from lit_modules.utils.figures import figure_style
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore")
@@ -26,9 +27,9 @@ folder = Path("runs/tutorial/synthia")
 # %% [markdown]
 # ## Ontology and curriculum
 #
-# An ontology says which things have which parts, and what the parts are for. The distance of two affordances follows
-# from it, and the curriculum from the distances. `Ontology.from_file("household")` is a shipped one; yours is a YAML
-# file.
+# An ontology says which things have which parts, and what the parts are for. The distance between two affordances
+# follows from it, and the curriculum from the distances. `Ontology.from_file("household")` is shipped; write your own
+# as a YAML file.
 
 # %%
 pairs = write_pairs(folder / "pairs")
@@ -48,7 +49,7 @@ before = Synthia(PixelDiffusion(str(base))).generate(wanted, num_images=4, seed=
 # ## Tune
 #
 # `Denoise` lowers the error on pictures of new designs that offer both affordances, and raises it on pictures of
-# existing things that offer one. A model of the hub takes the place of `PixelDiffusion`: `SDXL("...")`,
+# existing things that offer one. A model of the Hub can replace `PixelDiffusion`: `SDXL("...")`,
 # `StableDiffusion3("...")`, `Flux("...")`, with a LoRA by `peft_config`.
 
 # %%
@@ -71,14 +72,17 @@ trainer.fit(module, data)
 after = module.generate(wanted, num_images=4, seed=0)
 
 # %%
-figure, axes = plt.subplots(2, 4, figsize=(7, 3.6))
-for line, name, images in zip(axes, ("before", "after"), (before, after), strict=True):
-    line[0].set_ylabel(name)
-    for axis, image in zip(line, images, strict=True):
-        axis.imshow(image.permute(1, 2, 0), interpolation="nearest")
-        axis.set(xticks=[], yticks=[])
-plt.show()
+with figure_style():
+    figure, axes = plt.subplots(2, 4, figsize=(7, 3.6), layout="constrained")
+    for line, name, images in zip(axes, ("before", "after"), (before, after), strict=True):
+        line[0].set_ylabel(name)
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image.permute(1, 2, 0), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    plt.show()
 
 # %% [markdown]
-# Fifteen epochs are a taste; `lit-modules demo synthia` runs ninety in three ways and counts what the pictures show,
-# and the page of claims says what holds. `module.save_pretrained("network")` writes what diffusers loads.
+# Fifteen epochs give a first impression; `lit-modules demo synthia` runs ninety in three ways and counts what the
+# pictures show, and the page of claims says what holds. `module.save_pretrained("network")` writes what diffusers
+# loads.

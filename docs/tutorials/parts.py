@@ -1,7 +1,7 @@
 # %% [markdown]
-# # One callback, one loss, one attack in code of your own
+# # One callback, one loss, one attack in your own code
 #
-# Nothing here asks for the whole: each part works in a `Trainer` or a loop of yours.
+# None of the parts needs the rest: each works in your own `Trainer` or loop.
 
 # %%
 import logging
@@ -16,7 +16,8 @@ from lit_modules.adversarial.trades import trades_loss
 from lit_modules.attacks import LinfPGD
 from lit_modules.callbacks import AdaptiveLR
 from lit_modules.networks import LeNet5
-from lit_modules.unlearning.core.aggregators import Normalised
+from lit_modules.unlearning.core.gradients import PairStatistics
+from lit_modules.unlearning.ngdiff import normalised_weights
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore")
@@ -45,10 +46,10 @@ print(f"loss {loss.item():.3f}; largest change of a pixel {(adversarial - x).abs
 print(trades_loss(model(x), model(adversarial), y, beta=6.0))
 
 # %% [markdown]
-# ## A callback in a module of yours
+# ## A callback with your own module
 #
-# `AdaptiveLR` asks a module for one more method, `probe_loss`: the summed loss of a batch and the number it is summed
-# over.
+# `AdaptiveLR` needs one more method of a module, `probe_loss`: the summed loss of a batch and the number of terms in
+# the sum.
 
 # %%
 
@@ -87,7 +88,15 @@ trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
 print(f"rate {trainer.optimizers[0].param_groups[0]['lr']:.2g} after a start of 1e-6")
 
 # %% [markdown]
-# ## Two gradients joined as NGDiff joins them
+# ## Two gradients combined as in NGDiff
+#
+# Each is divided by its norm, so neither dominates. To first order a step along the difference lowers the retain loss
+# and raises the forget loss, whatever their sizes.
 
 # %%
-print(Normalised.__doc__)
+retain, forget = torch.randn(1000), 100 * torch.randn(1000)
+pair = PairStatistics(float(retain.norm()), float(forget.norm()), inner=float(retain @ forget))
+weights = normalised_weights(pair)
+direction = weights[0] * retain - weights[1] * forget
+print(f"norms {pair.retain_norm:.1f} and {pair.forget_norm:.1f}, cosine {pair.cosine:.3f}")
+print(f"products with the direction {retain @ direction:.1f} and {forget @ direction:.1f}")

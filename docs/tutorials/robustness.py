@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Measure how robust a classifier is, and harden it
 #
-# A small network learns scikit-learn's digits twice, as usual and by PGD adversarial training. AutoAttack says what
-# is left of the accuracy. About a minute on a CPU, offline.
+# A small network learns scikit-learn's digits twice, by standard and by PGD adversarial training. AutoAttack measures
+# the remaining accuracy. About two minutes on a CPU, offline.
 
 # %%
 import logging
@@ -16,6 +16,7 @@ from lit_modules import PGDTraining, StandardTraining
 from lit_modules.attacks import AutoAttack, CarliniWagner, LinfPGD
 from lit_modules.datamodules import Digits
 from lit_modules.networks import LeNet5
+from lit_modules.utils.figures import figure_style
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore")
@@ -47,7 +48,7 @@ for name in ("standard", "PGD"):
 # ## Attack
 #
 # An attack is a function of a model, inputs in [0, 1] and labels. `run` returns success, distance and the number of
-# forward passes of each sample; any callable that gives logits can be attacked, and Lightning is not needed.
+# forward passes of each sample; any callable that returns logits can be attacked, and Lightning is not needed.
 
 # %%
 data = Digits()
@@ -65,9 +66,9 @@ for name, model in models.items():
     print(f"{name:9} clean {clean:.2f},", ", ".join(f"{attack} {value:.2f}" for attack, value in left.items()))
 
 # %% [markdown]
-# ## How far is the boundary
+# ## Distance to the boundary
 #
-# A minimum-norm attack tells the distance of each sample from a mistake.
+# A minimum-norm attack gives the distance from each sample to the nearest mistake that it finds.
 
 # %%
 for name, model in models.items():
@@ -77,15 +78,17 @@ for name, model in models.items():
     )
 
 # %%
-figure, axes = plt.subplots(3, 6, figsize=(8, 4))
 rows = {"clean": x, **{name: AutoAttack(norm="linf", eps=eps)(model, x[:6], y[:6]) for name, model in models.items()}}
-for line, (name, images) in zip(axes, rows.items(), strict=True):
-    line[0].set_ylabel(name)
-    for axis, image in zip(line, images, strict=False):
-        axis.imshow(image[0], cmap="gray", vmin=0, vmax=1)
-        axis.set(xticks=[], yticks=[])
-plt.show()
+with figure_style():
+    figure, axes = plt.subplots(3, 6, figsize=(8, 4), layout="constrained")
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name)
+        for axis, image in zip(line, images, strict=False):
+            axis.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    plt.show()
 
 # %% [markdown]
 # The same from the command line, with a record, pictures and resuming: `lit-modules fit -c pgd/digits.yaml`, then
-# `lit-modules test -c pgd/digits.yaml --ckpt_path best`. A classifier of your own takes the place of `LeNet5`.
+# `lit-modules test -c pgd/digits.yaml --ckpt_path best`. Your own classifier can replace `LeNet5`.

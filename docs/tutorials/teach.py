@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Teach a model a concept from five pictures
 #
-# CoDA asks what tells a new concept from the known one that it is taken for, draws pictures that show it, and updates
-# the model on real and synthetic pictures together. Here a small classifier learns drawn creatures, offline, in about
-# a minute; the generator is a stand-in that draws what a prompt names.
+# CoDA asks what distinguishes a new concept from the known one that it is confused with, draws pictures that show it,
+# and updates the model on real and synthetic pictures together. Here a small classifier learns drawn creatures,
+# offline, in about a minute; the generator is a stand-in that draws what a prompt names.
 
 # %%
 import logging
@@ -13,20 +13,24 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from lit_modules import ClassifierUpdate
 from lit_modules.demos.coda.models import IMAGE_SIZE, write_models
 from lit_modules.demos.coda.world import World, augment, draw_world, drawn_folder
+from lit_modules.utils.figures import figure_style
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore")
 folder = Path("runs/tutorial/coda")
 
 # %% [markdown]
 # ## Five real pictures of each
 #
-# In a folder of yours they lie at `train/CLASS/`, and `FewShotPairs(root=...)` reads them. The pictures of each new
-# creature show one habitat alone: a model may learn the habitat instead of the creature.
+# In your own folder they lie at `train/CLASS/`, and `FewShotPairs(root=...)` reads them. All pictures of a new
+# creature show the same habitat: a model may learn the habitat instead of the creature.
 
 # %%
 world = World()
@@ -34,7 +38,7 @@ draw_world(world, folder / "data", seed=0)
 write_models(folder / "models")
 data = world.data(folder / "data", 0)
 pair = data.pairs[0]
-print(f"{len(data.pairs)} pairs, such as {pair.target.name}, which is taken for {pair.confusable.name}")
+print(f"{len(data.pairs)} pairs, such as {pair.target.name}, which is mistaken for {pair.confusable.name}")
 
 # %% [markdown]
 # ## Features, pictures, verification
@@ -42,19 +46,21 @@ print(f"{len(data.pairs)} pairs, such as {pair.target.name}, which is taken for 
 # %%
 result = augment(world, "CoDA", folder, models=folder / "models", seed=0)
 print(f"{sum(unit.features for unit in result.units)} features, {sum(unit.accepted for unit in result.units)} pictures")
-figure, axes = plt.subplots(2, 5, figsize=(7, 3.2))
-paths = sorted((folder / "data" / "train").glob(f"*{pair.target.name.split()[-1]}*/*"))[:5]
-synthetic = sorted(drawn_folder(folder, "CoDA").rglob("*.png"))[:5]
-for line, name, files in zip(axes, ("real", "synthetic"), (paths, synthetic), strict=True):
-    line[0].set_ylabel(name)
-    for axis, path in zip(line, files, strict=False):
-        axis.imshow(Image.open(path))
-    for axis in line:
-        axis.set(xticks=[], yticks=[])
-plt.show()
+paths = sorted((folder / "data" / "train" / pair.target.name).iterdir())[:5]
+synthetic = sorted(drawn_folder(folder, "CoDA").glob(f"train/{pair.target.name.lower()}-*/*"))[:5]
+with figure_style():
+    figure, axes = plt.subplots(2, 5, figsize=(7, 3.2), layout="constrained")
+    for line, name, files in zip(axes, ("real", "synthetic"), (paths, synthetic), strict=True):
+        line[0].set_ylabel(name)
+        for axis, path in zip(line, files, strict=False):
+            axis.imshow(Image.open(path))
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    plt.show()
 
 # %% [markdown]
-# ## Update, and ask about other pictures
+# ## Update, and test on other pictures
 
 # %%
 for name, source in {
@@ -93,5 +99,5 @@ for name, source in {
     print(f"{name:19} accuracy {right / total:.3f}")
 
 # %% [markdown]
-# With a real image-text model and real generators the same is `lit-modules coda pairs`, `coda augment`, `coda export`
-# and `fit -c coda/novel_species_7b.yaml`.
+# With a real image-text model and real generators the commands are `lit-modules coda pairs`, `coda augment`,
+# `coda export` and `fit -c coda/novel_species_7b.yaml`.

@@ -11,6 +11,7 @@ import warnings
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from transformers.utils import logging as transformers_logging
 
 from lit_modules import CausalLMFineTuning, NGDiff
 from lit_modules.callbacks import AdaptiveLR
@@ -19,6 +20,7 @@ from lit_modules.metrics import LUMEScore
 from lit_modules.networks import small_llama
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+transformers_logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
 seed_everything(0, verbose=False)
 quiet = {
@@ -35,8 +37,8 @@ quiet = {
 # ## A model that remembers
 #
 # `SyntheticLUME` writes `forget.jsonl` and `retain.jsonl` in the layout of LUME, and a tokenizer for them.
-# `LUME(root=...)` reads the same files with your documents in them. The rows of both sets are memorised first: your
-# model has read them already.
+# `LUME(root=...)` reads such files with your own documents. Here the model first memorises the rows of both sets;
+# yours has already seen them.
 
 # %%
 settings = {"root": "runs/tutorial/data", "num_documents": 2, "eval_batch_size": 64, "num_workers": 0}
@@ -69,8 +71,8 @@ for name in ("forget/regurgitation", "forget/knowledge", "retain/regurgitation",
     print(f"{name:22} {before[f'test/{name}']:.2f} -> {after[f'test/{name}']:.2f}")
 
 # %% [markdown]
-# The forget set is wanted at 0, the retain set at 1. `module.save_pretrained("unlearned")` writes a folder that
-# transformers loads. The same from the command line, with the files of LUME and a model of the hub:
+# The goal is 0 on the forget set and 1 on the retain set. `module.save_pretrained("unlearned")` writes a folder that
+# transformers loads. The same from the command line, with the files of LUME and a model of the Hub:
 #
 # ```bash
 # lit-modules fit -c ngdiff/lume.yaml --model.model FOLDER --data.root FOLDER_OF_THE_TWO_FILES

@@ -3,9 +3,11 @@
 import inspect
 from argparse import Action
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from torch import Tensor
+from torch.nn import Module
 
 FEW = 8
 """Names of classes that are listed; those of this project all are."""
@@ -19,7 +21,10 @@ class ClassHelpFormatter(DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         text, known, paths = super()._get_help_string(action).partition(_KNOWN)
         names = paths.removesuffix(")").split(", ")
-        if not known or names[0] == "torch.Tensor":  # of which there are subclasses that nobody types
+        if getattr(action, "_typehint", None) is Module:  # which methods and metrics are, too
+            names = [name for name in names if name.startswith("lit_modules.networks.")]
+        own = any(name.startswith(_OURS) for name in names)
+        if not known or names[0] == "torch.Tensor" or (_takes_plain_values(action) and not own):
             return f"{text})" if known else text
         return f"{text}; {short_names(names)})"
 
@@ -41,13 +46,14 @@ def short_names(paths: Iterable[str]) -> str:
     return f"takes {', '.join(path.rpartition('.')[2] for path in shown)}{more}"
 
 
-def group_options(parser: ArgumentParser, kind: type, key: str) -> None:
+def group_options(parser: ArgumentParser, kind: type, key: str, typed: str) -> None:
     """Arrange a parser of the options of one class: a group of its own, and a group for each base that has some.
 
     Args:
         parser: Parser whose options are those of the class.
         kind: The class.
-        key: What the options begin with, such as ``model``.
+        key: Prefix of the options in the parser, such as ``attack`` for a class inside another.
+        typed: Prefix of the options on the command line, such as ``model.attack``.
     """
     options = {action.dest.removeprefix(f"{key}."): action for action in parser._actions if _is_option(action)}
     (first,) = [group for group in parser._action_groups if group._group_actions][-1:]
@@ -62,12 +68,22 @@ def group_options(parser: ArgumentParser, kind: type, key: str) -> None:
     if rest:
         groups.append(_group(parser, "Further options", rest.values()))
     parser._action_groups = [group for group in groups if group._group_actions]
-    needed = "".join(f" --{key}.{name} {name.upper()}" for name, action in options.items() if action.required)
-    parser.usage = f"lit-modules COMMAND --{key} {kind.__name__}{needed} [--{key}.OPTION VALUE ...]"
+    needed = "".join(f" --{typed}.{name} {name.upper()}" for name, action in options.items() if action.required)
+    parser.usage = f"lit-modules COMMAND --{typed} {kind.__name__}{needed} [--{typed}.OPTION VALUE ...]"
     parser.description = f"{first.title}."
-    classes = [name for name, action in options.items() if f"--{key}.{name}.help" in parser._option_string_actions]
+    helps: dict[str, Any] = {name: parser._option_string_actions.get(f"--{key}.{name}.help") for name in options}
+    classes = [name for name, action in options.items() if helps[name] and not _takes_plain_values(action)]
+    classes = [name for name in classes if set(helps[name]._help_types) != {Tensor}]
     if classes:
-        parser.epilog = f"--{key}.{classes[0]}.help CLASS shows the options of a class that an option takes."
+        parser.epilog = f"--{typed}.{classes[0]}.help CLASS shows the options of a class that an option takes."
+    for action in options.values():
+        action.option_strings = [f"--{typed}{option.removeprefix(f'--{key}')}" for option in action.option_strings]
+
+
+def _takes_plain_values(action: Action) -> bool:
+    """Return whether an option takes text or a number as well as a class."""
+    types = get_args(getattr(action, "_typehint", None))  # an attribute of jsonargparse
+    return any(kind in types for kind in (str, int, float))
 
 
 def _is_option(action: Action) -> bool:

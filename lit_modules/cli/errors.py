@@ -21,6 +21,7 @@ _REQUIRED = re.compile(r"the following arguments are required: (.+?)(?:\. Got va
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|has no attribute '[^']+'|No module named '([^']+)'")
 _NO_SUBCLASS = re.compile(r"does not correspond to a subclass of (\S+)")
 _ABSTRACT = re.compile(r"Expected an instantiatable class, but (\S+) is abstract")
+_HELP = re.compile(r"--(\S+)\.help: ")
 _TYPE = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[([^]]*)\])")
 _BASES = ("Callback", "LightningDataModule", "LightningModule", "LRScheduler", "Optimizer", "PeftConfig", "Union")
 """Names that a parser gives to a class that was not chosen."""
@@ -61,6 +62,8 @@ def explain(message: str, command: str, options: Iterable[str]) -> str:
         return f"There is no option {name!r}{closest_option(name, options) or f'; `{command} --help` lists them.'}"
     if match := re.match(r"(?:Subcommand '\w+' does not accept option|Key) '([^']+)'", message):
         return unknown_key(match[1], [option.removeprefix("--") for option in options])
+    if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        return unknown_key(f"{match[1]}.{match[2]}", [option.removeprefix("--") for option in options])
     if match := re.match(r"argument (?:\S+/)?(\S+): expected one argument", message):
         return f"{match[1]} needs a value."
     if match := re.match(r'Parser key "([^"]+)":\s+Unable to load config \'([^\']+)\'', message):
@@ -70,7 +73,7 @@ def explain(message: str, command: str, options: Iterable[str]) -> str:
         listed = ", ".join(f"--{name}" for name in names)
         return f"{' and '.join(names)} must be given: add {listed}, or -c with a configuration file."
     if match := re.match(r"--(\S+)\.help: Expected a dot import path string: (\S+)", message):
-        return f"There is no class {match[2]!r} for {match[1]}{did_you_mean(match[2], _class_paths())}"
+        return f"There is no class {match[2]!r} for {match[1]}{_closest_class(match[2], match[1])}"
     text = " ".join(message.split())
     return _sentence(_deepest(message), command) or (text if len(text) <= 300 else text[:297] + "...")
 
@@ -179,7 +182,9 @@ def _sentence(problem: _Problem, command: str) -> str:
         name = no_class[1] or problem.class_path
         if no_class[2] and name.split(".")[0] != no_class[2].split(".")[0]:
             return f"{name} for {key} cannot be imported: no module named {no_class[2]!r}."
-        return f"There is no class {name!r} for {key}{_closest_class(name)}"
+        inner = _HELP.search(reasons)
+        key = f"{key}.{inner[1]}" if inner else key
+        return f"There is no class {name!r} for {key}{_closest_class(name, key)}"
     allowed = " or ".join(types)
     if not allowed:
         return ""
@@ -199,8 +204,12 @@ def _arguments(path: str) -> list[str]:
     return argument_names(target) if isinstance(target, type) else list(inspect.signature(target).parameters)
 
 
-def _class_paths() -> dict[str, str]:
-    """Return the classes that a configuration may name, as far as they are imported: public paths by short names."""
+def _class_paths(key: str = "") -> dict[str, str]:
+    """Return the classes that a configuration may name, and others that are imported: public paths by short names.
+
+    Args:
+        key: Option that takes a class; all classes if its kind is not known by its name.
+    """
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
     from lightning.pytorch.loggers import Logger
     from peft import PeftConfig
@@ -211,6 +220,9 @@ def _class_paths() -> dict[str, str]:
     import lit_modules.attacks
     import lit_modules.datamodules
     import lit_modules.networks
+    from lit_modules.cli.public import import_public
+
+    import_public()
 
     def below(base: type) -> Iterator[type]:
         kind: type
@@ -218,10 +230,22 @@ def _class_paths() -> dict[str, str]:
             yield kind
             yield from below(kind)
 
-    bases = (Callback, LightningDataModule, LightningModule, Logger, PeftConfig, Optimizer, LRScheduler, Metric)
-    kinds = [kind for base in (*bases, lit_modules.attacks.Attack) for kind in below(base)]
-    kinds += [kind for kind in vars(lit_modules.datamodules.variants).values() if isinstance(kind, type)]
-    kinds += [getattr(lit_modules.networks, name) for name in lit_modules.networks.__all__]
+    bases: dict[str, type] = {
+        "model": LightningModule,
+        "data": LightningDataModule,
+        "callbacks": Callback,
+        "logger": Logger,
+        "attack": lit_modules.attacks.Attack,
+        "metric": Metric,
+        "optimizer": Optimizer,
+        "scheduler": LRScheduler,
+        "peft_config": PeftConfig,
+    }
+    kind_of_key = bases.get(key.rpartition(".")[2])
+    kinds = [kind for base in ([kind_of_key] if kind_of_key else bases.values()) for kind in below(base)]
+    if kind_of_key is None:
+        kinds += [kind for kind in vars(lit_modules.datamodules.variants).values() if isinstance(kind, type)]
+        kinds += [getattr(lit_modules.networks, name) for name in lit_modules.networks.__all__]
     return {kind.__name__: _public_path(kind) for kind in kinds if not kind.__name__.startswith("_")}
 
 
@@ -233,12 +257,15 @@ def _public_path(kind: type) -> str:
     return f"{module or kind.__module__}.{kind.__name__}"
 
 
-def _closest_class(path: str) -> str:
-    """Return the end of a sentence on a class that does not exist: a class of its name, else one beside it."""
-    paths = _class_paths()
+def _closest_class(path: str, key: str) -> str:
+    """Return the end of a sentence on a class that does not exist: a class of its name, else those like it."""
     folder, _, name = path.rpartition(".")
     if not folder:
-        return did_you_mean(path, paths)
+        paths = _class_paths(key)
+        longer = sorted((each for each in paths if name in each), key=len)[:5]
+        return f"; did you mean {' or '.join(map(repr, longer))}?" if longer else did_you_mean(name, paths)
+    paths = _class_paths()
     if name in paths:
         return f"; did you mean {paths[name]!r}?"
-    return did_you_mean(path, [each for each in paths.values() if each.rpartition(".")[0] == folder])
+    beside = (folder, f"lit_modules.{folder}")  # callbacks and datamodules are packages of their own as well
+    return did_you_mean(path, [each for each in paths.values() if each.rpartition(".")[0] in beside])

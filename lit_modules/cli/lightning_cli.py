@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import (
@@ -42,6 +43,8 @@ class ProjectParser(LightningArgumentParser):
     """Command that was given to the parser of all commands."""
     words: Sequence[str] = ()
     """Arguments that were given to the parser of a command."""
+    line: ClassVar[Sequence[str]] = ()
+    """Arguments of the command line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
@@ -66,8 +69,14 @@ class ProjectParser(LightningArgumentParser):
         """Print the help; in that of one class, as of ``--model.help CLASS``, its own options come first."""
         if getattr(self, "_inner_parser", False) and inspect.isclass(self._class) and self._key:
             self.formatter_class = ClassHelpFormatter
-            group_options(self, self._class, self._key)
+            group_options(self, self._class, self._key, self._typed_key(self._key))
         super().print_help(*args)
+
+    def _typed_key(self, key: str) -> str:
+        """Return the key as it was typed: that of a class inside another lacks the beginning here."""
+        asked = [word.partition("=")[0] for word in self.line]
+        typed = [word[2 : -len(".help")] for word in asked if word.startswith("--") and word.endswith(f".{key}.help")]
+        return typed[0] if typed else key
 
     def option_names(self) -> list[str]:
         """Return the long options of this command; for the parser of all commands, those of the one given."""
@@ -189,6 +198,7 @@ class ProjectCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments."""
         if isinstance(args, list) and isinstance(parser, ProjectParser):
+            ProjectParser.line = args
             parser.stage = next((word for word in args if word in self.subcommands()), None)
             if parser.stage is not None:
                 commanded: Any = self._subcommand_parsers[parser.stage]  # a ProjectParser, declared as its base
@@ -219,7 +229,12 @@ class ProjectCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; it goes on exactly, keeps the last state and predictions, says what was held back."""
-        trainer = super().instantiate_trainer(**self._with_last_checkpoint(kwargs))
+        try:
+            trainer = super().instantiate_trainer(**self._with_last_checkpoint(kwargs))
+        except MisconfigurationException as error:
+            if "gpu backend" not in str(error):
+                raise
+            raise UsageError("PyTorch finds no GPU on this machine; add -c _trainer/cpu.yaml.") from None
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.extend(bring(trainer))
         predicts = self.config["subcommand"] == "predict"

@@ -99,6 +99,7 @@ def read_options(
         (rest if passes_on else words).extend(following)
     words += [f"--{name}={_text(items, types[name])}" for name, items in values.items()]
     parser.words = words
+    ProjectParser.line = words
     config = parser.parse_args(words)
     if changed := defaults(config) if defaults else {}:
         parser.set_defaults(changed)

@@ -1,6 +1,8 @@
 """Shipped recipes, found from any folder, and ``lit-modules recipes``, which lists them."""
 
+import re
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
 
@@ -55,7 +57,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def main(args: list[str]) -> int:
-    """Print the name and the first comment of each shipped recipe."""
+    """Print the name of each shipped recipe and what it is."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="lit-modules recipes", description="List the shipped recipes, for -c.")
@@ -63,6 +65,14 @@ def main(args: list[str]) -> int:
     names = list_recipes()
     width = max(map(len, names))
     for name in names:
-        first = (recipes_folder() / name).read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:<{width}}  {first.removeprefix('#').strip()}")
+        print(f"{name:<{width}}  {_title((recipes_folder() / name).read_text(encoding='utf-8'))}")
     return 0
+
+
+def _title(text: str) -> str:
+    """Return the sentences that end in the first line of a file's comment, or else its first sentence."""
+    lines = [line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
+    comment = " ".join(lines)
+    ends = [match.end() for match in re.finditer(r"\.(?=\s+[A-Z`]|$)", comment)]
+    in_first = [end for end in ends if end <= len(lines[0])]
+    return comment[: in_first[-1] if in_first else ends[0]]

@@ -8,6 +8,8 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_modules.callbacks._files import run_folder
+
 NUMBERS = 8
 """Most numbers that are shown; the loggers have all."""
 
@@ -39,7 +41,7 @@ def summary(trainer: Trainer, command: str, args: Sequence[str], began: float) -
     if command == "fit":
         rows["trained"] = f"{trainer.global_step} optimizer steps, {trainer.current_epoch} epochs"
         rows |= reached(trainer)
-    folder = Path(str(trainer.log_dir or trainer.default_root_dir))
+    folder = run_folder(trainer)
     rows["folder"] = _shown(folder)
     written = written_since(folder, began)
     if written:

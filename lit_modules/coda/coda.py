@@ -25,8 +25,8 @@ class CoDA(ImageTextUpdate):
     alone; the projector trains with a learning rate of its own, or not at all.
 
     Trained weights are float32, frozen ones of ``dtype``, in which all is computed whatever the trainer's precision,
-    ``32-true`` or ``bf16-mixed``. A checkpoint holds what trains, and the name and revision of the base. Adapters that
-    a folder holds are gone on with; ``rank``, ``alpha``, ``dropout`` and ``target_modules``, if given, must be theirs.
+    ``32-true`` or ``bf16-mixed``. A checkpoint holds what trains, and the name and revision of the base. Adapters
+    of a folder are trained further; ``rank``, ``alpha``, ``dropout`` and ``target_modules``, if given, must be theirs.
 
     A batch is that of :class:`datamodules.FewShotPairs` without ``image_size``: ``image``, ``prompt``, ``answer``, and
     in validation and test ``options``, ``answer_option``, ``pair_id``, ``role`` and ``query``. Logs ``train/loss``,

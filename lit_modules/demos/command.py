@@ -37,7 +37,7 @@ def main(args: list[str]) -> int:
     except KeyboardInterrupt:
         line = f"lit-modules demo {options.method} --folder {folder} --seed {options.seed} --seeds {options.seeds}"
         line += " --from-scratch" * options.from_scratch
-        print(f"Interrupted; `{line}` goes on.")
+        print(f"Interrupted; `{line}` resumes.")
         return 130
     return 0
 

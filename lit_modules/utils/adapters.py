@@ -1,6 +1,6 @@
 """Adapters of peft: loading, continuing, comparing, checkpointing and merging.
 
-A saved adapter is gone on with. A configuration that is given beside it must describe the same adapter; another one is
+A saved adapter is trained further. A configuration given beside it must describe the same adapter; another one is
 refused, as it would start anew from the base and lose what the saved one learned. To start a new adapter from a tuned
 model, merge the old one and give the merged folder.
 """

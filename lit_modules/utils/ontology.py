@@ -35,6 +35,8 @@ class Ontology:
 
     Example:
         >>> household = Ontology.from_file("household")
+        >>> household
+        Ontology('household', 36 concepts)
         >>> household.stats()["concepts"], household.concepts_with("fly")
         (36, ('vehicle/drone',))
         >>> sorted(household.affordances_of("sofa"))
@@ -54,6 +56,9 @@ class Ontology:
             paths = [concept.path for concept in self.concepts]
             twice = next(path for path in paths if paths.count(path) > 1)
             raise ValueError(f"The concept {twice!r} occurs twice; each path must occur once.")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {len(self.concepts)} concepts)"
 
     @classmethod
     def from_file(cls, file: str | Path) -> Self:

@@ -83,7 +83,7 @@ class RunDirectory:
         if writable:
             self._take_lock()
         elif not self.folder.is_dir():
-            raise FileNotFoundError(f"There is no {noun} {self.folder}.")
+            raise FileNotFoundError(f"There is no {noun} {self.folder}; start the run that writes it.")
 
     def __enter__(self) -> Self:
         return self

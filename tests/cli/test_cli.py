@@ -50,6 +50,7 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list_recipes()
     assert all(len(line.split()) > 2 for line in lines)
+    assert all(line.endswith(".") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_help_of_a_command_and_a_class(
         (["--model.help=SimNPO"], "model", "delta", ("Unlearning", "accumulate")),
         (["--data.help", "Digits"], "data", "augment", ("ImageDataModule", "batch_size")),
         (["--trainer.callbacks.help", "EMA"], "trainer.callbacks", "decay", None),
-        (["--model", "PGDTraining", "--model.attack.help", "APGD"], "attack", "norm", ("Attack", "restarts")),
+        (["--model", "PGDTraining", "--model.attack.help", "APGD"], "model.attack", "norm", ("Attack", "restarts")),
         (["--model.help", "NGDiff", "--model.metric.help", "LUMEScore"], "model.metric", "mmlu", None),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -96,6 +97,8 @@ def test_help_of_a_class_begins_with_its_own_options(
         base, option = shared
         assert first < printed.index(f"\nShared options, of {base}:\n") < printed.index(f"\n  --{key}.{option} ")
     assert printed.count(f"\n  --{key}.{own} ") == 1
+    assert printed.startswith(f"usage: lit-modules COMMAND --{key} ")
+    assert all(option.startswith(f"{key}.") for option in re.findall(r"^ *--(\S+)", printed, re.M))
 
 
 def test_help_of_a_class_has_each_option_once_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_a_dry_run_asks_and_writes_nothing(recipe: str, tmp_path: Path, capsys: 
     assert main(["coda", "generate", "-c", recipe, "--dry-run"]) == 0
     assert "verification" not in capsys.readouterr().out
     assert main(["coda", "pairs", "-c", recipe, "--dry-run"]) == 0
-    assert "1 subsets, at most 4 questions" in capsys.readouterr().out
+    assert "Subsets: 1. Questions: at most 4;" in capsys.readouterr().out
     assert not asked(tmp_path)
     assert not (tmp_path / "store").exists()
 
@@ -102,7 +102,7 @@ def test_a_stop_an_interrupt_and_failures_give_a_code_and_the_next_run_goes_on(
     log = ["--chat.log", str(tmp_path / "log")]
     for more, code, text in (
         (["--chat", f"{models}.PoorChat", *log], 1, "stopped: 2 calls are used up. What is done is kept"),
-        (["--chat", f"{models}.InterruptedChat", *log], 130, "Interrupted; the same line goes on in"),
+        (["--chat", f"{models}.InterruptedChat", *log], 130, "Interrupted; the same command resumes in"),
         (["--generator.fail_on", "photograph"], 1, "contrastive: ConnectionError: the generator is away"),
         (["--shard", "1/2"], 0, ""),
         (["--shard", "2/2"], 0, ""),

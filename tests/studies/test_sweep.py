@@ -269,7 +269,7 @@ def test_interrupted_sweep_goes_on(recipe: str, capsys: pytest.CaptureFixture[st
     assert main(line) == 130
     over.set()
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-2:] == ["Interrupted; the same line with --folder out goes on.", "out"]
+    assert printed[-2:] == ["Interrupted; the same command with --folder out resumes.", "out"]
     assert not Path("out/pause=0.3/fit.json").exists()
 
     assert main(line, HereLauncher()) == 0

@@ -21,7 +21,7 @@ ACTIONS = {
 """Help line of each action."""
 _HELP = ("-h", "--help", "help")
 _EPILOG = """
-Each action goes on where an earlier run on the same store was. `lit-modules coda augment --help` shows the
+Each action resumes an earlier run on the same store. `lit-modules coda augment --help` shows the
 options of an action; every value of the file can be given on the command line.
 
 examples:

@@ -137,7 +137,7 @@ def edit_images(options: ArmadaLiteOptions) -> int:
                 return 1
             number = baseline.export(options.output, tasks, options.allow_short)
     except KeyboardInterrupt:
-        print(f"Interrupted; the same line goes on in {folder}.")
+        print(f"Interrupted; the same command resumes in {folder}.")
         return 130
     print(f"{number} images of armada_lite, which is not ARMADA, are in {options.output}; train on them with")
     print(

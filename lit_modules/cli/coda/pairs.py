@@ -55,9 +55,7 @@ def find_pairs(options: PairsOptions) -> int:
     number = sum(len(images[name]) for _, shown in subsets for name in shown)
     if options.dry_run:
         cost = options.prices.estimate(number, number * search.max_new_tokens, 0)
-        print(
-            f"{len(subsets)} subsets, at most {number} questions; answers that the store has are not asked for again."
-        )
+        print(f"Subsets: {len(subsets)}. Questions: at most {number}; those answered in the store are not asked again.")
         print(f"Cost: up to {cost:.2f}. No model was asked.")
         return 0
     options.apply_budget()
@@ -67,7 +65,7 @@ def find_pairs(options: PairsOptions) -> int:
         with stoppable(), Store(options.store) as store:
             tables, failures = _ask(options, store, subsets, concepts=concepts, images=images, counts=counts)
     except KeyboardInterrupt:
-        print(f"Interrupted; the same line goes on in {options.store}.")
+        print(f"Interrupted; the same command resumes in {options.store}.")
         return 130
     except BudgetExhausted as error:
         print(f"stopped: {error} {STOPPED}")

@@ -25,7 +25,7 @@ UNTIL: dict[str, Until] = {
 }
 """Last stage of each action."""
 _PRICED = {"features": 1, "scores": 2, "images": 3, "verification": 4}  # stages of the estimate up to each
-STOPPED = "What is done is kept; the same line goes on."
+STOPPED = "What is done is kept; the same command resumes."
 
 
 @dataclass(kw_only=True)
@@ -64,7 +64,7 @@ def run_stages(options: RunOptions) -> int:
         with stoppable(), Store(options.store, shard) as store, progress_bar(options.action) as notify:
             result = options.pipeline(store).run(tasks, until, notify)
     except KeyboardInterrupt:
-        print(f"Interrupted; the same line goes on in {options.store}.")
+        print(f"Interrupted; the same command resumes in {options.store}.")
         return 130
     print_results(result, until)
     print_counts(result.counts, options.prices)

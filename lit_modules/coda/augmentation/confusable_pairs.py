@@ -61,7 +61,8 @@ def draw_subset(names: Sequence[str], size: int = 15, seed: int = 0, always: str
     drawn = size - (always is not None)
     if size < 2 or len(known) < drawn:
         raise ValueError(
-            f"A question of {size} options needs at least {max(drawn, 2)} known concepts, got {len(known)}; lower size."
+            f"A question of {size} options needs at least {max(drawn, 2)} known concepts, got {len(known)}; lower "
+            "size, which is --confusions.num_options of `lit-modules coda pairs`."
         )
     generator = torch.Generator().manual_seed(stable_seed(seed, known, always, "subset"))
     chosen = sorted(known[index] for index in torch.randperm(len(known), generator=generator)[:drawn].tolist())

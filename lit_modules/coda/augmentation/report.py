@@ -219,7 +219,7 @@ def _read_pairs(store: Store, manifest: Mapping[str, Any]) -> list[dict[str, Any
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{store.folder / 'manifest.json'} is not what a run writes ({error!r}); run `lit-modules coda augment` "
-            "again, which goes on where it was and writes it anew."
+            "again, which resumes and rewrites it."
         ) from error
     return sorted(pairs, key=lambda pair: -1.0 if pair["error_rate"] is None else -pair["error_rate"] - 2)
 

@@ -113,7 +113,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
                 if not failures:
                     failures = study.launch(folder / "runs", records)
         except KeyboardInterrupt:
-            print(f"Interrupted; the same line with --folder {folder} goes on.")
+            print(f"Interrupted; the same command with --folder {folder} resumes.")
             print(folder)
             return 130
         write_json(folder / "failed.json", failures)

@@ -82,7 +82,7 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
             with stoppable():
                 failures = _launch(launcher, folder, missing, total=len(points))
         except KeyboardInterrupt:
-            print(f"Interrupted; the same line with --folder {folder} goes on.")
+            print(f"Interrupted; the same command with --folder {folder} resumes.")
             print(folder)
             return 130
         try:

@@ -80,7 +80,7 @@ class Work(Generic[Item, Result]):
             elif len(self._refused) >= _MOST_REFUSED:
                 raise EndpointError(
                     f"The first {len(self._refused)} requests all failed, the last one so: {error}. Check the options, "
-                    "the model and the size of images; the same line goes on."
+                    "the model and the size of images; the same command resumes."
                 )
         else:
             raise error

@@ -69,8 +69,8 @@ class CausalLM(LightningModule):
             ``revision``, ``quantization_config``, ``trust_remote_code`` and others. The type of the weights is
             ``dtype``, and a ``device_map`` may name one device. With ``quantization_config``, a mapping or one of
             transformers' configurations, adapters train beside weights of 8 or 4 bits.
-        peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``. The adapter that
-            a folder holds is gone on with; one that is given beside it must be the same, but for its dropout.
+        peft_config: Adapters to train instead of the model's own weights, such as ``peft.LoraConfig``. An adapter
+            found in a folder is trained further; one that is given beside it must be the same, except for its dropout.
         dtype: Type in which named weights are loaded; the trainer's precision is ``32-true`` or ``bf16-mixed``.
         gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
         compile: Whether training steps run the network through ``torch.compile``.
