@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 from textwrap import fill
@@ -83,7 +83,7 @@ class Comparison:
     retain: str
     columns: list[str]
     pareto: list[dict[str, Any]]
-    stress: dict[str, str]
+    stress: Mapping[str, str] = field(default_factory=dict)
     published: tuple[list[list[str]], str] | None = None
 
 
