@@ -9,7 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from ._files import check_filename, log_rows, run_folder, write_new
+from lit_modules.utils.run_folders import run_folder
+
+from ._files import check_filename, log_rows, write_new
 
 
 class GenerationLog(Callback):

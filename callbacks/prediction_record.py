@@ -10,7 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from ._files import is_dev_run, log_rows, picture, run_folder
+from lit_modules.utils.run_folders import is_dev_run, run_folder
+
+from ._files import log_rows, picture
 
 
 class PredictionRecord(Callback):

@@ -8,7 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from ._files import check_filename, check_methods, run_folder, write_new
+from lit_modules.utils.run_folders import run_folder
+
+from ._files import check_filename, check_methods, write_new
 
 _VALIDATION = "validation.json"
 

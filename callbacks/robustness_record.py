@@ -8,7 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from ._files import check_filename, check_methods, pixels_of, run_folder, write_new
+from lit_modules.utils.run_folders import run_folder
+
+from ._files import check_filename, check_methods, pixels_of, write_new
 
 
 class RobustnessRecord(Callback):

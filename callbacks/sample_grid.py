@@ -14,8 +14,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lit_modules.utils.files import whole_file
+from lit_modules.utils.run_folders import is_dev_run, run_folder
 
-from ._files import is_dev_run, picture, run_folder
+from ._files import picture
 
 
 class SampleGrid(Callback):

@@ -5,7 +5,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ._files import check_methods, is_dev_run, log_rows
+from lit_modules.utils.run_folders import is_dev_run
+
+from ._files import check_methods, log_rows
 
 
 class SampleTable(Callback):

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from ._files import is_dev_run, run_folder
+from lit_modules.utils.run_folders import is_dev_run, run_folder
 
 
 class SavePretrained(Callback):

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_modules.callbacks._files import run_folder
+from lit_modules.utils.run_folders import run_folder
 
 NUMBERS = 8
 """Most numbers that are shown; the loggers have all."""
