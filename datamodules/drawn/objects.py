@@ -384,7 +384,7 @@ class DrawnObjects(LightningDataModule):
         if task not in ("concepts", "pairs"):
             raise ValueError(f"task must be 'concepts' or 'pairs', got {task!r}.")
         if task == "pairs" and curriculum is None:
-            raise ValueError("task 'pairs' needs a curriculum, the folder of stage0.jsonl and so on; got None.")
+            raise ValueError("task 'pairs' needs a curriculum: --data.curriculum with the folder of stage0.jsonl.")
         if "{affordances}" not in template:
             raise ValueError(f"template must have the place '{{affordances}}', got {template!r}.")
         self.save_hyperparameters()

@@ -262,7 +262,8 @@ def _closest_class(path: str, key: str) -> str:
     folder, _, name = path.rpartition(".")
     if not folder:
         paths = _class_paths(key)
-        longer = sorted((each for each in paths if name in each), key=len)[:5]
+        holding = [each for each in paths if name in each]
+        longer = sorted(holding, key=lambda each: (not each.endswith(name), len(each)))[:6]
         return f"; did you mean {' or '.join(map(repr, longer))}?" if longer else did_you_mean(name, paths)
     paths = _class_paths()
     if name in paths:

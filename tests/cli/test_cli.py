@@ -15,6 +15,7 @@ from lit_modules.cli.commands import COMMANDS
 from lit_modules.cli.lightning_cli import ProjectCLI
 from lit_modules.cli.recipes import find_recipe, list_recipes
 from lit_modules.utils.arguments import argument_names
+from lit_modules.utils.errors import UsageError
 
 NGDIFF = ["fit", "--data", "LUME", "--model", "NGDiff", "--model.model", "x"]
 
@@ -99,6 +100,27 @@ def test_help_of_a_class_begins_with_its_own_options(
     assert printed.count(f"\n  --{key}.{own} ") == 1
     assert printed.startswith(f"usage: lit-modules COMMAND --{key} ")
     assert all(option.startswith(f"{key}.") for option in re.findall(r"^ *--(\S+)", printed, re.M))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.help", "PGD"], "There is no class 'PGD' for model; did you mean 'PGDTraining'"),
+        (
+            ["--model", "PGDTraining", "--model.attack.help", "PGD"],
+            r"There is no class 'PGD' for model\.attack; did you mean .*'LinfPGD'\?",
+        ),
+    ],
+)
+def test_help_of_a_missing_class_names_those_like_it(args: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        main(["fit", *args])
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without GPU")
+def test_a_missing_gpu_is_named() -> None:
+    with pytest.raises(UsageError, match=r"no GPU on this machine; add -c _trainer/cpu\.yaml"):
+        main(["fit", "-c", "pgd/digits.yaml", "-c", "_trainer/gpu.yaml"])
 
 
 def test_help_of_a_class_has_each_option_once_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
