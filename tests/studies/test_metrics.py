@@ -113,6 +113,27 @@ RESULTS = [
 ]
 
 
+def test_documents_and_questions_of_lume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_tokens": 640, "pad_token_id": 1}
+    method = {"name": "GA", "class_path": "lit_modules.GradientAscent", "learning_rate": 1e-3}
+    values = {
+        "data.root": str(TEXTS.parent / "lume"),
+        "tokenizer.vocab_size": 300,
+        "tokenizer.files": ["retain.jsonl"],
+        "start.model.init_args": sizes,
+        "pools.knowing": ["facts", "questions"],
+        "pools.ignorant": ["retain"],
+        "unlearning.methods": [method],
+        "evaluation.max_new_tokens": 2,
+        "seeds": [0, 1],
+        **{f"{part}.steps": 1 for part in ("start", "pools", "unlearning")},
+    }
+    line = ["-c", "metrics/lume_tiny.yaml", "--folder=out"]
+    assert main([*line, *(f"--{name}={json.dumps(value)}" for name, value in values.items())], HereLauncher()) == 0
+    assert "| MIA loss |" in Path("out/table.md").read_text(encoding="utf-8")
+
+
 def test_scores_by_hand(tmp_path: Path) -> None:
     report = score({"least_kept": 0.5}, RESULTS)
     scores = {one.name: one for one in report.scores}

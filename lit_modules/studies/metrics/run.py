@@ -24,6 +24,7 @@ from lit_modules.metrics.membership import (
     reference_attack,
     zlib_attack,
 )
+from lit_modules.studies.compare.records import RETAIN_LOG
 from lit_modules.studies.compare.settings import filled
 from lit_modules.studies.launchers import RESULTS
 from lit_modules.studies.metrics.pools import attacked_rows, other_answers, pool_rows
@@ -55,7 +56,7 @@ def run(folder: Path) -> dict[str, Any]:
         conditions = {PLAIN: study.measure(network), **study.attack(network)}
     else:
         network = study.train_pool(study.load(record["paths"][START]), name, seed)
-        conditions[PLAIN] = study.measure(network, log_file=folder / LOG_FILE if role == REFERENCE else None)
+        conditions[PLAIN] = study.measure(network, reference=role == REFERENCE)
         if name == RETAIN and role != REFERENCE:
             conditions |= study.attack(network)
     results = {
@@ -131,22 +132,23 @@ class Study:
         self._trainer(unlearning["steps"]).fit(module, datamodule=data)
         return self._saved(module.model)
 
-    def measure(self, network: Any, log_file: Path | None = None) -> dict[str, float | None]:
-        """Return the benchmark's numbers and the AUC of six membership attacks."""
+    def measure(self, network: Any, reference: bool = False) -> dict[str, float | None]:
+        """Return the benchmark's numbers and the AUC of six membership attacks.
+
+        Of the reference of these attacks the numbers alone; a metric that reads a log of it writes that instead.
+        """
         evaluation = self.settings["evaluation"]
         init_args = dict(evaluation["metric"].get("init_args") or {})
-        if log_file is not None:
-            init_args = {name: value for name, value in init_args.items() if value != "{retain_log}"}
-            init_args["log_file"] = str(log_file)
+        if reference and RETAIN_LOG in init_args.values():
+            init_args = {name: value for name, value in init_args.items() if value != RETAIN_LOG}
+            init_args["log_file"] = str(self.folder / LOG_FILE)
         metric = import_class(evaluation["metric"]["class_path"])(**filled(init_args, self.paths))
         module = CausalLMFineTuning(network, metric=metric, max_new_tokens=evaluation.get("max_new_tokens", 256))
         data = self.data()
         trainer = self._trainer(1)
         trainer.test(module, datamodule=data, verbose=False)
-        if log_file is not None:
-            return finite(trainer.callback_metrics)  # the reference of the attacks is this model
-        reference = self.load(self.paths[REFERENCE])
-        return {**finite(trainer.callback_metrics), **attack_aucs(network, reference, data)}
+        numbers = finite(trainer.callback_metrics)
+        return numbers if reference else numbers | attack_aucs(network, self.load(self.paths[REFERENCE]), data)
 
     def attack(self, network: Any) -> dict[str, dict[str, float | None]]:
         """Measure a network after relearning on the forget set, and after quantization."""
