@@ -311,7 +311,7 @@ def first_difference(before: Any, now: Any, key: str = "") -> str | None:
             if difference:
                 return difference
         return None
-    if json.dumps(before) == json.dumps(now):  # NaN equals itself
+    if json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True):  # NaN equals itself
         return None
     if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (before, now)):
         return f"another content of {key}"
