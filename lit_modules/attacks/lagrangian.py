@@ -200,10 +200,18 @@ class PrimalDualAttack(MinimumNormAttack):
     player sees an exponential average of the weight. Both rates fall exponentially. A step costs one forward and one
     backward pass.
 
-    From the paper are the game, multiplicative updates of the weight and its average. Of this implementation are: the
-    way outside at first, see :class:`~lit_modules.attacks.minimum_norm.OutsideStart`; the gradient of the margin over
-    its dual norm, so that a weight of 1 balances both terms; a weight that grows faster until the boundary is crossed
-    for the first time; and the moments of Adam, 0.5 and 0.9.
+    From the paper are the game, multiplicative updates of the weight by the sign of the margin, the weight's average,
+    Adam for the perturbation, and, in :class:`PDPGD`, the proximal step in Adam's metric. Of this implementation are:
+
+    - the way outside at first, see :class:`~lit_modules.attacks.minimum_norm.OutsideStart`; ``start="sample"`` leaves
+      it out;
+    - the gradient of the margin over its dual norm, so that a weight of 1 balances both terms, in place of that of
+      ``softplus(-margin)``, whose length depends on the model;
+    - one weight, of the norm, in place of a pair of weights that sum to 1;
+    - a weight that grows faster until the boundary is crossed for the first time;
+    - the defaults: moments of Adam of 0.5 and 0.9 in place of 0.9 and 0.999, an average of 0.5 in place of 0.9, a dual
+      rate of 0.2 in place of 0.1, which falls exponentially and not linearly, and 100 steps;
+    - the last search.
 
     Args:
         steps: Number of steps.
@@ -291,7 +299,8 @@ class PrimalDualAttack(MinimumNormAttack):
 class PDGD(PrimalDualAttack):
     """Primal-dual gradient descent: the smallest L2 perturbation; see :class:`PrimalDualAttack`.
 
-    The norm has a gradient, so both terms are descended at once.
+    The norm has a gradient, so both terms are descended at once, as in the paper; here all values are divided by the
+    mean size, and not each by its own, so that a step has the direction of the averaged gradient.
 
     Args:
         step_size: First step of Adam.
@@ -313,8 +322,11 @@ class PDGD(PrimalDualAttack):
 class PDPGD(PrimalDualAttack):
     """Primal-dual proximal gradient descent: the smallest perturbation in L0, L1, L2 or Linf.
 
-    See :class:`PrimalDualAttack` for the game. A step of Adam on the margin is followed by the proximal point of the
-    weighted norm, :func:`shrink`. For L0 and L1 each value has a size of its own in both, for L2 and Linf all have one.
+    See :class:`PrimalDualAttack` for the game, and for what is the paper's and what is not. A step of Adam on the margin
+    is followed by the proximal point of the weighted norm, :func:`shrink`. For L0 and L1 each value has a size of its
+    own in both, as in the paper, and the proximal point is exact. For L2 and Linf all have the mean one, which makes it
+    exact there, too; the paper keeps a size for each value and takes a few inner steps. For L0 the proximal point is the
+    hard threshold; adv-lib recommends that of the L2/3 quasi-norm, which is not here.
 
     Args:
         norm: Norm of the perturbation to be small: ``l0``, ``l1``, ``l2`` or ``linf``.
