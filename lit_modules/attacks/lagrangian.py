@@ -322,11 +322,11 @@ class PDGD(PrimalDualAttack):
 class PDPGD(PrimalDualAttack):
     """Primal-dual proximal gradient descent: the smallest perturbation in L0, L1, L2 or Linf.
 
-    See :class:`PrimalDualAttack` for the game, and for what is the paper's and what is not. A step of Adam on the margin
-    is followed by the proximal point of the weighted norm, :func:`shrink`. For L0 and L1 each value has a size of its
-    own in both, as in the paper, and the proximal point is exact. For L2 and Linf all have the mean one, which makes it
-    exact there, too; the paper keeps a size for each value and takes a few inner steps. For L0 the proximal point is the
-    hard threshold; adv-lib recommends that of the L2/3 quasi-norm, which is not here.
+    See :class:`PrimalDualAttack` for the game, and for what is the paper's and what is not. A step of Adam on the
+    margin is followed by the proximal point of the weighted norm, :func:`shrink`. For L0 and L1 each value has a size
+    of its own in both, as in the paper, and the proximal point is exact. For L2 and Linf all have the mean size, which
+    makes it exact there, too; the paper keeps a size for each value and takes a few inner steps. For L0 the proximal
+    point is the hard threshold; adv-lib recommends that of the L2/3 quasi-norm, which is not here.
 
     Args:
         norm: Norm of the perturbation to be small: ``l0``, ``l1``, ``l2`` or ``linf``.
