@@ -79,7 +79,7 @@ class ALMA(MinimumNormAttack):
         norm: Norm of the perturbation to be small: ``l1`` or ``l2``.
         steps: Number of steps.
         start: ``outside``, or ``sample`` to begin the descent at the sample.
-        step_size: First change of a value in a step; ``None`` takes 0.1 (L2) or 0.3 (L1).
+        step_size: First change of a value in a step.
         final_share: Size of the last step over that of the first.
         multiplier: First multiplier; ``None`` takes 1 (L2) or 10 (L1).
         penalty: First factor of the penalty.
@@ -100,7 +100,7 @@ class ALMA(MinimumNormAttack):
         norm: Literal["l1", "l2"] = "l2",
         steps: int = 100,
         start: Literal["outside", "sample"] = "outside",
-        step_size: float | None = None,
+        step_size: float = 0.3,
         final_share: float = 0.01,
         multiplier: float | None = None,
         penalty: float = 1.0,
@@ -114,10 +114,11 @@ class ALMA(MinimumNormAttack):
         super().__init__(norm=norm, steps=steps, search_steps=search_steps, **shared)
         check_choice("norm", norm, ("l1", "l2"))
         check_choice("start", start, ("outside", "sample"))
-        optional = {"step_size": step_size, "multiplier": multiplier}
         if average is not None:
             check_range("(0, 1)", average=average)
-        check_positive(penalty=penalty, **{name: value for name, value in optional.items() if value is not None})
+        check_positive(step_size=step_size, penalty=penalty)
+        if multiplier is not None:
+            check_positive(multiplier=multiplier)
         check_range("(0, 1]", final_share=final_share)
         check_range("[1, inf)", penalty_growth=penalty_growth)
         check_range("(0, 1)", progress=progress)
@@ -171,8 +172,7 @@ class ALMA(MinimumNormAttack):
         carry["square"].mul_(past).addcmul_(gradient, gradient, value=1 - past)
         size = (carry["square"] / (1 - past ** (step + 1))).sqrt_().add_(_TINY)
         carry["momentum"].mul_(0.9).add_(gradient / size, alpha=0.1)
-        first = {"l1": 0.3, "l2": 0.1}[self.norm] if self.step_size is None else self.step_size
-        rate = first * self.final_share ** (step / self.steps)
+        rate = self.step_size * self.final_share ** (step / self.steps)
         move = at.move - rate * carry["momentum"]
         if self.norm == "l1":
             move = shrink(move, rate / size, "l1")
