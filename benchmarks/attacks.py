@@ -38,11 +38,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 0.3
 
 
-def classifier(folder: Path, robust: bool, data: MNIST, steps: int) -> nn.Module:
-    """Return a trained LeNet5, from the folder if it is there."""
-    path = folder / f"lenet5-{'robust' if robust else 'standard'}.pt"
+def classifier(folder: Path, robust: bool, data: MNIST, steps: int, small: bool = False) -> nn.Module:
+    """Return a trained LeNet5, of 3.27 million weights or of 163 thousand, from the folder if it is there."""
+    path = folder / f"lenet5-{'small-' if small else ''}{'robust' if robust else 'standard'}.pt"
     torch.manual_seed(0)
-    model = LeNet5().to(DEVICE)
+    model = (LeNet5("small", width=0.5) if small else LeNet5()).to(DEVICE)
     if path.exists():
         model.load_state_dict(torch.load(path, map_location=DEVICE))
         return model.eval().requires_grad_(False)
@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=200, help="with --optimality, forward and backward passes")
     parser.add_argument("--norms", default="l0,l1,l2,linf", help="with --optimality, norms")
     parser.add_argument("--images", type=int, default=100, help="with --optimality, images of the test set")
+    parser.add_argument("--small", action="store_true", help="with --optimality, classifiers of 163 thousand weights")
     parser.add_argument(
         "--program", action="append", default=[], help="with --optimality, NAME=FILE of an exported classifier"
     )
@@ -235,7 +236,8 @@ def main() -> None:
         models = {name: torch.export.load(file).module().to(DEVICE) for name, file in named.items()}
         if not models:
             names = {"standard": False, "robust": True}
-            models = {name: classifier(Path(options.models), r, data, options.train_steps) for name, r in names.items()}
+            training = data, options.train_steps, options.small
+            models = {name: classifier(Path(options.models), robust, *training) for name, robust in names.items()}
         data = MNIST(root=options.data, batch_size=options.images, test_size=options.images)
         data.setup("test")
         batch = next(iter(data.test_dataloader()))

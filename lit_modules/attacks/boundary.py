@@ -155,7 +155,8 @@ class BoundaryAttack(MinimumNormAttack):
 
 _FURTHER = 0.3  # of the distance so far
 _GOOD, _POOR = 0.9, 0.5  # shares of the predicted rise from which on the trust radius grows, and below which it shrinks
-_PART = 0.05  # of the way to the linearised boundary: the first trust radius, and the least
+_FIRST = 3  # over the steps, of the way to the linearised boundary: the first trust radius, and the least
+_NARROW, _WIDE = 2, 5  # over the steps, of the distance so far: the least trust radius and the largest
 
 
 class DeepFool(BoundaryAttack):
@@ -230,13 +231,19 @@ class TrustRegion(BoundaryAttack):
     less than half, it shrinks by it. A step costs one forward and one backward pass. Samples leave when they are
     fooled, and a last search takes back the overshoot.
 
+    From the paper are the choice of the class, the step and the rule of the radius. Of this implementation are: values
+    that the bounds hold take no part in the step and the prediction; limits of the radius that follow the distance so
+    far instead of fixed ones, so that no scale of the samples is presumed and a sample whose linear model says little
+    gets away all the same; and the last search.
+
     A targeted attack raises the gap between the target and the largest other logit.
 
     Args:
         norm: Norm of the perturbation to be small: ``l2`` or ``linf``.
         steps: Largest number of steps.
-        radius: First trust radius and the least, in units of the samples; ``None`` takes a twentieth of the distance of
-            the linearised boundary.
+        radius: First trust radius and the least, in units of the samples; ``None`` takes the distance of the
+            linearised boundary times ``3 / steps``, and holds the later ones between ``2 / steps`` and ``5 / steps`` of
+            the distance so far where that is more.
         adaptive: Whether the radius changes; without, it is the first one throughout.
         growth: Factor by which the radius changes, above 1.
         classes: How many of the most likely classes are considered, the sample's own included; ``None`` for all.
@@ -302,19 +309,28 @@ class TrustRegion(BoundaryAttack):
 
     def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
         """Set the trust radius by the last prediction, and take the steepest move of that length."""
-        slope = lp_norm(at.gradient, DUAL[self.norm])
+        gradient = at.gradient * active.movable(at.x, at.gradient)
+        radius, least = carry["radius"], carry["least"]
         if step == 0:
-            way = (at.value.abs() / slope.clamp_min(torch.finfo(at.x.dtype).tiny)).clamp_max(1e30)
-            carry["radius"].copy_(_PART * way if self.radius is None else torch.full_like(way, self.radius))
-            carry["least"].copy_(carry["radius"])
+            slope = lp_norm(gradient, DUAL[self.norm]).clamp_min(torch.finfo(at.x.dtype).tiny)
+            way = (at.value.abs() / slope).clamp_max(1e30)
+            radius.copy_(
+                min(1.0, _FIRST / self.steps) * way if self.radius is None else torch.full_like(way, self.radius)
+            )
+            least.copy_(radius)
         elif self.adaptive:
             rise = at.value - carry["before"]
             factor = torch.where(rise > _GOOD * carry["predicted"], self.growth, 1.0)
-            carry["radius"] *= torch.where(rise < _POOR * carry["predicted"], 1 / self.growth, factor)
-            carry["radius"].copy_(torch.maximum(carry["radius"], carry["least"]))
+            radius *= torch.where(rise < _POOR * carry["predicted"], 1 / self.growth, factor)
+            if self.radius is None:
+                narrow, wide = (torch.maximum(least, part / self.steps * at.distance) for part in (_NARROW, _WIDE))
+                radius.copy_(torch.minimum(torch.maximum(radius, narrow), wide))
+            else:
+                radius.copy_(torch.maximum(radius, least))
+        x = active.clamp(at.x + per_sample(radius, at.x) * steepest(gradient, self.norm))
         carry["before"].copy_(at.value)
-        carry["predicted"].copy_(carry["radius"] * slope)
-        return active.clamp(at.x + per_sample(carry["radius"], at.x) * steepest(at.gradient, self.norm))
+        carry["predicted"].copy_((gradient * (x - at.x)).flatten(1).sum(1))
+        return x
 
 
 class FABArguments(MinimumNormArguments, total=False):

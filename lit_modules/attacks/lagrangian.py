@@ -79,7 +79,7 @@ class ALMA(MinimumNormAttack):
         norm: Norm of the perturbation to be small: ``l1`` or ``l2``.
         steps: Number of steps.
         start: ``outside``, or ``sample`` to begin the descent at the sample.
-        step_size: First change of a value in a step; ``None`` takes 0.1 (L2) or 0.3 (L1).
+        step_size: First change of a value in a step.
         final_share: Size of the last step over that of the first.
         multiplier: First multiplier; ``None`` takes 1 (L2) or 10 (L1).
         penalty: First factor of the penalty.
@@ -100,7 +100,7 @@ class ALMA(MinimumNormAttack):
         norm: Literal["l1", "l2"] = "l2",
         steps: int = 100,
         start: Literal["outside", "sample"] = "outside",
-        step_size: float | None = None,
+        step_size: float = 0.3,
         final_share: float = 0.01,
         multiplier: float | None = None,
         penalty: float = 1.0,
@@ -114,10 +114,11 @@ class ALMA(MinimumNormAttack):
         super().__init__(norm=norm, steps=steps, search_steps=search_steps, **shared)
         check_choice("norm", norm, ("l1", "l2"))
         check_choice("start", start, ("outside", "sample"))
-        optional = {"step_size": step_size, "multiplier": multiplier}
         if average is not None:
             check_range("(0, 1)", average=average)
-        check_positive(penalty=penalty, **{name: value for name, value in optional.items() if value is not None})
+        check_positive(step_size=step_size, penalty=penalty)
+        if multiplier is not None:
+            check_positive(multiplier=multiplier)
         check_range("(0, 1]", final_share=final_share)
         check_range("[1, inf)", penalty_growth=penalty_growth)
         check_range("(0, 1)", progress=progress)
@@ -171,8 +172,7 @@ class ALMA(MinimumNormAttack):
         carry["square"].mul_(past).addcmul_(gradient, gradient, value=1 - past)
         size = (carry["square"] / (1 - past ** (step + 1))).sqrt_().add_(_TINY)
         carry["momentum"].mul_(0.9).add_(gradient / size, alpha=0.1)
-        first = {"l1": 0.3, "l2": 0.1}[self.norm] if self.step_size is None else self.step_size
-        rate = first * self.final_share ** (step / self.steps)
+        rate = self.step_size * self.final_share ** (step / self.steps)
         move = at.move - rate * carry["momentum"]
         if self.norm == "l1":
             move = shrink(move, rate / size, "l1")
@@ -200,10 +200,18 @@ class PrimalDualAttack(MinimumNormAttack):
     player sees an exponential average of the weight. Both rates fall exponentially. A step costs one forward and one
     backward pass.
 
-    From the paper are the game, multiplicative updates of the weight and its average. Of this implementation are: the
-    way outside at first, see :class:`~lit_modules.attacks.minimum_norm.OutsideStart`; the gradient of the margin over
-    its dual norm, so that a weight of 1 balances both terms; a weight that grows faster until the boundary is crossed
-    for the first time; and the moments of Adam, 0.5 and 0.9.
+    From the paper are the game, multiplicative updates of the weight by the sign of the margin, the weight's average,
+    Adam for the perturbation, and, in :class:`PDPGD`, the proximal step in Adam's metric. Of this implementation are:
+
+    - the way outside at first, see :class:`~lit_modules.attacks.minimum_norm.OutsideStart`; ``start="sample"`` leaves
+      it out;
+    - the gradient of the margin over its dual norm, so that a weight of 1 balances both terms, in place of that of
+      ``softplus(-margin)``, whose length depends on the model;
+    - one weight, of the norm, in place of a pair of weights that sum to 1;
+    - a weight that grows faster until the boundary is crossed for the first time;
+    - the defaults: moments of Adam of 0.5 and 0.9 in place of 0.9 and 0.999, an average of 0.5 in place of 0.9, a dual
+      rate of 0.2 in place of 0.1, which falls exponentially and not linearly, and 100 steps;
+    - the last search.
 
     Args:
         steps: Number of steps.
@@ -291,7 +299,8 @@ class PrimalDualAttack(MinimumNormAttack):
 class PDGD(PrimalDualAttack):
     """Primal-dual gradient descent: the smallest L2 perturbation; see :class:`PrimalDualAttack`.
 
-    The norm has a gradient, so both terms are descended at once.
+    The norm has a gradient, so both terms are descended at once, as in the paper; here all values are divided by the
+    mean size, and not each by its own, so that a step has the direction of the averaged gradient.
 
     Args:
         step_size: First step of Adam.
@@ -313,8 +322,11 @@ class PDGD(PrimalDualAttack):
 class PDPGD(PrimalDualAttack):
     """Primal-dual proximal gradient descent: the smallest perturbation in L0, L1, L2 or Linf.
 
-    See :class:`PrimalDualAttack` for the game. A step of Adam on the margin is followed by the proximal point of the
-    weighted norm, :func:`shrink`. For L0 and L1 each value has a size of its own in both, for L2 and Linf all have one.
+    See :class:`PrimalDualAttack` for the game, and for what is the paper's and what is not. A step of Adam on the
+    margin is followed by the proximal point of the weighted norm, :func:`shrink`. For L0 and L1 each value has a size
+    of its own in both, as in the paper, and the proximal point is exact. For L2 and Linf all have the mean size, which
+    makes it exact there, too; the paper keeps a size for each value and takes a few inner steps. For L0 the proximal
+    point is the hard threshold; adv-lib recommends that of the L2/3 quasi-norm, which is not here.
 
     Args:
         norm: Norm of the perturbation to be small: ``l0``, ``l1``, ``l2`` or ``linf``.

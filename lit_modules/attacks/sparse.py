@@ -92,6 +92,11 @@ class VFGA(Attack):
     the model is asked about all, and the best is kept. A value changes once. A sample leaves when it is fooled, or when
     ``gamma`` of its values are used up. A step costs one forward and backward pass and ``2 samples`` forward passes.
 
+    From the paper are the two candidates, the folded normal amounts with that scale, the vote by the model, and that a
+    value changes once. Of this implementation are: the cross-entropy in place of the label's probability, which ranks
+    values and amounts alike in exact arithmetic and still tells them apart where the probability rounds to 1; ``gamma``
+    in place of a number of steps; and that both candidates count as used where neither has room.
+
     Args:
         samples: Amounts drawn for each of the two values.
         gamma: Largest share of a sample's values that may be changed, above 0 and at most 1.
