@@ -165,6 +165,9 @@ def _draw(
                 label=f"request {request}",
             )
         axis.set(xlabel="requests unlearned", title=name)
+        low, high = axis.dataLim.intervaly
+        if low >= 0 and high <= 1:  # a share
+            axis.set_ylim(-0.02, 1.02)
         axis.set_xticks(range(1, len(flat) + 1))
     axes.flat[0].legend(fontsize="small")
     return save_figure(figure, folder / "requests.png")
