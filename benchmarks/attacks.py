@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=200, help="with --optimality, forward and backward passes")
     parser.add_argument("--norms", default="l0,l1,l2,linf", help="with --optimality, norms")
     parser.add_argument("--images", type=int, default=100, help="with --optimality, images of the test set")
+    parser.add_argument("--skip", type=int, default=0, help="with --optimality, images of the test set passed over")
     parser.add_argument("--small", action="store_true", help="with --optimality, classifiers of 163 thousand weights")
     parser.add_argument(
         "--program", action="append", default=[], help="with --optimality, NAME=FILE of an exported classifier"
@@ -243,10 +244,11 @@ def main() -> None:
             names = {"standard": False, "robust": True}
             training = data, options.train_steps, options.small
             models = {name: classifier(Path(options.models), robust, *training) for name, robust in names.items()}
-        data = MNIST(root=options.data, batch_size=options.images, test_size=options.images)
+        end = options.skip + options.images
+        data = MNIST(root=options.data, batch_size=end, test_size=end)
         data.setup("test")
         batch = next(iter(data.test_dataloader()))
-        x, y = batch["image"].to(DEVICE), batch["label"].to(DEVICE)
+        x, y = batch["image"][options.skip :].to(DEVICE), batch["label"][options.skip :].to(DEVICE)
         optimality.run(models, x, y, options.passes, options.norms.split(","), options.optimality)
         return
     robust, standard = (classifier(Path(options.models), r, data, options.train_steps) for r in (True, False))

@@ -73,21 +73,22 @@ class ALMA(MinimumNormAttack):
     As in the paper are the constraint, P2, and the updates of multiplier and factor. Of this implementation are: the
     way outside at first, see :class:`~lit_modules.attacks.minimum_norm.OutsideStart`, which ``start="sample"`` leaves
     out; L2 itself instead of its square; for L1 the soft threshold instead of the sign of the perturbation, whose steps
-    never leave a value unchanged; and a given size of the first step. The paper's further distances are not norms.
+    never leave a value unchanged; a given size of the first step; and a shorter memory, ``average`` and ``momentum``,
+    where the paper has 0.9 for both. The paper's further distances are not norms.
 
     Args:
         norm: Norm of the perturbation to be small: ``l1`` or ``l2``.
         steps: Number of steps.
         start: ``outside``, or ``sample`` to begin the descent at the sample.
-        step_size: First change of a value in a step.
+        step_size: First change of a value in a step; ``None`` takes 0.3 (L1) or 0.5 (L2).
         final_share: Size of the last step over that of the first.
         multiplier: First multiplier; ``None`` takes 1 (L2) or 10 (L1).
         penalty: First factor of the penalty.
         penalty_growth: By how much the factor grows, at least 1.
         penalty_every: Steps between two looks at the constraint.
         progress: Share of the constraint that counts as progress if it falls below, between 0 and 1.
-        average: Weight of the past in the multiplier's average, between 0 and 1; ``None`` takes 0.9, as the paper (L2),
-            or 0.8 (L1).
+        average: Weight of the past in the multiplier's average, between 0 and 1.
+        momentum: Weight of the past in the direction of a step, at least 0 and below 1.
         search_steps: Forward passes of a last search between the sample and the best iterate.
 
     References:
@@ -100,45 +101,46 @@ class ALMA(MinimumNormAttack):
         norm: Literal["l1", "l2"] = "l2",
         steps: int = 100,
         start: Literal["outside", "sample"] = "outside",
-        step_size: float = 0.3,
+        step_size: float | None = None,
         final_share: float = 0.01,
         multiplier: float | None = None,
         penalty: float = 1.0,
         penalty_growth: float = 1.2,
         penalty_every: int = 10,
         progress: float = 0.95,
-        average: float | None = None,
+        average: float = 0.8,
+        momentum: float = 0.5,
         search_steps: int = 3,
         **shared: Unpack[MinimumNormArguments],
     ) -> None:
         super().__init__(norm=norm, steps=steps, search_steps=search_steps, **shared)
         check_choice("norm", norm, ("l1", "l2"))
         check_choice("start", start, ("outside", "sample"))
-        if average is not None:
-            check_range("(0, 1)", average=average)
-        check_positive(step_size=step_size, penalty=penalty)
-        if multiplier is not None:
-            check_positive(multiplier=multiplier)
+        check_range("(0, 1)", average=average)
+        check_range("[0, 1)", momentum=momentum)
+        first = {"l1": 0.3, "l2": 0.5}[norm] if step_size is None else step_size
+        balance = {"l1": 10.0, "l2": 1.0}[norm] if multiplier is None else multiplier
+        check_positive(step_size=first, multiplier=balance, penalty=penalty)
         check_range("(0, 1]", final_share=final_share)
         check_range("[1, inf)", penalty_growth=penalty_growth)
         check_range("(0, 1)", progress=progress)
         check_count(penalty_every=penalty_every)
         self.start = start
-        self.step_size = step_size
+        self.step_size = first
         self.final_share = final_share
-        self.multiplier = multiplier
+        self.multiplier = balance
         self.penalty = penalty
         self.penalty_growth = penalty_growth
         self.penalty_every = penalty_every
         self.progress = progress
         self.average = average
+        self.momentum = momentum
 
     def initial_carry(self, state: AttackState) -> Carry:
         """Return multiplier, factor and past of the constraint, and the moments of the descent."""
         ones = torch.ones(len(state), dtype=state.x.dtype, device=state.x.device)
-        first = {"l1": 10.0, "l2": 1.0}[self.norm] if self.multiplier is None else self.multiplier
         return OutsideStart.initial_carry(state, self.start) | {
-            "multiplier": ones * first,
+            "multiplier": ones * self.multiplier,
             "penalty": ones * self.penalty,
             "before": ones * float("inf"),
             "fooled": torch.zeros_like(ones, dtype=torch.bool),
@@ -155,8 +157,7 @@ class ALMA(MinimumNormAttack):
         OutsideStart.turn(at, step, self.steps, carry)
         inside, constraint = ~carry["out"], -at.value
         slope = penalty_slope(constraint, carry["penalty"], carry["multiplier"])
-        average = {"l1": 0.8, "l2": 0.9}[self.norm] if self.average is None else self.average
-        followed = carry["multiplier"].lerp(slope, 1 - average).clamp_(1e-6, 1e12)
+        followed = carry["multiplier"].lerp(slope, 1 - self.average).clamp_(1e-6, 1e12)
         carry["multiplier"].copy_(torch.where(inside, followed, carry["multiplier"]))
         carry["fooled"] |= at.fooled
         if step % self.penalty_every == 0:
@@ -171,7 +172,7 @@ class ALMA(MinimumNormAttack):
         past = {"l1": 0.8, "l2": 0.9}[self.norm]
         carry["square"].mul_(past).addcmul_(gradient, gradient, value=1 - past)
         size = (carry["square"] / (1 - past ** (step + 1))).sqrt_().add_(_TINY)
-        carry["momentum"].mul_(0.9).add_(gradient / size, alpha=0.1)
+        carry["momentum"].mul_(self.momentum).add_(gradient / size, alpha=1 - self.momentum)
         rate = self.step_size * self.final_share ** (step / self.steps)
         move = at.move - rate * carry["momentum"]
         if self.norm == "l1":

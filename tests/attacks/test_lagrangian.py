@@ -55,7 +55,7 @@ def test_shrink_by_hand() -> None:
 def test_first_step_of_alma_is_the_step_size() -> None:
     """At the sample the gradient is that of the penalty alone; over its size it is a sign, a tenth by the momentum."""
     model = Recorder(opposed(STEEP))
-    attack = ALMA(steps=3, start="sample", step_size=0.2, bounds=None)
+    attack = ALMA(steps=3, start="sample", step_size=0.2, momentum=0.9, bounds=None)
     attack(model, torch.tensor([[1.0, 0.5, 0.5]]))
     torch.testing.assert_close(model.asked[2], torch.tensor([[1.0 - 0.02, 0.5, 0.5]]))
 
