@@ -3,19 +3,14 @@
 Run by ``python benchmarks/attacks.py --optimality FOLDER``. For every norm and model, each attack of ours and of the
 installed toolboxes gets ``--passes`` passes, forward and backward counted alike, and gives a smallest distance for each
 image that the model classifies rightly. The least distance of each image over all attacks makes the lower envelope.
-The table has, for each attack, success, median distance, the passes taken, seconds of the processor, and
-
-- the optimality of AttackBench (arXiv 2404.19460): the area above its curve of robust accuracy against distance over
-  the area above that of the envelope, up to the distance where the envelope is at zero; 1 is the envelope itself;
-- the share of the images on which it is on the envelope, within a thousandth.
-
-The count takes gradients of several classes one after another, which is slower where an attack would have them at once.
-Attacks whose passes exceed the budget by more than a tenth are marked. The figure draws the curves.
+The table has, for each attack and model, the optimality of AttackBench (arXiv 2404.19460): the area above its curve of
+robust accuracy against distance over the area above that of the envelope, up to the distance where the envelope is at
+zero; 1 is the envelope itself. Median distance, the share fooled and the passes taken stand beside it. Gradients of
+several classes are taken one after another, so that they can be counted. The figure draws the curves.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +27,7 @@ from lit_modules.utils.files import whole_file
 
 Contender = Callable[[nn.Module, Tensor, Tensor], Tensor]
 ORDER = {"l0": 0.0, "l1": 1.0, "l2": 2.0, "linf": float("inf")}
-_ON = 1.001  # distance over the envelope's that counts as on it
+_OURS = ", ours"  # the end of the names of our attacks
 _OVER = 1.1  # passes over the budget that are marked
 
 
@@ -75,13 +70,11 @@ class Row:
         name: Attack and its toolbox.
         distance: Distance of each image, infinite where it failed, ``(images,)``.
         passes: Passes for each image.
-        seconds: Seconds of the processor.
     """
 
     name: str
     distance: Tensor
     passes: float
-    seconds: float
 
 
 def of_ours(norm: str, passes: int) -> dict[str, Contender]:
@@ -115,8 +108,8 @@ def of_ours(norm: str, passes: int) -> dict[str, Contender]:
     def run(attack: ours.Attack) -> Contender:
         return lambda model, x, y: attack(model, x, y)
 
-    found = {f"{type(attack).__name__}, ours": run(attack) for attack in several}
-    found["FMN from the sample, ours"] = run(ours.FMN(norm=norm, start="sample", steps=steps))  # type: ignore[arg-type]
+    found = {f"{type(attack).__name__}{_OURS}": run(attack) for attack in several}
+    found[f'FMN(start="sample"){_OURS}'] = run(ours.FMN(norm=norm, start="sample", steps=steps))  # type: ignore[arg-type]
     return found
 
 
@@ -204,14 +197,12 @@ def measure(name: str, contender: Contender, model: nn.Module, x: Tensor, y: Ten
     """Run an attack once, and check by the model what it gives."""
     counted = Counted(model)
     torch.manual_seed(0)
-    began = time.process_time()
     adversarial = contender(counted, x.clone(), y).detach()
-    seconds = time.process_time() - began
     with torch.no_grad():
         fooled = model(adversarial).argmax(1) != y
     inside = ((adversarial >= 0) & (adversarial <= 1)).flatten(1).all(1)
     distance = lp_norm((adversarial - x).double(), norm)
-    return Row(name, torch.where(fooled & inside, distance, float("inf")), counted.passes / len(x), seconds)
+    return Row(name, torch.where(fooled & inside, distance, float("inf")), counted.passes / len(x))
 
 
 def optimality(distance: Tensor, envelope: Tensor) -> float:
@@ -224,24 +215,31 @@ def optimality(distance: Tensor, envelope: Tensor) -> float:
     return float((end - distance.clamp_max(float(end)).mean()) / above)
 
 
-def table(rows: list[Row], passes: int) -> list[str]:
-    """Return the rows of one norm and model, the best first, as lines of a table."""
-    envelope = torch.stack([row.distance for row in rows]).amin(0)
-    scored = sorted(((optimality(row.distance, envelope), row) for row in rows), key=lambda pair: -pair[0])
-    lines = [
-        "| attack | optimality | on the envelope | success | median | passes | s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for score, row in scored:
-        on = (row.distance <= _ON * envelope) & envelope.isfinite()
-        median = float(row.distance.median())
-        lines.append(
-            f"| {row.name} | {score:.3f} | {100 * float(on.double().mean()):.0f} % "
-            f"| {100 * float(row.distance.isfinite().double().mean()):.0f} % "
-            f"| {median:.4g} | {row.passes:.0f}{' (over)' if row.passes > _OVER * passes else ''} | {row.seconds:.1f} |"
-        )
-    lines.append(f"| the envelope | 1 | | | {float(envelope.median()):.4g} | | |")
-    return lines
+def table(results: dict[str, list[Row]], norm: str, passes: int) -> list[str]:
+    """Return the attacks of one norm, the best over the models first, as rows of a table; ours are bold.
+
+    A model has three columns: optimality; the median distance, ``-`` if it is infinite, with the share fooled where
+    that is not all; and the passes, marked where they exceed the budget by more than a tenth.
+    """
+    cells: dict[str, list[str]] = {}
+    scores: dict[str, float] = {}
+    for rows in results.values():
+        envelope = torch.stack([row.distance for row in rows]).amin(0)
+        for row in rows:
+            score = optimality(row.distance, envelope)
+            median, fooled = float(row.distance.median()), 100 * float(row.distance.isfinite().double().mean())
+            scores[row.name] = scores.get(row.name, 0.0) + score
+            cells.setdefault(row.name, []).extend(
+                [
+                    f"{score:.3f}",
+                    ("-" if median == float("inf") else f"{median:.4g}")
+                    + (f" ({fooled:.0f} %)" if fooled < 100 else ""),
+                    f"{row.passes:.0f}" + (" (over)" if row.passes > _OVER * passes else ""),
+                ]
+            )
+    best = sorted(cells, key=lambda name: -scores[name])
+    names = [f"**`{name.removesuffix(_OURS)}`**" if name.endswith(_OURS) else name for name in best]
+    return [f"| {norm} | {name} | {' | '.join(cells[key])} |" for key, name in zip(best, names, strict=True)]
 
 
 @figure_style()
@@ -278,17 +276,20 @@ def run(models: dict[str, nn.Module], x: Tensor, y: Tensor, passes: int, norms: 
     warnings.filterwarnings("ignore")
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, str], list[Row]] = {}
-    text: list[str] = []
-    for name, model in models.items():
-        with torch.no_grad():
-            right = model(x).argmax(1) == y
-        image, label = x[right], y[right]
-        for norm in norms:
-            contenders = of_ours(norm, passes) | of_adv_lib(norm, passes) | of_foolbox(norm, passes)
+    head = ["optimality", "median", "passes"]
+    text = ["| norm | attack | " + " | ".join(f"{name}: {head[0]} | {head[1]} | {head[2]}" for name in models) + " |"]
+    text.append("| --- | --- |" + " --- |" * 3 * len(models))
+    print("\n".join(text), flush=True)
+    right = {name: model(x).argmax(1) == y for name, model in models.items()}
+    for norm in norms:
+        contenders = of_ours(norm, passes) | of_adv_lib(norm, passes) | of_foolbox(norm, passes)
+        for name, model in models.items():
+            image, label = x[right[name]], y[right[name]]
             rows = [measure(key, contender, model, image, label, norm) for key, contender in contenders.items()]
             results[name, norm] = rows
-            text += [f"### {norm}, {name} model, {len(image)} images, {passes} passes", "", *table(rows, passes), ""]
-            print("\n".join(text[-len(rows) - 6 :]), flush=True)
-            with whole_file(folder / "optimality.md") as part:
-                part.write_text("\n".join(text))
-            draw(folder / "optimality.png", results)
+        lines = table({name: results[name, norm] for name in models}, norm, passes)
+        print("\n".join(lines), flush=True)
+        text += lines
+        with whole_file(folder / "optimality.md") as part:
+            part.write_text("\n".join(text) + "\n")
+        draw(folder / "optimality.png", results)
