@@ -201,25 +201,20 @@ class DeepFool(BoundaryAttack):
         self.overshoot = overshoot
 
     def initial_carry(self, state: AttackState) -> Carry:
-        """Return the classes considered, and the sum of the moves."""
+        """Return the classes considered."""
         count = None if self.classes is None else self.classes - 1
-        others = {} if state.targeted else {"others": likely_others(state, count)}
-        return others | {"total": torch.zeros_like(state.x)}
+        return {} if state.targeted else {"others": likely_others(state, count)}
 
     def step(self, active: AttackState, at: Iterate, step: int, carry: Carry) -> Tensor:
-        """Add the move to the plane to the sum, and pass the boundary by the overshoot.
+        """Move to the plane, and pass it by the overshoot.
 
-        The bounds cut the result, not the sum. As that, or a plateau, may keep the result short of the boundary,
-        each move is longer than the way to the plane, by three tenths of the distance so far, and the last search takes
-        back what was too much. With a hundredth, fewer samples are fooled and the perturbations are no smaller.
+        As the bounds, or a plateau, may keep the result short of the boundary, each move is longer than the way to the
+        plane, by three tenths of the distance so far, and the last search takes back what was too much. With a
+        hundredth, fewer samples are fooled and the perturbations are no smaller.
         """
-        total = carry["total"]
-        if not step:
-            total += at.move  # of a random start
-        length = lp_norm(at.gradient, DUAL[self.norm]).clamp_min(torch.finfo(total.dtype).tiny)
-        way = (at.value.abs() / length).clamp_max(1e30) + _FURTHER * at.distance
-        total += per_sample(way, total) * steepest(at.gradient, self.norm)
-        return active.clamp(active.x + (1 + self.overshoot) * total)
+        length = lp_norm(at.gradient, DUAL[self.norm]).clamp_min(torch.finfo(at.x.dtype).tiny)
+        way = (1 + self.overshoot) * (at.value.abs() / length).clamp_max(1e30) + _FURTHER * at.distance
+        return active.clamp(at.x + per_sample(way, at.x) * steepest(at.gradient, self.norm))
 
 
 class TrustRegion(BoundaryAttack):
