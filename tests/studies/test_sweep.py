@@ -78,6 +78,7 @@ MISTAKES = [
     ),
     ("--seeds 2 --launcher ray --workers 2", r"--workers belongs to --launcher proc"),
     ("--seeds 2 --workers 0", r"workers must be at least 1, got 0\."),
+    ("--seeds 2 --points-per-process 0", r"--points_per_process must be at least 1, got 0\."),
 ]
 
 
@@ -239,6 +240,25 @@ def test_failed_point_is_told_and_goes_on_from_its_checkpoint(recipe: str, capsy
     assert main(line, HereLauncher()) == 0
     assert results("obstacle=air") == before
     assert "lit-modules fit" not in Path("out/obstacle=air/log.txt").read_text(encoding="utf-8")
+
+
+def test_points_that_share_a_process_find_the_same(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rock").touch()
+    line = ["-c", recipe, "--over", "model.obstacle=air,rock,sea", "--model.noise=1"]
+    assert main([*line, "--folder", "alone"], HereLauncher()) == 1
+    capsys.readouterr()
+    launcher = HereLauncher()
+    assert main([*line, "--folder", "out", "--points-per-process", "2"], launcher) == 1
+    assert launcher.names == ["obstacle=air", "obstacle=rock", "obstacle=sea"]
+    assert Path("out/obstacle=air/process.txt").exists()
+    assert not Path("out/obstacle=rock/process.txt").exists()
+    printed = capsys.readouterr().out.splitlines()
+    log = "out/obstacle=rock/log.txt"
+    assert printed[-2:] == [f"failed: obstacle=rock: RuntimeError: The obstacle stood in the way. (log: {log})", "out"]
+    for name in ("air", "sea"):
+        assert metrics(f"obstacle={name}") == metrics(f"obstacle={name}", "alone")
+        log = Path("out", f"obstacle={name}", "log.txt").read_text(encoding="utf-8")
+        assert log.count("lit-modules fit") == log.count("lit-modules test") == 1
 
 
 def test_checkpoints_that_cannot_be_resumed_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
