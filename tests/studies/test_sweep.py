@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,33 @@ def test_classes_are_values(reader: ArgumentReader) -> None:
     configs = [reader.read(reader.run({axis.key: value}, Path("out"))) for value in axis.values]
     assert configs[0].data.init_args.variant.class_path == f"{EXAMPLE}.Bare"
     assert configs[1].data.init_args.variant.init_args.as_dict() == {"size": float("inf"), "limit": None}
+
+
+class CountingReader(ArgumentReader):
+    """Counts what it reads."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__(arguments)
+        self.count = 0
+
+    def read(self, arguments: Sequence[str], stage: str = "fit") -> Any:
+        self.count += 1
+        return super().read(arguments, stage)
+
+
+def test_points_that_differ_by_the_seed_are_read_once(recipe: str) -> None:
+    counting = CountingReader(["-c", recipe, "--trainer.default_root_dir={folder}"])
+    arguments = [
+        counting.run({"seed_everything": seed, "data.variant.size": size}, Path(f"{seed},{size}"))
+        for size in (1, 2)
+        for seed in range(3)
+    ]
+    assert counting.count == 2
+    start = ["-c", recipe, "--trainer.default_root_dir=2,1", "--seed_everything=2", "--data.variant.size=1"]
+    assert arguments[2] == start
+    assert [counting.read(line).seed_everything for line in arguments] == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(UsageError, match="seed_everything must be"):
+        counting.run({"seed_everything": "abc", "data.variant.size": 1}, Path("abc"))
 
 
 def test_the_folder_of_the_point_is_filled_in(recipe: str) -> None:

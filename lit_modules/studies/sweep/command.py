@@ -7,9 +7,10 @@ from typing import Any
 
 from lit_modules.cli.options import read_options
 from lit_modules.cli.recipes import find_recipe
+from lit_modules.studies.arguments import SEED, ArgumentReader
 from lit_modules.studies.launchers import LOG, RESULTS, Launcher, LauncherOptions, launch
 from lit_modules.studies.runs import RUN
-from lit_modules.studies.sweep.grid import SEED, Axis, Point, check_axes, grid, read_axis
+from lit_modules.studies.sweep.grid import Axis, Point, check_axes, grid, read_axis
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.hashing import hash_file, stable_hash
@@ -77,11 +78,12 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
     settings |= {"axes": [axis.key for axis in axes]}
     folder = Path(options.folder or _default_folder(settings))
     points = grid(axes)
-    runs = _runs(folder, axes, points, passed=passed, test=not options.no_test)
+    left = [point for point in points if not (folder / point.name / RESULTS).is_file()]
+    runs = _runs(folder, axes, left, passed=passed, test=not options.no_test)
     values = {axis.key: axis.texts for axis in axes}
     with RunDirectory(folder, noun="sweep") as directory:
         directory.claim({**settings, **values}, growing=list(values), beside=())
-        missing = directory.missing([point.name for point in points], RESULTS)
+        missing = directory.missing(runs, RESULTS)
         for name in missing:
             directory.write_json([name, RUN], runs[name], allow_nan=True)
         try:
@@ -129,8 +131,8 @@ def _runs(
     folder: Path, axes: Sequence[Axis], points: Sequence[Point], passed: list[str], test: bool
 ) -> dict[str, dict[str, Any]]:
     """Return the record of each point's run, with every argument checked."""
-    from lit_modules.studies.arguments import ArgumentReader
-
+    if not points:
+        return {}
     reader = ArgumentReader(passed)
     records: dict[str, dict[str, Any]] = {}
     for point in points:
