@@ -85,7 +85,7 @@ def rows(size: int, folder: Path) -> Figures:
     next(batches)
     ordered = time.process_time() - began
     began = time.process_time()
-    later = [next(batches)[0] for _ in range(100)]
+    later = [next(batches) for _ in range(100)]
     drawn = time.process_time() - began
     read = {
         name: tokenizer.decode(ids, skip_special_tokens=True)
@@ -275,22 +275,19 @@ def images(size: int, folder: Path) -> Figures:
     x = torch.rand(size, 3, 224, 224)
     with torch.no_grad():
         y = model(x).argmax(1)
-    figures, forwards = {}, 0
-
-    def count(*_: object) -> None:
-        nonlocal forwards
-        forwards += 1
-
-    model.register_forward_pre_hook(count)
+    figures = {}
+    made: list[bool] = []  # for each forward pass, whether with gradient
+    model.register_forward_pre_hook(lambda *_: made.append(torch.is_grad_enabled()))
     for name, attack, passes in (
         ("APGD pass", APGD(eps=1e-7, steps=4, loss="cross_entropy"), 4),
         ("Square pass", Square(eps=1e-7, queries=12), 12),
     ):
-        forwards = 0
+        made.clear()
         began = time.process_time()
         attack(model, x, y)
         figures[name] = (time.process_time() - began) / (size * passes)
-        check(abs(forwards - passes) <= 1, f"{name}: {forwards} passes, and {passes} were meant.")
+        done = made.count(name == "APGD pass")
+        check(done >= passes, f"{name}: {done} passes, and {passes} were meant.")
     return figures
 
 
