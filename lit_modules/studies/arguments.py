@@ -18,6 +18,8 @@ from lit_modules.utils.suggestions import did_you_mean
 
 FOLDER = "{folder}"
 """Placeholder for the folder of a run in the arguments of a sweep."""
+SEED = "seed_everything"
+"""Argument of the seed, over which tables give mean and deviation."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -101,6 +103,7 @@ class ArgumentReader:
         know_public()
         self.arguments = list(arguments)
         self._cli = _ReadOnlyCLI.start(["fit", *_filled(self.arguments, "FOLDER")])
+        self._known: dict[str, dict[str, str]] = {}
 
     def read(self, arguments: Sequence[str], stage: str = "fit") -> Namespace:
         """Return the configuration that arguments describe."""
@@ -109,8 +112,17 @@ class ArgumentReader:
         return config
 
     def run(self, values: dict[str, Any], folder: Path) -> list[str]:
-        """Return the arguments of a run, checked as a whole."""
+        """Return the arguments of a run, checked as a whole; runs that differ by an integer seed alone are once."""
         start = _filled(self.arguments, str(folder))
+        seed = {key: f"--{key}={value}" for key, value in values.items() if key == SEED and type(value) is int}
+        others = repr({key: value for key, value in values.items() if key not in seed})
+        if others not in self._known:
+            self._known[others] = self._checked(start, values, folder)
+        written = self._known[others] | seed
+        return [*start, *(written[key] for key in values)]
+
+    def _checked(self, start: list[str], values: dict[str, Any], folder: Path) -> dict[str, str]:
+        """Return the argument of each value, checked behind the arguments of every run."""
         arguments = list(start)
         for key, value in values.items():
             null = value is None
@@ -123,7 +135,7 @@ class ArgumentReader:
                 self.read(arguments[: index + 1])
             raise
         _refuse_shared_folders(config, folder)
-        return arguments
+        return dict(zip(values, arguments[len(start) :], strict=True))
 
 
 class _ReadOnlyCLI(ProjectCLI):

@@ -20,6 +20,8 @@ from lit_modules.utils.errors import UsageError
 
 LOG = "log.txt"
 """Log in the folder of a run."""
+PROCESS_LOG = "process.txt"
+"""Log of a process that several runs share, in the folder of the first."""
 RESULTS = "results.json"
 """File in the folder of a run, written last: the run has finished if it exists."""
 PATIENCE = 5.0
@@ -226,35 +228,40 @@ class LauncherOptions:
 
 
 def launch(
-    launcher: Launcher, tasks: Sequence[Task], folders: Mapping[str, Sequence[Path]], total: int
+    launcher: Launcher, program: Sequence[str], runs: Sequence[Path], total: int, together: int = 1
 ) -> dict[str, str]:
-    """Run tasks of one or more runs each, with a bar of the runs.
+    """Run a program in the folders of runs, with a bar of the runs.
 
     Args:
-        launcher: Launcher of the tasks.
-        tasks: The tasks.
-        folders: Folders of the runs of each task, by the name of the task. A run has finished if its folder holds
-            ``results.json``; its own log is ``log.txt`` there.
+        launcher: Launcher of the processes.
+        program: Arguments of the interpreter, before the folders of the runs of a process.
+        runs: Folders of the runs. A run has finished if its folder holds ``results.json``; its own log is ``log.txt``
+            there.
         total: Number of runs that the bar counts, those that had finished before among them.
+        together: Runs that share a process, one after another.
 
     Returns:
         The reason of each failure, by the name of the run's folder.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    if not runs:
+        return {}
+    groups = [runs[start : start + together] for start in range(0, len(runs), together)]
+    folders = {group[0].name: group for group in groups}
+    logs = {name: group[0] / (LOG if len(group) == 1 else PROCESS_LOG) for name, group in folders.items()}
+    tasks = [Task(name, (*program, *map(str, group)), logs[name]) for name, group in folders.items()]
     failures: dict[str, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    missing = sum(len(folders[task.name]) for task in tasks)
-    logs = {task.name: task.log for task in tasks}
     with Progress(*columns) as progress, closing(launcher.run(tasks)) as outcomes:
-        bar = progress.add_task("runs", total=total, completed=total - missing)
+        bar = progress.add_task("runs", total=total, completed=total - len(runs))
         for outcome in outcomes:
-            runs = folders[outcome.name]
-            for run in runs:
-                if not (run / RESULTS).exists() or (outcome.exit_code and len(runs) == 1):
+            group = folders[outcome.name]
+            for run in group:
+                if not (run / RESULTS).exists() or (outcome.exit_code and len(group) == 1):
                     log = run / LOG if (run / LOG).exists() else logs[outcome.name]
                     failures[run.name] = failure_reason(outcome, log)
-            progress.update(bar, advance=len(runs), description=f"runs ({len(failures)} failed)" if failures else None)
+            progress.update(bar, advance=len(group), description=f"runs ({len(failures)} failed)" if failures else None)
     return failures
 
 

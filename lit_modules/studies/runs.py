@@ -1,4 +1,4 @@
-"""Run of a study in its own folder and process: fit, then test; ``python -m lit_modules.studies.runs FOLDER``."""
+"""Run of a study in its own folder: fit, then test; ``python -m lit_modules.studies.runs FOLDER ...``."""
 
 import json
 import math
@@ -214,7 +214,12 @@ def _end_loggers() -> None:
 
 
 def main(args: list[str]) -> int:
-    """Run the run in a folder; return 0, or 1 if it failed, whose reason is then the last line printed."""
+    """Run the run in a folder; return 0, or 1 if it failed, whose reason is then the last line printed.
+
+    Of several folders each has its log; see :func:`run_each`.
+    """
+    if len(args) > 1:
+        return run_each(fit_and_test, args)
     know_public()
     return 0 if succeeds(fit_and_test, Path(args[0])) else 1
 

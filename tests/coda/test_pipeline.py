@@ -1,6 +1,8 @@
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from lit_modules.coda.augmentation.export import export_images
 from lit_modules.coda.augmentation.pipeline import CoDAPipeline, PipelineResult, store_counts
 from lit_modules.coda.augmentation.settings import CoDASettings, preset
 from lit_modules.coda.backends.protocols import BudgetExhausted, Prices
-from lit_modules.coda.core.concepts import Concept, ConfusablePair, PairTask, shard_tasks
+from lit_modules.coda.core.concepts import Concept, ConfusablePair, PairTask, read_directions, shard_tasks
 from lit_modules.coda.core.store import Store
+from lit_modules.utils.images import read_picture_file
 from tests.coda.fakes import FakeChat, FakeEmbedder, FakeGenerator, discs, support, tiny
 
 VISUAL = {"kinds": ("visual_contrastive",)}
@@ -57,6 +60,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, PairTask
 def copy(whole: tuple[Path, Run, PairTask], tmp_path: Path) -> Path:
     shutil.copytree(whole[0], tmp_path / "store")
     return tmp_path / "store"
+
+
+def test_support_images_are_not_kept_in_memory(tmp_path: Path) -> None:
+    task = discs(tmp_path)
+    side, _ = read_directions(task)
+    reference = weakref.ref(side.images[0].image)
+    gc.collect()
+    assert reference() is None
+    assert side.images[0].image == read_picture_file(side.images[0].path)
 
 
 def test_all_stages_run_in_both_directions_and_embed_each_image_and_text_once(

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ MISTAKES = [
     ),
     ("--seeds 2 --launcher ray --workers 2", r"--workers belongs to --launcher proc"),
     ("--seeds 2 --workers 0", r"workers must be at least 1, got 0\."),
+    ("--seeds 2 --points-per-process 0", r"--points_per_process must be at least 1, got 0\."),
 ]
 
 
@@ -123,6 +125,33 @@ def test_classes_are_values(reader: ArgumentReader) -> None:
     configs = [reader.read(reader.run({axis.key: value}, Path("out"))) for value in axis.values]
     assert configs[0].data.init_args.variant.class_path == f"{EXAMPLE}.Bare"
     assert configs[1].data.init_args.variant.init_args.as_dict() == {"size": float("inf"), "limit": None}
+
+
+class CountingReader(ArgumentReader):
+    """Counts what it reads."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__(arguments)
+        self.count = 0
+
+    def read(self, arguments: Sequence[str], stage: str = "fit") -> Any:
+        self.count += 1
+        return super().read(arguments, stage)
+
+
+def test_points_that_differ_by_the_seed_are_read_once(recipe: str) -> None:
+    counting = CountingReader(["-c", recipe, "--trainer.default_root_dir={folder}"])
+    arguments = [
+        counting.run({"seed_everything": seed, "data.variant.size": size}, Path(f"{seed},{size}"))
+        for size in (1, 2)
+        for seed in range(3)
+    ]
+    assert counting.count == 2
+    start = ["-c", recipe, "--trainer.default_root_dir=2,1", "--seed_everything=2", "--data.variant.size=1"]
+    assert arguments[2] == start
+    assert [counting.read(line).seed_everything for line in arguments] == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(UsageError, match="seed_everything must be"):
+        counting.run({"seed_everything": "abc", "data.variant.size": 1}, Path("abc"))
 
 
 def test_the_folder_of_the_point_is_filled_in(recipe: str) -> None:
@@ -239,6 +268,25 @@ def test_failed_point_is_told_and_goes_on_from_its_checkpoint(recipe: str, capsy
     assert main(line, HereLauncher()) == 0
     assert results("obstacle=air") == before
     assert "lit-modules fit" not in Path("out/obstacle=air/log.txt").read_text(encoding="utf-8")
+
+
+def test_points_that_share_a_process_find_the_same(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rock").touch()
+    line = ["-c", recipe, "--over", "model.obstacle=air,rock,sea", "--model.noise=1"]
+    assert main([*line, "--folder", "alone"], HereLauncher()) == 1
+    capsys.readouterr()
+    launcher = HereLauncher()
+    assert main([*line, "--folder", "out", "--points-per-process", "2"], launcher) == 1
+    assert launcher.names == ["obstacle=air", "obstacle=rock", "obstacle=sea"]
+    assert Path("out/obstacle=air/process.txt").exists()
+    assert not Path("out/obstacle=rock/process.txt").exists()
+    printed = capsys.readouterr().out.splitlines()
+    log = "out/obstacle=rock/log.txt"
+    assert printed[-2:] == [f"failed: obstacle=rock: RuntimeError: The obstacle stood in the way. (log: {log})", "out"]
+    for name in ("air", "sea"):
+        assert metrics(f"obstacle={name}") == metrics(f"obstacle={name}", "alone")
+        log = Path("out", f"obstacle={name}", "log.txt").read_text(encoding="utf-8")
+        assert log.count("lit-modules fit") == log.count("lit-modules test") == 1
 
 
 def test_checkpoints_that_cannot_be_resumed_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

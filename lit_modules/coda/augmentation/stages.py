@@ -120,7 +120,7 @@ class StageRunner:
                 "support": [image.record() for image in side.images],
             }
             for image in side.images:  # for the report, which may be made where the real images are not
-                small = image.image.copy()
+                small = image.image
                 small.thumbnail((_THUMBNAIL, _THUMBNAIL))
                 self.store.write_bytes(side.path("support", f"{image.digest}.png"), png_bytes(small, image.digest))
             self.store.write_json(path, record)

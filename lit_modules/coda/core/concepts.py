@@ -5,7 +5,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +155,7 @@ class PairTask:
 
 
 class SupportImage:
-    """Real image: its path, the hash of its file, and the image itself when it is needed."""
+    """Real image: its path, the hash of its file, and the image itself, read when it is needed and not kept."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -166,7 +165,7 @@ class SupportImage:
             raise FileNotFoundError(f"There is no support image {path}.") from error
         self.digest = hashlib.sha256(data).hexdigest()
 
-    @cached_property
+    @property
     def image(self) -> Image:
         """The image, RGB."""
         return read_picture(self.path.read_bytes(), str(self.path))

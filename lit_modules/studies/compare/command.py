@@ -29,7 +29,7 @@ from lit_modules.studies.compare.settings import (
     read_settings,
     runs_of,
 )
-from lit_modules.studies.launchers import LOG, RESULTS, Launcher, LauncherOptions, Task, launch
+from lit_modules.studies.launchers import LOG, RESULTS, Launcher, LauncherOptions, launch
 from lit_modules.studies.runs import RUN, read_json, write_json
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.interrupts import stoppable
@@ -140,13 +140,8 @@ class _Study:
             config = filled(records[name]["config"], {**self.placeholders, "folder": str(folder / name)})
             write_json(folder / name / "record.json", records[name])
             write_json(folder / name / RUN, {**records[name], "config": config})
-        size = together or self.together
-        tasks, folders = [], {}
-        for group in (missing[start : start + size] for start in range(0, len(missing), size)):
-            folders[group[0]] = [folder / name for name in group]
-            arguments = (*PROGRAM, *map(str, folders[group[0]]))
-            tasks.append(Task(group[0], arguments, folder / group[0] / "process.txt"))
-        failures = launch(self.launcher, tasks, folders=folders, total=len(records)) if tasks else {}
+        runs = [folder / name for name in missing]
+        failures = launch(self.launcher, PROGRAM, runs, total=len(records), together=together or self.together)
         return {name: {"reason": reason, "log": str(folder / name / LOG)} for name, reason in failures.items()}
 
 

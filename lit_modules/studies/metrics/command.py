@@ -9,7 +9,7 @@ from lit_modules.cli.options import read_options
 from lit_modules.cli.recipes import find_recipe
 from lit_modules.studies.compare.records import digest, file_hashes, train_tokenizer
 from lit_modules.studies.compare.settings import data_folder, filled, read_settings
-from lit_modules.studies.launchers import LOG, RESULTS, Launcher, LauncherOptions, Task, launch
+from lit_modules.studies.launchers import LOG, RESULTS, Launcher, LauncherOptions, launch
 from lit_modules.studies.metrics.run import LOG_FILE, MODEL
 from lit_modules.studies.metrics.settings import FACTS, KEYS, REFERENCE, START, Run, check_settings, waves
 from lit_modules.studies.runs import RUN, read_json, write_json
@@ -132,14 +132,10 @@ def _launch(
 ) -> dict[str, str]:
     """Run what is missing of the records, ``together`` in a process; return the reason of each failure."""
     missing = [name for name in records if not (folder / name / RESULTS).exists()]
-    tasks, folders = [], {}
     for name in missing:
         write_json(folder / name / RUN, records[name])
-    for group in (missing[start : start + together] for start in range(0, len(missing), together)):
-        folders[group[0]] = [folder / name for name in group]
-        arguments = (*PROGRAM, *map(str, folders[group[0]]))
-        tasks.append(Task(group[0], arguments, folder / group[0] / "process.txt"))
-    return launch(launcher, tasks, folders=folders, total=len(records)) if tasks else {}
+    runs = [folder / name for name in missing]
+    return launch(launcher, PROGRAM, runs, total=len(records), together=together)
 
 
 def _report(folder: Path, settings: Mapping[str, Any], runs: Sequence[Run]) -> None:

@@ -7,21 +7,24 @@ from typing import Any
 
 from lit_modules.cli.options import read_options
 from lit_modules.cli.recipes import find_recipe
-from lit_modules.studies.launchers import LOG, RESULTS, Launcher, LauncherOptions, Task, launch
+from lit_modules.studies.arguments import SEED, ArgumentReader
+from lit_modules.studies.launchers import LOG, RESULTS, Launcher, LauncherOptions, launch
 from lit_modules.studies.runs import RUN
-from lit_modules.studies.sweep.grid import SEED, Axis, Point, check_axes, grid, read_axis
+from lit_modules.studies.sweep.grid import Axis, Point, check_axes, grid, read_axis
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.files import write_whole
 from lit_modules.utils.hashing import hash_file, stable_hash
 from lit_modules.utils.interrupts import stoppable
 from lit_modules.utils.run_directory import RunDirectory
 
+PROGRAM = ("-m", "lit_modules.studies.runs")
 DESCRIPTION = """\
-Run fit, and test on the checkpoint that it chose, at every point of a grid. Each point is a fresh process with a folder
-of its own. The same line, given again, runs what is missing; more values or seeds may be added. Every other argument is
-passed on to fit and test: -c with a recipe, --trainer.max_epochs 5, and so on; {folder} in one becomes the folder of
-the point. The checkpoint tested is the best one of the first ModelCheckpoint with a monitor, else the last one. Numbers
-of the validation are those of that checkpoint.
+Run fit, and test on the checkpoint that it chose, at every point of a grid. Each point has a folder of its own and is a
+fresh process, whose start takes seconds; short points can share one (--points-per-process). The same line, given again,
+runs what is missing; more values or seeds may be added. Every other argument is passed on to fit and test: -c with a
+recipe, --trainer.max_epochs 5, and so on; {folder} in one becomes the folder of the point. The checkpoint tested is the
+best one of the first ModelCheckpoint with a monitor, else the last one. Numbers of the validation are those of that
+checkpoint.
 """
 EXAMPLE = """\
 example:
@@ -39,6 +42,7 @@ class SweepOptions(LauncherOptions):
         no_test: Train only.
         metrics: Numbers that are printed and drawn, with * and commas; by default test/*, or val/*.
         folder: Folder of the sweep; by default one in runs/ that belongs to this line.
+        points_per_process: Points that share a process, one after another; 1 for points of several devices.
     """
 
     over: list[str] = field(default_factory=list)
@@ -46,6 +50,7 @@ class SweepOptions(LauncherOptions):
     no_test: bool = False
     metrics: str | None = None
     folder: str | None = None
+    points_per_process: int = 1
 
     def axes(self) -> list[Axis]:
         """Return the axes, the seed last."""
@@ -66,21 +71,25 @@ def main(args: list[str], launcher: Launcher | None = None) -> int:
     )
     axes = options.axes()
     check_axes(axes, passed)
+    if options.points_per_process < 1:
+        raise UsageError(f"--points_per_process must be at least 1, got {options.points_per_process}.")
     launcher = launcher or options.make_launcher()
     settings = {"arguments": passed, "files": _file_hashes(passed), "no_test": options.no_test}
     settings |= {"axes": [axis.key for axis in axes]}
     folder = Path(options.folder or _default_folder(settings))
     points = grid(axes)
-    runs = _runs(folder, axes, points, passed=passed, test=not options.no_test)
+    left = [point for point in points if not (folder / point.name / RESULTS).is_file()]
+    runs = _runs(folder, axes, left, passed=passed, test=not options.no_test)
     values = {axis.key: axis.texts for axis in axes}
     with RunDirectory(folder, noun="sweep") as directory:
         directory.claim({**settings, **values}, growing=list(values), beside=())
-        missing = directory.missing([point.name for point in points], RESULTS)
+        missing = directory.missing(runs, RESULTS)
         for name in missing:
             directory.write_json([name, RUN], runs[name], allow_nan=True)
         try:
             with stoppable():
-                failures = _launch(launcher, folder, missing, total=len(points))
+                runs_left = [folder / name for name in missing]
+                failures = launch(launcher, PROGRAM, runs_left, total=len(points), together=options.points_per_process)
         except KeyboardInterrupt:
             print(f"Interrupted; the same command with --folder {folder} resumes.")
             print(folder)
@@ -122,8 +131,8 @@ def _runs(
     folder: Path, axes: Sequence[Axis], points: Sequence[Point], passed: list[str], test: bool
 ) -> dict[str, dict[str, Any]]:
     """Return the record of each point's run, with every argument checked."""
-    from lit_modules.studies.arguments import ArgumentReader
-
+    if not points:
+        return {}
     reader = ArgumentReader(passed)
     records: dict[str, dict[str, Any]] = {}
     for point in points:
@@ -133,13 +142,6 @@ def _runs(
             reader.read(arguments, "test")
         records[point.name] = {"values": values, "arguments": arguments, "test": test}
     return records
-
-
-def _launch(launcher: Launcher, folder: Path, names: Sequence[str], total: int) -> dict[str, str]:
-    """Run the points of these names; return the reason of each failure."""
-    program = ("-m", "lit_modules.studies.runs")
-    tasks = [Task(name, (*program, str(folder / name)), folder / name / LOG) for name in names]
-    return launch(launcher, tasks, folders={name: [folder / name] for name in names}, total=total)
 
 
 def _report(directory: RunDirectory, axes: Sequence[Axis], points: Sequence[Point], patterns: Sequence[str]) -> None:

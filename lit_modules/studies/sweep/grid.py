@@ -11,9 +11,6 @@ from lit_modules.studies.arguments import file_name, read_value, same_for_parser
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.hashing import stable_hash
 
-SEED = "seed_everything"
-"""Axis over which tables give mean and deviation."""
-
 
 @dataclass(frozen=True)
 class Axis:

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from lit_modules.studies.arguments import show_value
-from lit_modules.studies.sweep.grid import SEED, Axis, Point, short_names
+from lit_modules.studies.arguments import SEED, show_value
+from lit_modules.studies.sweep.grid import Axis, Point, short_names
 from lit_modules.studies.tables import Number, csv_table, markdown_table, number, print_table, summary
 from lit_modules.utils.errors import UsageError
 from lit_modules.utils.figures import (
@@ -144,14 +144,15 @@ def draw(
     height = math.ceil(len(groups) / columns)
     figure = new_figure(4.8 * columns, 3.2 * height)
     grid = figure.subplots(height, columns, squeeze=False)
-    lines = list(dict.fromkeys(tuple(map(show_value, row.values[1:])) for row in rows))
+    lines: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        lines.setdefault(tuple(map(show_value, row.values[1:])), []).append(row)
     for panel, (group, names) in zip(grid.flat, groups.items(), strict=False):
         panel.set(xlabel=swept[0].key, ylabel=group)
         if labels is None:
             panel.set_xscale("log" if _is_geometric(positions.values()) else "linear")
         drawn: dict[str, list[tuple[float, Row, str]]] = {}
-        for rest in lines:
-            of_line = [row for row in rows if tuple(map(show_value, row.values[1:])) == rest]
+        for rest, of_line in lines.items():
             for name in names:
                 points_of = [(positions[repr(row.values[0])], row, name) for row in of_line if name in row.numbers]
                 label = ", ".join([name, *(f"{n}={v}" for n, v in zip(short_names(swept)[1:], rest, strict=True))])
