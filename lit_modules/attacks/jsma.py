@@ -22,9 +22,9 @@ class JSMA(Attack):
     sample leaves when it is fooled, when no pair is left, or after as many steps as would change ``gamma`` of its
     values.
 
-    The output is the probabilities, or with ``output="logits"`` the logits, as in the paper's experiments and in other
-    toolboxes. Of logits the sum of the others counts classes that are no rival as much as those that are: on a small
-    network for MNIST it fools 70 % of the samples where probabilities fool 97 %, by twice as many changes.
+    The output is the probabilities, or with ``output="logits"`` the logits, as in AdverTorch and torchattacks. Of
+    logits the sum of the others counts classes that are no rival as much as those that are: on a small network for
+    MNIST it fools 70 % of the samples where probabilities fool 97 %, by twice as many changes.
 
     Without a target, each sample is driven to the class other than its label that the model finds most likely, and any
     wrong answer counts. Only the values that can be part of the best pair are compared; AdverTorch v0.1, which has the
