@@ -169,6 +169,19 @@ def test_guess_of_bandits_finds_the_gradient_and_tiles_help() -> None:
     assert 0.6 < plain < tiled
 
 
+def test_guess_of_bandits_goes_on_learning_in_linf() -> None:
+    """With the default exploration; a short one is lost beside a guess that a steep loss has made long."""
+    model, slope = halves(1, 12, 12, steepness=20.0, margin=1e6)
+    x = images(4, 1, 12, 12, seed=0) * 0.2 + 0.4
+
+    def agreement(**arguments: float) -> float:
+        attack = Bandits(eps=0.3, steps=120, step_size=0.01, **arguments)  # type: ignore[arg-type]
+        return float(((attack(model, x) - x).sign() == -slope).double().mean())
+
+    assert agreement() > agreement(exploration=0.01) + 0.1
+    assert agreement(exploration=1.0) == agreement()
+
+
 def test_tiles_are_constant_and_may_overhang() -> None:
     """A 5 x 7 image has 3 x 3 tiles of side 3; within a tile all pixels move alike."""
     x = torch.full((2, 2, 5, 7), 0.5)
