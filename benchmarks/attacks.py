@@ -22,6 +22,7 @@ Classifiers from elsewhere are taken as programs: ``--program robust=FILE`` with
 
 import argparse
 import functools
+import logging
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -369,6 +370,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = MNIST(root=options.data, batch_size=100)
     data.prepare_data()
     data.setup("fit")

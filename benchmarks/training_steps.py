@@ -25,6 +25,7 @@ from lit_modules.attacks import LinfPGD
 
 EPS, PGD_STEPS, REPLAYS, WARM = 0.3, 40, 8, 2
 OPTIMIZER = partial(torch.optim.SGD, lr=0.01)
+CONSTANT = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)  # Free and Fast have a cycle of their own
 METHODS: dict[str, tuple[Callable[[nn.Module], LightningModule], float]] = {
     f"PGD-{PGD_STEPS}": (
         lambda network: PGDTraining(
@@ -36,7 +37,7 @@ METHODS: dict[str, tuple[Callable[[nn.Module], LightningModule], float]] = {
     ),
     f"Free, {REPLAYS} replays": (
         lambda network: FreeTraining(
-            network, eps=EPS, replays=REPLAYS, optimizer=OPTIMIZER, scheduler=torch.optim.lr_scheduler.ConstantLR
+            network, eps=EPS, replays=REPLAYS, optimizer=OPTIMIZER, scheduler=CONSTANT
         ),
         1e-3,
     ),
@@ -46,7 +47,7 @@ METHODS: dict[str, tuple[Callable[[nn.Module], LightningModule], float]] = {
             LinfPGD(eps=EPS, steps=1, step_size=1.25 * EPS, keep="last"),
             guard="off",
             optimizer=OPTIMIZER,
-            scheduler=torch.optim.lr_scheduler.ConstantLR,
+            scheduler=CONSTANT,
         ),
         0.05,
     ),

@@ -156,8 +156,8 @@ def memory() -> None:
     class Accounted(NGDiff):
         """Notes the memory of the two gradients."""
 
-        def _buffered(self, gradient: Any) -> Any:
-            kept = super()._buffered(gradient)
+        def buffered(self, gradient: Any) -> Any:
+            kept = super().buffered(gradient)
             seen["forget gradient"] = sum(t.numel() * t.element_size() for t in kept if t is not None)
             return kept
 
