@@ -37,6 +37,11 @@ def server(folder: str) -> Iterator[str]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=log, env=environment)
         try:
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise RuntimeError(f"transformers serve has ended: {log.read().decode()[-2000:]}")
+                time.sleep(1)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.terminate()
@@ -54,10 +59,9 @@ def serve(number: int, batch_size: int, rounds: int) -> list[Table]:
         settings = Path(folder) / "generation_config.json"
         settings.write_text(json.dumps({**json.loads(settings.read_text()), "repetition_penalty": 1.0}))
         with server(folder) as address:
-            patient = BoundedEndpoint(address, folder, pause=1.0, longest_pause=1.0, attempts=120)
             ways: dict[str, Any] = {
                 "ours": LocalChat(folder, device="cpu", batch_size=batch_size),
-                "serve": RemoteChat(patient, token_field="max_completion_tokens"),
+                "serve": RemoteChat(BoundedEndpoint(address, folder), token_field="max_completion_tokens"),
             }
             for name, asked in questions(number).items():
                 answers: dict[str, list[str]] = {}

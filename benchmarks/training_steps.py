@@ -36,9 +36,7 @@ METHODS: dict[str, tuple[Callable[[nn.Module], LightningModule], float]] = {
         1e-3,
     ),
     f"Free, {REPLAYS} replays": (
-        lambda network: FreeTraining(
-            network, eps=EPS, replays=REPLAYS, optimizer=OPTIMIZER, scheduler=CONSTANT
-        ),
+        lambda network: FreeTraining(network, eps=EPS, replays=REPLAYS, optimizer=OPTIMIZER, scheduler=CONSTANT),
         1e-3,
     ),
     "Fast": (
