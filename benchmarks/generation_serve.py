@@ -76,13 +76,15 @@ def serve(number: int, batch_size: int, rounds: int) -> list[Table]:
                 for way in ways.values():
                     dict(way.chat_many(asked[:1]))  # loads the model
                 own, served = in_turns(rounds, partial(timed, "ours"), partial(timed, "serve"))
-                equal = sum(one == other for one, other in zip(answers["ours"], answers["serve"], strict=True))
+                pairs = list(zip(answers["ours"], answers["serve"], strict=True))
+                other = [pair for pair in pairs if pair[0] != pair[1]]
+                first = f", the first other: {other[0]}".replace("|", "/") if other else ""
                 table.add(
                     f"{len(asked)} {name}, {batch_size} at a time",
                     own,
                     {"transformers serve": served},
-                    f"{equal} of {len(asked)} answers equal",
-                    void="" if equal == len(asked) else "answers differ",
+                    f"{len(asked) - len(other)} of {len(asked)} answers equal{first}",
+                    void="answers differ" if other else "",
                     unit="ms",
                 )
     return [table]
