@@ -225,8 +225,8 @@ def autoattack(table: Table, model: nn.Module, x: Tensor, y: Tensor, rounds: int
         name = f"passes of the {len(image)} that withstand"
         table.add("  AutoAttack / its floor", times["ours"], {name: least}, most=None)
         table.add("  its floor / pyautoattack", least, {"pyautoattack": times["pyautoattack"]}, most=0.5)
-    few: list[Attack] = [attack(norm="linf", eps=EPS, steps=10) for attack in (APGD, APGDT, FABT)]
-    few.append(Square(norm="linf", eps=EPS, rescale=True))
+    few: list[Attack] = [APGD(norm="linf", eps=EPS, steps=10), APGDT(norm="linf", eps=EPS, steps=10)]
+    few += [FABT(norm="linf", steps=10), Square(norm="linf", eps=EPS, rescale=True)]
     contenders = {
         "ours": ours(AutoAttack(norm="linf", eps=EPS, version="custom", attacks=few)),
         "torchattacks": torchattacks_of(torchattacks.AutoAttack, norm="Linf", eps=EPS, seed=0),
