@@ -4,27 +4,24 @@
     python benchmarks/coda.py --part update
 
 The parts stand in files of their own: `coda_scores.py` (scores), `coda_runs.py` (embeddings, resume),
-`coda_generation.py` (generation) and `coda_update.py` (update). What is compared takes turns; each ratio is of times of
-the same turn, and the first number of a line is the median of those in brackets. On the CPU times are of the processor,
-by default of one thread.
+`coda_generation.py` (generation) and `coda_update.py` (update). What is compared takes turns. On the CPU times are of
+the processor, by default of one thread.
 """
 
 import argparse
 import logging
-import platform
 import tempfile
 import warnings
-from datetime import date
 from typing import Any
 
 import torch
 import transformers
-from coda_generation import generation, questions
+from coda_generation import generation, questions, texts
 from coda_models import save_llava
 from coda_runs import runs
 from coda_scores import scores
 from coda_update import update
-from timing import show
+from timing import Table, end
 
 
 def main() -> None:
@@ -59,32 +56,22 @@ def main() -> None:
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{date.today()}, {device}, {torch.get_num_threads()} threads, {versions}", flush=True)
-
+    table = Table("CoDA", options.rounds, "transformers", "peft")
     part = options.part
     if part in ("all", "scores"):
-        show(scores(options.attributes, options.images, options.rounds))
+        scores(table, options.attributes, options.images, options.rounds)
     if part in ("all", "embeddings", "resume"):
-        show(runs(part, options.pairs, options.num_images, options.rounds))
+        runs(table, part, options.pairs, options.num_images, options.rounds)
     if part in ("all", "generation", "verdicts", "update"):
-        texts = [
-            part["text"]
-            for asked in questions(15).values()
-            for one in asked
-            for part in one.messages[0]["content"]
-            if "text" in part
-        ]
         with tempfile.TemporaryDirectory() as folder:
-            size = save_llava(folder, options.hidden_size, options.layers, texts, options.tile)
-            show([(f"LLaVA-NeXT of {size / 1e6:.1f} M parameters", "", "")])
+            save_llava(folder, options.hidden_size, options.layers, texts(), options.tile)
             if part != "update":
                 asked = questions(options.questions)
                 asked = {name: asked[name] for name in asked if part in ("all", "generation", name)}
-                show(generation(folder, asked, options.batch_size, options.rounds))
+                generation(table, folder, asked, options.batch_size, options.rounds)
             if part in ("all", "update"):
-                show(update(folder, options.rows, options.steps, options.rounds))
+                update(table, folder, options.rows, options.steps, options.rounds)
+    end(table)
 
 
 if __name__ == "__main__":

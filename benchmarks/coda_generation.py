@@ -4,10 +4,9 @@ A LLaVA-NeXT built from its configuration, saved and loaded as a real one is, an
 `LocalChat` in batches, by transformers' batched `generate` with the image repeated for each question about it, and one
 at a time, in turns: lists of features on an image of each class, some 100 tokens long, and verdicts of two tokens on
 five attributes of each synthetic image. The answers are compared; where they differ, the scores of the first token that
-differs are looked at.
+differs are looked at, and a row is void unless the two likeliest are tied there.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 from coda_models import picture
-from timing import Row, in_turns, ratios, seconds, spread
+from timing import Table, in_turns, seconds
 
 from lit_modules.coda import ChatRequest, Concept, LocalChat, feature_request, verification_requests
 
@@ -46,6 +45,12 @@ def questions(number: int) -> dict[str, list[ChatRequest]]:
     return {"lists of features": features, "verdicts": verdicts[:number]}
 
 
+def texts() -> list[str]:
+    """Return the texts of some questions, to train a tokenizer on."""
+    asked = [request for kind in questions(15).values() for request in kind]
+    return [part["text"] for request in asked for part in request.messages[0]["content"] if "text" in part]
+
+
 def tied(chat: LocalChat, request: ChatRequest, first: str, second: str) -> bool:
     """Say whether the two likeliest tokens are within 1e-4 where two answers part."""
     processor, network = chat._loaded
@@ -60,13 +65,12 @@ def tied(chat: LocalChat, request: ChatRequest, first: str, second: str) -> bool
     return bool(top[0] - top[1] < 1e-4)
 
 
-def generation(folder: str, kinds: dict[str, list[ChatRequest]], batch_size: int, rounds: int) -> list[Row]:
+def generation(table: Table, folder: str, kinds: dict[str, list[ChatRequest]], batch_size: int, rounds: int) -> None:
     """Time answers in batches, in batches that share nothing, and one at a time."""
     together, alone = LocalChat(folder, batch_size=batch_size), LocalChat(folder, batch_size=1)
     repeated = LocalChat(folder, batch_size=batch_size)
     repeated._shares = False
-    rows: list[Row] = []
-    totals = [[0.0] * rounds, [0.0] * rounds]
+    totals, differ = [[0.0] * rounds, [0.0] * rounds], False
     for name, asked in kinds.items():
         answers: dict[str, list[str]] = {}
 
@@ -80,19 +84,21 @@ def generation(folder: str, kinds: dict[str, list[ChatRequest]], batch_size: int
             answers[name] = [str(getattr(found[place], "text", found[place])) for place in range(len(asked))]
             return second
 
-        ways = {"batched": together, "repeated": repeated, "single": alone}
+        ways = {"batched": together, "images repeated": repeated, "one at a time": alone}
         for chat in ways.values():
             dict(chat.chat_many(asked[:2]))  # loads the model
         batched, plain, single = in_turns(rounds, *(partial(timed, *way) for way in ways.items()))
         totals = [[t + o for t, o in zip(*pair, strict=True)] for pair in zip(totals, (batched, single), strict=True)]
-        pairs = list(zip(asked, answers["batched"], answers["single"], strict=True))
-        other = [(request, one, two) for request, one, two in pairs if one != two]
-        ties = sum(tied(alone, *one) for one in other)
-        same = sum(one == two for one, two in zip(answers["batched"], answers["repeated"], strict=True))
-        rate = f"{len(asked) / statistics.median(batched):.1f} / s"
-        equal = f"{len(asked) - len(other)} of {len(asked)} answers equal, {ties} of the others tied"
-        rows.append((f"{len(asked)} {name}, {batch_size} at a time", rate, equal))
-        rows.append(("  images repeated / in batches", spread(ratios(plain, batched)), f"{same} answers equal"))
-        rows.append(("  one at a time / in batches", spread(ratios(single, batched)), ""))
-    rows.append(("all answers: one at a time / in batches", spread(ratios(totals[1], totals[0])), ">= 3"))
-    return rows
+        results, void = [], ""
+        for way in ("images repeated", "one at a time"):
+            pairs = zip(asked, answers["batched"], answers[way], strict=True)
+            other = [(request, one, two) for request, one, two in pairs if one != two]
+            ties = sum(tied(alone, *one) for one in other)
+            void = "answers differ" if ties < len(other) else void
+            ties_found = f", {ties} of the others tied" if other else ""
+            results.append(f"{way}: {len(asked) - len(other)} of {len(asked)} answers equal{ties_found}")
+        differ = differ or bool(void)
+        what = f"{len(asked)} {name}, {batch_size} at a time"
+        table.add(what, batched, {"images repeated": plain, "one at a time": single}, "; ".join(results), void=void)
+    void = "answers differ" if differ else ""
+    table.add("all answers", totals[0], {"one at a time": totals[1]}, "as above", void=void, most=1 / 3)

@@ -1,7 +1,8 @@
 """Number of embeddings of a run, and time that a finished store takes.
 
 A whole run with a tiny CLIP that transformers loads from a folder, and with stand-ins that answer and draw by rules;
-how often each image and each text went through the model. Then the finished store is gone through again.
+how often each image and each text went through the model. Then the finished store is gone through again, which asks no
+model, or the row is void.
 """
 
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 
 from coda_models import COLOURS, picture, save_clip
 from PIL import Image
-from timing import Row, seconds, spread
+from timing import Table, seconds
 from torch import Tensor
 
 from lit_modules.coda import (
@@ -109,10 +110,9 @@ def tasks(folder: Path, pairs: int, images: int) -> list[PairTask]:
     return found
 
 
-def runs(part: str, pairs: int, images: int, rounds: int) -> list[Row]:
+def runs(table: Table, part: str, pairs: int, images: int, rounds: int) -> None:
     """Run a store to its end, and go through it again."""
     settings: CoDASettings = preset(num_images=images, width=96, height=96, trials_per_group=5, allow_short=True)
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_clip(str(folder / "clip"))
@@ -127,12 +127,12 @@ def runs(part: str, pairs: int, images: int, rounds: int) -> list[Row]:
             return models
 
         first, (chat, generator, embedder) = seconds(run, time.perf_counter)
+        run_of = f"run of {pairs} pairs, {len(settings.kinds)} kinds, {images} images each"
         if part != "resume":
-            made = f"{first:.1f} s, {chat.calls} calls, {generator.images} images made"
-            rows.append((f"run of {pairs} pairs, {len(settings.kinds)} kinds, {images} images each", made, ""))
-            for what, counts in (("image", embedder.shown), ("text", embedder.read)):
-                most = max(counts.values())
-                rows.append((f"  {what}s embedded", f"{counts.total()} of {len(counts)}, one {most} times", "1 each"))
+            made = f"{chat.calls} calls, {generator.images} images made"
+            for what, counts in (("images", embedder.shown), ("texts", embedder.read)):
+                least = {f"different {what}": [len(counts)]}
+                table.add(f"{what} embedded in a {run_of}", [counts.total()], least, made, unit="")
         if part != "embeddings":
             times, asked = [], 0
             for _ in range(rounds):
@@ -140,6 +140,10 @@ def runs(part: str, pairs: int, images: int, rounds: int) -> list[Row]:
                 times.append(again)
                 asked += chat.calls + generator.images + embedder.shown.total() + embedder.read.total()
             files = sum(path.is_file() for path in (folder / "store").rglob("*"))
-            rows.append((f"finished store of {files} files, seconds of the wall", spread(times), "< 2"))
-            rows.append(("  calls of models", str(asked), "0"))
-    return rows
+            table.add(
+                f"finished store of {files} files, wall time",
+                times,
+                {f"the {run_of}": [first] * rounds},
+                f"{asked} calls of models",
+                void="models are asked again" if asked else "",
+            )

@@ -1,7 +1,8 @@
 """The discriminability of attributes against the loop over pairs of images.
 
 One loop has plain numbers, on cosines that are there already; the other a tensor for each softmax of two, timed on a
-share. The first call of a process, which loads what torch has not yet, is timed in processes of its own.
+share. The first call of a process, which loads what torch has not yet, is timed in processes of its own. A row is void
+where a score differs by more than 1e-5, in float64 by more than 1e-12.
 """
 
 import statistics
@@ -11,7 +12,7 @@ from functools import partial
 from math import exp
 
 import torch
-from timing import Row, in_turns, ratios, seconds, spread
+from timing import Table, in_turns, seconds
 from torch import Tensor
 
 from lit_modules.coda import discriminability_values
@@ -54,7 +55,7 @@ def first_call(images: int, attributes: int) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def scores(attributes: int, images: int, rounds: int) -> list[Row]:
+def scores(table: Table, attributes: int, images: int, rounds: int) -> None:
     """Time the scores against both loops."""
     target, confusable = cosines(images, attributes)
     share = max(1, images // 10)
@@ -73,11 +74,10 @@ def scores(attributes: int, images: int, rounds: int) -> list[Row]:
         lambda: seconds(partial(tensor_loop, target[:share, 0], confusable[:, 0]))[0] * attributes * images / share,
     )
     what = f"scores of {attributes} attributes, {images} x {images} images"
-    return [
-        (what, f"{1000 * statistics.median(ours):.1f} ms", f"greatest difference {errors[0]:.0e}"),
-        ("  the same in float64", f"{1000 * statistics.median(double):.1f} ms", f"greatest difference {errors[1]:.0e}"),
-        ("  loop in plain numbers / scores", spread(ratios(plain, ours), 0), ">= 100"),
-        ("  loop in plain numbers / scores in float64", spread(ratios(plain, double), 0), ""),
-        ("  loop in plain numbers / first scores of a process", spread(ratios(plain, first), 0), ""),
-        ("  loop of tensors / scores", spread(ratios(tensors, ours), 0), ">= 100"),
-    ]
+    void = ["scores differ" if error > bound else "" for error, bound in zip(errors, (1e-5, 1e-12), strict=True)]
+    results = [f"within {error:.0e}" for error in errors]
+    loops = {"loop in plain numbers": plain, "loop of tensors": tensors}
+    table.add(what, ours, loops, results[0], void=void[0], most=0.01, unit="ms")
+    loop = {"loop in plain numbers": plain}
+    table.add("  in float64", double, loop, results[1], void=void[1], most=None, unit="ms")
+    table.add("  first of a process", first, loop, results[0], void=void[0], most=None, unit="ms")

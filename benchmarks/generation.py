@@ -7,23 +7,27 @@ batches as LUME's loader makes them. A Llama with random weights answers prompts
 left. A hook lets each answer end after as many tokens as the true answer has, in both ways alike: a token's number
 modulo `CLASSES` says how many tokens are to come, and the network chooses among the tokens of the next class. All
 rows are put in order and cut into batches, of which some are taken, evenly spread. The ways take turns on the same
-batches; each ratio is of processor times of the same turn. `--runaway` is the share of answers that never end, as
-some after unlearning.
+batches; each ratio is of processor times of the same turn, and a row is void unless all answers are equal.
+`--runaway` is the share of answers that never end, as some after unlearning.
+
+    python benchmarks/generation.py --part serve
+
+needs no data: `LocalChat` in batches against `transformers serve` asked through `RemoteChat`; see
+`generation_serve.py`.
 """
 
 import argparse
 import json
-import platform
 import random
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from timing import in_turns, ratios, seconds, show, spread
+from generation_serve import serve
+from timing import Table, end, in_turns, seconds
 from torch import Tensor
 
 from datamodules.common.bpe import train_bpe
@@ -97,17 +101,8 @@ def leaving(model: Any, batch: Batch, longest: int) -> list[list[int]]:
     return answers
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("data/lume"), help="folder of LUME's two files")
-    numbers = {"rounds": 5, "batches": 6, "batch-size": 32, "max-new-tokens": 256, "hidden-size": 256, "layers": 4}
-    for name, usual in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=usual, help=f"(default: {usual})")
-    parser.add_argument("--runaway", type=float, default=0.0, help="share of answers that never end (default: 0)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+def against_loop(options: argparse.Namespace) -> Table:
+    """Compare batched `generate` with the loop; at a ratio of 1.3 the loop would be worth having."""
     torch.manual_seed(0)
     model = small_llama(2048, options.hidden_size, options.layers).eval()
     with torch.no_grad():
@@ -117,9 +112,9 @@ def main() -> None:
     model.register_forward_hook(let_end, with_kwargs=True)
     asked = rows(options.root, 2048, options.runaway)
     lengths = sorted(length for _, _, length in asked)
-    print(f"{date.today()}, {platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}, ")
-    print(f"transformers {transformers.__version__}, {model.num_parameters() / 1e6:.1f} M parameters; answers of ")
-    print(f"{lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}", flush=True)
+    size = f"{model.num_parameters() / 1e6:.1f} M parameters"
+    spread = f"answers of {lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}"
+    table = Table(f"Generation, {size}, {spread}", options.rounds, "transformers")
     orders: dict[str, Callable[[Any], Any]] = {
         "by kind and prompt length, as LUME gives them": lambda row: (row[0], len(row[1])),
         "by prompt length": lambda row: len(row[1]),
@@ -141,9 +136,37 @@ def main() -> None:
         own, other = in_turns(options.rounds, partial(timed, leaving), partial(timed, generate))
         total = len(answers["leaving"])
         equal = sum(one == two for one, two in zip(answers["leaving"], answers["generate"], strict=True))
-        rate = [total / second for second in other]
-        show([(name, f"generate {spread(rate, 1)} rows / s", f"{equal} of {total} answers equal")])
-        show([("  generate / loop that ended rows leave", spread(ratios(other, own)), ">= 1.3")])
+        results, void = f"{equal} of {total} answers equal", "" if equal == total else "answers differ"
+        table.add(name, other, {"a loop that ended rows leave": own}, results, void=void, most=1.3)
+    return table
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("all", "loop", "serve"), default="all", help="what to compare with")
+    parser.add_argument("--root", type=Path, default=Path("data/lume"), help="folder of LUME's two files")
+    numbers = {
+        "rounds": 5,
+        "batches": 6,
+        "batch-size": 32,
+        "max-new-tokens": 256,
+        "hidden-size": 256,
+        "layers": 4,
+        "questions": 24,
+    }
+    for name, usual in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=usual, help=f"(default: {usual})")
+    parser.add_argument("--runaway", type=float, default=0.0, help="share of answers that never end (default: 0)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    tables = []
+    if options.part != "serve":
+        tables.append(against_loop(options))
+    if options.part != "loop":
+        tables += serve(options.questions, options.batch_size, options.rounds)
+    end(*tables)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,13 @@ Each line is a fresh process, whose processor time is counted; the floor is what
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import date
 from resource import RUSAGE_CHILDREN, getrusage
 
-import lightning
-import torch
-from timing import in_turns, ratios, show, spread
+from timing import Table, end, in_turns
 
 PROGRAM = ["-m", "lit_modules"]
 STEP = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
@@ -55,17 +51,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each line")
     options = parser.parse_args()
-    versions = f"torch {torch.__version__}, lightning {lightning.__version__}"
-    print(f"{date.today()}, {platform.machine()}, {versions}, {options.rounds} rounds, processor seconds")
+    table = Table("Start", options.rounds, "lightning", "transformers", time="processor time of fresh processes")
     with tempfile.TemporaryDirectory() as folder:
         works = [process(arguments, folder) for arguments in LINES.values()]
         for work in works:
             work()  # fills the caches of files and of bytecode
         times = dict(zip(LINES, in_turns(options.rounds, *works), strict=True))
-    floor = TORCH
-    for name, found in times.items():
-        floor = FLOOR if name == FLOOR else floor
-        show([(name, f"{spread(found)} s", f"/ {floor}: {spread(ratios(found, times[floor]))}")])
+    for name, own in times.items():
+        if name not in (TORCH, FLOOR):
+            table.add(name, own, {FLOOR: times[FLOOR]}, most=None)
+    table.add(FLOOR, times[FLOOR], {TORCH: times[TORCH]}, most=None)
+    end(table)
 
 
 if __name__ == "__main__":

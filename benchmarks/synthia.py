@@ -1,40 +1,40 @@
 """Cost of Synthia: affordance distances against the plain loop, and training steps against each other and their floor.
 
-    python benchmarks/synthia.py                # both parts
-    python benchmarks/synthia.py --part training
+    python benchmarks/synthia.py                # distances and training
+    python benchmarks/synthia.py --part cases
 
 Distances: a random ontology of the paper's size (30 superordinate categories, 590 concepts, 439 affordances of
 concepts, 686 in all, two parts to a concept). The loop is the definition: for each pair of affordances the mean over
 the concepts that own them, each distance of two concepts computed from its sets when it is met. It is timed on a share
-of the pairs, drawn at random, and scaled to all; that share is also compared with the matrix.
+of the pairs, drawn at random, and scaled to all; that share is also compared with the matrix, and the row is void where
+a distance differs by more than 1e-6.
 
-Training: a Stable Diffusion built from its configuration (U-Net of about 11 million parameters, text encoder and
-autoencoder in proportion), saved and loaded as a real one is. Each case runs in a process of its own: items per
-second of the objective `LinearContrast` with gradients through all four steps and through the last one, and of
-`Denoise`, with and without the cache of encodings, the recomputation of activations, and compiled blocks; and how
-much memory the process took beyond what it had before the first step (on a GPU, the allocator's peak). The floor of a
-training step is the network's forward and backward passes and the optimizer on the same tensors, in turn with the
-Trainer's steps.
+Training and cases: a Stable Diffusion built from its configuration (U-Net of about 11 million parameters, text encoder
+and autoencoder in proportion), saved and loaded as a real one is. The floor of a training step is the network's forward
+and backward passes and the optimizer on random tensors of the same shapes, in turn with the Trainer's steps, so no
+results are compared. Cases run each in a process of its own: the
+step and the memory beyond that before the first step (on a GPU, the allocator's peak) of the objective `LinearContrast`
+with gradients through all four steps and through the last one, and of `Denoise`, with and without the cache of
+encodings, the recomputation of activations, and compiled blocks. An indented case is compared with the one above it
+that is not.
 """
 
 import argparse
 import json
-import platform
 import random
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from datetime import date
+from collections.abc import Callable
 from functools import partial
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from timing import Table, clock, end, in_turns, seconds
 from torch import Tensor
 
 from lit_modules.synthia import AffordanceDistance, Concept, Denoise, LinearContrast, Ontology, StableDiffusion, Synthia
@@ -99,26 +99,34 @@ def loop(objects: Ontology, pairs: list[tuple[str, str]]) -> list[float]:
     return found
 
 
-def distances(count: int, rounds: int, seed: int) -> None:
-    """Time matrix and loop and print the ratio."""
+def distances(count: int, rounds: int, seed: int) -> Table:
+    """Time the matrix of distances against the loop."""
     objects = ontology(seed)
     counts = objects.stats()
     every = list(combinations(objects.affordances("concept"), 2))
     some = random.Random(seed).sample(every, min(count, len(every)))
-    print(f"{counts['concepts']} concepts, {counts['concept_affordances']} affordances, {len(every)} pairs")
-    fast, slow = [], []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        table = AffordanceDistance()(objects)
-        fast.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        values = loop(objects, some)
-        slow.append((time.perf_counter() - began) * len(every) / len(some))
-    error = max(abs(table.between(*pair) - value) for pair, value in zip(some, values, strict=True) if value == value)
-    ours, theirs = statistics.median(fast), statistics.median(slow)
-    print(f"matrix: {ours:.4f} s (median of {rounds})")
-    print(f"loop:   {theirs:.1f} s (from {len(some)} pairs)")
-    print(f"ratio:  {theirs / ours:.0f}; greatest difference {error:.1e}")
+    found: dict[str, Any] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> float:
+        second, found[name] = seconds(work)
+        return second
+
+    fast, slow = in_turns(
+        rounds,
+        partial(timed, "matrix", lambda: AffordanceDistance()(objects)),
+        lambda: timed("loop", lambda: loop(objects, some)) * len(every) / len(some),
+    )
+    pairs = zip(some, found["loop"], strict=True)
+    error = max(abs(found["matrix"].between(*pair) - value) for pair, value in pairs if value == value)
+    table = Table("Affordance distances", rounds, "numpy")
+    table.add(
+        f"{counts['concepts']} concepts, {counts['concept_affordances']} affordances, {len(every)} pairs",
+        fast,
+        {f"the definition, on {len(some)} pairs": slow},
+        f"within {error:.0e}",
+        void="distances differ" if error > 1e-6 else "",
+    )
+    return table
 
 
 def save_model(folder: str) -> None:
@@ -214,7 +222,7 @@ def peak() -> int:
 class Ticker:
     """Times of the steps of a fit, and the memory before them."""
 
-    def __init__(self, tuned: Synthia, steps: int, clock: Any = time.perf_counter) -> None:
+    def __init__(self, tuned: Synthia, steps: int) -> None:
         from lightning.pytorch import Callback, Trainer
         from torch.utils.data import DataLoader
 
@@ -227,8 +235,6 @@ class Ticker:
 
             def on_train_batch_start(self, *arguments: Any, **named: Any) -> None:
                 """Mark the time."""
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
                 ticker.before = ticker.before or peak()
                 ticker.times.append(clock())
 
@@ -242,21 +248,48 @@ class Ticker:
             devices=1,
         )
         trainer.fit(tuned, DataLoader(batches(steps), batch_size=None))  # type: ignore[arg-type]
-        self.seconds = [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
+        self.seconds = [later - earlier for earlier, later in pairwise(self.times)]
 
 
 def one_case(folder: str, name: str, steps: int) -> None:
     """Run a case and print its numbers as JSON."""
     ticker = Ticker(module(folder, CASES[name]), steps)
-    second = statistics.median(ticker.seconds[3:])
-    print(json.dumps({"items": BATCH / second, "memory": peak() - ticker.before}))
+    print(json.dumps({"seconds": statistics.median(ticker.seconds[3:]), "memory": peak() - ticker.before}))
 
 
-def floor_ratio(folder: str, steps: int, rounds: int) -> None:
-    """Print the time of a training step over that of its forward and backward passes, round by round."""
-    ratios = []
-    for _ in range(rounds):
-        ticker = Ticker(module(folder, {"denoise": True}), steps, time.process_time)
+def cases(folder: str, steps: int, rounds: int) -> list[Table]:
+    """Print the time and the memory of each case against the one that it varies."""
+    memory: dict[str, list[float]] = {name: [] for name in CASES}
+
+    def run(name: str) -> float:
+        command = [sys.executable, __file__, "--case", name, "--folder", folder, "--steps", str(steps)]
+        numbers = json.loads(
+            subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+        )
+        memory[name].append(numbers["memory"] / 2**20)
+        return float(numbers["seconds"])
+
+    times = dict(zip(CASES, in_turns(rounds, *(partial(run, name) for name in CASES)), strict=True))
+    tables = [
+        Table(f"Synthia, {what}", rounds, "diffusers", time=time)
+        for what, time in (("steps", None), ("memory", "peak beyond the start"))
+    ]
+    for table, costs, unit in zip(tables, (times, memory), ("ms", "MiB"), strict=True):
+        base = ""
+        for name, found in costs.items():
+            base = base if name.startswith(" ") else name
+            if name != base:
+                table.add(name.rstrip(), found, {base: costs[base]}, most=None, unit=unit)
+    return tables
+
+
+def floor(folder: str, steps: int, rounds: int) -> Table:
+    """Time a training step against its forward and backward passes."""
+
+    def ours() -> float:
+        return statistics.median(Ticker(module(folder, {"denoise": True}), steps).seconds[3:])
+
+    def bare() -> float:
         tuned = module(folder, {"denoise": True})
         tuned.configure_model()
         backbone, network = tuned.backbone.to(tuned.device), tuned.network
@@ -265,41 +298,33 @@ def floor_ratio(folder: str, steps: int, rounds: int) -> None:
         condition = {k: v.repeat_interleave(1 + NEGATIVES, 0) for k, v in tuned.conditions(batch).items()}
         latents: Tensor = torch.randn(BATCH * (1 + NEGATIVES), *backbone.latent_shape())
         target, timesteps = torch.randn_like(latents), torch.randint(1000, (len(latents),))
-        bare = []
+        times = []
         for _ in range(steps):
-            began = time.process_time()
+            began = clock()
             errors = (backbone.denoise(latents, timesteps, condition) - target).square().flatten(1).mean(1)
             torch.autograd.backward(errors.mean())
             optimizer.step()
             optimizer.zero_grad()
-            bare.append(time.process_time() - began)
-        ratios.append(statistics.median(ticker.seconds[3:]) / statistics.median(bare[3:]))
-    rounded = ", ".join(f"{ratio:.3f}" for ratio in ratios)
-    print(f"training step / its passes: {statistics.median(ratios):.3f} ({rounded}), processor time")
+            times.append(clock() - began)
+        return statistics.median(times[3:])
 
-
-def training(steps: int, rounds: int) -> None:
-    """Print the table of cases, and the ratio to the floor."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(folder)
-        print(f"{'case':40}{'items/s':>10}{'peak MiB':>10}")
-        for name in CASES:
-            command = [sys.executable, __file__, "--case", name, "--folder", folder, "--steps", str(steps)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(f"{name:40}{'failed: ' + done.stderr.strip().splitlines()[-1]}")
-                continue
-            numbers = json.loads(done.stdout.strip().splitlines()[-1])
-            print(f"{name:40}{numbers['items']:10.2f}{numbers['memory'] / 2**20:10.0f}", flush=True)
-        floor_ratio(folder, steps, rounds)
+    own, least = in_turns(rounds, ours, bare)
+    table = Table("Synthia, training", rounds, "diffusers", "lightning")
+    table.add("Denoise training step", own, {"its passes": least}, most=1.05, unit="ms")
+    return table
 
 
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("all", "distances", "training"), default="all", help="what to time")
+    parser.add_argument(
+        "--part",
+        choices=("all", "distances", "training", "cases"),
+        default="all",
+        help="what to time; all is without the cases",
+    )
     parser.add_argument("--pairs", type=int, default=2000, help="pairs that the loop is timed on (default: 2000)")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions, of which the median counts (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
     parser.add_argument("--steps", type=int, default=15, help="steps of each training case (default: 15)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the ontology and the pairs (default: 0)")
     parser.add_argument("--case", choices=tuple(CASES), help=argparse.SUPPRESS)
@@ -308,13 +333,17 @@ def main() -> None:
     if options.case:
         one_case(options.folder, options.case, options.steps)
         return
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    print(f"{date.today()}, {device}, {threads} threads, torch {torch.__version__}, numpy {np.__version__}")
-    if options.part != "training":
-        distances(options.pairs, options.rounds, options.seed)
-    if options.part != "distances":
-        training(options.steps, min(options.rounds, 3))
+    tables = []
+    if options.part in ("all", "distances"):
+        tables.append(distances(options.pairs, options.rounds, options.seed))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.part != "distances":
+            save_model(folder)
+        if options.part in ("all", "training"):
+            tables.append(floor(folder, options.steps, options.rounds))
+        if options.part == "cases":
+            tables += cases(folder, options.steps, options.rounds)
+    end(*tables)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,21 @@
     python benchmarks/unlearning.py                   # all parts
     python benchmarks/unlearning.py --part methods
 
-Prints one line per figure: the NGDiff step against the same two forward and backward passes without combination;
-AdaptiveLR against NGDiff without it; the memory of a step, tensor by tensor. Then a table: step time and peak memory of
-every method against its floor and against the same loss in open-unlearning's form, see `unlearning_methods.py`. Runs on
-the GPU if there is one. Generation is timed by `generation.py`.
+Prints the memory of a step, tensor by tensor, and tables: the NGDiff step against the same two forward and backward
+passes without combination, and AdaptiveLR against NGDiff without it, void if the losses of the first step differ by
+more than 1e-4 of the model's own; step time and peak memory of every method against its floor and against the same loss
+in open-unlearning's form, see `unlearning_methods.py`. Runs on the GPU if there is one. Generation is timed by
+`generation.py`.
 """
 
 import argparse
 import logging
 import os
-import platform
 import statistics
-import time
 import warnings
-from datetime import date
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler reports each start and end
@@ -24,7 +25,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler reports
 import torch
 import transformers
 from lightning.pytorch import Callback, Trainer, seed_everything
-from timing import show
+from timing import Table, clock, end, in_turns
 from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM
 from unlearning_methods import PASSES, methods
@@ -73,17 +74,24 @@ class Clock:
 
     def __init__(self, module: type[NGDiff], callbacks: list[Any], steps: int) -> None:
         self.times: list[float] = []
+        self.losses: dict[str, float] = {}
         self.model = module(network(), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5))
-        clock = self
+        own = self
 
         class Tick(Callback):
             """Marks the beginning of each batch."""
 
             def on_train_batch_start(self, *arguments: Any, **named: Any) -> None:
                 """Mark the time."""
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                clock.times.append(time.perf_counter())
+                own.times.append(clock())
+
+            def on_train_batch_end(self, trainer: Trainer, *arguments: Any, **named: Any) -> None:
+                """Keep the losses of the first step, where the module logs them."""
+                own.losses = own.losses or {
+                    name: float(trainer.callback_metrics[f"train/{name}_loss"])
+                    for name in ("forget", "retain")
+                    if f"train/{name}_loss" in trainer.callback_metrics
+                }
 
         self.trainer = Trainer(
             max_steps=steps,
@@ -97,25 +105,45 @@ class Clock:
     def run(self, data: list[Any]) -> list[float]:
         """Return the seconds of each step but the first three."""
         self.trainer.fit(self.model, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)][3:]
+        return [after - before for before, after in pairwise(self.times)][3:]
 
 
-def steps(rounds: int, length: int) -> None:
+def steps(table: Table, rounds: int, length: int) -> None:
     """Time steps in turns, so that a drift of the machine meets all alike."""
     data = [{"forget": task(2 * i), "retain": task(2 * i + 1)} for i in range(length)]
-    ratios: dict[str, list[float]] = {"NGDiff / floor": [], "NGDiff + AdaptiveLR(period=10) / NGDiff": []}
-    for _ in range(rounds):
-        floor, plain, adaptive = (
-            Clock(module, callbacks, length).run(data)
-            for module, callbacks in ((Floor, []), (NGDiff, []), (NGDiff, [AdaptiveLR(period=10)]))
+    model = network().train()
+    wanted = {
+        name: float(model(**{key: value for key, value in batch.items() if key != "id"}).loss)
+        for name, batch in data[0].items()
+    }
+    means: dict[str, list[float]] = {"NGDiff": [], "AdaptiveLR": []}
+    differences: dict[str, float] = {}
+
+    def timed(name: str, module: type[NGDiff], callbacks: Callable[[], list[Any]]) -> float:
+        ticks = Clock(module, callbacks(), length)
+        times = ticks.run(data)
+        if module is not Floor:
+            differences[name] = max(abs(loss / wanted[task] - 1) for task, loss in ticks.losses.items())
+            # a probe comes every tenth step, so only means over whole periods can be compared
+            means[name].append(statistics.fmean(times[: len(times) // 10 * 10]))
+        return statistics.median(times)
+
+    floor, plain, _ = in_turns(
+        rounds,
+        partial(timed, "floor", Floor, list),
+        partial(timed, "NGDiff", NGDiff, list),
+        partial(timed, "AdaptiveLR", NGDiff, lambda: [AdaptiveLR(period=10)]),
+    )
+    rows = {
+        "NGDiff": ("NGDiff step", plain, {"two bare passes": floor}),
+        "AdaptiveLR": ("NGDiff + AdaptiveLR(period=10)", means["AdaptiveLR"], {"NGDiff": means["NGDiff"]}),
+    }
+    for name, row in rows.items():
+        difference = differences[name]
+        void = "losses differ" if difference > 1e-4 else ""
+        table.add(
+            *row, f"first losses within {difference:.0e}", void=void, most=1.05 if name == "NGDiff" else 1.06, unit="ms"
         )
-        ratios["NGDiff / floor"].append(statistics.median(plain) / statistics.median(floor))
-        # a probe comes every tenth step, so only means over whole periods can be compared
-        ratios["NGDiff + AdaptiveLR(period=10) / NGDiff"].append(
-            statistics.fmean(adaptive[: len(adaptive) // 10 * 10]) / statistics.fmean(plain[: len(plain) // 10 * 10])
-        )
-    for name, values in ratios.items():
-        print(f"{name}: median {statistics.median(values):.3f} (of {', '.join(f'{v:.3f}' for v in values)})")
 
 
 def memory() -> None:
@@ -128,8 +156,8 @@ def memory() -> None:
     class Accounted(NGDiff):
         """Notes the memory of the two gradients."""
 
-        def _buffered(self, gradient: Any) -> Any:
-            kept = super()._buffered(gradient)
+        def buffered(self, gradient: Any) -> Any:
+            kept = super().buffered(gradient)
             seen["forget gradient"] = sum(t.numel() * t.element_size() for t in kept if t is not None)
             return kept
 
@@ -192,17 +220,16 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{date.today()}, {device}, {torch.get_num_threads()} threads, {versions}", flush=True)
+    tables = []
     if options.part in ("all", "steps"):
-        print(f"{network().num_parameters() / 1e6:.1f} M parameters, {ROWS} x {TOKENS} tokens per task")
         memory()
-        steps(options.rounds, options.steps)
+        size = f"{network().num_parameters() / 1e6:.1f} M parameters, {ROWS} x {TOKENS} tokens of a task"
+        tables.append(Table(f"Steps of NGDiff, {size}", options.rounds, "transformers", "lightning"))
+        steps(tables[0], options.rounds, options.steps)
     if options.part in ("all", "methods"):
         sizes = options.method_rows, options.method_tokens, options.hidden_size
-        for row in methods(options.only, *sizes, options.method_steps, options.rounds):
-            show([row])
+        tables += methods(options.only, *sizes, options.method_steps, options.rounds)
+    end(*tables)
 
 
 if __name__ == "__main__":

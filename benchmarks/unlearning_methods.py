@@ -4,23 +4,23 @@ The floor of a method is a bare loop with the forward and backward passes that i
 model's own loss and without the Trainer, and the optimizer's step; a method that compares distributions or hidden
 states with those before holds a second network. The other form is `unlearning_peers.PeerTrainer`. All three take the
 same batches from the same weights, in turns; the table says by how much the moves of the weights differ between ours
-and the other form, over their length. Peak memory is the largest sum of the tensors that live at one time, with
-weights, gradients and the optimizer's state, as torch's profiler counts them on the CPU and its allocator on a GPU; it
-does not depend on other work of the machine.
+and the other form, over their length, and a row is void where that is more than :data:`DIFFERENCE`. Peak memory is the
+largest sum of the tensors that live at one time, with weights, gradients and the optimizer's state, as torch's profiler
+counts them on the CPU and its allocator on a GPU; it does not depend on other work of the machine.
 """
 
 import copy
 import gc
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from timing import Row, clock, in_turns, ratios
+from timing import Table, clock, in_turns
 from torch.nn.utils import parameters_to_vector
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
@@ -49,6 +49,8 @@ PASSES = {
     ),
 }
 """Floor of a step: passes over a task, of the network as it was, or of its lower blocks."""
+DIFFERENCE = 1e-3
+OTHER = "open-unlearning's form"
 Batches = list[dict[str, dict[str, Any]]]
 
 
@@ -156,8 +158,8 @@ def learn(network: Any, data: Batches, epochs: int = 15) -> None:
         optimizer.zero_grad()
 
 
-def compare(method: str, template: Any, data: Batches, rounds: int) -> Row:
-    """Time and weigh the three forms of a method."""
+def compare(table: Table, method: str, template: Any, data: Batches, rounds: int) -> dict[Any, float]:
+    """Time the forms of a method, and return the peak memory of each in MiB."""
     forms = [ours, floor] + ([theirs] if method in PEERS else [])
     moves: dict[Any, torch.Tensor] = {}
 
@@ -171,19 +173,17 @@ def compare(method: str, template: Any, data: Batches, rounds: int) -> Row:
         return statistics.median(later - earlier for earlier, later in list(pairwise(ticks))[kept:])
 
     own, least, *other = in_turns(rounds, *(partial(timed, form) for form in forms))
-    memory = [peak(lambda form=form: form(method, copy.deepcopy(template), data[:2], lambda: None)) for form in forms]
-    slower = f"{statistics.median(ratios(other[0], own)):.2f}" if other else "-"
-    larger = f"{memory[2] / memory[0]:.2f}" if other else "-"
-    spent = f"{1000 * statistics.median(own):5.0f} {statistics.median(ratios(own, least)):6.2f} {slower:>6}"
-    found = f"{spent} | {memory[0]:6.1f} {memory[0] / memory[1]:6.2f} {larger:>6}"
-    if not other:
-        return method, found, ""
-    sign = -1 if method == "TaskVector" else 1  # which goes the opposite way in the end
-    return method, found, f"{float((sign * moves[ours] - moves[theirs]).norm() / moves[theirs].norm()):.0e}"
+    table.add(method, own, {"floor": least}, most=1.05, unit="ms")
+    if other:
+        sign = -1 if method == "TaskVector" else 1  # which goes the opposite way in the end
+        difference = float((sign * moves[ours] - moves[theirs]).norm() / moves[theirs].norm())
+        void = "" if difference <= DIFFERENCE else "weights differ"
+        table.add(f"  {method}", own, {OTHER: other[0]}, f"moves differ by {difference:.0e}", void=void, unit="ms")
+    return {form: peak(partial(form, method, copy.deepcopy(template), data[:2], lambda: None)) for form in forms}
 
 
-def methods(names: Sequence[str], rows: int, tokens: int, hidden_size: int, steps: int, rounds: int) -> Iterator[Row]:
-    """Yield a row for each method."""
+def methods(names: Sequence[str], rows: int, tokens: int, hidden_size: int, steps: int, rounds: int) -> list[Table]:
+    """Print a table of the time and one of the memory of each method, and return them."""
     torch.manual_seed(0)
     template = small_llama(VOCABULARY, hidden_size, num_layers=4, num_heads=4)
     generator = torch.Generator().manual_seed(0)
@@ -197,8 +197,12 @@ def methods(names: Sequence[str], rows: int, tokens: int, hidden_size: int, step
     data: Batches = [{name: task() for name in ("forget", "retain", "idk", "alternate")} for _ in range(steps)]
     learn(template, data)
     size = sum(parameter.numel() for parameter in template.parameters())
-    yield f"{size / 1e6:.1f} M parameters, {rows} x {tokens} tokens of a task", "", ""
-    head = f"{'step':>5} {'/floor':>6} {'other/':>6} | {'peak':>6} {'/floor':>6} {'other/':>6}"
-    yield "method (ms, MiB)", head, "difference of the moves"
-    for method in names or PASSES:
-        yield compare(method, template, data, rounds)
+    size_of = f"{size / 1e6:.1f} M parameters, {rows} x {tokens} tokens of a task"
+    times = Table(f"Step of each method, {size_of}", rounds, "transformers", "lightning")
+    peaks = {method: compare(times, method, template, data, rounds) for method in names or PASSES}
+    memory = Table(f"Peak memory of each method, {size_of}", 1, "transformers", time="memory of tensors")
+    for method, found in peaks.items():
+        memory.add(method, [found[ours]], {"floor": [found[floor]]}, most=1.05, unit="MiB")
+        if theirs in found:
+            memory.add(f"  {method}", [found[ours]], {OTHER: [found[theirs]]}, unit="MiB")
+    return [times, memory]
