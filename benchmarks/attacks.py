@@ -383,8 +383,8 @@ def main() -> None:
         if not models:
             names = {"standard": False, "robust": True}
             models = {name: classifier(Path(options.models), robust, *training) for name, robust in names.items()}
-        end = options.skip + options.images
-        data = MNIST(root=options.data, batch_size=end, test_size=end)
+        count = options.skip + options.images
+        data = MNIST(root=options.data, batch_size=count, test_size=count)
         data.setup("test")
         batch = next(iter(data.test_dataloader()))
         x, y = batch["image"][options.skip :].to(DEVICE), batch["label"][options.skip :].to(DEVICE)
