@@ -414,7 +414,7 @@ def main() -> None:
                 "ours": ours(L1PGD(eps=EPS_L1, steps=40, step_size=1.0)),
                 "foolbox": foolbox_of(foolbox_attacks.SparseL1DescentAttack(abs_stepsize=1.0, steps=40), EPS_L1),
             }
-            row(table, f"PGD-40 L1, {name}", model, *some(options.pgd_images), contenders, rounds)
+            row(table, f"PGD-40 L1, {name}", model, *some(options.pgd_images), contenders, rounds, chance=True)
     if "minimal" in rows:
         for name, order, is_robust, contenders in minimal():
             model, title = (robust, f"{name}, robust") if is_robust else (standard, f"{name}, standard")
