@@ -187,8 +187,8 @@ class L1PGD(GradientAttack):
     """Projected gradient descent in the L1 ball, with the exact projection on ball and box.
 
     A step has L1 length ``step_size`` and is spread over the largest coordinates of the gradient. By default these are
-    a third as many as the coordinates that have changed, among those that the bounds leave room; on MNIST this fools
-    more than any fixed share, on a standard and on an adversarially trained model. AdverTorch (0.2, not in v0.1) moves
+    a third as many as the coordinates that have changed, at most a twentieth of all, among those that the bounds leave
+    room; on MNIST this fools more than any fixed share, on standard and on adversarially trained models. AdverTorch (0.2, not in v0.1) moves
     one coordinate by 0.01 within eps 10, and projects on the ball before the box; the sparse descent of foolbox moves
     the largest hundredth, ``sparsity=0.99``. A random start is a Laplace direction of uniform length.
 
@@ -225,7 +225,7 @@ class L1PGD(GradientAttack):
     def step(self, state: AttackState, x: Tensor, gradient: Tensor, carry: Carry) -> Tensor:
         """Move along the sparse direction and project on ball and box at once."""
         if self.sparsity is None:
-            direction = few_steepest(gradient, x - state.x, state.movable(x, gradient))
+            direction = few_steepest(gradient, x - state.x, state.movable(x, gradient), largest=0.05)
         else:
             direction = steepest(gradient, "l1", self.sparsity)
         return state.project(x + state.broadcast(self.step_size) * direction, "l1")

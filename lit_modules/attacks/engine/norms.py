@@ -61,7 +61,7 @@ def steepest(gradient: Tensor, norm: str, sparsity: float = 0.95) -> Tensor:
     return normalise(step, "l1").view_as(gradient)
 
 
-def few_steepest(gradient: Tensor, move: Tensor, movable: Tensor) -> Tensor:
+def few_steepest(gradient: Tensor, move: Tensor, movable: Tensor, largest: float = 1.0) -> Tensor:
     """Return directions of L1 norm 1 along the signs of few large gradients: a third as many as values have changed.
 
     So steps are dense at first and as sparse as the perturbation in the end. The share is measured; L1-APGD (arXiv
@@ -71,12 +71,14 @@ def few_steepest(gradient: Tensor, move: Tensor, movable: Tensor) -> Tensor:
         gradient: Gradient of the loss, ``(batch, *)``.
         move: Perturbation so far, ``(batch, *)``; where it is zero everywhere, a single value moves.
         movable: Values that have room in the direction of the gradient, ``(batch, *)``.
+        largest: Largest share of all values that a direction has.
     """
     flat = gradient.flatten(1)
-    count = ((move != 0).flatten(1).sum(1, keepdim=True) // 3).clamp_min(1)
+    most = max(1, int(largest * flat.shape[1]))
+    count = ((move != 0).flatten(1).sum(1, keepdim=True) // 3).clamp(1, most)
     ranked = (flat.abs() * movable.flatten(1)).sort(dim=1, descending=True)
-    most = (torch.arange(flat.shape[1], device=flat.device) < count) & (ranked.values > 0)
-    direction = torch.zeros_like(flat).scatter_(1, ranked.indices, most.to(flat.dtype))
+    chosen = (torch.arange(flat.shape[1], device=flat.device) < count) & (ranked.values > 0)
+    direction = torch.zeros_like(flat).scatter_(1, ranked.indices, chosen.to(flat.dtype))
     return normalise((direction * flat.sign()).view_as(gradient), "l1")
 
 
