@@ -271,15 +271,17 @@ def minimal() -> list[tuple[str, float, bool, dict[str, Contender]]]:
                 ),
             },
         ),
-        (
-            "elastic net by L1, 9 x 100 iterations of 0.01",
-            1,
-            False,
-            {
-                "ours": ours(ElasticNet(beta=0.01, decision="l1", steps=100, search_steps=9)),
-                "foolbox": foolbox_of(peer.EADAttack(**ead, abort_early=False), None),
-                "foolbox, early abort": foolbox_of(peer.EADAttack(**ead), None),
-            },
+        *(
+            (
+                f"elastic net by L1, 9 x 100 iterations of 0.01{', early abort' if early else ''}",
+                1,
+                False,
+                {
+                    "ours": ours(ElasticNet(beta=0.01, decision="l1", steps=100, search_steps=9, abort_early=early)),
+                    "foolbox": foolbox_of(peer.EADAttack(**ead, abort_early=early), None),
+                },
+            )
+            for early in (False, True)
         ),
         (
             "DDN L2, 100 iterations",

@@ -87,7 +87,7 @@ def lead_loss(scale: Tensor | None, confidence: float) -> Loss:
     """Return the loss whose objective is how far a sample is beyond the confidence: at least 0 where it fools.
 
     Args:
-        scale: Stretch of each class's lead, ``(batch, classes)``; ``None`` for a targeted attack.
+        scale: Stretch of each class's lead, ``(batch, classes)``; ``None`` for none.
         confidence: Least lead in logits.
     """
     if scale is None:
@@ -160,6 +160,7 @@ class PenaltyAttack(Attack):
     """
 
     minimum_norm = True
+    nearest_class = True  # whether leads are stretched by class_scales where there is no target
 
     def __init__(
         self,
@@ -206,7 +207,7 @@ class PenaltyAttack(Attack):
         search, active, carry = ConstantSearch(state.x, self.initial_const), state, self.begin(state)
         count, successful = torch.zeros_like(positions), torch.zeros_like(positions, dtype=torch.bool)
         previous, interval, first = torch.full_like(score, float("inf")), max(1, self.steps // 10), True
-        scale = None if state.targeted else class_scales(state)
+        scale = class_scales(state) if self.nearest_class and not state.targeted else None
         while len(positions):
             x = self.point(active, carry)
             logits, lead, gradient = active.gradient(x, lead_loss(scale, self.confidence))
@@ -301,7 +302,9 @@ class ElasticNet(PenaltyAttack):
     coordinate by ``beta``, clips to the bounds, and goes on in the direction of the last move (FISTA). The step falls
     as ``sqrt(1 - step / steps)``; the weight c is found as in :class:`CarliniWagner`. The model is evaluated at the
     extrapolated point alone, moved into the bounds, and that is the point kept when it fools: one forward pass a step
-    instead of the two of the authors' code.
+    instead of the two of the authors' code. The lead is that of the largest other logit, as in the paper: stretched as
+    in :class:`CarliniWagner`, L1 distances were a tenth longer on adversarially trained models and no shorter on
+    others.
 
     The threshold is ``beta`` at any step size, as in the paper, so small steps weigh the L1 norm more than ``beta``
     does. For a least L1 norm, take ``decision="l1"`` and a ``beta`` of 0.1. The defaults are those of AdverTorch 0.2.
@@ -319,6 +322,7 @@ class ElasticNet(PenaltyAttack):
     """
 
     norm = "l1"
+    nearest_class = False
 
     def __init__(
         self,

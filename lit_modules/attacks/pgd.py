@@ -188,9 +188,10 @@ class L1PGD(GradientAttack):
 
     A step has L1 length ``step_size`` and is spread over the largest coordinates of the gradient. By default these are
     a third as many as the coordinates that have changed, at most a twentieth of all, among those that the bounds leave
-    room; on MNIST this fools more than any fixed share, on standard and on adversarially trained models. AdverTorch (0.2, not in v0.1) moves
-    one coordinate by 0.01 within eps 10, and projects on the ball before the box; the sparse descent of foolbox moves
-    the largest hundredth, ``sparsity=0.99``. A random start is a Laplace direction of uniform length.
+    room; on MNIST this fools more than any fixed share, on standard and on adversarially trained models. AdverTorch
+    (0.2, not in v0.1) moves one coordinate by 0.01 within eps 10, and projects on the ball before the box; the sparse
+    descent of foolbox moves the largest hundredth, ``sparsity=0.99``. A random start is a Laplace direction of uniform
+    length.
 
     Args:
         eps: L1 radius in units of the samples, a number or one per sample.
