@@ -208,7 +208,7 @@ def points(size: int, folder: Path) -> Figures:
     figures, tables = {}, []
     start_ray()
     for name, together in (("point, a process each", 1), ("point, eight in a process", 8)):
-        options = ["--launcher", "ray", "--points-per-process", str(together), "--seeds", str(size)]
+        options = ["--launcher", "ray", "--points_per_process", str(together), "--seeds", str(size)]
         before = processor_time()
         code = main(["-c", "pgd/digits.yaml", *short, *attacks, *options, "--folder", str(folder / name)])
         figures[name] = (processor_time() - before) / size

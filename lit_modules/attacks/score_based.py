@@ -299,8 +299,8 @@ class Bandits(EstimatedGradientAttack):
 
     Args:
         prior_step: Learning rate of the guess (the paper's ``h_g``).
-        exploration: Length of the exploration (the paper's ``delta``); ``None`` takes the paper's, 1 for Linf and 0.01
-            for L2. A guess in Linf soon is so long that 0.01 of a direction tells nothing any more.
+        exploration: Length of the exploration (the paper's ``delta``); ``None`` takes that of the authors' code, 1 for
+            Linf and 0.01 for L2. A guess in Linf soon is so long that 0.01 of a direction tells nothing any more.
         fd_step: L2 length of the differences, in units of the samples.
         tile: Side in pixels of the squares on which the guess is constant, for images; ``None`` for one value per
             coordinate. With tiles there are fewer numbers to guess, and neighbouring pixels have similar gradients.

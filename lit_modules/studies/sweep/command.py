@@ -20,7 +20,7 @@ from lit_modules.utils.run_directory import RunDirectory
 PROGRAM = ("-m", "lit_modules.studies.runs")
 DESCRIPTION = """\
 Run fit, and test on the checkpoint that it chose, at every point of a grid. Each point has a folder of its own and is a
-fresh process, whose start takes seconds; short points can share one (--points-per-process). The same line, given again,
+fresh process, whose start takes seconds; short points can share one (--points_per_process). The same line, given again,
 runs what is missing; more values or seeds may be added. Every other argument is passed on to fit and test: -c with a
 recipe, --trainer.max_epochs 5, and so on; {folder} in one becomes the folder of the point. The checkpoint tested is the
 best one of the first ModelCheckpoint with a monitor, else the last one. Numbers of the validation are those of that
