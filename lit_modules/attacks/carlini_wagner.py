@@ -160,7 +160,6 @@ class PenaltyAttack(Attack):
     """
 
     minimum_norm = True
-    nearest_class = True  # whether leads are stretched by class_scales where there is no target
 
     def __init__(
         self,
@@ -207,10 +206,11 @@ class PenaltyAttack(Attack):
         search, active, carry = ConstantSearch(state.x, self.initial_const), state, self.begin(state)
         count, successful = torch.zeros_like(positions), torch.zeros_like(positions, dtype=torch.bool)
         previous, interval, first = torch.full_like(score, float("inf")), max(1, self.steps // 10), True
-        scale = class_scales(state) if self.nearest_class and not state.targeted else None
+        scale = None if state.targeted or self.search_steps == 1 else class_scales(state)
         while len(positions):
             x = self.point(active, carry)
-            logits, lead, gradient = active.gradient(x, lead_loss(scale, self.confidence))
+            stretch = None if scale is None else torch.where(search.rounds[positions, None] % 2 == 1, scale, 1)
+            logits, lead, gradient = active.gradient(x, lead_loss(stretch, self.confidence))
             if first:
                 warn_zero_gradient(gradient)
                 first = False
@@ -251,12 +251,15 @@ class CarliniWagner(PenaltyAttack):
     """Carlini and Wagner's attack in L2: Adam on ``||x' - x||^2 + c max(confidence - lead, 0)`` inside the bounds.
 
     The lead is that of another logit over the label's (targeted: of the target's over the best other). Without a
-    target, the leads of the classes are stretched by the norms of their gradients at the sample, so that the class
-    whose boundary is nearest is sought instead of the one whose logit is largest; the objective is 0 for the same
-    points as in the paper. The weight c is found for each sample by itself, and each has its own moments of Adam, so no
-    sample waits for another. A weight counts as large enough if it fools after the first tenth of a round's steps,
-    since the first steps of Adam pass a near boundary with any weight. Within bounds the search is over ``w`` in ``x' =
-    middle + half tanh(w)``, with bounds of any shape; without, over ``x'`` itself.
+    target, every second round stretches the leads of the classes by the norms of their gradients at the sample, so that
+    the class whose boundary is nearest is sought instead of the one whose logit is largest; the objective is 0 for the
+    same points as in the paper. On linear models that class is the right one; on adversarially trained ones the
+    gradients at the sample mislead, and the other rounds find more.
+
+    The weight c is found for each sample by itself, and each has its own moments of Adam, so no sample waits for
+    another. A weight counts as large enough if it fools after the first tenth of a round's steps, since the first steps
+    of Adam pass a near boundary with any weight. Within bounds the search is over ``w`` in ``x' = middle + half
+    tanh(w)``, with bounds of any shape; without, over ``x'`` itself.
 
     The defaults are those of AdverTorch v0.1 but for ``steps``, there 10000; it stops a round for the whole batch at
     once, and masks logits by an offset, so that a best other logit below it is missed.
@@ -302,9 +305,7 @@ class ElasticNet(PenaltyAttack):
     coordinate by ``beta``, clips to the bounds, and goes on in the direction of the last move (FISTA). The step falls
     as ``sqrt(1 - step / steps)``; the weight c is found as in :class:`CarliniWagner`. The model is evaluated at the
     extrapolated point alone, moved into the bounds, and that is the point kept when it fools: one forward pass a step
-    instead of the two of the authors' code. The lead is that of the largest other logit, as in the paper: stretched as
-    in :class:`CarliniWagner`, L1 distances were a tenth longer on adversarially trained models and no shorter on
-    others.
+    instead of the two of the authors' code.
 
     The threshold is ``beta`` at any step size, as in the paper, so small steps weigh the L1 norm more than ``beta``
     does. For a least L1 norm, take ``decision="l1"`` and a ``beta`` of 0.1. The defaults are those of AdverTorch 0.2.
@@ -322,7 +323,6 @@ class ElasticNet(PenaltyAttack):
     """
 
     norm = "l1"
-    nearest_class = False
 
     def __init__(
         self,

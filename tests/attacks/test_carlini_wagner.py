@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks import CarliniWagner, ElasticNet
+from lit_modules.attacks import Attack, CarliniWagner, ElasticNet
 from lit_modules.attacks.engine.losses import margin
 from tests.attacks.helpers import images
 
@@ -72,3 +72,16 @@ def test_l1_rule_keeps_a_sparser_sample() -> None:
     elastic = [move.square().sum(1) + 0.01 * move.abs().sum(1) for move in (en.adversarial - x, l1.adversarial - x)]
     assert float((elastic[0] - elastic[1]).max()) <= 1e-6
     assert float(l1.distance.median()) < float(en.distance.median())
+
+
+@pytest.mark.parametrize("attack", [CarliniWagner(steps=200), ElasticNet(steps=200, decision="l1")], ids=type)
+def test_a_class_that_only_seems_nearest_is_no_trap(attack: Attack) -> None:
+    """The gradient of the second class is steep at the sample and ends soon; the third class is 0.3 away."""
+
+    def model(x: Tensor) -> Tensor:
+        steep = (100 * (x[:, 0] - 0.5)).clamp_max(2) - 9
+        return torch.stack([torch.zeros_like(steep), steep, 10 * (x[:, 1] - 0.5) - 3], 1)
+
+    result = attack.run(model, torch.full((1, 2), 0.5), torch.tensor([0]))
+    assert bool(result.success.all())
+    assert 0.3 <= float(result.distance) < 0.306
