@@ -74,6 +74,14 @@ def class_scales(state: AttackState, classes: int = 9) -> Tensor:
     return scale
 
 
+def in_turn(scale: Tensor | None, rounds: Tensor) -> Tensor | None:
+    """Return the stretches in every second round, and 1 in the others.
+
+    A gradient that is steep at the sample and ends soon makes a class seem near that is not.
+    """
+    return None if scale is None else torch.where(rounds[:, None] % 2 == 1, scale, 1)
+
+
 def nearest_lead(logits: Tensor, label: Tensor, scale: Tensor, confidence: float = 0.0) -> Tensor:
     """Return the largest stretched lead of another class over the label, less the confidence, ``(batch,)``.
 
@@ -209,8 +217,8 @@ class PenaltyAttack(Attack):
         scale = None if state.targeted or self.search_steps == 1 else class_scales(state)
         while len(positions):
             x = self.point(active, carry)
-            stretch = None if scale is None else torch.where(search.rounds[positions, None] % 2 == 1, scale, 1)
-            logits, lead, gradient = active.gradient(x, lead_loss(stretch, self.confidence))
+            loss = lead_loss(in_turn(scale, search.rounds[positions]), self.confidence)
+            logits, lead, gradient = active.gradient(x, loss)
             if first:
                 warn_zero_gradient(gradient)
                 first = False
@@ -437,10 +445,11 @@ class NarrowingAttack(Attack):
         scale = None if state.targeted else class_scales(state)
         carry = self.allowed(state) | start_adam(state, state.x)
         carry["weight"] = torch.full_like(score, self.initial_const)
-        carry["count"], carry["rounds"] = torch.zeros_like(positions), torch.zeros_like(positions)
+        carry |= {name: torch.zeros_like(positions) for name in ("count", "rounds", "lost")}
         for step in itertools.count():
             x = self.confine(active, carry, adam_point(active, carry))
-            logits, lead, gradient = active.gradient(x, lead_loss(scale, self.confidence))
+            loss = lead_loss(in_turn(scale, carry["lost"] + 1), self.confidence)
+            logits, lead, gradient = active.gradient(x, loss)
             if step == 0:
                 warn_zero_gradient(gradient)
             move = x - active.x
@@ -460,6 +469,7 @@ class NarrowingAttack(Attack):
             if len(won):
                 self.narrow(carry, won, move[won], gradient[won])
             carry["weight"][lost] *= 2
+            carry["lost"][lost] += score[positions[lost]].isinf()  # until the first success another class each time
             carry["rounds"][index] += 1
             carry["count"][index] = 0
             for name, values in start_adam(active.select(index), x[index]).items():

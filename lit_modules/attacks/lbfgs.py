@@ -104,7 +104,7 @@ class LBFGS(Attack):
             x = torch.from_numpy(np.stack(points)).to(active.x).view_as(active.x)
             loss = self._loss
             if scale is not None:
-                stretch = scale[index]
+                stretch = torch.where(search.rounds[index, None] % 2 == 1, scale[index], 1)
 
                 def loss(logits: Tensor, label: Tensor) -> Tensor:
                     return nearest_lead(logits, label, stretch)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_modules.attacks import Attack, CarliniWagner, ElasticNet
+from lit_modules.attacks import LBFGS, Attack, CarliniWagner, CarliniWagnerLinf, ElasticNet
 from lit_modules.attacks.engine.losses import margin
 from tests.attacks.helpers import images
 
@@ -74,7 +74,14 @@ def test_l1_rule_keeps_a_sparser_sample() -> None:
     assert float(l1.distance.median()) < float(en.distance.median())
 
 
-@pytest.mark.parametrize("attack", [CarliniWagner(steps=200), ElasticNet(steps=200, decision="l1")], ids=type)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        *(CarliniWagner(steps=200), ElasticNet(steps=200, decision="l1"), LBFGS(steps=50)),
+        CarliniWagnerLinf(steps=200, initial_const=0.1),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
 def test_a_class_that_only_seems_nearest_is_no_trap(attack: Attack) -> None:
     """The gradient of the second class is steep at the sample and ends soon; the third class is 0.3 away."""
 
@@ -84,4 +91,4 @@ def test_a_class_that_only_seems_nearest_is_no_trap(attack: Attack) -> None:
 
     result = attack.run(model, torch.full((1, 2), 0.5), torch.tensor([0]))
     assert bool(result.success.all())
-    assert 0.3 <= float(result.distance) < 0.306
+    assert 0.3 <= float(result.distance) < 0.3 * (1.1 if isinstance(attack, CarliniWagnerLinf) else 1.02)
