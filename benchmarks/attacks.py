@@ -360,7 +360,7 @@ def main() -> None:
     parser.add_argument("--square-queries", type=int, default=1000, help="queries of the rows of Square")
     parser.add_argument("--jsma-images", type=int, default=8, help="images of the row of JSMA")
     parser.add_argument("--autoattack-images", type=int, default=50, help="images of the AutoAttack rows")
-    parser.add_argument("--training-steps", type=int, default=16, help="training steps of a round, two of which warm up")
+    parser.add_argument("--training-steps", type=int, default=16, help="training steps of a round, two to warm up")
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU")
     parser.add_argument("--optimality", type=Path, help="folder of the table and figure of optimality")
     parser.add_argument("--passes", type=int, default=200, help="with --optimality, forward and backward passes")

@@ -217,8 +217,8 @@ class PenaltyAttack(Attack):
         scale = None if state.targeted or self.search_steps == 1 else class_scales(state)
         while len(positions):
             x = self.point(active, carry)
-            loss = lead_loss(in_turn(scale, search.rounds[positions]), self.confidence)
-            logits, lead, gradient = active.gradient(x, loss)
+            term = lead_loss(in_turn(scale, search.rounds[positions]), self.confidence)
+            logits, lead, gradient = active.gradient(x, term)
             if first:
                 warn_zero_gradient(gradient)
                 first = False
@@ -448,8 +448,8 @@ class NarrowingAttack(Attack):
         carry |= {name: torch.zeros_like(positions) for name in ("count", "rounds", "lost")}
         for step in itertools.count():
             x = self.confine(active, carry, adam_point(active, carry))
-            loss = lead_loss(in_turn(scale, carry["lost"] + 1), self.confidence)
-            logits, lead, gradient = active.gradient(x, loss)
+            term = lead_loss(in_turn(scale, carry["lost"] + 1), self.confidence)
+            logits, lead, gradient = active.gradient(x, term)
             if step == 0:
                 warn_zero_gradient(gradient)
             move = x - active.x
