@@ -422,6 +422,7 @@ def score(run: Peer, row: Row, model: nn.Module, x: Tensor, y: Tensor, eps: floa
     right = model(adversarial).argmax(1) == y
     fooled = (right if row.targeted else ~right) & (adversarial >= -1e-5).flatten(1).all(1)
     fooled &= (adversarial <= 1 + 1e-5).flatten(1).all(1)
+    fooled &= (adversarial != 0).flatten(1).any(1)  # foolbox gives a black image where its elastic net fails
     if row.bounded:
         fooled &= distance <= eps * (1 + 1e-3)
     median = float(torch.where(fooled, distance, float("inf")).median())

@@ -74,12 +74,12 @@ def class_scales(state: AttackState, classes: int = 9) -> Tensor:
     return scale
 
 
-def in_turn(scale: Tensor | None, rounds: Tensor) -> Tensor | None:
-    """Return the stretches in every second round, and 1 in the others.
+def in_turn(scale: Tensor, rounds: Tensor) -> Tensor:
+    """Return the stretches ``(batch, classes)`` where the number of the round, ``(batch,)``, is odd, and 1 elsewhere.
 
     A gradient that is steep at the sample and ends soon makes a class seem near that is not.
     """
-    return None if scale is None else torch.where(rounds[:, None] % 2 == 1, scale, 1)
+    return torch.where(rounds[:, None] % 2 == 1, scale, 1)
 
 
 def nearest_lead(logits: Tensor, label: Tensor, scale: Tensor, confidence: float = 0.0) -> Tensor:
@@ -217,7 +217,8 @@ class PenaltyAttack(Attack):
         scale = None if state.targeted or self.search_steps == 1 else class_scales(state)
         while len(positions):
             x = self.point(active, carry)
-            term = lead_loss(in_turn(scale, search.rounds[positions]), self.confidence)
+            stretch = None if scale is None else in_turn(scale, search.rounds[positions])
+            term = lead_loss(stretch, self.confidence)
             logits, lead, gradient = active.gradient(x, term)
             if first:
                 warn_zero_gradient(gradient)
@@ -385,8 +386,10 @@ class NarrowingAttack(Attack):
     A round takes at most ``steps`` steps of Adam, inside the bounds, on a term of its own plus the weight c times how
     far the sample is from being misclassified. It ends as soon as the sample is fooled and the term of its own is small
     enough, and the next round narrows the perturbation allowed. After a round that fails, c doubles. A round begins
-    where the last one ended. Every sample keeps its own round, weight and count of steps, and leaves the batch when its
-    weight passes ``largest_const`` or its rounds are over. A step costs one forward and one backward pass.
+    where the last one ended. Without a target, the nearest class is sought as in :class:`CarliniWagner`; until a sample
+    is fooled for the first time, rounds that fail go over to the likeliest class and back. Every sample keeps its own
+    round, weight and count of steps, and leaves the batch when its weight passes ``largest_const`` or its rounds are
+    over. A step costs one forward and one backward pass.
 
     Args:
         confidence: Least lead in logits of an adversarial sample.
@@ -448,7 +451,8 @@ class NarrowingAttack(Attack):
         carry |= {name: torch.zeros_like(positions) for name in ("count", "rounds", "lost")}
         for step in itertools.count():
             x = self.confine(active, carry, adam_point(active, carry))
-            term = lead_loss(in_turn(scale, carry["lost"] + 1), self.confidence)
+            stretch = None if scale is None else in_turn(scale, carry["lost"] + 1)
+            term = lead_loss(stretch, self.confidence)
             logits, lead, gradient = active.gradient(x, term)
             if step == 0:
                 warn_zero_gradient(gradient)

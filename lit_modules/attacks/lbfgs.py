@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_modules.attacks.carlini_wagner import ConstantSearch, class_scales, nearest_lead
+from lit_modules.attacks.carlini_wagner import ConstantSearch, class_scales, in_turn, nearest_lead
 from lit_modules.attacks.engine.base import Attack, AttackArguments
 from lit_modules.attacks.engine.checks import check_count, check_positive
 from lit_modules.attacks.engine.losses import Loss, LossName, margin, resolve_loss
@@ -104,7 +104,7 @@ class LBFGS(Attack):
             x = torch.from_numpy(np.stack(points)).to(active.x).view_as(active.x)
             loss = self._loss
             if scale is not None:
-                stretch = torch.where(search.rounds[index, None] % 2 == 1, scale[index], 1)
+                stretch = in_turn(scale[index], search.rounds[index])
 
                 def loss(logits: Tensor, label: Tensor) -> Tensor:
                     return nearest_lead(logits, label, stretch)
